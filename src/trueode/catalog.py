@@ -1,0 +1,51 @@
+"""Names that options, solvers and data agree on: data only, no imports."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Method(NamedTuple):
+    """A Runge-Kutta method: ``kind`` is ``"fixed"`` or ``"adaptive"``; ``order`` is the order of the advanced solution."""
+
+    kind: str
+    order: int
+
+
+METHODS: dict[str, Method] = {
+    "euler": Method("fixed", 1),
+    "midpoint": Method("fixed", 2),
+    "heun2": Method("fixed", 2),
+    "rk4": Method("fixed", 4),
+    "rk4_38": Method("fixed", 4),
+    "fehlberg2": Method("adaptive", 2),
+    "bosh3": Method("adaptive", 3),
+    "dopri5": Method("adaptive", 5),
+    "tsit5": Method("adaptive", 5),
+}
+
+
+class DataSet(NamedTuple):
+    """A data set: ``shape`` is ``"signal"`` (channels, length), ``"image"`` (channels, height, width) or ``"any"``."""
+
+    shape: str
+    task: str
+
+
+DATA_SETS: dict[str, DataSet] = {
+    "concentric_sphere2": DataSet("signal", "classification"),
+    "concentric_sphere3": DataSet("signal", "classification"),
+    "concentric_sphere10": DataSet("signal", "classification"),
+    "concentric_sphere900": DataSet("signal", "classification"),
+    "three_minima": DataSet("signal", "classification"),
+    "pendulum": DataSet("signal", "timeseries"),
+    "mnist": DataSet("image", "classification"),
+    "cifar10": DataSet("image", "classification"),
+    "image_folder": DataSet("image", "classification"),
+    "arrays": DataSet("any", "any"),
+}
+
+TASKS = ("classification", "regression", "timeseries")
+NETWORKS = ("odenet", "simple_odenet", "linear_odenet")
+ACTIVATIONS = ("relu", "lrelu", "sigmoid", "tanh", "silu", "softplus", "gelu")
+INITIALISATIONS = ("normal", "xavier", "kaiming", "orthogonal")

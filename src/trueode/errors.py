@@ -1,0 +1,68 @@
+"""The tree of errors: everything that trueode raises on purpose.
+
+A command ends with the ``exit_code`` of the error it meets: 2 for usage (the request was wrong), 1 for a failed run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TrueodeError(Exception):
+    """Base of all errors of this package."""
+
+    exit_code = 1
+
+
+class UsageError(TrueodeError, ValueError):
+    """The request cannot be carried out as stated; the message says what to change."""
+
+    exit_code = 2
+
+
+class OptionError(UsageError):
+    """An option is unknown, out of range, of the wrong type or impossible beside another one."""
+
+
+class DataError(UsageError):
+    """Data is missing, unreadable or of the wrong shape."""
+
+
+class DeviceError(UsageError):
+    """A requested device does not exist on this machine."""
+
+
+class RunExistsError(UsageError):
+    """Results of an earlier run are in the way; they are never touched unless asked to."""
+
+
+class RunNotFoundError(UsageError):
+    """There is no run where one was asked for."""
+
+
+class SolveError(TrueodeError):
+    """A solve failed.
+
+    Args:
+        message: what happened, at which time, with which step and error.
+        status: ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``.
+    """
+
+    def __init__(self, message: str, status: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class DivergenceError(TrueodeError):
+    """Training produced a loss that is not finite."""
+
+
+class CheckpointError(TrueodeError):
+    """No usable checkpoint was found; the message names the damaged ones."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
