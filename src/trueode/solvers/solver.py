@@ -72,7 +72,9 @@ class FixedStep(_Method):
         assert self.step_size is not None
         ratio = length / self.step_size
         if ratio == inf:
-            raise SolveError(f"A step of {self.step_size:g} is too small for an interval of {length:g}.", "step_underflow")
+            raise SolveError(
+                f"A step of {self.step_size:g} is too small for an interval of {length:g}.", "step_underflow"
+            )
         return max(1, ceil(ratio - 1e-9 * ratio))
 
     def fractions(self, length: float) -> tuple[float, ...]:
@@ -103,7 +105,9 @@ class FixedStep(_Method):
         return self.scaled(1 / times)
 
     def __str__(self) -> str:
-        return f"{self.name}, h = {self.step_size:.4g}" if self.step_size is not None else f"{self.name} x {self.n_steps}"
+        return (
+            f"{self.name}, h = {self.step_size:.4g}" if self.step_size is not None else f"{self.name} x {self.n_steps}"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,11 @@ class Adaptive(_Method):
                 f"{tableau.name} has no error estimate and cannot be adaptive: use FixedStep({tableau.name!r}, …), "
                 "or an embedded method such as 'dopri5'."
             )
-        if not (isfinite(self.rtol) and isfinite(self.atol)) or min(self.rtol, self.atol) < 0 or self.rtol + self.atol == 0:
+        if (
+            not (isfinite(self.rtol) and isfinite(self.atol))
+            or min(self.rtol, self.atol) < 0
+            or self.rtol + self.atol == 0
+        ):
             raise UsageError(f"rtol and atol must not be negative nor both zero, got {self.rtol!r} and {self.atol!r}.")
         if self.first_step is not None:
             _positive("first_step", self.first_step)

@@ -51,7 +51,9 @@ class ButcherTableau:
             self._check_order("embedded", self.embedded, self.embedded_order)
         if self.dense is not None:
             ends = [sum(row) for row in self.dense]
-            if len(ends) != self.stages or not all(isclose(x, y, abs_tol=1e-9) for x, y in zip(ends, self.b, strict=True)):
+            if len(ends) != self.stages or not all(
+                isclose(x, y, abs_tol=1e-9) for x, y in zip(ends, self.b, strict=True)
+            ):
                 raise ValueError(f"{self.name}: the dense weights at theta = 1 must equal `b`; they are {ends}.")
 
     def _check_order(self, label: str, weights: Sequence[float], order: int) -> None:

@@ -1,0 +1,24 @@
+"""Explicit Runge-Kutta solvers with gradients."""
+
+from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient
+from trueode.solvers.methods import TABLEAUS, get_tableau
+from trueode.solvers.solution import Solution
+from trueode.solvers.solve import solve
+from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
+from trueode.solvers.tableau import ButcherTableau
+
+__all__ = [
+    "TABLEAUS",
+    "Adaptive",
+    "Adjoint",
+    "Backprop",
+    "ButcherTableau",
+    "Checkpoint",
+    "FixedStep",
+    "Gradient",
+    "OnGrid",
+    "Solution",
+    "Solver",
+    "get_tableau",
+    "solve",
+]

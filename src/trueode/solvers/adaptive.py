@@ -1,0 +1,112 @@
+"""The loop that chooses its steps: one step size for the whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from trueode.solvers.control import Reduce, error_scale, rms, scaled_error, starting_step, step_factor
+from trueode.solvers.saving import Saver
+from trueode.solvers.solver import Adaptive
+from trueode.solvers.step import Stepper
+
+
+@dataclass
+class Trace:
+    """What an adaptive solve did.
+
+    Attributes:
+        grid: accepted fractions of the interval, 0 first.
+        errors: norm of the scaled error of each accepted step.
+        n_rejected: number of rejected steps.
+        status: ``"success"`` or the reason of failure.
+        message: what happened, for a failure.
+    """
+
+    grid: list[float]
+    errors: list[float]
+    n_rejected: int = 0
+    status: str = "success"
+    message: str = ""
+
+
+def integrate(
+    stepper: Stepper, solver: Adaptive, z: Tensor, saver: Saver | None, reduce: Reduce | None = None
+) -> tuple[Tensor, Trace]:
+    """Integrate to the end of the interval under error control and return the final state with the trace.
+
+    The steps are constants for the gradient; rejected steps leave no trace in the graph.
+    """
+    clock, error_order = stepper.clock, solver.tableau.embedded_order + 1
+    trace = Trace([0.0], [])
+    if saver:
+        saver.add(None, 0.0, z)
+    if clock.length == 0:
+        return z, trace
+    first: Tensor | None = stepper.start(0.0, z)
+    with torch.no_grad():
+        dtheta = _first_fraction(stepper, solver, z, first, reduce)
+    theta, ratio = 0.0, 0.0
+    while theta < 1:
+        if len(trace.errors) + trace.n_rejected >= solver.max_steps:
+            return _fail(
+                trace, "max_steps", f"took more than max_steps = {solver.max_steps} steps", stepper, z, dtheta, ratio
+            )
+        if theta + dtheta <= theta or not isfinite(dtheta):
+            finite = isfinite(ratio) and isfinite(dtheta)
+            status = "step_underflow" if finite else "non_finite"
+            what = "the step became too small" if finite else "the state or the field is not finite"
+            return _fail(trace, status, what, stepper, z, dtheta, ratio)
+        # a rest too short for a step of its own is taken along
+        target = 1.0 if theta + 1.0001 * dtheta >= 1 else theta + dtheta
+        inside = None
+        if saver and (fractions := saver.inside(theta, target)):
+            inside = torch.tensor(fractions, dtype=z.dtype, device=z.device).view(-1, *[1] * z.dim())
+        result = stepper.step(stepper.spans((theta, target))[0], z, first, inside, with_error=True)
+        with torch.no_grad():
+            assert result.error is not None
+            ratio = rms(scaled_error(result.error, z, result.z, solver.rtol, solver.atol), reduce)
+        dtheta = (target - theta) * step_factor(ratio, error_order)
+        if not ratio <= 1:
+            trace.n_rejected += 1
+            continue
+        stepper.accept()
+        theta, z, first = target, result.z, result.end
+        trace.grid.append(theta)
+        trace.errors.append(ratio)
+        if saver:
+            saver.add(result.saved, theta, z)
+        if first is None and theta < 1:
+            first = stepper.start(theta, z)
+    return z, trace
+
+
+def _first_fraction(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor, reduce: Reduce | None) -> float:
+    length = abs(stepper.clock.length)
+    if solver.first_step is not None:
+        return min(1.0, solver.first_step / length)
+    scale = error_scale(z.abs(), solver.rtol, solver.atol)
+
+    def d2(h0: float) -> float:
+        fraction = min(h0 / length, 1.0)
+        moved = stepper.probe(fraction, torch.add(z, first, alpha=fraction * stepper.clock.length))
+        return rms((moved - first) / scale, reduce) / (fraction * length)
+
+    h = starting_step(rms(z / scale, reduce), rms(first / scale, reduce), d2, solver.tableau.embedded_order + 1)
+    return min(1.0, h / length)
+
+
+def _fail(
+    trace: Trace, status: str, what: str, stepper: Stepper, z: Tensor, dtheta: float, ratio: float
+) -> tuple[Tensor, Trace]:
+    clock = stepper.clock
+    trace.status = status
+    trace.message = (
+        f"The solve with {stepper.tableau.name} stopped at t = {clock.at(trace.grid[-1]):.6g} of [{clock.t0:g}, {clock.t1:g}] "
+        f"after {len(trace.errors)} accepted and {trace.n_rejected} rejected steps: {what} "
+        f"(step {abs(dtheta * clock.length):.3g}, scaled error {ratio:.3g})."
+    )
+    return z, trace

@@ -1,0 +1,92 @@
+"""Error control of adaptive solvers: the error norm, the choice of the next step, the starting step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite, nan
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over the ranks of a distributed run."""
+
+SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+
+
+def rms(x: Tensor, reduce: Reduce | None = None) -> float:
+    """The root mean square of all entries, over all ranks if ``reduce`` sums over them."""
+    if reduce is None:
+        # in float32 at least, and scaled by its size rather than squared, so that half precision does not overflow
+        norm = torch.linalg.vector_norm(x, dtype=_accumulation_dtype(x))
+        return float(norm) / max(x.numel(), 1) ** 0.5
+    total = x.to(torch.float64).square().sum()
+    squares, count = reduce(torch.stack([total, total.new_tensor(float(x.numel()))])).tolist()
+    return float((squares / max(count, 1.0)) ** 0.5)
+
+
+def rms_per_sample(x: Tensor) -> Tensor:
+    """The root mean square over all but the first dimension: shape ``(batch,)``, in float32 at least."""
+    flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=_accumulation_dtype(x))
+    return norm / max(flat.shape[1], 1) ** 0.5
+
+
+def _accumulation_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def scaled_error(error: Tensor, before: Tensor, after: Tensor, rtol: float, atol: float) -> Tensor:
+    """``error / (atol + rtol max(|before|, |after|))``: a step is accepted when its norm is at most 1."""
+    return error / error_scale(torch.maximum(before.abs(), after.abs()), rtol, atol)
+
+
+def error_scale(size: Tensor, rtol: float, atol: float) -> Tensor:
+    """``atol + rtol size``, kept above zero where a purely relative tolerance meets a zero."""
+    scale = size.mul(rtol).add_(atol)
+    return scale if atol else scale.clamp_(min=torch.finfo(scale.dtype).tiny)
+
+
+def step_factor(error_ratio: float, error_order: int) -> float:
+    """The factor from a step to the next one (Hairer, Nørsett & Wanner I, eq. II.4.13).
+
+    Args:
+        error_ratio: norm of the scaled error of the step; at most 1 when the step was accepted.
+        error_order: the local order of the error estimate (order of the embedded method + 1).
+    """
+    if not isfinite(error_ratio):
+        return SHRINK
+    if error_ratio == 0:
+        return GROW
+    least = 1.0 if error_ratio <= 1 else SHRINK
+    return min(GROW, max(SAFETY * error_ratio ** (-1 / error_order), least))
+
+
+def step_factors(error_ratio: Tensor, error_order: int) -> Tensor:
+    """``step_factor`` for each sample: shape ``(batch,)``."""
+    least = torch.where(error_ratio <= 1, 1.0, SHRINK)
+    factor = SAFETY * error_ratio ** (-1 / error_order)
+    factor = torch.maximum(factor.clamp(max=GROW), least)
+    return torch.where(error_ratio.isfinite(), factor, torch.full_like(factor, SHRINK))
+
+
+def starting_step(d0: float, d1: float, d2: Callable[[float], float], error_order: int) -> float:
+    """The first step of Hairer, Nørsett & Wanner I, p. 169.
+
+    Args:
+        d0: norm of the state.
+        d1: norm of the field at the start.
+        d2: for a trial step h0, the norm of the change of the field over one Euler step of h0, divided by h0.
+        error_order: the exponent p + 1 of the rule.
+
+    Returns:
+        The step; NaN when a norm is not finite.
+    """
+    if not isfinite(d0 + d1):
+        return nan
+    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    curvature = max(d1, d2(h0))
+    if not isfinite(curvature):
+        return h0
+    h1 = max(1e-6, 1e-3 * h0) if curvature <= 1e-15 else (0.01 / curvature) ** (1 / error_order)
+    return min(100 * h0, h1)

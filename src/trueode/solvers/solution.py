@@ -1,0 +1,77 @@
+"""The outcome of a solve, with its statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from trueode.solvers.solver import OnGrid
+from trueode.solvers.tableau import ButcherTableau
+
+State = TypeVar("State", Tensor, tuple[Tensor, ...])
+
+
+class Counter:
+    """Counts the calls of a field: in the forward solve, and after it (while gradients are taken)."""
+
+    def __init__(self) -> None:
+        self.forward = 0
+        self.backward = 0
+        self.solving = True
+
+    def add(self, calls: int = 1) -> None:
+        """Count calls where they belong."""
+        if self.solving:
+            self.forward += calls
+        else:
+            self.backward += calls
+
+
+@dataclass(frozen=True)
+class Solution(Generic[State]):
+    """The outcome of a solve.
+
+    Attributes:
+        z: the final state, of the shape of ``z0`` (a tuple where ``z0`` is one).
+        zs: the states at ``save_at``, ``(times, *state)``; None if none were asked for.
+        t: the end of the interval.
+        nfe: calls of the field in the forward solve.
+        n_steps: accepted steps: a number, or ``(batch,)`` under per-sample control.
+        n_rejected: rejected steps, likewise.
+        grid: times of the accepted steps, both ends included, in float64: ``(n_steps + 1,)``; under per-sample control
+            ``(most steps + 1, batch)``, where a finished sample repeats its last time.
+        errors: norms of the scaled errors of the accepted steps; None for fixed steps.
+        status: ``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``.
+        message: what happened, for a failure.
+    """
+
+    z: State
+    zs: State | None
+    t: float | Tensor
+    nfe: int
+    n_steps: int | Tensor
+    n_rejected: int | Tensor
+    grid: Tensor
+    errors: Tensor | None
+    status: str
+    message: str
+    _tableau: ButcherTableau = field(repr=False)
+    _fractions: Tensor = field(repr=False)
+    _counter: Counter = field(repr=False)
+
+    @property
+    def nfe_backward(self) -> int:
+        """Calls of the field while gradients were taken: 0 until backward has run."""
+        return self._counter.backward
+
+    @property
+    def mean_steps(self) -> float:
+        """The number of accepted steps, averaged over the samples."""
+        return float(self.n_steps.double().mean()) if isinstance(self.n_steps, Tensor) else float(self.n_steps)
+
+    def replay(self) -> OnGrid:
+        """The solver that takes just these steps again."""
+        rows = self._fractions.tolist()
+        return OnGrid(self._tableau, tuple(tuple(row) if isinstance(row, list) else row for row in rows))

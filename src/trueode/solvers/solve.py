@@ -1,0 +1,171 @@
+"""The one door: solve an initial value problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trueode.errors import SolveError, UsageError
+from trueode.solvers.clock import Clock
+from trueode.solvers.control import Reduce
+from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient, tape
+from trueode.solvers.gradients.adjoint import integrate_adjoint
+from trueode.solvers.integrate import Outcome, integrate, is_per_sample
+from trueode.solvers.problem import Unpack, matrix_form, pack_stack, pack_tuple
+from trueode.solvers.saving import Times, save_fractions
+from trueode.solvers.solution import Counter, Solution
+from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
+from trueode.solvers.stack import stack_field
+from trueode.solvers.step import Field, Stepper
+
+_BACKPROP = Backprop()
+
+
+def solve(
+    field: Callable[..., Any],
+    z0: Any,
+    t: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
+    *,
+    solver: Solver,
+    gradient: Gradient = _BACKPROP,
+    save_at: Times | None = None,
+    on_failure: str = "raise",
+    reduce: Reduce | None = None,
+) -> Solution[Any]:
+    """Solve ``dz/dt = field(t, z)``, ``z(t[0]) = z0`` up to ``t[1]``.
+
+    Gradients flow to ``z0``, to the parameters of the field and to the ends of ``t`` when they are tensors that require
+    them; the steps that an adaptive solver chose are constants, as fractions of the interval.
+
+    Args:
+        field: the vector field, called with a time (a tensor without dimension; ``(batch, 1, …)`` under per-sample
+            control) and a state, returning the derivative in the state's shape.
+        z0: the initial state, a floating point tensor of any shape, or a tuple of them.
+        t: start and end; the end may lie before the start.
+        solver: a `FixedStep`, `Adaptive` or `OnGrid`.
+        gradient: how gradients are computed: `Backprop`, `Checkpoint` (less memory) or `Adjoint` (continuous).
+        save_at: times ``(times,)`` inside of the interval at which the state is wanted too, by dense output; asking
+            never changes the steps.
+        on_failure: ``"raise"``, or ``"return"`` a Solution whose status tells what happened.
+        reduce: sums a tensor over the ranks that share one batch, so that they take the same adaptive steps.
+
+    Returns:
+        The solution with its statistics.
+
+    Raises:
+        UsageError: an argument is not what is described here.
+        SolveError: the solve failed and ``on_failure`` is ``"raise"``.
+    """
+    parts = z0 if isinstance(z0, tuple) else (z0,)
+    if not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
+        raise UsageError("z0 must be a floating point tensor or a tuple of them.")
+    if on_failure not in ("raise", "return"):
+        raise UsageError(f"on_failure must be 'raise' or 'return', got {on_failure!r}.")
+    if not isinstance(solver, (FixedStep, Adaptive, OnGrid)):
+        raise UsageError(f"solver must be a FixedStep, Adaptive or OnGrid value, got {solver!r}.")
+    clock = Clock(*_ends(t), parts[0])
+    fractions = None if save_at is None else save_fractions(save_at, clock)
+    params = gradient.parameters_of(field) if isinstance(gradient, Adjoint) else ()
+    counter = Counter()
+
+    unpack: Unpack | None = None
+    call: Field
+    stack = None
+    if isinstance(z0, tuple):
+        inner, z, unpack = pack_tuple(field, z0, per_sample=is_per_sample(solver))
+        call = _counted(inner, counter)
+    else:
+        z = z0
+        stack = None if isinstance(gradient, Adjoint) else matrix_form(field, z)
+        if stack is not None:
+            z, unpack = pack_stack(stack, z)
+            call = _counted(stack_field(stack), counter)
+        else:
+            call = _checked(_counted(field, counter))
+
+    recompute = isinstance(gradient, Checkpoint)
+    if isinstance(gradient, Adjoint):
+        outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, fractions, reduce)
+    elif stack is not None and fractions is None and _tapes(stack.layers, z, clock, solver):
+        outcome = _integrate_taped(stack, clock, z, solver, counter, recompute, reduce)
+    else:
+        outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, fractions, reduce)
+    counter.solving = False
+
+    if outcome.status != "success" and on_failure == "raise":
+        raise SolveError(outcome.message, outcome.status)
+    final, zs = outcome.z, outcome.zs
+    if unpack is not None:
+        final, zs = unpack(final), None if zs is None else unpack(zs)
+    grid = clock.t0 + outcome.fractions * clock.length
+    return Solution(
+        z=final,
+        zs=zs,
+        t=t[1],
+        nfe=counter.forward,
+        n_steps=outcome.n_steps,
+        n_rejected=outcome.n_rejected,
+        grid=grid,
+        errors=outcome.errors,
+        status=outcome.status,
+        message=outcome.message,
+        _tableau=solver.tableau,
+        _fractions=outcome.fractions,
+        _counter=counter,
+    )
+
+
+def _ends(t: Any) -> tuple[float | Tensor, float | Tensor]:
+    if len(t) != 2 or any(isinstance(end, Tensor) and end.dim() for end in t):
+        raise UsageError("t must be two times, (start, end); for states in between use save_at.")
+    if not all(abs(float(end)) < float("inf") for end in t):
+        raise UsageError(f"The ends of t must be finite, got {float(t[0])} and {float(t[1])}.")
+    return t[0], t[1]
+
+
+def _counted(field: Callable[..., Any], counter: Counter) -> Callable[..., Any]:
+    def counted(t: Tensor, z: Any) -> Any:
+        counter.add()
+        return field(t, z)
+
+    return counted
+
+
+def _checked(field: Field) -> Field:
+    def checked(t: Tensor, z: Tensor) -> Tensor:
+        value = field(t, z)
+        if value.shape != z.shape:
+            raise UsageError(
+                f"The field returned shape {tuple(value.shape)} for a state of shape {tuple(z.shape)}: "
+                "the derivative must have the shape of the state."
+            )
+        return value
+
+    return checked
+
+
+def _tapes(layers: Any, z: Tensor, clock: Clock, solver: Solver) -> bool:
+    """Whether the gradient written by hand serves this solve."""
+    wanted = z.requires_grad or any(x is not None and x.requires_grad for layer in layers for x in layer[:2])
+    return torch.is_grad_enabled() and wanted and not clock.differentiable and not is_per_sample(solver)
+
+
+def _integrate_taped(
+    stack: Any, clock: Clock, z: Tensor, solver: Solver, counter: Counter, recompute: bool, reduce: Reduce | None
+) -> Outcome:
+    box: list[Outcome] = []
+    grid: list[float] = []
+
+    def loop(stepper: Stepper) -> Tensor:
+        outcome = integrate(stepper, solver, z, None, reduce)
+        box.append(outcome)
+        grid.extend(outcome.fractions.tolist())
+        return outcome.z
+
+    final = tape.integrate(stack, solver.tableau, clock, z, loop, grid, counter, recompute=recompute)
+    outcome = box[0]
+    outcome.z = final
+    return outcome

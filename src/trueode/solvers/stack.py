@@ -1,0 +1,107 @@
+"""Evaluation of a field given as a stack of matrix layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trueode.layers import LayerStack
+from trueode.solvers.step import Field
+
+aten = torch.ops.aten
+LEAK = 0.01  # torch's default slope of leaky_relu
+
+
+class Activation(NamedTuple):
+    """An activation, its in-place or out-of-place form, and its derivative.
+
+    Attributes:
+        apply: differentiable form.
+        write: ``write(x, out)``; ``x`` and ``out`` are the same tensor when ``from_output``.
+        pull_back: ``pull_back(gradient, saved, out)`` writes the gradient of the input; ``saved`` is the output when
+            ``from_output``, otherwise the input.
+        from_output: whether the derivative is a function of the output, so that the input need not be kept.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    write: Callable[[Tensor, Tensor], Any]
+    pull_back: Callable[[Tensor, Tensor, Tensor], Any]
+    from_output: bool
+
+
+ACTIVATIONS = {
+    "relu": Activation(
+        torch.relu,
+        lambda x, out: x.relu_(),
+        lambda g, y, out: aten.threshold_backward.grad_input(g, y, 0, grad_input=out),
+        True,
+    ),
+    "lrelu": Activation(
+        partial(F.leaky_relu, negative_slope=LEAK),
+        lambda x, out: F.leaky_relu_(x, LEAK),
+        lambda g, y, out: aten.leaky_relu_backward.grad_input(g, y, LEAK, True, grad_input=out),
+        True,
+    ),
+    "sigmoid": Activation(
+        torch.sigmoid,
+        lambda x, out: x.sigmoid_(),
+        lambda g, y, out: aten.sigmoid_backward.grad_input(g, y, grad_input=out),
+        True,
+    ),
+    "tanh": Activation(
+        torch.tanh,
+        lambda x, out: x.tanh_(),
+        lambda g, y, out: aten.tanh_backward.grad_input(g, y, grad_input=out),
+        True,
+    ),
+    "silu": Activation(
+        F.silu,
+        lambda x, out: aten.silu.out(x, out=out),
+        lambda g, x, out: aten.silu_backward.grad_input(g, x, grad_input=out),
+        False,
+    ),
+    "softplus": Activation(
+        F.softplus,
+        lambda x, out: aten.softplus.out(x, out=out),
+        lambda g, x, out: aten.softplus_backward.grad_input(g, x, 1, 20, grad_input=out),
+        False,
+    ),
+    "gelu": Activation(
+        F.gelu,
+        lambda x, out: aten.gelu.out(x, out=out),
+        lambda g, x, out: aten.gelu_backward.grad_input(g, x, grad_input=out),
+        False,
+    ),
+}
+
+
+def shift(bias: Tensor, time_weight: Tensor | None, t: Any, rows: int) -> Tensor:
+    """``bias + t time_weight``; a time per sample, ``(batch, 1)``, is repeated for the rows of each sample."""
+    if time_weight is None:
+        return bias
+    if isinstance(t, Tensor) and t.dim():
+        return bias + t.view(-1, 1).repeat_interleave(rows, dim=0) * time_weight
+    return bias + t * time_weight
+
+
+def stack_field(stack: LayerStack) -> Field:
+    """The field of a stack on states ``(batch, width)``, in ordinary differentiable operations."""
+    layers = stack.layers
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        x = z
+        for weight, bias, activation, time_weight in layers:
+            per_sample = x.shape[1] // weight.shape[0]
+            rows = x.reshape(x.shape[0] * per_sample, weight.shape[0])
+            rows = torch.addmm(shift(bias, time_weight, t, per_sample), rows, weight)
+            if activation != "identity":
+                rows = ACTIVATIONS[activation].apply(rows)
+            x = rows.view(x.shape[0], per_sample * weight.shape[1])
+        return x
+
+    return field

@@ -1,0 +1,132 @@
+"""One step of a Runge-Kutta method, by calling the field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trueode.solvers.clock import Clock, Span, Step
+from trueode.solvers.dense_output import interpolate
+from trueode.solvers.tableau import ButcherTableau
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+class StepResult(NamedTuple):
+    """What a step gives: the new state, and what was asked for or comes for free."""
+
+    z: Tensor
+    end: Tensor | None  # the field at the end of the step
+    saved: Tensor | None  # states inside the step
+    error: Tensor | None  # estimate of the local error, without gradient
+
+
+def combine(z: Tensor, h: Step, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+    """``z + h sum_i weights_i stages_i``."""
+    terms = [(w, k) for w, k in zip(weights, stages, strict=False) if w]
+    if isinstance(h, Tensor):
+        return z + h * weighted_sum(terms)
+    (w, k), *rest = terms
+    total = torch.add(z, k, alpha=w * h)
+    for w, k in rest:
+        total.add_(k, alpha=w * h)  # `add` keeps nothing for the backward pass: in place is safe
+    return total
+
+
+def weighted_sum(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """``sum_i w_i k_i`` over pairs ``(w_i, k_i)``."""
+    (w, k), *rest = terms
+    total = k * w
+    for w, k in rest:
+        total = total.add_(k, alpha=w)
+    return total
+
+
+class Stepper:
+    """Takes steps of a method by calling a field; autograd records them.
+
+    Args:
+        field: the field, ``field(t, z)``.
+        tableau: the method.
+        clock: the times of the solve.
+        recompute: keep only the state at the start of each step and compute the step again when gradients are taken.
+    """
+
+    def __init__(self, field: Field, tableau: ButcherTableau, clock: Clock, *, recompute: bool = False) -> None:
+        self.field = field
+        self.tableau = tableau
+        self.clock = clock
+        self._recompute = recompute and torch.is_grad_enabled()
+
+    def spans(self, grid: Sequence[float]) -> Sequence[Span]:
+        """The steps of a grid of fractions."""
+        return self.clock.spans(torch.tensor(grid, dtype=torch.float64), self.tableau.c)
+
+    def start(self, theta: float, z: Tensor) -> Tensor:
+        """The field at a grid point."""
+        return self.field(self.clock.tensor(torch.tensor(theta, dtype=torch.float64)), z)
+
+    def start_per_sample(self, theta: Tensor, z: Tensor) -> Tensor:
+        """The field at a grid point of each sample: fractions ``(samples,)``, states ``(samples, …)``."""
+        return self.field(self.clock.tensor(theta.view(-1, *[1] * (z.dim() - 1))), z)
+
+    def span_per_sample(self, before: Tensor, after: Tensor, z: Tensor) -> Span:
+        """The step of each sample between two fractions ``(samples,)``: times and step sizes ``(samples, 1, …)``."""
+        theta = torch.stack([before, after]).view(2, -1, *[1] * (z.dim() - 1))
+        return self.clock.spans(theta, self.tableau.c)[0]
+
+    def probe(self, theta: float, z: Tensor) -> Tensor:
+        """The field at any point, without gradient."""
+        with torch.no_grad():
+            return self.start(theta, z)
+
+    def accept(self) -> None:
+        """Keep the last step: nothing to do here, the caller holds its result."""
+
+    def step(
+        self,
+        span: Span,
+        z: Tensor,
+        first: Tensor | None = None,
+        inside: Tensor | None = None,
+        with_error: bool = False,
+    ) -> StepResult:
+        """Take one step.
+
+        Args:
+            span: the step's times and size.
+            z: state at the start.
+            first: the field at the start, if known.
+            inside: fractions of the step at which the state is wanted, broadcastable against ``z``.
+            with_error: estimate the error; all stages are computed.
+        """
+        if self._recompute:
+            return StepResult(*checkpoint(self._step, span, z, first, inside, with_error, use_reentrant=False))
+        return self._step(span, z, first, inside, with_error)
+
+    def _step(self, span: Span, z: Tensor, first: Tensor | None, inside: Tensor | None, with_error: bool) -> StepResult:
+        tableau, (times, h) = self.tableau, span
+        whole = with_error or (inside is not None and tableau.dense is not None)
+        stages = [self.field(times[0], z) if first is None else first]
+        y = z
+        for i in range(1, tableau.stages if whole else tableau.advancing_stages):
+            y = combine(z, h, tableau.a[i], stages)
+            stages.append(self.field(times[i], y))
+        free_end = tableau.fsal and len(stages) == tableau.stages
+        after = y if free_end else combine(z, h, tableau.b, stages)
+        end = stages[-1] if free_end else None
+        saved = None
+        if inside is not None:
+            if end is None and tableau.dense is None:
+                end = self.field(times[-1], after)
+            saved = interpolate(tableau, inside, h, z, after, stages, stages[-1] if end is None else end)
+        error = None
+        if with_error:
+            with torch.no_grad():
+                terms = [(w, k) for w, k in zip(tableau.error_weights, stages, strict=True) if w]
+                error = h * weighted_sum(terms)
+        return StepResult(after, end, saved, error)
