@@ -116,7 +116,7 @@ def _union(times: Tensor) -> tuple[Tensor, Tensor]:
     present = times[~times.isnan()]
     if not len(present):
         raise UsageError("save_at holds no times: all entries are NaN.")
-    union: Tensor = present.unique()
+    union = torch.unique(present)
     filled = torch.where(times.isnan(), union[0], times)
     return union, torch.searchsorted(union, filled.contiguous())
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from sys import float_info
 
 import torch
 from torch import Tensor
 
-from trueode.solvers.control import Reduce, error_scale, rms, scaled_error, starting_step, step_factor
+from trueode.solvers.control import Reduce, error_scale, rms, scaled_error, starting_step, step_factor, trial_step
 from trueode.solvers.saving import Saver
 from trueode.solvers.solver import Adaptive
 from trueode.solvers.step import Stepper
@@ -46,9 +47,10 @@ def integrate(
         saver.add(None, 0.0, z)
     if clock.length == 0:
         return z, trace
-    first: Tensor | None = stepper.start(0.0, z)
+    start = stepper.start(0.0, z)
     with torch.no_grad():
-        dtheta = _first_fraction(stepper, solver, z, first, reduce)
+        dtheta = _first_fraction(stepper, solver, z, start, reduce)
+    first: Tensor | None = start
     theta, ratio = 0.0, 0.0
     while theta < 1:
         if len(trace.errors) + trace.n_rejected >= solver.max_steps:
@@ -90,13 +92,12 @@ def _first_fraction(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor
         return min(1.0, solver.first_step / length)
     scale = error_scale(z.abs(), solver.rtol, solver.atol)
 
-    def d2(h0: float) -> float:
-        fraction = min(h0 / length, 1.0)
-        moved = stepper.probe(fraction, torch.add(z, first, alpha=fraction * stepper.clock.length))
-        return rms((moved - first) / scale, reduce) / (fraction * length)
-
-    h = starting_step(rms(z / scale, reduce), rms(first / scale, reduce), d2, solver.tableau.embedded_order + 1)
-    return min(1.0, h / length)
+    d1 = rms(first / scale, reduce)
+    h0 = trial_step(rms(z / scale, reduce), d1)
+    fraction = min(h0 / length, 1.0)
+    moved = stepper.probe(fraction, torch.add(z, first, alpha=fraction * stepper.clock.length))
+    d2 = rms((moved - first) / scale, reduce) / max(fraction * length, float_info.min)
+    return min(1.0, starting_step(h0, d1, d2, solver.tableau.embedded_order + 1) / length)
 
 
 def _fail(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, nan
+from math import isfinite, nan, sqrt
 
 import torch
 from torch import Tensor
@@ -18,18 +18,18 @@ def rms(x: Tensor, reduce: Reduce | None = None) -> float:
     """The root mean square of all entries, over all ranks if ``reduce`` sums over them."""
     if reduce is None:
         # in float32 at least, and scaled by its size rather than squared, so that half precision does not overflow
-        norm = torch.linalg.vector_norm(x, dtype=_accumulation_dtype(x))
-        return float(norm) / max(x.numel(), 1) ** 0.5
+        norm: Tensor = torch.linalg.vector_norm(x, dtype=_accumulation_dtype(x))
+        return float(norm) / sqrt(max(x.numel(), 1))
     total = x.to(torch.float64).square().sum()
     squares, count = reduce(torch.stack([total, total.new_tensor(float(x.numel()))])).tolist()
-    return float((squares / max(count, 1.0)) ** 0.5)
+    return sqrt(squares / max(count, 1.0))
 
 
 def rms_per_sample(x: Tensor) -> Tensor:
     """The root mean square over all but the first dimension: shape ``(batch,)``, in float32 at least."""
     flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
-    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=_accumulation_dtype(x))
-    return norm / max(flat.shape[1], 1) ** 0.5
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=_accumulation_dtype(x))
+    return norms.div_(max(flat.shape[1], 1) ** 0.5)
 
 
 def _accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -59,7 +59,7 @@ def step_factor(error_ratio: float, error_order: int) -> float:
     if error_ratio == 0:
         return GROW
     least = 1.0 if error_ratio <= 1 else SHRINK
-    return min(GROW, max(SAFETY * error_ratio ** (-1 / error_order), least))
+    return min(GROW, max(SAFETY * float(error_ratio ** (-1 / error_order)), least))
 
 
 def step_factors(error_ratio: Tensor, error_order: int) -> Tensor:
@@ -70,22 +70,31 @@ def step_factors(error_ratio: Tensor, error_order: int) -> Tensor:
     return torch.where(error_ratio.isfinite(), factor, torch.full_like(factor, SHRINK))
 
 
-def starting_step(d0: float, d1: float, d2: Callable[[float], float], error_order: int) -> float:
-    """The first step of Hairer, Nørsett & Wanner I, p. 169.
+def trial_step(d0: float, d1: float) -> float:
+    """The trial step h0 of the rule for the first step (Hairer, Nørsett & Wanner I, p. 169, a and b).
 
     Args:
         d0: norm of the state.
         d1: norm of the field at the start.
-        d2: for a trial step h0, the norm of the change of the field over one Euler step of h0, divided by h0.
+    """
+    return 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+
+
+def starting_step(h0: float, d1: float, d2: float, error_order: int) -> float:
+    """The first step (Hairer, Nørsett & Wanner I, p. 169, d to f).
+
+    Args:
+        h0: the trial step.
+        d1: norm of the field at the start.
+        d2: norm of the change of the field over one Euler step of h0, divided by h0.
         error_order: the exponent p + 1 of the rule.
 
     Returns:
-        The step; NaN when a norm is not finite.
+        The step; NaN where the field is not finite at the start.
     """
-    if not isfinite(d0 + d1):
+    if not isfinite(h0 + d1):
         return nan
-    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-    curvature = max(d1, d2(h0))
+    curvature = max(d1, d2)
     if not isfinite(curvature):
         return h0
     h1 = max(1e-6, 1e-3 * h0) if curvature <= 1e-15 else (0.01 / curvature) ** (1 / error_order)

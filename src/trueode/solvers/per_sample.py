@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trueode.solvers.control import error_scale, rms_per_sample, scaled_error, starting_step, step_factors
+from trueode.solvers.control import error_scale, rms_per_sample, scaled_error, starting_step, step_factors, trial_step
 from trueode.solvers.solver import Adaptive
 from trueode.solvers.step import Stepper
 
@@ -143,16 +143,13 @@ def _first_fractions(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tenso
         return torch.full((len(z),), min(1.0, solver.first_step / length), dtype=torch.float64)
     scale = error_scale(z.abs(), solver.rtol, solver.atol)
     d0, d1 = (rms_per_sample(x / scale).double().cpu() for x in (z, first))
-    small = (d0 < 1e-5) | (d1 < 1e-5)
-    trial = torch.where(small, 1e-6, 0.01 * d0 / d1).clamp(max=length) / length
+    h0 = torch.tensor([trial_step(x, y) for x, y in zip(d0.tolist(), d1.tolist(), strict=True)], dtype=torch.float64)
+    trial = h0.clamp(max=length) / length
     moved_state = z + _columns(stepper.clock.tensor_step(trial)[None], z)[0].detach() * first
     moved = stepper.start_per_sample(trial, moved_state)
     d2 = rms_per_sample((moved - first) / scale).double().cpu() / (trial * length)
     order = solver.tableau.embedded_order + 1
-    steps = [
-        starting_step(x, y, lambda _, c=c: c, order)
-        for x, y, c in zip(d0.tolist(), d1.tolist(), d2.tolist(), strict=True)
-    ]
+    steps = [starting_step(x, y, c, order) for x, y, c in zip(h0.tolist(), d1.tolist(), d2.tolist(), strict=True)]
     return torch.tensor(steps, dtype=torch.float64).clamp(max=length) / length
 
 

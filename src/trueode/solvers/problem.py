@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def pack_tuple(field: Callable[..., Any], z0: tuple[Tensor, ...], *, per_sample:
             f"Per-sample control needs the same first dimension in all parts of a tuple state; shapes: {shapes}."
         )
     shapes = [part.shape[lead:] for part in z0]
-    ends = list(accumulate(shape.numel() for shape in shapes))
+    ends = list(accumulate(prod(shape) for shape in shapes))
 
     def pack(parts: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([part.reshape(*part.shape[:lead], -1) for part in parts], dim=-1)

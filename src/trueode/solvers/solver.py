@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from math import ceil, inf, isfinite
 
@@ -180,7 +181,7 @@ class OnGrid(_Method):
         get_tableau(self.method)
         columns = zip(*self.grid, strict=True) if self.per_sample else [self.grid]
         for column in columns:
-            ascending = all(x <= y for x, y in zip(column, column[1:], strict=False))  # type: ignore[operator]
+            ascending = all(x <= y for x, y in itertools.pairwise(column))
             if len(column) < 2 or column[0] != 0 or column[-1] != 1 or not ascending:
                 raise UsageError("The fractions of a grid must ascend from 0 to 1.")
 

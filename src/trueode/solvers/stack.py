@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F
 
 from trueode.layers import LayerStack
 from trueode.solvers.step import Field
@@ -86,7 +86,8 @@ def shift(bias: Tensor, time_weight: Tensor | None, t: Any, rows: int) -> Tensor
         return bias
     if isinstance(t, Tensor) and t.dim():
         return bias + t.view(-1, 1).repeat_interleave(rows, dim=0) * time_weight
-    return bias + t * time_weight
+    shifted: Tensor = bias + t * time_weight
+    return shifted
 
 
 def stack_field(stack: LayerStack) -> Field:

@@ -35,7 +35,7 @@ class Adjoint:
     """
 
     solver: Solver | None = None
-    params: tuple[Tensor, ...] | None = None
+    params: Iterable[Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.params is not None and not isinstance(self.params, tuple):
@@ -178,7 +178,7 @@ def integrate_adjoint(
 
     box: list[Outcome] = []
     t0, t1 = ends
-    final, zs = _AdjointSolve.apply(forward, box, backward, z0, t0, t1, *params)  # type: ignore[no-untyped-call]
+    final, zs = _AdjointSolve.apply(forward, box, backward, z0, t0, t1, *params)
     outcome = box[0]
     outcome.z, outcome.zs = final, None if save_at is None else zs
     return outcome

@@ -8,6 +8,7 @@ This is also the place of any faster way to take a whole solve: `integrate` sees
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -172,7 +173,7 @@ class TapeStepper(Stepper):
     def spans(self, grid: Sequence[float]) -> Sequence[Span]:
         nodes, clock = (*self.tableau.c, 1.0), self.clock
         spans = []
-        for before, after in zip(grid, grid[1:], strict=False):
+        for before, after in itertools.pairwise(grid):
             width = after - before
             times: Any = [clock.at(before + c * width) for c in nodes]  # numbers: no tensor is ever made of them
             spans.append(Span(times, width * clock.length))
@@ -190,7 +191,7 @@ class TapeStepper(Stepper):
         self.steps.append(self._pending)
         self._pending = None
 
-    def _evaluate(self, t: float, z: Tensor) -> Tensor:
+    def _evaluate(self, t: Any, z: Tensor) -> Tensor:
         self.counter.add()
         k = self.tape.evaluate(self._next, t, z)
         self._next += 1
@@ -320,5 +321,5 @@ def integrate(
         recompute: keep only the states at the start of the steps.
     """
     stepper = TapeStepper(stack, tableau, clock, z, counter, recompute=recompute)
-    final: Tensor = _TapedSolve.apply(stepper, loop, grid, z, *_tensors_of(stack.layers))  # type: ignore[no-untyped-call]
+    final: Tensor = _TapedSolve.apply(stepper, loop, grid, z, *_tensors_of(stack.layers))
     return final
