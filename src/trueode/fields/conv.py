@@ -1,0 +1,119 @@
+"""The convolutional fields of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from trueode.errors import UsageError
+from trueode.fields.plain import ACTIVATIONS, append_time, check_activation, is_plain
+from trueode.layers import Layer, LayerStack
+
+# Up to this length one dense matrix for all positions beats the convolution (its work grows with the square).
+LONGEST_DENSE = 8
+
+
+class ConvField(nn.Module):
+    """``f(t, z)`` = convolution of width 1 (c → C), act, of width 3 (C → C), act, of width 1 (C → c).
+
+    Zeros are padded, so that the shape is kept. Source: ``simple_odenet`` (signals) and ``odenet`` (images) of Ott,
+    Katiyar, Hennig & Tiemann, ICLR 2021.
+
+    Args:
+        channels: c, the channels of the state.
+        hidden: C, the hidden channels.
+        dim: 1 for signals ``(batch, c, length)``, 2 for images ``(batch, c, height, width)``.
+        act: a name of ``catalog.ACTIVATIONS``.
+        time_dependent: whether the time enters the first layer as one more channel.
+    """
+
+    def __init__(self, channels: int, hidden: int, dim: int, act: str = "relu", time_dependent: bool = False) -> None:
+        super().__init__()
+        if dim not in (1, 2):
+            raise UsageError(f"A ConvField has dim = 1 (signals) or 2 (images), not {dim!r}.")
+        conv = nn.Conv1d if dim == 1 else nn.Conv2d
+        self.channels = channels
+        self.dim = dim
+        self.act = check_activation(act)
+        self.time_dependent = time_dependent
+        self.conv1 = conv(channels + time_dependent, hidden, 1)
+        self.conv2 = conv(hidden, hidden, 3, padding=1)
+        self.conv3 = conv(hidden, channels, 1)
+        if dim == 2:  # the layout in which CPUs (oneDNN) convolve fastest; otherwise weights are copied at every call
+            self.to(memory_format=torch.channels_last)
+
+    def extra_repr(self) -> str:
+        return f"act={self.act}, time_dependent={self.time_dependent}"
+
+    def _is_plain(self) -> bool:
+        return is_plain(self, ConvField, nn.Conv1d if self.dim == 1 else nn.Conv2d)
+
+    def forward(self, t: float | Tensor, z: Tensor) -> Tensor:
+        """Compute the field.
+
+        Args:
+            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an autonomous field.
+            z: states ``(batch, c, length)`` or ``(batch, c, height, width)``; images are computed fastest in
+                ``torch.channels_last`` and keep that layout.
+
+        Returns:
+            dz/dt, of the shape of ``z``.
+        """
+        act = ACTIVATIONS[self.act][self._is_plain()]
+        x = append_time(t, z) if self.time_dependent else z
+        if self.dim == 2 and x.shape[1] == 1:
+            # One channel: both layouts are the same memory, and this says which one is meant.
+            x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
+        x = act(self.conv1(x))
+        x = act(self.conv2(x))
+        return self.conv3(x)  # type: ignore[no-any-return]
+
+    def flops(self, sample_shape: Sequence[int]) -> int:
+        """Floating point operations of one evaluation on one sample ``(c, …)``: two for each weight and position."""
+        return 2 * prod(sample_shape[1:]) * sum(m.weight.numel() for m in (self.conv1, self.conv2, self.conv3))
+
+    def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
+        """The field as matrices for states ``(batch, c, length)``; None where that is slower or not the same."""
+        if self.dim != 1 or len(state_shape) != 3 or not self._is_plain():
+            return None
+        length, w1, w2, w3 = state_shape[2], self.conv1.weight, self.conv2.weight, self.conv3.weight
+        if state_shape[1] != self.channels or not 1 <= length <= LONGEST_DENSE:
+            return None
+        time_weight = None
+        first = w1.squeeze(2)
+        if self.time_dependent:
+            first, time_weight = first[:, :-1], first[:, -1]
+        return LayerStack(
+            (
+                Layer(first.t(), self.conv1.bias, self.act, time_weight),
+                Layer(dense_convolution(w2, length), self.conv2.bias.repeat(length), self.act),
+                Layer(w3.squeeze(2).t(), self.conv3.bias, "identity"),
+            ),
+            channels_last=True,
+        )
+
+
+@cache
+def _taps(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(length * length, 3)``: 1 where input position j reaches output position l through tap k = j - l + 1."""
+    j, l, k = torch.meshgrid(torch.arange(length), torch.arange(length), torch.arange(3), indexing="ij")
+    return (k == j - l + 1).to(dtype).view(-1, 3).to(device)
+
+
+def dense_convolution(weight: Tensor, length: int) -> Tensor:
+    """The convolution of width 3, padded with zeros, as one matrix on channels-last signals of a given length.
+
+    Args:
+        weight: ``(out, in, 3)``.
+        length: positions of the signal.
+
+    Returns:
+        ``(length * in, length * out)``, to be multiplied from the right; block (j, l) is ``weight[:, :, j - l + 1].T``.
+    """
+    out, into, _ = weight.shape
+    blocks = _taps(length, weight.dtype, weight.device) @ weight.permute(2, 1, 0).reshape(3, -1)
+    return blocks.view(length, length, into, out).transpose(1, 2).reshape(length * into, length * out)

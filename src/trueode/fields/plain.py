@@ -1,0 +1,71 @@
+"""What the fields share: activations, the time as an input, and whether a field is still as it was built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+
+from trueode.catalog import ACTIVATIONS as NAMES
+from trueode.errors import UsageError, nearest
+
+Activation = Callable[[Tensor], Tensor]
+
+# Name -> the activation, and a form that may overwrite its input: the same where the derivative needs the input.
+ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
+    "relu": (F.relu, F.relu_),
+    "lrelu": (F.leaky_relu, F.leaky_relu_),
+    "sigmoid": (torch.sigmoid, torch.sigmoid_),
+    "tanh": (torch.tanh, torch.tanh_),
+    "silu": (F.silu, F.silu),
+    "softplus": (F.softplus, F.softplus),
+    "gelu": (F.gelu, F.gelu),
+}
+
+
+def check_activation(name: str) -> str:
+    """Return ``name`` if it is the name of an activation.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if name not in ACTIVATIONS:
+        raise UsageError(f"act = {name!r} is unknown; known are {', '.join(NAMES)}.{nearest(name, NAMES)}")
+    return name
+
+
+def is_plain(field: nn.Module, cls: type[nn.Module], layer: type[nn.Module]) -> bool:
+    """Whether calling ``field`` does what ``cls`` says and nobody watches: then it may be computed in another way.
+
+    Not so when forward is overridden, a hook is registered on the field or a layer or globally, or a layer has been
+    replaced by anything but a ``layer`` (a parametrised layer has another type too).
+    """
+    if type(field).forward is not cls.forward or _has_any_global_hook():
+        return False
+    layers = field._modules.values()
+    return all(type(m) is layer for m in layers) and not any(map(_is_watched, (field, *layers)))
+
+
+def _is_watched(module: Any) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def append_time(t: float | Tensor, z: Tensor) -> Tensor:
+    """``z`` with the time as one more channel (or feature): ``(batch, channels + 1, …)``.
+
+    Args:
+        t: a number, a tensor of one number, or one that broadcasts against ``z``: ``(batch, 1, …, 1)``.
+        z: ``(batch, channels, …)``.
+    """
+    time = torch.as_tensor(t, dtype=z.dtype, device=z.device)
+    return torch.cat([z, time.expand(z.shape[0], 1, *z.shape[2:])], dim=1)
