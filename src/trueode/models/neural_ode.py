@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trueode.errors import UsageError
 from trueode.solvers import Backprop, FixedStep, Gradient, Solution, Solver, solve
 from trueode.solvers.control import Reduce
-from trueode.solvers.saving import Times
+from trueode.solvers.saving import Times, as_times
 
 
 class NeuralODE(nn.Module):
@@ -74,7 +74,7 @@ class NeuralODE(nn.Module):
         z = self.upstream(x) if self.upstream is not None else x
         if isinstance(z, Tensor) and z.dim() == 4:
             z = z.contiguous(memory_format=torch.channels_last)  # once, for all convolutions of the solve
-        times = None if save_at is None else torch.as_tensor(save_at)
+        times = None if save_at is None else as_times(save_at)
         union, position = (times, None) if times is None or times.dim() == 1 else _union(times)
         solution: Solution[Any] = solve(
             self.field,

@@ -18,6 +18,11 @@ class Span(NamedTuple):
     h: Step
 
 
+def seconds(t: float | Tensor) -> float:
+    """A time as a number."""
+    return float(t.detach()) if isinstance(t, Tensor) else float(t)
+
+
 class Clock:
     """Times ``t0 + theta (t1 - t0)`` of the interval of a solve.
 
@@ -31,7 +36,7 @@ class Clock:
     """
 
     def __init__(self, t0: float | Tensor, t1: float | Tensor, like: Tensor) -> None:
-        self.t0, self.t1 = float(t0), float(t1)
+        self.t0, self.t1 = seconds(t0), seconds(t1)
         self.length = self.t1 - self.t0
         self._dtype, self._device = like.dtype, like.device
         self._ends: tuple[Tensor, Tensor] | None = None

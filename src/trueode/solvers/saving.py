@@ -13,13 +13,18 @@ from trueode.solvers.clock import Clock
 Times = Sequence[float] | Tensor
 
 
+def as_times(save_at: Times) -> Tensor:
+    """Times as a tensor; numbers keep their full precision."""
+    return save_at if isinstance(save_at, Tensor) else torch.tensor(save_at, dtype=torch.float64)
+
+
 def save_fractions(save_at: Times, clock: Clock) -> list[float]:
     """Requested times as fractions of the interval; those within rounding of an end are that end.
 
     Raises:
         UsageError: the times are not one-dimensional, not finite, or outside of the interval.
     """
-    times = torch.as_tensor(save_at).detach()
+    times = as_times(save_at).detach()
     if times.dim() != 1:
         raise UsageError(f"save_at must be one-dimensional, (times,); its shape is {tuple(times.shape)}.")
     slack = 8 * torch.finfo(times.dtype).eps if times.is_floating_point() else 1e-15

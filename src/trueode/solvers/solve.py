@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trueode.errors import SolveError, UsageError
-from trueode.solvers.clock import Clock
+from trueode.solvers.clock import Clock, seconds
 from trueode.solvers.control import Reduce
 from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient, tape
 from trueode.solvers.gradients.adjoint import integrate_adjoint
@@ -121,8 +122,8 @@ def solve(
 def _ends(t: Any) -> tuple[float | Tensor, float | Tensor]:
     if len(t) != 2 or any(isinstance(end, Tensor) and end.dim() for end in t):
         raise UsageError("t must be two times, (start, end); for states in between use save_at.")
-    if not all(abs(float(end)) < float("inf") for end in t):
-        raise UsageError(f"The ends of t must be finite, got {float(t[0])} and {float(t[1])}.")
+    if not all(isfinite(seconds(end)) for end in t):
+        raise UsageError(f"The ends of t must be finite, got {seconds(t[0])} and {seconds(t[1])}.")
     return t[0], t[1]
 
 
