@@ -51,7 +51,7 @@ def _driven() -> Problem:
         "driven",
         lambda t, z: torch.cos(pi * t) * z,
         start,
-        (0.25, 2.0),
+        (0.25, 1.4),
         lambda t: start
         * torch.exp((torch.sin(torch.tensor(pi * t, dtype=torch.float64)) - 0.5**0.5) / pi),
     )
