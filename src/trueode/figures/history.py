@@ -1,0 +1,149 @@
+"""Figures of a run's history: loss, metric, effort.
+
+A history maps the columns of ``history.csv`` to float arrays of equal length, NaN where a cell is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from trueode.figures.theme import BLUE, DARK, GREEN, GREY, VERMILION, new_figure, tell_empty, themed
+
+Array = NDArray[np.float64]
+History = Mapping[str, Array]
+
+COLUMNS = 600  # a figure is about this many pixels wide: more points than two per pixel cannot be seen
+
+
+@themed
+def loss(history: History) -> Figure:
+    """Training loss (each logged batch faint, running mean strong) and test loss against the iteration."""
+    figure = new_figure()
+    axes = figure.add_subplot(title="Loss", xlabel="iteration", ylabel="loss")
+    _curves(axes, history, "loss", scale=1.0, log=True)
+    return figure
+
+
+@themed
+def metric(history: History, name: str) -> Figure:
+    """The metric ``name`` (``"accuracy"``, a share shown in per cent, or ``"mse"``) against the iteration."""
+    figure = new_figure()
+    share = name == "accuracy"
+    axes = figure.add_subplot(
+        title="Accuracy" if share else "Mean squared error",
+        xlabel="iteration",
+        ylabel="accuracy (%)" if share else name,
+    )
+    _curves(axes, history, name, scale=100.0 if share else 1.0, log=not share)
+    if share and axes.lines:
+        axes.set_ylim(max(0.0, axes.get_ylim()[0]), 101.5)
+        axes.axhline(100, color=GREY, linewidth=0.8, zorder=0.5)
+    return figure
+
+
+@themed
+def effort(history: History) -> Figure:
+    """Field evaluations per iteration, forward and backward; steps per solve; tolerance when the solver is adaptive."""
+    adaptive = "tolerance" in history
+    figure = new_figure(height=4.6 if not adaptive else 6.0)
+    panels = figure.subplots(3 if adaptive else 2, 1, sharex=True, gridspec_kw={"hspace": 0.28})
+    figure.align_ylabels(panels)
+    panels[0].set(title="Effort", ylabel="evaluations")
+    panels[1].set(ylabel="steps")
+    panels[-1].set_xlabel("iteration")
+    # The wider line lies below: where forward and backward cost the same, both are seen.
+    for column, label, tint, width in (("nfe_backward", "backward", VERMILION, 4.0), ("nfe", "forward", BLUE, 1.6)):
+        _steps(panels[0], history, column, tint, label, width)
+    _steps(panels[1], history, "n_steps", GREEN)
+    if adaptive:
+        _steps(panels[2], history, "tolerance", DARK)
+        panels[2].set_ylabel("tolerance")
+        _log_if_positive(panels[2])
+    for panel in panels[:2]:
+        if panel.lines:
+            panel.set_ylim(0, max(1.0, panel.dataLim.y1) * 1.15)
+            panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if panels[0].lines:
+        panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, reverse=True)
+    return figure
+
+
+def _curves(axes: Axes, history: History, name: str, *, scale: float, log: bool) -> None:
+    """A quantity over the training batches (faint, with its running mean) and over the test set."""
+    iteration, train = _column(history, name)
+    train = train * scale
+    if len(train) > 1:
+        axes.plot(*_thinned(iteration, train), color=BLUE, alpha=0.28, linewidth=0.9, label="_batch")
+        axes.plot(*_every(iteration, _running_mean(train)), color=BLUE, label="training batches, running mean")
+    elif len(train):
+        axes.plot(iteration, train, "o", color=BLUE, label="training batch")
+    iteration, test = _column(history, f"test_{name}")
+    if len(test):
+        marks = "o" if len(test) <= 40 else ""
+        axes.plot(*_thinned(iteration, test * scale), color=VERMILION, marker=marks, markersize=4, label="test set")
+    if not axes.lines:
+        return tell_empty(axes)
+    if log:
+        _log_if_positive(axes)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+
+
+def _steps(axes: Axes, history: History, name: str, colour: str, label: str = "", width: float = 1.6) -> None:
+    """A column whose value holds until the next row."""
+    iteration, values = _column(history, name)
+    if len(values):
+        marker = "o" if len(values) == 1 else ""
+        x, y = _thinned(iteration, values)
+        axes.plot(
+            x, y, color=colour, label=label, linewidth=width, marker=marker, drawstyle="steps-post", alpha=0.9
+        )
+    elif not axes.lines and not axes.texts:
+        tell_empty(axes)
+
+
+def _column(history: History, name: str) -> tuple[Array, Array]:
+    """Iterations and values of a column where the value is finite; empty when the column is missing."""
+    iteration = np.asarray(history.get("iteration", ()), dtype=float)
+    values = np.asarray(history.get(name, ()), dtype=float)
+    if values.shape != iteration.shape:
+        return np.empty(0), np.empty(0)
+    known = np.isfinite(values) & np.isfinite(iteration)
+    return iteration[known], values[known]
+
+
+def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
+    """At most two points per pixel column, the lowest and the highest, so that no peak is lost."""
+    if len(y) <= 2 * COLUMNS:
+        return x, y
+    starts = np.linspace(0, len(y), COLUMNS, endpoint=False).astype(int)
+    extremes = np.stack([np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)], axis=1)
+    return np.repeat(x[starts], 2), extremes.ravel()
+
+
+def _every(x: Array, y: Array) -> tuple[Array, Array]:
+    """Evenly chosen points of a smooth curve."""
+    chosen = np.unique(np.linspace(0, len(y) - 1, min(len(y), COLUMNS)).astype(int))
+    return x[chosen], y[chosen]
+
+
+def _running_mean(y: Array) -> Array:
+    """Mean over a window of a thirtieth of the curve around each point, cut off at the ends."""
+    half = max(1, len(y) // 60)
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    low = np.maximum(np.arange(len(y)) - half, 0)
+    high = np.minimum(np.arange(len(y)) + half + 1, len(y))
+    mean: Array = (total[high] - total[low]) / (high - low)
+    return mean
+
+
+def _log_if_positive(axes: Axes) -> None:
+    """Logarithmic y axis where every value allows it."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.empty(0)])
+    if len(values) and values.min() > 0:
+        axes.set_yscale("log")

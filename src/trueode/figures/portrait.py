@@ -1,0 +1,101 @@
+"""Two-dimensional models in phase space: the paper's Figure 1 (trajectories) and Figure 2 (output over regions).
+
+A portrait is a mapping with ``times (n_times,)``, ``paths (n_times, n, 2)``, ``labels (n,)``, ``predictions (n,)``,
+``output (n, 2)``, ``grid_x (m,)``, ``grid_y (k,)``, ``regions (k, m)`` (predicted class at each grid point), ``solver``
+(in words) and ``accuracy`` (a share).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from trueode.figures.theme import DARK, GREY, colour, new_figure, tell_empty, themed
+
+Portrait = Mapping[str, Any]
+
+PATHS = 120  # more lines than this hide each other
+
+
+@themed
+def trajectories(portrait: Portrait) -> Figure:
+    """Paths of the samples through the ODE block, coloured by class: start hollow, end filled (Figure 1 a, b).
+
+    Trajectories of an autonomous ODE cannot cross; where these do, the discretisation is too coarse.
+    """
+    figure, axes = _plane("Trajectories", portrait)
+    paths = np.asarray(portrait["paths"], dtype=float).reshape(-1, *np.shape(portrait["paths"])[1:])
+    labels = np.asarray(portrait["labels"])
+    finite = np.isfinite(paths).all(axis=(0, 2)) if paths.size else np.zeros(len(labels), dtype=bool)
+    chosen = np.flatnonzero(finite)
+    chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), PATHS)).astype(int))]
+    if not len(chosen):
+        tell_empty(axes)
+        return figure
+    for label in np.unique(labels[chosen]):
+        own = paths[:, chosen[labels[chosen] == label]]
+        tint = colour(int(label))
+        axes.add_collection(LineCollection(list(own.transpose(1, 0, 2)), colors=tint, linewidths=0.8, alpha=0.55))
+        axes.plot(*own[0].T, "o", markerfacecolor="white", markeredgecolor=tint, markersize=4.2, markeredgewidth=1.0)
+        axes.plot(*own[-1].T, "o", color=tint, markersize=4.2, markeredgewidth=0)
+    axes.autoscale_view()
+    _classes(axes, labels[chosen], extra=[
+        Line2D([], [], marker="o", linestyle="none", markerfacecolor="white", markeredgecolor=DARK, label="start"),
+        Line2D([], [], marker="o", linestyle="none", color=DARK, label="end"),
+    ])  # fmt: skip
+    return figure
+
+
+@themed
+def regions(portrait: Portrait) -> Figure:
+    """Output of the ODE block over the regions of the classifier that follows it (Figure 2)."""
+    figure, axes = _plane("Output of the ODE block over the classifier's regions", portrait)
+    axes.grid(False)
+    output = np.asarray(portrait["output"], dtype=float).reshape(-1, 2)
+    labels = np.asarray(portrait["labels"])
+    x, y, areas = (np.asarray(portrait[name], dtype=float) for name in ("grid_x", "grid_y", "regions"))
+    if len(x) > 1 and len(y) > 1:
+        n_classes = int(max(np.nanmax(areas), labels.max(initial=0))) + 1
+        pale = ListedColormap([0.72 + 0.28 * np.array(to_rgb(colour(k))) for k in range(n_classes)])
+        half_x, half_y = (x[1] - x[0]) / 2, (y[1] - y[0]) / 2
+        extent = (x[0] - half_x, x[-1] + half_x, y[0] - half_y, y[-1] + half_y)
+        axes.imshow(areas, origin="lower", extent=extent, cmap=pale, vmin=-0.5, vmax=n_classes - 0.5,
+                    interpolation="nearest", zorder=0)  # fmt: skip
+    finite = np.isfinite(output).all(axis=1)
+    if not finite.any():
+        tell_empty(axes)
+        return figure
+    for label in np.unique(labels[finite]):
+        own = output[finite & (labels == label)]
+        axes.plot(*own.T, "o", color=colour(int(label)), markersize=3.6, markeredgecolor="white", markeredgewidth=0.3)
+    _classes(axes, labels[finite])
+    return figure
+
+
+def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
+    """A square panel of equal units, with the solver and its accuracy below the title."""
+    figure = new_figure(5.4, 5.6)
+    axes = figure.add_subplot(xlabel="$z_1$", ylabel="$z_2$", title=title)
+    axes.set_aspect("equal", adjustable="datalim")
+    facts = [str(portrait.get("solver", ""))]
+    accuracy = portrait.get("accuracy")
+    if accuracy is not None and np.isfinite(accuracy):
+        facts.append(f"accuracy {100 * float(accuracy):.1f} %")
+    axes.annotate(", ".join(filter(None, facts)), (0, 1), xycoords="axes fraction", xytext=(0, -2),
+                  textcoords="offset points", va="top", color=GREY)  # fmt: skip
+    return figure, axes
+
+
+def _classes(axes: Axes, labels: NDArray[Any], extra: list[Line2D] | None = None) -> None:
+    """Which colour is which class."""
+    handles = [Line2D([], [], marker="o", linestyle="none", color=colour(int(label)), label=f"class {label}")
+               for label in np.unique(labels)]  # fmt: skip
+    axes.legend(handles=[*handles, *(extra or [])], loc="lower center", bbox_to_anchor=(0.5, -0.2), ncols=6)

@@ -1,0 +1,86 @@
+"""The look that all figures share: colours that colour-blind readers can tell apart, quiet axes, fixed margins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+DARK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
+BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+# Okabe & Ito, Color Universal Design (2008), the readable ones first; two greys complete ten classes.
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, "#e69f00", "#56b4e9", "#8c6d1f", "#f0e442", "#555555", "#aaaaaa")
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": DARK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT,
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": DARK,
+    "ytick.labelcolor": DARK,
+    "text.color": DARK,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "savefig.dpi": "figure",
+    "savefig.bbox": None,  # a tight box would draw every figure twice and vary its size
+}
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 0.78, 0.22, 0.42, 0.55  # inches
+
+
+def style() -> AbstractContextManager[None]:
+    """The theme as a context: what is drawn or saved inside it looks alike, and nothing outside it changes."""
+    return mpl.rc_context(STYLE)
+
+
+def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw inside the theme."""
+
+    @wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with style():
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def new_figure(width: float = 6.4, height: float = 3.8) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches that belongs to no window and no global state."""
+    figure = Figure(figsize=(width, height), dpi=110)
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(
+        left=MARGIN_LEFT / width,
+        right=1 - MARGIN_RIGHT / width,
+        top=1 - MARGIN_TOP / height,
+        bottom=MARGIN_BOTTOM / height,
+    )
+    return figure
+
+
+def colour(index: int) -> str:
+    """Colour of the class or series ``index``."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def tell_empty(axes: Axes, text: str = "no data") -> None:
+    """Say in an empty panel that there is nothing to see."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
