@@ -52,8 +52,7 @@ def _driven() -> Problem:
         lambda t, z: torch.cos(pi * t) * z,
         start,
         (0.25, 1.4),
-        lambda t: start
-        * torch.exp((torch.sin(torch.tensor(pi * t, dtype=torch.float64)) - 0.5**0.5) / pi),
+        lambda t: start * torch.exp((torch.sin(torch.tensor(pi * t, dtype=torch.float64)) - 0.5**0.5) / pi),
     )
 
 

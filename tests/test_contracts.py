@@ -63,7 +63,9 @@ def test_adaptive_agrees_with_scipy_within_100_tol(method: str, problem: Problem
     assert np.abs(ours.z.reshape(-1).numpy() - oracle).max() < 100 * tol
 
 
-@pytest.mark.parametrize("ours_theirs", [("euler", "euler"), ("midpoint", "midpoint"), ("heun2", "heun2"), ("rk4_38", "rk4")])
+@pytest.mark.parametrize(
+    "ours_theirs", [("euler", "euler"), ("midpoint", "midpoint"), ("heun2", "heun2"), ("rk4_38", "rk4")]
+)
 def test_fixed_methods_equal_torchdiffeq_on_the_same_grid(ours_theirs: tuple[str, str]) -> None:
     from torchdiffeq import odeint
 
@@ -102,7 +104,9 @@ def test_nfe_of_fixed_steps(method: str) -> None:
 @pytest.mark.parametrize("method", EMBEDDED)
 def test_nfe_of_adaptive_steps(method: str, first_step: float | None) -> None:
     problem, tableau = PROBLEMS[0], get_tableau(method)
-    solution = solve(problem.field, problem.start, problem.t, solver=Adaptive(method, 1e-6, 1e-6, first_step=first_step))
+    solution = solve(
+        problem.field, problem.start, problem.t, solver=Adaptive(method, 1e-6, 1e-6, first_step=first_step)
+    )
     attempts = solution.n_steps + solution.n_rejected
     assert first_step is None or solution.n_rejected > 0
     start = 1 if tableau.fsal else solution.n_steps  # the first stage of each step, unless it is the last one's last
@@ -118,7 +122,11 @@ def solvers(method: str) -> list[Solver]:
 
 def loss(solution: Solution[Tensor]) -> Tensor:
     total = (solution.z**2).sum()
-    return total if solution.zs is None else total + (solution.zs * torch.arange(1.0, 1 + len(solution.zs)).view(-1, 1, 1)).sum()
+    return (
+        total
+        if solution.zs is None
+        else total + (solution.zs * torch.arange(1.0, 1 + len(solution.zs)).view(-1, 1, 1)).sum()
+    )
 
 
 @pytest.mark.parametrize("save_at", [None, [0.0, 0.33, 0.61, 1.0]], ids=["end", "saved"])
@@ -185,7 +193,8 @@ def test_checkpoint_is_the_gradient_of_backprop(method: str) -> None:
 
 def gradient_error(solver: Solver, exact: list[Tensor], save_at: list[float] | None) -> float:
     return max(
-        float((x - y).abs().max() / y.abs().max()) for x, y in zip(adjoint_gradients(solver, Adjoint(), save_at), exact, strict=True)
+        float((x - y).abs().max() / y.abs().max())
+        for x, y in zip(adjoint_gradients(solver, Adjoint(), save_at), exact, strict=True)
     )
 
 
@@ -215,7 +224,10 @@ def test_adjoint_converges_to_the_gradient_at_the_order_of_the_method(method: st
 def test_adjoint_converges_with_the_tolerance(method: str, per_sample: bool) -> None:
     exact = adjoint_gradients(FixedStep("rk4", n_steps=512), Backprop(), None)
     for tol in (1e-3, 1e-5):
-        assert gradient_error(Adaptive(method, tol, tol, per_sample=per_sample, max_steps=100_000), exact, None) < SPREAD[method] * tol
+        assert (
+            gradient_error(Adaptive(method, tol, tol, per_sample=per_sample, max_steps=100_000), exact, None)
+            < SPREAD[method] * tol
+        )
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)

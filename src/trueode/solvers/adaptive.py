@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, ulp
 from sys import float_info
 
 import torch
@@ -57,7 +57,7 @@ def integrate(
             return _fail(
                 trace, "max_steps", f"took more than max_steps = {solver.max_steps} steps", stepper, z, dtheta, ratio
             )
-        if theta + dtheta <= theta or not isfinite(dtheta):
+        if dtheta <= 10 * ulp(theta) or not isfinite(dtheta):
             finite = isfinite(ratio) and isfinite(dtheta)
             status = "step_underflow" if finite else "non_finite"
             what = "the step became too small" if finite else "the state or the field is not finite"

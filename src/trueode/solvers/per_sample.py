@@ -65,7 +65,7 @@ def integrate(
         with torch.no_grad():
             dtheta = _first_fractions(stepper, solver, z, first)
     while len(active):
-        stuck = (theta + dtheta <= theta) | ~dtheta.isfinite()
+        stuck = (dtheta <= 10 * torch.finfo(torch.float64).eps * theta) | ~dtheta.isfinite()
         tired = counts[:, active].sum(0) >= solver.max_steps
         if bool((stuck | tired).any()):
             k = int((stuck | tired).nonzero()[0])

@@ -45,7 +45,7 @@ def pack_tuple(field: Callable[..., Any], z0: tuple[Tensor, ...], *, per_sample:
 
     def unpack(z: Tensor) -> tuple[Tensor, ...]:
         pieces = zip([0, *ends], ends, shapes, strict=False)
-        return tuple(z[..., i:j].reshape(*z.shape[:-1], *shape) for i, j, shape in pieces)
+        return tuple(z[..., i:j].reshape((*z.shape[:-1], *shape)) for i, j, shape in pieces)
 
     def flat_field(t: Tensor, z: Tensor) -> Tensor:
         value = field(t, unpack(z))

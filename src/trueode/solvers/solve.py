@@ -166,7 +166,9 @@ def _integrate_taped(
         grid.extend(outcome.fractions.tolist())
         return outcome.z
 
-    final = tape.integrate(stack, solver.tableau, clock, z, loop, grid, counter, recompute=recompute)
+    tableau = solver.tableau
+    known = {"n_stages": solver.count(clock.length) * tableau.advancing_stages} if isinstance(solver, FixedStep) else {}
+    final = tape.integrate(stack, tableau, clock, z, loop, grid, counter, recompute=recompute, **known)
     outcome = box[0]
     outcome.z = final
     return outcome

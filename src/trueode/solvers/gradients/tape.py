@@ -157,14 +157,23 @@ class TapeStepper(Stepper):
         z: a state, ``(batch, width)``.
         counter: counts evaluations of the field.
         recompute: keep only the states at the start of the steps.
+        n_stages: how many stages the solve has, where that is known.
     """
 
     def __init__(
-        self, stack: LayerStack, tableau: ButcherTableau, clock: Clock, z: Tensor, counter: Counter, *, recompute: bool
+        self,
+        stack: LayerStack,
+        tableau: ButcherTableau,
+        clock: Clock,
+        z: Tensor,
+        counter: Counter,
+        *,
+        recompute: bool,
+        n_stages: int = CHUNK,
     ) -> None:
         super().__init__(stack_field(stack), tableau, clock)
         self.stack, self.counter, self.keep_stages = stack, counter, not recompute
-        self.tape = Tape(stack, z, 2 * tableau.stages if recompute else CHUNK)
+        self.tape = Tape(stack, z, 2 * tableau.stages if recompute else min(n_stages, CHUNK))
         # accepted steps: first slot, step size, stage times and, where stages are computed again, the state
         self.steps: list[tuple[int, float, Sequence[Any], Tensor | None]] = []
         self._next = 0
@@ -307,6 +316,7 @@ def integrate(
     counter: Counter,
     *,
     recompute: bool,
+    n_stages: int = CHUNK,
 ) -> Tensor:
     """Solve for the final state ``(batch, width)`` with a gradient for the state and the layers.
 
@@ -319,7 +329,8 @@ def integrate(
         grid: the fractions that the loop steps through; may be filled by the loop.
         counter: counts evaluations of the field.
         recompute: keep only the states at the start of the steps.
+        n_stages: how many stages the solve has, where that is known.
     """
-    stepper = TapeStepper(stack, tableau, clock, z, counter, recompute=recompute)
+    stepper = TapeStepper(stack, tableau, clock, z, counter, recompute=recompute, n_stages=max(n_stages, 1))
     final: Tensor = _TapedSolve.apply(stepper, loop, grid, z, *_tensors_of(stack.layers))
     return final
