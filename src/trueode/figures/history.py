@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from trueode.figures.theme import BLUE, DARK, GREEN, GREY, VERMILION, new_figure, tell_empty, themed
+from trueode.figures.theme import BLUE, DARK, GREEN, GREY, VERMILION, logarithmic_y, new_figure, tell_empty, themed
 
 Array = NDArray[np.float64]
 History = Mapping[str, Array]
@@ -64,7 +64,7 @@ def effort(history: History) -> Figure:
     if adaptive:
         _steps(panels[2], history, "tolerance", DARK)
         panels[2].set_ylabel("tolerance")
-        _log_if_positive(panels[2])
+        logarithmic_y(panels[2])
     for panel in panels[:2]:
         if panel.lines:
             panel.set_ylim(0, max(1.0, panel.dataLim.y1) * 1.15)
@@ -90,7 +90,7 @@ def _curves(axes: Axes, history: History, name: str, *, scale: float, log: bool)
     if not axes.lines:
         return tell_empty(axes)
     if log:
-        _log_if_positive(axes)
+        logarithmic_y(axes)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
 
 
@@ -100,9 +100,7 @@ def _steps(axes: Axes, history: History, name: str, colour: str, label: str = ""
     if len(values):
         marker = "o" if len(values) == 1 else ""
         x, y = _thinned(iteration, values)
-        axes.plot(
-            x, y, color=colour, label=label, linewidth=width, marker=marker, drawstyle="steps-post", alpha=0.9
-        )
+        axes.plot(x, y, color=colour, label=label, linewidth=width, marker=marker, drawstyle="steps-post", alpha=0.9)
     elif not axes.lines and not axes.texts:
         tell_empty(axes)
 
@@ -140,10 +138,3 @@ def _running_mean(y: Array) -> Array:
     high = np.minimum(np.arange(len(y)) + half + 1, len(y))
     mean: Array = (total[high] - total[low]) / (high - low)
     return mean
-
-
-def _log_if_positive(axes: Axes) -> None:
-    """Logarithmic y axis where every value allows it."""
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.empty(0)])
-    if len(values) and values.min() > 0:
-        axes.set_yscale("log")

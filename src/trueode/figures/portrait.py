@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from trueode.figures.theme import DARK, GREY, colour, new_figure, tell_empty, themed
+from trueode.figures.theme import DARK, colour, new_figure, tell_empty, themed
 
 Portrait = Mapping[str, Any]
 
@@ -32,10 +32,9 @@ def trajectories(portrait: Portrait) -> Figure:
     Trajectories of an autonomous ODE cannot cross; where these do, the discretisation is too coarse.
     """
     figure, axes = _plane("Trajectories", portrait)
-    paths = np.asarray(portrait["paths"], dtype=float).reshape(-1, *np.shape(portrait["paths"])[1:])
+    paths = np.asarray(portrait["paths"], dtype=float)
     labels = np.asarray(portrait["labels"])
-    finite = np.isfinite(paths).all(axis=(0, 2)) if paths.size else np.zeros(len(labels), dtype=bool)
-    chosen = np.flatnonzero(finite)
+    chosen = np.flatnonzero(np.isfinite(paths).all(axis=(0, 2)))
     chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), PATHS)).astype(int))]
     if not len(chosen):
         tell_empty(axes)
@@ -47,10 +46,14 @@ def trajectories(portrait: Portrait) -> Figure:
         axes.plot(*own[0].T, "o", markerfacecolor="white", markeredgecolor=tint, markersize=4.2, markeredgewidth=1.0)
         axes.plot(*own[-1].T, "o", color=tint, markersize=4.2, markeredgewidth=0)
     axes.autoscale_view()
-    _classes(axes, labels[chosen], extra=[
-        Line2D([], [], marker="o", linestyle="none", markerfacecolor="white", markeredgecolor=DARK, label="start"),
-        Line2D([], [], marker="o", linestyle="none", color=DARK, label="end"),
-    ])  # fmt: skip
+    _classes(
+        figure,
+        labels[chosen],
+        extra=[
+            Line2D([], [], marker="o", linestyle="none", markerfacecolor="white", markeredgecolor=DARK, label="start"),
+            Line2D([], [], marker="o", linestyle="none", color=DARK, label="end"),
+        ],
+    )
     return figure
 
 
@@ -65,10 +68,19 @@ def regions(portrait: Portrait) -> Figure:
     if len(x) > 1 and len(y) > 1:
         n_classes = int(max(np.nanmax(areas), labels.max(initial=0))) + 1
         pale = ListedColormap([0.72 + 0.28 * np.array(to_rgb(colour(k))) for k in range(n_classes)])
+        axes.set_aspect("equal", adjustable="box")
         half_x, half_y = (x[1] - x[0]) / 2, (y[1] - y[0]) / 2
         extent = (x[0] - half_x, x[-1] + half_x, y[0] - half_y, y[-1] + half_y)
-        axes.imshow(areas, origin="lower", extent=extent, cmap=pale, vmin=-0.5, vmax=n_classes - 0.5,
-                    interpolation="nearest", zorder=0)  # fmt: skip
+        axes.imshow(
+            areas,
+            origin="lower",
+            extent=extent,
+            cmap=pale,
+            vmin=-0.5,
+            vmax=n_classes - 0.5,
+            interpolation="nearest",
+            zorder=0,
+        )
     finite = np.isfinite(output).all(axis=1)
     if not finite.any():
         tell_empty(axes)
@@ -76,26 +88,27 @@ def regions(portrait: Portrait) -> Figure:
     for label in np.unique(labels[finite]):
         own = output[finite & (labels == label)]
         axes.plot(*own.T, "o", color=colour(int(label)), markersize=3.6, markeredgecolor="white", markeredgewidth=0.3)
-    _classes(axes, labels[finite])
+    _classes(figure, labels[finite])
     return figure
 
 
 def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
-    """A square panel of equal units, with the solver and its accuracy below the title."""
-    figure = new_figure(5.4, 5.6)
-    axes = figure.add_subplot(xlabel="$z_1$", ylabel="$z_2$", title=title)
-    axes.set_aspect("equal", adjustable="datalim")
+    """A panel of equal units, with the solver and its accuracy below the title."""
     facts = [str(portrait.get("solver", ""))]
     accuracy = portrait.get("accuracy")
     if accuracy is not None and np.isfinite(accuracy):
         facts.append(f"accuracy {100 * float(accuracy):.1f} %")
-    axes.annotate(", ".join(filter(None, facts)), (0, 1), xycoords="axes fraction", xytext=(0, -2),
-                  textcoords="offset points", va="top", color=GREY)  # fmt: skip
+    figure = new_figure(5.4, 5.7)
+    figure.subplots_adjust(top=0.89, bottom=0.15)
+    axes = figure.add_subplot(xlabel="$z_1$", ylabel="$z_2$", title=title + "\n" + ", ".join(filter(None, facts)))
+    axes.set_aspect("equal", adjustable="datalim")
     return figure, axes
 
 
-def _classes(axes: Axes, labels: NDArray[Any], extra: list[Line2D] | None = None) -> None:
+def _classes(figure: Figure, labels: NDArray[Any], extra: list[Line2D] | None = None) -> None:
     """Which colour is which class."""
-    handles = [Line2D([], [], marker="o", linestyle="none", color=colour(int(label)), label=f"class {label}")
-               for label in np.unique(labels)]  # fmt: skip
-    axes.legend(handles=[*handles, *(extra or [])], loc="lower center", bbox_to_anchor=(0.5, -0.2), ncols=6)
+    handles = [
+        Line2D([], [], marker="o", linestyle="none", color=colour(int(label)), label=f"class {label}")
+        for label in np.unique(labels)
+    ]
+    figure.legend(handles=[*handles, *(extra or [])], loc="lower center", ncols=6)

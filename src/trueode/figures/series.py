@@ -15,9 +15,7 @@ SHOWN = 4
 
 
 @themed
-def time_series(
-    t: ArrayLike, truth: ArrayLike, predicted: ArrayLike, names: Sequence[str] | None = None
-) -> Figure:
+def time_series(t: ArrayLike, truth: ArrayLike, predicted: ArrayLike, names: Sequence[str] | None = None) -> Figure:
     """Truth (dots) and prediction (lines) of the first four trajectories, a panel each, a colour per component.
 
     Args:
@@ -33,8 +31,9 @@ def time_series(
         tell_empty(figure.add_subplot(title="Predicted trajectories", xlabel="time"))
         return figure
     columns = min(n, 2)
-    panels = figure.subplots(-(-n // columns), columns, sharex=True, sharey=True, squeeze=False,
-                             gridspec_kw={"hspace": 0.16, "wspace": 0.08})  # fmt: skip
+    panels = figure.subplots(
+        -(-n // columns), columns, sharex=True, sharey=True, squeeze=False, gridspec_kw={"hspace": 0.16, "wspace": 0.08}
+    )
     width = true.shape[2]
     labels = list(names) if names is not None else [f"$z_{{{k + 1}}}$" for k in range(width)]
     for number, axes in enumerate(panels.flat):
@@ -52,6 +51,7 @@ def time_series(
         Line2D([], [], marker="o", linestyle="none", color=DARK, markersize=3.2, label="truth"),
         Line2D([], [], color=DARK, label="predicted"),
     ]
-    panels[0, -1].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=6, borderaxespad=0.2,
-                         columnspacing=1.2)  # fmt: skip
+    panels[0, -1].legend(
+        handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=6, borderaxespad=0.2, columnspacing=1.2
+    )
     return figure

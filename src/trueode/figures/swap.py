@@ -8,9 +8,21 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
-from trueode.figures.theme import BLUE, DARK, GREEN, GREY, PURPLE, VERMILION, new_figure, tell_empty, themed
+from trueode.figures.theme import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    PURPLE,
+    VERMILION,
+    logarithmic_y,
+    new_figure,
+    tell_empty,
+    themed,
+)
 
 Row = Mapping[str, Any]
 
@@ -21,10 +33,10 @@ MARKS: dict[str, tuple[str, str]] = {
     "rk4": ("^", GREEN),
     "heun2": ("s", PURPLE),
     "rk4_38": ("v", "#8c6d1f"),
-    "fehlberg2": ("o", BLUE),
-    "bosh3": ("s", PURPLE),
+    "fehlberg2": ("P", "#56b4e9"),
+    "bosh3": ("p", "#e69f00"),
     "dopri5": ("D", VERMILION),
-    "tsit5": ("v", GREEN),
+    "tsit5": ("h", PURPLE),
 }
 
 
@@ -36,7 +48,7 @@ def solver_swap(rows: Sequence[Row], training: object = "") -> Figure:
         rows: one per solver value, with ``solver``, ``kind`` (``"fixed"`` or ``"adaptive"``), ``n_steps`` (realised),
             ``tol``, ``accuracy`` or ``mse``, ``flips`` (share of predictions that differ from the training solver's) and
             ``is_training``.
-        training: the training solver in words, for the title.
+        training: the training solver in words, for the label of its point.
 
     Fixed solvers stand on a logarithmic axis of realised steps, adaptive ones on 1/tolerance, side by side.
     """
@@ -44,9 +56,13 @@ def solver_swap(rows: Sequence[Row], training: object = "") -> Figure:
     kinds = [kind for kind in ("fixed", "adaptive") if any(row.get("kind") == kind for row in rows)] or ["fixed"]
     figure = new_figure(6.8 if len(kinds) == 1 else 9.2, 5.0)
     panels = figure.subplots(
-        2, len(kinds), sharex="col", sharey="row", squeeze=False,
+        2,
+        len(kinds),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
         gridspec_kw={"height_ratios": [2.2, 1], "hspace": 0.14, "wspace": 0.08},
-    )  # fmt: skip
+    )
     for (upper, lower), kind in zip(panels.T, kinds, strict=True):
         chosen = [row for row in rows if row.get("kind") == kind and np.isfinite(_fineness(row))]
         lower.set_xlabel("steps" if kind == "fixed" else "1 / tolerance")
@@ -59,13 +75,13 @@ def solver_swap(rows: Sequence[Row], training: object = "") -> Figure:
         _fineness_axis(lower, chosen, kind)
         for row in chosen:
             if row.get("is_training"):
-                _point_out(upper, row, name, scale=100.0 if name == "accuracy" else 1.0)
+                _point_out(upper, row, name, training, scale=100.0 if name == "accuracy" else 1.0)
     first, below = panels[:, 0]
     first.set_ylabel("accuracy (%)" if name == "accuracy" else name)
-    first.set_title(f"Other solvers than in training ({training})" if training else "Other solvers than in training")
+    first.set_title("One model, many solvers")
     below.set_ylabel("predictions\nchanged (%)")
     figure.align_ylabels(panels[:, 0])
-    _value_axes(first, below, name)
+    _value_axes(panels[0], panels[1], name)
     _legend(figure, panels[0])
     return figure
 
@@ -78,21 +94,48 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, scale: float) -> None:
         axes.plot(
             [_fineness(row) for row in own],
             [_number(row, name) * scale for row in own],
-            marker=marker, color=tint, linewidth=1.0, markersize=7, markeredgewidth=1.6,
-            markerfacecolor="none" if marker != "x" else tint, label=solver, clip_on=False,
-        )  # fmt: skip
+            marker=marker,
+            color=tint,
+            linewidth=1.0,
+            markersize=7,
+            markeredgewidth=1.6,
+            markerfacecolor="none" if marker != "x" else tint,
+            label=solver,
+            clip_on=False,
+        )
 
 
-def _point_out(axes: Axes, row: Row, name: str, scale: float) -> None:
-    """The training point: dark, larger, with its name."""
+def _point_out(axes: Axes, row: Row, name: str, training: object, scale: float) -> None:
+    """The training point: dark, larger, with its name above."""
     x, y = _fineness(row), _number(row, name) * scale
     if not np.isfinite(y):
         return
     marker, _ = MARKS.get(str(row["solver"]), ("P", GREY))
-    axes.plot([x], [y], marker=marker, color=DARK, markersize=9, markeredgewidth=1.8, linestyle="none", zorder=4,
-              label="_training", clip_on=False)  # fmt: skip
-    axes.annotate("trained here", (x, y), xytext=(0, -11), textcoords="offset points", ha="center", va="top",
-                  fontsize=9, fontweight="bold")  # fmt: skip
+    axes.plot(
+        [x],
+        [y],
+        marker=marker,
+        color=DARK,
+        markersize=9,
+        markeredgewidth=1.8,
+        linestyle="none",
+        zorder=4,
+        label="_training",
+        clip_on=False,
+    )
+    left, right = axes.get_xlim()
+    place = np.log(x / left) / np.log(right / left)
+    align, shift = ("left", -6) if place < 0.3 else ("right", 6) if place > 0.7 else ("center", 0)
+    axes.annotate(
+        f"trained with {training}" if training else "trained here",
+        (x, y),
+        xytext=(shift, 9),
+        textcoords="offset points",
+        ha=align,
+        va="bottom",
+        fontsize=9,
+        fontweight="bold",
+    )
 
 
 def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
@@ -110,25 +153,53 @@ def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
-def _value_axes(upper: Axes, lower: Axes, name: str) -> None:
-    """Room for the labels, and the natural ends of shares."""
-    values = [y for axes in upper.figure.axes for line in axes.lines for y in np.asarray(line.get_ydata(), dtype=float)
-              if axes.get_shared_y_axes().joined(axes, upper) and np.isfinite(y)]  # fmt: skip
-    if values and name == "accuracy":
-        low = min(values)
-        upper.set_ylim(max(0.0, low - max(2.0, 0.18 * (100 - low))), 100.0 + 0.03 * max(2.0, 100 - low))
-    elif values and min(values) > 0:
-        upper.set_yscale("log")
-        upper.margins(y=0.2)
-    highest = [np.nanmax(line.get_ydata()) for line in lower.lines if np.isfinite(line.get_ydata()).any()]
-    lower.set_ylim(0, max([1.0, *highest]) * 1.15)
+def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> None:
+    """Room for the training label above, and the natural ends of shares."""
+    values = _drawn(uppers)
+    if len(values) and name == "accuracy":
+        span = max(2.0, np.ptp(values))
+        uppers[0].set_ylim(max(0.0, values.min() - 0.15 * span), values.max() + 0.2 * span)
+        uppers[0].yaxis.set_major_locator(_UpTo(100.0, nbins=7))
+    elif len(values):
+        uppers[0].margins(y=0.2)
+        logarithmic_y(uppers[0])
+    lowers[0].set_ylim(0, 1.15 * max(1.0, _drawn(lowers).max(initial=0.0)))
+
+
+def _drawn(panels: Sequence[Axes]) -> NDArray[np.float64]:
+    """All finite values drawn in these panels."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.lines]
+    values = np.concatenate([np.empty(0), *lines])
+    finite: NDArray[np.float64] = values[np.isfinite(values)]
+    return finite
+
+
+class _UpTo(MaxNLocator):
+    """Ticks that end at the largest possible value: no accuracy above 100 per cent."""
+
+    def __init__(self, largest: float, nbins: int) -> None:
+        super().__init__(nbins=nbins, steps=[1, 2, 5, 10])
+        self.largest = largest
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        ticks = np.asarray(super().tick_values(vmin, vmax))
+        return ticks[ticks <= self.largest]
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    entries = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    entries = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     if entries:
-        panels[-1].legend(entries.values(), entries.keys(), loc="lower right", bbox_to_anchor=(1, 1), ncols=6,
-                          borderaxespad=0.2, columnspacing=1.2)  # fmt: skip
+        panels[-1].legend(
+            entries.values(),
+            entries.keys(),
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=6,
+            borderaxespad=0.2,
+            columnspacing=1.2,
+        )
 
 
 def _fineness(row: Row) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 P = ParamSpec("P")
 
@@ -44,12 +46,12 @@ STYLE: dict[str, Any] = {
     "savefig.dpi": "figure",
     "savefig.bbox": None,  # a tight box would draw every figure twice and vary its size
 }
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 0.78, 0.22, 0.42, 0.55  # inches
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 0.9, 0.22, 0.42, 0.55  # inches
 
 
 def style() -> AbstractContextManager[None]:
     """The theme as a context: what is drawn or saved inside it looks alike, and nothing outside it changes."""
-    return mpl.rc_context(STYLE)
+    return mpl.rc_context(cast(Any, STYLE))
 
 
 def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -79,6 +81,20 @@ def new_figure(width: float = 6.4, height: float = 3.8) -> Figure:
 def colour(index: int) -> str:
     """Colour of the class or series ``index``."""
     return PALETTE[index % len(PALETTE)]
+
+
+def logarithmic_y(axes: Axes) -> None:
+    """Logarithmic y axis with numbers written out, where every value drawn is positive; else leave it linear."""
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
+    values = np.concatenate(drawn) if drawn else np.empty(0)
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() <= 0:
+        return
+    axes.set_yscale("log")
+    narrow = values.max() < 30 * values.min()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def tell_empty(axes: Axes, text: str = "no data") -> None:
