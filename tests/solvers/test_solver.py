@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from math import ceil, isclose
 
@@ -23,7 +24,7 @@ def test_grid_of_a_step_size(h: float, length: float) -> None:
     assert grid[0] == 0
     assert grid[-1] == 1
     assert len(grid) - 1 == solver.count(length) >= length / h - 1e-6
-    steps = [(b - a) * length for a, b in zip(grid, grid[1:], strict=False)]
+    steps = [(b - a) * length for a, b in itertools.pairwise(grid)]
     assert all(isclose(step, min(h, length), rel_tol=1e-6) for step in steps[:-1])
     assert 0 < steps[-1] <= h * (1 + 1e-6)
 

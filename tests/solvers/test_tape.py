@@ -1,0 +1,150 @@
+"""The gradient written by hand equals that of autograd."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.problems import states
+from trueode.catalog import ACTIVATIONS, METHODS
+from trueode.layers import Layer, LayerStack
+from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Solver, solve
+from trueode.solvers.stack import ACTIVATIONS as FUNCTIONS
+from trueode.solvers.stack import stack_field
+
+
+class Stack(nn.Module):
+    """A dense field that tells its layers, or keeps them to itself."""
+
+    def __init__(self, activation: str = "tanh", timed: bool = False, tells: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        widths = [2, 6, 5, 2]
+        self.weights = nn.ParameterList(torch.randn(a, b).double() / 2 for a, b in itertools.pairwise(widths))
+        self.biases = nn.ParameterList(torch.randn(b).double() / 2 for b in widths[1:])
+        self.time_weight = nn.Parameter(torch.randn(6).double()) if timed else None
+        self.activation, self.tells = activation, tells
+
+    def stack(self) -> LayerStack:
+        names = [self.activation, self.activation, "identity"]
+        times = [self.time_weight, None, None]
+        return LayerStack(tuple(map(Layer, self.weights, self.biases, names, times)))
+
+    def layer_stack(self, shape: torch.Size) -> LayerStack | None:
+        return self.stack() if self.tells else None
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return stack_field(self.stack())(t, z)
+
+
+def gradients(field: Stack, solver: Solver, gradient: Backprop | Checkpoint, **options: object) -> list[Tensor]:
+    z0 = (2 * states(7)).requires_grad_()
+    solution = solve(field, z0, (0.5, 2.0), solver=solver, gradient=gradient, **options)  # type: ignore[arg-type]
+    total = solution.z.square().sum() + (0 if solution.zs is None else solution.zs.sum())
+    return [solution.z.detach(), *torch.autograd.grad(total, [z0, *field.parameters()])]
+
+
+SOLVERS = [FixedStep(name, n_steps=3) for name in METHODS]
+SOLVERS += [FixedStep("euler", step_size=0.04), FixedStep("rk4", step_size=0.1)]  # more stages than a chunk of the tape
+SOLVERS += [Adaptive(name, 1e-3, 1e-3) for name, method in METHODS.items() if method.kind == "adaptive"]
+SOLVERS += [Adaptive("dopri5", 1e-7, 1e-7, first_step=1.0), Adaptive("bosh3", 1e-3, 1e-3, per_sample=True)]
+
+
+@pytest.mark.parametrize("timed", [False, True], ids=["autonomous", "timed"])
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_equals_autograd_for_every_method(solver: Solver, timed: bool) -> None:
+    expected = gradients(Stack(timed=timed, tells=False), solver, Backprop())
+    for gradient in (Backprop(), Checkpoint()):
+        found = gradients(Stack(timed=timed), solver, gradient)
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("timed", [False, True], ids=["autonomous", "timed"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_equals_autograd_for_every_activation(activation: str, timed: bool) -> None:
+    for solver in (FixedStep("rk4", n_steps=3), Adaptive("dopri5", 1e-4, 1e-4)):
+        expected = gradients(Stack(activation, timed, tells=False), solver, Backprop())
+        for gradient in (Backprop(), Checkpoint()):
+            for x, y in zip(gradients(Stack(activation, timed), solver, gradient), expected, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+
+
+def test_every_activation_is_known() -> None:
+    assert set(FUNCTIONS) == set(ACTIVATIONS)
+
+
+def test_saved_states_go_the_ordinary_way() -> None:
+    for solver in (FixedStep("rk4", n_steps=3), Adaptive("dopri5", 1e-4, 1e-4)):
+        found = gradients(Stack(timed=True), solver, Backprop(), save_at=[0.7, 2.0])
+        expected = gradients(Stack(timed=True, tells=False), solver, Backprop(), save_at=[0.7, 2.0])
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+
+
+def test_statistics_are_the_same() -> None:
+    for solver in SOLVERS:
+        told, kept = (solve(Stack(tells=tells), states(), solver=solver) for tells in (True, False))
+        assert told.nfe == kept.nfe
+        assert torch.equal(torch.as_tensor(told.n_steps), torch.as_tensor(kept.n_steps))
+
+
+@pytest.mark.parametrize("gradient", [Backprop(), Checkpoint()], ids=["backprop", "checkpoint"])
+def test_gradients_of_gradients(gradient: Backprop | Checkpoint) -> None:
+    field, z0 = Stack(timed=True), states(2).requires_grad_()
+    solver = FixedStep("rk4", n_steps=2)
+
+    def flow(z: Tensor, *_: Tensor) -> Tensor:
+        return solve(field, z, solver=solver, gradient=gradient).z
+
+    assert torch.autograd.gradcheck(flow, (z0, *field.parameters()))
+    assert torch.autograd.gradgradcheck(flow, (z0, *field.parameters()))
+
+
+def test_backward_twice_through_a_kept_graph() -> None:
+    field, z0 = Stack(), states().requires_grad_()
+    z = solve(field, z0, solver=FixedStep("rk4", n_steps=3)).z
+    first, second = (torch.autograd.grad(z.sum(), z0, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_weight_changed_before_backward_is_an_error() -> None:
+    field = Stack()
+    z = solve(field, states(), solver=FixedStep("euler", n_steps=3)).z
+    with torch.no_grad():
+        field.weights[0].add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_ends_of_time_that_need_gradients() -> None:
+    found = []
+    for tells in (True, False):
+        end = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        z = solve(Stack(timed=True, tells=tells), states(), (0.0, end), solver=FixedStep("rk4", n_steps=4)).z
+        found.append(torch.autograd.grad(z.sum(), end)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_function_transforms_take_the_ordinary_way() -> None:
+    field, z0, solver = Stack(timed=True), states(), FixedStep("rk4", n_steps=3)
+    found = torch.func.jacrev(lambda z: solve(field, z, solver=solver).z.sum(0))(z0)
+    z0.requires_grad_()
+    rows = [torch.autograd.grad(solve(field, z0, solver=solver).z.sum(0)[i], z0)[0] for i in range(2)]
+    torch.testing.assert_close(found, torch.stack(rows))
+
+
+def test_adjoint_takes_the_ordinary_way() -> None:
+    field, z0, solver = Stack(), states(), FixedStep("rk4", n_steps=3)
+    expected = solve(field, z0, solver=solver).z
+    torch.testing.assert_close(solve(field, z0, solver=solver, gradient=Adjoint()).z, expected)
+
+
+def test_empty_batch() -> None:
+    field = Stack()
+    z = solve(field, states(0).requires_grad_(), solver=FixedStep("rk4", n_steps=3)).z
+    z.sum().backward()
+    assert all(bool((p.grad == 0).all()) for p in field.parameters() if p.grad is not None)
