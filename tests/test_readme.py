@@ -1,0 +1,272 @@
+"""The README is run: its commands one after another in one directory, its Python in between; and the examples."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import pickle
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# The commands that have always been documented, to the letter.
+DOCUMENTED = (
+    "python train.py --solver euler --step_size 0.1",
+    "python train.py --help",
+    "python train.py --use_gpu true",
+    "python train.py --adjoint true",
+    "python train.py --use_step_adaption_algo true",
+    "python train.py --dataset concentric_sphere2 --solver euler --step_size 0.015625 --lr 0.0001 --network simple_odenet --ch_residual_block 32 --batch_size 128 --niter 10000 --evaluate_text_acc true --evaluate_with_different_solver true  --test_solver_list euler midpoint rk4 --test_factor_list 0.5 0.75 1. 1.5 2.",
+    "python train.py --dataset cifar10 --solver dopri5 --tol 0.001 --lr 0.0001 --network odenet --ch_residual_block 128 --batch_size 256 --niter 7800 --evaluate_text_acc true --evaluate_with_different_solver true  --test_solver_list dopri5 --test_factor_list 0.1 1. 10.",
+    "python train.py --dataset cifar10 --solver euler --lr 0.0001 --network odenet --ch_residual_block 128 --batch_size 256 --niter 7800 --evaluate_text_acc true --use_step_adaptation true",
+)
+SPELLINGS = {
+    "evaluate_text_acc": "evaluate_test_acc",
+    "evaluate_with_different_solver": "evaluate_with_dif_solver",
+    "use_step_adaptation": "use_step_adaption_algo",
+}
+IMAGE_SETS = ("mnist", "cifar10", "image_folder")
+NOT_IN_CONFIG = ("niter", "name", "resume", "overwrite", "phase", "split", "options_file")
+
+# A child that trusts the small archive instead of the published one, then is train.py.
+TRUSTING_DRIVER = """
+import hashlib, runpy, sys, tarfile
+from torchvision.datasets import CIFAR10
+archive = sys.argv.pop(1)
+with tarfile.open(archive) as tar:
+    sums = {m.name.split("/")[-1]: hashlib.md5(tar.extractfile(m).read()).hexdigest() for m in tar if m.isfile()}
+with open(archive, "rb") as file:
+    CIFAR10.tgz_md5 = hashlib.md5(file.read()).hexdigest()
+CIFAR10.train_list = [[f"data_batch_{k}", sums[f"data_batch_{k}"]] for k in range(1, 6)]
+CIFAR10.test_list = [["test_batch", sums["test_batch"]]]
+CIFAR10.meta = CIFAR10.meta | {"md5": sums["batches.meta"]}
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def blocks() -> Iterator[tuple[str, str]]:
+    """Fenced blocks of the README: (language, text), in order."""
+    for match in re.finditer(r"^```(.*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        yield match[1].strip(), match[2]
+
+
+def commands(block: str) -> list[str]:
+    """The training commands of a shell block, continuation lines joined."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if re.match(r"\s*(python train\.py|torchrun )", line)]
+
+
+def flags(command: str) -> dict[str, list[str]]:
+    """``--name value …`` of a command, as lists of words."""
+    found: dict[str, list[str]] = {}
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            found[word[2:].split("=")[0]] = word.split("=")[1:]
+        elif found:
+            found[list(found)[-1]].append(word)
+    return {SPELLINGS.get(name, name): values for name, values in found.items()}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A working directory with train.py and options/, as after cloning."""
+    for name in ("train.py", "options"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def test_every_documented_command_stands_in_the_readme_as_printed():
+    printed = [command for _, block in blocks() for command in commands(block)]
+    assert [command for command in DOCUMENTED if command not in printed] == []
+
+
+def test_files_that_the_readme_points_to_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_make_targets_of_the_readme_exist():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"\bmake ([a-z]+)`|^make ([a-z]+)$", README, re.MULTILINE)) <= {
+        pair for target in targets for pair in ((target, ""), ("", target))
+    }
+
+
+def test_the_readme_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    """Everything in it, from top to bottom, in one working directory."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    scope: dict[str, Any] = {"__name__": "readme"}
+    for language, block in blocks():
+        if language == "python":
+            exec(compile(block, "README.md", "exec"), scope)
+            continue
+        for command in commands(block):
+            dataset = flags(command).get("dataset", ["concentric_sphere2"])[0]
+            if dataset in IMAGE_SETS and find_spec("torchvision") is None:
+                continue
+            provide_images(dataset, command)
+            check(command, *run(command, dataset))
+
+
+def run(command: str, dataset: str) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
+    """Run a command with few iterations; also return the run directories that it made or worked in."""
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        words = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+    elif dataset == "cifar10":
+        words = [sys.executable, "-c", TRUSTING_DRIVER, "data/cifar-10-python.tar.gz", *words[2:]]
+    else:
+        words[0] = sys.executable
+    options = flags(command)
+    if "infer" not in options.get("phase", []):
+        words += ["--niter", "2" if dataset == "cifar10" else "40" if "resume" in options else "20"]
+    before = set(Path("experiments").glob("*"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PET_MASTER_PORT": str(port), "COLUMNS": "120"}
+    result = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment)
+    made = set(Path("experiments").glob("*")) - before
+    named = [Path("experiments") / name for name in options.get("name", [])]
+    return result, named or sorted(made)
+
+
+def check(command: str, result: subprocess.CompletedProcess[str], runs: list[Path]) -> None:
+    """The command did what it says."""
+    told = f"\n$ {command}\n{result.stdout}\n{result.stderr}"
+    options = flags(command)
+    if options.get("use_gpu") == ["true"] and not gpu_exists():
+        assert result.returncode == 2, told
+        assert re.search("cuda|gpu", result.stdout + result.stderr, re.IGNORECASE), told
+        return
+    assert result.returncode == 0, told
+    if "help" in options:
+        for name in yaml.safe_load(Path("options/default_config.yaml").read_text()):
+            assert f"--{name}" in result.stdout, name
+        return
+    assert len(runs) == 1, told
+    check_run(runs[0], options, told)
+
+
+def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:
+    """The run directory is whole, and its config says what the flags said."""
+    for name in ("config.yaml", "history.csv", "run.json", "figures/loss.png", "figures/effort.png"):
+        assert (run / name).is_file(), (name, told)
+    assert list((run / "checkpoints").iterdir()), told
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for name, words in options.items():
+        if name not in NOT_IN_CONFIG and name in config:
+            values = [yaml.safe_load(word) for word in words]
+            value = config[name] if isinstance(config[name], list) else [config[name]]
+            assert [*map(str, value)] == [*map(str, values)] or value == values, (name, told)
+    history = list(csv.DictReader((run / "history.csv").open()))
+    assert history, told
+    assert all(np.isfinite(float(row["loss"])) for row in history), told
+    assert "ODE" in told, told  # the closing sentence
+    if options.get("adjoint") == ["true"]:
+        assert config["autodif"] == "adjoint", told
+    if options.get("evaluate_test_acc") == ["true"]:
+        assert any(row["test_accuracy"] for row in history), told
+    if options.get("use_step_adaption_algo") == ["true"]:
+        assert float(history[-1]["step_size"]) < 1, told  # the start rule chose it, not the default
+    if options.get("evaluate_with_dif_solver") == ["true"]:
+        rows = json.loads((run / "solver_swap.json").read_text())
+        rows = rows if isinstance(rows, list) else rows["rows"]
+        assert {row["solver"] for row in rows} >= set(options["test_solver_list"]), told
+        factors = {factor for row in rows for factor in row["factors"]}
+        assert factors >= {float(word) for word in options["test_factor_list"]}, told
+        assert (run / "solver_swap.csv").is_file(), told
+        assert (run / "figures/solver_swap.png").is_file(), told
+
+
+def gpu_exists() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def provide_images(dataset: str, command: str) -> None:
+    """A few images in the published layout where the command looks for them, made once."""
+    options = flags(command)
+    folder = Path(options.get("data_dir", ["data"])[0])
+    if dataset == "cifar10" and not (folder / "cifar-10-python.tar.gz").exists():
+        small_cifar10(folder / "cifar-10-python.tar.gz")
+    elif dataset == "mnist" and not (folder / "MNIST").exists():
+        small_mnist(folder / "MNIST" / "raw")
+    elif dataset == "image_folder" and not folder.exists():
+        small_image_folder(folder, varied="image_size" in options)
+
+
+def small_cifar10(path: Path) -> None:
+    """cifar-10-python.tar.gz with one image per training file and two for testing."""
+    random = np.random.default_rng(0)
+
+    def batch(n: int) -> dict[str, Any]:
+        return {
+            "data": random.integers(0, 256, (n, 3072), dtype=np.uint8),
+            "labels": random.integers(0, 10, n).tolist(),
+        }
+
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    members = {f"data_batch_{k}": batch(1) for k in range(1, 6)}
+    members |= {"test_batch": batch(2), "batches.meta": {"label_names": names}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            data = pickle.dumps(content, protocol=2)
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def small_mnist(folder: Path) -> None:
+    """The four idx files, as published and unpacked, with a few images each."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for part, n in (("train", 12), ("t10k", 4)):
+        images, labels = random.integers(0, 256, (n, 28, 28), dtype=np.uint8), random.integers(0, 10, n, dtype=np.uint8)
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">i4").tobytes()
+            (folder / f"{part}-{name}-ubyte").write_bytes(header + values.tobytes())
+            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+
+
+def small_image_folder(folder: Path, *, varied: bool) -> None:
+    """Two classes of PNG files."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for part, n in (("train", 4), ("test", 2)):
+        for label in ("cat", "dog"):
+            (folder / part / label).mkdir(parents=True)
+            for k in range(n):
+                height, width = (36 + 4 * k, 48) if varied else (32, 32)
+                pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / label / f"{k}.png")
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(script: Path, tmp_path: Path):
+    words = [sys.executable, "-W", "error", str(script), "--iterations", "5"]
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
