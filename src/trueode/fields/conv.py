@@ -13,8 +13,9 @@ from trueode.errors import UsageError
 from trueode.fields.plain import ACTIVATIONS, append_time, check_activation, is_plain
 from trueode.layers import Layer, LayerStack
 
-# Up to this length one dense matrix for all positions beats the convolution (its work grows with the square).
-LONGEST_DENSE = 8
+# One matrix for all positions beats a convolution of width 3: up to length 3 it has no more entries than the convolution
+# has products, and up to this width (length x hidden) the smaller overhead outweighs them (measured).
+WIDEST_DENSE = 256
 
 
 class ConvField(nn.Module):
@@ -43,11 +44,16 @@ class ConvField(nn.Module):
         self.conv1 = conv(channels + time_dependent, hidden, 1)
         self.conv2 = conv(hidden, hidden, 3, padding=1)
         self.conv3 = conv(hidden, channels, 1)
+        self._built = self._geometry()
         if dim == 2:  # the layout in which CPUs (oneDNN) convolve fastest; otherwise weights are copied at every call
             self.to(memory_format=torch.channels_last)
 
     def extra_repr(self) -> str:
         return f"act={self.act}, time_dependent={self.time_dependent}"
+
+    def _geometry(self) -> list[object]:
+        """What a convolution does besides its weights; another one may have been put in its place."""
+        return [(m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.padding_mode) for m in self.children()]
 
     def _is_plain(self) -> bool:
         return is_plain(self, ConvField, nn.Conv1d if self.dim == 1 else nn.Conv2d)
@@ -78,20 +84,22 @@ class ConvField(nn.Module):
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
         """The field as matrices for states ``(batch, c, length)``; None where that is slower or not the same."""
-        if self.dim != 1 or len(state_shape) != 3 or not self._is_plain():
+        if self.dim != 1 or len(state_shape) != 3 or not self._is_plain() or self._built != self._geometry():
             return None
-        length, w1, w2, w3 = state_shape[2], self.conv1.weight, self.conv2.weight, self.conv3.weight
-        if state_shape[1] != self.channels or not 1 <= length <= LONGEST_DENSE:
+        length = state_shape[2]
+        (w1, b1), (w2, b2), (w3, b3) = ((conv.weight, conv.bias) for conv in (self.conv1, self.conv2, self.conv3))
+        if state_shape[1] != self.channels or not (1 <= length <= 3 or length * len(w2) <= WIDEST_DENSE):
             return None
-        time_weight = None
-        first = w1.squeeze(2)
+        if b1 is None or b2 is None or b3 is None:
+            return None
+        first, time_weight = w1.squeeze(2), None
         if self.time_dependent:
             first, time_weight = first[:, :-1], first[:, -1]
         return LayerStack(
             (
-                Layer(first.t(), self.conv1.bias, self.act, time_weight),
-                Layer(dense_convolution(w2, length), self.conv2.bias.repeat(length), self.act),
-                Layer(w3.squeeze(2).t(), self.conv3.bias, "identity"),
+                Layer(first.t(), b1, self.act, time_weight),
+                Layer(dense_convolution(w2, length), b2.repeat(length), self.act),
+                Layer(w3.squeeze(2).t(), b3, "identity"),
             ),
             channels_last=True,
         )
@@ -99,9 +107,9 @@ class ConvField(nn.Module):
 
 @cache
 def _taps(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(length * length, 3)``: 1 where input position j reaches output position l through tap k = j - l + 1."""
-    j, l, k = torch.meshgrid(torch.arange(length), torch.arange(length), torch.arange(3), indexing="ij")
-    return (k == j - l + 1).to(dtype).view(-1, 3).to(device)
+    """``(length * length, 3)``: 1 where input position j reaches output position m through tap k = j - m + 1."""
+    j, m, k = torch.meshgrid(torch.arange(length), torch.arange(length), torch.arange(3), indexing="ij")
+    return (k == j - m + 1).to(dtype).view(-1, 3).to(device)
 
 
 def dense_convolution(weight: Tensor, length: int) -> Tensor:
@@ -112,7 +120,7 @@ def dense_convolution(weight: Tensor, length: int) -> Tensor:
         length: positions of the signal.
 
     Returns:
-        ``(length * in, length * out)``, to be multiplied from the right; block (j, l) is ``weight[:, :, j - l + 1].T``.
+        ``(length * in, length * out)``, to be multiplied from the right; block (j, m) is ``weight[:, :, j - m + 1].T``.
     """
     out, into, _ = weight.shape
     blocks = _taps(length, weight.dtype, weight.device) @ weight.permute(2, 1, 0).reshape(3, -1)

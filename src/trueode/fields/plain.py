@@ -44,7 +44,7 @@ def is_plain(field: nn.Module, cls: type[nn.Module], layer: type[nn.Module]) -> 
     Not so when forward is overridden, a hook is registered on the field or a layer or globally, or a layer has been
     replaced by anything but a ``layer`` (a parametrised layer has another type too).
     """
-    if type(field).forward is not cls.forward or _has_any_global_hook():
+    if type(field).forward is not cls.forward or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
     layers = field._modules.values()
     return all(type(m) is layer for m in layers) and not any(map(_is_watched, (field, *layers)))

@@ -1,0 +1,107 @@
+"""Data sets: generated, downloaded, or one's own; as tensors in memory, in batches of a reproducible order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trueode.catalog import DATA_SETS, TASKS
+from trueode.data.cache import Arrays, cached
+from trueode.data.loaders import Batches
+from trueode.data.splits import Batch, Dataset, Split
+from trueode.errors import DataError, nearest
+
+__all__ = ["Batch", "Batches", "Dataset", "Split", "load_dataset"]
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | Path = "./data",
+    *,
+    seed: int = 0,
+    task: str = "auto",
+    image_size: int | None = None,
+    num_workers: int = 2,
+    dtype: torch.dtype = torch.float32,
+) -> Dataset:
+    """Load a data set.
+
+    Args:
+        name: one of ``catalog.DATA_SETS``.
+        data_dir: where it lies; generated data is kept in its folder ``generated``.
+        seed: of generated data and of test samples that are held out. Training and test data are drawn independently.
+        task: what is learned; ``"auto"`` takes the data set's own.
+        image_size: images are resized (shorter side) to it and cut to a square; None leaves them as they are.
+        num_workers: threads that decode images.
+        dtype: of all numbers but labels.
+
+    Raises:
+        DataError: an unknown name, missing, unreadable or unsuitable data; the message says what to do.
+    """
+    if name not in DATA_SETS:
+        raise DataError(f"dataset = {name!r} is unknown; known are {', '.join(DATA_SETS)}.{nearest(name, DATA_SETS)}")
+    kind, own_task = DATA_SETS[name]
+    if task not in ("auto", *TASKS) or (own_task != "any" and task not in ("auto", own_task)):
+        allowed = ", ".join(("auto", *TASKS) if own_task == "any" else ("auto", own_task))
+        raise DataError(f"task = {task!r} is impossible with dataset = {name}; allowed are {allowed}.")
+    if image_size is not None and (kind != "image" or image_size < 1):
+        raise DataError(
+            f"image_size = {image_size} is impossible with dataset = {name}: it is at least 1, for images only."
+        )
+    root = Path(data_dir).expanduser()
+    if name == "arrays":
+        from trueode.data.arrays import arrays
+
+        dataset = arrays(root, seed=seed, task=task)
+    elif name == "image_folder":
+        from trueode.data.folder import image_folder
+
+        train, test, classes = image_folder(root, seed=seed, image_size=image_size, num_workers=num_workers)
+        shape = tuple(train.batch(torch.zeros(1, dtype=torch.int64)).x.shape[1:])
+        dataset = Dataset(name, own_task, train, test, shape, len(classes), classes)
+    elif kind == "image":
+        dataset = _published(name, root, image_size)
+    else:
+        dataset = _generated(name, root / "generated", seed)
+    return dataset.to(dtype)
+
+
+def _published(name: str, root: Path, image_size: int | None) -> Dataset:
+    from trueode.data.images import cifar10, mnist, resized
+
+    train, test, classes = (mnist if name == "mnist" else cifar10)(root)
+    if image_size is not None:
+        train, test = ((resized(x, image_size), y) for x, y in (train, test))
+    shape = tuple(train[0].shape[1:])
+    return Dataset(name, "classification", Split(*train), Split(*test), shape, len(classes), classes)
+
+
+def _generated(name: str, folder: Path, seed: int) -> Dataset:
+    from trueode.data import minima, pendulum, spheres
+
+    counts = (64, 40) if name == "pendulum" else (2000, 1000)
+    draw: Callable[[int, np.random.Generator], tuple[Any, ...]]
+    if name == "pendulum":
+        draw, version = pendulum.pendulum, pendulum.VERSION
+    elif name == "three_minima":
+        draw, version = minima.three_minima, minima.VERSION
+    else:
+        d = int(name.removeprefix("concentric_sphere"))
+        draw, version = lambda n, rng: spheres.concentric_spheres(n, d, rng), spheres.VERSION
+
+    def make() -> Arrays:
+        drawn = (draw(n, np.random.default_rng([seed, stream])) for stream, n in enumerate(counts))
+        return {f"{part}_{split}": v for split, parts in zip(("train", "test"), drawn, strict=True)
+                for part, v in zip("xyt", parts, strict=False)}  # fmt: skip
+
+    arrays = cached(folder, name, {"name": name, "version": version, "seed": seed, "counts": counts}, make)
+    tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    train, test = (Split(tensors[f"x_{s}"], tensors[f"y_{s}"], tensors.get(f"t_{s}")) for s in ("train", "test"))
+    shape = tuple(train.x.shape[1:])
+    if train.t is not None:
+        return Dataset(name, "timeseries", train, test, shape, train.x[0].numel(), t_end=float(train.t.max()))
+    return Dataset(name, "classification", train, test, shape, int(train.y.max()) + 1)

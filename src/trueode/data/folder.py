@@ -1,0 +1,252 @@
+"""Images of one's own: a folder for each class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueode.data.splits import Batch, Split, as_numbers
+from trueode.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MEMORY = 4 * 2**30  # bytes of decoded images that are held in memory; more are read from disk as they are needed
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+Array = np.ndarray[Any, Any]
+
+
+class Files(NamedTuple):
+    """Image files and their labels."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+    def subset(self, indices: Sequence[int]) -> Files:
+        return Files(tuple(self.paths[i] for i in indices), tuple(self.labels[i] for i in indices))
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """Samples that are read from disk when they are asked for; otherwise like `Split`."""
+
+    files: Files
+    grey: bool
+    image_size: int | None
+    size: tuple[int, int]
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.files.paths)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples of given indices ``(batch,)``."""
+        chosen = self.files.subset(indices.tolist())
+        pixels = [decode(path, self.image_size) for path in chosen.paths]
+        x = np.empty((len(pixels), *self.size, 1 if self.grey else 3), np.uint8)
+        for i, (path, image) in enumerate(zip(chosen.paths, pixels, strict=True)):
+            _same_size(image, self.size, path, self.files.paths[0])
+            x[i] = image[..., : x.shape[-1]]
+        numbers = as_numbers(torch.from_numpy(x), self.dtype).permute(0, 3, 1, 2)
+        return Batch(numbers, torch.tensor(chosen.labels, dtype=torch.int64))
+
+    def first(self, n: int) -> FolderSplit:
+        """The first ``n`` samples, or all if there are fewer."""
+        return replace(self, files=Files(self.files.paths[:n], self.files.labels[:n]))
+
+    def to(self, dtype: torch.dtype) -> FolderSplit:
+        """The same samples with floating point numbers of another type."""
+        return replace(self, dtype=dtype)
+
+    def read(self, indices: Iterator[tuple[Tensor, int]], num_workers: int) -> Iterator[tuple[Batch, int]]:
+        """Batches of given indices (with what stands beside them), read ahead by worker processes."""
+        from torch.utils.data import DataLoader
+
+        loader: Any = DataLoader(
+            _Requests(self),
+            sampler=indices,  # any iterable will do
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            generator=torch.Generator().manual_seed(0),  # else it would draw from the global random state
+        )
+        for item in loader:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+
+
+@dataclass(frozen=True)
+class _Requests(torch.utils.data.Dataset[Any]):
+    """A split as torch's loader sees it: one item is a whole batch, or the error met in reading it."""
+
+    split: FolderSplit
+
+    def __getitem__(self, request: tuple[Tensor, int]) -> tuple[Batch, int] | DataError:
+        indices, n = request
+        try:
+            return self.split.batch(indices), n
+        except DataError as error:
+            return error
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def image_folder(
+    root: Path, *, seed: int, image_size: int | None, num_workers: int
+) -> tuple[Split | FolderSplit, Split | FolderSplit, tuple[str, ...]]:
+    """Read ``root/{train,test}/CLASS/*``; where there is no ``test``, a seeded fifth is held out.
+
+    All images are grey if all files are, otherwise RGB.
+
+    Args:
+        root: the folder.
+        seed: of the held-out fifth.
+        image_size: the shorter side is resized to it and the middle square cut out; None: images as they are.
+        num_workers: threads that decode.
+
+    Returns:
+        Training and test samples and the names of the classes, sorted.
+
+    Raises:
+        DataError: no images, a broken one, different sizes without ``image_size``, or a test class never trained on.
+    """
+    train_root = root / "train" if (root / "train").is_dir() else root
+    classes = _subfolders(train_root)
+    files = _scan(train_root, classes)
+    if train_root != root and (root / "test").is_dir():
+        unknown = sorted(set(_subfolders(root / "test")) - set(classes))
+        if unknown:
+            raise DataError(
+                f"{root / 'test'} has the class {unknown[0]!r}, which {train_root} has not: the classes of the test "
+                "images must be among those of the training images."
+            )
+        held_out = _scan(root / "test", classes)
+    else:
+        files, held_out = hold_out(files, seed)
+    both = Files(files.paths + held_out.paths, files.labels + held_out.labels)
+    train, test = _load(both, len(files.paths), image_size, max(1, num_workers))
+    return train, test, classes
+
+
+def hold_out(files: Files, seed: int) -> tuple[Files, Files]:
+    """Four fifths to train on and one fifth, chosen at random, to test on; both in their old order."""
+    n = len(files.paths)
+    if n < 2:
+        raise DataError(f"One image cannot be split: {files.paths[0]} is all there is. Add more images.")
+    chosen = np.zeros(n, bool)
+    chosen[np.random.default_rng(seed).permutation(n)[: max(1, n // 5)]] = True
+    return files.subset(np.flatnonzero(~chosen).tolist()), files.subset(np.flatnonzero(chosen).tolist())
+
+
+def decode(path: Path, image_size: int | None) -> Array:
+    """Decode a file into bytes ``(height, width, 3)``, or ``(height, width, 1)`` where the file is grey."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            image: Any = file
+            grey = image.mode in GREY
+            if image.mode.startswith("I"):  # 16 bits
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("L" if grey else "RGB")
+            if image_size is not None and image.size != (image_size, image_size):
+                scale = image_size / min(image.size)
+                width, height = (max(image_size, round(side * scale)) for side in image.size)
+                left, top = (width - image_size) // 2, (height - image_size) // 2
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+                image = image.crop((left, top, left + image_size, top + image_size))
+            pixels = np.array(image)
+    except Exception as error:  # Pillow fails in as many ways as files can be damaged
+        raise DataError(f"The image {path} cannot be read ({error}). Repair or remove it.") from error
+    return pixels[..., None] if grey else pixels
+
+
+def _subfolders(root: Path) -> tuple[str, ...]:
+    try:
+        names = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")))
+    except OSError as error:
+        raise DataError(
+            f"The folder {root} cannot be read ({error.strerror}). image_folder expects "
+            "DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*, or DATA_DIR/CLASS/*; DATA_DIR is given with --data_dir."
+        ) from error
+    if not names:
+        raise DataError(
+            f"{root} has no subfolders. image_folder expects one for each class with its images: DATA_DIR/train/CLASS/* "
+            "and DATA_DIR/test/CLASS/*, or DATA_DIR/CLASS/*."
+        )
+    return names
+
+
+def _scan(root: Path, classes: tuple[str, ...]) -> Files:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        folder = root / name
+        if folder.is_dir():
+            found = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES))
+            paths += [folder / file for file in found]
+            labels += [label] * len(found)
+    if not paths:
+        raise DataError(f"There are no images in {root}/CLASS/; known are the endings {', '.join(SUFFIXES)}.")
+    return Files(tuple(paths), tuple(labels))
+
+
+def _same_size(image: Array, size: tuple[int, int], path: Path, first: Path) -> None:
+    height, width = image.shape[:2]
+    if (height, width) != size:
+        raise DataError(
+            f"The images differ in size: {first} has {size[1]} x {size[0]} pixels, {path} has {width} x {height}. "
+            "Give them one with --image_size."
+        )
+
+
+def _load(files: Files, n_train: int, image_size: int | None, threads: int) -> tuple[Any, Any]:
+    height, width = size = decode(files.paths[0], image_size).shape[:2]
+    n = len(files.paths)
+    if n * height * width * 3 > MEMORY:
+        with ThreadPoolExecutor(threads) as pool:
+            grey = all(pool.map(_is_grey, files.paths, chunksize=64))
+        whole = FolderSplit(files, grey, image_size, (height, width))
+        return whole.first(n_train), replace(whole, files=files.subset(range(n_train, n)))
+    x = np.empty((n, height, width, 3), np.uint8)
+
+    def fill(i: int) -> bool:
+        image: Array = decode(files.paths[i], image_size)
+        _same_size(image, size, files.paths[i], files.paths[0])
+        x[i] = image
+        return bool(image.shape[2] == 1)
+
+    with ThreadPoolExecutor(threads) as pool:
+        grey = min(_each(pool, fill, n))
+    pixels = torch.from_numpy(np.ascontiguousarray(x[..., :1]) if grey else x).permute(0, 3, 1, 2)
+    labels = torch.tensor(files.labels, dtype=torch.int64)
+    return Split(pixels[:n_train], labels[:n_train]), Split(pixels[n_train:], labels[n_train:])
+
+
+def _each(pool: ThreadPoolExecutor, work: Callable[[int], bool], n: int) -> Iterator[bool]:
+    """``work`` for 0 … n - 1, handed to the threads in slices: a task for each image would cost more."""
+
+    def several(start: int) -> bool:
+        return min(map(work, range(start, min(start + 256, n))))  # unlike all, sees every image
+
+    return pool.map(several, range(0, n, 256))
+
+
+def _is_grey(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.mode in GREY
+    except Exception as error:
+        raise DataError(f"The image {path} cannot be read ({error}). Repair or remove it.") from error

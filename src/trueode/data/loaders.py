@@ -1,0 +1,95 @@
+"""Batches in an order that depends on nothing but the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueode.data.splits import Batch, Split
+from trueode.errors import UsageError
+
+if TYPE_CHECKING:
+    from trueode.data.folder import FolderSplit
+
+
+class Batches:
+    """The batches of a split, for one process or for the ranks that share them.
+
+    Args:
+        split: the samples.
+        batch_size: samples of the whole batch; the last one of an epoch may have fewer.
+        seed: of the order.
+        shuffle: whether each epoch has a random order of its own; otherwise that of the split.
+        rank: of this process.
+        world_size: number of processes. Each takes a contiguous part of every batch; sizes differ by one at most.
+        num_workers: processes that read a split from disk.
+    """
+
+    def __init__(
+        self,
+        split: Split | FolderSplit,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank must be in 0 … {world_size - 1} for world_size = {world_size}, not {rank}.")
+        if not len(split):
+            raise UsageError("There are no samples to make batches of.")
+        self.split = split
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.num_workers = num_workers
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.split) // self.batch_size)
+
+    def order(self, epoch: int) -> Tensor:
+        """The order of the samples in an epoch, ``(samples,)``."""
+        if not self.shuffle:
+            return torch.arange(len(self.split))
+        rng = np.random.default_rng([self.seed, epoch])
+        return torch.from_numpy(rng.permutation(len(self.split)))
+
+    def from_iteration(self, i: int) -> Iterator[tuple[Batch, int]]:
+        """All batches from iteration ``i`` on, without end: this rank's part, and the size of the whole batch."""
+        return self._read(self._indices(i))
+
+    def in_order(self) -> Iterator[Batch]:
+        """All batches once, in the order of the split: this rank's part, left out where it is empty."""
+        parts = map(self._part, self._batches(torch.arange(len(self.split))))
+        return (batch for batch, _ in self._read(part for part in parts if len(part[0])))
+
+    def _indices(self, i: int) -> Iterator[tuple[Tensor, int]]:
+        epoch, skip = divmod(i, len(self))
+        while True:
+            for whole in islice(self._batches(self.order(epoch)), skip, None):
+                yield self._part(whole)
+            epoch, skip = epoch + 1, 0
+
+    def _batches(self, order: Tensor) -> tuple[Tensor, ...]:
+        return order.split(self.batch_size)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _part(self, whole: Tensor) -> tuple[Tensor, int]:
+        n = len(whole)
+        return whole[n * self.rank // self.world_size : n * (self.rank + 1) // self.world_size], n
+
+    def _read(self, indices: Iterator[tuple[Tensor, int]]) -> Iterator[tuple[Batch, int]]:
+        if isinstance(self.split, Split):
+            return ((self.split.batch(part), n) for part, n in indices)
+        return self.split.read(indices, self.num_workers)

@@ -1,0 +1,95 @@
+"""What a data set consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from trueode.data.folder import FolderSplit
+
+
+class Batch(NamedTuple):
+    """Some samples.
+
+    Attributes:
+        x: inputs ``(batch, channels, length)`` or ``(batch, channels, height, width)``.
+        y: labels ``(batch,)``; targets ``(batch, outputs)``; or states ``(batch, times, channels, length)``, NaN where
+            not observed.
+        t: times of the states, ``(times,)`` for all samples or ``(batch, times)``, NaN where there is none; else None.
+    """
+
+    x: Tensor
+    y: Tensor
+    t: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples held in memory; fields as in `Batch`, over all samples.
+
+    Images may be held as bytes: a batch gives them as numbers in [0, 1] of the type ``dtype``.
+    """
+
+    x: Tensor
+    y: Tensor
+    t: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples of given indices ``(batch,)``."""
+        t = self.t[indices] if self.t is not None and self.t.dim() == 2 else self.t
+        return Batch(as_numbers(self.x[indices], self.dtype), self.y[indices], t)
+
+    def first(self, n: int) -> Split:
+        """The first ``n`` samples, or all if there are fewer."""
+        t = self.t[:n] if self.t is not None and self.t.dim() == 2 else self.t
+        return replace(self, x=self.x[:n], y=self.y[:n], t=t)
+
+    def to(self, dtype: torch.dtype) -> Split:
+        """The same samples with floating point numbers of another type."""
+
+        def cast(part: Tensor) -> Tensor:
+            return part.to(dtype) if part.is_floating_point() else part
+
+        return Split(cast(self.x), cast(self.y), None if self.t is None else cast(self.t), dtype)
+
+
+def as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes 0 … 255 as numbers in [0, 1]; numbers as they are."""
+    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set, ready for training.
+
+    Attributes:
+        name: as in ``catalog.DATA_SETS``.
+        task: ``"classification"``, ``"regression"`` or ``"timeseries"``.
+        train: the samples to train on.
+        test: the samples to test on.
+        sample_shape: shape of one input, without the batch.
+        n_outputs: classes, or numbers in a target (time series: in a state).
+        classes: names of the classes, if they have any.
+        t_end: the last time of a time series.
+    """
+
+    name: str
+    task: str
+    train: Split | FolderSplit
+    test: Split | FolderSplit
+    sample_shape: tuple[int, ...]
+    n_outputs: int
+    classes: tuple[str, ...] | None = None
+    t_end: float | None = None
+
+    def to(self, dtype: torch.dtype) -> Dataset:
+        """The same data with floating point numbers of another type."""
+        return replace(self, train=self.train.to(dtype), test=self.test.to(dtype))
