@@ -1,0 +1,192 @@
+"""Speed and memory against torchdiffeq, in one run, as ratios: ``make bench`` prints the table as Markdown.
+
+A training step is forward, loss, backward and Adam. Times are medians; each side runs at its best of 1 and 2 threads.
+Both sides take turns, so that a slow moment of the machine meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchdiffeq import odeint
+
+from trueode.fields import build_field
+from trueode.models import NeuralODE
+from trueode.solvers import Adaptive, Checkpoint, FixedStep, Solver, solve
+
+ROOT = Path(__file__).resolve().parents[1]
+Step = Callable[[], object]
+
+
+class PlainField(nn.Module):
+    """The same network written with torch's layers only: what a user of torchdiffeq writes."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.net(z)
+
+
+def conv_field(dims: int, channels: int, hidden: int) -> PlainField:
+    conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d if dims == 1 else nn.Conv2d
+    middle = conv(hidden, hidden, 3, padding=1)
+    return PlainField(conv(channels, hidden, 1), nn.ReLU(), middle, nn.ReLU(), conv(hidden, channels, 1))
+
+
+def dense_field(width: int, hidden: int) -> PlainField:
+    return PlainField(
+        nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width)
+    )
+
+
+def training_step(forward: Callable[[Tensor], Tensor], modules: list[nn.Module], x: Tensor, classes: int) -> Step:
+    head = nn.Linear(x[0].numel(), classes)
+    optimizer = torch.optim.Adam([p for m in (*modules, head) for p in m.parameters()], lr=1e-4)
+    labels = torch.arange(len(x)) % classes
+
+    def step() -> None:
+        loss = F.cross_entropy(head(forward(x).flatten(1)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def ours(field: nn.Module, x: Tensor, classes: int, solver: Solver) -> Step:
+    return training_step(NeuralODE(field, solver=solver), [field], x, classes)
+
+
+def theirs(field: nn.Module, x: Tensor, classes: int, **options: object) -> Step:
+    times = torch.tensor([0.0, 1.0])
+    return training_step(lambda z: odeint(field, z, times, **options)[-1], [field], x, classes)
+
+
+def medians(steps: list[Step], seconds: float) -> list[float]:
+    """Median time of each step in milliseconds, at the best of 1 and 2 threads, the steps taking turns."""
+    best = [float("inf")] * len(steps)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        times: list[list[float]] = [[] for _ in steps]
+        for step in steps:
+            step()
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < seconds or len(times[0]) < 5:
+            for step, taken in zip(steps, times, strict=True):
+                start = time.perf_counter()
+                step()
+                taken.append(1e3 * (time.perf_counter() - start))
+        best = [min(a, statistics.median(b)) for a, b in zip(best, times, strict=True)]
+    return best
+
+
+def time_rows(seconds: float) -> list[tuple[str, float, float, float]]:
+    """Rows (work, torchdiffeq in ms, trueode in ms, least ratio wanted)."""
+    sphere, image = torch.randn(128, 1, 2), torch.rand(32, 3, 32, 32)
+    euler64 = {"method": "euler", "options": {"step_size": 1 / 64}}
+    dopri5 = {"method": "dopri5", "rtol": 1e-5, "atol": 1e-5}
+    euler16 = {"method": "euler", "options": {"step_size": 1 / 16}}
+    build = build_field
+    cases = [
+        (
+            "Sphere2 simple_odenet (Conv1d, C = 32), batch 128, Euler h = 1/64",
+            theirs(conv_field(1, 1, 32), sphere, 2, **euler64),
+            ours(build("simple_odenet", (1, 2), 32, "relu"), sphere, 2, FixedStep("euler", step_size=1 / 64)),
+            4.0,
+        ),
+        (
+            "the same with the dense field 2-64-64-2 on both sides",
+            theirs(dense_field(2, 64), sphere.flatten(1), 2, **euler64),
+            ours(build("linear_odenet", (1, 2), 64, "relu"), sphere, 2, FixedStep("euler", step_size=1 / 64)),
+            1.0,
+        ),
+        (
+            "Sphere2 simple_odenet, dopri5, tol 1e-5",
+            theirs(conv_field(1, 1, 32), sphere, 2, **dopri5),
+            ours(build("simple_odenet", (1, 2), 32, "relu"), sphere, 2, Adaptive("dopri5", 1e-5, 1e-5)),
+            1.5,
+        ),
+        (
+            "CIFAR-shaped odenet (Conv2d, C = 64), batch 32, Euler h = 1/16",
+            theirs(conv_field(2, 3, 64), image, 10, **euler16),
+            ours(build("odenet", (3, 32, 32), 64, "relu"), image, 10, FixedStep("euler", step_size=1 / 16)),
+            1.3,
+        ),
+    ]
+    rows = []
+    for name, peer, own, wanted in cases:
+        peer_ms, own_ms = medians([peer, own], seconds)
+        rows.append((name, peer_ms, own_ms, wanted))
+    return rows
+
+
+def process_row(repeats: int) -> tuple[float, float]:
+    """Median seconds of ``import torch`` and of the default job, as whole processes."""
+    imports, jobs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        job = [sys.executable, str(ROOT / "train.py"), "--output_dir", folder, "--data_dir", folder]
+        for _ in range(repeats + 1):  # the first round warms the disk and makes the data
+            for command, times in (([sys.executable, "-c", "import torch"], imports), (job, jobs)):
+                start = time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                times.append(time.perf_counter() - start)
+    return statistics.median(imports[1:]), statistics.median(jobs[1:])
+
+
+def checkpoint_memory(n_steps: int) -> None:
+    """Print the peak memory in MiB of CIFAR-shaped training steps, above what the process held before (a child's work)."""
+    image = torch.rand(32, 3, 32, 32)
+    field = build_field("odenet", (3, 32, 32), 64, "relu")
+
+    def step(n: int) -> None:
+        solve(field, image, solver=FixedStep("euler", n_steps=n), gradient=Checkpoint()).z.sum().backward()
+
+    step(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(n_steps)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def memory_row() -> tuple[float, float, float]:
+    """Peak MiB at 16 and 256 steps under `Checkpoint`, and the MiB of the 240 states between."""
+    peaks = []
+    for n in (16, 256):
+        command = [sys.executable, __file__, "--checkpoint-memory", str(n)]
+        peaks.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    return peaks[0], peaks[1], 240 * 32 * 3 * 32 * 32 * 4 / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0, help="time spent on each row and number of threads")
+    parser.add_argument("--checkpoint-memory", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.checkpoint_memory:
+        checkpoint_memory(arguments.checkpoint_memory)
+        return
+    print("| training step | torchdiffeq | trueode | ratio | wanted |\n|---|---|---|---|---|", flush=True)
+    for name, peer, own, wanted in time_rows(arguments.seconds):
+        print(f"| {name} | {peer:.1f} ms | {own:.1f} ms | {peer / own:.1f} x | ≥ {wanted:g} x |", flush=True)
+    bare, job = process_row(3)
+    print("\n| whole process | import torch | default job | ratio | wanted |\n|---|---|---|---|---|")
+    print(f"| `python train.py` | {bare:.2f} s | {job:.2f} s | {job / bare:.1f} x | ≤ 5 x |", flush=True)
+    few, many, states = memory_row()
+    print("\n| memory with `Checkpoint` | 16 steps | 256 steps | growth | the states themselves |\n|---|---|---|---|---|")
+    print(f"| CIFAR-shaped step | {few:.0f} MiB | {many:.0f} MiB | {many - few:.0f} MiB | {states:.0f} MiB |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""``trueode train | config``: the commands. Heavy imports happen inside of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from trueode.errors import TrueodeError, UsageError, nearest
+from trueode.options import Options, dump_yaml, load_options, make_parser
+
+COMMANDS = {
+    "train": "train a Neural ODE and tell whether it is an ODE (`--phase infer`: evaluate a saved run)",
+    "config": "print the options that the given flags and file lead to, as a complete options file",
+}
+
+DESCRIPTION = (
+    "Train a Neural ODE, see with other solvers whether it is an ODE, and let its step size or tolerance adapt. "
+    "Without options: Euler with one step on two-dimensional spheres, a minute on a CPU at most."
+)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "trueode") -> int:
+    """Run a command and return its exit code: 0, 1 for a failed run, 2 for a wrong request, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_usage())
+            return 0 if words else 2
+        if words[0] == "--version":
+            from trueode import __version__
+
+            print(f"trueode {__version__}")
+            return 0
+        command, *rest = words
+        if command not in COMMANDS:
+            hint = nearest(command, COMMANDS)
+            raise UsageError(f"Unknown command {command!r}: known are {', '.join(COMMANDS)}.{hint}")
+        return _run(command, rest, f"{prog} {command}")
+    except TrueodeError as failure:
+        print(f"{prog}: {failure}", file=sys.stderr)
+        return failure.exit_code
+    except BrokenPipeError:  # the reader of our output has gone
+        return 1
+
+
+def train_script() -> int:
+    """``python train.py``: the same as ``trueode train``."""
+    try:
+        return _run("train", sys.argv[1:], "train.py")
+    except TrueodeError as failure:
+        print(f"train.py: {failure}", file=sys.stderr)
+        return failure.exit_code
+
+
+def _run(command: str, argv: list[str], prog: str) -> int:
+    if any(word in ("-h", "--help") for word in argv):
+        parser = make_parser(prog, DESCRIPTION if command == "train" else COMMANDS[command], _formatter())
+        parser.print_help()
+        return 0
+    options, given = load_options(argv, make_parser(prog))
+    if command == "config":
+        print(dump_yaml(options), end="")
+        return 0
+    for notice in notices(options, given):
+        print(f"note: {notice}", file=sys.stderr)
+    from trueode import experiment
+
+    if options.phase == "infer":
+        code: int = experiment.infer(options, given)
+    else:
+        code = experiment.run(options, given)
+    return code
+
+
+def notices(options: Options, given: frozenset[str]) -> list[str]:
+    """What a user should know of options that are allowed but have little or no effect."""
+    found = []
+    adaptive = not options.fixed_step
+    if adaptive and options.tol < 1e-6 and options.precision == "float32" and not options.use_step_adaption_algo:
+        found.append(
+            f"--tol {options.tol:g} cannot be met in float32 (about 1e-6 can); --precision float64 can meet it."
+        )
+    if "step_size" in given and (adaptive or options.use_step_adaption_algo):
+        why = "the adaptation chooses the step" if options.use_step_adaption_algo else f"{options.solver} is adaptive"
+        found.append(f"--step_size has no effect on training: {why}.")
+    return found
+
+
+def _formatter() -> Any:
+    if not sys.stdout.isatty():
+        return argparse.HelpFormatter
+    from rich_argparse import RichHelpFormatter
+
+    return RichHelpFormatter
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "usage: trueode COMMAND [OPTIONS]\n\n" + "\n".join(lines) + "\n\n`trueode COMMAND --help` lists the options."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""From the command line and a file to options: schema ← file ← flags."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from trueode.errors import OptionError, nearest
+from trueode.options.describe import Description, describe
+from trueode.options.schema import ALIASES, EITHER_OR, Options
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(message[0].upper() + message[1:] + ".")
+
+
+def make_parser(prog: str, description: str = "", formatter: Any = argparse.HelpFormatter) -> argparse.ArgumentParser:
+    """The parser of all flags; it reads texts, the schema makes values of them."""
+    parser = _Parser(prog=prog, usage=f"{prog} [--option value …]", description=description, allow_abbrev=False, formatter_class=formatter)
+    groups: dict[str, Any] = {}
+    file_group = parser.add_argument_group("file")
+    file_group.add_argument(
+        "--options_file", metavar="path", help="a YAML file of options that differ from the defaults; flags win over it"
+    )
+    for item in describe():
+        group = groups.setdefault(item.group, None) or parser.add_argument_group(item.group)
+        groups[item.group] = group
+        default = " ".join(map(str, item.default)) if item.several else str(item.default).lower()
+        default = item.default if item.kind == "str" and not item.several else default
+        arity: Any = {"nargs": "?", "const": "true"} if item.kind == "bool" else {"nargs": "+"} if item.several else {}
+        group.add_argument(
+            f"--{item.name}",
+            *(f"--{alias}" for alias in item.aliases),
+            dest=item.name,
+            default=argparse.SUPPRESS,
+            metavar=item.kind,
+            help=f"{item.text} ({item.expected}; default: {default})".replace("%", "%%"),
+            **arity,
+        )
+    return parser
+
+
+def load_options(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> tuple[Options, frozenset[str]]:
+    """Read options from flags and from the file that they name.
+
+    Returns:
+        The options, and the names that the user gave, by flag or in the file.
+
+    Raises:
+        OptionError: an option is unknown, out of range, of the wrong type or impossible beside another one.
+    """
+    parsed, unknown = (parser or make_parser("trueode train")).parse_known_args(list(argv))
+    known = [name for item in describe() for name in (item.name, *item.aliases)]
+    for text in unknown:
+        name = text.lstrip("-").split("=")[0]
+        if not text.startswith("-"):
+            raise OptionError(f"{text!r} is not an option: options are written --name value.{nearest(name, known)}")
+        raise OptionError(f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options.")
+    flags = vars(parsed)
+    path = flags.pop("options_file", None)
+    file_values = read_file(path) if path else {}
+    return merge(file_values, flags), frozenset(file_values) | frozenset(flags)
+
+
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Options:
+    """Options of two layers; a value of the upper one replaces what the lower one said of the same thing."""
+    replaced = {name for pair in EITHER_OR if any(x in upper for x in pair) for name in pair}
+    kept = {name: value for name, value in lower.items() if name not in replaced}
+    return make_options({**kept, **upper})
+
+
+def make_options(values: Mapping[str, Any]) -> Options:
+    """Validated options from plain values.
+
+    Raises:
+        OptionError: one message that names the option, the value and what is allowed.
+    """
+    items = {item.name: item for item in describe()}
+    for name in values:
+        if name not in items:
+            raise OptionError(f"Unknown option {name!r}.{nearest(str(name), items)} See --help for all options.")
+    try:
+        return Options.model_validate(dict(values))
+    except ValidationError as failure:
+        raise OptionError(_message(failure, items)) from None
+
+
+def _message(failure: ValidationError, items: Mapping[str, Description]) -> str:
+    first = failure.errors()[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, OptionError):  # a combination: its message is complete
+        return str(inner)
+    name = str(first["loc"][0])
+    item, value = items[name], first["input"]
+    shown = "none" if value is None else str(value).lower() if isinstance(value, bool) else value
+    return f"--{name} {shown}: expected {item.expected}."
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The options in a YAML file, alternative spellings resolved.
+
+    Raises:
+        OptionError: the file cannot be read, is no YAML mapping or holds an unknown key.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise OptionError(f"--options_file {path} cannot be read: {failure}. Give the path of a YAML file.") from None
+    try:
+        values: Any = yaml.safe_load(text) or {}
+    except yaml.YAMLError as failure:
+        raise OptionError(f"--options_file {path} is not valid YAML: {' '.join(str(failure).split())}.") from None
+    if not isinstance(values, dict):
+        raise OptionError(f"--options_file {path} must hold lines `option: value`, it holds {type(values).__name__}.")
+    known = [name for item in describe() for name in (item.name, *item.aliases)]
+    for name in values:
+        if name not in known:
+            raise OptionError(f"Unknown option {name!r} in {path}.{nearest(str(name), known)}")
+    return {ALIASES.get(str(name), str(name)): value for name, value in values.items()}

@@ -1,0 +1,256 @@
+"""Every option of a training run: one documented, validated field each."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from trueode.catalog import ACTIVATIONS, DATA_SETS, INITIALISATIONS, METHODS, NETWORKS, TASKS
+from trueode.errors import OptionError, nearest
+
+ALIASES = {
+    "evaluate_text_acc": "evaluate_test_acc",
+    "evaluate_with_different_solver": "evaluate_with_dif_solver",
+    "use_step_adaptation": "use_step_adaption_algo",
+}
+"""Other spellings that the documents use."""
+
+EITHER_OR = (("autodif", "adjoint"), ("step_size", "n_steps"))
+"""Pairs that say the same thing: giving one of them replaces what a file said of either."""
+
+
+def option(default: Any, group: str, text: str, choices: tuple[str, ...] = (), **limits: float) -> Any:
+    """A field with its default, group, help text and, where they exist, choices and limits (``gt``, ``ge``, ``le``)."""
+    extra: Any = {"group": group, "choices": list(choices)}
+    constraints: Any = limits
+    return Field(default, description=text, json_schema_extra=extra, **constraints)
+
+
+class Options(BaseModel):
+    """The options of a run; frozen, and never in an impossible combination."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, validate_default=False
+    )
+
+    # run
+    name: str = option("neural_ode", "run", "name of the run; results go to OUTPUT_DIR/NAME")
+    output_dir: str = option("./experiments", "run", "folder of all results")
+    phase: str = option("train", "run", "train a model, or evaluate a saved run", ("train", "infer"))
+    split: str = option("train", "run", "data that `--phase infer` evaluates", ("train", "test"))
+    random_seed: int = option(0, "run", "seed of everything random", ge=0, le=2**32 - 1)
+    resume: bool = option(False, "run", "continue the run NAME from its last checkpoint")
+    overwrite: bool = option(False, "run", "replace the results of an earlier run NAME")
+
+    # device
+    use_gpu: bool = option(False, "device", "train on GPUs")
+    gpu_ids: str = option("0", "device", "GPUs to use, as '0' or '0,1,2'; several start a process each")
+    torch_threads: int | None = option(None, "device", "CPU threads of torch; none: torch's own choice", ge=1)
+    precision: str = option("float32", "device", "floating point type", ("float32", "float64"))
+
+    # data
+    dataset: str = option("concentric_sphere2", "data", "data set", tuple(DATA_SETS))
+    data_dir: str = option("./data", "data", "where data lies or is put; for `arrays` also an .npz file")
+    task: str = option("auto", "data", "what is learned; auto: what the data set is for", ("auto", *TASKS))
+    image_size: int | None = option(None, "data", "resize and crop images to this many pixels; none: as they are", ge=1)
+    num_threads: int = option(2, "data", "data-loading workers (image folders)", ge=0)
+    batch_size: int = option(128, "data", "samples per iteration, over all devices together", ge=1)
+    serial_batches: bool = option(False, "data", "take the data in order, without shuffling")
+
+    # model
+    network: str = option(
+        "simple_odenet", "model", "vector field: Conv2d (images), Conv1d (signals) or dense", NETWORKS
+    )
+    ch_residual_block: int = option(32, "model", "hidden channels of the vector field", ge=1)
+    act: str = option("relu", "model", "activation", ACTIVATIONS)
+    init_type: str = option("kaiming", "model", "initialisation of the weights", INITIALISATIONS)
+    init_variance: float = option(0.02, "model", "gain of the initialisations normal, xavier and orthogonal", gt=0)
+    time_dependent: bool = option(False, "model", "give the time to the vector field as one more input")
+    upstream_channels: int = option(
+        0, "model", "lift the input to this many channels before the ODE block; 0: no upstream layer", ge=0
+    )
+    downstream: str = option(
+        "auto", "model", "layer after the ODE block; auto: linear, none for time series", ("auto", "linear", "none")
+    )
+
+    # solver
+    solver: str = option("euler", "solver", "method that training uses", tuple(METHODS))
+    step_size: float = option(1.0, "solver", "step of a fixed-step solver", gt=0)
+    n_steps: int | None = option(None, "solver", "number of steps, instead of step_size", ge=1)
+    tol: float = option(1e-8, "solver", "relative and absolute tolerance of an adaptive solver", gt=0)
+    t_end: float | None = option(
+        None, "solver", "end T of the ODE block; none: 1, or the last time of a time series", gt=0
+    )
+    max_steps: int = option(500, "solver", "most steps of a fixed-step solver in training", ge=1)
+    per_sample: bool = option(False, "solver", "control the error of each sample by itself (adaptive solvers)")
+    autodif: str = option(
+        "naive",
+        "solver",
+        "gradients: back-propagation, the same with little memory, or the continuous adjoint",
+        ("naive", "checkpoint", "adjoint"),
+    )
+    adjoint: bool = option(False, "solver", "the same as --autodif adjoint")
+
+    # optimisation
+    niter: int = option(3000, "optimisation", "training iterations", ge=1)
+    optimizer: str = option("adam", "optimisation", "optimiser", ("adam", "sgd", "rmsprop"))
+    lr: float = option(1e-4, "optimisation", "learning rate", gt=0)
+    weight_decay: float = option(0.0, "optimisation", "weight decay", ge=0)
+
+    # adaptation
+    use_step_adaption_algo: bool = option(False, "adaptation", "adapt step size or tolerance during training")
+    adaption_algo: str = option("paper", "adaptation", "the rule that adapts", ("paper",))
+    threshold: float = option(0.1, "adaptation", "accuracy difference that makes the rule refine", gt=0, le=1)
+    initial_tol: float = option(1e-6, "adaptation", "tolerance that the adaptation starts with", gt=0)
+    adaption_interval: int = option(50, "adaptation", "iterations between checks", ge=1)
+
+    # evaluation
+    evaluate_test_acc: bool = option(False, "evaluation", "evaluate the test data during training")
+    eval_interval: int = option(100, "evaluation", "iterations between these evaluations", ge=1)
+    evaluate_with_dif_solver: bool = option(False, "evaluation", "evaluate with other solvers after training")
+    test_solver_list: tuple[str, ...] = option(
+        ("euler", "midpoint", "rk4"), "evaluation", "the other solvers", tuple(METHODS)
+    )
+    test_factor_list: tuple[float, ...] = option(
+        (0.5, 1.0, 2.0), "evaluation", "factors on the training step or tolerance"
+    )
+    verdict_budget: float = option(
+        0.05,
+        "evaluation",
+        "share of the run's field evaluations that the closing verdict may spend (never less than 50 Gflop)",
+        ge=0,
+    )
+
+    # logging
+    log_interval: int = option(10, "logging", "iterations between rows of the history", ge=1)
+    model_checkpoint_freq: int = option(500, "logging", "iterations between checkpoints", ge=1)
+    use_tensorboard: bool = option(False, "logging", "write TensorBoard logs as well")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read numbers as people write them: whole numbers as 1e3, a missing value as none."""
+        annotation = str(cls.model_fields[str(info.field_name)].annotation)
+        if "None" in annotation and isinstance(value, str) and value.lower() in ("none", "null", ""):
+            return None
+        if isinstance(value, bool) and "bool" not in annotation:
+            raise ValueError("a number or text")
+        if "int" in annotation and isinstance(value, str):
+            try:
+                number = float(value)
+            except ValueError:
+                return value
+            return int(number) if number.is_integer() else value
+        if "tuple" in annotation and not isinstance(value, (list, tuple)):
+            return [value]
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_gradient(cls, data: Any) -> Any:
+        """``adjoint`` and ``autodif`` say the same thing."""
+        if not isinstance(data, dict):
+            return data
+        adjoint, autodif = data.get("adjoint"), data.get("autodif")
+        switched = str(adjoint).lower() in ("true", "yes", "1", "on", "t", "y")
+        if adjoint is not None and autodif is not None and switched != (autodif == "adjoint"):
+            raise OptionError(
+                f"--adjoint {str(adjoint).lower()} contradicts --autodif {autodif}: "
+                "`--adjoint true` means `--autodif adjoint`; give one of them."
+            )
+        if adjoint is not None and autodif is None:
+            return {**data, "autodif": "adjoint" if switched else "naive"}
+        return {**data, "adjoint": autodif == "adjoint"} if autodif is not None else data
+
+    @model_validator(mode="after")
+    def _possible(self) -> Options:
+        for problem in _problems(self):
+            raise OptionError(problem)
+        return self
+
+    @property
+    def fixed_step(self) -> bool:
+        """Whether the training solver takes fixed steps."""
+        return METHODS[self.solver].kind == "fixed"
+
+    def training_step(self, t_end: float) -> float:
+        """The step size of a fixed-step training solver on [0, t_end]."""
+        return self.step_size if self.n_steps is None else t_end / self.n_steps
+
+    def check_times(self, t_end: float) -> None:
+        """Check the training step against the end of time.
+
+        Raises:
+            OptionError: the step is longer than the interval, or too many steps are needed.
+        """
+        if not self.fixed_step or self.use_step_adaption_algo:
+            return
+        step = self.training_step(t_end)
+        if step > t_end * (1 + 1e-9):
+            raise OptionError(
+                f"--step_size {step:g} is longer than the interval [0, {t_end:g}]: a training step is at most {t_end:g}."
+            )
+        count = ceil(t_end / step * (1 - 1e-9))
+        if count > self.max_steps:
+            flag = f"--step_size {step:g}" if self.n_steps is None else f"--n_steps {self.n_steps}"
+            raise OptionError(
+                f"{flag} takes {count} steps on [0, {t_end:g}], more than --max_steps {self.max_steps}: "
+                f"take larger steps, or raise --max_steps."
+            )
+
+
+def _problems(o: Options) -> list[str]:
+    """What is wrong with a combination of options, first things first."""
+    found = []
+    for name, info in Options.model_fields.items():
+        choices = _extra(info)["choices"]
+        values = getattr(o, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if choices and value not in choices:
+                hint = nearest(str(value), choices)
+                found.append(f"--{name} {value}: not known. Choose from {', '.join(choices)}.{hint}")
+    if found:
+        return found
+    shape, task = DATA_SETS[o.dataset]
+    if not o.name or o.name in (".", "..") or any(c in o.name for c in "/\\\0"):
+        found.append(f"--name {o.name!r}: a name of a folder is needed, without / or \\.")
+    if not o.test_solver_list or not o.test_factor_list or min(o.test_factor_list) <= 0:
+        found.append(f"--test_factor_list {' '.join(map(str, o.test_factor_list))}: positive factors are needed.")
+    if o.network == "odenet" and shape == "signal":
+        found.append(
+            f"--network odenet needs images, and --dataset {o.dataset} holds flat data: "
+            "choose simple_odenet or linear_odenet."
+        )
+    if o.network == "simple_odenet" and shape == "image":
+        found.append(
+            f"--network simple_odenet needs signals, and --dataset {o.dataset} holds images: "
+            "choose odenet or linear_odenet."
+        )
+    if "auto" != o.task != task and task != "any":
+        found.append(f"--task {o.task} does not fit --dataset {o.dataset}, which is for {task}.")
+    if o.downstream == "none" and (o.task == "classification" or (o.task == "auto" and task == "classification")):
+        found.append("--downstream none: classification needs a linear layer after the ODE block: choose linear.")
+    if o.n_steps is not None and o.step_size != Options.model_fields["step_size"].default:
+        found.append(f"--n_steps {o.n_steps} and --step_size {o.step_size:g} contradict each other: give one of them.")
+    if o.n_steps is not None and not o.fixed_step:
+        found.append(f"--n_steps {o.n_steps} needs a fixed-step solver; {o.solver} is adaptive: use --tol.")
+    if o.per_sample and o.fixed_step:
+        found.append(f"--per_sample true needs an adaptive solver; {o.solver} takes fixed steps.")
+    if o.use_step_adaption_algo and o.fixed_step and o.initial_tol != Options.model_fields["initial_tol"].default:
+        found.append(
+            f"--initial_tol {o.initial_tol:g} starts a tolerance rule, and {o.solver} takes fixed steps: "
+            "choose an adaptive solver (fehlberg2, bosh3, dopri5, tsit5), or leave --initial_tol out."
+        )
+    if o.resume and o.overwrite:
+        found.append("--resume true and --overwrite true contradict each other: give one of them.")
+    if not found and (o.t_end is not None or (task not in ("timeseries", "any") and o.task != "timeseries")):
+        o.check_times(o.t_end or 1.0)
+    return found
+
+
+def _extra(info: Any) -> dict[str, Any]:
+    extra = info.json_schema_extra
+    assert isinstance(extra, dict)
+    return extra
