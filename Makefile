@@ -1,0 +1,55 @@
+# make train    install into .venv and train the default model    (ARGS="--solver rk4 …" adds options)
+# make test     install into .venv and run the tests              (ARGS="-k solve" adds pytest options)
+# make check    lint, formatting and types
+# make bench    speed and memory against torchdiffeq
+# make generate files that follow from others: the default options file, requirements.txt
+# make licenses 3rd-party-licenses.txt from the installed dependencies
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: train test check bench generate licenses
+.DEFAULT_GOAL := train
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit("Python 3.10 or newer is needed, this is %d.%d: make PYTHON=/path/to/python" % v if v < (3, 10) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+
+# one stamp per set of extras: installed once, and again when pyproject.toml changes
+$(VENV)/.train: $(BIN)/python pyproject.toml
+	@echo "installing trueode into $(VENV) (the first time takes a minute or more)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.train
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard,test,check]"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.train
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard,bench]"
+	@touch $@
+
+$(VENV)/.licenses: $(VENV)/.train
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard,licenses]"
+	@touch $@
+
+train: $(VENV)/.train
+	$(BIN)/python train.py $(ARGS)
+
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+generate: $(VENV)/.train
+	$(BIN)/python tools/generate.py
+
+licenses: $(VENV)/.licenses
+	$(BIN)/python tools/licenses.py
