@@ -1,0 +1,85 @@
+"""The floors of the package: a file imports from its own folder and from lower floors only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "trueode"
+FLOORS = {
+    "errors": 0,
+    "catalog": 0,
+    "layers": 0,
+    "options": 0,
+    "solvers": 1,
+    "fields": 1,
+    "runs": 1,
+    "distributed": 1,
+    "data": 2,
+    "models": 2,
+    "figures": 2,
+    "evaluation": 3,
+    "adaptation": 4,
+    "build": 5,
+    "training": 5,
+    "experiment": 6,
+    "cli": 8,
+    "__init__": 8,
+    "__main__": 8,
+}
+TORCHLESS = ("errors", "catalog", "layers", "options", "figures", "cli", "__init__", "__main__")
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, top_level: bool) -> list[str]:
+    """Modules that a file imports; those of type checking left out, those inside of functions on request."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(node)
+        for branch in ast.walk(tree)
+        if (isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING")
+        or (top_level and isinstance(branch, ast.FunctionDef | ast.AsyncFunctionDef))
+        for node in ast.walk(branch)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(path) for path in FILES} == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_go_down(path: Path) -> None:
+    for module in imports(path, top_level=False):
+        parts = module.split(".")
+        if parts[0] != "trueode" or len(parts) < 2 or parts[1] not in FLOORS:
+            continue
+        target = parts[1]
+        assert target == room(path) or FLOORS[target] < FLOORS[room(path)], f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in TORCHLESS], ids=lambda p: str(p.relative_to(SOURCE)))
+def test_no_torch_where_start_up_must_be_quick(path: Path) -> None:
+    assert not [module for module in imports(path, top_level=True) if module.split(".")[0] in ("torch", "torchvision")]
+
+
+def test_heavy_libraries_are_imported_where_they_are_used() -> None:
+    allowed = {"matplotlib": "figures", "torchvision": "", "tensorboard": "", "scipy": ""}
+    for path in FILES:
+        for module in imports(path, top_level=True):
+            library = module.split(".")[0]
+            assert allowed.get(library, room(path)) == room(path), f"{path} imports {module} at its top"
