@@ -55,3 +55,20 @@ def test_regions_lie_under_the_output_at_the_place_they_belong_to():
     drawn = np.concatenate([np.stack(line.get_data(), axis=1) for line in axes.lines])
     assert len(drawn) == 30
     assert len(axes.lines) == 3
+
+
+def test_a_sample_flung_far_away_does_not_shrink_the_others():
+    data = portrait(100)
+    data["paths"][-1, 0] = 1e5
+    axes = figures.trajectories(data).axes[0]
+    inside = data["paths"][:, 1:]
+    assert axes.get_xlim()[1] < 10
+    assert axes.get_xlim()[0] < data["paths"][0, :, 0].min()
+    assert np.mean(inside[..., 0] < axes.get_xlim()[1]) > 0.9
+
+
+def test_samples_outside_of_the_regions_do_not_widen_them():
+    data = portrait()
+    data["output"] = data["output"] + 100.0
+    axes = figures.regions(data).axes[0]
+    assert axes.get_xlim() == pytest.approx((-3 - 3 / 39, 3 + 3 / 39))

@@ -45,7 +45,7 @@ def trajectories(portrait: Portrait) -> Figure:
         axes.add_collection(LineCollection(list(own.transpose(1, 0, 2)), colors=tint, linewidths=0.8, alpha=0.55))
         axes.plot(*own[0].T, "o", markerfacecolor="white", markeredgecolor=tint, markersize=4.2, markeredgewidth=1.0)
         axes.plot(*own[-1].T, "o", color=tint, markersize=4.2, markeredgewidth=0)
-    axes.autoscale_view()
+    _view(axes, paths[:, chosen])
     _classes(
         figure,
         labels[chosen],
@@ -68,7 +68,6 @@ def regions(portrait: Portrait) -> Figure:
     if len(x) > 1 and len(y) > 1:
         n_classes = int(max(np.nanmax(areas), labels.max(initial=0))) + 1
         pale = ListedColormap([0.72 + 0.28 * np.array(to_rgb(colour(k))) for k in range(n_classes)])
-        axes.set_aspect("equal", adjustable="box")
         half_x, half_y = (x[1] - x[0]) / 2, (y[1] - y[0]) / 2
         extent = (x[0] - half_x, x[-1] + half_x, y[0] - half_y, y[-1] + half_y)
         axes.imshow(
@@ -81,6 +80,7 @@ def regions(portrait: Portrait) -> Figure:
             interpolation="nearest",
             zorder=0,
         )
+        axes.autoscale(False)  # the regions are the frame
     finite = np.isfinite(output).all(axis=1)
     if not finite.any():
         tell_empty(axes)
@@ -101,8 +101,18 @@ def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
     figure = new_figure(5.4, 5.7)
     figure.subplots_adjust(top=0.89, bottom=0.15)
     axes = figure.add_subplot(xlabel="$z_1$", ylabel="$z_2$", title=title + "\n" + ", ".join(filter(None, facts)))
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_aspect("equal", adjustable="box")
     return figure, axes
+
+
+def _view(axes: Axes, paths: NDArray[np.float64]) -> None:
+    """All starts and the bulk of the ends: a few samples that are flung far away must not shrink all others to a dot."""
+    whole = np.stack([paths.min(axis=(0, 1)), paths.max(axis=(0, 1))])
+    bulk = np.concatenate([paths[0], np.quantile(paths[-1], [0.1, 0.9], axis=0)])
+    bulk = np.stack([bulk.min(axis=0), bulk.max(axis=0)])
+    low, high = whole if (np.ptp(whole, axis=0) < 2 * np.ptp(bulk, axis=0)).all() else bulk
+    middle, half = (low + high) / 2, 0.54 * max(float((high - low).max()), 1e-9)
+    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
 
 
 def _classes(figure: Figure, labels: NDArray[Any], extra: list[Line2D] | None = None) -> None:
