@@ -1,0 +1,104 @@
+"""Several processes that train one model: ranks, their devices, sums over them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trueode.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together.
+
+    Attributes:
+        rank: its number; rank 0 is the main one, which writes and speaks.
+        world_size: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, the same on each; with one rank the tensor itself."""
+        if self.world_size == 1:
+            return x
+        total = x.detach().to(self.device).clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def launched() -> bool:
+    """Whether torchrun, or `launch`, started this process among several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def check_gpus(use_gpu: bool, gpu_ids: str) -> list[int]:
+    """The GPUs asked for; an empty list for a run on the CPU.
+
+    Raises:
+        DeviceError: a GPU was asked for that does not exist, or ``gpu_ids`` is not a list of numbers.
+    """
+    if not use_gpu:
+        return []
+    try:
+        ids = [int(part) for part in gpu_ids.split(",")]
+    except ValueError:
+        raise DeviceError(f"--gpu_ids {gpu_ids!r}: numbers are expected, as '0' or '0,1,2'.") from None
+    if min(ids) < 0 or len(set(ids)) < len(ids):
+        raise DeviceError(f"--gpu_ids {gpu_ids!r}: different numbers of at least 0 are expected, as '0' or '0,1,2'.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    missing = [i for i in ids if i >= count]
+    if missing:
+        found = f"torch sees {count} GPU{'s' if count != 1 else ''}" if count else "torch sees no GPU on this machine"
+        raise DeviceError(
+            f"--use_gpu true: the device cuda:{missing[0]} does not exist; {found}. "
+            "Leave --use_gpu out to train on the CPU" + (", or choose others with --gpu_ids." if count else ".")
+        )
+    return ids
+
+
+def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
+    """Join the processes that torchrun started, or be the only one.
+
+    Raises:
+        DeviceError: there are not enough GPUs for the processes.
+    """
+    gpus = check_gpus(use_gpu, gpu_ids)
+    if not launched():
+        return Ranks(0, 1, torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if gpus and local >= len(gpus):
+        raise DeviceError(
+            f"Process {local} of this machine has no GPU: --gpu_ids {gpu_ids} names {len(gpus)}; name one per process."
+        )
+    device = torch.device("cuda", gpus[local]) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run ``python ARGUMENTS`` as several processes that train together, and return their exit code."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.call([*command, *arguments])

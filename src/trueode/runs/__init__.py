@@ -1,0 +1,18 @@
+"""Run directories, histories, checkpoints: what a run leaves behind, and how it is found again."""
+
+from trueode.runs.checkpoints import load_latest, read_checkpoint, save_checkpoint
+from trueode.runs.directory import RunDirectory
+from trueode.runs.files import write_json, write_text
+from trueode.runs.history import History, cut_history, read_history
+
+__all__ = [
+    "History",
+    "RunDirectory",
+    "cut_history",
+    "load_latest",
+    "read_checkpoint",
+    "read_history",
+    "save_checkpoint",
+    "write_json",
+    "write_text",
+]

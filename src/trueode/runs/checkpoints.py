@@ -1,0 +1,88 @@
+"""Checkpoints: written whole or not at all, checked when read, loaded without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from trueode.errors import CheckpointError
+from trueode.runs.files import TEMPORARY, write_atomic
+
+KEEP = 3
+_NAME = re.compile(r"iteration_(\d+)\.pt$")
+_DIGEST = 32  # bytes of the SHA-256 digest at the end of the file
+
+
+def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: int = KEEP) -> Path:
+    """Write the state after an iteration; the newest ``keep`` checkpoints stay.
+
+    Args:
+        folder: of all checkpoints.
+        iteration: iterations done.
+        state: tensors and plain values only.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    path = folder / f"iteration_{iteration:08d}.pt"
+
+    def write(file: IO[bytes]) -> None:
+        file.write(content)
+        file.write(hashlib.sha256(content).digest())
+
+    write_atomic(path, write)
+    for old in found(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    for left in folder.glob(f"*{TEMPORARY}"):
+        left.unlink(missing_ok=True)
+    return path
+
+
+def found(folder: Path) -> list[Path]:
+    """All checkpoints, the newest first."""
+    paths = [path for path in folder.glob("iteration_*.pt") if _NAME.search(path.name)]
+    return sorted(paths, key=lambda path: int(_NAME.search(path.name)[1]), reverse=True)  # type: ignore[index]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint.
+
+    Raises:
+        CheckpointError: it is truncated, corrupted, or holds more than tensors and plain values.
+    """
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:]:
+            raise CheckpointError(f"The checkpoint {path} is truncated or corrupted.")
+        state: dict[str, Any] = torch.load(io.BytesIO(content[:-_DIGEST]), weights_only=True, map_location="cpu")
+    except CheckpointError:
+        raise
+    except Exception as failure:
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {failure}") from failure
+    return state
+
+
+def load_latest(folder: Path, damaged: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """The newest usable checkpoint.
+
+    Args:
+        folder: of all checkpoints.
+        damaged: told of each one that is passed over.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    failures = []
+    for path in found(folder):
+        try:
+            return path, read_checkpoint(path)
+        except CheckpointError as failure:
+            failures.append(str(failure))
+            damaged(f"{failure} The one before it is used.")
+    raise CheckpointError(f"There is no usable checkpoint in {folder}. {' '.join(failures)}".strip())

@@ -1,0 +1,142 @@
+"""The directory of a run: its place, its files, what ``run.json`` says of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trueode.errors import RunExistsError, RunNotFoundError, nearest
+from trueode.runs.files import TEMPORARY, write_json
+
+FILES = ("config.yaml", "history.csv", "run.json", "audit.json", "solver_swap.json", "solver_swap.csv")
+FOLDERS = ("checkpoints", "figures", "tensorboard_logs")
+
+
+class RunDirectory:
+    """``OUTPUT_DIR/NAME``; nothing in it is deleted or overwritten unless asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.config = path / "config.yaml"
+        self.history = path / "history.csv"
+        self.info = path / "run.json"
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+        self.tensorboard_logs = path / "tensorboard_logs"
+
+    @classmethod
+    def create(cls, output_dir: str, name: str, *, explicit: bool, overwrite: bool) -> RunDirectory:
+        """Make the directory of a new run.
+
+        Args:
+            output_dir: folder of all runs.
+            name: the run's name; taken as it is when explicit, else the first free of NAME, NAME-2, NAME-3, ….
+            explicit: whether the user gave the name.
+            overwrite: remove the files of an earlier run of that name (only files that a run writes).
+
+        Raises:
+            RunExistsError: the name is explicit and taken, and ``overwrite`` was not asked for.
+        """
+        root = Path(output_dir)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                (root / name).mkdir(exist_ok=True)
+                _clear(root / name)
+                return cls(root / name)
+            candidate, number = name, 1
+            while not _make(root / candidate):
+                number += 1
+                candidate = f"{name}-{number}"
+                if explicit:
+                    free = next(n for i in range(2, 10**6) if not (root / (n := f"{name}-{i}")).exists())
+                    raise RunExistsError(
+                        f"The run {root / name} exists and is left as it is. Continue it with --resume true, replace it "
+                        f"with --overwrite true, or choose a free name such as --name {free}."
+                    )
+        except (FileExistsError, NotADirectoryError, PermissionError) as failure:
+            raise RunExistsError(
+                f"No run can be written to {root / name}: {failure.strerror}. Choose another --output_dir."
+            ) from None
+        return cls(root / candidate)
+
+    @classmethod
+    def open(cls, output_dir: str, name: str) -> RunDirectory:
+        """The directory of an existing run.
+
+        Raises:
+            RunNotFoundError: there is none of that name.
+        """
+        root = Path(output_dir)
+        if not (root / name / "config.yaml").is_file():
+            known = sorted(path.parent.name for path in root.glob("*/config.yaml"))
+            there = f" There are: {', '.join(known[:10])}.{nearest(name, known)}" if known else " There are none there."
+            raise RunNotFoundError(f"There is no run {root / name} (no config.yaml in it).{there}")
+        return cls(root / name)
+
+    def start(self, facts: dict[str, Any]) -> None:
+        """Write ``run.json`` at the start: what runs, with what, where."""
+        earlier = self.read_info()
+        write_json(self.info, {**earlier, **_provenance(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to ``run.json``."""
+        write_json(self.info, {**self.read_info(), **facts})
+
+    def read_info(self) -> dict[str, Any]:
+        """What ``run.json`` says; nothing if it is missing or damaged."""
+        try:
+            content = json.loads(self.info.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def _make(path: Path) -> bool:
+    """Make a directory; False if the name is taken (an empty directory is free)."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return path.is_dir() and not any(path.iterdir())
+    return True
+
+
+def _clear(path: Path) -> None:
+    for name in FILES:
+        (path / name).unlink(missing_ok=True)
+        (path / f"{name}{TEMPORARY}").unlink(missing_ok=True)
+    for name in FOLDERS:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+
+
+def _provenance() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in ("trueode", "torch", "numpy"):
+        versions[package] = metadata.version(package)
+    return {
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "machine": {"system": platform.system(), "processor": platform.machine()},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the source, when it lies in a repository."""
+    here = Path(__file__).resolve().parent
+    if not any((folder / ".git").exists() for folder in here.parents):
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
