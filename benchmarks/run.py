@@ -184,7 +184,9 @@ def main() -> None:
     print("\n| whole process | import torch | default job | ratio | wanted |\n|---|---|---|---|---|")
     print(f"| `python train.py` | {bare:.2f} s | {job:.2f} s | {job / bare:.1f} x | ≤ 5 x |", flush=True)
     few, many, states = memory_row()
-    print("\n| memory with `Checkpoint` | 16 steps | 256 steps | growth | the states themselves |\n|---|---|---|---|---|")
+    print(
+        "\n| memory with `Checkpoint` | 16 steps | 256 steps | growth | the states themselves |\n|---|---|---|---|---|"
+    )
     print(f"| CIFAR-shaped step | {few:.0f} MiB | {many:.0f} MiB | {many - few:.0f} MiB | {states:.0f} MiB |")
 
 

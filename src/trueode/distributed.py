@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,15 @@ class Ranks:
         total = x.detach().to(self.device).clone()
         torch.distributed.all_reduce(total)
         return total
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Do something on the main rank before the others do it: they find what it left on the disk."""
+        if self.world_size > 1 and not self.is_main:
+            torch.distributed.barrier()
+        yield
+        if self.world_size > 1 and self.is_main:
+            torch.distributed.barrier()
 
     def close(self) -> None:
         """Leave the group."""

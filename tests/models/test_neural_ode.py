@@ -73,7 +73,7 @@ def test_times_of_each_sample() -> None:
 
 def test_times_that_do_not_fit() -> None:
     model, x = NeuralODE(TanhField(), solver=RK4), states(3)
-    with pytest.raises(UsageError, match="3 samples|batch has 3"):
+    with pytest.raises(UsageError, match=r"3 samples|batch has 3"):
         model(x, save_at=torch.zeros(2, 2, dtype=torch.float64))
     with pytest.raises(UsageError, match="all entries are NaN"):
         model(x, save_at=torch.full((3, 2), float("nan")))

@@ -83,7 +83,7 @@ def test_impossible_solvers_cannot_be_made(make: object) -> None:
 
 
 def test_too_many_steps() -> None:
-    with pytest.raises(SolveError, match="would need 1000 steps .* max_steps = 500"):
+    with pytest.raises(SolveError, match=r"would need 1000 steps .* max_steps = 500"):
         FixedStep("euler", step_size=1e-3, max_steps=500).fractions(1.0)
 
 

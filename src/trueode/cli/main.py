@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trueode.errors import TrueodeError, UsageError, nearest
@@ -24,34 +24,45 @@ DESCRIPTION = (
 def main(argv: Sequence[str] | None = None, prog: str = "trueode") -> int:
     """Run a command and return its exit code: 0, 1 for a failed run, 2 for a wrong request, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not words or words[0] in ("-h", "--help"):
-            print(_usage())
-            return 0 if words else 2
-        if words[0] == "--version":
-            from trueode import __version__
+    return _guarded(prog, lambda: _command(words, prog))
 
-            print(f"trueode {__version__}")
-            return 0
-        command, *rest = words
-        if command not in COMMANDS:
-            hint = nearest(command, COMMANDS)
-            raise UsageError(f"Unknown command {command!r}: known are {', '.join(COMMANDS)}.{hint}")
-        return _run(command, rest, f"{prog} {command}")
+
+def _command(words: list[str], prog: str) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from trueode import __version__
+
+        print(f"trueode {__version__}")
+        return 0
+    command, *rest = words
+    if command not in COMMANDS:
+        hint = nearest(command, COMMANDS)
+        raise UsageError(f"Unknown command {command!r}: known are {', '.join(COMMANDS)}.{hint}")
+    return _run(command, rest, f"{prog} {command}")
+
+
+def _guarded(prog: str, work: Callable[[], int]) -> int:
+    """Turn the failures that a user may cause into one message and an exit code."""
+    try:
+        return work()
     except TrueodeError as failure:
         print(f"{prog}: {failure}", file=sys.stderr)
         return failure.exit_code
     except BrokenPipeError:  # the reader of our output has gone
         return 1
+    except OSError as failure:  # a full disk, a folder without permission
+        print(f"{prog}: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
 
 
 def train_script() -> int:
     """``python train.py``: the same as ``trueode train``."""
-    try:
-        return _run("train", sys.argv[1:], "train.py")
-    except TrueodeError as failure:
-        print(f"train.py: {failure}", file=sys.stderr)
-        return failure.exit_code
+    return _guarded("train.py", lambda: _run("train", sys.argv[1:], "train.py"))
 
 
 def _run(command: str, argv: list[str], prog: str) -> int:

@@ -85,7 +85,7 @@ def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
 
 def _read(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {key: file[key] for key in ("x", "y", "t") if key in file}
             names = sorted(file)
     except Exception as error:  # numpy fails in as many ways as files can be damaged

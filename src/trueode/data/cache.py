@@ -47,7 +47,7 @@ def _checksum(arrays: Arrays) -> str:
 
 def _read(path: Path) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         checksum = str(arrays.pop("checksum"))
     except Exception:  # absent, or damaged in any of the ways in which a zip file can be

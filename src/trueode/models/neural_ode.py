@@ -57,6 +57,7 @@ class NeuralODE(nn.Module):
         t: tuple[float | Tensor, float | Tensor] | None = None,
         save_at: Times | None = None,
         return_solution: bool = False,
+        on_failure: str = "raise",
     ) -> Any:
         """Compute the model's output.
 
@@ -67,6 +68,7 @@ class NeuralODE(nn.Module):
             save_at: times ``(times,)`` at which outputs are wanted, or ``(batch, times)`` with times of its own for each
                 sample (NaN: none). The solve runs on the union of all times.
             return_solution: return the pair (output, `Solution`).
+            on_failure: as in `solve`: ``"raise"``, or ``"return"`` what there is.
 
         Returns:
             ``(batch, …)``; with ``save_at``: ``(times, batch, …)``, zeros where a sample's time is NaN.
@@ -83,6 +85,7 @@ class NeuralODE(nn.Module):
             solver=solver or self.solver,
             gradient=self.gradient,
             save_at=union,
+            on_failure=on_failure,
             reduce=self.reduce,
         )
         if times is None:

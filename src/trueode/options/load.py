@@ -21,7 +21,13 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(prog: str, description: str = "", formatter: Any = argparse.HelpFormatter) -> argparse.ArgumentParser:
     """The parser of all flags; it reads texts, the schema makes values of them."""
-    parser = _Parser(prog=prog, usage=f"{prog} [--option value …]", description=description, allow_abbrev=False, formatter_class=formatter)
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [--option value …]",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=formatter,
+    )
     groups: dict[str, Any] = {}
     file_group = parser.add_argument_group("file")
     file_group.add_argument(

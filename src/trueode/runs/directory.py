@@ -14,7 +14,16 @@ from typing import Any
 from trueode.errors import RunExistsError, RunNotFoundError, nearest
 from trueode.runs.files import TEMPORARY, write_json
 
-FILES = ("config.yaml", "history.csv", "run.json", "audit.json", "solver_swap.json", "solver_swap.csv")
+FILES = (
+    "config.yaml",
+    "history.csv",
+    "run.json",
+    "audit.json",
+    "solver_swap.json",
+    "solver_swap.csv",
+    "evaluation_train.json",
+    "evaluation_test.json",
+)
 FOLDERS = ("checkpoints", "figures", "tensorboard_logs")
 
 
@@ -100,11 +109,11 @@ class RunDirectory:
 
 
 def _make(path: Path) -> bool:
-    """Make a directory; False if the name is taken (an empty directory is free)."""
+    """Make a directory; False if the name is taken (a directory without whole files is free)."""
     try:
         path.mkdir()
     except FileExistsError:
-        return path.is_dir() and not any(path.iterdir())
+        return path.is_dir() and all(left.name.endswith(TEMPORARY) for left in path.iterdir())
     return True
 
 

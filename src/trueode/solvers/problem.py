@@ -62,7 +62,9 @@ def pack_stack(stack: LayerStack, z0: Tensor) -> tuple[Tensor, Unpack]:
     if not stack.channels_last or z0.dim() < 3 or shape[1] == 1:
         return z0.reshape(shape[0], prod(shape[1:])), lambda z: z.reshape(*z.shape[:-2], *shape)
     moved = z0.movedim(1, -1)
-    return moved.reshape(shape[0], prod(shape[1:])), lambda z: z.reshape(*z.shape[:-2], *moved.shape).movedim(-1, z.dim() - 1)
+    return moved.reshape(shape[0], prod(shape[1:])), lambda z: z.reshape(*z.shape[:-2], *moved.shape).movedim(
+        -1, z.dim() - 1
+    )
 
 
 def matrix_form(field: Any, z0: Tensor) -> LayerStack | None:

@@ -1,0 +1,200 @@
+"""The adaptation of the paper: compare accuracies with a more accurate solver, halve, or grow a little.
+
+Source: Ott, Katiyar, Hennig & Tiemann, *ResNet After All? Neural ODEs and Their Numerical Solution*, ICLR 2021,
+section 4 and supplement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trueode.adaptation.rule import Comparison, Progress
+from trueode.catalog import METHODS
+from trueode.solvers import Adaptive, FixedStep
+from trueode.solvers.control import starting_step, trial_step
+
+HALVE, GROW = 0.5, 1.1
+FINER = 50.0  # the test solver's error is so many times smaller than the training solver's
+RECENT = 5
+
+
+class PaperStepRule:
+    """Adapts the step size of a fixed-step solver.
+
+    The test solver of Euler is midpoint; that of midpoint, rk4 and (ours) all others is rk4.
+
+    Args:
+        method: the training method.
+        length: of the interval.
+        step_size: to start with; see `paper_starting_step`.
+        threshold: the difference above which the step is halved.
+        max_steps: most steps.
+    """
+
+    def __init__(
+        self, method: str, length: float, step_size: float, *, threshold: float = 0.1, max_steps: int = 500
+    ) -> None:
+        self._method = method
+        self._length = length
+        self._threshold = threshold
+        self._max_steps = max_steps
+        self._step = step_size
+        self.notice = ""
+
+    @property
+    def solver(self) -> FixedStep:
+        """The training solver with the current step."""
+        return self._with(self._step)
+
+    def propose(self, measure: Comparison, progress: Progress) -> FixedStep:
+        """Halve the step when the check fails, else grow it by a tenth if the check allows."""
+        self.notice = ""
+        test = self.test_solver
+        if measure(self.solver, test).difference > self._threshold:
+            self._step = self._finer()
+        else:
+            larger = min(GROW * self._step, self._length)
+            if larger != self._step and measure(self._with(larger), test).difference <= self._threshold:
+                self._step = larger
+        return self.solver
+
+    @property
+    def test_solver(self) -> FixedStep:
+        """The solver of higher accuracy: its error 50 times smaller, its step not larger than the training step."""
+        p = METHODS[self._method].order
+        name, q = ("midpoint", 2) if self._method == "euler" else ("rk4", 4)
+        return FixedStep(name, step_size=min(self._step, (self._step**p / FINER) ** (1 / q)))
+
+    def _finer(self) -> float:
+        """Half the step; near the most steps, half of the way there."""
+        n = self.solver.count(self._length)
+        if self._with(HALVE * self._step).count(self._length) <= self._max_steps:
+            return HALVE * self._step
+        if n >= self._max_steps:
+            self.notice = (
+                f"the step cannot be refined: max_steps = {self._max_steps} steps are taken already, and the accuracy "
+                "still depends on the solver; --max_steps raises the limit."
+            )
+            return self._step
+        return self._length / (n + -(-(self._max_steps - n) // 2))
+
+    def _with(self, step: float) -> FixedStep:
+        return FixedStep(self._method, step_size=step, max_steps=self._max_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step size."""
+        return {"step_size": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved step size."""
+        self._step = state["step_size"]
+
+
+class PaperToleranceRule:
+    """Adapts the tolerance of an adaptive solver; the test solver is dopri5.
+
+    Args:
+        method: the training method.
+        tol: the tolerance to start with, relative and absolute.
+        threshold: the difference above which the tolerance is halved.
+        floor: no tolerance below it: rounding would decide (ours).
+        per_sample: error control for each sample by itself.
+    """
+
+    def __init__(
+        self, method: str, tol: float, *, threshold: float = 0.1, floor: float = 1e-7, per_sample: bool = False
+    ) -> None:
+        self._method = method
+        self._tol = tol
+        self._threshold = threshold
+        self._floor = floor
+        self._per_sample = per_sample
+        self.notice = ""
+
+    @property
+    def solver(self) -> Adaptive:
+        """The training solver with the current tolerance."""
+        return self._with(self._tol)
+
+    def propose(self, measure: Comparison, progress: Progress) -> Adaptive:
+        """Halve the tolerance when the check fails, else grow it by a tenth if the check allows and saves evaluations."""
+        self.notice = ""
+        own = self.solver
+        test = self._tested_at(self._tol / (5 if self._method == "fehlberg2" else 10))
+        found = measure(own, test)
+        while found.reference_nfe <= found.candidate_nfe and test.rtol > self._floor:
+            test = self._tested_at(test.rtol / 10)
+            found = measure(own, test)
+        if found.difference > self._threshold:
+            if HALVE * self._tol >= self._floor:
+                self._tol *= HALVE
+            else:
+                self.notice = (
+                    f"the tolerance cannot be refined: it is {self._tol:.3g}, below {self._floor:.3g} rounding decides, and "
+                    "the accuracy still depends on the solver; --precision float64 lowers the limit."
+                )
+            return self.solver
+        larger = self._with(GROW * self._tol)
+        grown = measure(larger, test)
+        recent = progress.recent_nfe[-RECENT:]
+        idle = len(recent) == RECENT and all(nfe == grown.candidate_nfe for nfe in recent)
+        if grown.difference <= self._threshold and not idle:
+            self._tol *= GROW
+        return self.solver
+
+    def _with(self, tol: float) -> Adaptive:
+        return Adaptive(self._method, tol, tol, per_sample=self._per_sample)
+
+    def _tested_at(self, tol: float) -> Adaptive:
+        tol = max(tol, min(self._floor, self._tol))
+        return Adaptive("dopri5", tol, tol, per_sample=self._per_sample)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tolerance."""
+        return {"tol": self._tol}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved tolerance."""
+        self._tol = state["tol"]
+
+
+@torch.no_grad()
+def paper_starting_step(
+    field: Callable[[Tensor, Tensor], Tensor],
+    z0: Tensor,
+    length: float,
+    *,
+    order: int,
+    max_steps: int,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> float:
+    """The step that the paper's adaptation starts with: two evaluations of the field.
+
+    The rule of Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, p. 169, with unscaled norms: no
+    tolerance enters. Norms are Euclidean over the whole state of a sample, averaged over the samples.
+
+    Args:
+        field: the vector field.
+        z0: states ``(batch, …)`` at time 0.
+        length: of the interval; the step lies between ``length / max_steps`` and ``length``.
+        order: of the training method.
+        max_steps: most steps.
+        total: sums over the ranks that share the batch.
+    """
+    count = float(total(torch.tensor(float(len(z0)))))
+
+    def mean_norm(x: Tensor) -> float:
+        return float(total(x.flatten(1).double().norm(dim=1).sum())) / count
+
+    f0 = field(z0.new_tensor(0.0), z0)
+    d0, d1 = mean_norm(z0), mean_norm(f0)
+    h0 = trial_step(d0, d1)
+    f1 = field(z0.new_tensor(h0), z0 + h0 * f0)
+    step = starting_step(h0, d1, mean_norm(f1 - f0) / h0, order + 1)
+    least = length / max_steps
+    return min(max(step, least), length) if isfinite(step) else least

@@ -1,0 +1,171 @@
+"""From options to the parts of a run: data, model, solver, optimiser, rule. The one place that reads options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trueode.adaptation import PaperStepRule, PaperToleranceRule, Rule, paper_starting_step
+from trueode.data import Batches, Dataset, load_dataset
+from trueode.distributed import Ranks
+from trueode.errors import OptionError
+from trueode.fields import build_field, init_weights
+from trueode.models import NeuralODE
+from trueode.options import Options
+from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+GRADIENTS: dict[str, Gradient] = {"naive": Backprop(), "checkpoint": Checkpoint(), "adjoint": Adjoint()}
+FLOORS = {"float32": 1e-7, "float64": 1e-13}  # below such a tolerance rounding decides
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model must know of its data.
+
+    Attributes:
+        task: ``"classification"``, ``"regression"`` or ``"timeseries"``.
+        sample: shape of one input.
+        n_outputs: classes, or numbers in a target or state.
+        t_end: the end T of the ODE block.
+    """
+
+    task: str
+    sample: tuple[int, ...]
+    n_outputs: int
+    t_end: float
+
+
+def build_data(options: Options) -> Dataset:
+    """Load the data.
+
+    Raises:
+        DataError: it is not there or not usable.
+    """
+    return load_dataset(
+        options.dataset,
+        options.data_dir,
+        seed=options.random_seed,
+        task=options.task,
+        image_size=options.image_size,
+        num_workers=options.num_threads,
+        dtype=DTYPES[options.precision],
+    )
+
+
+def shape_of(options: Options, dataset: Dataset) -> Shape:
+    """What the model must know of the data.
+
+    Raises:
+        OptionError: the options do not fit the data.
+    """
+    t_end = options.t_end or dataset.t_end or 1.0
+    if dataset.t_end is not None and t_end < dataset.t_end:
+        raise OptionError(
+            f"--t_end {t_end:g} lies before the last time of the data, {dataset.t_end:g}: leave it out or raise it."
+        )
+    options.check_times(t_end)
+    return Shape(dataset.task, dataset.sample_shape, dataset.n_outputs, t_end)
+
+
+def build_model(options: Options, shape: Shape) -> NeuralODE:
+    """The model for such data; its weights depend on ``random_seed`` alone.
+
+    Raises:
+        UsageError: the options do not fit the data.
+    """
+    sample = shape.sample
+    upstream: nn.Module | None = None
+    if options.upstream_channels:
+        conv = nn.Conv1d if len(sample) == 2 else nn.Conv2d
+        upstream = conv(sample[0], options.upstream_channels, 1)
+        sample = (options.upstream_channels, *sample[1:])
+    field = build_field(options.network, sample, options.ch_residual_block, options.act, options.time_dependent)
+    model = NeuralODE(
+        field,
+        upstream,
+        _downstream(options, shape, sample),
+        solver=training_solver(options, shape.t_end),
+        t=(0.0, shape.t_end),
+        gradient=GRADIENTS[options.autodif],
+    )
+    generator = torch.Generator().manual_seed(options.random_seed)
+    init_weights(model, options.init_type, options.init_variance, generator)
+    return model.to(DTYPES[options.precision])
+
+
+def _downstream(options: Options, shape: Shape, state: tuple[int, ...]) -> nn.Module | None:
+    series = shape.task == "timeseries"
+    kind = options.downstream
+    if kind == "auto":
+        kind = "none" if series and not options.upstream_channels else "linear"
+    if kind == "none":
+        if prod(state) != shape.n_outputs or shape.task == "classification":
+            raise OptionError(
+                f"--downstream none: the ODE block's state has {prod(state)} numbers, the output has {shape.n_outputs}: "
+                "choose --downstream linear."
+            )
+        return None if series else nn.Flatten()
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(prod(state), shape.n_outputs)]
+    if series:
+        layers.append(nn.Unflatten(1, shape.sample))
+    return nn.Sequential(*layers)
+
+
+def training_solver(options: Options, t_end: float) -> Solver:
+    """The solver that training starts with (an adaptation may choose another)."""
+    if options.fixed_step:
+        step = min(options.training_step(t_end), t_end)
+        return FixedStep(options.solver, step_size=step, max_steps=options.max_steps)
+    tol = options.initial_tol if options.use_step_adaption_algo else options.tol
+    return Adaptive(options.solver, tol, tol, per_sample=options.per_sample)
+
+
+def build_rule(options: Options, model: NeuralODE, shape: Shape, batches: Batches, ranks: Ranks) -> Rule | None:
+    """The adaptation, if the options ask for one; its first step is chosen on the first batch."""
+    if not options.use_step_adaption_algo:
+        return None
+    if not options.fixed_step:
+        return PaperToleranceRule(
+            options.solver,
+            options.initial_tol,
+            threshold=options.threshold,
+            floor=FLOORS[options.precision],
+            per_sample=options.per_sample,
+        )
+    batch, _ = next(batches.from_iteration(0))
+    with torch.no_grad():
+        x = batch.x.to(ranks.device)
+        z0 = x if model.upstream is None else model.upstream(x)
+    step = paper_starting_step(
+        model.field, z0, shape.t_end, order=model.solver.order, max_steps=options.max_steps, total=ranks.sum
+    )
+    return PaperStepRule(options.solver, shape.t_end, step, threshold=options.threshold, max_steps=options.max_steps)
+
+
+def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:
+    """The training batches of this rank; their order depends on the seed alone."""
+    return Batches(
+        dataset.train,
+        options.batch_size,
+        seed=options.random_seed,
+        shuffle=not options.serial_batches,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        num_workers=options.num_threads,
+    )
+
+
+def build_optimizer(options: Options, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser, in its fused form where torch has one."""
+    common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
+    params: list[Tensor] = list(model.parameters())
+    if options.optimizer == "rmsprop":
+        return torch.optim.RMSprop(params, **common)
+    fused = params[0].device.type in ("cpu", "cuda")
+    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
+    return kind(params, fused=fused, **common)

@@ -1,0 +1,100 @@
+"""What the phase portraits of two-dimensional models show, as plain arrays (figures/portrait.py draws them)."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trueode.evaluation.metrics import batches_of, evaluating
+from trueode.evaluation.tasks import Task
+from trueode.models import NeuralODE
+from trueode.solvers import Solver, solve
+from trueode.solvers.clock import seconds
+
+if TYPE_CHECKING:
+    from trueode.data import Split
+    from trueode.data.folder import FolderSplit
+
+SAMPLES, TIMES, GRID = 400, 129, 200
+SERIES = 4
+
+
+def phase_portrait(model: NeuralODE, split: Split | FolderSplit, solver: Solver) -> dict[str, Any] | None:
+    """Paths of samples through the ODE block, and the classifier's regions around its output.
+
+    Args:
+        model: a classifier.
+        split: samples; the first 400 are taken.
+        solver: the solver.
+
+    Returns:
+        ``times``, ``paths (times, n, 2)`` at the ends of the steps, ``labels``, ``predictions``, ``output (n, 2)``,
+        ``grid_x``, ``grid_y``, ``regions (grid_y, grid_x)``, ``solver``, ``accuracy`` (of these samples); None when the
+        state has not two components.
+    """
+    n = min(SAMPLES, len(split))
+    with evaluating(model):
+        batch = next(batches_of(split.first(n), n, model))
+        z0 = batch.x if model.upstream is None else model.upstream(batch.x)
+        if prod(z0.shape[1:]) != 2 or model.downstream is None:
+            return None
+        start, end = seconds(model.t[0]), seconds(model.t[1])
+        grid = solve(model.field, z0, model.t, solver=solver).grid
+        if grid.dim() == 1 and len(grid) <= TIMES:
+            times = grid
+        elif grid.dim() == 1:  # some of the steps' ends: between them there is interpolation, not the solver
+            times = grid[torch.linspace(0, len(grid) - 1, TIMES).round().long()]
+        else:
+            times = torch.linspace(start, end, TIMES, dtype=torch.float64)
+        solution = solve(model.field, z0, model.t, solver=solver, save_at=times)
+        paths = solution.zs.flatten(2)
+        output = solution.z
+        predictions = model.downstream(output).argmax(1)
+        flat = output.flatten(1)
+        low, high = flat.amin(0), flat.amax(0)
+        margin = 0.15 * (high - low).clamp(min=1e-6)
+        axes = [torch.linspace(float(a), float(b), GRID) for a, b in zip(low - margin, high + margin, strict=True)]
+        points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1).view(-1, *output.shape[1:])
+        regions = model.downstream(points.to(output)).argmax(1).view(GRID, GRID)
+    return {
+        "times": times.numpy(),
+        "paths": _numpy(paths),
+        "labels": _numpy(batch.y),
+        "predictions": _numpy(predictions),
+        "output": _numpy(flat),
+        "grid_x": axes[0].numpy(),
+        "grid_y": axes[1].numpy(),
+        "regions": _numpy(regions),
+        "solver": str(solver),
+        "accuracy": float((predictions == batch.y).double().mean()),
+    }
+
+
+def series_portrait(
+    model: NeuralODE, split: Split | FolderSplit, task: Task, solver: Solver
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Times ``(times,)``, true and predicted states ``(n, times, d)`` of the first four time series.
+
+    Where they have times of their own, all are predicted at all of them; the truth is NaN where it was not observed.
+    """
+    n = min(SERIES, len(split))
+    with evaluating(model):
+        batch = next(batches_of(split.first(n), n, model))
+        assert batch.t is not None
+        t, truth = batch.t, batch.y.flatten(2)
+        if t.dim() == 2:
+            t = torch.unique(batch.t[~batch.t.isnan()])
+            spread = truth.new_full((n, len(t), truth.shape[2]), torch.nan)
+            for row, times, states in zip(spread, batch.t, truth, strict=True):
+                known = ~times.isnan()
+                row[torch.searchsorted(t, times[known])] = states[known]
+            truth = spread
+        predicted, _ = task.predict(model, batch._replace(t=t), solver)
+    return _numpy(t), _numpy(truth), _numpy(predicted.flatten(2))
+
+
+def _numpy(x: torch.Tensor) -> np.ndarray[Any, Any]:
+    return x.cpu().numpy()

@@ -1,0 +1,110 @@
+"""The exact flow: outputs of a model that no finer solver changes any more."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trueode.data import Split
+from trueode.evaluation.metrics import batches_of, evaluating
+from trueode.evaluation.tasks import Task
+from trueode.models import NeuralODE
+from trueode.solvers import FixedStep
+
+if TYPE_CHECKING:
+    from trueode.data.folder import FolderSplit
+
+COARSEST, FINEST = 32, 4096
+SUCCESSIVE = 2  # doublings that must leave a sample alone: one may do so by chance
+
+
+@dataclass(frozen=True)
+class ExactFlow:
+    """Outputs of a model under the exact flow.
+
+    Attributes:
+        outputs: ``(n, …)`` in float64, of the finest solve that a sample took part in.
+        settled: ``(n,)`` of bool: two successive doublings of the steps left the prediction alone.
+        complete: whether unsettled samples were refined to the end, rather than until the budget was spent.
+        n_steps: steps of the finest solve.
+        evaluations: field evaluations spent, counted in samples.
+    """
+
+    outputs: Tensor
+    settled: Tensor
+    complete: bool
+    n_steps: int
+    evaluations: int
+
+
+def first_steps(n_steps: float) -> int:
+    """The number of steps that the exact flow starts with, for a training solver that takes ``n_steps``."""
+    return max(COARSEST, 4 * ceil(n_steps))
+
+
+def least_cost(n_steps: float) -> int:
+    """Field evaluations for one sample that settles at the first chance."""
+    return 4 * first_steps(n_steps) * (2 ** (SUCCESSIVE + 1) - 1)
+
+
+def exact_flow(
+    model: NeuralODE,
+    split: Split | FolderSplit,
+    task: Task,
+    *,
+    n_steps: float,
+    budget: float = float("inf"),
+    batch_size: int = 256,
+) -> ExactFlow:
+    """Solve with rk4 in double precision, with twice as many steps each time, until every sample has settled.
+
+    A sample has settled when two successive doublings left its prediction unchanged and moved its logits by less than a
+    tenth of their margin (outputs without classes: by less than a tenth of the tolerance).
+
+    Args:
+        model: the model; a copy of it is made in double precision.
+        split: the samples.
+        task: what is learned.
+        n_steps: steps of the training solver; the first solve takes at least four times as many.
+        budget: field evaluations, counted in samples, that may be spent; at least ``n * least_cost(n_steps)``.
+        batch_size: samples solved at once.
+    """
+    model = deepcopy(model).double()
+    model.reduce = None
+    split = split.to(torch.float64)
+    steps = first_steps(n_steps)
+    finest = max(FINEST, 2 ** (SUCCESSIVE + 1) * steps)
+
+    def run(indices: Tensor, steps: int) -> Tensor:
+        chosen = Split(*split.batch(indices))
+        solver = FixedStep("rk4", n_steps=steps)
+        with evaluating(model):
+            parts = [
+                task.predict(model, batch, solver, on_failure="return")[0].cpu()
+                for batch in batches_of(chosen, batch_size, model)
+            ]
+        return torch.cat(parts)
+
+    left = torch.arange(len(split))
+    spent = 4 * steps * len(left)
+    outputs = run(left, steps)
+    calm = torch.zeros(len(split), dtype=torch.int64)
+    complete = True
+    while len(left) and 2 * steps <= finest:
+        if spent + 8 * steps * len(left) > budget:
+            complete = False
+            break
+        steps *= 2
+        spent += 4 * steps * len(left)
+        finer = run(left, steps)
+        before = outputs[left]
+        outputs[left] = finer
+        still = task.calm(before, finer, task.scale(outputs))
+        calm[left] = torch.where(still, calm[left] + 1, 0)
+        left = left[calm[left] < SUCCESSIVE]
+    return ExactFlow(outputs, calm >= SUCCESSIVE, complete, steps, spent)

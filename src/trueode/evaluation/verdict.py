@@ -1,0 +1,197 @@
+"""The closing verdict: whether a trained model is an ODE, in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trueode.data import Batch
+from trueode.errors import SolveError
+from trueode.evaluation.metrics import evaluate
+from trueode.evaluation.reference import exact_flow, least_cost
+from trueode.evaluation.statistics import clopper_pearson, samples_for
+from trueode.evaluation.tasks import Task
+from trueode.models import NeuralODE
+from trueode.solvers import Solver
+
+if TYPE_CHECKING:
+    from trueode.data import Split
+    from trueode.data.folder import FolderSplit
+
+MARGIN = 0.01
+SAMPLES = 1000
+FEWEST = 100  # a check of fewer samples than this, for want of budget, would not be worth its name
+LEAST_FLOPS = 50e9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model is an ODE, with the evidence.
+
+    Attributes:
+        status: ``"ode"``, ``"not_ode"``, ``"undecided"`` or ``"not_checked"``.
+        sentence: all of it in words.
+        solver: the training solver.
+        n: samples looked at.
+        flips: those whose prediction under the exact flow is another one, or that never settle.
+        lower: bound of the share of flips; the share is larger with 95 % confidence.
+        upper: bound of the share of flips; the share is smaller with 95 % confidence.
+        metric_name: accuracy or mse.
+        metric: on these samples, under the training solver. Shown; never decides.
+        metric_exact: the same under the exact flow.
+        n_steps_exact: steps of the finest solve of the exact flow (rk4, double precision).
+        evaluations: field evaluations spent, counted in samples.
+        budget: field evaluations that might have been spent.
+    """
+
+    status: str
+    sentence: str
+    solver: str
+    n: int
+    flips: int
+    lower: float
+    upper: float
+    metric_name: str
+    metric: float
+    metric_exact: float
+    n_steps_exact: int
+    evaluations: int
+    budget: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def verdict(
+    model: NeuralODE,
+    split: Split | FolderSplit,
+    task: Task,
+    solver: Solver,
+    *,
+    run_evaluations: float,
+    share: float = 0.05,
+    flops: float = 1.0,
+    what: str = "test",
+    command: str = "",
+) -> Verdict:
+    """Compare a model's predictions on the first samples under its training solver and under the exact flow.
+
+    The share of predictions that differ (flips) decides at the 1 % margin: the model is not an ODE when the lower bound of
+    the share exceeds it, it behaves as an ODE when the upper bound does not. As many of the first 1000 samples are looked
+    at as the budget, counted in field evaluations and not in seconds, is enough for: equal runs have equal verdicts.
+
+    Args:
+        model: the trained model.
+        split: samples that it was not trained on.
+        task: what is learned.
+        solver: the solver that training ended with.
+        run_evaluations: field evaluations of the training run, counted in samples.
+        share: of them, for the check; never less than 50 Gflop.
+        flops: floating point operations of one field evaluation of one sample.
+        what: the name of the data, for the sentence.
+        command: to be completed by a larger ``share``, for a check that was too expensive.
+    """
+    budget = max(share * run_evaluations, LEAST_FLOPS / flops)
+    first = split.first(SAMPLES)
+    try:
+        own = evaluate(model, first, task, solver, keep_outputs=True)
+    except SolveError as failure:
+        sentence = f"not checked whether this model is an ODE: {solver} fails on the {what} data. {failure}"
+        none = float("nan")
+        return Verdict("not_checked", sentence, str(solver), 0, 0, 0.0, 1.0, task.metric_name, none, none, 0, 0, budget)
+    assert own.outputs is not None
+    least = least_cost(own.n_steps)
+    n = min(len(first), int(budget / (1.1 * least)))  # a tenth is for samples that settle late
+    if n < min(FEWEST, len(first)):
+        return _not_checked(task, solver, own.n, own.metric, budget, least, run_evaluations, what, command)
+    if n < len(first):
+        first = first.first(n)
+        own = evaluate(model, first, task, solver, keep_outputs=True)
+        assert own.outputs is not None
+    exact = exact_flow(model, first, task, n_steps=own.n_steps, budget=budget)
+    scale = task.scale(exact.outputs)
+    flipped = task.flipped(own.outputs.double(), exact.outputs, scale)
+    # Samples that no refinement settles count as flips; those for which the budget was not enough are unknown.
+    unknown = ~exact.settled & ~exact.complete
+    certain = int((flipped & exact.settled).sum() + (~exact.settled & exact.complete).sum())
+    lower, upper = clopper_pearson(certain, n)[0], clopper_pearson(certain + int(unknown.sum()), n)[1]
+    batch = first.batch(torch.arange(n))
+    metric_exact = float(task.metric_sum(exact.outputs, Batch(*batch))) / n
+    status = "not_ode" if lower > MARGIN else "ode" if upper <= MARGIN else "undecided"
+    constant = scale is not None and bool((scale == 0).any())
+    if constant:
+        status = "undecided"
+    if status == "undecided" and unknown.any() and not constant:
+        return _not_checked(task, solver, n, own.metric, budget, 4 * least, run_evaluations, what, command)
+    shown = _metrics(task, own.metric, metric_exact, solver, n, len(split), what)
+    return Verdict(
+        status,
+        f"{shown}: {_judgement(status, certain, n, lower, upper, constant)}",
+        str(solver),
+        n,
+        certain,
+        lower,
+        upper,
+        task.metric_name,
+        own.metric,
+        metric_exact,
+        exact.n_steps,
+        exact.evaluations,
+        budget,
+    )
+
+
+def _metrics(task: Task, own: float, exact: float, solver: Solver, n: int, total: int, what: str) -> str:
+    samples = "" if n == total else f" (first {n} samples)"
+    name = task.metric_name
+    return f"{what} {name}{samples} {shown(name, own)} with {solver}; {shown(name, exact)} under the exact flow"
+
+
+def _judgement(status: str, flips: int, n: int, lower: float, upper: float, constant: bool) -> str:
+    depend = "of its predictions depend on the solver"
+    if constant:
+        return "undecided whether this model is an ODE: its output is constant in a component"
+    if status == "not_ode":
+        return f"this model is NOT an ODE ({percent(flips / n)} {depend})"
+    if status == "ode":
+        return f"this model behaves as an ODE ({percent(flips / n)} {depend}, at most {percent(upper)} with 95 % confidence)"
+    judgement = (
+        f"undecided on {n} samples whether this model is an ODE (between {percent(lower)} and {percent(upper)} {depend}"
+    )
+    needed = samples_for(MARGIN)
+    return judgement + (f"; at least {needed} samples are needed)" if n < needed else ")")
+
+
+def _not_checked(
+    task: Task,
+    solver: Solver,
+    n: int,
+    metric: float,
+    budget: float,
+    cost: float,
+    run_evaluations: float,
+    what: str,
+    command: str,
+) -> Verdict:
+    share = 1.2 * cost * SAMPLES / max(run_evaluations, 1.0)
+    how = f"; check it with: {command} --verdict_budget {share:.2g}" if command else ""
+    sentence = (
+        f"{what} {task.metric_name} {shown(task.metric_name, metric)} with {solver}: not checked whether this model is an "
+        f"ODE, which takes more than the budget of {budget:.2g} field evaluations{how}"
+    )
+    return Verdict(
+        "not_checked", sentence, str(solver), n, 0, 0.0, 1.0, task.metric_name, metric, float("nan"), 0, 0, budget
+    )
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with a digit after the point."""
+    return f"{100 * share:.1f} %"
+
+
+def shown(metric_name: str, value: float) -> str:
+    """The value of a metric as text."""
+    return percent(value) if metric_name == "accuracy" else f"{value:.4g}"

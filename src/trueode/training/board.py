@@ -1,0 +1,41 @@
+"""History rows for TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from trueode.errors import UsageError
+
+
+class Board:
+    """Writes rows of the history as scalars.
+
+    Args:
+        folder: of the event files.
+        iteration: what was logged after it, before an interruption, is dropped.
+    """
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError:
+            raise UsageError(
+                "--use_tensorboard true needs the package tensorboard: pip install 'trueode[tensorboard]'."
+            ) from None
+        self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one row; empty entries are left out."""
+        for name, value in row.items():
+            if name != "iteration" and value is not None:
+                self._writer.add_scalar(name, value, row["iteration"])

@@ -1,0 +1,262 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trueode.adaptation import Measure, Progress
+from trueode.data import Batch, Batches, Dataset
+from trueode.distributed import Ranks
+from trueode.errors import DivergenceError, SolveError
+from trueode.evaluation import Task, evaluate, to_device
+from trueode.models import NeuralODE
+from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solution, Solver
+from trueode.solvers.clock import seconds
+from trueode.training.memory import bytes_per_step, free_memory
+from trueode.training.state import State
+
+Row = dict[str, float | int | None]
+ADAPTIVE_STEPS = 100  # if this many steps fit, those of an adaptive solve are not counted beforehand
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is and what happens how often; intervals in iterations.
+
+    Attributes:
+        niter: iterations of the whole run.
+        log: between rows of the history.
+        test: between evaluations of the test data; None: never.
+        check: between checks of the adaptation.
+        checkpoint: between checkpoints.
+    """
+
+    niter: int
+    log: int
+    test: int | None
+    check: int
+    checkpoint: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: ``"finished"`` or ``"interrupted"``."""
+
+    status: str
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Where the loop's results go; called on every rank, at the same iterations.
+
+    Attributes:
+        row: takes a row of the history.
+        checkpoint: saves the state.
+        notice: tells the user something, once.
+    """
+
+    row: Callable[[Row], None]
+    checkpoint: Callable[[State], None]
+    notice: Callable[[str], None]
+
+
+def train(
+    state: State, dataset: Dataset, task: Task, batches: Batches, schedule: Schedule, ranks: Ranks, hooks: Hooks
+) -> Outcome:
+    """Train until ``schedule.niter`` iterations are done, or until the user interrupts.
+
+    Raises:
+        DivergenceError: the loss is not finite. The last checkpoint is from before.
+        SolveError: the training solver failed.
+    """
+    model, optimizer, rule = state.model, state.optimizer, state.rule
+    network = _shared(model, ranks)
+    model.train()
+    memory = _Memory(hooks.notice)
+    suspicion = torch.zeros((), device=ranks.device)  # becomes NaN or infinite with the first such loss
+    begin = time.perf_counter() - state.seconds
+    with _interrupts() as interrupted:
+        for batch, whole in batches.from_iteration(state.iteration):
+            if state.iteration >= schedule.niter:
+                break
+            state.iteration += 1
+            batch = to_device(batch, ranks.device)
+            memory.choose_gradient(state, batch)
+
+            output, solution = task.predict(network, batch, state.solver)
+            loss = task.loss_sum(output, batch) / whole
+            optimizer.zero_grad()
+            (loss * ranks.world_size).backward()  # gradients are averaged over ranks
+            state.recent_nfe.append(solution.nfe)
+            state.evaluations += solution.nfe * whole
+            state.evaluations_backward += solution.nfe_backward * whole
+            solver = state.solver
+
+            if rule is not None and state.iteration % schedule.check == 0:
+                measure = _measure(state, task, batch, whole, output, solution, ranks)
+                progress = Progress(state.iteration, schedule.niter, tuple(state.recent_nfe))
+                state.solver = rule.propose(measure, progress)
+                state.evaluations += measure.nfe * whole
+                if rule.notice:
+                    hooks.notice(rule.notice)
+
+            optimizer.step()
+            suspicion += loss.detach()
+
+            last = state.iteration == schedule.niter
+            stop = interrupted() if ranks.world_size == 1 else False
+            if last or state.iteration % schedule.log == 0 or state.iteration == 1:
+                totals = torch.stack([loss.detach(), task.metric_sum(output, batch) / whole, suspicion]).double()
+                values = ranks.sum(totals).tolist()
+                if not isfinite(values[2]):
+                    raise DivergenceError(
+                        f"The loss is not finite at iteration {state.iteration}, or became so at most {schedule.log} "
+                        "iterations before: take a smaller --lr, a finer solver, or another --init_type."
+                    )
+                state.seconds = time.perf_counter() - begin
+                row = _row(state, solver, solution, values, task, batches.batch_size)
+                if schedule.test and (last or state.iteration % schedule.test == 0):
+                    row.update(_test(model, dataset, task, solver, ranks, hooks))
+                hooks.row(row)
+                if ranks.world_size > 1:  # a signal reaches ranks at different times: they agree on it here
+                    stop = bool(ranks.sum(torch.tensor(float(interrupted()), device=ranks.device)) > 0)
+            if last or stop or state.iteration % schedule.checkpoint == 0:
+                if not all(bool(p.isfinite().all()) for p in model.parameters()):
+                    raise DivergenceError(
+                        f"The weights are not finite after iteration {state.iteration}: take a smaller --lr, a finer "
+                        "solver, or another --init_type."
+                    )
+                state.seconds = time.perf_counter() - begin
+                hooks.checkpoint(state)
+            if stop and not last:
+                return Outcome("interrupted")
+    return Outcome("finished")
+
+
+def _test(
+    model: NeuralODE, dataset: Dataset, task: Task, solver: Solver, ranks: Ranks, hooks: Hooks
+) -> dict[str, float]:
+    """Loss and metric on the test data; a solver that fails there does not end the training."""
+    try:
+        tested = evaluate(model, dataset.test, task, solver, ranks=ranks)
+    except SolveError as failure:
+        hooks.notice(f"the test data cannot be evaluated. {failure}")
+        return {}
+    return {"test_loss": tested.loss, f"test_{task.metric_name}": tested.metric}
+
+
+def _measure(
+    state: State, task: Task, batch: Batch, whole: int, output: Tensor, solution: Solution[Any], ranks: Ranks
+) -> Measure:
+    """Compares solvers on the current batch; the training forward counts as evaluated."""
+
+    def run(solver: Solver) -> tuple[Tensor, float]:
+        with torch.no_grad():
+            found, solved = task.predict(state.model, batch, solver)
+        return found, solved.nfe
+
+    def difference(one: Tensor, other: Tensor) -> float:
+        if task.name == "classification":  # the paper's: of the accuracies
+            count = task.metric_sum(one, batch) - task.metric_sum(other, batch)
+        else:  # ours: share of samples whose outputs differ by more than the tolerance
+            count = task.flipped(one, other, task.scale(other)).sum()
+        return abs(float(ranks.sum(count.double()))) / whole
+
+    measure = Measure(run, difference)
+    measure.seed(state.solver, output.detach(), solution.nfe)
+    return measure
+
+
+def _row(
+    state: State, solver: Solver, solution: Solution[Any], values: list[float], task: Task, batch_size: int
+) -> Row:
+    """A row of the history; evaluations are means over the iterations since the row before."""
+    work = (state.iteration, state.evaluations, state.evaluations_backward)
+    iterations, forward, backward = (now - before for now, before in zip(work, state.logged, strict=True))
+    state.logged = work
+    if isinstance(solver, Adaptive):
+        setting = {"tolerance": solver.rtol}
+    else:
+        start, end = (seconds(end) for end in state.model.t)
+        setting = {"step_size": abs(end - start) / solution.mean_steps}
+    return {
+        "iteration": state.iteration,
+        "loss": values[0],
+        task.metric_name: values[1],
+        "nfe": forward / (iterations * batch_size),
+        "nfe_backward": backward / (iterations * batch_size),
+        "n_steps": solution.mean_steps,
+        **setting,
+        "seconds": state.seconds,
+    }
+
+
+class _Memory:
+    """Changes from back-propagation to checkpoints where the activations would not fit."""
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self._notice = notice
+        self._seen: Solver | None = None
+        self._step = 0
+
+    def choose_gradient(self, state: State, batch: Batch) -> None:
+        """Look whenever the solver changes, until the change is made."""
+        model, solver = state.model, state.solver
+        if self._seen == solver or not isinstance(model.gradient, Backprop):
+            return
+        self._step = self._step or bytes_per_step(model, batch.x, solver)
+        self._seen = solver
+        free = free_memory(batch.x.device)
+        length = seconds(model.t[1]) - seconds(model.t[0])
+        steps: float = solver.count(length) if isinstance(solver, FixedStep) else ADAPTIVE_STEPS
+        if self._step * steps > free / 2 and isinstance(solver, Adaptive):
+            with torch.no_grad():
+                steps = model(batch.x, solver, return_solution=True)[1].mean_steps
+        needed = self._step * steps
+        if needed > free / 2:
+            model.gradient = Checkpoint()
+            self._notice(
+                f"back-propagation would keep about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: "
+                "the run goes on with `--autodif checkpoint`, which gives the same gradient."
+            )
+
+
+def _shared(model: NeuralODE, ranks: Ranks) -> nn.Module:
+    """The model, its gradients averaged over the ranks."""
+    if ranks.world_size == 1:
+        return model
+    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a question that the loop asks; a second one stops at once."""
+    seen: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, remember)
+    except ValueError:  # not in the main thread: signals are not ours to handle
+        pass
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,56 @@
+"""What a run shows while it works: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+
+
+class Progress:
+    """Shows iterations with their loss, metric, NFE and steps.
+
+    Args:
+        total: iterations of the whole run.
+        done: iterations already done.
+        console: where to print; nothing is shown without one.
+    """
+
+    def __init__(self, total: int, done: int, console: Console | None) -> None:
+        self._total, self._done = total, done
+        self._console = console
+        self._bar: Any = None
+        self._task: Any = None
+        self._next_line = 0.0
+
+    def __enter__(self) -> Progress:
+        if self._console is not None and self._console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._total, completed=self._done)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, iteration: int, values: dict[str, str]) -> None:
+        """Show where the run is; plain lines come about ten times in a run."""
+        text = ", ".join(f"{name} {value}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=iteration, description=text)
+        elif self._console is not None and (iteration >= self._next_line or iteration == self._total):
+            self._console.print(f"iteration {iteration}/{self._total}: {text}", highlight=False)
+            self._next_line = iteration + self._total / 10

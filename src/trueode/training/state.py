@@ -1,0 +1,87 @@
+"""What a checkpoint holds: everything that the rest of a run depends on."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from trueode.adaptation import Rule
+from trueode.models import NeuralODE
+from trueode.solvers import Adaptive, FixedStep, Solver
+
+
+@dataclass
+class State:
+    """The state of a training run between two iterations.
+
+    Attributes:
+        model: the model.
+        optimizer: its optimiser.
+        rule: the adaptation, if there is one.
+        solver: the solver of the next iteration.
+        iteration: iterations done.
+        evaluations: field evaluations so far, counted in samples, the checks of the adaptation included.
+        evaluations_backward: those spent on gradients.
+        logged: iteration and the two numbers of evaluations at the last row of the history.
+        recent_nfe: function evaluations of the last five training solves.
+        seconds: time spent on training.
+    """
+
+    model: NeuralODE
+    optimizer: torch.optim.Optimizer
+    rule: Rule | None
+    solver: Solver
+    iteration: int = 0
+    evaluations: float = 0.0
+    evaluations_backward: float = 0.0
+    logged: tuple[float, float, float] = (0, 0.0, 0.0)
+    recent_nfe: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors; the data order is a function of the iteration."""
+        return {
+            "iteration": self.iteration,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rule": None if self.rule is None else self.rule.state_dict(),
+            "solver": _setting(self.solver),
+            "evaluations": self.evaluations,
+            "evaluations_backward": self.evaluations_backward,
+            "logged": list(self.logged),
+            "recent_nfe": list(self.recent_nfe),
+            "random": torch.get_rng_state(),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state."""
+        self.iteration = state["iteration"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.rule is not None:
+            self.rule.load_state_dict(state["rule"])
+        self.solver = restored(self.solver, state["solver"])
+        self.evaluations, self.evaluations_backward = state["evaluations"], state["evaluations_backward"]
+        first, second, third = state["logged"]
+        self.logged = (first, second, third)
+        self.seconds = state["seconds"]
+        self.recent_nfe.extend(state["recent_nfe"])
+        torch.set_rng_state(state["random"].cpu())
+
+
+def _setting(solver: Solver) -> dict[str, float]:
+    """What an adaptation may have changed."""
+    if isinstance(solver, Adaptive):
+        return {"rtol": solver.rtol, "atol": solver.atol}
+    assert isinstance(solver, FixedStep)
+    assert solver.step_size is not None
+    return {"step_size": solver.step_size}
+
+
+def restored(solver: Solver, setting: dict[str, float]) -> Solver:
+    """The solver with a saved step size or tolerance."""
+    return replace(solver, **setting)  # type: ignore[arg-type]

@@ -1,0 +1,150 @@
+"""One's own arrays: what is read, and what is refused with which words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trueode.data import load_dataset
+from trueode.errors import DataError
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((10, 3))
+LABELS = np.arange(10) % 3
+TIMES = np.array([0.0, 0.5, 2.0])
+STATES = RNG.standard_normal((10, 3, 3))
+
+
+def save(path, **arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+    return path
+
+
+def test_classification_from_one_file(tmp_path):
+    path = save(tmp_path / "mine.npz", x=X, y=LABELS)
+    data = load_dataset("arrays", path, seed=1)
+    assert (data.task, data.sample_shape, data.n_outputs) == ("classification", (1, 3), 3)
+    assert (len(data.train), len(data.test)) == (8, 2)
+    rows = torch.cat([data.train.x, data.test.x])[:, 0]
+    assert sorted(rows.tolist()) == sorted(torch.tensor(X, dtype=torch.float32).tolist())
+    assert torch.equal(load_dataset("arrays", path, seed=1).test.x, data.test.x)
+    pairs = {tuple(x): y for x, y in zip(X.astype(np.float32).tolist(), LABELS.tolist(), strict=True)}
+    assert all(pairs[tuple(x)] == y for x, y in zip(data.test.x[:, 0].tolist(), data.test.y.tolist(), strict=True))
+
+
+def test_regression_from_two_files(tmp_path):
+    save(tmp_path / "train.npz", x=X.reshape(10, 1, 1, 3), y=X.sum(1))
+    save(tmp_path / "test.npz", x=X[:4].reshape(4, 1, 1, 3), y=X[:4].sum(1))
+    data = load_dataset("arrays", tmp_path)
+    assert (data.task, data.sample_shape, data.n_outputs, len(data.test)) == ("regression", (1, 1, 3), 1, 4)
+    assert data.train.y.shape == (10, 1)
+    assert load_dataset("arrays", tmp_path, dtype=torch.float64).train.x.dtype == torch.float64
+
+
+def test_integers_may_be_regression_targets(tmp_path):
+    save(tmp_path / "data.npz", x=X, y=LABELS)
+    data = load_dataset("arrays", tmp_path, task="regression")
+    assert data.train.y.dtype == torch.float32
+    assert data.n_outputs == 1
+
+
+@pytest.mark.parametrize("own_times", [False, True])
+def test_time_series(own_times, tmp_path):
+    t = np.tile(TIMES, (10, 1)) if own_times else TIMES
+    y = STATES.copy()
+    y[0, 1] = np.nan
+    if own_times:
+        t[1, 2] = np.nan
+        t[2] += 3
+    save(tmp_path / "data.npz", x=X, y=y, t=t)
+    data = load_dataset("arrays", tmp_path)
+    assert (data.task, data.sample_shape, data.n_outputs) == ("timeseries", (1, 3), 3)
+    assert data.t_end == (5.0 if own_times else 2.0)
+    batch = data.train.batch(torch.arange(4))
+    assert batch.y.shape == (4, 3, 1, 3)
+    assert batch.t.shape == ((4, 3) if own_times else (3,))
+    assert torch.cat([data.train.y, data.test.y]).isnan().sum() == 3
+
+
+def changed(value, index, to):
+    value = np.array(value, dtype=float)
+    value[index] = to
+    return value
+
+
+@pytest.mark.parametrize(
+    ("arrays", "task", "words"),
+    [
+        ({"x": X}, "auto", ["'y' is missing"]),
+        ({"y": LABELS}, "auto", ["'x' is missing"]),
+        ({"x": X, "y": LABELS[:7]}, "auto", ["(10, 3)", "(7,)"]),
+        ({"x": X[:, 0], "y": LABELS}, "auto", ["shape (8,)", "(n, d)"]),
+        ({"x": changed(X, (4, 1), np.nan), "y": LABELS}, "auto", ["nan", "finite"]),
+        ({"x": X, "y": LABELS - 1}, "auto", ["label -1"]),
+        ({"x": X, "y": LABELS * 100}, "auto", ["labels up to 200"]),
+        ({"x": X, "y": LABELS * 10**7}, "auto", ["20000000"]),
+        ({"x": X, "y": X}, "classification", ["integer labels", "--task regression"]),
+        ({"x": X, "y": np.zeros((10, 2, 2))}, "regression", ["(n, outputs)"]),
+        ({"x": X, "y": changed(LABELS, 3, np.inf)}, "regression", ["inf", "finite"]),
+        ({"x": X, "y": STATES}, "timeseries", ["array t"]),
+        ({"x": X, "y": STATES, "t": TIMES[::-1]}, "auto", ["ascend"]),
+        ({"x": X, "y": STATES, "t": TIMES - 1}, "auto", ["start at 0"]),
+        ({"x": X, "y": STATES, "t": TIMES * 0}, "auto", ["ascend"]),
+        ({"x": X, "y": STATES[:, :1], "t": TIMES[:1]}, "auto", ["end at 0"]),
+        ({"x": X, "y": STATES, "t": changed(TIMES, 1, np.nan)}, "auto", ["NaN", "(n, times)"]),
+        ({"x": X, "y": STATES, "t": TIMES[:2]}, "auto", ["(8, 3, 3)", "(8, 2, 3)"]),
+        ({"x": X, "y": STATES, "t": np.zeros((4, 3))}, "auto", ["each of the 10"]),
+        ({"x": X, "y": STATES, "t": np.zeros((10, 3, 1))}, "auto", ["(times,) or (n, times)"]),
+        ({"x": X, "y": changed(STATES, slice(None), np.inf), "t": TIMES}, "auto", ["infinite"]),
+        ({"x": X, "y": changed(STATES, slice(None), np.nan), "t": TIMES}, "auto", ["no observed state"]),
+        ({"x": np.array(["a"] * 10), "y": LABELS}, "auto", ["real numbers"]),
+        ({"x": X[:1], "y": LABELS[:1]}, "auto", ["two or more"]),
+    ],
+)
+def test_refused_with_reason(arrays, task, words, tmp_path):
+    path = save(tmp_path / "data.npz", **arrays)
+    with pytest.raises(DataError) as caught:
+        load_dataset("arrays", tmp_path, task=task)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"data\.npz does not exist"):
+        load_dataset("arrays", tmp_path)
+    with pytest.raises(DataError, match=r"nowhere\.npz does not exist.*--data_dir"):
+        load_dataset("arrays", tmp_path / "nowhere.npz")
+    (tmp_path / "data.npz").write_bytes(b"PK half a file")
+    with pytest.raises(DataError, match=r"data\.npz cannot be read"):
+        load_dataset("arrays", tmp_path)
+    np.savez(tmp_path / "data.npz", x=np.array([{}], dtype=object), y=LABELS)
+    with pytest.raises(DataError, match="plain arrays"):
+        load_dataset("arrays", tmp_path)
+    save(tmp_path / "train.npz", x=X, y=LABELS)
+    with pytest.raises(DataError, match=r"no test\.npz"):
+        load_dataset("arrays", tmp_path)
+    save(tmp_path / "test.npz", x=X[:, :2], y=LABELS)
+    with pytest.raises(DataError, match="differ in shape"):
+        load_dataset("arrays", tmp_path)
+    save(tmp_path / "test.npz", x=X, y=LABELS + 1)
+    with pytest.raises(DataError, match=r"label 3.*up to 2"):
+        load_dataset("arrays", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("cifar", {}, ["Did you mean 'cifar10'"]),
+        ("mnist", {"task": "regression"}, ["regression", "mnist", "classification"]),
+        ("arrays", {"task": "sorting"}, ["sorting", "timeseries"]),
+        ("pendulum", {"image_size": 4}, ["image_size = 4", "pendulum"]),
+        ("image_folder", {"image_size": 0}, ["image_size = 0"]),
+    ],
+)
+def test_impossible_requests(name, options, words, tmp_path):
+    with pytest.raises(DataError) as caught:
+        load_dataset(name, tmp_path, **options)
+    for word in words:
+        assert word in str(caught.value)
