@@ -372,7 +372,7 @@ def _judge(
         model.solver,
         run_evaluations=evaluations,
         share=options.verdict_budget,
-        flops=model.field.flops((channels, *shape.sample[1:])),  # type: ignore[union-attr, operator]
+        flops=model.field.flops((channels, *shape.sample[1:])),  # type: ignore[attr-defined]
         what=what,
         command=f"python train.py --phase infer --split {what} {_where(options, directory)}",
     )

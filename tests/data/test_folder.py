@@ -121,6 +121,12 @@ def test_resized_to_the_middle_square(tmp_path):
     assert (small[:, 2:8] == 200).all()
 
 
+def read_all(root):
+    data = load_dataset("image_folder", root)
+    for split in (data.train, data.test):
+        list(Batches(split, 2).in_order())
+
+
 def test_different_sizes(tmp_path, monkeypatch):
     write(tmp_path / "a" / "0.png")
     write(tmp_path / "b" / "1.png", size=(8, 8))
@@ -128,15 +134,13 @@ def test_different_sizes(tmp_path, monkeypatch):
         monkeypatch.setattr(folder, "MEMORY", memory)
         assert load_dataset("image_folder", tmp_path, image_size=5).sample_shape == (3, 5, 5)
         with pytest.raises(DataError) as caught:
-            data = load_dataset("image_folder", tmp_path)
-            for split in (data.train, data.test):
-                list(Batches(split, 2).in_order())
+            read_all(tmp_path)
         for word in ("0.png", "6 x 5", "1.png", "8 x 8", "--image_size"):
             assert word in str(caught.value)
 
 
 def test_unusable_folders(tmp_path):
-    with pytest.raises(DataError, match="cannot be read.*DATA_DIR/train/CLASS"):
+    with pytest.raises(DataError, match=r"cannot be read.*DATA_DIR/train/CLASS"):
         load_dataset("image_folder", tmp_path / "nowhere")
     with pytest.raises(DataError, match="has no subfolders"):
         load_dataset("image_folder", tmp_path)

@@ -82,9 +82,9 @@ def evaluate(
             )
             if keep_outputs:
                 outputs.append(output.cpu())
-    n, *sums = ranks.sum(total).tolist()
-    means = (value / n for value in sums)
-    return Evaluation(int(n), *means, outputs=torch.cat(outputs) if keep_outputs else None)
+    n, loss_sum, metric_sum, nfe, n_steps = ranks.sum(total).tolist()
+    kept = torch.cat(outputs) if keep_outputs else None
+    return Evaluation(int(n), loss_sum / n, metric_sum / n, nfe / n, n_steps / n, kept)
 
 
 @contextmanager

@@ -50,6 +50,7 @@ def phase_portrait(model: NeuralODE, split: Split | FolderSplit, solver: Solver)
         else:
             times = torch.linspace(start, end, TIMES, dtype=torch.float64)
         solution = solve(model.field, z0, model.t, solver=solver, save_at=times)
+        assert solution.zs is not None
         paths = solution.zs.flatten(2)
         output = solution.z
         predictions = model.downstream(output).argmax(1)

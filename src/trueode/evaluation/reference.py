@@ -49,7 +49,7 @@ def first_steps(n_steps: float) -> int:
 
 def least_cost(n_steps: float) -> int:
     """Field evaluations for one sample that settles at the first chance."""
-    return 4 * first_steps(n_steps) * (2 ** (SUCCESSIVE + 1) - 1)
+    return 4 * first_steps(n_steps) * ((2 << SUCCESSIVE) - 1)
 
 
 def exact_flow(
@@ -78,7 +78,7 @@ def exact_flow(
     model.reduce = None
     split = split.to(torch.float64)
     steps = first_steps(n_steps)
-    finest = max(FINEST, 2 ** (SUCCESSIVE + 1) * steps)
+    finest = max(FINEST, steps << (SUCCESSIVE + 1))
 
     def run(indices: Tensor, steps: int) -> Tensor:
         chosen = Split(*split.batch(indices))

@@ -102,7 +102,6 @@ def verdict(
         sentence = f"not checked whether this model is an ODE: {solver} fails on the {what} data. {failure}"
         none = float("nan")
         return Verdict("not_checked", sentence, str(solver), 0, 0, 0.0, 1.0, task.metric_name, none, none, 0, 0, budget)
-    assert own.outputs is not None
     least = least_cost(own.n_steps)
     n = min(len(first), int(budget / (1.1 * least)))  # a tenth is for samples that settle late
     if n < min(FEWEST, len(first)):
@@ -110,7 +109,7 @@ def verdict(
     if n < len(first):
         first = first.first(n)
         own = evaluate(model, first, task, solver, keep_outputs=True)
-        assert own.outputs is not None
+    assert own.outputs is not None
     exact = exact_flow(model, first, task, n_steps=own.n_steps, budget=budget)
     scale = task.scale(exact.outputs)
     flipped = task.flipped(own.outputs.double(), exact.outputs, scale)

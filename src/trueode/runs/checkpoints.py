@@ -82,7 +82,7 @@ def load_latest(folder: Path, damaged: Callable[[str], None]) -> tuple[Path, dic
     for path in found(folder):
         try:
             return path, read_checkpoint(path)
-        except CheckpointError as failure:
+        except CheckpointError as failure:  # noqa: PERF203
             failures.append(str(failure))
             damaged(f"{failure} The one before it is used.")
     raise CheckpointError(f"There is no usable checkpoint in {folder}. {' '.join(failures)}".strip())

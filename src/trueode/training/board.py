@@ -24,7 +24,7 @@ class Board:
             raise UsageError(
                 "--use_tensorboard true needs the package tensorboard: pip install 'trueode[tensorboard]'."
             ) from None
-        self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
 
     def __enter__(self) -> Board:
         return self

@@ -96,7 +96,8 @@ def train(
             output, solution = task.predict(network, batch, state.solver)
             loss = task.loss_sum(output, batch) / whole
             optimizer.zero_grad()
-            (loss * ranks.world_size).backward()  # gradients are averaged over ranks
+            # DistributedDataParallel averages gradients over ranks, and the loss is a sum over them
+            (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
             state.recent_nfe.append(solution.nfe)
             state.evaluations += solution.nfe * whole
             state.evaluations_backward += solution.nfe_backward * whole
@@ -157,7 +158,7 @@ def _test(
 
 def _measure(
     state: State, task: Task, batch: Batch, whole: int, output: Tensor, solution: Solution[Any], ranks: Ranks
-) -> Measure:
+) -> Measure[Tensor]:
     """Compares solvers on the current batch; the training forward counts as evaluated."""
 
     def run(solver: Solver) -> tuple[Tensor, float]:
