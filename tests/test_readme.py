@@ -184,7 +184,7 @@ def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:
             values = [yaml.safe_load(word) for word in words]
             value = config[name] if isinstance(config[name], list) else [config[name]]
             assert [*map(str, value)] == [*map(str, values)] or value == values, (name, told)
-    history = list(csv.DictReader((run / "history.csv").open()))
+    history = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
     assert history, told
     assert all(np.isfinite(float(row["loss"])) for row in history), told
     assert "ODE" in told, told  # the closing sentence
