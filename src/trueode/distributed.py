@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -54,6 +55,7 @@ class Ranks:
     def close(self) -> None:
         """Leave the group."""
         if self.world_size > 1 and torch.distributed.is_initialized():
+            gc.collect()  # a model that still holds the group would keep its threads alive, and abort at exit
             torch.distributed.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,13 +99,14 @@ def train(
             optimizer.zero_grad()
             # DistributedDataParallel averages gradients over ranks, and the loss is a sum over them
             (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
-            state.recent_nfe.append(solution.nfe)
-            state.evaluations += solution.nfe * whole
+            nfe = _calls(solution, batch, whole, ranks)
+            state.recent_nfe.append(nfe)
+            state.evaluations += nfe * whole
             state.evaluations_backward += solution.nfe_backward * whole
             solver = state.solver
 
             if rule is not None and state.iteration % schedule.check == 0:
-                measure = _measure(state, task, batch, whole, output, solution, ranks)
+                measure = _measure(state, task, batch, whole, output, nfe, ranks)
                 progress = Progress(state.iteration, schedule.niter, tuple(state.recent_nfe))
                 state.solver = rule.propose(measure, progress)
                 state.evaluations += measure.nfe * whole
@@ -117,8 +119,8 @@ def train(
             last = state.iteration == schedule.niter
             stop = interrupted() if ranks.world_size == 1 else False
             if last or state.iteration % schedule.log == 0 or state.iteration == 1:
-                totals = torch.stack([loss.detach(), task.metric_sum(output, batch) / whole, suspicion]).double()
-                values = ranks.sum(totals).tolist()
+                metric = task.metric_sum(output.detach(), batch).double() / whole
+                values = ranks.sum(torch.stack([loss.detach().double(), metric, suspicion.double()])).tolist()
                 if not isfinite(values[2]):
                     raise DivergenceError(
                         f"The loss is not finite at iteration {state.iteration}, or became so at most {schedule.log} "
@@ -156,15 +158,25 @@ def _test(
     return {"test_loss": tested.loss, f"test_{task.metric_name}": tested.metric}
 
 
+def _calls(solution: Solution[Any], batch: Batch, whole: int, ranks: Ranks) -> float:
+    """Field evaluations of a sample, the same number on every rank.
+
+    Under per-sample control a rank is done with its part when the slowest of its samples is: the mean over ranks is told.
+    """
+    if ranks.world_size == 1 or not isinstance(solution.n_steps, Tensor):
+        return solution.nfe
+    return float(ranks.sum(torch.tensor(float(solution.nfe * len(batch.x))))) / whole
+
+
 def _measure(
-    state: State, task: Task, batch: Batch, whole: int, output: Tensor, solution: Solution[Any], ranks: Ranks
+    state: State, task: Task, batch: Batch, whole: int, output: Tensor, nfe: float, ranks: Ranks
 ) -> Measure[Tensor]:
     """Compares solvers on the current batch; the training forward counts as evaluated."""
 
     def run(solver: Solver) -> tuple[Tensor, float]:
         with torch.no_grad():
             found, solved = task.predict(state.model, batch, solver)
-        return found, solved.nfe
+        return found, _calls(solved, batch, whole, ranks)
 
     def difference(one: Tensor, other: Tensor) -> float:
         if task.name == "classification":  # the paper's: of the accuracies
@@ -174,7 +186,7 @@ def _measure(
         return abs(float(ranks.sum(count.double()))) / whole
 
     measure = Measure(run, difference)
-    measure.seed(state.solver, output.detach(), solution.nfe)
+    measure.seed(state.solver, output.detach(), nfe)
     return measure
 
 
@@ -237,6 +249,8 @@ def _shared(model: NeuralODE, ranks: Ranks) -> nn.Module:
     if ranks.world_size == 1:
         return model
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+    # Gradients of (1, n, 1) may have other strides than their weights, which are the same memory.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
 

@@ -1,0 +1,77 @@
+"""``trueode train`` in child processes that start warm: forked from a server that has imported torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["trueode.experiment", "torch._dynamo", "trueode.figures"])
+
+
+def start(
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """Start ``trueode train ARGUMENTS`` in a folder; what it prints is added to ``output.txt`` there.
+
+    Args:
+        arguments: flags.
+        folder: the working directory.
+        environment: variables for the child.
+        before: called in the child first; a function at the top of a module.
+    """
+    child = _CONTEXT.Process(target=_work, args=(list(arguments), str(folder), dict(environment or {}), before))
+    child.start()
+    return child
+
+
+def run(arguments: Sequence[str], folder: Path) -> tuple[int, str]:
+    """Run ``trueode train ARGUMENTS`` to its end: exit code and what was printed."""
+    child = start(arguments, folder)
+    child.join(120)
+    assert child.exitcode is not None, "the command hangs"
+    output = (folder / "output.txt").read_text()
+    (folder / "output.txt").unlink()
+    return child.exitcode, output
+
+
+def run_ranks(arguments: Sequence[str], folder: Path, world_size: int = 2) -> str:
+    """Run it as several processes that train together, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
+    ranks = [
+        start(arguments, folder, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world_size)
+    ]
+    for child in ranks:
+        child.join(300)
+    output = (folder / "output.txt").read_text()
+    assert [child.exitcode for child in ranks] == [0] * world_size, output
+    return output
+
+
+def _work(arguments: list[str], folder: str, environment: dict[str, str], before: Callable[[], None] | None) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    log = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    import torch
+
+    from trueode.cli.main import main
+
+    torch.set_num_threads(1)
+    if before is not None:
+        before()
+    sys.exit(main(["train", *arguments]))

@@ -1,0 +1,151 @@
+"""A run that is killed, interrupted or finds a damaged checkpoint goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+
+from tests import processes
+from trueode.runs import checkpoints, files, load_latest
+
+FLAGS = (
+    "--niter 2000 --name run --max_steps 16 --use_step_adaption_algo true --adaption_interval 20 --threshold 0.02 --lr 0.001 "
+    "--log_interval 7 --model_checkpoint_freq 40 --evaluate_test_acc true --eval_interval 100 --torch_threads 1"
+).split()
+RESUME = "--name run --resume true".split()
+
+
+def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The newest checkpoint and the history of the run, both without times of the clock."""
+    path, state = load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)
+    assert path.name.endswith("02000.pt")
+    del state["seconds"]
+    with (folder / "experiments" / "run" / "history.csv").open() as file:
+        rows = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+    return state, rows
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Equality bit for bit of nested plain values and tensors."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    folder = tmp_path_factory.mktemp("whole")
+    code, output = processes.run(FLAGS, folder)
+    assert code == 0, output
+    state, rows = result(folder)
+    assert len({row["step_size"] for row in rows}) > 3, "the adaptation has nothing to remember"
+    return state, rows
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_a_checkpoint(number: int, phase: str) -> None:
+    """Arrange to be killed inside of the ``number``-th write of a checkpoint."""
+    written = 0
+
+    def write_atomic(path: Path, write: Any) -> None:
+        nonlocal written
+        written += 1
+        if written < number:
+            return files.write_atomic(path, write)
+        if phase == "half written":
+
+            class Half:
+                def __init__(self, file: IO[bytes]) -> None:
+                    self.file = file
+
+                def write(self, content: bytes) -> None:
+                    self.file.write(content[: len(content) // 2])
+                    self.file.flush()
+                    die()
+
+            return files.write_atomic(path, lambda file: write(Half(file)))
+        if phase == "not in its place":
+            os.replace = lambda *_: die()  # type: ignore[assignment]
+        files.write_atomic(path, write)
+        die()  # in its place, the old ones not yet removed
+
+    checkpoints.write_atomic = write_atomic  # type: ignore[assignment]
+
+
+def test_killed_ten_times(uninterrupted: Any, tmp_path: Path) -> None:
+    moments: list[Any] = [0.2 + 0.4 * random.random() for _ in range(7)]
+    moments += [(2, "half written"), (3, "not in its place"), (2, "in its place")]
+    random.shuffle(moments)
+    flags = FLAGS
+    for moment in moments:
+        if isinstance(moment, float):
+            child = processes.start(flags, tmp_path)
+            time.sleep(moment)
+            child.kill()
+        else:
+            child = processes.start(flags, tmp_path, before=partial(die_in_a_checkpoint, *moment))
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL, (moment, (tmp_path / "output.txt").read_text())
+        if (tmp_path / "experiments" / "run" / "config.yaml").exists():  # else nothing had begun
+            flags = RESUME
+    code, output = processes.run(flags, tmp_path)
+    assert code == 0, output
+    state, rows = result(tmp_path)
+    assert rows == uninterrupted[1]
+    assert equal(state, uninterrupted[0])
+    assert not list((tmp_path / "experiments").rglob(f"*{files.TEMPORARY}"))
+
+
+def test_interrupted_by_the_user(uninterrupted: Any, tmp_path: Path) -> None:
+    child = processes.start(FLAGS, tmp_path)
+    history = tmp_path / "experiments" / "run" / "history.csv"
+    while not (history.exists() and len(history.read_text().splitlines()) > 3):
+        assert child.is_alive(), (tmp_path / "output.txt").read_text()
+        time.sleep(0.05)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGINT)
+    child.join(60)
+    assert child.exitcode == 130
+    assert "--resume true --name run" in (tmp_path / "output.txt").read_text()
+    code, output = processes.run(RESUME, tmp_path)
+    assert code == 0, output
+    state, rows = result(tmp_path)
+    assert rows == uninterrupted[1]
+    assert equal(state, uninterrupted[0])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted"])
+def test_damaged_checkpoint(uninterrupted: Any, tmp_path: Path, damage: str) -> None:
+    child = processes.start(FLAGS, tmp_path, before=partial(die_in_a_checkpoint, 5, "in its place"))
+    child.join(60)
+    folder = tmp_path / "experiments" / "run" / "checkpoints"
+    newest = checkpoints.found(folder)[0]
+    content = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        del content[len(content) // 3 :]
+    else:
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    code, output = processes.run(RESUME, tmp_path)
+    assert code == 0, output
+    assert str(newest.name) in output
+    assert "truncated or corrupted" in output
+    state, rows = result(tmp_path)
+    assert rows == uninterrupted[1]
+    assert equal(state, uninterrupted[0])

@@ -1,0 +1,69 @@
+"""Two processes that share every batch train the model that one process trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import processes
+from trueode.runs import load_latest, read_history
+
+# 2000 samples in batches of 129: the last one of an epoch has 65, one more on the second rank than on the first
+FLAGS = (
+    "--name run --precision float64 --batch_size 129 --niter 100 --lr 0.001 --log_interval 10 "
+    "--evaluate_test_acc true --eval_interval 50 --torch_threads 1"
+).split()
+JOBS = {
+    "euler": "--solver euler --step_size 0.25",
+    "dopri5": "--solver dopri5 --tol 1e-5",
+    "dopri5 per sample": "--solver dopri5 --tol 1e-4 --per_sample true --niter 20",
+    "adapting steps": "--use_step_adaption_algo true --adaption_interval 10 --threshold 0.01 --max_steps 16",
+    "adapting tolerance": "--solver fehlberg2 --use_step_adaption_algo true --adaption_interval 10 --initial_tol 1e-2 --threshold 0.01",
+    "one sample left over": "--solver dopri5 --tol 1e-4 --batch_size 1999 --niter 4",
+    "adjoint": "--solver midpoint --step_size 0.25 --autodif adjoint --niter 20",
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_two_processes_are_one(job: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = [*FLAGS, *JOBS[job].split()]
+    for folder in (one, two):
+        folder.mkdir()
+    code, output = processes.run(flags, one)
+    assert code == 0, output
+    output = processes.run_ranks(flags, two)
+    assert output.count("results: ") == 1, output  # one rank speaks
+    assert "Warning" not in output, output
+    runs = [folder / "experiments" / "run" for folder in (one, two)]
+    states = [load_latest(run / "checkpoints", pytest.fail)[1] for run in runs]
+    for name, weight in states[0]["model"].items():
+        torch.testing.assert_close(states[1]["model"][name], weight, rtol=0, atol=1e-10)
+    assert states[0]["solver"] == pytest.approx(states[1]["solver"], rel=1e-12)
+    if job.startswith("adapting"):
+        assert states[0]["rule"] == pytest.approx(states[1]["rule"], rel=1e-12)
+    if "per sample" in job:
+        return  # a rank is done when its own slowest sample is: fewer evaluations
+    assert states[0]["evaluations"] == states[1]["evaluations"]
+    histories = [read_history(run / "history.csv") for run in runs]
+    for column, values in histories[0].items():
+        if column not in ("seconds", "nfe_backward"):
+            assert histories[1][column] == pytest.approx(values, rel=1e-9, nan_ok=True), column
+
+
+def test_resumed_by_two(tmp_path: Path) -> None:
+    flags = [*FLAGS, "--niter", "20", "--model_checkpoint_freq", "10"]
+    code, output = processes.run([*flags, "--niter", "20"], tmp_path)
+    assert code == 0, output
+    processes.run_ranks(["--name", "run", "--resume", "true", "--niter", "40"], tmp_path)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    code, output = processes.run([*flags, "--niter", "40"], whole)
+    assert code == 0, output
+    continued, uninterrupted = (
+        load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)[1] for folder in (tmp_path, whole)
+    )
+    for name, weight in uninterrupted["model"].items():
+        torch.testing.assert_close(continued["model"][name], weight, rtol=0, atol=1e-10)
