@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _CONTEXT.set_forkserver_preload(["trueode.experiment", "torch._dynamo", "trueode
 
 
 def start(
-    arguments: Sequence[str],
+    arguments: str,
     folder: Path,
     *,
     environment: Mapping[str, str] | None = None,
@@ -29,12 +30,12 @@ def start(
         environment: variables for the child.
         before: called in the child first; a function at the top of a module.
     """
-    child = _CONTEXT.Process(target=_work, args=(list(arguments), str(folder), dict(environment or {}), before))
+    child = _CONTEXT.Process(target=_work, args=(shlex.split(arguments), str(folder), dict(environment or {}), before))
     child.start()
     return child
 
 
-def run(arguments: Sequence[str], folder: Path) -> tuple[int, str]:
+def run(arguments: str, folder: Path) -> tuple[int, str]:
     """Run ``trueode train ARGUMENTS`` to its end: exit code and what was printed."""
     child = start(arguments, folder)
     child.join(120)
@@ -44,7 +45,7 @@ def run(arguments: Sequence[str], folder: Path) -> tuple[int, str]:
     return child.exitcode, output
 
 
-def run_ranks(arguments: Sequence[str], folder: Path, world_size: int = 2) -> str:
+def run_ranks(arguments: str, folder: Path, world_size: int = 2) -> str:
     """Run it as several processes that train together, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -18,10 +18,10 @@ from tests import processes
 from trueode.runs import checkpoints, files, load_latest
 
 FLAGS = (
-    "--niter 2000 --name run --max_steps 16 --use_step_adaption_algo true --adaption_interval 20 --threshold 0.02 --lr 0.001 "
-    "--log_interval 7 --model_checkpoint_freq 40 --evaluate_test_acc true --eval_interval 100 --torch_threads 1"
-).split()
-RESUME = "--name run --resume true".split()
+    "--niter 2000 --name run --max_steps 16 --use_step_adaption_algo true --adaption_interval 20 --threshold 0.02 "
+    "--lr 0.001 --log_interval 7 --model_checkpoint_freq 40 --evaluate_test_acc true --eval_interval 100 --torch_threads 1"
+)
+RESUME = "--name run --resume true"
 
 
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:

@@ -14,7 +14,7 @@ from trueode.runs import load_latest, read_history
 FLAGS = (
     "--name run --precision float64 --batch_size 129 --niter 100 --lr 0.001 --log_interval 10 "
     "--evaluate_test_acc true --eval_interval 50 --torch_threads 1"
-).split()
+)
 JOBS = {
     "euler": "--solver euler --step_size 0.25",
     "dopri5": "--solver dopri5 --tol 1e-5",
@@ -29,7 +29,7 @@ JOBS = {
 @pytest.mark.parametrize("job", JOBS)
 def test_two_processes_are_one(job: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = [*FLAGS, *JOBS[job].split()]
+    flags = f"{FLAGS} {JOBS[job]}"
     for folder in (one, two):
         folder.mkdir()
     code, output = processes.run(flags, one)
@@ -54,13 +54,13 @@ def test_two_processes_are_one(job: str, tmp_path: Path) -> None:
 
 
 def test_resumed_by_two(tmp_path: Path) -> None:
-    flags = [*FLAGS, "--niter", "20", "--model_checkpoint_freq", "10"]
-    code, output = processes.run([*flags, "--niter", "20"], tmp_path)
+    flags = f"{FLAGS} --model_checkpoint_freq 10"
+    code, output = processes.run(f"{flags} --niter 20", tmp_path)
     assert code == 0, output
-    processes.run_ranks(["--name", "run", "--resume", "true", "--niter", "40"], tmp_path)
+    processes.run_ranks("--name run --resume true --niter 40", tmp_path)
     whole = tmp_path / "whole"
     whole.mkdir()
-    code, output = processes.run([*flags, "--niter", "40"], whole)
+    code, output = processes.run(f"{flags} --niter 40", whole)
     assert code == 0, output
     continued, uninterrupted = (
         load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)[1] for folder in (tmp_path, whole)
