@@ -16,6 +16,7 @@ from trueode.errors import OptionError
 from trueode.fields import build_field, init_weights
 from trueode.models import NeuralODE
 from trueode.options import Options
+from trueode.seeds import torch_stream
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -93,7 +94,7 @@ def build_model(options: Options, shape: Shape) -> NeuralODE:
         t=(0.0, shape.t_end),
         gradient=GRADIENTS[options.autodif],
     )
-    generator = torch.Generator().manual_seed(options.random_seed)
+    generator = torch_stream(options.random_seed, "weights")
     init_weights(model, options.init_type, options.init_variance, generator)
     return model.to(DTYPES[options.precision])
 

@@ -14,6 +14,7 @@ from trueode.data.cache import Arrays, cached
 from trueode.data.loaders import Batches
 from trueode.data.splits import Batch, Dataset, Split
 from trueode.errors import DataError, nearest
+from trueode.seeds import stream
 
 __all__ = ["Batch", "Batches", "Dataset", "Split", "load_dataset"]
 
@@ -94,7 +95,7 @@ def _generated(name: str, folder: Path, seed: int) -> Dataset:
         draw, version = lambda n, rng: spheres.concentric_spheres(n, d, rng), spheres.VERSION
 
     def make() -> Arrays:
-        drawn = (draw(n, np.random.default_rng([seed, stream])) for stream, n in enumerate(counts))
+        drawn = (draw(n, stream(seed, "data", part)) for part, n in enumerate(counts))
         return {f"{part}_{split}": v for split, parts in zip(("train", "test"), drawn, strict=True)
                 for part, v in zip("xyt", parts, strict=False)}  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 
 from trueode.data.splits import Dataset, Split
 from trueode.errors import DataError
+from trueode.seeds import stream
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -72,7 +73,7 @@ def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
         raise DataError(
             f"{path}: x {whole['x'].shape} and y {whole['y'].shape} must hold the same two or more samples."
         )
-    order = np.random.default_rng(seed).permutation(n)
+    order = stream(seed, "split").permutation(n)
     each = {key for key, value in whole.items() if key != "t" or value.ndim == 2}
     if "t" in each and len(whole["t"]) != n:
         raise DataError(f"{path}: t of shape {whole['t'].shape} needs one row for each of the {n} samples.")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trueode.data.splits import Batch, Split, as_numbers
 from trueode.errors import DataError
+from trueode.seeds import stream
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MEMORY = 4 * 2**30  # bytes of decoded images that are held in memory; more are read from disk as they are needed
@@ -41,6 +42,7 @@ class FolderSplit:
     grey: bool
     image_size: int | None
     size: tuple[int, int]
+    sized_by: Path  # the file that has this size
     dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
@@ -52,7 +54,7 @@ class FolderSplit:
         pixels = [decode(path, self.image_size) for path in chosen.paths]
         x = np.empty((len(pixels), *self.size, 1 if self.grey else 3), np.uint8)
         for i, (path, image) in enumerate(zip(chosen.paths, pixels, strict=True)):
-            _same_size(image, self.size, path, self.files.paths[0])
+            _same_size(image, self.size, path, self.sized_by)
             x[i] = image[..., : x.shape[-1]]
         numbers = as_numbers(torch.from_numpy(x), self.dtype).permute(0, 3, 1, 2)
         return Batch(numbers, torch.tensor(chosen.labels, dtype=torch.int64))
@@ -144,7 +146,7 @@ def hold_out(files: Files, seed: int) -> tuple[Files, Files]:
     if n < 2:
         raise DataError(f"One image cannot be split: {files.paths[0]} is all there is. Add more images.")
     chosen = np.zeros(n, bool)
-    chosen[np.random.default_rng(seed).permutation(n)[: max(1, n // 5)]] = True
+    chosen[stream(seed, "split").permutation(n)[: max(1, n // 5)]] = True
     return files.subset(np.flatnonzero(~chosen).tolist()), files.subset(np.flatnonzero(chosen).tolist())
 
 
@@ -216,7 +218,7 @@ def _load(files: Files, n_train: int, image_size: int | None, threads: int) -> t
     if n * height * width * 3 > MEMORY:
         with ThreadPoolExecutor(threads) as pool:
             grey = all(pool.map(_is_grey, files.paths, chunksize=64))
-        whole = FolderSplit(files, grey, image_size, (height, width))
+        whole = FolderSplit(files, grey, image_size, (height, width), files.paths[0])
         return whole.first(n_train), replace(whole, files=files.subset(range(n_train, n)))
     x = np.empty((n, height, width, 3), np.uint8)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trueode.data.splits import Batch, Split
 from trueode.errors import UsageError
+from trueode.seeds import stream
 
 if TYPE_CHECKING:
     from trueode.data.folder import FolderSplit
@@ -63,8 +63,7 @@ class Batches:
         """The order of the samples in an epoch, ``(samples,)``."""
         if not self.shuffle:
             return torch.arange(len(self.split))
-        rng = np.random.default_rng([self.seed, epoch])
-        return torch.from_numpy(rng.permutation(len(self.split)))
+        return torch.from_numpy(stream(self.seed, "order", epoch).permutation(len(self.split)))
 
     def from_iteration(self, i: int) -> Iterator[tuple[Batch, int]]:
         """All batches from iteration ``i`` on, without end: this rank's part, and the size of the whole batch."""
