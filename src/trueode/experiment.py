@@ -239,7 +239,10 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     except (DivergenceError, SolveError) as failure:
         status = "diverged"
         kept = f"The last checkpoint from before is kept in {directory.checkpoints}."
-        raise type(failure)(f"Training stopped. {failure} {kept}", *failure.args[1:]) from None
+        message = f"Training stopped. {failure} {kept}"
+        if isinstance(failure, SolveError):
+            raise SolveError(message, failure.status) from None
+        raise DivergenceError(message) from None
     except KeyboardInterrupt:
         status, outcome = "interrupted", Outcome("interrupted")
     finally:

@@ -1,0 +1,283 @@
+"""Whole runs: what they print, what they leave behind, how they are named, continued, evaluated and loaded."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_interruptions import equal
+from trueode.cli.main import main
+from trueode.experiment import load
+from trueode.runs import load_latest, read_history
+from trueode.runs.checkpoints import found
+
+SHORT = "--niter 12 --log_interval 5 --model_checkpoint_freq 5"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def train(flags: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command in this process: exit code, and all that it printed."""
+    code = main(["train", *shlex.split(flags)])
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+def state(name: str) -> dict[str, Any]:
+    """The newest checkpoint of a run, without times of the clock."""
+    saved = load_latest(Path("experiments") / name / "checkpoints", pytest.fail)[1]
+    del saved["seconds"]
+    return saved
+
+
+def history(name: str) -> dict[str, list[float]]:
+    columns = read_history(Path("experiments") / name / "history.csv")
+    del columns["seconds"]
+    return columns
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_leaves_all_that_is_promised(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = train(f"{SHORT} --evaluate_test_acc true --eval_interval 5 --use_tensorboard true", capsys)
+    assert code == 0, output
+    sentence = output.splitlines()[-2]
+    assert sentence.startswith("test accuracy ")
+    assert "with euler, h = 1; " in sentence
+    assert "under the exact flow" in sentence
+    run = Path("experiments/neural_ode")
+    assert str(run) in output.splitlines()[-1]
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert figures == {"loss.png", "accuracy.png", "effort.png", "trajectories.png", "regions.png"}
+    info = json.loads((run / "run.json").read_text())
+    assert info["status"] == "finished"
+    assert info["iteration"] == 12
+    assert info["sentence"] == sentence
+    assert info["evaluations"] == 12 * 128
+    assert info["nfe_per_iteration"] == 1
+    assert torch.__version__.startswith(info["versions"]["torch"])
+    assert json.loads((run / "audit.json").read_text())["sentence"] == sentence
+    assert list((run / "tensorboard_logs").iterdir())
+    rows = history("neural_ode")
+    assert rows["iteration"] == [1, 5, 10, 12]
+    assert np.isfinite(rows["test_accuracy"]).tolist() == [False, True, True, True]
+    assert rows["nfe"] == [1.0] * 4
+    assert [path.name for path in found(run / "checkpoints")] == [f"iteration_{i:08d}.pt" for i in (12, 10, 5)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--solver rk4 --n_steps 3 --optimizer sgd --weight_decay 0.1",
+        "--solver dopri5 --tol 1e-3 --autodif checkpoint --optimizer rmsprop",
+        "--solver tsit5 --tol 1e-3 --per_sample true --time_dependent true",
+        "--solver midpoint --adjoint true --upstream_channels 3 --act gelu --init_type orthogonal --init_variance 1",
+        "--dataset concentric_sphere10 --network linear_odenet --serial_batches true",
+        "--solver heun2 --use_step_adaption_algo true --adaption_interval 3",
+        "--solver fehlberg2 --use_step_adaption_algo true --adaption_interval 3 --initial_tol 1e-3",
+        "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.5",
+        "--dataset three_minima --precision float64",
+    ],
+)
+def test_the_same_options_give_the_same_run(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bit for bit; from the flags, and again from the config that the run has written."""
+    torch.rand(3)  # the state of the global random numbers does not matter
+    code, output = train(f"{SHORT} {flags} --name one", capsys)
+    assert code == 0, output
+    np.random.rand(3)  # noqa: NPY002
+    torch.rand(5)
+    code, output = train("--options_file experiments/one/config.yaml --name two", capsys)
+    assert code == 0, output
+    assert equal(state("one"), state("two"))
+    assert repr(history("one")) == repr(history("two"))
+    audits = [json.loads(Path(f"experiments/{name}/audit.json").read_text()) for name in ("one", "two")]
+    audits[1]["sentence"] = audits[1]["sentence"].replace("--name two", "--name one")
+    assert audits[0] == audits[1]
+
+
+def test_another_seed_gives_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        train(f"{SHORT} --random_seed {seed} --name seed{seed}", capsys)
+    assert not equal(state("seed0")["model"], state("seed1")["model"])
+    assert history("seed0")["loss"] != history("seed1")["loss"]
+
+
+def test_results_are_never_touched(capsys: pytest.CaptureFixture[str]) -> None:
+    train(SHORT, capsys)
+    before = everything(Path("experiments"))
+    code, output = train(SHORT, capsys)
+    assert code == 0
+    assert "this run is called neural_ode-2" in output
+    code, output = train(f"{SHORT} --name neural_ode", capsys)
+    assert code == 2
+    for way in ("--resume true", "--overwrite true", "--name neural_ode-3"):
+        assert way in output
+    after = everything(Path("experiments"))
+    assert {path: after[path] for path in before} == before
+
+
+def test_overwriting_spares_what_the_run_has_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    train(f"{SHORT} --name run", capsys)
+    notes = Path("experiments/run/notes.txt")
+    notes.write_text("mine")
+    code, output = train(f"--niter 3 --name run --overwrite true --network linear_odenet", capsys)
+    assert code == 0, output
+    assert notes.read_text() == "mine"
+    assert state("run")["iteration"] == 3
+    assert "overwrite: false" in Path("experiments/run/config.yaml").read_text()
+
+
+def test_a_run_made_longer_is_the_longer_run(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--log_interval 5 --use_step_adaption_algo true --adaption_interval 4 --name"
+    train(f"{flags} run --niter 10", capsys)
+    code, output = train("--name run --resume true --niter 20 --log_interval 5", capsys)
+    assert code == 0, output
+    train(f"{flags} whole --niter 20", capsys)
+    assert equal(state("run"), state("whole"))
+    assert repr(history("run")) == repr(history("whole"))
+    info = json.loads(Path("experiments/run/run.json").read_text())
+    assert "from 10 to 20 at iteration 10" in info["continued"]
+    code, output = train("--name run --resume true", capsys)
+    assert code == 0
+    assert "is finished (20 iterations)" in output
+    assert equal(state("run"), state("whole"))
+
+
+@pytest.mark.parametrize("change", ["--lr 0.1", "--niter 3", "--solver rk4", "--precision float64", "--n_steps 2"])
+def test_a_resumed_run_stays_the_same_run(change: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train(f"{SHORT} --name run", capsys)
+    before = everything(Path("experiments"))
+    code, output = train(f"--name run --resume true {change}", capsys)
+    assert code == 2
+    assert change.split()[0] in output
+    assert everything(Path("experiments")) == before
+    code, output = train(f"--name runn --resume true", capsys)
+    assert code == 2
+    assert "'run'" in output
+
+
+def test_a_run_without_checkpoint_starts_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    train(f"{SHORT} --name run", capsys)
+    expected = state("run")
+    for path in Path("experiments/run/checkpoints").iterdir():
+        path.unlink()
+    code, output = train("--name run --resume true", capsys)
+    assert code == 0, output
+    assert equal(state("run"), expected)
+
+
+def test_no_usable_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    train(f"{SHORT} --name run", capsys)
+    for path in Path("experiments/run/checkpoints").iterdir():
+        path.write_bytes(b"nothing")
+    for flags in ("--resume true", "--phase infer"):
+        code, output = train(f"--name run {flags}", capsys)
+        assert code == 1
+        assert "no usable checkpoint" in output
+
+
+def test_divergence_keeps_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--optimizer sgd --lr 1e4 --solver rk4 --n_steps 8 --niter 40 --log_interval 3 --model_checkpoint_freq 1"
+    code, output = train(f"{flags} --name wild", capsys)
+    assert code == 1
+    assert "Training stopped." in output
+    assert "experiments/wild/checkpoints" in output
+    assert all(bool(weight.isfinite().all()) for weight in state("wild")["model"].values())
+    assert json.loads(Path("experiments/wild/run.json").read_text())["status"] == "diverged"
+    assert all(np.isfinite(history("wild")["loss"]))
+
+
+def test_infer(capsys: pytest.CaptureFixture[str]) -> None:
+    train(f"{SHORT} --name run --evaluate_test_acc true", capsys)
+    before = everything(Path("experiments"))
+    code, output = train("--phase infer --name run --split test --evaluate_with_dif_solver true", capsys)
+    assert code == 0, output
+    result = json.loads(Path("experiments/run/evaluation_test.json").read_text())
+    assert result["accuracy"] == history("run")["test_accuracy"][-1]
+    assert result["n"] == 1000
+    assert result["verdict"]["sentence"] in output
+    assert {row["solver"] for row in result["solver_swap"]["rows"]} == {"euler", "midpoint", "rk4"}
+    code, output = train("--phase infer --name run", capsys)
+    assert json.loads(Path("experiments/run/evaluation_train.json").read_text())["n"] == 2000
+    after = everything(Path("experiments"))
+    assert {path: after[path] for path in before} == before
+    code, output = train("--phase infer --name run --solver rk4", capsys)
+    assert code == 2
+    assert "--solver rk4" in output
+
+
+def test_solver_swap(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--step_size 0.5 --evaluate_with_dif_solver true --test_solver_list euler dopri5 --test_factor_list 0.5 1 4"
+    code, output = train(f"{SHORT} {flags} --tol 1e-4", capsys)
+    assert code == 0, output
+    run = Path("experiments/neural_ode")
+    table = json.loads((run / "solver_swap.json").read_text())
+    steps = {(row["solver"], tuple(row["factors"])): row["n_steps"] for row in table["rows"] if row["kind"] == "fixed"}
+    assert steps == {("euler", (0.5,)): 4, ("euler", (1.0,)): 2, ("euler", (4.0,)): 1}
+    assert [row["tol"] for row in table["rows"] if row["kind"] == "adaptive"] == pytest.approx([5e-5, 1e-4, 4e-4])
+    assert len((run / "solver_swap.csv").read_text().splitlines()) == 1 + len(table["rows"])
+    assert (run / "figures/solver_swap.png").is_file()
+    assert "euler (training)" in output
+
+
+def test_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    train(f"{SHORT} --use_step_adaption_algo true --adaption_interval 2 --name run", capsys)
+    monkeypatch.chdir("/")  # neither the data nor the working directory are needed
+    model, options = load(tmp_path / "experiments/run")
+    monkeypatch.chdir(tmp_path)
+    assert not model.training
+    assert options.use_step_adaption_algo
+    assert model.solver.step_size == state("run")["rule"]["step_size"]  # type: ignore[union-attr]
+    assert equal(dict(model.state_dict()), dict(state("run")["model"]))
+    assert model(torch.zeros(4, 1, 2)).shape == (4, 2)
+
+
+def test_own_arrays(capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(400, 3))
+    np.savez("regression.npz", x=x, y=x @ random.normal(size=(3, 2)))
+    t = np.sort(random.uniform(0, 2, size=(60, 7)), axis=1)
+    t[::3, 5:] = np.nan
+    start = random.normal(size=(60, 1, 2))
+    y = start[:, None] * np.exp(-t)[:, :, None, None]
+    y[1, 2] = np.nan
+    np.savez("series.npz", x=start, y=y, t=t)
+    code, output = train(f"{SHORT} --dataset arrays --data_dir regression.npz --name regression", capsys)
+    assert code == 0, output
+    assert "test mse" in output
+    assert Path("experiments/regression/figures/mse.png").is_file()
+    flags = "--dataset arrays --data_dir series.npz --network linear_odenet --solver rk4 --step_size 0.2 --lr 0.01"
+    code, output = train(f"{flags} --niter 400 --batch_size 16 --name series", capsys)
+    assert code == 0, output
+    assert "undecided on 12 samples" in output
+    losses = history("series")["loss"]
+    assert losses[-1] < 0.2 * losses[0]
+    assert Path("experiments/series/figures/time_series.png").is_file()
+
+
+def test_what_is_wrong_is_said_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("no folder")
+    for flags, words in {
+        "--output_dir file/results": ["file", "--output_dir"],
+        "--dataset mnist --network odenet --data_dir nowhere": ["MNIST", "nowhere"],
+        "--dataset arrays --data_dir nowhere.npz": ["nowhere.npz"],
+        "--phase infer --name nothing": ["experiments/nothing"],
+        "--dataset pendulum --network linear_odenet --step_size 11": ["--step_size 11", "10"],
+        "--dataset pendulum --network linear_odenet --t_end 5": ["--t_end 5", "10"],
+    }.items():
+        code, output = train(flags, capsys)
+        assert code == 2, output
+        assert "Traceback" not in output
+        for word in words:
+            assert word in output
