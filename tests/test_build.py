@@ -1,0 +1,299 @@
+"""From options to the parts of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trueode.adaptation import PaperStepRule, PaperToleranceRule
+from trueode.build import (
+    FLOORS,
+    Shape,
+    build_batches,
+    build_data,
+    build_model,
+    build_optimizer,
+    build_rule,
+    shape_of,
+    training_solver,
+)
+from trueode.distributed import Ranks
+from trueode.errors import OptionError, UsageError
+from trueode.models import NeuralODE
+from trueode.options import Options, make_options
+from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep
+
+SIGNAL = Shape("classification", (1, 2), 2, 1.0)
+IMAGE = Shape("classification", (3, 8, 8), 10, 1.0)
+SERIES = Shape("timeseries", (1, 2), 2, 10.0)
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def opt(**values: Any) -> Options:
+    return make_options({"ch_residual_block": 4, **values})
+
+
+def for_images(**values: Any) -> Options:
+    return opt(dataset="mnist", network="odenet", **values)
+
+
+def for_series(**values: Any) -> Options:
+    return opt(dataset="pendulum", network="linear_odenet", step_size=0.25, **values)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def equal(one: NeuralODE, other: NeuralODE) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# weights
+
+
+@pytest.mark.parametrize("init_type", ["kaiming", "normal", "xavier", "orthogonal"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("upstream", [0, 5])
+def test_weights_depend_on_the_seed_alone(init_type: str, precision: str, upstream: int) -> None:
+    how = {"init_type": init_type, "precision": precision, "upstream_channels": upstream}
+    models = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        models.append(build_model(opt(random_seed=3, **how), SIGNAL))
+    assert equal(*models)
+    torch.manual_seed(0)
+    other = weights(build_model(opt(random_seed=4, **how), SIGNAL))
+    for name, weight in weights(models[0]).items():
+        assert weight.dtype == getattr(torch, precision)
+        assert torch.equal(weight, other[name]) == name.endswith("bias"), name
+
+
+@pytest.mark.parametrize("how", [{"solver": "dopri5"}, {"n_steps": 8}, {"lr": 1.0}, {"autodif": "adjoint"}], ids=str)
+def test_weights_do_not_depend_on_the_solver(how: dict[str, Any]) -> None:
+    assert equal(build_model(opt(), SIGNAL), build_model(opt(**how), SIGNAL))
+
+
+# the layers around the ODE block
+
+
+@pytest.mark.parametrize(("options", "shape", "kind"), [(opt, SIGNAL, nn.Conv1d), (for_images, IMAGE, nn.Conv2d)])
+def test_upstream_lifts_the_channels(options: Any, shape: Shape, kind: type[nn.Module]) -> None:
+    plain = build_model(options(), shape)
+    assert plain.upstream is None
+    model = build_model(options(upstream_channels=6), shape)
+    assert type(model.upstream) is kind
+    x = torch.randn(2, *shape.sample)
+    assert model.upstream(x).shape == (2, 6, *shape.sample[1:])
+    assert model(x).shape == plain(x).shape == (2, shape.n_outputs)
+
+
+@pytest.mark.parametrize(("upstream", "downstream"), [(0, "auto"), (0, "linear"), (0, "none"), (6, "auto")])
+def test_a_time_series_has_outputs_of_the_shape_of_its_samples(upstream: int, downstream: str) -> None:
+    model = build_model(for_series(upstream_channels=upstream, downstream=downstream), SERIES)
+    assert (model.downstream is None) == (downstream != "linear" and not upstream)
+    x = torch.randn(3, *SERIES.sample)
+    assert model(x).shape == x.shape
+    assert model(x, save_at=[1.0, 10.0]).shape == (2, *x.shape)
+
+
+def test_no_downstream_layer_where_the_numbers_do_not_fit() -> None:
+    with pytest.raises(OptionError, match=r"--downstream none.*12 numbers.*has 2.*linear"):
+        build_model(for_series(upstream_channels=6, downstream="none"), SERIES)
+    arrays = opt(dataset="arrays", downstream="none", task="regression")
+    with pytest.raises(OptionError, match=r"--downstream none.*2 numbers.*has 3"):
+        build_model(arrays, Shape("regression", (1, 2), 3, 1.0))
+    assert build_model(arrays, Shape("regression", (1, 2), 2, 1.0))(torch.randn(4, 1, 2)).shape == (4, 2)
+    with pytest.raises(OptionError, match="--downstream none"):  # the data turns out to be labelled
+        build_model(opt(dataset="arrays", downstream="none"), SIGNAL)
+
+
+def test_a_network_that_does_not_fit_the_data() -> None:
+    with pytest.raises(UsageError, match="odenet"):
+        build_model(opt(dataset="arrays", network="odenet"), SIGNAL)
+
+
+# solver and gradient
+
+
+def test_fixed_steps() -> None:
+    assert build_model(opt(), SIGNAL).solver == FixedStep("euler", step_size=1.0, max_steps=500)
+    assert training_solver(opt(solver="rk4", step_size=0.25, max_steps=7), 1.0) == FixedStep(
+        "rk4", step_size=0.25, max_steps=7
+    )
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 49, 490, 499])
+@pytest.mark.parametrize("t_end", [0.1, 1.0, 2.0, 10.0])
+def test_a_number_of_steps_is_that_number_of_steps(n: int, t_end: float) -> None:
+    solver = training_solver(opt(n_steps=n), t_end)
+    assert isinstance(solver, FixedStep)
+    assert solver.count(t_end) == n
+    model = build_model(opt(n_steps=n, t_end=t_end), Shape("classification", (1, 2), 2, t_end))
+    _, solution = model(torch.randn(2, 1, 2), return_solution=True)
+    assert solution.nfe == n
+
+
+@pytest.mark.parametrize("method", ["fehlberg2", "bosh3", "dopri5", "tsit5"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_tolerances(method: str, per_sample: bool) -> None:
+    how = {"solver": method, "per_sample": per_sample, "tol": 1e-3, "initial_tol": 1e-2}
+    assert training_solver(opt(**how), 1.0) == Adaptive(method, 1e-3, 1e-3, per_sample=per_sample)
+    adapting = training_solver(opt(**how, use_step_adaption_algo=True), 1.0)
+    assert adapting == Adaptive(method, 1e-2, 1e-2, per_sample=per_sample)
+
+
+def test_gradients() -> None:
+    found = [build_model(opt(autodif=name), SIGNAL).gradient for name in ("naive", "checkpoint", "adjoint")]
+    assert found == [Backprop(), Checkpoint(), Adjoint()]
+    assert build_model(opt(adjoint=True), SIGNAL).gradient == Adjoint()
+
+
+# the end of time
+
+
+def test_the_end_of_time(tmp_path: Path) -> None:
+    series = build_data(for_series(data_dir=str(tmp_path)))
+    assert shape_of(for_series(), series) == SERIES
+    assert shape_of(for_series(t_end=12.0), series).t_end == 12.0
+    with pytest.raises(OptionError, match=r"--t_end 9 lies before.*10"):
+        shape_of(for_series(t_end=9.0), series)
+    spheres = build_data(opt(data_dir=str(tmp_path)))
+    assert shape_of(opt(), spheres) == SIGNAL
+    assert shape_of(opt(t_end=0.5, n_steps=2), spheres).t_end == 0.5
+
+
+def test_a_step_longer_than_the_time_series(tmp_path: Path) -> None:
+    series = build_data(for_series(data_dir=str(tmp_path)))
+    with pytest.raises(OptionError, match=r"--step_size 11 .*\[0, 10\]"):
+        shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=11), series)
+    with pytest.raises(OptionError, match=r"--step_size 0.01 takes 1000 steps.*--max_steps 500"):
+        shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=0.01), series)
+    assert shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=10), series).t_end == 10
+    adaptive = opt(dataset="pendulum", network="linear_odenet", step_size=11, solver="dopri5")
+    assert shape_of(adaptive, series).t_end == 10  # it has no such step
+
+
+# data
+
+
+def test_data_of_a_seed_in_a_precision(tmp_path: Path) -> None:
+    one, again, other = (build_data(opt(data_dir=str(tmp_path), random_seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(one.train.x, again.train.x)
+    assert not torch.equal(one.train.x, other.train.x)
+    assert one.train.x.dtype == torch.float32
+    assert build_data(opt(data_dir=str(tmp_path), precision="float64")).train.x.dtype == torch.float64
+
+
+def test_batches(tmp_path: Path) -> None:
+    options = opt(data_dir=str(tmp_path), batch_size=300)
+    dataset = build_data(options)
+
+    def first(options: Options, ranks: Ranks = ALONE) -> Tensor:
+        batch, whole = next(build_batches(options, dataset, ranks).from_iteration(0))
+        assert whole == 300
+        return batch.x
+
+    x = first(options)
+    assert torch.equal(x, first(options))
+    assert not torch.equal(x, first(opt(batch_size=300, random_seed=1)))
+    assert torch.equal(first(opt(batch_size=300, serial_batches=True)), dataset.train.x[:300])
+    parts = [first(options, Ranks(rank, 2, torch.device("cpu"))) for rank in range(2)]
+    assert [len(part) for part in parts] == [150, 150]
+    assert torch.equal(torch.cat(parts), x)
+
+
+# optimiser
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+def test_learning_rate_and_weight_decay_reach_the_optimiser(name: str) -> None:
+    model = build_model(opt(), SIGNAL)
+    optimizer = build_optimizer(opt(optimizer=name, lr=0.03, weight_decay=0.5), model)
+    assert type(optimizer).__name__.lower() == name
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.03, 0.5)
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+def test_the_first_step_is_that_of_the_formula(name: str, decay: float, precision: str) -> None:
+    """From zero moments: sgd moves by lr g, adam by lr g / (|g| + eps), rmsprop by lr g / (|g| / 10 + eps); g has the decay."""
+    options = opt(optimizer=name, lr=0.03, weight_decay=decay, precision=precision)
+    model = build_model(options, SIGNAL)
+    optimizer = build_optimizer(options, model)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.randn(4, 1, 2, dtype=before[0].dtype)).square().sum().backward()
+    gradients = [p.grad + decay * p.detach() for p in model.parameters()]
+    optimizer.step()
+    for p, was, g in zip(model.parameters(), before, gradients, strict=True):
+        scale = {"sgd": 1, "adam": g.abs() + 1e-8, "rmsprop": (0.01 * g.square()).sqrt() + 1e-8}[name]
+        torch.testing.assert_close(p.detach(), was - 0.03 * g / scale, rtol=1e-4, atol=1e-6)
+
+
+# adaptation
+
+
+def rule_of(tmp_path: Path, **values: Any) -> Any:
+    options = opt(data_dir=str(tmp_path), use_step_adaption_algo=True, batch_size=16, **values)
+    dataset = build_data(options)
+    shape = shape_of(options, dataset)
+    model = build_model(options, shape)
+    return build_rule(options, model, shape, build_batches(options, dataset, ALONE), ALONE), model
+
+
+def test_no_rule_unless_asked_for(tmp_path: Path) -> None:
+    dataset = build_data(opt(data_dir=str(tmp_path)))
+    model = build_model(opt(), SIGNAL)
+    assert build_rule(opt(), model, SIGNAL, build_batches(opt(), dataset, ALONE), ALONE) is None
+
+
+@pytest.mark.parametrize("upstream", [0, 5])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "rk4", "rk4_38"])
+def test_fixed_steps_are_adapted_by_the_step_rule(tmp_path: Path, method: str, upstream: int) -> None:
+    rule, _ = rule_of(tmp_path, solver=method, max_steps=50, upstream_channels=upstream)
+    assert isinstance(rule, PaperStepRule)
+    assert rule.solver.name == method
+    assert rule.solver.max_steps == 50
+    assert 1 / 50 <= rule.solver.step_size <= 1
+    again, _ = rule_of(tmp_path, solver=method, max_steps=50, upstream_channels=upstream)
+    assert again.solver == rule.solver
+
+
+def test_the_step_rule_knows_the_interval(tmp_path: Path) -> None:
+    for most in (1, 3):
+        rule, _ = rule_of(tmp_path, dataset="pendulum", network="linear_odenet", max_steps=most)
+        assert 10 / most <= rule.solver.step_size <= 10
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["fehlberg2", "dopri5"])
+def test_tolerances_are_adapted_by_the_tolerance_rule(tmp_path: Path, method: str, precision: str) -> None:
+    rule, model = rule_of(tmp_path, solver=method, initial_tol=1e-4, per_sample=True, precision=precision)
+    assert isinstance(rule, PaperToleranceRule)
+    assert rule.solver == model.solver == Adaptive(method, 1e-4, 1e-4, per_sample=True)
+    assert FLOORS[precision] > np.finfo(precision).eps / 10
+
+
+def test_the_threshold_reaches_the_rule(tmp_path: Path) -> None:
+    """A difference between two thresholds makes one rule refine and not the other."""
+    from trueode.adaptation.rule import Evidence, Progress
+
+    for method in ("euler", "dopri5"):
+        moved = []
+        for threshold in (0.01, 0.5):
+            rule, _ = rule_of(tmp_path, solver=method, threshold=threshold)
+            before = rule.solver
+            after = rule.propose(lambda one, other: Evidence(0.1, 1, 2), Progress(50, 100))
+            size = "step_size" if method == "euler" else "rtol"
+            moved.append(getattr(after, size) / getattr(before, size))
+        assert moved[0] == 0.5
+        assert moved[1] >= 1
