@@ -90,7 +90,7 @@ def test_round_trip_of_plain_values(tmp_path_factory: pytest.TempPathFactory, st
 
 
 def test_only_the_newest_stay(tmp_path: Path) -> None:
-    iterations = [0, 5, 10, 999_999, 100_000_000, 1_000_000_000]  # numbers, not names, are compared
+    iterations = [0, 5, 10, 99_999_999, 100_000_000, 1_000_000_000]  # numbers, not names, are compared
     for done, iteration in enumerate(iterations, 1):
         path = save_checkpoint(tmp_path, iteration, {"iteration": iteration})
         kept = iterations[max(0, done - KEEP) : done]
