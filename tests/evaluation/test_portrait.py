@@ -1,0 +1,179 @@
+"""The arrays behind phase portraits and pictures of time series."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.problems import PROBLEMS, TanhField, states
+from trueode.data import Split
+from trueode.evaluation import get_task, phase_portrait, series_portrait
+from trueode.evaluation.portrait import GRID, SAMPLES, SERIES, TIMES
+from trueode.models import NeuralODE
+from trueode.solvers import Adaptive, FixedStep, Solver, solve
+
+LINEAR = PROBLEMS[0]
+SHARED = torch.tensor([0.0, 0.5, 1.0, 1.5], dtype=torch.float64)
+
+
+def classifier(solver: Solver, t: tuple[float, float] = (0.5, 2.0)) -> NeuralODE:
+    torch.manual_seed(0)
+    return NeuralODE(TanhField(), nn.Linear(2, 2).double(), nn.Linear(2, 3).double(), solver, t)
+
+
+def samples(n: int) -> Split:
+    return Split(states(n), torch.arange(n) % 3)
+
+
+@pytest.mark.parametrize(
+    ("solver", "times"),
+    [
+        (FixedStep("euler", n_steps=6), 7),
+        (FixedStep("rk4", n_steps=TIMES - 1), TIMES),
+        (FixedStep("euler", n_steps=1000), TIMES),
+        (Adaptive("dopri5", 1e-4, 1e-4), None),
+        (Adaptive("dopri5", 1e-4, 1e-4, per_sample=True), TIMES),
+    ],
+    ids=str,
+)
+def test_paths_lead_from_the_states_to_the_output(solver: Solver, times: int | None) -> None:
+    model, split = classifier(solver), samples(9)
+    found = phase_portrait(model, split, solver)
+    assert found is not None
+    assert times is None or len(found["times"]) == times
+    assert found["paths"].shape == (len(found["times"]), 9, 2)
+    assert found["output"].shape == (9, 2)
+    assert found["labels"].tolist() == split.y.tolist()
+    assert (found["times"][0], found["times"][-1]) == (0.5, 2.0)
+    assert bool((np.diff(found["times"]) > 0).all())
+    with torch.no_grad():
+        z0 = model.upstream(split.x)
+        logits = model(split.x, solver)
+    np.testing.assert_allclose(found["paths"][0], z0.numpy())
+    np.testing.assert_array_equal(found["paths"][-1], found["output"])
+    np.testing.assert_allclose(found["output"], solve(model.field, z0, model.t, solver=solver).z.detach().numpy())
+    assert found["predictions"].tolist() == logits.argmax(1).tolist()
+    assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == split.y).double().mean()))
+    assert found["solver"] == str(solver)
+
+
+def test_paths_of_few_steps_are_at_the_ends_of_the_steps() -> None:
+    """Between them there is interpolation, which crosses where steps do not."""
+    solver = FixedStep("euler", step_size=0.4)
+    found = phase_portrait(classifier(solver), samples(3), solver)
+    np.testing.assert_allclose(found["times"], [0.5, 0.9, 1.3, 1.7, 2.0])
+    many = FixedStep("euler", n_steps=1000)
+    found = phase_portrait(classifier(many), samples(3), many)
+    steps = (found["times"] - 0.5) / 1.5 * 1000
+    np.testing.assert_allclose(steps, steps.round(), atol=1e-9)
+
+
+def test_regions_are_what_the_classifier_says_around_the_output() -> None:
+    def quadrant(z: Tensor) -> Tensor:
+        """Class 1 right of 0, class 2 right of 0 and above 0.1."""
+        right = z[:, 0] > 0
+        above = z[:, 1] > 0.1
+        return torch.stack([~right, right & ~above, right & above], 1).double()
+
+    solver = FixedStep("rk4", n_steps=4)
+    model = NeuralODE(TanhField(), downstream=quadrant, solver=solver)
+    found = phase_portrait(model, samples(30), solver)
+    x, y = found["grid_x"], found["grid_y"]
+    assert found["regions"].shape == (len(y), len(x)) == (GRID, GRID)
+    for axis, values in ((x, found["output"][:, 0]), (y, found["output"][:, 1])):
+        width = values.max() - values.min()
+        assert axis[0] == pytest.approx(values.min() - 0.15 * width, rel=1e-5)
+        assert axis[-1] == pytest.approx(values.max() + 0.15 * width, rel=1e-5)
+    expected = np.where(x[None, :] > 0, np.where(y[:, None] > 0.1, 2, 1), 0)
+    away = (abs(x[None, :]) > 1e-6) & (abs(y[:, None] - 0.1) > 1e-6)
+    np.testing.assert_array_equal(found["regions"][away], expected[away])
+
+
+def test_states_of_one_channel_and_of_two() -> None:
+    """Two components in any arrangement."""
+    solver = FixedStep("rk4", n_steps=4)
+    inner, split = TanhField(), samples(5)
+    flat = phase_portrait(NeuralODE(inner, downstream=nn.Flatten(), solver=solver), split, solver)
+    for shape in ((5, 1, 2), (5, 2, 1), (5, 1, 1, 2)):
+        model = NeuralODE(lambda t, z: inner(t, z.flatten(1)).view_as(z), downstream=nn.Flatten(), solver=solver)
+        found = phase_portrait(model, Split(split.x.view(shape), split.y), solver)
+        for name in ("paths", "output", "regions"):
+            np.testing.assert_allclose(found[name], flat[name])
+
+
+def test_there_is_none_unless_the_state_has_two_components_and_there_is_a_classifier() -> None:
+    solver = FixedStep("euler", n_steps=2)
+    labels = torch.zeros(4, dtype=torch.int64)
+    for width in (1, 3):
+        model = NeuralODE(lambda t, z: -z, downstream=nn.Identity(), solver=solver)
+        assert phase_portrait(model, Split(torch.randn(4, width), labels), solver) is None
+    assert phase_portrait(NeuralODE(lambda t, z: -z), Split(torch.randn(4, 2), labels), solver) is None
+    lifted = NeuralODE(lambda t, z: -z, nn.Linear(2, 3), nn.Linear(3, 2))  # the state counts, not the input
+    assert phase_portrait(lifted, Split(torch.randn(4, 2), labels), solver) is None
+    lowered = NeuralODE(lambda t, z: -z, nn.Linear(3, 2), nn.Linear(2, 2))
+    assert phase_portrait(lowered, Split(torch.randn(4, 3), labels), solver) is not None
+
+
+def test_the_first_samples_are_taken_and_the_mode_is_left() -> None:
+    solver = FixedStep("euler", n_steps=2)
+    model, split = classifier(solver), samples(SAMPLES + 20)
+    model.train()
+    found = phase_portrait(model, split, solver)
+    assert found["paths"].shape == (3, SAMPLES, 2)
+    assert found["labels"].tolist() == split.y[:SAMPLES].tolist()
+    assert model.training
+
+
+def exact(times: Tensor) -> Tensor:
+    """``(samples, times, 2)``."""
+    return torch.stack([LINEAR.exact(t) for t in times.tolist()], 1)
+
+
+def series(n: int) -> Split:
+    repeated = torch.arange(n) % 3
+    return Split(LINEAR.start[repeated], exact(SHARED)[repeated], SHARED)
+
+
+@pytest.mark.parametrize("n", [2, 9])
+def test_series_with_shared_times(n: int) -> None:
+    solver = FixedStep("rk4", n_steps=64)
+    model, split = NeuralODE(LINEAR.field, t=LINEAR.t), series(n)
+    t, truth, predicted = series_portrait(model, split, get_task("timeseries"), solver)
+    first = min(n, SERIES)
+    np.testing.assert_array_equal(t, SHARED.numpy())
+    np.testing.assert_array_equal(truth, split.y[:first].numpy())
+    assert predicted.shape == truth.shape == (first, 4, 2)
+    np.testing.assert_allclose(predicted, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_series_with_times_of_their_own_are_predicted_at_all_of_them() -> None:
+    nan = torch.nan
+    own = torch.tensor([[0.5, 1.0, nan], [1.5, nan, nan], [0.0, 0.5, 1.5]], dtype=torch.float64)
+    places = [[1, 2], [3], [0, 1, 3]]
+    whole = exact(SHARED)
+    y = torch.full((3, 3, 2), nan, dtype=torch.float64)
+    for row, place in enumerate(places):
+        y[row, : len(place)] = whole[row, place]
+    solver = FixedStep("rk4", n_steps=64)
+    model = NeuralODE(LINEAR.field, t=LINEAR.t)
+    t, truth, predicted = series_portrait(model, Split(LINEAR.start, y, own), get_task("timeseries"), solver)
+    np.testing.assert_array_equal(t, SHARED.numpy())
+    np.testing.assert_allclose(predicted, whole.numpy(), rtol=1e-5, atol=1e-6)
+    for row, place in enumerate(places):
+        known = np.isin(np.arange(4), place)
+        assert np.isnan(truth[row, ~known]).all()
+        np.testing.assert_array_equal(truth[row, known], whole[row, place].numpy())
+
+
+def test_series_of_states_with_channels_are_flattened() -> None:
+    split = series(3)
+    model = NeuralODE(lambda t, z: LINEAR.field(t, z.flatten(1)).view_as(z), t=LINEAR.t)
+    solver = FixedStep("rk4", n_steps=64)
+    found = series_portrait(
+        model, Split(split.x.unsqueeze(1), split.y.unsqueeze(2), SHARED), get_task("timeseries"), solver
+    )
+    flat = series_portrait(NeuralODE(LINEAR.field, t=LINEAR.t), split, get_task("timeseries"), solver)
+    for one, other in zip(found, flat, strict=True):
+        np.testing.assert_allclose(one, other)

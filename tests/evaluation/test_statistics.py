@@ -1,0 +1,62 @@
+"""Exact bounds of a share."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
+
+from trueode.evaluation import clopper_pearson
+from trueode.evaluation.statistics import samples_for
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 3000), st.floats(0, 1))
+def test_bounds_are_those_of_the_two_sided_interval_at_90_percent(n: int, part: float) -> None:
+    count = round(part * n)
+    exact = binomtest(count, n).proportion_ci(confidence_level=0.90, method="exact")
+    assert clopper_pearson(count, n) == pytest.approx((exact.low, exact.high), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 40, 299, 1000])
+def test_none_and_all(n: int) -> None:
+    """Where the event was never seen, the upper bound p solves (1 - p)^n = 5 %."""
+    lower, upper = clopper_pearson(0, n)
+    assert lower == 0.0
+    assert upper == pytest.approx(1 - 0.05 ** (1 / n), rel=1e-9)
+    lower, upper = clopper_pearson(n, n)
+    assert lower == pytest.approx(0.05 ** (1 / n), rel=1e-9)
+    assert upper == 1.0
+
+
+@given(st.integers(1, 500), st.data(), st.floats(0.5, 0.999))
+def test_what_was_seen_is_just_as_improbable_as_allowed_at_the_bounds(
+    n: int, data: st.DataObject, confidence: float
+) -> None:
+    count = data.draw(st.integers(0, n))
+    lower, upper = clopper_pearson(count, n, confidence)
+    assert 0 <= lower <= count / n <= upper <= 1
+    if count:
+        assert binom.sf(count - 1, n, lower) == pytest.approx(1 - confidence, rel=1e-6)
+    if count < n:
+        assert binom.cdf(count, n, upper) == pytest.approx(1 - confidence, rel=1e-6)
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_absence_of_an_event_is_an_event(n: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, n))
+    lower, upper = clopper_pearson(count, n)
+    assert clopper_pearson(n - count, n) == pytest.approx((1 - upper, 1 - lower), rel=1e-9, abs=1e-12)
+
+
+def test_samples_for_one_percent() -> None:
+    assert samples_for(0.01) == 299
+
+
+@given(st.floats(0.002, 0.9), st.floats(0.6, 0.99))
+def test_samples_for_is_the_smallest_number_that_is_enough(margin: float, confidence: float) -> None:
+    n = samples_for(margin, confidence)
+    assert clopper_pearson(0, n, confidence)[1] <= margin
+    assume(n > 1)
+    assert clopper_pearson(0, n - 1, confidence)[1] > margin

@@ -1,0 +1,251 @@
+"""Losses, metrics, and when two predictions count as different."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.problems import TanhField, states
+from trueode.catalog import TASKS
+from trueode.data import Batch
+from trueode.errors import UsageError
+from trueode.evaluation import Task, get_task
+from trueode.models import NeuralODE
+from trueode.solvers import FixedStep
+
+NAN = float("nan")
+CLASSES, NUMBERS, SERIES = get_task("classification"), get_task("regression"), get_task("timeseries")
+RK4 = FixedStep("rk4", n_steps=6)
+
+
+def column(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
+
+
+def series_batch(n: int = 3, seed: int = 0) -> Batch:
+    """Four times, shared."""
+    y = torch.randn(n, 4, 1, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Batch(states(n).unsqueeze(1), y, torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64))
+
+
+def flat_model() -> NeuralODE:
+    """On states ``(batch, 1, 2)``."""
+    inner = TanhField()
+    return NeuralODE(lambda t, z: inner(t, z.flatten(1)).view_as(z), solver=RK4)
+
+
+def test_tasks_by_name() -> None:
+    assert [get_task(name).name for name in TASKS] == list(TASKS)
+    assert [get_task(name).metric_name for name in TASKS] == ["accuracy", "mse", "mse"]
+    with pytest.raises(UsageError, match="Did you mean 'regression'"):
+        get_task("regresion")
+
+
+# losses and metrics
+
+
+def test_classification_is_measured_by_cross_entropy_and_accuracy() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, 5.0]], dtype=torch.float64)
+    batch = Batch(torch.zeros(3, 1), torch.tensor([0, 0, 2]))
+    assert int(CLASSES.metric_sum(logits, batch)) == 2
+    by_hand = sum(-float(row.softmax(0)[label].log()) for row, label in zip(logits, batch.y, strict=True))
+    assert float(CLASSES.loss_sum(logits, batch)) == pytest.approx(by_hand)
+
+
+def test_regression_is_measured_by_the_mean_square_over_a_samples_numbers() -> None:
+    output = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    batch = Batch(torch.zeros(2, 1), torch.tensor([[1.0, 4.0], [3.0, 1.0]]))
+    assert float(NUMBERS.loss_sum(output, batch)) == 4 / 2 + (9 + 1) / 2
+    assert float(NUMBERS.metric_sum(output, batch)) == 7.0
+    assert float(NUMBERS.loss_sum(output, batch)) / 2 == pytest.approx(float(F.mse_loss(output, batch.y)))
+
+
+@pytest.mark.parametrize("task", [CLASSES, NUMBERS, SERIES], ids=lambda task: task.name)
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_sums_over_parts_are_the_sum_over_the_whole(task: Task, cut: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (7, 5, 3) if task is SERIES else (7, 3)
+    output = torch.randn(shape, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (7,), generator=generator) if task is CLASSES else torch.randn(shape, generator=generator)
+    if task is SERIES:
+        y[2, 1:4] = NAN
+    for total in (task.loss_sum, task.metric_sum):
+        whole = total(output, Batch(output, y))
+        parts = [total(output[part], Batch(output[part], y[part])) for part in (slice(0, cut), slice(cut, 7))]
+        torch.testing.assert_close(sum(parts).double(), whole.double())
+
+
+# time series
+
+
+def test_a_time_series_is_predicted_at_its_times() -> None:
+    batch, model = series_batch(), flat_model()
+    output, solution = SERIES.predict(model, batch)
+    assert output.shape == (3, 4, 1, 2)
+    assert solution.nfe == 24
+    torch.testing.assert_close(output[:, 0], batch.x)
+    torch.testing.assert_close(output[:, 3], model(batch.x))
+    with pytest.raises(UsageError, match="needs times"):
+        SERIES.predict(model, Batch(batch.x, batch.y))
+
+
+def test_times_of_its_own_for_each_sample() -> None:
+    batch, model = series_batch(), flat_model()
+    shared, _ = SERIES.predict(model, batch)
+    own = torch.stack([batch.t[[0, 2, 3]], torch.tensor([0.25, 0.5, NAN]).double(), torch.tensor([1.0, NAN, NAN])])
+    output, _ = SERIES.predict(model, batch._replace(t=own))
+    torch.testing.assert_close(output[0], shared[0, [0, 2, 3]])
+    torch.testing.assert_close(output[1, :2], shared[1, 1:3])
+    torch.testing.assert_close(output[2, 0], shared[2, 3])
+    absent = own.isnan()
+    assert bool(output[absent].isnan().all())
+    assert bool(output[~absent].isfinite().all())
+
+
+def test_masked_times_do_not_matter() -> None:
+    """The same loss, metric and gradients as without them."""
+    x, y = states(3).unsqueeze(1), series_batch().y[:, :3]
+    short = torch.tensor([[0.1, 0.5, NAN], [0.3, NAN, NAN], [0.2, 0.7, 1.0]], dtype=torch.float64)
+    y = y.masked_fill(short.isnan()[..., None, None], NAN)
+    long = torch.cat([short, torch.full((3, 2), NAN, dtype=torch.float64)], 1)
+    padded = torch.cat([y, torch.full((3, 2, 1, 2), NAN, dtype=torch.float64)], 1)
+    found = []
+    for t, truth in ((short, y), (long, padded)):
+        field = TanhField()
+        model = NeuralODE(lambda t, z, f=field: f(t, z.flatten(1)).view_as(z), solver=RK4)
+        batch = Batch(x, truth, t)
+        output, _ = SERIES.predict(model, batch)
+        loss = SERIES.loss_sum(output, batch)
+        torch.testing.assert_close(SERIES.metric_sum(output, batch), loss)
+        found.append((loss, *torch.autograd.grad(loss, list(field.parameters()))))
+    for one, other in zip(*found, strict=True):
+        assert bool(one.isfinite().all())
+        torch.testing.assert_close(one, other)
+    by_sample = []
+    model = flat_model()
+    for i in range(3):  # each sample with just its own times
+        here = ~short[i].isnan()
+        batch = Batch(x[i : i + 1], y[i : i + 1, here], short[i, here])
+        by_sample.append(SERIES.loss_sum(SERIES.predict(model, batch)[0], batch))
+    torch.testing.assert_close(sum(by_sample), found[0][0])
+
+
+def test_states_that_were_not_observed_do_not_matter() -> None:
+    batch, model = series_batch(), flat_model()
+    y = batch.y.clone()
+    y[1, 2], y[0, 3, 0, 1] = NAN, NAN
+    output, _ = SERIES.predict(model, batch)
+    errors = (output - batch.y).square().detach()
+    by_hand = sum(float(e[~truth.isnan()].mean()) for e, truth in zip(errors, y, strict=True))
+    assert SERIES.loss_sum(output, batch._replace(y=y)).item() == pytest.approx(by_hand)
+    nothing = torch.full_like(y, NAN)
+    assert SERIES.loss_sum(output, batch._replace(y=nothing)).item() == 0.0
+
+
+# flips
+
+
+def test_a_class_flips_when_another_one_is_the_most_likely() -> None:
+    own = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.9], [5.0, 6.0, 7.0]])
+    reference = torch.tensor([[9.0, 8.0, 0.0], [0.0, 0.9, 1.0], [0.0, 0.0, 1e-3]])
+    assert CLASSES.flipped(own, reference).tolist() == [False, True, False]
+    assert CLASSES.scale(reference) is None
+
+
+@pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
+def test_what_is_not_finite_counts_as_flipped(bad: float) -> None:
+    good = torch.tensor([[1.0, 0.0], [2.0, 1.0], [0.0, 4.0]])
+    broken = good.clone()
+    broken[1, 0] = bad
+    scale = NUMBERS.scale(good)
+    for task in (CLASSES, NUMBERS):
+        for own, reference in ((broken, good), (good, broken), (broken, broken)):
+            assert task.flipped(own, reference, scale).tolist() == [False, True, False]
+            assert task.calm(own, reference, scale)[1].item() is False
+    series, broken_series = good.view(3, 1, 2), broken.view(3, 1, 2)
+    assert SERIES.flipped(broken_series, series, scale).tolist() == [False, True, False]
+
+
+def test_numbers_flip_beyond_one_percent_of_the_scale() -> None:
+    reference = column(0.0, 10.0, 20.0, 30.0)
+    scale = float(NUMBERS.scale(reference))
+    assert scale == pytest.approx(125**0.5)
+    factors = column(0.0, 0.0099, -0.0101, 0.5)
+    assert NUMBERS.flipped(reference + factors * scale, reference).tolist() == [False, False, True, True]
+
+
+def test_the_gap_is_the_rms_over_components_each_in_its_own_scale() -> None:
+    reference = torch.tensor([[1.0, 1000.0], [-1.0, -1000.0]], dtype=torch.float64)
+    torch.testing.assert_close(NUMBERS.scale(reference), torch.tensor([1.0, 1000.0], dtype=torch.float64))
+    for part, flips in ((0.0099, False), (0.0101, True)):
+        for direction in ([1.0, 1000.0], [1.0, -1000.0], [2**0.5, 0.0], [0.0, 1000 * 2**0.5]):
+            own = reference + part * torch.tensor(direction, dtype=torch.float64)
+            assert NUMBERS.flipped(own, reference).tolist() == [flips, flips]
+
+
+def test_scale_by_hand() -> None:
+    """Deviation from the mean over samples and times, for each component; absent times left out."""
+    outputs = torch.tensor(
+        [[[[1.0, 5.0]], [[3.0, 5.0]]], [[[5.0, 9.0]], [[NAN, NAN]]]], dtype=torch.float64
+    )  # (samples, times, channels, length)
+    expected = torch.tensor([(8 / 3) ** 0.5, (32 / 9) ** 0.5], dtype=torch.float64)
+    torch.testing.assert_close(SERIES.scale(outputs), expected)
+    numbers = torch.tensor([[1.0, 2.0], [3.0, 2.0], [5.0, 8.0]], dtype=torch.float64)
+    torch.testing.assert_close(NUMBERS.scale(numbers), torch.tensor([(8 / 3) ** 0.5, 8**0.5], dtype=torch.float64))
+
+
+def test_the_scale_does_not_depend_on_samples_that_are_not_finite() -> None:
+    reference = column(1.0, 2.0, 4.0)
+    scale = NUMBERS.scale(reference)
+    for bad in (NAN, float("inf")):
+        torch.testing.assert_close(NUMBERS.scale(torch.cat([reference, column(bad)])), scale)
+
+
+def test_gaps_of_series_leave_absent_times_out() -> None:
+    reference = series_batch().y
+    scale = SERIES.scale(reference)
+    move = 0.0099 * scale.view(1, 1, 1, 2)
+    own = reference + move
+    assert SERIES.flipped(own, reference, scale).tolist() == [False] * 3
+    own[1, 0] += 1.0
+    assert SERIES.flipped(own, reference, scale).tolist() == [False, True, False]
+    absent = torch.tensor([[True, False, False, False]]).expand(3, 4)[..., None, None]
+    own, reference = own.masked_fill(absent, NAN), reference.masked_fill(absent, NAN)
+    assert SERIES.flipped(own, reference, scale).tolist() == [False] * 3
+    # the mean is over the times that are there: three moved by 1.2 % do not hide behind an absent one
+    assert SERIES.flipped(reference + 1.2 / 0.99 * move, reference, scale).tolist() == [True] * 3
+    # absent in one only: another prediction
+    own[2, 1] = NAN
+    assert SERIES.flipped(own, reference, scale).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("reference", [column(2.0, 2.0), column(3.0)], ids=["constant", "one sample"])
+def test_equal_outputs_are_no_flips_whatever_the_scale(reference: Tensor) -> None:
+    assert not bool(NUMBERS.flipped(reference, reference.clone()).any())
+
+
+# calm
+
+
+def test_logits_are_calm_below_a_tenth_of_their_margin() -> None:
+    after = torch.tensor([[2.0, 1.0, 0.0]] * 5, dtype=torch.float64)
+    move = torch.tensor([[0.09, -0.09, 0.09], [-0.11, 0.0, 0.0], [0.0, 0.0, 0.11], [0.0] * 3, [-2.0, 0.0, 0.0]])
+    assert CLASSES.calm(after + move, after).tolist() == [True, False, False, True, False]
+
+
+def test_on_the_boundary_nothing_is_calm() -> None:
+    logits = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    assert CLASSES.calm(logits, logits).tolist() == [False, False]
+
+
+def test_a_single_class_is_always_calm() -> None:
+    assert CLASSES.calm(column(1.0, 2.0, NAN), column(9.0, 2.0, 1.0)).tolist() == [True, True, False]
+
+
+def test_numbers_are_calm_below_a_tenth_of_the_tolerance() -> None:
+    after = column(0.0, 10.0, 20.0, 30.0)
+    scale = NUMBERS.scale(after)
+    factors = column(0.0, 0.00099, -0.00101, 0.0099)
+    assert NUMBERS.calm(after + factors * scale, after, scale).tolist() == [True, True, False, False]
