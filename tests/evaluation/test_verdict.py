@@ -159,11 +159,15 @@ def test_samples_that_the_budget_did_not_settle_are_unknown() -> None:
     found = verdict(classifier(RK4), split, CLASSES, RK4, **how)
     assert found.status == "not_checked"
     assert "run --verdict_budget" in found.sentence
-    # with one of them, flips decide all the same where they are many
+    # where many flip, they decide all the same
     split = classes(300)
     split.x[:1] = 0.0
-    found = verdict(classifier(EULER), split, CLASSES, EULER, **{**how, "run_evaluations": 1e6})
+    how["run_evaluations"] = 1.1 * 300 * least_cost(1) + 1
+    found = verdict(classifier(EULER), split, CLASSES, EULER, **how)
+    assert found.n_steps_exact < 4096
     assert found.status == "not_ode"
+    assert found.upper == clopper_pearson(found.flips + 1, 300)[1]  # the unknown one may be a flip
+    assert found.lower == clopper_pearson(found.flips, 300)[0]
 
 
 def test_a_check_beyond_the_budget_is_not_made_and_the_sentence_says_how() -> None:
