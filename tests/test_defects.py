@@ -44,7 +44,7 @@ def state(name: str) -> dict[str, Any]:
 
 def test_1_unknown_options_are_errors() -> None:
     for text in ("--evaluate_with_diferent_solver true", "--stepsize 0.1"):
-        with pytest.raises(OptionError, match="Did you mean '(evaluate_with_dif|step_size)"):
+        with pytest.raises(OptionError, match=r"Did you mean '(evaluate_with_dif|step_size)"):
             load_options(text.split())
     documented = "--evaluate_text_acc true --evaluate_with_different_solver true --use_step_adaptation true"
     options, _ = load_options(documented.split())
@@ -95,7 +95,7 @@ def test_6_tolerances_are_adapted_from_the_first_check_on() -> None:
     tolerances = read_history(Path("experiments/run/history.csv"))["tolerance"]
     assert tolerances[0] == 1e-3
     assert len(set(tolerances)) > 1
-    assert list(state("run")["recent_nfe"]) == [5 * [0], state("run")["recent_nfe"]][1][-5:]
+    assert len(state("run")["recent_nfe"]) == 5  # what the rule reads is kept with the run, not in its log
 
 
 def test_7_the_starting_step_looks_at_the_whole_state() -> None:
@@ -106,9 +106,7 @@ def test_7_the_starting_step_looks_at_the_whole_state() -> None:
         return (z.flatten(1) @ matrix).view_as(z)
 
     image = torch.randn(5, 3, 4, 4, dtype=torch.float64)
-    steps = [
-        paper_starting_step(field, z, 1.0, order=1, max_steps=10**6) for z in (image, image.reshape(5, 1, 48))
-    ]
+    steps = [paper_starting_step(field, z, 1.0, order=1, max_steps=10**6) for z in (image, image.reshape(5, 1, 48))]
     assert steps[0] == pytest.approx(steps[1], rel=1e-12)
 
 

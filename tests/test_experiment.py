@@ -131,7 +131,7 @@ def test_overwriting_spares_what_the_run_has_not_written(capsys: pytest.CaptureF
     train(f"{SHORT} --name run", capsys)
     notes = Path("experiments/run/notes.txt")
     notes.write_text("mine")
-    code, output = train(f"--niter 3 --name run --overwrite true --network linear_odenet", capsys)
+    code, output = train("--niter 3 --name run --overwrite true --network linear_odenet", capsys)
     assert code == 0, output
     assert notes.read_text() == "mine"
     assert state("run")["iteration"] == 3
@@ -162,7 +162,7 @@ def test_a_resumed_run_stays_the_same_run(change: str, capsys: pytest.CaptureFix
     assert code == 2
     assert change.split()[0] in output
     assert everything(Path("experiments")) == before
-    code, output = train(f"--name runn --resume true", capsys)
+    code, output = train("--name runn --resume true", capsys)
     assert code == 2
     assert "'run'" in output
 
