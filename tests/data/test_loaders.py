@@ -91,7 +91,8 @@ def test_times_go_with_their_samples():
     assert torch.equal(own.first(2).t, own.t[:2])
     assert len(own.first(2)) == 2
     assert len(own.first(9)) == 3
-    assert own.to(torch.float64).t.dtype == torch.float64
+    assert own.to(torch.float64).x.dtype == torch.float64
+    assert torch.equal(own.to(torch.float16).t, own.t)  # rounding would move the last time beyond the end
 
 
 @pytest.mark.parametrize(

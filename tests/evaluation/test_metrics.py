@@ -108,7 +108,6 @@ def test_evaluates_in_evaluation_mode_and_leaves_the_mode_as_it_was(training: bo
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.xfail(reason="the mode of the whole model is given to all of its parts", strict=False)
 def test_parts_of_a_model_keep_modes_of_their_own() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[1].eval()  # statistics that training is not to touch

@@ -121,7 +121,6 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) ->
     assert (tmp_path / "other" / "config.yaml").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the folders of a run are removed with all that is in them")
 @pytest.mark.parametrize("place", ["figures/mine.txt", "checkpoints/best.pt"])
 def test_overwrite_keeps_a_file_of_the_user_in_a_folder_of_the_run(tmp_path: Path, place: str) -> None:
     a_whole_run(tmp_path)

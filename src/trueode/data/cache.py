@@ -31,7 +31,8 @@ def cached(folder: Path, name: str, recipe: dict[str, Any], make: Callable[[], A
     path = folder / f"{name}-{digest}.npz"
     arrays = _read(path)
     if arrays is None:
-        arrays = make()
+        # laid out in memory as arrays that are read: kernels chosen by strides round differently
+        arrays = {key: value.copy() for key, value in make().items()}
         _write(path, arrays)
     return arrays
 

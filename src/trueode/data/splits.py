@@ -53,12 +53,12 @@ class Split:
         return replace(self, x=self.x[:n], y=self.y[:n], t=t)
 
     def to(self, dtype: torch.dtype) -> Split:
-        """The same samples with floating point numbers of another type."""
+        """The same samples with floating point numbers of another type; times keep theirs, so that the last one stays it."""
 
         def cast(part: Tensor) -> Tensor:
             return part.to(dtype) if part.is_floating_point() else part
 
-        return Split(cast(self.x), cast(self.y), None if self.t is None else cast(self.t), dtype)
+        return replace(self, x=cast(self.x), y=cast(self.y), dtype=dtype)
 
 
 def as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:

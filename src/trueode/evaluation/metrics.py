@@ -90,13 +90,14 @@ def evaluate(
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, for a while."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # parts may have modes of their own
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def batches_of(

@@ -191,7 +191,9 @@ def swap_table(
 
 def _key(solver: Solver, length: float) -> Any:
     """Equal for solvers that take the same steps of the same method."""
-    return (solver.name, solver.fractions(length)) if not isinstance(solver, Adaptive) else solver
+    if not isinstance(solver, FixedStep):
+        return solver
+    return solver.name, tuple(round(x, 12) for x in solver.fractions(length))
 
 
 def _row(

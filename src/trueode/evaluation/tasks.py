@@ -95,8 +95,12 @@ class _Squares(Task):
         return error.square().sum(1) / observed.flatten(1).sum(1).clamp(min=1)
 
     def scale(self, reference: Tensor) -> Tensor:
-        """The RMS deviation of the reference outputs from their mean, over samples and times, for each component."""
+        """The RMS deviation of the reference outputs from their mean, over samples and times, for each component.
+
+        Values that are absent or not finite are left out.
+        """
         own = self._by_component(reference).flatten(0, 1)
+        own = own.masked_fill(~own.isfinite(), torch.nan)
         return (own - own.nanmean(0)).square().nanmean(0).sqrt()
 
     def flipped(self, own: Tensor, reference: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -111,7 +115,8 @@ class _Squares(Task):
         scale = self.scale(reference) if scale is None else scale
         difference = self._by_component(own) - self._by_component(reference)
         absent = self._absent(own) & self._absent(reference)
-        relative = torch.where(absent, 0.0, difference / scale).square().flatten(1)
+        unmoved = absent | (difference == 0)  # no gap, even where there is no scale
+        relative = torch.where(unmoved, 0.0, difference / scale).square().flatten(1)
         return (relative.sum(1) / (~absent).expand_as(difference).flatten(1).sum(1).clamp(min=1)).sqrt()
 
     def _by_component(self, output: Tensor) -> Tensor:

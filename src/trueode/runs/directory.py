@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 import time
 from importlib import metadata
@@ -24,7 +23,11 @@ FILES = (
     "evaluation_train.json",
     "evaluation_test.json",
 )
-FOLDERS = ("checkpoints", "figures", "tensorboard_logs")
+FOLDERS = {
+    "checkpoints": ("iteration_*.pt", f"*{TEMPORARY}"),
+    "figures": ("*.png",),
+    "tensorboard_logs": ("events.out.tfevents.*",),
+}
 
 
 class RunDirectory:
@@ -121,9 +124,12 @@ def _clear(path: Path) -> None:
     for name in FILES:
         (path / name).unlink(missing_ok=True)
         (path / f"{name}{TEMPORARY}").unlink(missing_ok=True)
-    for name in FOLDERS:
-        if (path / name).is_dir():
-            shutil.rmtree(path / name)
+    for name, patterns in FOLDERS.items():
+        folder = path / name
+        for written in [file for pattern in patterns for file in folder.glob(pattern)]:
+            written.unlink()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _provenance() -> dict[str, Any]:

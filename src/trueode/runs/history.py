@@ -54,14 +54,14 @@ class History:
 
 def read_history(path: Path) -> dict[str, list[float]]:
     """The columns of a history; NaN where a row has no value. A torn last line is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns: dict[str, list[float]] = {name: [] for name in reader.fieldnames or []}
-        for row in reader:
-            if None in row or None in row.values():
-                continue
-            for name in columns:
-                columns[name].append(float(row[name]) if row[name] else float("nan"))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    reader = csv.DictReader(line for line in lines if line.endswith("\n"))
+    columns: dict[str, list[float]] = {name: [] for name in reader.fieldnames or []}
+    for row in reader:
+        if None in row or None in row.values():
+            continue
+        for name in columns:
+            columns[name].append(float(row[name]) if row[name] else float("nan"))
     return columns
 
 
