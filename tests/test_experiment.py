@@ -106,6 +106,14 @@ def test_the_same_options_give_the_same_run(flags: str, capsys: pytest.CaptureFi
     assert audits[0] == audits[1]
 
 
+def test_evaluations_are_counted_per_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a batch is smaller than the others: the last one of an epoch."""
+    code, output = train("--niter 35 --log_interval 3 --solver midpoint --n_steps 3 --name run", capsys)
+    assert code == 0, output
+    assert set(history("run")["nfe"]) == {6.0}
+    assert set(history("run")["nfe_backward"]) == {0.0}
+
+
 def test_another_seed_gives_another_run(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         train(f"{SHORT} --random_seed {seed} --name seed{seed}", capsys)

@@ -97,11 +97,12 @@ def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
     facts = [str(portrait.get("solver", ""))]
     accuracy = portrait.get("accuracy")
     if accuracy is not None and np.isfinite(accuracy):
-        facts.append(f"accuracy {100 * float(accuracy):.1f} %")
+        facts.append(f"accuracy {100 * float(accuracy):.1f} % on {len(portrait['labels'])} samples")
     figure = new_figure(5.4, 5.7)
     figure.subplots_adjust(top=0.89, bottom=0.15)
     axes = figure.add_subplot(xlabel="$z_1$", ylabel="$z_2$", title=title + "\n" + ", ".join(filter(None, facts)))
     axes.set_aspect("equal", adjustable="box")
+    axes.locator_params(nbins=6)
     return figure, axes
 
 

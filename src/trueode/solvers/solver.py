@@ -107,7 +107,7 @@ class FixedStep(_Method):
 
     def __str__(self) -> str:
         return (
-            f"{self.name}, h = {self.step_size:.4g}" if self.step_size is not None else f"{self.name} x {self.n_steps}"
+            f"{self.name}, h = {self.step_size:.6g}" if self.step_size is not None else f"{self.name} x {self.n_steps}"
         )
 
 

@@ -101,6 +101,7 @@ def train(
             (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
             nfe = _calls(solution, batch, whole, ranks)
             state.recent_nfe.append(nfe)
+            state.samples += whole
             state.evaluations += nfe * whole
             state.evaluations_backward += solution.nfe_backward * whole
             solver = state.solver
@@ -127,7 +128,7 @@ def train(
                         "iterations before: take a smaller --lr, a finer solver, or another --init_type."
                     )
                 state.seconds = time.perf_counter() - begin
-                row = _row(state, solver, solution, values, task, batches.batch_size)
+                row = _row(state, solver, solution, values, task)
                 if schedule.test and (last or state.iteration % schedule.test == 0):
                     row.update(_test(model, dataset, task, solver, ranks, hooks))
                 hooks.row(row)
@@ -190,12 +191,10 @@ def _measure(
     return measure
 
 
-def _row(
-    state: State, solver: Solver, solution: Solution[Any], values: list[float], task: Task, batch_size: int
-) -> Row:
-    """A row of the history; evaluations are means over the iterations since the row before."""
-    work = (state.iteration, state.evaluations, state.evaluations_backward)
-    iterations, forward, backward = (now - before for now, before in zip(work, state.logged, strict=True))
+def _row(state: State, solver: Solver, solution: Solution[Any], values: list[float], task: Task) -> Row:
+    """A row of the history; evaluations are those of a sample, means over the iterations since the row before."""
+    work = (state.samples, state.evaluations, state.evaluations_backward)
+    samples, forward, backward = (now - before for now, before in zip(work, state.logged, strict=True))
     state.logged = work
     if isinstance(solver, Adaptive):
         setting = {"tolerance": solver.rtol}
@@ -206,8 +205,8 @@ def _row(
         "iteration": state.iteration,
         "loss": values[0],
         task.metric_name: values[1],
-        "nfe": forward / (iterations * batch_size),
-        "nfe_backward": backward / (iterations * batch_size),
+        "nfe": forward / samples,
+        "nfe_backward": backward / samples,
         "n_steps": solution.mean_steps,
         **setting,
         "seconds": state.seconds,

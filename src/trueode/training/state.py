@@ -25,7 +25,8 @@ class State:
         iteration: iterations done.
         evaluations: field evaluations so far, counted in samples, the checks of the adaptation included.
         evaluations_backward: those spent on gradients.
-        logged: iteration and the two numbers of evaluations at the last row of the history.
+        samples: samples seen so far, repetitions included.
+        logged: samples and the two numbers of evaluations at the last row of the history.
         recent_nfe: function evaluations of the last five training solves.
         seconds: time spent on training.
     """
@@ -37,6 +38,7 @@ class State:
     iteration: int = 0
     evaluations: float = 0.0
     evaluations_backward: float = 0.0
+    samples: int = 0
     logged: tuple[float, float, float] = (0, 0.0, 0.0)
     recent_nfe: deque[float] = field(default_factory=lambda: deque(maxlen=5))
     seconds: float = 0.0
@@ -51,6 +53,7 @@ class State:
             "solver": _setting(self.solver),
             "evaluations": self.evaluations,
             "evaluations_backward": self.evaluations_backward,
+            "samples": self.samples,
             "logged": list(self.logged),
             "recent_nfe": list(self.recent_nfe),
             "random": torch.get_rng_state(),
@@ -66,6 +69,7 @@ class State:
             self.rule.load_state_dict(state["rule"])
         self.solver = restored(self.solver, state["solver"])
         self.evaluations, self.evaluations_backward = state["evaluations"], state["evaluations_backward"]
+        self.samples = state["samples"]
         first, second, third = state["logged"]
         self.logged = (first, second, third)
         self.seconds = state["seconds"]
