@@ -1,0 +1,203 @@
+"""A run from its options to its results: build, train, verdict, figures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trueode import distributed
+from trueode.build import Shape, build_batches, build_data, build_model, build_optimizer, build_rule, shape_of
+from trueode.distributed import Ranks
+from trueode.errors import DivergenceError, SolveError
+from trueode.evaluation import get_task, shown
+from trueode.experiment.closing import draw, judge, where
+from trueode.experiment.saved import resumed, start
+from trueode.options import Options, dump_yaml, make_options, read_file
+from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
+from trueode.solvers import Adaptive
+from trueode.training import Hooks, Outcome, Row, Schedule, State, train
+from trueode.training.progress import Progress
+
+
+def run(options: Options, given: frozenset[str] = frozenset()) -> int:
+    """Train a model as the options say; its results go to a run directory.
+
+    Args:
+        options: the options.
+        given: names of the options that the user gave; only a given ``name`` insists on its directory.
+
+    Returns:
+        The exit code: 0, or 130 when the user interrupted.
+
+    Raises:
+        TrueodeError: the message says what happened and what to do.
+    """
+    gpus = distributed.check_gpus(options.use_gpu, options.gpu_ids)
+    if len(gpus) > 1 and not distributed.launched():
+        return distributed.launch(["-m", "trueode", "train", *sys.argv[1:]], len(gpus))
+    ranks, console = start(options)
+    try:
+        directory = None
+        if options.resume:
+            directory = RunDirectory.open(options.output_dir, options.name)
+            options = resumed(options, given, directory)
+        elif ranks.is_main:
+            directory = RunDirectory.create(
+                options.output_dir, options.name, explicit="name" in given, overwrite=options.overwrite
+            )
+            if directory.name != options.name:
+                console.print(f"{options.output_dir}/{options.name} exists: this run is called {directory.name}.")
+                options = options.model_copy(update={"name": directory.name})
+        return _train(options, directory, ranks, console)
+    finally:
+        ranks.close()
+
+
+def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, console: Console) -> int:
+    """Train on this rank; the main rank writes, evaluates and speaks."""
+    begin = time.time()
+    with ranks.main_first():
+        dataset = build_data(options)
+    shape = shape_of(options, dataset)
+    torch.manual_seed(options.random_seed)
+    model = build_model(options, shape).to(ranks.device)
+    batches = build_batches(options, dataset, ranks)
+    rule = build_rule(options, model, shape, batches, ranks)
+    state = State(model, build_optimizer(options, model), rule, model.solver if rule is None else rule.solver)
+    resuming = directory is not None and any(directory.checkpoints.glob("*.pt"))
+    if directory is not None and resuming:
+        _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
+        state.load_state_dict(saved)
+        if state.iteration >= options.niter:
+            console.print(f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer.")
+    if ranks.world_size > 1:
+        model.reduce = ranks.sum
+    task = get_task(shape.task)
+    schedule = Schedule(
+        options.niter,
+        options.log_interval,
+        options.eval_interval if options.evaluate_test_acc else None,
+        options.adaption_interval,
+        options.model_checkpoint_freq,
+    )
+    if not ranks.is_main:
+        silent = Hooks(lambda row: None, lambda state: None, lambda text: None)
+        return _code(train(state, dataset, task, batches, schedule, ranks, silent))
+
+    assert directory is not None
+    _describe(options, directory, state, resuming)
+    console.print(
+        f"{options.dataset}, {options.network}, {state.solver}: {options.niter} iterations, results in {directory.path}"
+    )
+    status = "failed"
+    try:
+        with ExitStack() as stack:
+            hooks = _hooks(options, directory, task.metric_name, shape, state, console, stack)
+            if state.iteration == 0:
+                hooks.checkpoint(state)
+            outcome = train(state, dataset, task, batches, schedule, ranks, hooks)
+            status = outcome.status
+    except (DivergenceError, SolveError) as failure:
+        status = "diverged"
+        kept = f"The last checkpoint from before is kept in {directory.checkpoints}."
+        message = f"Training stopped. {failure} {kept}"
+        if isinstance(failure, SolveError):
+            raise SolveError(message, failure.status) from None
+        raise DivergenceError(message) from None
+    except KeyboardInterrupt:
+        status, outcome = "interrupted", Outcome("interrupted")
+    finally:
+        directory.update(
+            status=status,
+            iteration=state.iteration,
+            evaluations=state.evaluations,
+            nfe_per_iteration=state.evaluations / (options.batch_size * max(state.iteration, 1)),
+            seconds=time.time() - begin,
+        )
+    if outcome.status == "interrupted":
+        console.print(
+            f"interrupted after iteration {state.iteration}; go on with: python train.py --resume true "
+            f"{where(options, directory)}"
+        )
+        return _code(outcome)
+    ranks.close()
+    model.reduce, model.solver = None, state.solver
+    table, judged = judge(options, directory, model, shape, dataset.test, "test", state.evaluations, console)
+    write_json(directory.path / "audit.json", judged.to_dict())
+    if table is not None:
+        write_json(directory.path / "solver_swap.json", table.to_dict())
+        write_text(directory.path / "solver_swap.csv", table.to_csv())
+    draw(directory, model, shape, dataset, table)
+    directory.update(
+        verdict=judged.status, sentence=judged.sentence, solver=str(state.solver), seconds=time.time() - begin
+    )
+    console.print(f"results: {directory.path}")
+    return 0
+
+
+def _code(outcome: Outcome) -> int:
+    return 130 if outcome.status == "interrupted" else 0
+
+
+def _describe(options: Options, directory: RunDirectory, state: State, resuming: bool) -> None:
+    """Write what runs: ``config.yaml`` and ``run.json``."""
+    facts: dict[str, Any] = {"status": "running", "seed": options.random_seed, "iteration": state.iteration}
+    if resuming:
+        before = make_options(read_file(directory.config)).niter
+        if options.niter != before:
+            facts["continued"] = f"--niter was raised from {before} to {options.niter} at iteration {state.iteration}"
+    again = options.model_copy(update={"resume": False, "overwrite": False})
+    write_text(directory.config, dump_yaml(again))
+    directory.start(facts)
+
+
+def _hooks(
+    options: Options,
+    directory: RunDirectory,
+    metric: str,
+    shape: Shape,
+    state: State,
+    console: Console,
+    stack: ExitStack,
+) -> Hooks:
+    """Where the main rank's results go."""
+    setting = "tolerance" if isinstance(state.solver, Adaptive) else "step_size"
+    columns = ["iteration", "loss", metric, "test_loss", f"test_{metric}"]
+    columns += ["nfe", "nfe_backward", "n_steps", setting, "seconds"]
+    cut_history(directory.history, state.iteration)
+    history = stack.enter_context(History(directory.history, columns))
+    progress = stack.enter_context(Progress(options.niter, state.iteration, console))
+    board = None
+    if options.use_tensorboard:
+        from trueode.training.board import Board
+
+        board = stack.enter_context(Board(directory.tensorboard_logs, state.iteration))
+    told: set[str] = set()
+
+    def row(values: Row) -> None:
+        history.append(values)
+        known = {name: value for name, value in values.items() if value is not None}
+        texts = {"loss": f"{known['loss']:.4g}", metric: shown(metric, known[metric])}
+        texts |= {"NFE": f"{known['nfe']:.4g}", "steps": f"{known['n_steps']:.4g}"}
+        if f"test_{metric}" in known:
+            texts[f"test {metric}"] = shown(metric, known[f"test_{metric}"])
+        progress.update(int(known["iteration"]), texts)
+        if board is not None:
+            board.add(values)
+
+    def checkpoint(current: State) -> None:
+        history.flush()  # rows first: a checkpoint never knows more than the history
+        save_checkpoint(directory.checkpoints, current.iteration, {**current.state_dict(), "shape": asdict(shape)})
+
+    def notice(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            console.print(f"note: {text}")
+
+    return Hooks(row, checkpoint, notice)

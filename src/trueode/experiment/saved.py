@@ -1,0 +1,140 @@
+"""Saved runs: what they were, what may be changed of them, their models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trueode import distributed
+from trueode.build import Shape, build_data, build_model
+from trueode.distributed import Ranks
+from trueode.errors import OptionError
+from trueode.evaluation import evaluate, get_task, shown
+from trueode.experiment.closing import judge
+from trueode.models import NeuralODE
+from trueode.options import Options, make_options, read_file
+from trueode.runs import RunDirectory, load_latest, write_json
+from trueode.training import restored
+
+PLACES = frozenset({"name", "output_dir", "data_dir", "phase", "split", "resume", "overwrite"})
+DEVICES = frozenset({"use_gpu", "gpu_ids", "num_threads", "torch_threads"})
+LOGGING = frozenset({"log_interval", "model_checkpoint_freq", "use_tensorboard"})
+EVALUATION = frozenset({"evaluate_with_dif_solver", "test_solver_list", "test_factor_list", "verdict_budget"})
+
+
+def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
+    """Load the model of a run, with the solver that its training ended with, and the run's options.
+
+    The data is not needed; no code is executed.
+
+    Args:
+        run_dir: ``OUTPUT_DIR/NAME``.
+
+    Raises:
+        RunNotFoundError: there is no run.
+        CheckpointError: none of its checkpoints is usable.
+    """
+    path = Path(run_dir)
+    directory = RunDirectory.open(str(path.parent), path.name)
+    options = make_options(read_file(directory.config))
+    model, _, _ = open_run(options, directory, Console(stderr=True))
+    return model.eval(), options
+
+
+def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
+    """Evaluate a saved run on ``options.split``, with other solvers if asked to, and tell whether it is an ODE.
+
+    The results are printed and saved as ``evaluation_SPLIT.json``; nothing else of the run is touched.
+
+    Raises:
+        TrueodeError: there is no such run, or it cannot be evaluated as asked.
+    """
+    ranks, console = start(options)
+    directory = RunDirectory.open(options.output_dir, options.name)
+    stored = make_options(read_file(directory.config))
+    refuse_changes(options, stored, given - PLACES - DEVICES - LOGGING - EVALUATION - {"niter"}, "evaluating")
+    anew = {name: getattr(options, name) for name in given & (EVALUATION | {"data_dir"})}
+    stored = stored.model_copy(update={"evaluate_with_dif_solver": False, **anew})
+    model, shape, saved = open_run(stored, directory, console)
+    model.to(ranks.device)
+    dataset = build_data(stored)
+    split = dataset.train if options.split == "train" else dataset.test
+    task = get_task(shape.task)
+    found = evaluate(model, split, task)
+    console.print(
+        f"{directory.path} after {saved['iteration']} iterations, {options.split} data ({found.n} samples), "
+        f"{model.solver}: loss {found.loss:.4g}, {task.metric_name} {shown(task.metric_name, found.metric)}, "
+        f"NFE {found.nfe:.4g}"
+    )
+    table, judged = judge(stored, directory, model, shape, split, options.split, saved["evaluations"], console)
+    result = {"iteration": saved["iteration"], "n": found.n, "loss": found.loss, task.metric_name: found.metric}
+    result |= {"nfe": found.nfe, "n_steps": found.n_steps, "verdict": judged.to_dict()}
+    if table is not None:
+        result["solver_swap"] = table.to_dict()
+    path = directory.path / f"evaluation_{options.split}.json"
+    write_json(path, result)
+    console.print(f"results: {path}")
+    return 0
+
+
+def resumed(options: Options, given: frozenset[str], directory: RunDirectory) -> Options:
+    """The stored options with what may be given anew.
+
+    Raises:
+        OptionError: something else was given, or fewer iterations than are stored.
+    """
+    stored = make_options(read_file(directory.config))
+    refuse_changes(options, stored, given - PLACES - DEVICES - LOGGING - {"niter", "verdict_budget"}, "resuming")
+    if "niter" in given and options.niter < stored.niter:
+        raise OptionError(
+            f"--niter {options.niter} is less than the {stored.niter} iterations of the run {directory.name}: "
+            "a resumed run may only be made longer."
+        )
+    may_change = DEVICES | LOGGING | {"niter", "verdict_budget", "data_dir"}
+    anew = {name: getattr(options, name) for name in given & may_change}
+    return stored.model_copy(update={**anew, "name": directory.name, "output_dir": options.output_dir})
+
+
+def start(options: Options) -> tuple[Ranks, Console]:
+    """Join the other ranks, if there are any, and open the console that the main one speaks through."""
+    if options.torch_threads:
+        torch.set_num_threads(options.torch_threads)
+    ranks = distributed.connect(options.use_gpu, options.gpu_ids)
+    console = Console(highlight=False, soft_wrap=True, quiet=not ranks.is_main)
+    if not console.is_terminal:
+        console.width = 140  # tables in a log are not squeezed
+    return ranks, console
+
+
+def refuse_changes(options: Options, stored: Options, fixed: frozenset[str], doing: str) -> None:
+    """Check that options keep the values that a run has.
+
+    Args:
+        options: as they are asked for.
+        stored: those of the run.
+        fixed: names of options that must not change.
+        doing: what is being done, for the message.
+
+    Raises:
+        OptionError: one of them would change.
+    """
+    for name in sorted(fixed):
+        value, was = getattr(options, name), getattr(stored, name)
+        if value != was:
+            raise OptionError(
+                f"--{name} {value} cannot be changed when {doing}: the run {stored.name} has {was}. "
+                "Leave it out, or start a new run with another --name."
+            )
+
+
+def open_run(options: Options, directory: RunDirectory, console: Console) -> tuple[NeuralODE, Shape, dict[str, Any]]:
+    """The model of a run as its newest usable checkpoint has it."""
+    _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
+    shape = Shape(**saved["shape"])
+    model = build_model(options, shape)
+    model.load_state_dict(saved["model"])
+    model.solver = restored(model.solver, saved["solver"])
+    return model, shape, saved
