@@ -93,6 +93,6 @@ def test_values() -> None:
         assert hash(solver) == hash(pickle.loads(pickle.dumps(solver)))
         with pytest.raises(AttributeError):
             solver.method = "euler"  # type: ignore[misc]
-    assert str(FixedStep("euler", step_size=1 / 64)) == "euler, h = 0.01562"
+    assert str(FixedStep("euler", step_size=1 / 64)) == "euler, h = 0.015625"
     assert str(Adaptive("dopri5", 1e-3, 1e-3)) == "dopri5, tol = 0.001"
     assert OnGrid("rk4", (0.0, 0.2, 1.0)).refined(2) == FixedStep("rk4", n_steps=4)
