@@ -91,7 +91,7 @@ def test_pendulum_solves_its_equation():
         ("concentric_sphere10", (1, 10), (2000, 1000), 2, "classification"),
         ("concentric_sphere900", (1, 900), (2000, 1000), 2, "classification"),
         ("three_minima", (1, 2), (2000, 1000), 3, "classification"),
-        ("pendulum", (1, 2), (64, 40), 2, "timeseries"),
+        ("pendulum", (1, 2), (64, 500), 2, "timeseries"),
     ],
 )
 def test_generated_data_sets(name, shape, n, outputs, task, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.problems import states
 from trueode.catalog import ACTIVATIONS, METHODS
 from trueode.layers import Layer, LayerStack
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Solver, solve
+from trueode.solvers.gradients import tape
 from trueode.solvers.stack import ACTIVATIONS as FUNCTIONS
 from trueode.solvers.stack import stack_field
 
@@ -77,7 +79,24 @@ def test_every_activation_is_known() -> None:
     assert set(FUNCTIONS) == set(ACTIVATIONS)
 
 
-def test_saved_states_go_the_ordinary_way() -> None:
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if isinstance(s, FixedStep)], ids=str)
+def test_saved_states_on_the_grid(solver: FixedStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, more than once, both ends among them."""
+    fractions = solver.fractions(1.5)
+    chosen = [fractions[-1], fractions[1], fractions[0], fractions[1], fractions[len(fractions) // 2]]
+    save_at = torch.tensor([0.5 + 1.5 * x for x in chosen], dtype=torch.float64)
+    expected = gradients(Stack(timed=True, tells=False), solver, Backprop(), save_at=save_at)
+    taped: list[int] = []
+    original = tape.TapeStepper.backward
+    monkeypatch.setattr(tape.TapeStepper, "backward", lambda *args: (taped.append(1), original(*args))[1])
+    for gradient in (Backprop(), Checkpoint()):
+        found = gradients(Stack(timed=True), solver, gradient, save_at=save_at)
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+    assert len(taped) == 2
+
+
+def test_saved_states_inside_of_steps_go_the_ordinary_way() -> None:
     for solver in (FixedStep("rk4", n_steps=3), Adaptive("dopri5", 1e-4, 1e-4)):
         found = gradients(Stack(timed=True), solver, Backprop(), save_at=[0.7, 2.0])
         expected = gradients(Stack(timed=True, tells=False), solver, Backprop(), save_at=[0.7, 2.0])
@@ -100,8 +119,12 @@ def test_gradients_of_gradients(gradient: Backprop | Checkpoint) -> None:
     def flow(z: Tensor, *_: Tensor) -> Tensor:
         return solve(field, z, solver=solver, gradient=gradient).z
 
-    assert torch.autograd.gradcheck(flow, (z0, *field.parameters()))
-    assert torch.autograd.gradgradcheck(flow, (z0, *field.parameters()))
+    def path(z: Tensor, *_: Tensor) -> Any:
+        return solve(field, z, solver=solver, gradient=gradient, save_at=[0.5, 0.0, 1.0]).zs
+
+    for function in (flow, path):
+        assert torch.autograd.gradcheck(function, (z0, *field.parameters()))
+        assert torch.autograd.gradgradcheck(function, (z0, *field.parameters()))
 
 
 def test_backward_twice_through_a_kept_graph() -> None:

@@ -84,7 +84,7 @@ def _published(name: str, root: Path, image_size: int | None) -> Dataset:
 def _generated(name: str, folder: Path, seed: int) -> Dataset:
     from trueode.data import minima, pendulum, spheres
 
-    counts = (64, 40) if name == "pendulum" else (2000, 1000)
+    counts = (64, 500) if name == "pendulum" else (2000, 1000)
     draw: Callable[[int, np.random.Generator], tuple[Any, ...]]
     if name == "pendulum":
         draw, version = pendulum.pendulum, pendulum.VERSION

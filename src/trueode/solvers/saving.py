@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,13 @@ def save_fractions(save_at: Times, clock: Clock) -> list[float]:
                 f"save_at holds the time {t:g}, outside of the interval from {clock.t0:g} to {clock.t1:g}."
             )
     return [0.0 if theta < slack else 1.0 if theta > 1 - slack else theta for theta in fractions]
+
+
+def grid_positions(fractions: Sequence[float], grid: Sequence[float], dtype: torch.dtype) -> list[int] | None:
+    """Where on the grid each fraction lies, as a `Saver` sees it; None if one lies inside of a step."""
+    slack = 8 * torch.finfo(dtype).eps
+    positions = [bisect_left(grid, theta - slack) for theta in fractions]
+    return positions if all(abs(grid[i] - x) <= slack for i, x in zip(positions, fractions, strict=True)) else None
 
 
 class Saver:

@@ -16,7 +16,7 @@ from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient, t
 from trueode.solvers.gradients.adjoint import integrate_adjoint
 from trueode.solvers.integrate import Outcome, integrate, is_per_sample
 from trueode.solvers.problem import Unpack, matrix_form, pack_stack, pack_tuple
-from trueode.solvers.saving import Times, save_fractions
+from trueode.solvers.saving import Times, grid_positions, save_fractions
 from trueode.solvers.solution import Counter, Solution
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 from trueode.solvers.stack import stack_field
@@ -90,8 +90,12 @@ def solve(
     recompute = isinstance(gradient, Checkpoint)
     if isinstance(gradient, Adjoint):
         outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, fractions, reduce)
-    elif stack is not None and fractions is None and _tapes(stack.layers, z, clock, solver):
-        outcome = _integrate_taped(stack, clock, z, solver, counter, recompute, reduce)
+    elif (
+        stack is not None
+        and _tapes(stack.layers, z, clock, solver)
+        and (saved := _saved_on_grid(fractions, solver, clock, z.dtype)) is not None
+    ):
+        outcome = _integrate_taped(stack, clock, z, solver, counter, fractions, saved, recompute, reduce)
     else:
         outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, fractions, reduce)
     counter.solving = False
@@ -154,21 +158,45 @@ def _tapes(layers: Any, z: Tensor, clock: Clock, solver: Solver) -> bool:
     return torch.is_grad_enabled() and wanted and not clock.differentiable and not is_per_sample(solver)
 
 
+def _saved_on_grid(
+    fractions: list[float] | None, solver: Solver, clock: Clock, dtype: torch.dtype
+) -> tuple[int, ...] | None:
+    """The numbers of the grid points at which states are saved; None if some lie elsewhere, or may do so."""
+    if fractions is None:
+        return ()
+    if isinstance(solver, Adaptive):
+        return None
+    try:
+        grid = solver.fractions(clock.length)
+    except SolveError:  # the solve itself will tell
+        return None
+    positions = grid_positions(fractions, grid, dtype)  # type: ignore[arg-type]
+    return None if positions is None else tuple(positions)
+
+
 def _integrate_taped(
-    stack: Any, clock: Clock, z: Tensor, solver: Solver, counter: Counter, recompute: bool, reduce: Reduce | None
+    stack: Any,
+    clock: Clock,
+    z: Tensor,
+    solver: Solver,
+    counter: Counter,
+    fractions: list[float] | None,
+    saved: tuple[int, ...],
+    recompute: bool,
+    reduce: Reduce | None,
 ) -> Outcome:
     box: list[Outcome] = []
     grid: list[float] = []
 
-    def loop(stepper: Stepper) -> Tensor:
-        outcome = integrate(stepper, solver, z, None, reduce)
+    def loop(stepper: Stepper) -> tuple[Tensor, Tensor | None]:
+        outcome = integrate(stepper, solver, z, fractions, reduce)
         box.append(outcome)
         grid.extend(outcome.fractions.tolist())
-        return outcome.z
+        return outcome.z, outcome.zs
 
     tableau = solver.tableau
     known = {"n_stages": solver.count(clock.length) * tableau.advancing_stages} if isinstance(solver, FixedStep) else {}
-    final = tape.integrate(stack, tableau, clock, z, loop, grid, counter, recompute=recompute, **known)
+    states = tape.integrate(stack, tableau, clock, z, loop, grid, saved, counter, recompute=recompute, **known)
     outcome = box[0]
-    outcome.z = final
+    outcome.z, outcome.zs = states
     return outcome

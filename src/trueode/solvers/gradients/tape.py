@@ -9,7 +9,7 @@ This is also the place of any faster way to take a whole solve: `integrate` sees
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from trueode.layers import Layer, LayerStack
 from trueode.solvers.clock import Clock, Span
 from trueode.solvers.fixed import integrate as integrate_fixed
+from trueode.solvers.saving import Saver
 from trueode.solvers.solution import Counter
 from trueode.solvers.stack import ACTIVATIONS, shift, stack_field
 from trueode.solvers.step import Stepper, StepResult, combine, weighted_sum
@@ -25,7 +26,8 @@ from trueode.solvers.tableau import ButcherTableau
 
 CHUNK = 32  # stages per piece of the tape: large enough for efficient products, small enough to stay near the cache
 
-Loop = Callable[[Stepper], Tensor]
+Loop = Callable[[Stepper], tuple[Tensor, Tensor | None]]
+Saved = tuple[int, ...]
 
 
 class _Chunk:
@@ -239,11 +241,19 @@ class TapeStepper(Stepper):
             self.accept()
         return StepResult(after, stages[-1] if free_end else None, None, error)
 
-    def backward(self, gradient: Tensor) -> tuple[Tensor, list[Layer]]:
-        """From the gradient of the final state to those of the initial one and of the layers."""
+    def backward(self, gradient: Tensor, entering: Mapping[int, Tensor]) -> tuple[Tensor, list[Layer]]:
+        """From the gradient of the final state to those of the initial one and of the layers.
+
+        Args:
+            gradient: of the final state.
+            entering: gradients of the states at grid points, by their number.
+        """
         tableau, gradients = self.tableau, _Gradients(self.tape)
         count = tableau.advancing_stages
-        for origin, h, times, z in reversed(self.steps):
+        for number in reversed(range(len(self.steps))):
+            origin, h, times, z = self.steps[number]
+            if number + 1 in entering:
+                gradient = gradient + entering[number + 1]
             if z is not None:
                 self._evaluate_again(h, times, z)
             pulled: list[Tensor] = [gradient] * count
@@ -259,7 +269,7 @@ class TapeStepper(Stepper):
             if z is not None:
                 gradients.flush()
         gradients.flush()
-        return gradient, gradients.layers
+        return gradient + entering[0] if 0 in entering else gradient, gradients.layers
 
     def _evaluate_again(self, h: float, times: Sequence[Any], z: Tensor) -> None:
         stages: list[Tensor] = []
@@ -272,12 +282,12 @@ class TapeStepper(Stepper):
 class _TapedSolve(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, stepper: TapeStepper, loop: Loop, grid: list[float], z: Tensor, *tensors: Tensor | None
-    ) -> Tensor:
-        ctx.stepper, ctx.grid = stepper, grid
+        ctx: Any, stepper: TapeStepper, loop: Loop, grid: list[float], saved: Saved, z: Tensor, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.stepper, ctx.grid, ctx.saved = stepper, grid, saved
         ctx.save_for_backward(z, *tensors)
-        final = loop(stepper)
-        return final.clone() if final is z else final
+        final, zs = loop(stepper)
+        return final.clone() if final is z else final, zs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
@@ -286,12 +296,17 @@ class _TapedSolve(torch.autograd.Function):
         if torch.is_grad_enabled():  # a gradient of the gradient is wanted: take the steps again under autograd
             inputs = [x for x in (z, *tensors) if x is not None and x.requires_grad]
             field = stack_field(_stack_of(stepper.stack, tensors))
-            final = integrate_fixed(Stepper(field, stepper.tableau, stepper.clock), ctx.grid, z, None)
-            found = iter(torch.autograd.grad(final, inputs, gradients[0], create_graph=True))
+            saver = Saver([ctx.grid[i] for i in ctx.saved], z.dtype) if ctx.saved else None
+            final = integrate_fixed(Stepper(field, stepper.tableau, stepper.clock), ctx.grid, z, saver)
+            outputs = [final, saver.stacked(final)] if saver else [final]
+            found = iter(torch.autograd.grad(outputs, inputs, gradients[: len(outputs)], create_graph=True))
             wanted = [next(found) if x is not None and x.requires_grad else None for x in (z, *tensors)]
-            return None, None, None, *wanted
-        start, layers = stepper.backward(gradients[0].contiguous())
-        return None, None, None, start, *_tensors_of(layers)
+            return None, None, None, None, *wanted
+        entering: dict[int, Tensor] = {}
+        for j, i in enumerate(ctx.saved):
+            entering[i] = entering[i] + gradients[1][j] if i in entering else gradients[1][j]
+        start, layers = stepper.backward(gradients[0].contiguous(), entering)
+        return None, None, None, None, start, *_tensors_of(layers)
 
 
 def _tensors_of(layers: Sequence[Layer]) -> list[Tensor | None]:
@@ -313,24 +328,26 @@ def integrate(
     z: Tensor,
     loop: Loop,
     grid: list[float],
+    saved: Saved,
     counter: Counter,
     *,
     recompute: bool,
     n_stages: int = CHUNK,
-) -> Tensor:
-    """Solve for the final state ``(batch, width)`` with a gradient for the state and the layers.
+) -> tuple[Tensor, Tensor | None]:
+    """Solve for states ``(batch, width)`` with a gradient for the initial state and the layers.
 
     Args:
         stack: the field.
         tableau: the method.
         clock: the times; constants.
         z: the initial state ``(batch, width)``.
-        loop: takes the steps with the stepper it is given and returns the final state.
+        loop: takes the steps with the stepper it is given and returns the final state and the saved ones.
         grid: the fractions that the loop steps through; may be filled by the loop.
+        saved: numbers of the grid points whose states are saved.
         counter: counts evaluations of the field.
         recompute: keep only the states at the start of the steps.
         n_stages: how many stages the solve has, where that is known.
     """
     stepper = TapeStepper(stack, tableau, clock, z, counter, recompute=recompute, n_stages=max(n_stages, 1))
-    final: Tensor = _TapedSolve.apply(stepper, loop, grid, z, *_tensors_of(stack.layers))
-    return final
+    states: tuple[Tensor, Tensor | None] = _TapedSolve.apply(stepper, loop, grid, saved, z, *_tensors_of(stack.layers))
+    return states
