@@ -118,7 +118,7 @@ class SwapTable:
             table.add_row(
                 row.solver + (" (training)" if row.is_training else ""),
                 " ".join(f"{factor:g}" for factor in row.factors),
-                f"{row.setting:.4g}",
+                f"{row.setting:.6g}",
                 f"{row.n_steps:.4g}",
                 f"{row.nfe:.4g}",
                 *values,
@@ -183,9 +183,9 @@ def swap_table(
     kinds = {row.kind for row in rows}
     basis = []
     if "fixed" in kinds:
-        basis.append(f"Steps: factor x {'the mean step of the training solve, ' if adaptive else ''}{step:.4g}.")
+        basis.append(f"Steps: factor x {'the mean step of the training solve, ' if adaptive else ''}{step:.6g}.")
     if "adaptive" in kinds:
-        basis.append(f"Tolerances: factor x {base_tol:.4g}{'' if adaptive else ' (--tol)'}.")
+        basis.append(f"Tolerances: factor x {base_tol:.6g}{'' if adaptive else ' (--tol)'}.")
     return SwapTable(training, tuple(rows), " ".join([*basis, "Changed: predictions unlike the training solver's."]))
 
 
