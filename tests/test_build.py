@@ -247,13 +247,13 @@ def rule_of(tmp_path: Path, **values: Any) -> Any:
     dataset = build_data(options)
     shape = shape_of(options, dataset)
     model = build_model(options, shape)
-    return build_rule(options, model, shape, build_batches(options, dataset, ALONE), ALONE), model
+    return build_rule(options, model, shape, build_batches(options, dataset, ALONE), ALONE)[0], model
 
 
 def test_no_rule_unless_asked_for(tmp_path: Path) -> None:
     dataset = build_data(opt(data_dir=str(tmp_path)))
     model = build_model(opt(), SIGNAL)
-    assert build_rule(opt(), model, SIGNAL, build_batches(opt(), dataset, ALONE), ALONE) is None
+    assert build_rule(opt(), model, SIGNAL, build_batches(opt(), dataset, ALONE), ALONE) == (None, 0.0)
 
 
 @pytest.mark.parametrize("upstream", [0, 5])

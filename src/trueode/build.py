@@ -126,26 +126,34 @@ def training_solver(options: Options, t_end: float) -> Solver:
     return Adaptive(options.solver, tol, tol, per_sample=options.per_sample)
 
 
-def build_rule(options: Options, model: NeuralODE, shape: Shape, batches: Batches, ranks: Ranks) -> Rule | None:
-    """The adaptation, if the options ask for one; its first step is chosen on the first batch."""
+def build_rule(
+    options: Options, model: NeuralODE, shape: Shape, batches: Batches, ranks: Ranks
+) -> tuple[Rule | None, float]:
+    """The adaptation, if the options ask for one; its first step is chosen on the first batch.
+
+    Returns:
+        The rule, and the field evaluations spent on it, counted in samples.
+    """
     if not options.use_step_adaption_algo:
-        return None
+        return None, 0.0
     if not options.fixed_step:
-        return PaperToleranceRule(
+        rule = PaperToleranceRule(
             options.solver,
             options.initial_tol,
             threshold=options.threshold,
             floor=FLOORS[options.precision],
             per_sample=options.per_sample,
         )
-    batch, _ = next(batches.from_iteration(0))
+        return rule, 0.0
+    indices, whole = batches.first()
     with torch.no_grad():
-        x = batch.x.to(ranks.device)
+        x = batches.split.batch(indices).x.to(ranks.device)
         z0 = x if model.upstream is None else model.upstream(x)
     step = paper_starting_step(
         model.field, z0, shape.t_end, order=model.solver.order, max_steps=options.max_steps, total=ranks.sum
     )
-    return PaperStepRule(options.solver, shape.t_end, step, threshold=options.threshold, max_steps=options.max_steps)
+    limits = {"threshold": options.threshold, "max_steps": options.max_steps}
+    return PaperStepRule(options.solver, shape.t_end, step, **limits), 2.0 * whole  # type: ignore[arg-type]
 
 
 def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:

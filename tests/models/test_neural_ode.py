@@ -86,3 +86,22 @@ def test_gradients_by_adjoint() -> None:
         found.append(torch.autograd.grad(model(states()).square().sum(), list(model.field.parameters())))
     for x, y in zip(*found, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_times_of_no_samples() -> None:
+    """As on a rank that has no part of a small batch."""
+    field = TanhField()
+    model = NeuralODE(field, solver=RK4)
+    output = model(torch.zeros(0, 2, dtype=torch.float64), save_at=torch.zeros(0, 4, dtype=torch.float64))
+    assert output.shape == (4, 0, 2)
+    output.sum().backward()
+
+
+def test_a_tuple_state_at_times_per_sample() -> None:
+    model = NeuralODE(lambda t, z: (-z[0], -2 * z[1]), solver=RK4)
+    times = torch.tensor([[0.5, float("nan")], [0.25, 1.0]])
+    first, second = model((torch.ones(2, 1), torch.ones(2, 3)), save_at=times)
+    assert first.shape == (2, 2, 1)
+    assert second.shape == (2, 2, 3)
+    assert float(first[1, 0].abs().max()) == float(second[1, 0].abs().max()) == 0.0
+    torch.testing.assert_close(first[:, 1, 0], torch.exp(-times[1]), rtol=1e-4, atol=1e-4)

@@ -207,3 +207,23 @@ def test_every_option_is_described() -> None:
     items = describe()
     assert {item.name for item in items} == set(Options.model_fields)
     assert all(item.text and item.expected and item.group for item in items)
+
+
+def test_flags_give_the_options_again() -> None:
+    words = [
+        "--use_gpu",
+        "true",
+        "--gpu_ids",
+        "0,1",
+        "--test_solver_list",
+        "euler",
+        "rk4",
+        "--tol",
+        "1e-3",
+        "--torch_threads",
+        "none",
+        "--name",
+        "x",
+    ]
+    options, given = load_options(words)
+    assert load_options(options.flags(given)) == (options, given)

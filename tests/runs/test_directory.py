@@ -42,8 +42,27 @@ def test_names_that_nobody_gave_are_numbered(tmp_path: Path) -> None:
         directory = create(tmp_path)
         assert directory.name == directory.path.name == expected
         directory.config.write_text("")
+        directory.release()
     (tmp_path / "run-3" / "config.yaml").unlink()  # the first free one, not the one after the last
     assert create(tmp_path).name == "run-3"
+
+
+def test_two_runs_at_once_do_not_share_a_directory(tmp_path: Path) -> None:
+    """Not even before either of them has written anything."""
+    first = create(tmp_path)
+    assert create(tmp_path).name == "run-2"
+    with pytest.raises(RunExistsError):
+        create(tmp_path, explicit=True)
+    for overwrite in (False, True):
+        with pytest.raises(RunExistsError):
+            create(tmp_path, explicit=True, overwrite=overwrite)
+    first.config.write_text("")
+    resumed = RunDirectory.open(str(tmp_path), "run")
+    with pytest.raises(RunExistsError, match="another process"):
+        resumed.lock()
+    first.release()
+    resumed.lock()
+    resumed.release()
 
 
 def test_a_name_that_was_given_and_is_taken(tmp_path: Path) -> None:

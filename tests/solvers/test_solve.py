@@ -217,3 +217,122 @@ def test_gradients_of_gradients() -> None:
     z0 = states(2).requires_grad_()
     field = TanhField()
     assert torch.autograd.gradgradcheck(lambda z: solve(field, z, solver=FixedStep("rk4", n_steps=2)).z, (z0,))
+
+
+# what is easily wrong
+
+ALL_KINDS = [FixedStep("rk4", n_steps=8), FixedStep("midpoint", step_size=0.03), DOPRI5, PER_SAMPLE]
+
+
+@pytest.mark.parametrize("solver", ALL_KINDS, ids=str)
+def test_saved_times_stand_still_when_an_end_moves(solver: Solver) -> None:
+    """Also those that are grid points: the grid moves, the times do not."""
+
+    ends = (torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+    for end in ends:
+        end.requires_grad_()
+
+    def gradients(solver: Solver, gradient: Backprop | Adjoint) -> tuple[Tensor, ...]:
+        saved = solve(TanhField(), states(3), ends, solver=solver, gradient=gradient, save_at=[0.25, 0.5, 0.6]).zs
+        assert saved is not None
+        return torch.autograd.grad(saved.sum(), ends)
+
+    expected = gradients(Adaptive("dopri5", 1e-10, 1e-10), Adjoint())
+    for x, y in zip(gradients(solver, Backprop()), expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-2, atol=5e-3)
+
+
+def test_a_saved_time_at_the_end_of_a_step_of_its_own() -> None:
+    solver = Adaptive("dopri5", 1e-3, 1e-3, per_sample=True, first_step=0.25)
+    z0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    saved = solve(lambda t, z: -z, z0, solver=solver, save_at=[0.25, 0.5, 1.0]).zs
+    assert saved is not None
+    expected = z0 * torch.exp(-torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)).view(3, 1, 1)
+    torch.testing.assert_close(saved, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_saved_times_are_not_rounded_to_the_precision_of_the_state(dtype: torch.dtype) -> None:
+    saved = solve(
+        lambda t, z: torch.ones_like(z), torch.zeros(1, dtype=dtype), solver=FixedStep("euler", n_steps=256),
+        save_at=[0.25, 0.5, 0.75],
+    ).zs  # fmt: skip
+    assert saved is not None
+    exact = solve(
+        lambda t, z: torch.ones_like(z), torch.zeros(1, dtype=dtype), (0.0, 0.5), solver=FixedStep("euler", n_steps=128)
+    ).z
+    assert torch.equal(saved[1], exact)
+
+
+def test_a_time_rounded_like_the_end_is_the_end() -> None:
+    solution = solve(lambda t, z: -z, torch.ones(2), (0.0, torch.tensor(0.7)), solver=RK4, save_at=[0.7])
+    assert solution.zs is not None
+    assert torch.equal(solution.zs[0], solution.z)
+
+
+def test_an_overflow_of_the_first_attempt_leaves_gradients_finite() -> None:
+    w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    z0 = torch.tensor([[1e10], [1.0]], dtype=torch.float64)
+    solver = Adaptive("dopri5", 1e-6, 1e-6, per_sample=True, first_step=1.0)
+    solution = solve(lambda t, z: -w * z**3, z0, solver=solver, on_failure="return")
+    solution.z[1].sum().backward()
+    assert w.grad is not None
+    assert bool(w.grad.isfinite())
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_field_that_is_not_finite_at_the_start_is_told_at_once(per_sample: bool) -> None:
+    solver = Adaptive("dopri5", 1e-6, 1e-6, per_sample=per_sample)
+    solution = solve(lambda t, z: z / 0.0, torch.ones(2, 1), solver=solver, on_failure="return")
+    assert solution.status == "non_finite"
+    assert solution.nfe <= 3
+
+
+@pytest.mark.parametrize("solver", ALL_KINDS, ids=str)
+@pytest.mark.parametrize("gradient", [Backprop(), Checkpoint(), Adjoint()], ids=["backprop", "checkpoint", "adjoint"])
+def test_a_batch_without_samples_still_has_a_gradient(
+    solver: Solver, gradient: Backprop | Checkpoint | Adjoint
+) -> None:
+    field = nn.Sequential(nn.Linear(2, 2))
+
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = field
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return self.net(z)
+
+    solution = solve(Timed(), torch.zeros(0, 2), solver=solver, gradient=gradient)
+    solution.z.sum().backward()
+    for p in field.parameters():
+        assert p.grad is not None
+        assert not p.grad.any()
+
+
+def test_a_parameter_named_twice_counts_once() -> None:
+    w = torch.tensor(1.0, requires_grad=True)
+    for params in ((w,), (w, w)):
+        solution = solve(lambda t, z: w * z, torch.ones(1), solver=RK4, gradient=Adjoint(params=params))
+        (found,) = torch.autograd.grad(solution.z.sum(), w)
+        assert float(found) == pytest.approx(2.718, rel=1e-2)
+
+
+def test_a_failure_on_another_rank_is_a_failure_here() -> None:
+    with pytest.raises(SolveError, match="another rank"):
+        solve(lambda t, z: -z, torch.ones(1), solver=RK4, reduce=lambda x: x + 1)
+
+
+def test_the_state_keeps_its_precision_whatever_the_field_returns() -> None:
+    assert solve(lambda t, z: -z.double(), torch.ones(2), solver=RK4).z.dtype == torch.float32
+
+
+def test_an_interval_of_no_length_is_replayed() -> None:
+    solution = solve(lambda t, z: -z, torch.ones(2), (1.0, 1.0), solver=DOPRI5)
+    assert torch.equal(solve(lambda t, z: -z, torch.ones(2), (1.0, 1.0), solver=solution.replay()).z, torch.ones(2))
+
+
+def test_vmap_of_a_solve() -> None:
+    z0 = torch.randn(3, 2)
+    found = torch.func.vmap(lambda z: solve(lambda t, y: -y, z, solver=RK4).z)(z0)
+    torch.testing.assert_close(found, solve(lambda t, y: -y, z0, solver=RK4).z)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tests.problems import states
 from trueode.catalog import ACTIVATIONS, METHODS
+from trueode.fields import build_field
+from trueode.fields.conv import _taps
 from trueode.layers import Layer, LayerStack
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Solver, solve
 from trueode.solvers.gradients import tape
@@ -171,3 +173,39 @@ def test_empty_batch() -> None:
     z = solve(field, states(0).requires_grad_(), solver=FixedStep("rk4", n_steps=3)).z
     z.sum().backward()
     assert all(bool((p.grad == 0).all()) for p in field.parameters() if p.grad is not None)
+
+
+def test_states_that_are_not_contiguous() -> None:
+    for z0 in (states(5).t().contiguous().t(), states(1).expand(5, 2)):
+        found = []
+        for tells in (True, False):
+            field = Stack(tells=tells)
+            z = solve(field, z0, solver=FixedStep("rk4", n_steps=2)).z
+            found.append(torch.autograd.grad(z.sum(), list(field.parameters())))
+        for x, y in zip(*found, strict=True):
+            torch.testing.assert_close(x, y)
+
+
+def test_many_gradients_at_once() -> None:
+    z0 = states(2).requires_grad_()
+    z = solve(Stack(), z0, solver=FixedStep("rk4", n_steps=2)).z
+    basis = torch.eye(4, dtype=z.dtype).view(4, 2, 2)
+    (found,) = torch.autograd.grad(z, z0, basis, is_grads_batched=True, retain_graph=True)
+    for row, direction in zip(found, basis, strict=True):
+        torch.testing.assert_close(row, torch.autograd.grad(z, z0, direction, retain_graph=True)[0])
+
+
+def test_evaluations_of_second_gradients_are_counted() -> None:
+    z0 = states(2).requires_grad_()
+    solution = solve(Stack(), z0, solver=FixedStep("rk4", n_steps=2))
+    torch.autograd.grad(solution.z.sum(), z0, create_graph=True)
+    assert solution.nfe_backward == 8
+
+
+def test_nothing_kept_from_inference_mode_disturbs_training() -> None:
+    field = build_field("simple_odenet", (1, 3), 5)
+    _taps.cache_clear()
+    with torch.inference_mode():
+        solve(field, torch.randn(4, 1, 3), solver=FixedStep("euler", n_steps=2))
+    solve(field, torch.randn(4, 1, 3), solver=FixedStep("euler", n_steps=2)).z.sum().backward()
+    assert field.conv2.weight.grad is not None

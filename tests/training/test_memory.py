@@ -118,7 +118,7 @@ def trained(
     shape = shape_of(options, dataset)
     model = build_model(options, shape)
     batches = build_batches(options, dataset, ranks)
-    rule = build_rule(options, model, shape, batches, ranks)
+    rule, _ = build_rule(options, model, shape, batches, ranks)
     state = State(model, build_optimizer(options, model), rule, model.solver if rule is None else rule.solver)
     notices: list[str] = []
     rows: list[Row] = []
@@ -189,7 +189,7 @@ def test_a_state_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     dataset = build_data(options)
     shape, ranks = shape_of(options, dataset), Ranks(0, 1, CPU)
     model = build_model(options, shape)
-    rule = build_rule(options, model, shape, build_batches(options, dataset, ranks), ranks)
+    rule, _ = build_rule(options, model, shape, build_batches(options, dataset, ranks), ranks)
     assert rule is not None
     fresh = State(model, build_optimizer(options, model), rule, rule.solver)
     assert fresh.solver != state.solver

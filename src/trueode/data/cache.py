@@ -65,6 +65,7 @@ def _write(path: Path, arrays: Arrays) -> None:
                 np.savez(file, checksum=np.array(_checksum(arrays)), **arrays)  # type: ignore[arg-type]
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(scratch, 0o644)  # a folder of data may be shared
             os.replace(scratch, path)
         except BaseException:
             os.unlink(scratch)

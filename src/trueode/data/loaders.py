@@ -74,6 +74,10 @@ class Batches:
         parts = map(self._part, self._batches(torch.arange(len(self.split))))
         return (batch for batch, _ in self._read(part for part in parts if len(part[0])))
 
+    def first(self) -> tuple[Tensor, int]:
+        """The indices of this rank's part of the first batch, and the size of the whole batch."""
+        return next(self._indices(0))
+
     def _indices(self, i: int) -> Iterator[tuple[Tensor, int]]:
         epoch, skip = divmod(i, len(self))
         while True:

@@ -13,6 +13,7 @@ from trueode.catalog import TASKS
 from trueode.data import Batch
 from trueode.errors import UsageError, nearest
 from trueode.solvers import Solution, Solver
+from trueode.solvers.control import Reduce
 
 TOLERANCE = 0.01
 """The gap, relative to the scale of the outputs, above which the prediction of a sample counts as another one."""
@@ -39,8 +40,8 @@ class Task(ABC):
     def metric_sum(self, output: Tensor, batch: Batch) -> Tensor:
         """The sum of the samples' metrics."""
 
-    def scale(self, reference: Tensor) -> Tensor | None:
-        """What differences of outputs are relative to; see `flipped`."""
+    def scale(self, reference: Tensor, reduce: Reduce | None = None) -> Tensor | None:
+        """What differences of outputs are relative to; see `flipped`. ``reduce`` sums over the ranks that share a batch."""
         return None
 
     @abstractmethod
@@ -94,14 +95,20 @@ class _Squares(Task):
         error = torch.where(observed, output - batch.y.nan_to_num(), 0.0).flatten(1)
         return error.square().sum(1) / observed.flatten(1).sum(1).clamp(min=1)
 
-    def scale(self, reference: Tensor) -> Tensor:
+    def scale(self, reference: Tensor, reduce: Reduce | None = None) -> Tensor:
         """The RMS deviation of the reference outputs from their mean, over samples and times, for each component.
 
         Values that are absent or not finite are left out.
         """
         own = self._by_component(reference).flatten(0, 1)
-        own = own.masked_fill(~own.isfinite(), torch.nan)
-        return (own - own.nanmean(0)).square().nanmean(0).sqrt()
+        known = own.isfinite()
+
+        def mean(values: Tensor) -> Tensor:
+            sums = torch.stack([torch.where(known, values, 0.0).sum(0), known.sum(0).to(values)])
+            total, count = (sums if reduce is None else reduce(sums)).unbind(0)
+            return total / count
+
+        return mean((own - mean(own)).square()).sqrt()
 
     def flipped(self, own: Tensor, reference: Tensor, scale: Tensor | None = None) -> Tensor:
         """The gap, RMS over components and times of (own - reference) / scale, exceeds 1 %."""

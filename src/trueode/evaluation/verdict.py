@@ -114,16 +114,17 @@ def verdict(
     scale = task.scale(exact.outputs)
     flipped = task.flipped(own.outputs.double(), exact.outputs, scale)
     # Samples that no refinement settles count as flips; those for which the budget was not enough are unknown.
-    unknown = ~exact.settled & ~exact.complete
-    certain = int((flipped & exact.settled).sum() + (~exact.settled & exact.complete).sum())
-    lower, upper = clopper_pearson(certain, n)[0], clopper_pearson(certain + int(unknown.sum()), n)[1]
+    unsettled = int((~exact.settled).sum())
+    unknown = 0 if exact.complete else unsettled
+    certain = int((flipped & exact.settled).sum()) + unsettled - unknown
+    lower, upper = clopper_pearson(certain, n)[0], clopper_pearson(certain + unknown, n)[1]
     batch = first.batch(torch.arange(n))
     metric_exact = float(task.metric_sum(exact.outputs, Batch(*batch))) / n
     status = "not_ode" if lower > MARGIN else "ode" if upper <= MARGIN else "undecided"
     constant = scale is not None and bool((scale == 0).any())
     if constant:
         status = "undecided"
-    if status == "undecided" and unknown.any() and not constant:
+    if status == "undecided" and unknown and not constant:
         return _not_checked(task, solver, n, own.metric, budget, 4 * least, run_evaluations, what, command)
     shown = _metrics(task, own.metric, metric_exact, solver, n, len(split), what)
     return Verdict(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -40,12 +39,14 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
     """
     gpus = distributed.check_gpus(options.use_gpu, options.gpu_ids)
     if len(gpus) > 1 and not distributed.launched():
-        return distributed.launch(["-m", "trueode", "train", *sys.argv[1:]], len(gpus))
+        return distributed.launch(["-m", "trueode", "train", *options.flags(given)], len(gpus))
     ranks, console = start(options)
+    directory = None
     try:
-        directory = None
         if options.resume:
             directory = RunDirectory.open(options.output_dir, options.name)
+            if ranks.is_main:
+                directory.lock()
             options = resumed(options, given, directory)
         elif ranks.is_main:
             directory = RunDirectory.create(
@@ -57,6 +58,8 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
         return _train(options, directory, ranks, console)
     finally:
         ranks.close()
+        if directory is not None:
+            directory.release()
 
 
 def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, console: Console) -> int:
@@ -68,8 +71,9 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     torch.manual_seed(options.random_seed)
     model = build_model(options, shape).to(ranks.device)
     batches = build_batches(options, dataset, ranks)
-    rule = build_rule(options, model, shape, batches, ranks)
-    state = State(model, build_optimizer(options, model), rule, model.solver if rule is None else rule.solver)
+    rule, spent = build_rule(options, model, shape, batches, ranks)
+    solver = model.solver if rule is None else rule.solver
+    state = State(model, build_optimizer(options, model), rule, solver, evaluations=spent)
     resuming = directory is not None and any(directory.checkpoints.glob("*.pt"))
     if directory is not None and resuming:
         _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))

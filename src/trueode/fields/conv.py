@@ -108,8 +108,9 @@ class ConvField(nn.Module):
 @cache
 def _taps(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(length * length, 3)``: 1 where input position j reaches output position m through tap k = j - m + 1."""
-    j, m, k = torch.meshgrid(torch.arange(length), torch.arange(length), torch.arange(3), indexing="ij")
-    return (k == j - m + 1).to(dtype).view(-1, 3).to(device)
+    with torch.inference_mode(False):  # it is kept, also for a use with gradients
+        j, m, k = torch.meshgrid(torch.arange(length), torch.arange(length), torch.arange(3), indexing="ij")
+        return (k == j - m + 1).to(dtype).view(-1, 3).to(device)
 
 
 def dense_convolution(weight: Tensor, length: int) -> Tensor:

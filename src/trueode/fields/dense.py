@@ -61,6 +61,8 @@ class DenseField(nn.Module):
         """The field's layers as matrices for states ``(batch, …)``; None when calling it does more than that."""
         if not is_plain(self, DenseField, nn.Linear) or prod(state_shape[1:]) != self.features:
             return None
+        if any(layer.bias is None for layer in (self.linear1, self.linear2, self.linear3)):
+            return None
         first, time_weight = self.linear1.weight, None
         if self.time_dependent:
             first, time_weight = first[:, :-1], first[:, -1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trueode.errors import UsageError
 from trueode.solvers import Backprop, FixedStep, Gradient, Solution, Solver, solve
+from trueode.solvers.clock import seconds
 from trueode.solvers.control import Reduce
 from trueode.solvers.saving import Times, as_times
 
@@ -77,11 +78,12 @@ class NeuralODE(nn.Module):
         if isinstance(z, Tensor) and z.dim() == 4:
             z = z.contiguous(memory_format=torch.channels_last)  # once, for all convolutions of the solve
         times = None if save_at is None else as_times(save_at)
-        union, position = (times, None) if times is None or times.dim() == 1 else _union(times)
+        t = t or self.t
+        union, position = (times, None) if times is None or times.dim() == 1 else _union(times, seconds(t[1]))
         solution: Solution[Any] = solve(
             self.field,
             z,
-            t or self.t,
+            t,
             solver=solver or self.solver,
             gradient=self.gradient,
             save_at=union,
@@ -94,8 +96,7 @@ class NeuralODE(nn.Module):
             states = solution.zs if position is None else _gather(solution.zs, position, times)
             output = self._downstream_each(states)
             if position is not None:
-                present = ~times.isnan().T.to(output.device)
-                output = torch.where(present.view(*present.shape, *[1] * (output.dim() - 2)), output, 0.0)
+                output = _masked(output, ~times.isnan().T)
         return (output, solution) if return_solution else output
 
     def _downstream(self, z: Any) -> Any:
@@ -112,16 +113,28 @@ class NeuralODE(nn.Module):
         return outputs.view(*states.shape[:2], *outputs.shape[1:])
 
 
-def _union(times: Tensor) -> tuple[Tensor, Tensor]:
-    """All times that occur in ``(batch, times)``, ascending, and where each entry is found among them."""
+def _union(times: Tensor, end: float) -> tuple[Tensor, Tensor]:
+    """All times that occur in ``(batch, times)``, ascending, and where each entry is found among them.
+
+    Without samples, as on a rank that has no part of a small batch, the end stands for all times.
+    """
     if times.dim() != 2:
         raise UsageError(f"save_at must have shape (times,) or (batch, times); it has {tuple(times.shape)}.")
+    if not len(times):
+        return times.new_tensor([end]), torch.zeros(times.shape, dtype=torch.int64)
     present = times[~times.isnan()]
     if not len(present):
         raise UsageError("save_at holds no times: all entries are NaN.")
     union = torch.unique(present)
     filled = torch.where(times.isnan(), union[0], times)
     return union, torch.searchsorted(union, filled.contiguous())
+
+
+def _masked(output: Any, present: Tensor) -> Any:
+    """Zeros where a sample has no time; ``present (times, batch)``."""
+    if isinstance(output, tuple):
+        return tuple(_masked(part, present) for part in output)
+    return torch.where(present.to(output.device).view(*present.shape, *[1] * (output.dim() - 2)), output, 0.0)
 
 
 def _gather(states: Any, position: Tensor, times: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
@@ -169,6 +170,15 @@ class Options(BaseModel):
         for problem in _problems(self):
             raise OptionError(problem)
         return self
+
+    def flags(self, names: Iterable[str]) -> list[str]:
+        """The command-line flags that give some of the options the values that they have here."""
+        words = []
+        for name in sorted(names):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name}", *(str(v).lower() if v is None or isinstance(v, bool) else str(v) for v in values)]
+        return words
 
     @property
     def fixed_step(self) -> bool:

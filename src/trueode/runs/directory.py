@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trueode.errors import RunExistsError, RunNotFoundError, nearest
-from trueode.runs.files import TEMPORARY, write_json
+from trueode.runs.files import TEMPORARY, Lock, write_json
 
 FILES = (
     "config.yaml",
@@ -31,10 +31,14 @@ FOLDERS = {
 
 
 class RunDirectory:
-    """``OUTPUT_DIR/NAME``; nothing in it is deleted or overwritten unless asked for."""
+    """``OUTPUT_DIR/NAME``; nothing in it is deleted or overwritten unless asked for.
 
-    def __init__(self, path: Path) -> None:
+    Who writes to it holds its lock until `release`, or until the process ends in whatever way.
+    """
+
+    def __init__(self, path: Path, lock: Lock | None = None) -> None:
         self.path = path
+        self._lock = lock
         self.name = path.name
         self.config = path / "config.yaml"
         self.history = path / "history.csv"
@@ -61,10 +65,12 @@ class RunDirectory:
             root.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 (root / name).mkdir(exist_ok=True)
+                directory = cls(root / name)
+                directory.lock()
                 _clear(root / name)
-                return cls(root / name)
+                return directory
             candidate, number = name, 1
-            while not _make(root / candidate):
+            while (lock := _claim(root / candidate)) is None:
                 number += 1
                 candidate = f"{name}-{number}"
                 if explicit:
@@ -77,7 +83,7 @@ class RunDirectory:
             raise RunExistsError(
                 f"No run can be written to {root / name}: {failure.strerror}. Choose another --output_dir."
             ) from None
-        return cls(root / candidate)
+        return cls(root / candidate, lock)
 
     @classmethod
     def open(cls, output_dir: str, name: str) -> RunDirectory:
@@ -92,6 +98,24 @@ class RunDirectory:
             there = f" There are: {', '.join(known[:10])}.{nearest(name, known)}" if known else " There are none there."
             raise RunNotFoundError(f"There is no run {root / name} (no config.yaml in it).{there}")
         return cls(root / name)
+
+    def lock(self) -> None:
+        """Keep others from writing here.
+
+        Raises:
+            RunExistsError: another process does write here.
+        """
+        self._lock = Lock.take(self.path)
+        if self._lock is None:
+            raise RunExistsError(
+                f"The run {self.path} is being written by another process: wait for it to end, or choose another --name."
+            )
+
+    def release(self) -> None:
+        """Let others write here."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def start(self, facts: dict[str, Any]) -> None:
         """Write ``run.json`` at the start: what runs, with what, where."""
@@ -111,13 +135,18 @@ class RunDirectory:
         return content if isinstance(content, dict) else {}
 
 
-def _make(path: Path) -> bool:
-    """Make a directory; False if the name is taken (a directory without whole files is free)."""
+def _claim(path: Path) -> Lock | None:
+    """Make a directory and lock it; None if the name is taken (a directory without whole files is free)."""
     try:
         path.mkdir()
     except FileExistsError:
-        return path.is_dir() and all(left.name.endswith(TEMPORARY) for left in path.iterdir())
-    return True
+        if not path.is_dir():
+            return None
+    lock = Lock.take(path)
+    if lock is not None and not all(left.name.endswith(TEMPORARY) for left in path.iterdir()):
+        lock.release()
+        return None
+    return lock
 
 
 def _clear(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -41,3 +43,26 @@ def _finite(content: Any) -> Any:
     if isinstance(content, float) and content - content != 0:
         return None
     return content
+
+
+class Lock:
+    """A lock on a folder, held by one process at a time; it ends with the process."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    @classmethod
+    def take(cls, folder: Path) -> Lock | None:
+        """Lock a folder; None if it is locked already. Where the file system has no locks, there is nothing to wait for."""
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as failure:
+            if failure.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                return None
+        return cls(handle)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        os.close(self._handle)

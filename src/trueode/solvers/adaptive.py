@@ -64,13 +64,12 @@ def integrate(
             return _fail(trace, status, what, stepper, z, dtheta, ratio)
         # a rest too short for a step of its own is taken along
         target = 1.0 if theta + 1.0001 * dtheta >= 1 else theta + dtheta
-        inside = None
-        if saver and (fractions := saver.inside(theta, target)):
-            inside = torch.tensor(fractions, dtype=z.dtype, device=z.device).view(-1, *[1] * z.dim())
+        inside = saver.inside(theta, target, z) if saver else None
         result = stepper.step(stepper.spans((theta, target))[0], z, first, inside, with_error=True)
         with torch.no_grad():
             assert result.error is not None
-            ratio = rms(scaled_error(result.error, z, result.z, solver.rtol, solver.atol), reduce)
+            error, before, after = map(stepper.controlled, (result.error, z, result.z))
+            ratio = rms(scaled_error(error, before, after, solver.rtol, solver.atol), reduce)
         dtheta = (target - theta) * step_factor(ratio, error_order)
         if not ratio <= 1:
             trace.n_rejected += 1
@@ -90,14 +89,18 @@ def _first_fraction(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor
     length = abs(stepper.clock.length)
     if solver.first_step is not None:
         return min(1.0, solver.first_step / length)
-    scale = error_scale(z.abs(), solver.rtol, solver.atol)
+    scale = error_scale(stepper.controlled(z).abs(), solver.rtol, solver.atol)
 
-    d1 = rms(first / scale, reduce)
-    h0 = trial_step(rms(z / scale, reduce), d1)
+    def norm(x: Tensor) -> float:
+        return rms(stepper.controlled(x) / scale, reduce)
+
+    d1 = norm(first)
+    h0 = trial_step(norm(z), d1)
     fraction = min(h0 / length, 1.0)
     moved = stepper.probe(fraction, torch.add(z, first, alpha=fraction * stepper.clock.length))
-    d2 = rms((moved - first) / scale, reduce) / max(fraction * length, float_info.min)
-    return min(1.0, starting_step(h0, d1, d2, solver.tableau.embedded_order + 1) / length)
+    d2 = norm(moved - first) / max(fraction * length, float_info.min)
+    # in this order `min` keeps the NaN of a field that is not finite
+    return min(starting_step(h0, d1, d2, solver.tableau.embedded_order + 1) / length, 1.0)
 
 
 def _fail(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ulp
 from typing import NamedTuple
 
 import torch
@@ -40,14 +41,17 @@ class Clock:
         self.length = self.t1 - self.t0
         self._dtype, self._device = like.dtype, like.device
         self._ends: tuple[Tensor, Tensor] | None = None
+        self.eps = max(
+            torch.finfo(t.dtype).eps if isinstance(t, Tensor) and t.is_floating_point() else ulp(1.0) for t in (t0, t1)
+        )
         if any(isinstance(t, Tensor) and t.requires_grad for t in (t0, t1)) and torch.is_grad_enabled():
-            start, end = (torch.as_tensor(t, dtype=torch.float64) for t in (t0, t1))
+            start, end = (torch.as_tensor(t).to("cpu", torch.float64) for t in (t0, t1))
             self._ends = start, end - start
 
     @property
     def differentiable(self) -> bool:
-        """Whether an end of the interval requires a gradient."""
-        return self._ends is not None
+        """Whether an end of the interval requires a gradient that is being recorded."""
+        return self._ends is not None and torch.is_grad_enabled()
 
     def at(self, theta: float) -> float:
         """The time at a fraction of the interval."""
@@ -57,6 +61,13 @@ class Clock:
         """The times at fractions in float64, in the dtype of the state and differentiable where the ends are."""
         start, length = self._ends or (self.t0, self.length)
         return (start + theta * length).to(dtype=self._dtype, device=self._device)
+
+    def standing(self, theta: Tensor) -> Tensor:
+        """The fractions of the times that are now at ``theta``, which stand still when an end of the interval moves."""
+        if self._ends is None:
+            return theta
+        start, length = self._ends
+        return (self.t0 + theta * self.length - start) / length
 
     def step(self, dtheta: float) -> Step:
         """The step size of a fraction of the interval."""

@@ -17,9 +17,7 @@ def integrate(stepper: Stepper, grid: Sequence[float], z: Tensor, saver: Saver |
     if saver:
         saver.add(None, 0.0, z)
     for i, span in enumerate(stepper.spans(grid)):
-        inside = None
-        if saver and (fractions := saver.inside(grid[i], grid[i + 1])):
-            inside = torch.tensor(fractions, dtype=z.dtype, device=z.device).view(-1, *[1] * z.dim())
+        inside = saver.inside(grid[i], grid[i + 1], z) if saver else None
         z, first, saved, _ = stepper.step(span, z, first, inside)
         if saver:
             saver.add(saved, grid[i + 1], z)

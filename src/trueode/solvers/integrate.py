@@ -11,7 +11,7 @@ from torch import Tensor
 from trueode.errors import SolveError, UsageError
 from trueode.solvers import adaptive, fixed, per_sample
 from trueode.solvers.control import Reduce
-from trueode.solvers.saving import Saver
+from trueode.solvers.saving import SavePoints, Saver
 from trueode.solvers.solver import Adaptive, Solver
 from trueode.solvers.step import Stepper
 
@@ -32,11 +32,11 @@ class Outcome:
 
 def is_per_sample(solver: Solver) -> bool:
     """Whether every sample has steps of its own."""
-    return not hasattr(solver, "step_size") and bool(getattr(solver, "per_sample", False))
+    return bool(getattr(solver, "per_sample", False))
 
 
 def integrate(
-    stepper: Stepper, solver: Solver, z: Tensor, save_at: list[float] | None, reduce: Reduce | None = None
+    stepper: Stepper, solver: Solver, z: Tensor, save_at: SavePoints | None, reduce: Reduce | None = None
 ) -> Outcome:
     """Carry out a solve.
 
@@ -44,7 +44,7 @@ def integrate(
         stepper: takes the steps.
         solver: chooses them.
         z: initial state; ``(batch, …)`` under per-sample control.
-        save_at: fractions of the interval at which the states are wanted.
+        save_at: where states are wanted.
         reduce: sums over the ranks that share one batch.
     """
     clock = stepper.clock
@@ -55,7 +55,7 @@ def integrate(
         return Outcome(
             z, zs, traces.grid, traces.n_steps, traces.n_rejected, traces.errors, traces.status, traces.message
         )
-    saver = None if save_at is None else Saver(save_at, z.dtype)
+    saver = None if save_at is None else Saver(save_at, clock)
     if isinstance(solver, Adaptive):
         z, trace = adaptive.integrate(stepper, solver, z, saver, reduce)
         zs = saver.stacked(z) if saver else None
@@ -82,6 +82,8 @@ def integrate(
 
 def check_finite(outcome: Outcome, stepper: Stepper, solver: Solver) -> Outcome:
     """Mark the outcome of given steps as failed if its final state is not finite."""
+    if torch._C._are_functorch_transforms_active():  # there a value cannot be asked for
+        return outcome
     z = outcome.z.detach()
     if not isfinite(float(z.sum())) and not bool(z.isfinite().all()):  # a sum may overflow
         clock = stepper.clock

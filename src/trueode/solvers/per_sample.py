@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 from trueode.solvers.control import error_scale, rms_per_sample, scaled_error, starting_step, step_factors, trial_step
+from trueode.solvers.saving import SavePoints
 from trueode.solvers.solver import Adaptive
 from trueode.solvers.step import Stepper
 
@@ -34,7 +36,7 @@ class SampleTraces:
 
 
 def integrate(
-    stepper: Stepper, solver: Adaptive, z: Tensor, save_at: list[float] | None
+    stepper: Stepper, solver: Adaptive, z: Tensor, save_at: SavePoints | None
 ) -> tuple[Tensor, Tensor | None, SampleTraces]:
     """Integrate every sample to the end of the interval under its own error control.
 
@@ -45,13 +47,14 @@ def integrate(
         stepper: takes the steps.
         solver: method and tolerances.
         z: ``(batch, …)``.
-        save_at: fractions of the interval at which the states are wanted.
+        save_at: where states are wanted.
 
     Returns:
         The final states, the states at ``save_at`` ``(times, batch, …)`` and the traces.
     """
     batch, device = z.shape[0], z.device
-    wanted = torch.tensor(save_at or [], dtype=torch.float64)
+    wanted = torch.tensor(save_at.fractions if save_at else [], dtype=torch.float64)
+    standing = stepper.clock.standing(wanted)
     saved = z.new_full((len(wanted), *z.shape), float("nan"))
     history: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, fractions reached, errors of accepted steps
     counts = torch.zeros(2, batch, dtype=torch.long)  # accepted, rejected
@@ -64,12 +67,14 @@ def integrate(
         first = stepper.start_per_sample(theta, z)
         with torch.no_grad():
             dtheta = _first_fractions(stepper, solver, z, first)
+    elif not batch:  # nothing to solve, but the weights are part of the graph, as on the ranks that have samples
+        final = z + 0 * stepper.start_per_sample(theta, z)
     while len(active):
         stuck = (dtheta <= 10 * torch.finfo(torch.float64).eps * theta) | ~dtheta.isfinite()
         tired = counts[:, active].sum(0) >= solver.max_steps
         if bool((stuck | tired).any()):
             k = int((stuck | tired).nonzero()[0])
-            status, what = _reason(bool(tired[k]), state[k], solver.max_steps)
+            status, what = _reason(bool(tired[k]), state[k], float(dtheta[k]), solver.max_steps)
             message = (
                 f"The solve of sample {int(active[k])} with {stepper.tableau.name} stopped at "
                 f"t = {stepper.clock.at(float(theta[k])):.6g} of [{stepper.clock.t0:g}, {stepper.clock.t1:g}] after "
@@ -79,12 +84,12 @@ def integrate(
             final = final.index_copy(0, active.to(device), state)
             break
         target = torch.where(theta + 1.0001 * dtheta >= 1, 1.0, theta + dtheta)
-        hits = (wanted[:, None] > theta) & (wanted[:, None] < target)
+        hits = (wanted[:, None] > theta) & (wanted[:, None] <= target) & (wanted[:, None] < 1)
         times = hits.any(1).nonzero()[:, 0]
         inside = None
         if len(times):
-            within = (wanted[times, None] - theta) / (target - theta)
-            inside = _columns(within.clamp(0, 1), state).to(state)
+            within = (standing[times, None] - theta) / (target - theta)
+            inside = _columns(within, state).to(state)
         span = stepper.span_per_sample(theta, target, state)
         result = stepper.step(span, state, first, inside, with_error=True)
         with torch.no_grad():
@@ -96,7 +101,7 @@ def integrate(
         counts[0, active] += accepted
         counts[1, active] += ~accepted
         if not bool(accepted.all()):
-            if state.requires_grad and not bool(ratio.isfinite().all()):
+            if result.z.requires_grad and not bool(ratio.isfinite().all()):
                 # the overflow of a rejected step would reach the gradients as 0 x inf: repeat those steps with size 0
                 span = stepper.span_per_sample(theta, torch.where(accepted, target, theta), state)
                 result = stepper.step(span, state, first, inside, with_error=True)
@@ -129,11 +134,11 @@ def _columns(values: Tensor, state: Tensor) -> Tensor:
     return values.view(*values.shape, *[1] * (state.dim() - 1))
 
 
-def _reason(tired: bool, state: Tensor, max_steps: int) -> tuple[str, str]:
+def _reason(tired: bool, state: Tensor, dtheta: float, max_steps: int) -> tuple[str, str]:
     if tired:
         return "max_steps", f"took more than max_steps = {max_steps} steps"
-    if not bool(state.isfinite().all()):
-        return "non_finite", "the state is not finite"
+    if not (isfinite(dtheta) and bool(state.isfinite().all())):
+        return "non_finite", "the state or the field is not finite"
     return "step_underflow", "the step became too small, or the field is not finite"
 
 

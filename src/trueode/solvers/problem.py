@@ -60,11 +60,11 @@ def pack_stack(stack: LayerStack, z0: Tensor) -> tuple[Tensor, Unpack]:
     """The state of a layer stack: ``(batch, width)``, channels last where the stack wants them so."""
     shape = z0.shape
     if not stack.channels_last or z0.dim() < 3 or shape[1] == 1:
-        return z0.reshape(shape[0], prod(shape[1:])), lambda z: z.reshape(*z.shape[:-2], *shape)
+        return z0.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(*z.shape[:-2], *shape)
     moved = z0.movedim(1, -1)
-    return moved.reshape(shape[0], prod(shape[1:])), lambda z: z.reshape(*z.shape[:-2], *moved.shape).movedim(
-        -1, z.dim() - 1
-    )
+    return moved.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(
+        *z.shape[:-2], *moved.shape
+    ).movedim(-1, z.dim() - 1)
 
 
 def matrix_form(field: Any, z0: Tensor) -> LayerStack | None:
@@ -73,6 +73,8 @@ def matrix_form(field: Any, z0: Tensor) -> LayerStack | None:
     if offer is None or not z0.is_floating_point() or torch.is_autocast_enabled(z0.device.type):
         return None
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    if torch.autograd.forward_ad._current_level >= 0:  # forward-mode differentiation
         return None
     stack: LayerStack | None = offer(z0.shape)
     if stack is None or any(x.dtype != z0.dtype or x.device != z0.device for x in stack.layers[0][:2]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -73,5 +73,5 @@ class Solution(Generic[State]):
 
     def replay(self) -> OnGrid:
         """The solver that takes just these steps again."""
-        rows = self._fractions.tolist()
+        rows: list[Any] = self._fractions.tolist() if len(self._fractions) > 1 else [0.0, 1.0]  # a step of length zero
         return OnGrid(self._tableau, tuple(tuple(row) if isinstance(row, list) else row for row in rows))

@@ -16,7 +16,7 @@ from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient, t
 from trueode.solvers.gradients.adjoint import integrate_adjoint
 from trueode.solvers.integrate import Outcome, integrate, is_per_sample
 from trueode.solvers.problem import Unpack, matrix_form, pack_stack, pack_tuple
-from trueode.solvers.saving import Times, grid_positions, save_fractions
+from trueode.solvers.saving import SavePoints, Times, grid_positions, save_points
 from trueode.solvers.solution import Counter, Solution
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 from trueode.solvers.stack import stack_field
@@ -68,7 +68,7 @@ def solve(
     if not isinstance(solver, (FixedStep, Adaptive, OnGrid)):
         raise UsageError(f"solver must be a FixedStep, Adaptive or OnGrid value, got {solver!r}.")
     clock = Clock(*_ends(t), parts[0])
-    fractions = None if save_at is None else save_fractions(save_at, clock)
+    points = None if save_at is None else save_points(save_at, clock)
     params = gradient.parameters_of(field) if isinstance(gradient, Adjoint) else ()
     counter = Counter()
 
@@ -89,16 +89,18 @@ def solve(
 
     recompute = isinstance(gradient, Checkpoint)
     if isinstance(gradient, Adjoint):
-        outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, fractions, reduce)
+        outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, points, reduce)
     elif (
         stack is not None
         and _tapes(stack.layers, z, clock, solver)
-        and (saved := _saved_on_grid(fractions, solver, clock, z.dtype)) is not None
+        and (saved := _saved_on_grid(points, solver, clock)) is not None
     ):
-        outcome = _integrate_taped(stack, clock, z, solver, counter, fractions, saved, recompute, reduce)
+        outcome = _integrate_taped(stack, clock, z, solver, counter, points, saved, recompute, reduce)
     else:
-        outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, fractions, reduce)
+        outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
     counter.solving = False
+    if reduce is not None:
+        _share_failure(outcome, reduce)
 
     if outcome.status != "success" and on_failure == "raise":
         raise SolveError(outcome.message, outcome.status)
@@ -123,6 +125,16 @@ def solve(
     )
 
 
+def _share_failure(outcome: Outcome, reduce: Reduce) -> None:
+    """Let a solve that failed on one of the ranks fail on all: none waits for one that has gone."""
+    failed = torch.tensor(float(outcome.status != "success"))
+    if float(reduce(failed)) and not float(failed):
+        outcome.status, outcome.message = (
+            "non_finite",
+            "The solve failed on another rank, whose part of the batch it could not solve.",
+        )
+
+
 def _ends(t: Any) -> tuple[float | Tensor, float | Tensor]:
     if len(t) != 2 or any(isinstance(end, Tensor) and end.dim() for end in t):
         raise UsageError("t must be two times, (start, end); for states in between use save_at.")
@@ -142,6 +154,8 @@ def _counted(field: Callable[..., Any], counter: Counter) -> Callable[..., Any]:
 def _checked(field: Field) -> Field:
     def checked(t: Tensor, z: Tensor) -> Tensor:
         value = field(t, z)
+        if value.dtype != z.dtype:  # under autocast, for instance: the state keeps its own
+            value = value.to(z.dtype)
         if value.shape != z.shape:
             raise UsageError(
                 f"The field returned shape {tuple(value.shape)} for a state of shape {tuple(z.shape)}: "
@@ -158,11 +172,9 @@ def _tapes(layers: Any, z: Tensor, clock: Clock, solver: Solver) -> bool:
     return torch.is_grad_enabled() and wanted and not clock.differentiable and not is_per_sample(solver)
 
 
-def _saved_on_grid(
-    fractions: list[float] | None, solver: Solver, clock: Clock, dtype: torch.dtype
-) -> tuple[int, ...] | None:
+def _saved_on_grid(points: SavePoints | None, solver: Solver, clock: Clock) -> tuple[int, ...] | None:
     """The numbers of the grid points at which states are saved; None if some lie elsewhere, or may do so."""
-    if fractions is None:
+    if points is None:
         return ()
     if isinstance(solver, Adaptive):
         return None
@@ -170,7 +182,7 @@ def _saved_on_grid(
         grid = solver.fractions(clock.length)
     except SolveError:  # the solve itself will tell
         return None
-    positions = grid_positions(fractions, grid, dtype)  # type: ignore[arg-type]
+    positions = grid_positions(points, grid)  # type: ignore[arg-type]
     return None if positions is None else tuple(positions)
 
 
@@ -180,7 +192,7 @@ def _integrate_taped(
     z: Tensor,
     solver: Solver,
     counter: Counter,
-    fractions: list[float] | None,
+    points: SavePoints | None,
     saved: tuple[int, ...],
     recompute: bool,
     reduce: Reduce | None,
@@ -189,7 +201,7 @@ def _integrate_taped(
     grid: list[float] = []
 
     def loop(stepper: Stepper) -> tuple[Tensor, Tensor | None]:
-        outcome = integrate(stepper, solver, z, fractions, reduce)
+        outcome = integrate(stepper, solver, z, points, reduce)
         box.append(outcome)
         grid.extend(outcome.fractions.tolist())
         return outcome.z, outcome.zs

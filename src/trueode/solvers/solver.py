@@ -62,6 +62,8 @@ class FixedStep(_Method):
             _positive("step_size", self.step_size)
         if self.n_steps is not None and (self.n_steps < 1 or int(self.n_steps) != self.n_steps):
             raise UsageError(f"n_steps must be a whole number of at least 1, got {self.n_steps!r}.")
+        if self.n_steps is not None:
+            object.__setattr__(self, "n_steps", int(self.n_steps))
 
     def count(self, length: float) -> int:
         """The number of steps taken on an interval of this length (0 when the length is 0)."""

@@ -28,6 +28,8 @@ class StepResult(NamedTuple):
 def combine(z: Tensor, h: Step, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     """``z + h sum_i weights_i stages_i``."""
     terms = [(w, k) for w, k in zip(weights, stages, strict=False) if w]
+    if not terms:  # a node at the start of the step
+        return z
     if isinstance(h, Tensor):
         return z + h * weighted_sum(terms)
     (w, k), *rest = terms
@@ -83,6 +85,10 @@ class Stepper:
         """The field at any point, without gradient."""
         with torch.no_grad():
             return self.start(theta, z)
+
+    def controlled(self, x: Tensor) -> Tensor:
+        """The part of a state, or of its error, that the error control looks at: all of it."""
+        return x
 
     def accept(self) -> None:
         """Keep the last step: nothing to do here, the caller holds its result."""

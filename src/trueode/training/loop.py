@@ -83,7 +83,7 @@ def train(
     model, optimizer, rule = state.model, state.optimizer, state.rule
     network = _shared(model, ranks)
     model.train()
-    memory = _Memory(hooks.notice)
+    memory = _Memory(hooks.notice, ranks)
     suspicion = torch.zeros((), device=ranks.device)  # becomes NaN or infinite with the first such loss
     begin = time.perf_counter() - state.seconds
     with _interrupts() as interrupted:
@@ -144,6 +144,7 @@ def train(
                 hooks.checkpoint(state)
             if stop and not last:
                 return Outcome("interrupted")
+            del output, loss, solution  # and with them what backward needed, before the next iteration needs as much
     return Outcome("finished")
 
 
@@ -162,31 +163,39 @@ def _test(
 def _calls(solution: Solution[Any], batch: Batch, whole: int, ranks: Ranks) -> float:
     """Field evaluations of a sample, the same number on every rank.
 
-    Under per-sample control a rank is done with its part when the slowest of its samples is: the mean over ranks is told.
+    Ranks may need different numbers: under per-sample control, or where samples have times of their own. The mean is told.
     """
-    if ranks.world_size == 1 or not isinstance(solution.n_steps, Tensor):
+    if ranks.world_size == 1:
         return solution.nfe
     return float(ranks.sum(torch.tensor(float(solution.nfe * len(batch.x))))) / whole
 
 
 def _measure(
     state: State, task: Task, batch: Batch, whole: int, output: Tensor, nfe: float, ranks: Ranks
-) -> Measure[Tensor]:
-    """Compares solvers on the current batch; the training forward counts as evaluated."""
+) -> Measure[Tensor | None]:
+    """Compares solvers on the current batch; the training forward counts as evaluated.
 
-    def run(solver: Solver) -> tuple[Tensor, float]:
+    A solver that fails differs from every other one by 1.
+    """
+
+    def run(solver: Solver) -> tuple[Tensor | None, float]:
         with torch.no_grad():
-            found, solved = task.predict(state.model, batch, solver)
-        return found, _calls(solved, batch, whole, ranks)
+            found, solved = task.predict(state.model, batch, solver, on_failure="return")
+        return found if solved.status == "success" else None, _calls(solved, batch, whole, ranks)
 
-    def difference(one: Tensor, other: Tensor) -> float:
+    def difference(one: Tensor | None, other: Tensor | None) -> float:
+        if one is None or other is None:
+            return 1.0
         if task.name == "classification":  # the paper's: of the accuracies
             count = task.metric_sum(one, batch) - task.metric_sum(other, batch)
         else:  # ours: share of samples whose outputs differ by more than the tolerance
-            count = task.flipped(one, other, task.scale(other)).sum()
+            scale = task.scale(other, ranks.sum)
+            if scale is not None and bool((scale == 0).any()):
+                return 0.0  # equal outputs, as of a single sample: nothing to measure a difference by
+            count = task.flipped(one, other, scale).sum()
         return abs(float(ranks.sum(count.double()))) / whole
 
-    measure = Measure(run, difference)
+    measure: Measure[Tensor | None] = Measure(run, difference)
     measure.seed(state.solver, output.detach(), nfe)
     return measure
 
@@ -214,10 +223,10 @@ def _row(state: State, solver: Solver, solution: Solution[Any], values: list[flo
 
 
 class _Memory:
-    """Changes from back-propagation to checkpoints where the activations would not fit."""
+    """Changes from back-propagation to checkpoints where the activations would not fit, on all ranks or on none."""
 
-    def __init__(self, notice: Callable[[str], None]) -> None:
-        self._notice = notice
+    def __init__(self, notice: Callable[[str], None], ranks: Ranks) -> None:
+        self._notice, self._ranks = notice, ranks
         self._seen: Solver | None = None
         self._step = 0
 
@@ -231,16 +240,21 @@ class _Memory:
         free = free_memory(batch.x.device)
         length = seconds(model.t[1]) - seconds(model.t[0])
         steps: float = solver.count(length) if isinstance(solver, FixedStep) else ADAPTIVE_STEPS
-        if self._step * steps > free / 2 and isinstance(solver, Adaptive):
+        short = self._on_any_rank(self._step * steps > free / 2)
+        if short and isinstance(solver, Adaptive):
             with torch.no_grad():
                 steps = model(batch.x, solver, return_solution=True)[1].mean_steps
+            short = self._on_any_rank(self._step * steps > free / 2)
         needed = self._step * steps
-        if needed > free / 2:
+        if short:
             model.gradient = Checkpoint()
             self._notice(
                 f"back-propagation would keep about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: "
                 "the run goes on with `--autodif checkpoint`, which gives the same gradient."
             )
+
+    def _on_any_rank(self, short: bool) -> bool:
+        return bool(self._ranks.sum(torch.tensor(float(short))) > 0)
 
 
 def _shared(model: NeuralODE, ranks: Ranks) -> nn.Module:

@@ -33,7 +33,8 @@ def bytes_per_step(model: NeuralODE, x: Tensor, solver: Solver) -> int:
 def free_memory(device: torch.device) -> int:
     """Bytes that the device has free: on a GPU as its driver tells, else what the system or its container has left."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free to it
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**33
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from trueode.errors import SolveError, UsageError
-from trueode.solvers.clock import Clock, Span
+from trueode.solvers.clock import Clock
 from trueode.solvers.control import Reduce
 from trueode.solvers.integrate import Outcome, integrate
 from trueode.solvers.problem import pack_tuple
+from trueode.solvers.saving import SavePoints
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
-from trueode.solvers.step import Field, Stepper, StepResult
+from trueode.solvers.step import Field, Stepper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,7 +58,7 @@ class Adjoint:
                 "Adjoint cannot see the parameters of a field that is not a Module: pass Adjoint(params=(…)), "
                 "with an empty tuple if it has none."
             )
-        return tuple(p for p in found if p.requires_grad)
+        return tuple({id(p): p for p in found if p.requires_grad}.values())  # each once, however often it is named
 
 
 def backward_solver(solver: Solver, length: float) -> Solver:
@@ -88,9 +89,8 @@ class _AdjointSolve(torch.autograd.Function):
         box.append(outcome)
         ctx.backward_solve, ctx.ends = backward, (t0, t1)
         zs = z.new_empty((0, *z.shape)) if outcome.zs is None else outcome.zs
-        final = outcome.z.clone()
-        ctx.save_for_backward(z, final, zs, *params)
-        return final, zs
+        ctx.save_for_backward(z, outcome.z, zs, *params)
+        return outcome.z.clone(), zs  # what the user may change in place is not what is saved
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -112,7 +112,7 @@ def integrate_adjoint(
     clock: Clock,
     z0: Tensor,
     ends: Sequence[float | Tensor],
-    save_at: list[float] | None,
+    save_at: SavePoints | None,
     reduce: Reduce | None,
 ) -> Outcome:
     """Solve without a graph; gradients come from the adjoint equation, solved backwards from the end.
@@ -141,7 +141,9 @@ def integrate_adjoint(
         # stations of the backward solve, from the end: fraction, state, gradient that enters there
         stations = [(1.0, final, g_final)]
         stations += sorted(
-            zip(save_at or [], zs.unbind(0), g_saved.unbind(0), strict=True), key=lambda s: s[0], reverse=True
+            zip(save_at.fractions if save_at else [], zs.unbind(0), g_saved.unbind(0), strict=True),
+            key=lambda s: s[0],
+            reverse=True,
         )
         a, grads = torch.zeros_like(final), [torch.zeros_like(p) for p in params]
         at, current = 1.0, final
@@ -185,17 +187,11 @@ def integrate_adjoint(
 
 
 class _Watching(Stepper):
-    """A stepper whose error estimate tells only of the first entries of a flat state."""
+    """A stepper whose error control looks only at the first entries of a flat state."""
 
     def __init__(self, field: Field, tableau: Any, clock: Clock, watched: int) -> None:
         super().__init__(field, tableau, clock)
         self._watched = watched
 
-    def step(self, span: Span, z: Tensor, *rest: Any, **options: Any) -> StepResult:
-        result = super().step(span, z, *rest, **options)
-        if result.error is not None:
-            # so that the root mean square over all entries is that over the watched ones
-            weight = (len(z) / self._watched) ** 0.5
-            result.error[: self._watched].mul_(weight)
-            result.error[self._watched :].zero_()
-        return result
+    def controlled(self, x: Tensor) -> Tensor:
+        return x[: self._watched]

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from trueode.layers import Layer, LayerStack
 from trueode.solvers.clock import Clock, Span
 from trueode.solvers.fixed import integrate as integrate_fixed
-from trueode.solvers.saving import Saver
+from trueode.solvers.saving import SavePoints, Saver
 from trueode.solvers.solution import Counter
 from trueode.solvers.stack import ACTIVATIONS, shift, stack_field
 from trueode.solvers.step import Stepper, StepResult, combine, weighted_sum
@@ -293,13 +294,15 @@ class _TapedSolve(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         z, *tensors = ctx.saved_tensors  # also tells whether a weight was changed in place since the forward solve
         stepper: TapeStepper = ctx.stepper
-        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: take the steps again under autograd
+        twice = torch.is_grad_enabled()
+        if twice or torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(gradients[0]):
+            # a gradient of the gradient, or many gradients at once: take the steps again under autograd
             inputs = [x for x in (z, *tensors) if x is not None and x.requires_grad]
-            field = stack_field(_stack_of(stepper.stack, tensors))
-            saver = Saver([ctx.grid[i] for i in ctx.saved], z.dtype) if ctx.saved else None
-            final = integrate_fixed(Stepper(field, stepper.tableau, stepper.clock), ctx.grid, z, saver)
-            outputs = [final, saver.stacked(final)] if saver else [final]
-            found = iter(torch.autograd.grad(outputs, inputs, gradients[: len(outputs)], create_graph=True))
+            with torch.enable_grad():
+                final, zs = _again(stepper, ctx.grid, ctx.saved, z, tensors)
+                outputs = [final] if zs is None else [final, zs]
+                given = gradients[: len(outputs)]
+                found = iter(torch.autograd.grad(outputs, inputs, given, create_graph=twice, materialize_grads=True))
             wanted = [next(found) if x is not None and x.requires_grad else None for x in (z, *tensors)]
             return None, None, None, None, *wanted
         entering: dict[int, Tensor] = {}
@@ -307,6 +310,21 @@ class _TapedSolve(torch.autograd.Function):
             entering[i] = entering[i] + gradients[1][j] if i in entering else gradients[1][j]
         start, layers = stepper.backward(gradients[0].contiguous(), entering)
         return None, None, None, None, start, *_tensors_of(layers)
+
+
+def _again(
+    stepper: TapeStepper, grid: list[float], saved: Saved, z: Tensor, tensors: Sequence[Any]
+) -> tuple[Tensor, Tensor | None]:
+    """The final state and the saved ones, by the same steps, recorded by autograd."""
+    field, counter = stack_field(_stack_of(stepper.stack, tensors)), stepper.counter
+
+    def counted(t: Tensor, z: Tensor) -> Tensor:
+        counter.add()
+        return field(t, z)
+
+    saver = Saver(SavePoints([grid[i] for i in saved], 0.0), stepper.clock) if saved else None
+    final = integrate_fixed(Stepper(counted, stepper.tableau, stepper.clock), grid, z, saver)
+    return final, None if saver is None else saver.stacked(final)
 
 
 def _tensors_of(layers: Sequence[Layer]) -> list[Tensor | None]:
