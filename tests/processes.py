@@ -45,8 +45,8 @@ def run(arguments: str, folder: Path) -> tuple[int, str]:
     return child.exitcode, output
 
 
-def run_ranks(arguments: str, folder: Path, world_size: int = 2) -> str:
-    """Run it as several processes that train together, as torchrun starts them."""
+def run_ranks(arguments: str, folder: Path, world_size: int = 2, code: int = 0) -> str:
+    """Run it as several processes that train together, as torchrun starts them; all end with the given exit code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -58,7 +58,7 @@ def run_ranks(arguments: str, folder: Path, world_size: int = 2) -> str:
     for child in ranks:
         child.join(300)
     output = (folder / "output.txt").read_text()
-    assert [child.exitcode for child in ranks] == [0] * world_size, output
+    assert [child.exitcode for child in ranks] == [code] * world_size, output
     return output
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,3 +69,38 @@ def test_resumed_by_two(tmp_path: Path) -> None:
     )
     for name, weight in uninterrupted["model"].items():
         torch.testing.assert_close(continued["model"][name], weight, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_sample_that_cannot_be_solved_is_met_by_all(part: str, tmp_path: Path) -> None:
+    """It lies on the second rank only; neither waits for the other for ever."""
+    (tmp_path / "own").mkdir()
+    random = np.random.default_rng(0)
+    for name in ("train", "test"):
+        x = random.normal(size=(20, 2))
+        if name == part:
+            x[-1] = 1e38
+        np.savez(tmp_path / "own" / f"{name}.npz", x=x, y=np.arange(20) % 2)
+    flags = (
+        "--name run --dataset arrays --data_dir own --network linear_odenet --niter 10 --batch_size 20 --n_steps 2 "
+        "--serial_batches true --evaluate_test_acc true --eval_interval 5 --log_interval 5"
+    )
+    output = processes.run_ranks(flags, tmp_path, code=1 if part == "train" else 0)
+    info = json.loads((tmp_path / "experiments" / "run" / "run.json").read_text())
+    if part == "train":
+        assert info["status"] == "diverged"
+        assert "last checkpoint" in output
+    else:
+        assert info["status"] == "finished"
+        assert "test data cannot be evaluated" in output
+
+
+@pytest.mark.parametrize("solver", ["euler", "dopri5 --tol 1e-3 --per_sample true", "midpoint --adjoint true"])
+def test_a_batch_smaller_than_the_number_of_ranks(solver: str, tmp_path: Path) -> None:
+    """21 samples in batches of 10: the last batch is one sample, for one of the ranks."""
+    (tmp_path / "own").mkdir()
+    x = np.random.default_rng(0).normal(size=(21, 2))
+    for name in ("train", "test"):
+        np.savez(tmp_path / "own" / f"{name}.npz", x=x, y=np.arange(21) % 2)
+    flags = "--name run --dataset arrays --data_dir own --network linear_odenet --niter 6 --batch_size 10"
+    processes.run_ranks(f"{flags} --solver {solver}", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -83,12 +84,13 @@ def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Datas
     if table is not None:
         rows = [row.to_dict() for row in table.rows]
         drawn["solver_swap"] = lambda: figures.solver_swap(rows, str(table.training))
-    portrait = phase_portrait(model, dataset.test, model.solver) if shape.task == "classification" else None
-    if portrait is not None:
-        drawn["trajectories"] = lambda: figures.trajectories(portrait)
-        drawn["regions"] = lambda: figures.regions(portrait)
-    if shape.task == "timeseries":
-        series = series_portrait(model, dataset.test, task, model.solver)
-        drawn["time_series"] = lambda: figures.time_series(*series)
+    with suppress(SolveError):  # on the test data: the verdict has told of it
+        portrait = phase_portrait(model, dataset.test, model.solver) if shape.task == "classification" else None
+        if portrait is not None:
+            drawn["trajectories"] = lambda: figures.trajectories(portrait)
+            drawn["regions"] = lambda: figures.regions(portrait)
+        if shape.task == "timeseries":
+            series = series_portrait(model, dataset.test, task, model.solver)
+            drawn["time_series"] = lambda: figures.time_series(*series)
     for name, draw in drawn.items():
         figures.save(draw(), directory.figures / f"{name}.png")
