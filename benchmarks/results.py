@@ -123,6 +123,7 @@ def figure_4a(trainer: Trainer) -> str:
     """The documented command of Figure 4 a."""
     run = trainer.train("figure-4a", FIGURE_4A)
     run.keep("solver_swap", "figure-4a")
+    sentence = run.audit["sentence"]
     rows = [
         f"| {row['solver']}{' (training)' if row['is_training'] else ''} | {' '.join(f'{x:g}' for x in row['factors'])} "
         f"| {row['n_steps']:g} | {row['nfe']:g} | {percent(row['accuracy'])} | {row['loss']:.4f} | {percent(row['flips'])} |"
@@ -133,7 +134,7 @@ def figure_4a(trainer: Trainer) -> str:
             f"## Figure 4 a, training step 1/64, one seed\n\n`python train.py {FIGURE_4A}`\n",
             "| solver | factor | steps | NFE | test accuracy | loss | changed predictions |\n|---|---|---|---|---|---|---|",
             *rows,
-            f"\n{run.audit['sentence'].capitalize()}.\n\n![Test accuracy against the number of steps](figure-4a.png)",
+            f"\n{sentence[0].upper()}{sentence[1:]}.\n\n![Test accuracy against the number of steps](figure-4a.png)",
         ]
     )
 

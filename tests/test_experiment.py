@@ -289,3 +289,40 @@ def test_what_is_wrong_is_said_in_one_message(capsys: pytest.CaptureFixture[str]
         assert "Traceback" not in output
         for word in words:
             assert word in output
+
+
+def test_overwriting_waits_until_the_new_run_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = train("--niter 3 --name run", capsys)
+    assert code == 0, output
+    before = everything(Path("experiments"))
+    for wrong in ("--dataset arrays --data_dir nope.npz --network linear_odenet", "--dataset pendulum --step_size 30"):
+        code, output = train(f"--name run --overwrite true {wrong}", capsys)
+        assert code == 2, output
+        assert everything(Path("experiments")) == before
+        code, output = train(f"--name other {wrong}", capsys)
+        assert code == 2, output
+        assert not Path("experiments/other").exists()
+
+
+def test_test_metrics_come_at_their_own_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--niter 12 --log_interval 7 --evaluate_test_acc true --eval_interval 5 --name run"
+    code, output = train(flags, capsys)
+    assert code == 0, output
+    rows = history("run")
+    assert rows["iteration"] == [1, 5, 7, 10, 12]
+    assert np.isfinite(rows["test_accuracy"]).tolist() == [False, True, False, True, True]
+
+
+def test_a_continued_run_does_not_keep_the_verdict_of_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output = train("--niter 3 --name run", capsys)
+    assert code == 0, output
+    info = Path("experiments/run/run.json")
+    assert "sentence" in json.loads(info.read_text())
+    code, output = train("--resume true --niter 6 --name run --lr 1e-4", capsys)
+    assert code == 0, output
+    assert json.loads(Path("experiments/run/audit.json").read_text())["iteration"] == 6
+    code, output = train("--niter 40 --name bad --optimizer sgd --lr 1e30", capsys)
+    assert code == 1, output
+    assert not {"sentence", "verdict"} & set(json.loads(Path("experiments/bad/run.json").read_text()))

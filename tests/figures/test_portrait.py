@@ -37,8 +37,9 @@ def test_only_so_many_paths_as_a_reader_can_follow():
 
 @pytest.mark.parametrize("draw", [figures.trajectories, figures.regions])
 def test_the_title_names_solver_and_accuracy_and_the_units_are_equal(draw):
-    axes = draw(portrait()).axes[0]
-    assert "euler, h = 1, accuracy 99.6 %" in axes.get_title(loc="left")
+    figure = draw(portrait())
+    axes = figure.axes[0]
+    assert any("euler, h = 1, accuracy 99.6 %" in text.get_text() for text in figure.texts)
     assert axes.get_aspect() == 1
 
 

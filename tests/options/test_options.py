@@ -227,3 +227,12 @@ def test_flags_give_the_options_again() -> None:
     ]
     options, given = load_options(words)
     assert load_options(options.flags(given)) == (options, given)
+
+
+def test_two_spellings_with_two_values_contradict_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text("evaluate_text_acc: true\nevaluate_test_acc: false\n")
+    with pytest.raises(OptionError, match="two values"):
+        read_file(path)
+    path.write_text("evaluate_text_acc: true\nevaluate_test_acc: true\n")
+    assert read_file(path) == {"evaluate_test_acc": True}

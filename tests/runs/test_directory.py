@@ -65,6 +65,15 @@ def test_two_runs_at_once_do_not_share_a_directory(tmp_path: Path) -> None:
     resumed.release()
 
 
+def test_a_directory_in_which_nothing_was_written_is_removed(tmp_path: Path) -> None:
+    create(tmp_path).release()
+    assert not (tmp_path / "run").exists()
+    directory = create(tmp_path)
+    directory.config.write_text("")
+    directory.release()
+    assert directory.config.exists()
+
+
 def test_a_name_that_was_given_and_is_taken(tmp_path: Path) -> None:
     taken(tmp_path, "run", "run-2", "run-3", "run-5")
     before = content(tmp_path)
@@ -131,8 +140,11 @@ def a_whole_run(root: Path) -> set[str]:
 def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
     own = a_whole_run(tmp_path)
     taken(tmp_path, "run-2", "other")
+    before = content(tmp_path / "run")
     directory = create(tmp_path, explicit=True, overwrite=True)
     assert directory.path == tmp_path / "run"
+    assert content(directory.path) == before  # nothing is lost before the new run is known to be possible
+    directory.clear()
     left = {name for name, text in content(directory.path).items() if text is not None}
     assert left == own
     assert all((directory.path / name).read_text() == name for name in own)
@@ -144,7 +156,7 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) ->
 def test_overwrite_keeps_a_file_of_the_user_in_a_folder_of_the_run(tmp_path: Path, place: str) -> None:
     a_whole_run(tmp_path)
     (tmp_path / "run" / place).write_text("mine")
-    create(tmp_path, explicit=True, overwrite=True)
+    create(tmp_path, explicit=True, overwrite=True).clear()
     assert (tmp_path / "run" / place).read_text() == "mine"
 
 

@@ -93,6 +93,10 @@ def notices(options: Options, given: frozenset[str]) -> list[str]:
         found.append(
             f"--tol {options.tol:g} cannot be met in float32 (about 1e-6 can); --precision float64 can meet it."
         )
+    if "tol" in given and not adaptive and not options.evaluate_with_dif_solver:
+        found.append(f"--tol has no effect: {options.solver} takes fixed steps.")
+    if "initial_tol" in given and not options.use_step_adaption_algo and adaptive:
+        found.append("--initial_tol has no effect without --use_step_adaption_algo true.")
     if "step_size" in given and (adaptive or options.use_step_adaption_algo):
         why = "the adaptation chooses the step" if options.use_step_adaption_algo else f"{options.solver} is adaptive"
         found.append(f"--step_size has no effect on training: {why}.")

@@ -108,6 +108,8 @@ def image_folder(
 ) -> tuple[Split | FolderSplit, Split | FolderSplit, tuple[str, ...]]:
     """Read ``root/{train,test}/CLASS/*``; where there is no ``test``, a seeded fifth is held out.
 
+    The test images are in a seeded random order.
+
     All images are grey if all files are, otherwise RGB.
 
     Args:
@@ -135,6 +137,7 @@ def image_folder(
         held_out = _scan(root / "test", classes)
     else:
         files, held_out = hold_out(files, seed)
+    held_out = mixed(held_out, seed)
     both = Files(files.paths + held_out.paths, files.labels + held_out.labels)
     train, test = _load(both, len(files.paths), image_size, max(1, num_workers))
     return train, test, classes
@@ -148,6 +151,11 @@ def hold_out(files: Files, seed: int) -> tuple[Files, Files]:
     chosen = np.zeros(n, bool)
     chosen[stream(seed, "split").permutation(n)[: max(1, n // 5)]] = True
     return files.subset(np.flatnonzero(~chosen).tolist()), files.subset(np.flatnonzero(chosen).tolist())
+
+
+def mixed(files: Files, seed: int) -> Files:
+    """The files in a random order: the first of them, on which a verdict is founded, are of all classes."""
+    return files.subset(stream(seed, "split", 1).permutation(len(files.paths)).tolist())
 
 
 def decode(path: Path, image_size: int | None) -> Array:

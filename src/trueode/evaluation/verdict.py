@@ -105,7 +105,8 @@ def verdict(
     least = least_cost(own.n_steps)
     n = min(len(first), int(budget / (1.1 * least)))  # a tenth is for samples that settle late
     if n < min(FEWEST, len(first)):
-        return _not_checked(task, solver, own.n, own.metric, budget, least, run_evaluations, what, command)
+        name = _named(task, own.n, len(split), what)
+        return _not_checked(task, solver, own.n, own.metric, budget, least, run_evaluations, name, command)
     if n < len(first):
         first = first.first(n)
         own = evaluate(model, first, task, solver, keep_outputs=True)
@@ -125,11 +126,16 @@ def verdict(
     if constant:
         status = "undecided"
     if status == "undecided" and unknown and not constant:
-        return _not_checked(task, solver, n, own.metric, budget, 4 * least, run_evaluations, what, command)
+        cost = max(4 * least, 4 * budget / SAMPLES)
+        name = _named(task, n, len(split), what)
+        return _not_checked(task, solver, n, own.metric, budget, cost, run_evaluations, name, command)
     shown = _metrics(task, own.metric, metric_exact, solver, n, len(split), what)
+    judgement = _judgement(status, certain, n, lower, upper, constant)
+    if status == "undecided" and not constant and n < min(SAMPLES, len(split)):
+        judgement += f", the budget was too small for more{_how(command, least, run_evaluations)}"
     return Verdict(
         status,
-        f"{shown}: {_judgement(status, certain, n, lower, upper, constant)}",
+        f"{shown}: {judgement}",
         str(solver),
         n,
         certain,
@@ -145,9 +151,13 @@ def verdict(
 
 
 def _metrics(task: Task, own: float, exact: float, solver: Solver, n: int, total: int, what: str) -> str:
-    samples = "" if n == total else f" (first {n} samples)"
-    name = task.metric_name
-    return f"{what} {name}{samples} {shown(name, own)} with {solver}; {shown(name, exact)} under the exact flow"
+    named, name = _named(task, n, total, what), task.metric_name
+    return f"{named} {shown(name, own)} with {solver}; {shown(name, exact)} under the exact flow"
+
+
+def _named(task: Task, n: int, total: int, what: str) -> str:
+    """The metric and the samples that it is of."""
+    return f"{what} {task.metric_name}" + ("" if n == total else f" (first {n} samples)")
 
 
 def _judgement(status: str, flips: int, n: int, lower: float, upper: float, constant: bool) -> str:
@@ -173,18 +183,23 @@ def _not_checked(
     budget: float,
     cost: float,
     run_evaluations: float,
-    what: str,
+    name: str,
     command: str,
 ) -> Verdict:
-    share = 1.2 * cost * SAMPLES / max(run_evaluations, 1.0)
-    how = f"; check it with: {command} --verdict_budget {share:.2g}" if command else ""
+    how = _how(command, cost, run_evaluations)
     sentence = (
-        f"{what} {task.metric_name} {shown(task.metric_name, metric)} with {solver}: not checked whether this model is an "
+        f"{name} {shown(task.metric_name, metric)} with {solver}: not checked whether this model is an "
         f"ODE, which takes more than the budget of {budget:.2g} field evaluations{how}"
     )
     return Verdict(
         "not_checked", sentence, str(solver), n, 0, 0.0, 1.0, task.metric_name, metric, float("nan"), 0, 0, budget
     )
+
+
+def _how(command: str, cost: float, run_evaluations: float) -> str:
+    """How to check with enough budget, if each sample costs so many evaluations."""
+    share = 1.2 * cost * SAMPLES / max(run_evaluations, 1.0)
+    return f"; check it with: {command} --verdict_budget {share:.2g}" if command else ""
 
 
 def percent(share: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,9 @@ def where(options: Options, directory: RunDirectory) -> str:
     place = (
         ""
         if options.output_dir == Options.model_fields["output_dir"].default
-        else f" --output_dir {options.output_dir}"
+        else f" --output_dir {shlex.quote(options.output_dir)}"
     )
-    return f"--name {directory.name}{place}"
+    return f"--name {shlex.quote(directory.name)}{place}"
 
 
 def judge(
@@ -53,17 +54,18 @@ def judge(
         except SolveError as failure:
             console.print(f"note: no other solvers were tried, the training solver fails on the {what} data. {failure}")
     channels = getattr(model.upstream, "out_channels", shape.sample[0])
-    judged = verdict(
-        model,
-        split,
-        task,
-        model.solver,
-        run_evaluations=evaluations,
-        share=options.verdict_budget,
-        flops=model.field.flops((channels, *shape.sample[1:])),  # type: ignore[attr-defined]
-        what=what,
-        command=f"python train.py --phase infer --split {what} {where(options, directory)}",
-    )
+    with console.status("comparing with the exact flow"):
+        judged = verdict(
+            model,
+            split,
+            task,
+            model.solver,
+            run_evaluations=evaluations,
+            share=options.verdict_budget,
+            flops=model.field.flops((channels, *shape.sample[1:])),  # type: ignore[attr-defined]
+            what=what,
+            command=f"python train.py --phase infer --split {what} {where(options, directory)}",
+        )
     console.print(judged.sentence, style="bold")
     return table, judged
 

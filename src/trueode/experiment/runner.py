@@ -74,6 +74,8 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     rule, spent = build_rule(options, model, shape, batches, ranks)
     solver = model.solver if rule is None else rule.solver
     state = State(model, build_optimizer(options, model), rule, solver, evaluations=spent)
+    if directory is not None and options.overwrite:  # not before all that the options ask for is there
+        directory.clear()
     resuming = directory is not None and any(directory.checkpoints.glob("*.pt"))
     if directory is not None and resuming:
         _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
@@ -133,7 +135,7 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     ranks.close()
     model.reduce, model.solver = None, state.solver
     table, judged = judge(options, directory, model, shape, dataset.test, "test", state.evaluations, console)
-    write_json(directory.path / "audit.json", judged.to_dict())
+    write_json(directory.path / "audit.json", {"iteration": state.iteration, **judged.to_dict()})
     if table is not None:
         write_json(directory.path / "solver_swap.json", table.to_dict())
         write_text(directory.path / "solver_swap.csv", table.to_csv())

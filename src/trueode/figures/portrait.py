@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from trueode.figures.theme import DARK, colour, new_figure, tell_empty, themed
+from trueode.figures.theme import DARK, MARGIN_LEFT, colour, new_figure, tell_empty, themed
 
 Portrait = Mapping[str, Any]
 
@@ -100,7 +100,9 @@ def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
         facts.append(f"accuracy {100 * float(accuracy):.1f} % on {len(portrait['labels'])} samples")
     figure = new_figure(5.4, 5.7)
     figure.subplots_adjust(top=0.89, bottom=0.15)
-    axes = figure.add_subplot(xlabel="$z_1$", ylabel="$z_2$", title=title + "\n" + ", ".join(filter(None, facts)))
+    axes = figure.add_subplot(xlabel="$z_1$", ylabel="$z_2$")
+    heading = title + "\n" + ", ".join(filter(None, facts))
+    figure.text(MARGIN_LEFT / 5.4, 0.985, heading, ha="left", va="top", fontsize="large", linespacing=1.4)
     axes.set_aspect("equal", adjustable="box")
     axes.locator_params(nbins=6)
     return figure, axes
@@ -109,9 +111,9 @@ def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
 def _view(axes: Axes, paths: NDArray[np.float64]) -> None:
     """All starts and the bulk of the ends: a few samples that are flung far away must not shrink all others to a dot."""
     whole = np.stack([paths.min(axis=(0, 1)), paths.max(axis=(0, 1))])
-    bulk = np.concatenate([paths[0], np.quantile(paths[-1], [0.1, 0.9], axis=0)])
+    bulk = np.concatenate([paths[0], np.quantile(paths[-1], [0.02, 0.98], axis=0)])
     bulk = np.stack([bulk.min(axis=0), bulk.max(axis=0)])
-    low, high = whole if (np.ptp(whole, axis=0) < 2 * np.ptp(bulk, axis=0)).all() else bulk
+    low, high = whole if (np.ptp(whole, axis=0) < 4 * np.ptp(bulk, axis=0)).all() else bulk
     middle, half = (low + high) / 2, 0.54 * max(float((high - low).max()), 1e-9)
     axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
 

@@ -126,13 +126,15 @@ def _point_out(axes: Axes, row: Row, name: str, training: object, scale: float) 
     left, right = axes.get_xlim()
     place = np.log(x / left) / np.log(right / left)
     align, shift = ("left", -6) if place < 0.3 else ("right", 6) if place > 0.7 else ("center", 0)
+    low, high = axes.get_ylim()
+    below = y < low + 0.35 * (high - low)  # its own line rises from there
     axes.annotate(
         f"trained with {training}" if training else "trained here",
         (x, y),
-        xytext=(shift, 9),
+        xytext=(shift, -9 if below else 9),
         textcoords="offset points",
         ha=align,
-        va="bottom",
+        va="top" if below else "bottom",
         fontsize=9,
         fontweight="bold",
     )

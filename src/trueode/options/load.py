@@ -129,4 +129,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
     for name in values:
         if name not in known:
             raise OptionError(f"Unknown option {name!r} in {path}.{nearest(str(name), known)}")
-    return {ALIASES.get(str(name), str(name)): value for name, value in values.items()}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        option = ALIASES.get(str(name), str(name))
+        if found.setdefault(option, value) != value:
+            raise OptionError(
+                f"{path} gives {option} two values, {found[option]} and {value}: {name} is another name for it."
+            )
+    return found

@@ -78,11 +78,12 @@ def load_latest(folder: Path, damaged: Callable[[str], None]) -> tuple[Path, dic
     Raises:
         CheckpointError: there is none.
     """
-    failures = []
+    failures: list[str] = []
     for path in found(folder):
+        if failures:
+            damaged(f"{failures[-1]} The one before it is used.")
         try:
             return path, read_checkpoint(path)
-        except CheckpointError as failure:  # noqa: PERF203
+        except CheckpointError as failure:
             failures.append(str(failure))
-            damaged(f"{failure} The one before it is used.")
     raise CheckpointError(f"There is no usable checkpoint in {folder}. {' '.join(failures)}".strip())

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FILES = (
     "evaluation_train.json",
     "evaluation_test.json",
 )
+CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
 FOLDERS = {
     "checkpoints": ("iteration_*.pt", f"*{TEMPORARY}"),
     "figures": ("*.png",),
@@ -55,7 +57,7 @@ class RunDirectory:
             output_dir: folder of all runs.
             name: the run's name; taken as it is when explicit, else the first free of NAME, NAME-2, NAME-3, ….
             explicit: whether the user gave the name.
-            overwrite: remove the files of an earlier run of that name (only files that a run writes).
+            overwrite: take the directory of an earlier run of that name; `clear` removes its files.
 
         Raises:
             RunExistsError: the name is explicit and taken, and ``overwrite`` was not asked for.
@@ -67,7 +69,6 @@ class RunDirectory:
                 (root / name).mkdir(exist_ok=True)
                 directory = cls(root / name)
                 directory.lock()
-                _clear(root / name)
                 return directory
             candidate, number = name, 1
             while (lock := _claim(root / candidate)) is None:
@@ -79,7 +80,7 @@ class RunDirectory:
                         f"The run {root / name} exists and is left as it is. Continue it with --resume true, replace it "
                         f"with --overwrite true, or choose a free name such as --name {free}."
                     )
-        except (FileExistsError, NotADirectoryError, PermissionError) as failure:
+        except OSError as failure:
             raise RunExistsError(
                 f"No run can be written to {root / name}: {failure.strerror}. Choose another --output_dir."
             ) from None
@@ -112,14 +113,28 @@ class RunDirectory:
             )
 
     def release(self) -> None:
-        """Let others write here."""
+        """Let others write here; a directory in which nothing was written is removed."""
         if self._lock is not None:
+            with suppress(OSError):  # it holds something
+                self.path.rmdir()
             self._lock.release()
             self._lock = None
 
+    def clear(self) -> None:
+        """Remove the files of an earlier run: only those that a run writes."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / f"{name}{TEMPORARY}").unlink(missing_ok=True)
+        for name, patterns in FOLDERS.items():
+            folder = self.path / name
+            for written in [file for pattern in patterns for file in folder.glob(pattern)]:
+                written.unlink()
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
     def start(self, facts: dict[str, Any]) -> None:
         """Write ``run.json`` at the start: what runs, with what, where."""
-        earlier = self.read_info()
+        earlier = {name: fact for name, fact in self.read_info().items() if name not in CLOSING}
         write_json(self.info, {**earlier, **_provenance(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
 
     def update(self, **facts: Any) -> None:
@@ -147,18 +162,6 @@ def _claim(path: Path) -> Lock | None:
         lock.release()
         return None
     return lock
-
-
-def _clear(path: Path) -> None:
-    for name in FILES:
-        (path / name).unlink(missing_ok=True)
-        (path / f"{name}{TEMPORARY}").unlink(missing_ok=True)
-    for name, patterns in FOLDERS.items():
-        folder = path / name
-        for written in [file for pattern in patterns for file in folder.glob(pattern)]:
-            written.unlink()
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _provenance() -> dict[str, Any]:

@@ -119,7 +119,8 @@ def train(
 
             last = state.iteration == schedule.niter
             stop = interrupted() if ranks.world_size == 1 else False
-            if last or state.iteration % schedule.log == 0 or state.iteration == 1:
+            testing = schedule.test is not None and (last or state.iteration % schedule.test == 0)
+            if last or testing or state.iteration % schedule.log == 0 or state.iteration == 1:
                 metric = task.metric_sum(output.detach(), batch).double() / whole
                 values = ranks.sum(torch.stack([loss.detach().double(), metric, suspicion.double()])).tolist()
                 if not isfinite(values[2]):
@@ -129,7 +130,7 @@ def train(
                     )
                 state.seconds = time.perf_counter() - begin
                 row = _row(state, solver, solution, values, task)
-                if schedule.test and (last or state.iteration % schedule.test == 0):
+                if testing:
                     row.update(_test(model, dataset, task, solver, ranks, hooks))
                 hooks.row(row)
                 if ranks.world_size > 1:  # a signal reaches ranks at different times: they agree on it here

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trueode.adaptation import Rule
+from trueode.errors import CheckpointError
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Checkpoint, FixedStep, Solver
 
@@ -62,7 +63,17 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state."""
+        """Take over a saved state.
+
+        Raises:
+            CheckpointError: it is not one of this version.
+        """
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise CheckpointError(
+                f"The checkpoint has no {', '.join(sorted(missing))}: another version of trueode wrote it. Use that one, or "
+                "start a new run."
+            )
         self.iteration = state["iteration"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
