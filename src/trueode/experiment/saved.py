@@ -103,6 +103,8 @@ def start(options: Options) -> tuple[Ranks, Console]:
     if options.torch_threads:
         torch.set_num_threads(options.torch_threads)
     ranks = distributed.connect(options.use_gpu, options.gpu_ids)
+    if options.use_gpu:
+        torch.backends.cudnn.deterministic = True  # equal runs give equal bits
     console = Console(highlight=False, soft_wrap=True, quiet=not ranks.is_main)
     if not console.is_terminal:
         console.width = 140  # tables in a log are not squeezed
