@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueode.runs.files import write_atomic, write_json, write_text
+from trueode.runs.files import Lock, write_atomic, write_json, write_text
 
 
 def test_what_is_written_is_there(tmp_path: Path) -> None:
@@ -90,3 +90,13 @@ def test_json_reads_back_and_numbers_that_are_not_finite_are_null(
 def test_tuples_are_lists(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"t": (1.5, float("nan"), [float("-inf"), (float("inf"),)])})
     assert json.loads((tmp_path / "a.json").read_text()) == {"t": [1.5, None, [None, [None]]]}
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    lock = Lock.take(tmp_path)
+    assert lock is not None
+    assert Lock.take(tmp_path) is None
+    lock.release()
+    again = Lock.take(tmp_path)
+    assert again is not None
+    again.release()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -48,12 +48,16 @@ def _finite(content: Any) -> Any:
 class Lock:
     """A lock on a folder, held by one process at a time; it ends with the process."""
 
-    def __init__(self, handle: int) -> None:
+    def __init__(self, handle: int | None = None) -> None:
         self._handle = handle
 
     @classmethod
     def take(cls, folder: Path) -> Lock | None:
-        """Lock a folder; None if it is locked already. Where the file system has no locks, there is nothing to wait for."""
+        """Lock a folder; None if it is locked already. Where folders cannot be locked, there is nothing to wait for."""
+        if sys.platform == "win32":
+            return cls()
+        import fcntl
+
         handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,4 +69,5 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back."""
-        os.close(self._handle)
+        if self._handle is not None:
+            os.close(self._handle)
