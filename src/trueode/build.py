@@ -152,8 +152,10 @@ def build_rule(
     step = paper_starting_step(
         model.field, z0, shape.t_end, order=model.solver.order, max_steps=options.max_steps, total=ranks.sum
     )
-    limits = {"threshold": options.threshold, "max_steps": options.max_steps}
-    return PaperStepRule(options.solver, shape.t_end, step, **limits), 2.0 * whole  # type: ignore[arg-type]
+    step_rule = PaperStepRule(
+        options.solver, shape.t_end, step, threshold=options.threshold, max_steps=options.max_steps
+    )
+    return step_rule, 2.0 * whole
 
 
 def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    try:
+    with suppress(OSError):  # a folder that cannot be written is no error
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
         try:
@@ -70,5 +71,3 @@ def _write(path: Path, arrays: Arrays) -> None:
         except BaseException:
             os.unlink(scratch)
             raise
-    except OSError:
-        pass
