@@ -9,18 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trueode.adaptation import PaperStepRule, PaperToleranceRule, Rule, paper_starting_step
-from trueode.data import Batches, Dataset, load_dataset
+from trueode.adaptation import FidelityRule, Ladder, PaperStepRule, PaperToleranceRule, Rule, paper_starting_step
+from trueode.catalog import AUTO, METHODS
+from trueode.data import Batches, Dataset, Unseen, keep_unseen, load_dataset
 from trueode.distributed import Ranks
 from trueode.errors import OptionError
+from trueode.evaluation import Task, get_task
 from trueode.fields import build_field, init_weights
 from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.seeds import torch_stream
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver
+from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, get_tableau
+from trueode.training.checks import Checks, accuracy_difference, prediction_difference
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GRADIENTS: dict[str, Gradient] = {"naive": Backprop(), "checkpoint": Checkpoint(), "adjoint": Adjoint()}
+COLD = 8  # field evaluations of the solver that a fidelity rule starts with
+CHECKED = 64  # samples of a check on unseen inputs
+CERTIFIED = 10  # flips that a certificate of enough samples would allow: fewer make it a matter of luck
 FLOORS = {"float32": 1e-7, "float64": 1e-13}  # below such a tolerance rounding decides
 
 
@@ -121,9 +127,9 @@ def training_solver(options: Options, t_end: float) -> Solver:
     """The solver that training starts with (an adaptation may choose another)."""
     if options.fixed_step:
         step = min(options.training_step(t_end), t_end)
-        return FixedStep(options.solver, step_size=step, max_steps=options.max_steps)
+        return FixedStep(options.method, step_size=step, max_steps=options.max_steps)
     tol = options.initial_tol if options.use_step_adaption_algo else options.tol
-    return Adaptive(options.solver, tol, tol, per_sample=options.per_sample)
+    return Adaptive(options.method, tol, tol, per_sample=options.per_sample)
 
 
 def build_rule(
@@ -136,6 +142,8 @@ def build_rule(
     """
     if not options.use_step_adaption_algo:
         return None, 0.0
+    if options.adaption_algo == "fidelity":
+        return _fidelity_rule(options, shape), 0.0
     if not options.fixed_step:
         rule = PaperToleranceRule(
             options.solver,
@@ -156,6 +164,49 @@ def build_rule(
         options.solver, shape.t_end, step, threshold=options.threshold, max_steps=options.max_steps
     )
     return step_rule, 2.0 * whole
+
+
+def _fidelity_rule(options: Options, shape: Shape) -> FidelityRule:
+    ladder = Ladder(max_steps=options.max_steps, tightest=FLOORS[options.precision])
+
+    def cold(method: str) -> FixedStep | Adaptive:
+        """The coarsest solver that training may start with."""
+        if METHODS[method].kind == "adaptive":
+            return Adaptive(method, ladder.loosest, ladder.loosest, per_sample=options.per_sample)
+        stages = get_tableau(method).advancing_stages
+        return FixedStep(method, n_steps=max(1, min(COLD // stages, options.max_steps)))
+
+    start, *others = (cold(method) for method in (AUTO if options.solver == "auto" else (options.method,)))
+    target = get_task(shape.task).target(options.fidelity)
+    return FidelityRule(start, target, fidelity=options.fidelity, others=others, ladder=ladder)
+
+
+def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | None]:
+    """The data to train and test with, and the inputs kept to control an adaptation and to certify its result.
+
+    Raises:
+        DataError: there are too few samples.
+    """
+    if not options.certifies:
+        return dataset, None
+    size = max(round(CERTIFIED / options.fidelity), 1)
+    return keep_unseen(dataset, seed=options.random_seed, share=options.held_out, size=size)
+
+
+def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ranks) -> Checks:
+    """What the adaptation sees of the training."""
+    if not options.certifies:
+        return Checks(task, ranks, accuracy_difference(task, ranks), interval=options.adaption_interval)
+    return Checks(
+        task,
+        ranks,
+        prediction_difference(task, ranks),
+        on=options.check_on,
+        unseen=unseen,
+        seed=options.random_seed,
+        size=CHECKED,
+        interval=options.adaption_interval,
+    )
 
 
 def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:

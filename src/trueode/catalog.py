@@ -24,6 +24,9 @@ METHODS: dict[str, Method] = {
     "tsit5": Method("adaptive", 5),
 }
 
+AUTO = ("rk4", "midpoint", "euler", "dopri5")
+"""The methods that ``--solver auto`` chooses from; it starts with the first."""
+
 
 class DataSet(NamedTuple):
     """A data set: ``shape`` is ``"signal"`` (channels, length), ``"image"`` (channels, height, width) or ``"any"``."""

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-_STREAMS = ("data", "split", "order", "weights")
+_STREAMS = ("data", "split", "order", "weights", "unseen", "noise")
 
 
 def stream(seed: int, purpose: str, *keys: int) -> np.random.Generator:
@@ -17,17 +17,17 @@ def stream(seed: int, purpose: str, *keys: int) -> np.random.Generator:
 
     Args:
         seed: of the run.
-        purpose: ``"data"``, ``"split"``, ``"order"`` or ``"weights"``.
+        purpose: one of ``_STREAMS``.
         keys: numbers of the part.
     """
     return np.random.default_rng(_sequence(seed, purpose, *keys))
 
 
-def torch_stream(seed: int, purpose: str) -> torch.Generator:
+def torch_stream(seed: int, purpose: str, *keys: int) -> torch.Generator:
     """The same for torch, whose generators want seeds with a good balance of 0 and 1 bits (its documentation says)."""
     import torch
 
-    number = int(_sequence(seed, purpose).generate_state(1, np.uint64)[0])
+    number = int(_sequence(seed, purpose, *keys).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(number >> 1)
 
 

@@ -1,16 +1,27 @@
-"""Rules that choose the step size or tolerance while a model trains."""
+"""Rules that choose step size, tolerance or method while a model trains, and the certificate of what they achieve."""
 
+from trueode.adaptation.certificate import Attempt, Certificate, Certifier
+from trueode.adaptation.fidelity import FidelityRule
+from trueode.adaptation.ladder import Ladder
 from trueode.adaptation.measure import Measure
 from trueode.adaptation.paper import PaperStepRule, PaperToleranceRule, paper_starting_step
-from trueode.adaptation.rule import Comparison, Evidence, Progress, Rule
+from trueode.adaptation.rule import Comparison, Evidence, Inspection, Progress, Refine, Rule, Signal
 
 __all__ = [
+    "Attempt",
+    "Certificate",
+    "Certifier",
     "Comparison",
     "Evidence",
+    "FidelityRule",
+    "Inspection",
+    "Ladder",
     "Measure",
     "PaperStepRule",
     "PaperToleranceRule",
     "Progress",
+    "Refine",
     "Rule",
+    "Signal",
     "paper_starting_step",
 ]

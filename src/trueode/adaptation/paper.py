@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.adaptation.rule import Comparison, Progress
+from trueode.adaptation.rule import Comparison, Inspection, Progress, Signal
 from trueode.catalog import METHODS
 from trueode.solvers import Adaptive, FixedStep
 from trueode.solvers.control import starting_step, trial_step
@@ -44,6 +44,7 @@ class PaperStepRule:
         self._threshold = threshold
         self._max_steps = max_steps
         self._step = step_size
+        self.signal: Signal | None = None
         self.notice = ""
 
     @property
@@ -55,7 +56,9 @@ class PaperStepRule:
         """Halve the step when the check fails, else grow it by a tenth if the check allows."""
         self.notice = ""
         test = self.test_solver
-        if measure(self.solver, test).difference > self._threshold:
+        difference = measure(self.solver, test).difference
+        self.signal = Signal(difference, self._threshold)
+        if difference > self._threshold:
             self._step = self._finer()
         else:
             larger = min(GROW * self._step, self._length)
@@ -86,6 +89,9 @@ class PaperStepRule:
     def _with(self, step: float) -> FixedStep:
         return FixedStep(self._method, step_size=step, max_steps=self._max_steps)
 
+    def certify(self, inspection: Inspection) -> None:
+        """The paper's rule promises nothing."""
+
     def state_dict(self) -> dict[str, Any]:
         """The step size."""
         return {"step_size": self._step}
@@ -114,6 +120,7 @@ class PaperToleranceRule:
         self._threshold = threshold
         self._floor = floor
         self._per_sample = per_sample
+        self.signal: Signal | None = None
         self.notice = ""
 
     @property
@@ -130,6 +137,7 @@ class PaperToleranceRule:
         while found.reference_nfe <= found.candidate_nfe and test.rtol > self._floor:
             test = self._tested_at(test.rtol / 10)
             found = measure(own, test)
+        self.signal = Signal(found.difference, self._threshold)
         if found.difference > self._threshold:
             if HALVE * self._tol >= self._floor:
                 self._tol *= HALVE
@@ -153,6 +161,9 @@ class PaperToleranceRule:
     def _tested_at(self, tol: float) -> Adaptive:
         tol = max(tol, min(self._floor, self._tol))
         return Adaptive("dopri5", tol, tol, per_sample=self._per_sample)
+
+    def certify(self, inspection: Inspection) -> None:
+        """The paper's rule promises nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """The tolerance."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from trueode.adaptation.certificate import Certificate
+from trueode.evaluation import Flips
 from trueode.solvers import Solver
 
 
@@ -39,8 +41,44 @@ class Progress:
     recent_nfe: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class Signal:
+    """What a rule has looked at.
+
+    Attributes:
+        value: the difference that it found between the training solver and a better one.
+        target: the difference above which it refines.
+    """
+
+    value: float
+    target: float
+
+
+@dataclass(frozen=True)
+class Refine:
+    """The answer of a rule whose certificate failed: train on with this solver, then ask again.
+
+    Attributes:
+        solver: to train on with.
+        iterations: how many.
+    """
+
+    solver: Solver
+    iterations: int
+
+
 Comparison = Callable[[Solver, Solver], Evidence]
 """``measure(candidate, reference)``: compares two solvers on one fixed batch."""
+
+
+class Inspection(Protocol):
+    """Counts flips on inputs that neither training nor the rule has seen."""
+
+    def size(self, attempt: int) -> int:
+        """The number of inputs that there are for an attempt; attempts are counted from 1."""
+
+    def count(self, solver: Solver, attempt: int) -> Flips:
+        """How many of them have another prediction under the exact flow than under the solver."""
 
 
 class Rule(Protocol):
@@ -51,11 +89,18 @@ class Rule(Protocol):
         """The solver of the next iteration."""
 
     @property
+    def signal(self) -> Signal | None:
+        """What the last proposal was made from; None before the first."""
+
+    @property
     def notice(self) -> str:
         """What the user should know since the last proposal; empty if nothing."""
 
     def propose(self, measure: Comparison, progress: Progress) -> Solver:
         """Choose the solver of the next iterations."""
+
+    def certify(self, inspection: Inspection) -> Certificate | Refine | None:
+        """Judge the trained model, at the end; None where the rule promises nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain values."""

@@ -13,10 +13,11 @@ from trueode.catalog import DATA_SETS, TASKS
 from trueode.data.cache import Arrays, cached
 from trueode.data.loaders import Batches
 from trueode.data.splits import Batch, Dataset, Split
+from trueode.data.unseen import Unseen, drawn, held_out
 from trueode.errors import DataError, nearest
 from trueode.seeds import stream
 
-__all__ = ["Batch", "Batches", "Dataset", "Split", "load_dataset"]
+__all__ = ["Batch", "Batches", "Dataset", "Split", "Unseen", "keep_unseen", "load_dataset"]
 
 
 def load_dataset(
@@ -82,17 +83,8 @@ def _published(name: str, root: Path, image_size: int | None) -> Dataset:
 
 
 def _generated(name: str, folder: Path, seed: int) -> Dataset:
-    from trueode.data import minima, pendulum, spheres
-
+    draw, version = _generator(name)
     counts = (64, 500) if name == "pendulum" else (2000, 1000)
-    draw: Callable[[int, np.random.Generator], tuple[Any, ...]]
-    if name == "pendulum":
-        draw, version = pendulum.pendulum, pendulum.VERSION
-    elif name == "three_minima":
-        draw, version = minima.three_minima, minima.VERSION
-    else:
-        d = int(name.removeprefix("concentric_sphere"))
-        draw, version = lambda n, rng: spheres.concentric_spheres(n, d, rng), spheres.VERSION
 
     def make() -> Arrays:
         drawn = (draw(n, stream(seed, "data", part)) for part, n in enumerate(counts))
@@ -106,3 +98,41 @@ def _generated(name: str, folder: Path, seed: int) -> Dataset:
     if train.t is not None:
         return Dataset(name, "timeseries", train, test, shape, train.x[0].numel(), t_end=float(train.t.max()))
     return Dataset(name, "classification", train, test, shape, int(train.y.max()) + 1)
+
+
+def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tuple[Dataset, Unseen]:
+    """Provide for samples that training does not see: fresh draws of generated data, else some of the training samples.
+
+    Args:
+        dataset: the data.
+        seed: of the run.
+        share: of the training samples that is kept from training where data is not generated.
+        size: samples wanted for an attempt to certify.
+
+    Returns:
+        The data to train and test with, and what is kept from it.
+
+    Raises:
+        DataError: there are too few samples.
+    """
+    if DATA_SETS[dataset.name].shape != "signal":  # not generated
+        return held_out(dataset, share, size, seed=seed)
+    draw, _ = _generator(dataset.name)
+
+    def fresh(n: int, key: int) -> Split:
+        x, y, *t = (torch.from_numpy(part.copy()) for part in draw(n, stream(seed, "unseen", key)))
+        return Split(x, y, t[0] if t else None).to(dataset.train.dtype)
+
+    return dataset, drawn(fresh, size)
+
+
+def _generator(name: str) -> tuple[Callable[[int, np.random.Generator], tuple[Any, ...]], int]:
+    """What draws samples of a generated data set, and its version."""
+    from trueode.data import minima, pendulum, spheres
+
+    if name == "pendulum":
+        return pendulum.pendulum, pendulum.VERSION
+    if name == "three_minima":
+        return minima.three_minima, minima.VERSION
+    d = int(name.removeprefix("concentric_sphere"))
+    return lambda n, rng: spheres.concentric_spheres(n, d, rng), spheres.VERSION

@@ -63,6 +63,10 @@ class FolderSplit:
         """The first ``n`` samples, or all if there are fewer."""
         return replace(self, files=Files(self.files.paths[:n], self.files.labels[:n]))
 
+    def take(self, indices: Tensor) -> FolderSplit:
+        """The samples of given indices ``(n,)`` as a split of their own."""
+        return replace(self, files=self.files.subset(indices.tolist()))
+
     def to(self, dtype: torch.dtype) -> FolderSplit:
         """The same samples with floating point numbers of another type."""
         return replace(self, dtype=dtype)

@@ -52,6 +52,11 @@ class Split:
         t = self.t[:n] if self.t is not None and self.t.dim() == 2 else self.t
         return replace(self, x=self.x[:n], y=self.y[:n], t=t)
 
+    def take(self, indices: Tensor) -> Split:
+        """The samples of given indices ``(n,)`` as a split of their own."""
+        t = self.t[indices] if self.t is not None and self.t.dim() == 2 else self.t
+        return replace(self, x=self.x[indices], y=self.y[indices], t=t)
+
     def to(self, dtype: torch.dtype) -> Split:
         """The same samples with floating point numbers of another type; times keep theirs, so that the last one stays it."""
 

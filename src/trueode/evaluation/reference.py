@@ -14,7 +14,7 @@ from trueode.data import Split
 from trueode.evaluation.metrics import batches_of, evaluating
 from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
-from trueode.solvers import FixedStep
+from trueode.solvers import FixedStep, Solver
 
 if TYPE_CHECKING:
     from trueode.data.folder import FolderSplit
@@ -50,6 +50,14 @@ def first_steps(n_steps: float) -> int:
 def least_cost(n_steps: float) -> int:
     """Field evaluations for one sample that settles at the first chance."""
     return 4 * first_steps(n_steps) * ((2 << SUCCESSIVE) - 1)
+
+
+def finer_solver(solver: Solver, n_steps: float) -> FixedStep:
+    """A solver to refer to while a model trains, quick and much finer than ``solver`` with its ``n_steps`` steps.
+
+    It is rk4 with as many steps, twice as many where the solver's order is rk4's or higher. It shows; it never decides.
+    """
+    return FixedStep("rk4", n_steps=max(16, ceil(n_steps) * (2 if solver.order >= 4 else 1)))
 
 
 def exact_flow(

@@ -17,6 +17,18 @@ from trueode.solvers.control import Reduce
 
 TOLERANCE = 0.01
 """The gap, relative to the scale of the outputs, above which the prediction of a sample counts as another one."""
+POWER = 8  # of the power mean of gaps: the higher, the closer to what decides, the largest gaps, and the noisier
+
+
+def keep(x: Tensor) -> Tensor:
+    """The sum over ranks, with one rank."""
+    return x
+
+
+def _mean(values: Tensor, reduce: Reduce) -> float:
+    """The mean over the samples of all ranks."""
+    total, count = reduce(torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])).tolist()
+    return float(total / count)
 
 
 class Task(ABC):
@@ -45,6 +57,17 @@ class Task(ABC):
         return None
 
     @abstractmethod
+    def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
+        """How much predictions differ from those in ``reference``: a continuous stand-in for the share of flips.
+
+        It falls as the error of a solver does. ``reduce`` sums over the ranks that share a batch.
+        """
+
+    @abstractmethod
+    def target(self, fidelity: float) -> float:
+        """The `difference` that goes with a share of flips."""
+
+    @abstractmethod
     def flipped(self, own: Tensor, reference: Tensor, scale: Tensor | None = None) -> Tensor:
         """Which samples have another prediction than in ``reference``: ``(batch,)`` of bool; not finite counts as other."""
 
@@ -63,6 +86,15 @@ class Classification(Task):
 
     def metric_sum(self, output: Tensor, batch: Batch) -> Tensor:
         return (output.argmax(1) == batch.y).sum()
+
+    def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
+        """The total variation of the distributions over classes, half the sum of |p - p'|, mean over samples: 0 to 1."""
+        variation = (own.softmax(1) - reference.softmax(1)).abs().sum(1) / 2
+        return _mean(variation, reduce)
+
+    def target(self, fidelity: float) -> float:
+        """The share itself: a prediction that flips varies by less than 1, others vary as well."""
+        return fidelity
 
     def flipped(self, own: Tensor, reference: Tensor, scale: Tensor | None = None) -> Tensor:
         """The most likely class is another one."""
@@ -109,6 +141,21 @@ class _Squares(Task):
             return total / count
 
         return mean((own - mean(own)).square()).sqrt()
+
+    def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
+        """The gap relative to the tolerance of 1 %: its power mean over samples, of the power 8.
+
+        0 where the reference is constant in a component, as a single sample is: there is nothing to measure a gap by.
+        """
+        scale = self.scale(reference, reduce)
+        if bool((scale == 0).any()):
+            return 0.0
+        gap = self._gap(own, reference, scale) / TOLERANCE
+        return float(_mean(gap.double() ** POWER, reduce) ** (1 / POWER))
+
+    def target(self, fidelity: float) -> float:
+        """``fidelity ** (1/8)``: with that power mean, the share of gaps above the tolerance is at most ``fidelity`` (Markov)."""
+        return float(fidelity ** (1 / POWER))
 
     def flipped(self, own: Tensor, reference: Tensor, scale: Tensor | None = None) -> Tensor:
         """The gap, RMS over components and times of (own - reference) / scale, exceeds 1 %."""

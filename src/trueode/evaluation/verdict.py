@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from trueode.data import Batch
 from trueode.errors import SolveError
+from trueode.evaluation.flips import compare_with_exact_flow
 from trueode.evaluation.metrics import evaluate
-from trueode.evaluation.reference import exact_flow, least_cost
+from trueode.evaluation.reference import least_cost
 from trueode.evaluation.statistics import clopper_pearson, samples_for
 from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
@@ -110,26 +108,17 @@ def verdict(
     if n < len(first):
         first = first.first(n)
         own = evaluate(model, first, task, solver, keep_outputs=True)
-    assert own.outputs is not None
-    exact = exact_flow(model, first, task, n_steps=own.n_steps, budget=budget)
-    scale = task.scale(exact.outputs)
-    flipped = task.flipped(own.outputs.double(), exact.outputs, scale)
-    # Samples that no refinement settles count as flips; those for which the budget was not enough are unknown.
-    unsettled = int((~exact.settled).sum())
-    unknown = 0 if exact.complete else unsettled
-    certain = int((flipped & exact.settled).sum()) + unsettled - unknown
+    found = compare_with_exact_flow(model, first, task, solver, own, budget=budget)
+    certain, unknown, constant = found.flips, found.unknown, found.constant
     lower, upper = clopper_pearson(certain, n)[0], clopper_pearson(certain + unknown, n)[1]
-    batch = first.batch(torch.arange(n))
-    metric_exact = float(task.metric_sum(exact.outputs, Batch(*batch))) / n
     status = "not_ode" if lower > MARGIN else "ode" if upper <= MARGIN else "undecided"
-    constant = scale is not None and bool((scale == 0).any())
     if constant:
         status = "undecided"
     if status == "undecided" and unknown and not constant:
         cost = max(4 * least, 4 * budget / SAMPLES)
         name = _named(task, n, len(split), what)
         return _not_checked(task, solver, n, own.metric, budget, cost, run_evaluations, name, command)
-    shown = _metrics(task, own.metric, metric_exact, solver, n, len(split), what)
+    shown = _metrics(task, own.metric, found.metric, solver, n, len(split), what)
     judgement = _judgement(status, certain, n, lower, upper, constant)
     if status == "undecided" and not constant and n < min(SAMPLES, len(split)):
         judgement += f", the budget was too small for more{_how(command, least, run_evaluations)}"
@@ -143,9 +132,9 @@ def verdict(
         upper,
         task.metric_name,
         own.metric,
-        metric_exact,
-        exact.n_steps,
-        exact.evaluations,
+        found.metric,
+        found.n_steps_exact,
+        found.evaluations,
         budget,
     )
 

@@ -11,7 +11,17 @@ import torch
 from rich.console import Console
 
 from trueode import distributed
-from trueode.build import Shape, build_batches, build_data, build_model, build_optimizer, build_rule, shape_of
+from trueode.build import (
+    Shape,
+    build_batches,
+    build_checks,
+    build_data,
+    build_model,
+    build_optimizer,
+    build_rule,
+    keep_apart,
+    shape_of,
+)
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
 from trueode.evaluation import get_task, shown
@@ -19,7 +29,6 @@ from trueode.experiment.closing import draw, judge, where
 from trueode.experiment.saved import resumed, start
 from trueode.options import Options, dump_yaml, make_options, read_file
 from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
-from trueode.solvers import Adaptive
 from trueode.training import Hooks, Outcome, Row, Schedule, State, train
 from trueode.training.progress import Progress
 
@@ -67,6 +76,7 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     begin = time.time()
     with ranks.main_first():
         dataset = build_data(options)
+    dataset, unseen = keep_apart(options, dataset)
     shape = shape_of(options, dataset)
     torch.manual_seed(options.random_seed)
     model = build_model(options, shape).to(ranks.device)
@@ -80,11 +90,12 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     if directory is not None and resuming:
         _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
         state.load_state_dict(saved)
-        if state.iteration >= options.niter:
+        if state.iteration >= options.niter + state.extra:
             console.print(f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer.")
     if ranks.world_size > 1:
         model.reduce = ranks.sum
     task = get_task(shape.task)
+    checks = build_checks(options, task, unseen, ranks)
     schedule = Schedule(
         options.niter,
         options.log_interval,
@@ -94,7 +105,7 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     )
     if not ranks.is_main:
         silent = Hooks(lambda row: None, lambda state: None, lambda text: None)
-        return _code(train(state, dataset, task, batches, schedule, ranks, silent))
+        return _code(train(state, dataset, task, batches, schedule, ranks, silent, checks))
 
     assert directory is not None
     _describe(options, directory, state, resuming)
@@ -107,7 +118,7 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
             hooks = _hooks(options, directory, task.metric_name, shape, state, console, stack)
             if state.iteration == 0:
                 hooks.checkpoint(state)
-            outcome = train(state, dataset, task, batches, schedule, ranks, hooks)
+            outcome = train(state, dataset, task, batches, schedule, ranks, hooks, checks)
             status = outcome.status
     except (DivergenceError, SolveError) as failure:
         status = "diverged"
@@ -134,6 +145,9 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
         return _code(outcome)
     ranks.close()
     model.reduce, model.solver = None, state.solver
+    if state.certificate is not None:
+        console.print(state.certificate.sentence, style="bold")
+        write_json(directory.path / "certificate.json", {"iteration": state.iteration, **state.certificate.to_dict()})
     table, judged = judge(options, directory, model, shape, dataset.test, "test", state.evaluations, console)
     write_json(directory.path / "audit.json", {"iteration": state.iteration, **judged.to_dict()})
     if table is not None:
@@ -173,12 +187,17 @@ def _hooks(
     stack: ExitStack,
 ) -> Hooks:
     """Where the main rank's results go."""
-    setting = "tolerance" if isinstance(state.solver, Adaptive) else "step_size"
     columns = ["iteration", "loss", metric, "test_loss", f"test_{metric}"]
-    columns += ["nfe", "nfe_backward", "n_steps", setting, "seconds"]
+    columns += [f"test_{metric}_reference"] if state.rule is not None else []
+    columns += ["nfe", "nfe_backward", "nfe_total", "n_steps"]
+    columns += ["tolerance"] if options.solver == "auto" or not options.fixed_step else []
+    columns += ["step_size"] if options.fixed_step else []
+    columns += ["order"] if options.solver == "auto" else []
+    columns += ["signal", "target"] if state.rule is not None else []
+    columns += ["seconds"]
     cut_history(directory.history, state.iteration)
     history = stack.enter_context(History(directory.history, columns))
-    progress = stack.enter_context(Progress(options.niter, state.iteration, console))
+    progress = stack.enter_context(Progress(options.niter + state.extra, state.iteration, console))
     board = None
     if options.use_tensorboard:
         from trueode.training.board import Board
@@ -187,13 +206,14 @@ def _hooks(
     told: set[str] = set()
 
     def row(values: Row) -> None:
+        values = {name: value for name, value in values.items() if name in columns}
         history.append(values)
         known = {name: value for name, value in values.items() if value is not None}
         texts = {"loss": f"{known['loss']:.4g}", metric: shown(metric, known[metric])}
         texts |= {"NFE": f"{known['nfe']:.4g}", "steps": f"{known['n_steps']:.4g}"}
         if f"test_{metric}" in known:
             texts[f"test {metric}"] = shown(metric, known[f"test_{metric}"])
-        progress.update(int(known["iteration"]), texts)
+        progress.update(int(known["iteration"]), texts, options.niter + state.extra)
         if board is not None:
             board.add(values)
 
@@ -206,4 +226,4 @@ def _hooks(
             told.add(text)
             console.print(f"note: {text}")
 
-    return Hooks(row, checkpoint, notice)
+    return Hooks(row, checkpoint, notice, progress.doing)

@@ -17,7 +17,7 @@ from trueode.experiment.closing import judge
 from trueode.models import NeuralODE
 from trueode.options import Options, make_options, read_file
 from trueode.runs import RunDirectory, load_latest, write_json
-from trueode.training import restored
+from trueode.solvers import from_plain
 
 PLACES = frozenset({"name", "output_dir", "data_dir", "phase", "split", "resume", "overwrite"})
 DEVICES = frozenset({"use_gpu", "gpu_ids", "num_threads", "torch_threads"})
@@ -138,5 +138,5 @@ def open_run(options: Options, directory: RunDirectory, console: Console) -> tup
     shape = Shape(**saved["shape"])
     model = build_model(options, shape)
     model.load_state_dict(saved["model"])
-    model.solver = restored(model.solver, saved["solver"])
+    model.solver = from_plain(saved["solver"])
     return model, shape, saved

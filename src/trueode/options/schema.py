@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from trueode.catalog import ACTIVATIONS, DATA_SETS, INITIALISATIONS, METHODS, NETWORKS, TASKS
+from trueode.catalog import ACTIVATIONS, AUTO, DATA_SETS, INITIALISATIONS, METHODS, NETWORKS, TASKS
 from trueode.errors import OptionError, nearest
 
 ALIASES = {
@@ -77,7 +77,9 @@ class Options(BaseModel):
     )
 
     # solver
-    solver: str = option("euler", "solver", "method that training uses", tuple(METHODS))
+    solver: str = option(
+        "euler", "solver", "method that training uses; auto: the adaptation chooses it", (*METHODS, "auto")
+    )
     step_size: float = option(1.0, "solver", "step of a fixed-step solver", gt=0)
     n_steps: int | None = option(None, "solver", "number of steps, instead of step_size", ge=1)
     tol: float = option(1e-8, "solver", "relative and absolute tolerance of an adaptive solver", gt=0)
@@ -102,9 +104,25 @@ class Options(BaseModel):
 
     # adaptation
     use_step_adaption_algo: bool = option(False, "adaptation", "adapt step size or tolerance during training")
-    adaption_algo: str = option("paper", "adaptation", "the rule that adapts", ("paper",))
-    threshold: float = option(0.1, "adaptation", "accuracy difference that makes the rule refine", gt=0, le=1)
-    initial_tol: float = option(1e-6, "adaptation", "tolerance that the adaptation starts with", gt=0)
+    adaption_algo: str = option("paper", "adaptation", "the paper's rule, or ours", ("paper", "fidelity"))
+    fidelity: float = option(
+        0.01, "adaptation", "share of predictions that may depend on the solver (fidelity rule)", gt=0, lt=1
+    )
+    check_on: str = option(
+        "held_out",
+        "adaptation",
+        "inputs that the fidelity rule looks at: unseen ones, the training batch with noise, or as it is",
+        ("held_out", "noise", "batch"),
+    )
+    held_out: float = option(
+        0.1,
+        "adaptation",
+        "share of the training samples kept to control and to certify (fidelity rule; not where data is generated)",
+        gt=0,
+        lt=1,
+    )
+    threshold: float = option(0.1, "adaptation", "accuracy difference at which the paper's rule refines", gt=0, le=1)
+    initial_tol: float = option(1e-6, "adaptation", "tolerance that the paper's rule starts with", gt=0)
     adaption_interval: int = option(50, "adaptation", "iterations between checks", ge=1)
 
     # evaluation
@@ -183,7 +201,17 @@ class Options(BaseModel):
     @property
     def fixed_step(self) -> bool:
         """Whether the training solver takes fixed steps."""
-        return METHODS[self.solver].kind == "fixed"
+        return METHODS[self.method].kind == "fixed"
+
+    @property
+    def method(self) -> str:
+        """The method that training starts with."""
+        return AUTO[0] if self.solver == "auto" else self.solver
+
+    @property
+    def certifies(self) -> bool:
+        """Whether the run ends with a certificate."""
+        return self.use_step_adaption_algo and self.adaption_algo == "fidelity"
 
     def training_step(self, t_end: float) -> float:
         """The step size of a fixed-step training solver on [0, t_end]."""
@@ -252,6 +280,10 @@ def _problems(o: Options) -> list[str]:
         found.append(
             f"--initial_tol {o.initial_tol:g} starts a tolerance rule, and {o.solver} takes fixed steps: "
             "choose an adaptive solver (fehlberg2, bosh3, dopri5, tsit5), or leave --initial_tol out."
+        )
+    if o.solver == "auto" and not o.certifies:
+        found.append(
+            "--solver auto leaves the choice to the adaptation: add --use_step_adaption_algo true --adaption_algo fidelity."
         )
     if o.resume and o.overwrite:
         found.append("--resume true and --overwrite true contradict each other: give one of them.")

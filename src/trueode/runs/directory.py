@@ -19,6 +19,7 @@ FILES = (
     "history.csv",
     "run.json",
     "audit.json",
+    "certificate.json",
     "solver_swap.json",
     "solver_swap.csv",
     "evaluation_train.json",

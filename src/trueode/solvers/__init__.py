@@ -4,7 +4,7 @@ from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from trueode.solvers.methods import TABLEAUS, get_tableau
 from trueode.solvers.solution import Solution
 from trueode.solvers.solve import solve
-from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
+from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver, from_plain, to_plain
 from trueode.solvers.tableau import ButcherTableau
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "OnGrid",
     "Solution",
     "Solver",
+    "from_plain",
     "get_tableau",
     "solve",
+    "to_plain",
 ]

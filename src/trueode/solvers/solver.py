@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from math import ceil, inf, isfinite
+from typing import Any
 
 from trueode.errors import SolveError, UsageError
 from trueode.solvers.methods import get_tableau
@@ -209,3 +211,20 @@ class OnGrid(_Method):
 
 
 Solver = FixedStep | Adaptive | OnGrid
+
+
+def to_plain(solver: Solver) -> dict[str, Any]:
+    """A solver as plain values, its method by name.
+
+    Raises:
+        UsageError: a given grid has no such form.
+    """
+    if isinstance(solver, OnGrid):
+        raise UsageError(f"{solver} cannot be written as plain values: use FixedStep or Adaptive.")
+    return {**{f.name: getattr(solver, f.name) for f in fields(solver)}, "method": solver.name}
+
+
+def from_plain(values: Mapping[str, Any], method: str | ButcherTableau | None = None) -> FixedStep | Adaptive:
+    """The solver of `to_plain`; ``method`` stands for the name, where it is a tableau of your own."""
+    kind: type[FixedStep | Adaptive] = Adaptive if "rtol" in values else FixedStep
+    return kind(**{**values, "method": method or values["method"]})

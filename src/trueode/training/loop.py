@@ -13,16 +13,17 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from trueode.adaptation import Measure, Progress
+from trueode.adaptation import Progress, Refine
 from trueode.data import Batch, Batches, Dataset
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
-from trueode.evaluation import Task, evaluate, to_device
+from trueode.evaluation import Task, evaluate, finer_solver, to_device
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solution, Solver
 from trueode.solvers.clock import seconds
+from trueode.training.checks import Checks, UnseenFlips, calls
 from trueode.training.memory import bytes_per_step, free_memory
 from trueode.training.state import State
 
@@ -64,17 +65,38 @@ class Hooks:
         row: takes a row of the history.
         checkpoint: saves the state.
         notice: tells the user something, once.
+        doing: tells what takes long.
     """
 
     row: Callable[[Row], None]
     checkpoint: Callable[[State], None]
     notice: Callable[[str], None]
+    doing: Callable[[str], None] = lambda text: None
 
 
 def train(
-    state: State, dataset: Dataset, task: Task, batches: Batches, schedule: Schedule, ranks: Ranks, hooks: Hooks
+    state: State,
+    dataset: Dataset,
+    task: Task,
+    batches: Batches,
+    schedule: Schedule,
+    ranks: Ranks,
+    hooks: Hooks,
+    checks: Checks | None = None,
 ) -> Outcome:
     """Train until ``schedule.niter`` iterations are done, or until the user interrupts.
+
+    A rule that certifies what it has achieved may ask for more iterations in the end.
+
+    Args:
+        state: of the training; it is changed.
+        dataset: the data.
+        task: what is learned.
+        batches: of the training data.
+        schedule: what happens when.
+        ranks: the processes that train together.
+        hooks: where results go.
+        checks: what a rule sees; needed where there is one.
 
     Raises:
         DivergenceError: the loss is not finite. The last checkpoint is from before.
@@ -86,9 +108,11 @@ def train(
     memory = _Memory(hooks.notice, ranks)
     suspicion = torch.zeros((), device=ranks.device)  # becomes NaN or infinite with the first such loss
     begin = time.perf_counter() - state.seconds
+    if state.iteration < schedule.niter + state.extra:
+        state.certificate = None  # it was of the model before it is trained on
     with _interrupts() as interrupted:
         for batch, whole in batches.from_iteration(state.iteration):
-            if state.iteration >= schedule.niter:
+            if state.iteration >= schedule.niter + state.extra:
                 break
             state.iteration += 1
             batch = to_device(batch, ranks.device)
@@ -99,28 +123,33 @@ def train(
             optimizer.zero_grad()
             # DistributedDataParallel averages gradients over ranks, and the loss is a sum over them
             (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
-            nfe = _calls(solution, batch, whole, ranks)
+            nfe = calls(solution, len(batch.x), whole, ranks)
             state.recent_nfe.append(nfe)
             state.samples += whole
             state.evaluations += nfe * whole
             state.evaluations_backward += solution.nfe_backward * whole
             solver = state.solver
 
-            if rule is not None and state.iteration % schedule.check == 0:
-                measure = _measure(state, task, batch, whole, output, nfe, ranks)
+            checked = rule is not None and state.iteration % schedule.check == 0
+            if checked:
+                assert rule is not None
+                assert checks is not None
+                measure, seen = checks.measure(state, batch, whole, output, nfe)
                 progress = Progress(state.iteration, schedule.niter, tuple(state.recent_nfe))
                 state.solver = rule.propose(measure, progress)
-                state.evaluations += measure.nfe * whole
+                state.evaluations += measure.nfe * seen
                 if rule.notice:
                     hooks.notice(rule.notice)
 
             optimizer.step()
             suspicion += loss.detach()
 
-            last = state.iteration == schedule.niter
+            if state.iteration == schedule.niter + state.extra and checks is not None:
+                _certify(state, task, checks, ranks, hooks)
+            last = state.iteration == schedule.niter + state.extra
             stop = interrupted() if ranks.world_size == 1 else False
             testing = schedule.test is not None and (last or state.iteration % schedule.test == 0)
-            if last or testing or state.iteration % schedule.log == 0 or state.iteration == 1:
+            if last or testing or checked or state.iteration % schedule.log == 0 or state.iteration == 1:
                 metric = task.metric_sum(output.detach(), batch).double() / whole
                 values = ranks.sum(torch.stack([loss.detach().double(), metric, suspicion.double()])).tolist()
                 if not isfinite(values[2]):
@@ -130,8 +159,10 @@ def train(
                     )
                 state.seconds = time.perf_counter() - begin
                 row = _row(state, solver, solution, values, task)
+                if checked and rule is not None and rule.signal is not None:
+                    row |= {"signal": rule.signal.value, "target": rule.signal.target}
                 if testing:
-                    row.update(_test(model, dataset, task, solver, ranks, hooks))
+                    row.update(_test(model, dataset, task, solver, ranks, hooks, refer=rule is not None))
                 hooks.row(row)
                 if ranks.world_size > 1:  # a signal reaches ranks at different times: they agree on it here
                     stop = bool(ranks.sum(torch.tensor(float(interrupted()), device=ranks.device)) > 0)
@@ -150,55 +181,42 @@ def train(
 
 
 def _test(
-    model: NeuralODE, dataset: Dataset, task: Task, solver: Solver, ranks: Ranks, hooks: Hooks
+    model: NeuralODE, dataset: Dataset, task: Task, solver: Solver, ranks: Ranks, hooks: Hooks, *, refer: bool
 ) -> dict[str, float]:
-    """Loss and metric on the test data; a solver that fails there does not end the training."""
+    """Loss and metric on the test data, the metric also under a finer solver to refer to.
+
+    A solver that fails there does not end the training.
+    """
     try:
         tested = evaluate(model, dataset.test, task, solver, ranks=ranks)
+        found = {"test_loss": tested.loss, f"test_{task.metric_name}": tested.metric}
+        if refer:
+            finer = evaluate(model, dataset.test, task, finer_solver(solver, tested.n_steps), ranks=ranks)
+            found[f"test_{task.metric_name}_reference"] = finer.metric
     except SolveError as failure:
         hooks.notice(f"the test data cannot be evaluated. {failure}")
         return {}
-    return {"test_loss": tested.loss, f"test_{task.metric_name}": tested.metric}
+    return found
 
 
-def _calls(solution: Solution[Any], batch: Batch, whole: int, ranks: Ranks) -> float:
-    """Field evaluations of a sample, the same number on every rank.
-
-    Ranks may need different numbers: under per-sample control, or where samples have times of their own. The mean is told.
-    """
-    if ranks.world_size == 1:
-        return solution.nfe
-    return float(ranks.sum(torch.tensor(float(solution.nfe * len(batch.x))))) / whole
-
-
-def _measure(
-    state: State, task: Task, batch: Batch, whole: int, output: Tensor, nfe: float, ranks: Ranks
-) -> Measure[Tensor | None]:
-    """Compares solvers on the current batch; the training forward counts as evaluated.
-
-    A solver that fails differs from every other one by 1.
-    """
-
-    def run(solver: Solver) -> tuple[Tensor | None, float]:
-        with torch.no_grad():
-            found, solved = task.predict(state.model, batch, solver, on_failure="return")
-        return found if solved.status == "success" else None, _calls(solved, batch, whole, ranks)
-
-    def difference(one: Tensor | None, other: Tensor | None) -> float:
-        if one is None or other is None:
-            return 1.0
-        if task.name == "classification":  # the paper's: of the accuracies
-            count = task.metric_sum(one, batch) - task.metric_sum(other, batch)
-        else:  # ours: share of samples whose outputs differ by more than the tolerance
-            scale = task.scale(other, ranks.sum)
-            if scale is not None and bool((scale == 0).any()):
-                return 0.0  # equal outputs, as of a single sample: nothing to measure a difference by
-            count = task.flipped(one, other, scale).sum()
-        return abs(float(ranks.sum(count.double()))) / whole
-
-    measure: Measure[Tensor | None] = Measure(run, difference)
-    measure.seed(state.solver, output.detach(), nfe)
-    return measure
+def _certify(state: State, task: Task, checks: Checks, ranks: Ranks, hooks: Hooks) -> None:
+    """Ask the rule for a certificate of the trained model; if it wants another solver and more iterations, provide them."""
+    if state.rule is None or checks.unseen is None:
+        return
+    inspection = UnseenFlips(state.model, checks.unseen, task, ranks, checks.batch_size)
+    hooks.doing("certifying on unseen inputs")
+    answer = state.rule.certify(inspection)
+    state.evaluations += inspection.evaluations
+    samples, forward, backward = state.logged
+    state.logged = (samples, forward + inspection.evaluations, backward)  # no part of any iteration
+    if isinstance(answer, Refine):
+        state.solver = answer.solver
+        state.extra += answer.iterations
+        hooks.notice(
+            f"the model cannot be certified as it is: training goes on for {answer.iterations} iterations with {answer.solver}."
+        )
+    else:
+        state.certificate = answer
 
 
 def _row(state: State, solver: Solver, solution: Solution[Any], values: list[float], task: Task) -> Row:
@@ -217,8 +235,10 @@ def _row(state: State, solver: Solver, solution: Solution[Any], values: list[flo
         task.metric_name: values[1],
         "nfe": forward / samples,
         "nfe_backward": backward / samples,
+        "nfe_total": state.evaluations / state.samples * state.iteration,
         "n_steps": solution.mean_steps,
         **setting,
+        "order": solver.order,
         "seconds": state.seconds,
     }
 

@@ -47,11 +47,19 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, iteration: int, values: dict[str, str]) -> None:
-        """Show where the run is; plain lines come about ten times in a run."""
+    def doing(self, text: str) -> None:
+        """Show what else is being done."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        elif self._console is not None:
+            self._console.print(text, highlight=False)
+
+    def update(self, iteration: int, values: dict[str, str], total: int | None = None) -> None:
+        """Show where the run is, and of how many iterations; plain lines come about ten times in a run."""
+        self._total = total or self._total
         text = ", ".join(f"{name} {value}" for name, value in values.items())
         if self._bar is not None:
-            self._bar.update(self._task, completed=iteration, description=text)
+            self._bar.update(self._task, completed=iteration, total=self._total, description=text)
         elif self._console is not None and (iteration >= self._next_line or iteration == self._total):
             self._console.print(f"iteration {iteration}/{self._total}: {text}", highlight=False)
             self._next_line = iteration + self._total / 10

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from trueode.adaptation import Rule
+from trueode.adaptation import Certificate, Rule
 from trueode.errors import CheckpointError
 from trueode.models import NeuralODE
-from trueode.solvers import Adaptive, Checkpoint, FixedStep, Solver
+from trueode.solvers import Checkpoint, Solver, from_plain, to_plain
 
 
 @dataclass
@@ -29,6 +29,8 @@ class State:
         samples: samples seen so far, repetitions included.
         logged: samples and the two numbers of evaluations at the last row of the history.
         recent_nfe: function evaluations of the last five training solves.
+        extra: iterations beyond those of the schedule, which a failed certificate asked for.
+        certificate: of the model as it is, once training has ended.
         seconds: time spent on training.
     """
 
@@ -42,6 +44,8 @@ class State:
     samples: int = 0
     logged: tuple[float, float, float] = (0, 0.0, 0.0)
     recent_nfe: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    extra: int = 0
+    certificate: Certificate | None = None
     seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,13 +55,15 @@ class State:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rule": None if self.rule is None else self.rule.state_dict(),
-            "solver": _setting(self.solver),
+            "solver": to_plain(self.solver),
             "checkpointing": isinstance(self.model.gradient, Checkpoint),
             "evaluations": self.evaluations,
             "evaluations_backward": self.evaluations_backward,
             "samples": self.samples,
             "logged": list(self.logged),
             "recent_nfe": list(self.recent_nfe),
+            "extra": self.extra,
+            "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "random": torch.get_rng_state(),
             "seconds": self.seconds,
         }
@@ -79,27 +85,15 @@ class State:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.rule is not None:
             self.rule.load_state_dict(state["rule"])
-        self.solver = restored(self.solver, state["solver"])
+        self.solver = from_plain(state["solver"])
         if state["checkpointing"]:  # chosen for want of memory; its gradient rounds differently
             self.model.gradient = Checkpoint()
         self.evaluations, self.evaluations_backward = state["evaluations"], state["evaluations_backward"]
         self.samples = state["samples"]
         first, second, third = state["logged"]
         self.logged = (first, second, third)
+        self.extra = state["extra"]
+        self.certificate = Certificate.from_dict(state["certificate"]) if state["certificate"] else None
         self.seconds = state["seconds"]
         self.recent_nfe.extend(state["recent_nfe"])
         torch.set_rng_state(state["random"].cpu())
-
-
-def _setting(solver: Solver) -> dict[str, float]:
-    """What an adaptation may have changed."""
-    if isinstance(solver, Adaptive):
-        return {"rtol": solver.rtol, "atol": solver.atol}
-    assert isinstance(solver, FixedStep)
-    assert solver.step_size is not None
-    return {"step_size": solver.step_size}
-
-
-def restored(solver: Solver, setting: dict[str, float]) -> Solver:
-    """The solver with a saved step size or tolerance."""
-    return replace(solver, **setting)  # type: ignore[arg-type]

@@ -1,0 +1,185 @@
+"""Our adaptation: the cheapest solver whose results a finer one hardly changes, and a certificate in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import inf, isfinite
+from typing import Any
+
+from trueode.adaptation.certificate import ATTEMPTS, Attempt, Certificate, Certifier
+from trueode.adaptation.ladder import Ladder, error_ratio
+from trueode.adaptation.rule import Comparison, Inspection, Progress, Refine, Signal
+from trueode.solvers import Solver, from_plain, to_plain
+
+WEIGHT = 0.2  # of a new check in the running mean
+SAFE = 0.6  # share of the target that a cheaper solver must keep to
+PATIENCE = 10  # checks
+HALF = 2.0  # a failed certificate divides the error by it
+LONGER = 200  # iterations of training after a failed certificate
+NEW_TRIAL: dict[str, Any] = {"checks": 0, "total": 0.0, "trial": 0}
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a rule remembers.
+
+    Attributes:
+        solver: the training solver.
+        error: running mean of its difference from the reference; None: nothing is known of it yet.
+        trial: number of the cheaper solver on trial.
+        checks: of the trial so far.
+        patience: checks that a trial takes.
+        total: the sum of the differences that the trial found.
+        risen: whether the last change was to a finer solver.
+        attempts: at a certificate.
+    """
+
+    solver: Solver
+    error: float | None = None
+    trial: int = 0
+    checks: int = 0
+    patience: int = PATIENCE
+    total: float = 0.0
+    risen: bool = True
+    attempts: tuple[Attempt, ...] = ()
+
+
+class FidelityRule:
+    """Adapts the number of steps, or the tolerance, by the difference from a solver of half the step.
+
+    A check measures how much the results of the training solver differ from those of the reference: the same method at
+    twice the steps (a tolerance 2^p times tighter).
+
+    * **Finer by theory.** When the running mean of that difference exceeds the target, the next training solver is the
+      coarsest one that meets it if errors fall with the order of the method; at most twice as fine.
+    * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is taken when its own
+      difference from the reference, mean over ten checks, is at most 0.6 of the target. Convergence may be a cliff, which
+      theory would step over.
+
+    The constants, and why. A new check has the weight 0.2 in the running mean: what the few samples of a check tell is
+    noisy, and yet a single one counts where it lies far above the target. 0.6 of the target keeps the two thresholds
+    apart by what one step of rk4 among eight changes, and so the solver at rest. Trials that follow a decrease which had
+    to be taken back are twice as long as those before: this ends any oscillation.
+
+    In the end the model is certified on inputs that neither training nor the rule has seen, against its exact flow (see
+    `Certifier`). Where that fails, the error of the solver is halved, whatever the number of flips, training goes on for
+    200 iterations, and the new model is judged, four times at most.
+
+    Args:
+        start: the solver to start with: `FixedStep` of a number of steps, or `Adaptive`.
+        target: the difference that the training solver may have; see `target_of`.
+        fidelity: the share of flips that the certificate allows.
+        others: solvers of other methods, for their trials; with them the rule chooses the method as well.
+        ladder: limits of steps and tolerances.
+    """
+
+    def __init__(
+        self,
+        start: Solver,
+        target: float,
+        *,
+        fidelity: float = 0.01,
+        others: Sequence[Solver] = (),
+        ladder: Ladder | None = None,
+    ) -> None:
+        self._state = _State(start)
+        self._target = target
+        self._fidelity = fidelity
+        self._others = tuple(others)
+        self._ladder = ladder or Ladder()
+        self.signal: Signal | None = None
+        self.notice = ""
+
+    @property
+    def solver(self) -> Solver:
+        """The training solver."""
+        return self._state.solver
+
+    def propose(self, measure: Comparison, progress: Progress) -> Solver:
+        """Refine when the mean difference exceeds the target, else go on with the trial of a cheaper solver."""
+        self.notice = ""
+        state = self._state
+        reference = state.solver.refined(2)
+        found = measure(state.solver, reference)
+        error = found.difference
+        if state.error is not None:
+            error = (1 - WEIGHT) * state.error + WEIGHT * error
+        self.signal = Signal(error, self._target)
+        state = replace(state, error=error)
+        if error <= self._target:  # not so if it is not a number
+            self._state = self._tried(state, measure, reference, found.candidate_nfe)
+        else:
+            self._state = self._refined(state, error / self._target)
+        return self.solver
+
+    def _refined(self, state: _State, ratio: float) -> _State:
+        """Take the solver whose error is ``ratio`` times smaller."""
+        known = isfinite(ratio)
+        solver = self._ladder.finer(state.solver, ratio if known else inf)
+        if solver is None:
+            self.notice = (
+                f"{state.solver} is as fine as allowed, and still its results differ from those of half its step by "
+                f"{state.error:.2g}, where {self._target:.2g} is wanted: {self._ladder.advice(state.solver)}."
+            )
+            return replace(state, error=state.error if known else None)
+        assert state.error is not None
+        return replace(
+            state,
+            solver=solver,
+            error=state.error * error_ratio(state.solver, solver) if known else None,
+            **NEW_TRIAL,
+            patience=state.patience if state.risen else 2 * state.patience,
+            risen=True,
+        )
+
+    def _tried(self, state: _State, measure: Comparison, reference: Solver, nfe: float) -> _State:
+        """One more check of the trial; at its end the solver on trial is taken, or the next one comes on trial."""
+        solver = self._on_trial(state, nfe)
+        allowed = SAFE * self._target * state.patience
+        state = replace(state, checks=state.checks + 1)
+        saves = False
+        if solver is not None and state.total <= allowed:  # else it has failed already
+            found = measure(solver, reference)
+            saves = found.candidate_nfe < nfe
+            state = replace(state, total=state.total + found.difference)
+        if state.checks < state.patience:
+            return state
+        if solver is not None and saves and state.total <= allowed:
+            return replace(state, solver=solver, error=state.total / state.checks, **NEW_TRIAL, risen=False)
+        return replace(state, **NEW_TRIAL | {"trial": (state.trial + 1) % (1 + len(self._others))})
+
+    def _on_trial(self, state: _State, nfe: float) -> Solver | None:
+        """The cheaper solver on trial: of the same method, or the finest of another one that costs less."""
+        if state.trial == 0:
+            return self._ladder.coarser(state.solver)
+        return self._ladder.cheaper(self._others[state.trial - 1], nfe)
+
+    def certify(self, inspection: Inspection) -> Certificate | Refine:
+        """Judge the trained model: a certificate, or with which solver to train on before the next attempt."""
+        state = self._state
+        certifier = Certifier(self._fidelity, state.attempts)
+        answer = certifier.refuse(inspection.size(certifier.number))
+        if answer is None:
+            answer = certifier.judge(inspection.count(state.solver, certifier.number))
+        self._state = replace(state, attempts=certifier.attempts)
+        if answer is not None:
+            return answer
+        if certifier.number > ATTEMPTS:
+            return certifier.give_up(
+                f"{ATTEMPTS} attempts were made; a longer training or a larger --fidelity may help"
+            )
+        finer = self._ladder.finer(state.solver, HALF)
+        if finer is None:
+            return certifier.give_up(self._ladder.advice(state.solver))
+        self._state = replace(self._state, solver=finer, error=None, **NEW_TRIAL, risen=True)
+        return Refine(finer, LONGER)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain values."""
+        return {**asdict(replace(self._state, solver=None)), "solver": to_plain(self.solver)}  # type: ignore[arg-type]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state."""
+        attempts = tuple(Attempt(**attempt) for attempt in state["attempts"])
+        self._state = _State(**{**state, "solver": from_plain(state["solver"]), "attempts": attempts})

@@ -1,0 +1,164 @@
+"""Where and how an adaptation looks at the model: solvers compared on a batch, flips counted on unseen inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trueode.adaptation import Measure
+from trueode.data import Batch, Unseen
+from trueode.distributed import Ranks
+from trueode.evaluation import Flips, Task, count_flips, to_device
+from trueode.models import NeuralODE
+from trueode.seeds import torch_stream
+from trueode.solvers import Solution, Solver
+from trueode.training.state import State
+
+NOISE = 0.1  # standard deviation of the noise on inputs, relative to theirs
+Difference = Callable[[Tensor, Tensor, Batch, int], float]
+"""``difference(own, reference, batch, whole)`` between outputs for this rank's part of a batch of ``whole`` samples."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a rule sees of a training run.
+
+    Attributes:
+        task: what is learned.
+        ranks: the processes that train together.
+        difference: between the outputs of two solvers.
+        on: ``"batch"``: the training batch; ``"noise"``: the same with a little noise; ``"held_out"``: unseen inputs.
+        unseen: inputs that training does not see; None: there are none, and nothing is certified.
+        seed: of the noise.
+        size: samples of a check on unseen inputs.
+        interval: iterations between checks.
+        batch_size: samples solved at once for a certificate.
+    """
+
+    task: Task
+    ranks: Ranks
+    difference: Difference
+    on: str = "batch"
+    unseen: Unseen | None = None
+    seed: int = 0
+    size: int = 64
+    interval: int = 1
+    batch_size: int = 256
+
+    def measure(
+        self, state: State, batch: Batch, whole: int, output: Tensor, nfe: float
+    ) -> tuple[Measure[Tensor | None], int]:
+        """Compare solvers at this iteration; where the training batch is looked at, its forward solve counts as done.
+
+        Args:
+            state: of the training.
+            batch: this rank's part of the training batch.
+            whole: samples of the training batch.
+            output: of the training solver for it.
+            nfe: its field evaluations for a sample.
+
+        Returns:
+            The comparison, in which a solver that fails differs infinitely from every other, and its samples.
+        """
+        seen = batch
+        if self.on == "held_out":
+            seen, whole = self._control(state.iteration)
+        elif self.on == "noise":
+            seen = self._noisy(batch, state.iteration)
+
+        def run(solver: Solver) -> tuple[Tensor | None, float]:
+            with torch.no_grad():
+                found, solved = self.task.predict(state.model, seen, solver, on_failure="return")
+            return found if solved.status == "success" else None, calls(solved, len(seen.x), whole, self.ranks)
+
+        def difference(one: Tensor | None, other: Tensor | None) -> float:
+            return float("inf") if one is None or other is None else self.difference(one, other, seen, whole)
+
+        measure: Measure[Tensor | None] = Measure(run, difference)
+        if self.on == "batch":
+            measure.seed(state.solver, output.detach(), nfe)
+        return measure, whole
+
+    def _control(self, iteration: int) -> tuple[Batch, int]:
+        """This rank's part of the next unseen samples, and how many they are for all ranks; again from the first in the end."""
+        assert self.unseen is not None
+        pool = self.unseen.control
+        size = min(self.size, len(pool))
+        start = iteration // self.interval * size
+        rank, world = self.ranks.rank, self.ranks.world_size
+        part = torch.arange(start + size * rank // world, start + size * (rank + 1) // world) % len(pool)
+        return to_device(pool.batch(part), self.ranks.device), size
+
+    def _noisy(self, batch: Batch, iteration: int) -> Batch:
+        """The batch with noise of a tenth of the inputs' standard deviation."""
+        generator = torch_stream(self.seed, "noise", iteration, self.ranks.rank)
+        noise = torch.randn(batch.x.shape, generator=generator, dtype=batch.x.dtype).to(batch.x.device)
+        deviation = batch.x.std() if batch.x.numel() > 1 else batch.x.new_tensor(0.0)
+        return batch._replace(x=batch.x + NOISE * deviation * noise)
+
+
+class UnseenFlips:
+    """An `Inspection` of a model on unseen inputs; the main rank looks, the others learn what it found.
+
+    Attributes:
+        evaluations: field evaluations spent, counted in samples.
+    """
+
+    def __init__(self, model: NeuralODE, unseen: Unseen, task: Task, ranks: Ranks, batch_size: int) -> None:
+        self._model, self._unseen, self._task, self._ranks = model, unseen, task, ranks
+        self._batch_size = batch_size
+        self.evaluations = 0
+
+    def size(self, attempt: int) -> int:
+        """The number of inputs of an attempt."""
+        return self._unseen.size
+
+    def count(self, solver: Solver, attempt: int) -> Flips:
+        """Flips among the inputs of an attempt."""
+        facts = torch.zeros(3, dtype=torch.float64)
+        if self._ranks.is_main:
+            split = self._unseen.attempt(attempt)
+            reduce, self._model.reduce = self._model.reduce, None  # the other ranks do not take part
+            try:
+                found = count_flips(self._model, split, self._task, solver, batch_size=self._batch_size)
+            finally:
+                self._model.reduce = reduce
+            facts = torch.tensor([found.flips, found.constant, found.evaluations], dtype=torch.float64)
+        flips, constant, evaluations = (round(x) for x in self._ranks.sum(facts).tolist())
+        self.evaluations += evaluations
+        return Flips(solver, self._unseen.size, flips, constant=bool(constant), evaluations=evaluations)
+
+
+def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
+    """The difference of the paper: between accuracies (ours for other tasks: the share of samples that flip)."""
+
+    def difference(one: Tensor, other: Tensor, batch: Batch, whole: int) -> float:
+        if task.name == "classification":
+            count = task.metric_sum(one, batch) - task.metric_sum(other, batch)
+        else:
+            scale = task.scale(other, ranks.sum)
+            if scale is not None and bool((scale == 0).any()):
+                return 0.0  # equal outputs, as of a single sample: nothing to measure a difference by
+            count = task.flipped(one, other, scale).sum()
+        return abs(float(ranks.sum(count.double()))) / whole
+
+    return difference
+
+
+def prediction_difference(task: Task, ranks: Ranks) -> Difference:
+    """Ours: the difference between predictions; labels are not needed."""
+    return lambda one, other, batch, whole: task.difference(one, other, ranks.sum)
+
+
+def calls(solution: Solution[Any], n: int, whole: int, ranks: Ranks) -> float:
+    """Field evaluations of a sample, the same number on every rank, of which this one has ``n`` of ``whole`` samples.
+
+    Ranks may need different numbers: under per-sample control, or where samples have times of their own. The mean is told.
+    """
+    if ranks.world_size == 1:
+        return solution.nfe
+    return float(ranks.sum(torch.tensor(float(solution.nfe * n)))) / whole
