@@ -23,7 +23,7 @@ FLOORS = {
     "figures": 2,
     "evaluation": 3,
     "adaptation": 4,
-    "build": 5,
+    "build": 5.5,  # of the same floor, above training
     "training": 5,
     "experiment": 6,
     "cli": 8,

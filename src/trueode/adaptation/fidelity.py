@@ -26,11 +26,11 @@ class _State:
 
     Attributes:
         solver: the training solver.
-        error: running mean of its difference from the reference; None: nothing is known of it yet.
+        error: running mean of its error; None: nothing is known of it yet.
         trial: number of the cheaper solver on trial.
         checks: of the trial so far.
         patience: checks that a trial takes.
-        total: the sum of the differences that the trial found.
+        total: the sum of the errors that the trial found.
         risen: whether the last change was to a finer solver.
         attempts: at a certificate.
     """
@@ -48,14 +48,13 @@ class _State:
 class FidelityRule:
     """Adapts the number of steps, or the tolerance, by the difference from a solver of half the step.
 
-    A check measures how much the results of the training solver differ from those of the reference: the same method at
-    twice the steps (a tolerance 2^p times tighter).
+    A check measures how much the results of the training solver differ from those of the reference: the same method, of
+    order p, at twice the steps (a tolerance 2^p times tighter). This is 1 - 2^-p of the training solver's error.
 
-    * **Finer by theory.** When the running mean of that difference exceeds the target, the next training solver is the
-      coarsest one that meets it if errors fall with the order of the method; at most twice as fine.
-    * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is taken when its own
-      difference from the reference, mean over ten checks, is at most 0.6 of the target. Convergence may be a cliff, which
-      theory would step over.
+    * **Finer by theory.** When the running mean of the error exceeds the target, the next training solver is the coarsest
+      one that meets it if errors fall with the order of the method; at most twice as fine.
+    * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is taken when its own error,
+      mean over ten checks, is at most 0.6 of the target. Convergence may be a cliff, which theory would step over.
 
     The constants, and why. A new check has the weight 0.2 in the running mean: what the few samples of a check tell is
     noisy, and yet a single one counts where it lies far above the target. 0.6 of the target keeps the two thresholds
@@ -68,7 +67,7 @@ class FidelityRule:
 
     Args:
         start: the solver to start with: `FixedStep` of a number of steps, or `Adaptive`.
-        target: the difference that the training solver may have; see `target_of`.
+        target: the error that the training solver may have, in the units of the measure's difference.
         fidelity: the share of flips that the certificate allows.
         others: solvers of other methods, for their trials; with them the rule chooses the method as well.
         ladder: limits of steps and tolerances.
@@ -102,7 +101,7 @@ class FidelityRule:
         state = self._state
         reference = state.solver.refined(2)
         found = measure(state.solver, reference)
-        error = found.difference
+        error = found.difference / _seen(state.solver)
         if state.error is not None:
             error = (1 - WEIGHT) * state.error + WEIGHT * error
         self.signal = Signal(error, self._target)
@@ -119,8 +118,8 @@ class FidelityRule:
         solver = self._ladder.finer(state.solver, ratio if known else inf)
         if solver is None:
             self.notice = (
-                f"{state.solver} is as fine as allowed, and still its results differ from those of half its step by "
-                f"{state.error:.2g}, where {self._target:.2g} is wanted: {self._ladder.advice(state.solver)}."
+                f"{state.solver} is as fine as allowed, and still its error is {state.error:.2g} where "
+                f"{self._target:.2g} is wanted: {self._ladder.advice(state.solver)}."
             )
             return replace(state, error=state.error if known else None)
         assert state.error is not None
@@ -142,7 +141,7 @@ class FidelityRule:
         if solver is not None and state.total <= allowed:  # else it has failed already
             found = measure(solver, reference)
             saves = found.candidate_nfe < nfe
-            state = replace(state, total=state.total + found.difference)
+            state = replace(state, total=state.total + found.difference / _seen(state.solver))
         if state.checks < state.patience:
             return state
         if solver is not None and saves and state.total <= allowed:
@@ -183,3 +182,8 @@ class FidelityRule:
         """Take over a saved state."""
         attempts = tuple(Attempt(**attempt) for attempt in state["attempts"])
         self._state = _State(**{**state, "solver": from_plain(state["solver"]), "attempts": attempts})
+
+
+def _seen(solver: Solver) -> float:
+    """The share of a solver's error that a comparison with half the step shows."""
+    return 1 - 0.5**solver.order

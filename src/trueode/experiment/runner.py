@@ -134,7 +134,7 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
             status=status,
             iteration=state.iteration,
             evaluations=state.evaluations,
-            nfe_per_iteration=state.evaluations / (options.batch_size * max(state.iteration, 1)),
+            nfe_per_iteration=state.evaluations / max(state.samples, 1),
             seconds=time.time() - begin,
         )
     if outcome.status == "interrupted":

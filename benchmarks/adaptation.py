@@ -1,0 +1,289 @@
+"""Adaptation measured: rules on Sphere2 at the scale of the paper, a row per seed, as CSV and Markdown.
+
+    python benchmarks/adaptation.py                          seeds 0 to 6, all rules: hours on two cores
+    python benchmarks/adaptation.py --seeds 100-106          the seeds that nothing was tuned on
+    python benchmarks/adaptation.py --rules rk4 --seeds 0 1  some of it
+
+Each run goes to a file of ``--output_dir`` when it is finished, and is not repeated. The tables, with machine and wall
+time, go to ``docs/adaptation/sphere2-FIRST-LAST.csv`` and ``.md``.
+
+NFE: forward evaluations of the field for a sample, per iteration of the 10 000: training, checks, trials, certificate and
+what a failed certificate adds. Flips: predictions that differ from those of rk4 with 512 steps in double precision, among
+2000 fresh points every 250 iterations of the second half, and among 20 000 at the end. CV: standard deviation over mean
+of the number of steps over the second half; V: sum of the changes of its logarithm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "adaptation"
+NITER, EVERY, MANY, SOME, EXACT = 10_000, 250, 20_000, 2_000, 512
+ADAPT = "--use_step_adaption_algo true"
+RULES = {
+    "rk4": f"--solver rk4 {ADAPT} --adaption_algo fidelity",
+    "euler": f"--solver euler {ADAPT} --adaption_algo fidelity",
+    "dopri5": f"--solver dopri5 {ADAPT} --adaption_algo fidelity",
+    "auto": f"--solver auto {ADAPT} --adaption_algo fidelity",
+    "paper": f"--solver euler {ADAPT}",
+    "rk4x6": "--solver rk4 --n_steps 6",
+}
+COLUMNS = {
+    "seed": "seed",
+    "final": "final solver",
+    "nfe": "NFE",
+    "flips": "flips, end",
+    "worst": "flips, worst",
+    "accuracy": "accuracy",
+    "exact": "exact flow",
+    "cv": "CV",
+    "v": "V",
+    "certificate": "certificate",
+    "seconds": "seconds",
+    "checking": "checking",
+}
+
+
+def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
+    """Train one model as ``python train.py`` would, and look at it while it trains."""
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)
+    from trueode import build
+    from trueode.data.spheres import concentric_spheres
+    from trueode.distributed import Ranks
+    from trueode.evaluation import get_task
+    from trueode.options import load_options
+    from trueode.training import Hooks, Schedule, State, train
+
+    words = f"{RULES[rule_name]} --random_seed {seed} --niter {NITER} --data_dir {os.environ['TRUEODE_DATA']}".split()
+    options, _ = load_options(words)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    dataset, unseen = build.keep_apart(options, build.build_data(options))
+    shape = build.shape_of(options, dataset)
+    torch.manual_seed(seed)
+    model = build.build_model(options, shape)
+    batches = build.build_batches(options, dataset, ranks)
+    rule, spent = build.build_rule(options, model, shape, batches, ranks)
+    solver = model.solver if rule is None else rule.solver
+    state = State(model, build.build_optimizer(options, model), rule, solver, evaluations=spent)
+    task = get_task(shape.task)
+    fresh, labels = concentric_spheres(MANY, 2, np.random.default_rng([2026, seed]))
+    points, classes = torch.from_numpy(fresh), torch.from_numpy(labels)
+
+    rows: list[dict[str, Any]] = []
+    flips: list[tuple[int, float]] = []
+    clock = {"looking": 0.0, "checking": 0.0}
+    begin = time.perf_counter()
+
+    def look(current: State) -> None:
+        """Every 250 iterations of the second half: not part of the run, nor of its time."""
+        if current.iteration >= NITER // 2 and current.iteration <= NITER:
+            start = time.perf_counter()
+            own, exact = predictions(model, current.solver, points[:SOME])
+            flips.append((current.iteration, float((own != exact).double().mean())))
+            clock["looking"] += time.perf_counter() - start
+
+    checks = build.build_checks(options, task, unseen, ranks)
+    timed = _Timed(rule, clock) if rule is not None else None
+    state.rule = timed  # type: ignore[assignment]
+    schedule = Schedule(NITER, options.log_interval, None, options.adaption_interval, EVERY)
+    train(state, dataset, task, batches, schedule, ranks, Hooks(rows.append, look, lambda text: None), checks)
+    seconds = time.perf_counter() - begin - clock["looking"]
+
+    own, exact = predictions(model, state.solver, points)
+    half = [row for row in rows if row["iteration"] > NITER // 2]
+    setting = "tolerance" if "tolerance" in half[-1] else "n_steps"
+    steps = np.array([row["n_steps"] for row in half if row["iteration"] <= NITER and row["iteration"] % 50 == 0])
+    values = np.array([row[setting] for row in half if row["iteration"] <= NITER and setting in row])
+    certificate = state.certificate
+    return {
+        "rule": rule_name,
+        "seed": seed,
+        "final": str(state.solver),
+        "nfe": state.evaluations / state.samples * state.iteration / NITER,
+        "flips": float((own != exact).double().mean()),
+        "worst": max(share for _, share in flips),
+        "accuracy": float((own == classes).double().mean()),
+        "exact": float((exact == classes).double().mean()),
+        "cv": float(steps.std() / steps.mean()),
+        "v": float(np.abs(np.diff(np.log(values))).sum()),
+        "certificate": "" if certificate is None else f"{certificate.status}, {len(certificate.attempts)}",
+        "seconds": seconds,
+        "checking": clock["checking"] / seconds,
+        "flips_over_time": flips,
+        "history": {name: [row.get(name) for row in rows] for name in HISTORY},
+    }
+
+
+HISTORY = (
+    "iteration",
+    "loss",
+    "accuracy",
+    "nfe",
+    "nfe_total",
+    "n_steps",
+    "step_size",
+    "tolerance",
+    "order",
+    "signal",
+    "target",
+)
+
+
+class _Timed:
+    """A rule whose proposals are timed."""
+
+    def __init__(self, rule: Any, clock: dict[str, float]) -> None:
+        self._rule, self._clock = rule, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rule, name)
+
+    def propose(self, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return self._rule.propose(*arguments)
+        finally:
+            self._clock["checking"] += time.perf_counter() - start
+
+
+def predictions(model: Any, solver: Any, points: Any) -> tuple[Any, Any]:
+    """Classes of points (in double precision) under a solver in single precision, and under the exact flow."""
+    from copy import deepcopy
+
+    import torch
+
+    from trueode import FixedStep
+
+    double = deepcopy(model).double()
+    with torch.no_grad():
+        own = [model(part.float(), solver).argmax(1) for part in points.split(500)]
+        exact = [double(part, FixedStep("rk4", n_steps=EXACT)).argmax(1) for part in points.split(500)]
+    return torch.cat(own), torch.cat(exact)
+
+
+def run_all(jobs: Sequence[tuple[str, int]], folder: Path, processes: int) -> Iterator[dict[str, Any]]:
+    """The results of jobs, those that are not there yet computed in processes of one thread each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRUEODE_DATA": str(folder / "data")}
+
+    def one(job: tuple[str, int]) -> dict[str, Any]:
+        path = folder / f"{job[0]}-{job[1]}.json"
+        if not path.exists():
+            command = [sys.executable, str(Path(__file__).resolve()), "--one", job[0], str(job[1]), str(path)]
+            subprocess.run(command, env=environment, check=True)
+        result: dict[str, Any] = json.loads(path.read_text())
+        print(shown(result), flush=True)
+        return result
+
+    with ThreadPoolExecutor(processes) as pool:
+        yield from pool.map(one, jobs)
+
+
+def shown(result: dict[str, Any]) -> str:
+    """A result in a line."""
+    return " | ".join([result["rule"], *(cell(result, name) for name in COLUMNS)])
+
+
+def cell(result: dict[str, Any], name: str) -> str:
+    value = result[name]
+    if name in ("flips", "worst"):
+        return f"{100 * value:.2f} %"
+    if name in ("accuracy", "exact", "cv", "checking"):
+        return f"{100 * value:.1f} %"
+    if name in ("nfe", "v"):
+        return f"{value:.2f}" if name == "v" else f"{value:.1f}"
+    return f"{value:.0f}" if name == "seconds" else str(value)
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """A table of the rules: what the targets are stated for."""
+    lines = [
+        "| rule | NFE, mean | NFE, largest | flips at the end, largest | flips in the second half, largest | "
+        "accuracy under the exact flow, mean | CV, largest | V, largest | certified |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for rule in dict.fromkeys(result["rule"] for result in results):
+        rows = [result for result in results if result["rule"] == rule]
+        largest = {name: max(row[name] for row in rows) for name in ("nfe", "flips", "worst", "cv", "v")}
+        certified = sum(row["certificate"].startswith("certified") for row in rows)
+        promised = f"{certified} of {len(rows)}" if any(row["certificate"] for row in rows) else ""
+        lines.append(
+            f"| {rule} | {mean(row['nfe'] for row in rows):.1f} | {largest['nfe']:.1f} | {100 * largest['flips']:.2f} % | "
+            f"{100 * largest['worst']:.2f} % | {100 * mean(row['exact'] for row in rows):.2f} % | "
+            f"{100 * largest['cv']:.1f} % | {largest['v']:.2f} | {promised} |"
+        )
+    return "\n".join(lines)
+
+
+def write(results: list[dict[str, Any]], seeds: Sequence[int], command: str) -> None:
+    """The tables of one set of seeds."""
+    DOCS.mkdir(parents=True, exist_ok=True)
+    name = f"sphere2-{min(seeds)}-{max(seeds)}"
+    with (DOCS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["rule", *COLUMNS], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(results)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    minutes = sum(result["seconds"] for result in results) / 60
+    head = "| rule | " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|"
+    rows = "\n".join(f"| {shown(result)} |" for result in results)
+    rules = "\n".join(f"* `{rule}`: `python train.py {flags} --niter {NITER}`" for rule, flags in RULES.items())
+    (DOCS / f"{name}.md").write_text(
+        f"# Adaptation on Sphere2, seeds {min(seeds)} to {max(seeds)}\n\n"
+        f"Written by `{command}` at commit {commit.stdout.strip()}, {os.cpu_count()} cores ({platform.machine()}), a "
+        f"process per core; {minutes:.0f} core minutes of training, without the measurements.\n\n"
+        f"{(__doc__ or '').strip().split('NFE:', 1)[1].join(['NFE:', ''])}\n\n"
+        f"{summary(results)}\n\n{rules}\n\n## Seed by seed\n\n{head}\n{rows}\n",
+        encoding="utf-8",
+    )
+
+
+def parse_seeds(words: Sequence[str]) -> list[int]:
+    seeds: list[int] = []
+    for word in words:
+        first, _, last = word.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", default=["0-6"], help="as 0-6 or 0 1 2 (default: 0-6)")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="default: all")
+    parser.add_argument("--output_dir", type=Path, default=Path("experiments/adaptation"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        rule, seed, path = arguments.one
+        result = train_and_measure(rule, int(seed))
+        partial = Path(f"{path}.part")
+        partial.write_text(json.dumps(result))
+        partial.replace(path)
+        return
+    seeds = parse_seeds(arguments.seeds)
+    jobs = [(rule, seed) for rule in arguments.rules for seed in seeds]
+    results = list(run_all(jobs, arguments.output_dir.resolve(), arguments.processes))
+    command = f"python benchmarks/adaptation.py --seeds {' '.join(arguments.seeds)}"
+    write(results, seeds, command)
+    print(summary(results), f"\nresults: {DOCS}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
