@@ -84,7 +84,9 @@ def test_the_training_batch_costs_nothing_under_the_training_solver() -> None:
 
 def test_held_out_inputs_are_taken_in_turn_and_counted() -> None:
     pool, field = torch.arange(10.0)[:, None] + 1, Seeing()
-    checks = Checks(NUMBERS, ALONE, prediction_difference(NUMBERS, ALONE), "held_out", unseen(pool), size=4, interval=50)
+    checks = Checks(
+        NUMBERS, ALONE, prediction_difference(NUMBERS, ALONE), "held_out", unseen(pool), size=4, interval=50
+    )
     met = []
     for iteration in (50, 100, 150):
         field.seen.clear()

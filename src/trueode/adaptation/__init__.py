@@ -5,7 +5,7 @@ from trueode.adaptation.fidelity import FidelityRule
 from trueode.adaptation.ladder import Ladder
 from trueode.adaptation.measure import Measure
 from trueode.adaptation.paper import PaperStepRule, PaperToleranceRule, paper_starting_step
-from trueode.adaptation.rule import Comparison, Evidence, Inspection, Progress, Refine, Rule, Signal
+from trueode.adaptation.rule import Comparison, Evidence, Extrapolated, Inspection, Progress, Refine, Rule, Signal
 
 __all__ = [
     "Attempt",
@@ -13,6 +13,7 @@ __all__ = [
     "Certifier",
     "Comparison",
     "Evidence",
+    "Extrapolated",
     "FidelityRule",
     "Inspection",
     "Ladder",

@@ -9,7 +9,7 @@ from typing import Any
 
 from trueode.adaptation.certificate import ATTEMPTS, Attempt, Certificate, Certifier
 from trueode.adaptation.ladder import Ladder, error_ratio
-from trueode.adaptation.rule import Comparison, Inspection, Progress, Refine, Signal
+from trueode.adaptation.rule import Comparison, Extrapolated, Inspection, Progress, Refine, Signal
 from trueode.solvers import Solver, from_plain, to_plain
 
 WEIGHT = 0.2  # of a new check in the running mean
@@ -46,10 +46,10 @@ class _State:
 
 
 class FidelityRule:
-    """Adapts the number of steps, or the tolerance, by the difference from a solver of half the step.
+    """Adapts the number of steps, or the tolerance, to the error that a solver of half the step shows.
 
-    A check measures how much the results of the training solver differ from those of the reference: the same method, of
-    order p, at twice the steps (a tolerance 2^p times tighter). This is 1 - 2^-p of the training solver's error.
+    A check estimates the error of the training solver: how much its results differ from the extrapolated ones of itself
+    and of the same method at twice the steps (a tolerance 2^p times tighter, p the order).
 
     * **Finer by theory.** When the running mean of the error exceeds the target, the next training solver is the coarsest
       one that meets it if errors fall with the order of the method; at most twice as fine.
@@ -59,7 +59,9 @@ class FidelityRule:
     The constants, and why. A new check has the weight 0.2 in the running mean: what the few samples of a check tell is
     noisy, and yet a single one counts where it lies far above the target. 0.6 of the target keeps the two thresholds
     apart by what one step of rk4 among eight changes, and so the solver at rest. Trials that follow a decrease which had
-    to be taken back are twice as long as those before: this ends any oscillation.
+    to be taken back are twice as long as those before: this ends any oscillation. The target is the share of flips that
+    is wanted, times 1/2 + 2/p: an order buys accuracy cheaply, Euler's method at its price in steps, so that it is bought
+    in the end, where a certificate needs it.
 
     In the end the model is certified on inputs that neither training nor the rule has seen, against its exact flow (see
     `Certifier`). Where that fails, the error of the solver is halved, whatever the number of flips, training goes on for
@@ -67,7 +69,7 @@ class FidelityRule:
 
     Args:
         start: the solver to start with: `FixedStep` of a number of steps, or `Adaptive`.
-        target: the error that the training solver may have, in the units of the measure's difference.
+        target: the error that is wanted in the end, in units of the measure's difference.
         fidelity: the share of flips that the certificate allows.
         others: solvers of other methods, for their trials; with them the rule chooses the method as well.
         ladder: limits of steps and tolerances.
@@ -96,56 +98,61 @@ class FidelityRule:
         return self._state.solver
 
     def propose(self, measure: Comparison, progress: Progress) -> Solver:
-        """Refine when the mean difference exceeds the target, else go on with the trial of a cheaper solver."""
+        """Refine when the mean error exceeds the target, else go on with the trial of a cheaper solver."""
         self.notice = ""
         state = self._state
-        reference = state.solver.refined(2)
+        reference = Extrapolated(state.solver)
         found = measure(state.solver, reference)
-        error = found.difference / _seen(state.solver)
+        error, target = found.difference, self._allowed(state.solver)
         if state.error is not None:
             error = (1 - WEIGHT) * state.error + WEIGHT * error
-        self.signal = Signal(error, self._target)
+        self.signal = Signal(error, target)
         state = replace(state, error=error)
-        if error <= self._target:  # not so if it is not a number
-            self._state = self._tried(state, measure, reference, found.candidate_nfe)
+        finer = None
+        if not error <= target:  # also if it is not a number
+            ratio = error / target
+            finer = self._ladder.finer(state.solver, ratio if isfinite(ratio) else inf)
+            if finer is None:
+                self.notice = (
+                    f"{state.solver} is as fine as allowed, and still its error is {error:.2g} where {target:.2g} is wanted: "
+                    f"{self._ladder.advice(state.solver)}."
+                )
+        if finer is None:
+            state = self._tried(state, measure, reference, found.candidate_nfe)
         else:
-            self._state = self._refined(state, error / self._target)
+            state = self._refined(state, finer)
+        self._state = state if isfinite(error) else replace(state, error=None)
         return self.solver
 
-    def _refined(self, state: _State, ratio: float) -> _State:
-        """Take the solver whose error is ``ratio`` times smaller."""
-        known = isfinite(ratio)
-        solver = self._ladder.finer(state.solver, ratio if known else inf)
-        if solver is None:
-            self.notice = (
-                f"{state.solver} is as fine as allowed, and still its error is {state.error:.2g} where "
-                f"{self._target:.2g} is wanted: {self._ladder.advice(state.solver)}."
-            )
-            return replace(state, error=state.error if known else None)
+    def _allowed(self, solver: Solver) -> float:
+        """The error that a training solver may have: an order buys accuracy cheaply, a low one is looser."""
+        return self._target * (0.5 + 2 / solver.order)
+
+    def _refined(self, state: _State, finer: Solver) -> _State:
+        """Take a finer solver of the same method."""
         assert state.error is not None
         return replace(
             state,
-            solver=solver,
-            error=state.error * error_ratio(state.solver, solver) if known else None,
+            solver=finer,
+            error=state.error * error_ratio(state.solver, finer),
             **NEW_TRIAL,
             patience=state.patience if state.risen else 2 * state.patience,
             risen=True,
         )
 
-    def _tried(self, state: _State, measure: Comparison, reference: Solver, nfe: float) -> _State:
+    def _tried(self, state: _State, measure: Comparison, reference: Extrapolated, nfe: float) -> _State:
         """One more check of the trial; at its end the solver on trial is taken, or the next one comes on trial."""
         solver = self._on_trial(state, nfe)
-        allowed = SAFE * self._target * state.patience
         state = replace(state, checks=state.checks + 1)
-        saves = False
-        if solver is not None and state.total <= allowed:  # else it has failed already
-            found = measure(solver, reference)
-            saves = found.candidate_nfe < nfe
-            state = replace(state, total=state.total + found.difference / _seen(state.solver))
+        if solver is not None:
+            most = SAFE * self._allowed(solver) * state.patience  # of the sum of errors
+            if state.total <= most:  # else it has failed already
+                found = measure(solver, reference)
+                state = replace(state, total=state.total + found.difference)
+                if state.checks == state.patience and state.total <= most and found.candidate_nfe < nfe:
+                    return replace(state, solver=solver, error=state.total / state.checks, **NEW_TRIAL, risen=False)
         if state.checks < state.patience:
             return state
-        if solver is not None and saves and state.total <= allowed:
-            return replace(state, solver=solver, error=state.total / state.checks, **NEW_TRIAL, risen=False)
         return replace(state, **NEW_TRIAL | {"trial": (state.trial + 1) % (1 + len(self._others))})
 
     def _on_trial(self, state: _State, nfe: float) -> Solver | None:
@@ -182,8 +189,3 @@ class FidelityRule:
         """Take over a saved state."""
         attempts = tuple(Attempt(**attempt) for attempt in state["attempts"])
         self._state = _State(**{**state, "solver": from_plain(state["solver"]), "attempts": attempts})
-
-
-def _seen(solver: Solver) -> float:
-    """The share of a solver's error that a comparison with half the step shows."""
-    return 1 - 0.5**solver.order

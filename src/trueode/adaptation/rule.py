@@ -67,7 +67,28 @@ class Refine:
     iterations: int
 
 
-Comparison = Callable[[Solver, Solver], Evidence]
+@dataclass(frozen=True)
+class Extrapolated:
+    """A reference better than any of its two solves: a solver and the same at half the step, extrapolated (Richardson).
+
+    With results y of the solver, of order p, and y' of `finer`: y' + (y' - y) / (2^p - 1), whose error is of the next
+    order. Source: Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, section II.4.
+    """
+
+    solver: Solver
+
+    @property
+    def finer(self) -> Solver:
+        """The solver at twice the steps, or at a tolerance 2^p times tighter."""
+        return self.solver.refined(2)
+
+    @property
+    def weight(self) -> float:
+        """1 / (2^p - 1)."""
+        return float(1 / (2**self.solver.order - 1))
+
+
+Comparison = Callable[[Solver, Solver | Extrapolated], Evidence]
 """``measure(candidate, reference)``: compares two solvers on one fixed batch."""
 
 

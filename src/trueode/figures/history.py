@@ -59,10 +59,10 @@ def effort(history: History) -> Figure:
     panels[-1].set_xlabel("iteration")
     # The wider line lies below: where forward and backward cost the same, both are seen.
     for column, label, tint, width in (("nfe_backward", "backward", VERMILION, 4.0), ("nfe", "forward", BLUE, 1.6)):
-        _steps(panels[0], history, column, tint, label, width)
-    _steps(panels[1], history, "n_steps", GREEN)
+        draw_steps(panels[0], history, column, tint, label, width)
+    draw_steps(panels[1], history, "n_steps", GREEN)
     if adaptive:
-        _steps(panels[2], history, "tolerance", DARK)
+        draw_steps(panels[2], history, "tolerance", DARK)
         panels[2].set_ylabel("tolerance")
         logarithmic_y(panels[2])
     for panel in panels[:2]:
@@ -75,18 +75,8 @@ def effort(history: History) -> Figure:
 
 
 def _curves(axes: Axes, history: History, name: str, *, scale: float, log: bool) -> None:
-    """A quantity over the training batches (faint, with its running mean) and over the test set."""
-    iteration, train = _column(history, name)
-    train = train * scale
-    if len(train) > 1:
-        axes.plot(*_thinned(iteration, train), color=BLUE, alpha=0.28, linewidth=0.9, label="_batch")
-        axes.plot(*_every(iteration, _running_mean(train)), color=BLUE, label="training batches, running mean")
-    elif len(train):
-        axes.plot(iteration, train, "o", color=BLUE, label="training batch")
-    iteration, test = _column(history, f"test_{name}")
-    if len(test):
-        marks = "o" if len(test) <= 40 else ""
-        axes.plot(*_thinned(iteration, test * scale), color=VERMILION, marker=marks, markersize=4, label="test set")
+    """A quantity in a panel of its own, with its axis and its legend."""
+    draw_curves(axes, history, name, scale=scale)
     if not axes.lines:
         return tell_empty(axes)
     if log:
@@ -94,28 +84,43 @@ def _curves(axes: Axes, history: History, name: str, *, scale: float, log: bool)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
 
 
-def _steps(axes: Axes, history: History, name: str, colour: str, label: str = "", width: float = 1.6) -> None:
+def draw_curves(axes: Axes, history: History, name: str, *, scale: float) -> None:
+    """A quantity over the training batches (faint, with its running mean) and over the test set."""
+    iteration, train = known(history, name)
+    train = train * scale
+    if len(train) > 1:
+        axes.plot(*thinned(iteration, train), color=BLUE, alpha=0.28, linewidth=0.9, label="_batch")
+        axes.plot(*every(iteration, running_mean(train)), color=BLUE, label="training batches, running mean")
+    elif len(train):
+        axes.plot(iteration, train, "o", color=BLUE, label="training batch")
+    iteration, test = known(history, f"test_{name}")
+    if len(test):
+        marks = "o" if len(test) <= 40 else ""
+        axes.plot(*thinned(iteration, test * scale), color=VERMILION, marker=marks, markersize=4, label="test set")
+
+
+def draw_steps(axes: Axes, history: History, name: str, colour: str, label: str = "", width: float = 1.6) -> None:
     """A column whose value holds until the next row."""
-    iteration, values = _column(history, name)
+    iteration, values = known(history, name)
     if len(values):
         marker = "o" if len(values) == 1 else ""
-        x, y = _thinned(iteration, values)
+        x, y = thinned(iteration, values)
         axes.plot(x, y, color=colour, label=label, linewidth=width, marker=marker, drawstyle="steps-post", alpha=0.9)
     elif not axes.lines and not axes.texts:
         tell_empty(axes)
 
 
-def _column(history: History, name: str) -> tuple[Array, Array]:
+def known(history: History, name: str) -> tuple[Array, Array]:
     """Iterations and values of a column where the value is finite; empty when the column is missing."""
     iteration = np.asarray(history.get("iteration", ()), dtype=float)
     values = np.asarray(history.get(name, ()), dtype=float)
     if values.shape != iteration.shape:
         return np.empty(0), np.empty(0)
-    known = np.isfinite(values) & np.isfinite(iteration)
-    return iteration[known], values[known]
+    finite = np.isfinite(values) & np.isfinite(iteration)
+    return iteration[finite], values[finite]
 
 
-def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
+def thinned(x: Array, y: Array) -> tuple[Array, Array]:
     """At most two points per pixel column, the lowest and the highest, so that no peak is lost."""
     if len(y) <= 2 * COLUMNS:
         return x, y
@@ -124,13 +129,13 @@ def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
     return np.repeat(x[starts], 2), extremes.ravel()
 
 
-def _every(x: Array, y: Array) -> tuple[Array, Array]:
+def every(x: Array, y: Array) -> tuple[Array, Array]:
     """Evenly chosen points of a smooth curve."""
     chosen = np.unique(np.linspace(0, len(y) - 1, min(len(y), COLUMNS)).astype(int))
     return x[chosen], y[chosen]
 
 
-def _running_mean(y: Array) -> Array:
+def running_mean(y: Array) -> Array:
     """Mean over a window of a thirtieth of the curve around each point, cut off at the ends."""
     half = max(1, len(y) // 60)
     total = np.concatenate([[0.0], np.cumsum(y)])

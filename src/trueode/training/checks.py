@@ -51,7 +51,7 @@ class Checks:
 
     def measure(
         self, state: State, batch: Batch, whole: int, output: Tensor, nfe: float
-    ) -> tuple[Measure[Tensor | None], int]:
+    ) -> tuple[Measure[Tensor], int]:
         """Compare solvers at this iteration; where the training batch is looked at, its forward solve counts as done.
 
         Args:
@@ -75,10 +75,7 @@ class Checks:
                 found, solved = self.task.predict(state.model, seen, solver, on_failure="return")
             return found if solved.status == "success" else None, calls(solved, len(seen.x), whole, self.ranks)
 
-        def difference(one: Tensor | None, other: Tensor | None) -> float:
-            return float("inf") if one is None or other is None else self.difference(one, other, seen, whole)
-
-        measure: Measure[Tensor | None] = Measure(run, difference)
+        measure = Measure(run, lambda one, other: self.difference(one, other, seen, whole))
         if self.on == "batch":
             measure.seed(state.solver, output.detach(), nfe)
         return measure, whole

@@ -1,0 +1,365 @@
+"""The fidelity rule on made-up convergence curves: no network is involved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from math import ceil, inf, nan
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trueode.adaptation import Certificate, Evidence, Extrapolated, FidelityRule, Ladder, Progress, Refine
+from trueode.adaptation.certificate import ATTEMPTS
+from trueode.catalog import METHODS
+from trueode.errors import UsageError
+from trueode.evaluation import Flips
+from trueode.solvers import Adaptive, FixedStep, Solver
+
+TARGET = 0.01
+COLD = FixedStep("rk4", n_steps=2)
+ROUNDING = 1e-7
+
+
+class Curve:
+    """A model whose outputs under a solver are off by the solver's error.
+
+    Errors of two solvers point the same way and partly cancel, unless that of the finer one is hardly smaller: then both
+    are arbitrary.
+
+    Args:
+        error: of a solver.
+        noise: relative standard deviation of what a check finds.
+    """
+
+    def __init__(self, error: Callable[[Solver], float], noise: float = 0.0) -> None:
+        self.error = error
+        self.noise = noise
+        self.random = np.random.default_rng(0)
+        self.nfe = 0.0
+
+    def __call__(self, candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
+        assert isinstance(reference, Extrapolated)
+        factor = np.exp(self.noise * self.random.normal() - self.noise**2 / 2)
+        own, coarse, fine = map(self.error, (candidate, reference.solver, reference.finer))
+        exact = fine + reference.weight * (fine - coarse)
+        difference = abs(own - exact) if fine < 0.9 * coarse else own
+        costs = {solver: cost(solver) for solver in (candidate, reference.solver, reference.finer)}
+        self.nfe += sum(costs.values())
+        return Evidence(difference * factor, cost(candidate), cost(reference.solver) + cost(reference.finer))
+
+
+def cost(solver: Solver) -> float:
+    if isinstance(solver, Adaptive):
+        return 12 * solver.rtol ** (-1 / solver.order)
+    return float(solver.fractions(1.0)[1:].__len__() * solver.tableau.advancing_stages)
+
+
+def count(solver: Solver) -> int:
+    assert isinstance(solver, FixedStep)
+    assert solver.n_steps is not None
+    return solver.n_steps
+
+
+def order(p: float, constant: float) -> Callable[[Solver], float]:
+    """Errors that fall with order p, down to rounding."""
+    return lambda solver: min(1.0, constant * count(solver) ** -p) + ROUNDING
+
+
+def cliff(edge: int) -> Callable[[Solver], float]:
+    """Of no use below the edge, almost perfect from there on."""
+    return lambda solver: 0.2 if count(solver) < edge else 1e-4
+
+
+def follow(rule: FidelityRule, curve: Curve, checks: int) -> list[Solver]:
+    return [rule.propose(curve, Progress(50 * i, 50 * checks)) for i in range(1, checks + 1)]
+
+
+def changes(solvers: list[Solver]) -> int:
+    return sum(a != b for a, b in pairwise(solvers))
+
+
+@pytest.mark.parametrize("method", [name for name, (kind, _) in METHODS.items() if kind == "fixed"])
+@settings(max_examples=25)
+@given(constant=st.floats(1e-3, 10), start=st.integers(1, 60))
+def test_ends_close_to_the_coarsest_solver_that_meets_the_target(method: str, constant: float, start: int) -> None:
+    p = METHODS[method].order
+    error = order(p, constant)
+    solvers = follow(FidelityRule(FixedStep(method, n_steps=start), TARGET), Curve(error), 600)
+    n = count(solvers[-1])
+    least = next(k for k in range(1, 2000) if error(FixedStep(method, n_steps=k)) <= TARGET)
+    assert error(solvers[-1]) <= 1.1 * TARGET or n == 500
+    assert n <= ceil(least * 0.6 ** (-1 / p) * 1.1) + 1
+    assert changes(solvers[-200:]) == 0
+
+
+def test_a_cliff_is_climbed_and_not_stepped_over() -> None:
+    solvers = follow(FidelityRule(COLD, TARGET), Curve(cliff(6)), 200)
+    assert [count(s) for s in solvers[:3]] == [4, 8, 8]
+    assert count(solvers[-1]) == 6
+    assert min(count(s) for s in solvers[2:]) == 6, "a step that fails is measured, and not taken"
+
+
+def test_kinks_make_order_two_of_rk4() -> None:
+    solvers = follow(FidelityRule(COLD, TARGET), Curve(order(2, 1.0)), 200)
+    assert 10 <= count(solvers[-1]) <= 13
+    assert changes(solvers[30:]) == 0
+
+
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_noise_does_not_make_it_oscillate(p: int) -> None:
+    method = {1: "euler", 2: "midpoint", 4: "rk4"}[p]
+    curve = Curve(order(p, 10 * TARGET * 8**p / 10), noise=0.8)
+    solvers = follow(FidelityRule(FixedStep(method, n_steps=2), TARGET), curve, 400)
+    later = np.array([count(s) for s in solvers[200:]])
+    assert np.abs(np.diff(np.log(later))).sum() <= 1
+    assert curve.error(solvers[-1]) <= 1.2 * TARGET
+
+
+def test_a_plateau_is_left_alone() -> None:
+    """The error is the same whatever the number of steps, below the target: the cheapest solver is found and kept."""
+    solvers = follow(
+        FidelityRule(FixedStep("rk4", n_steps=5), TARGET), Curve(lambda s: 0.005 if count(s) < 50 else 0.0), 100
+    )
+    assert count(solvers[-1]) == 1
+    assert changes(solvers[60:]) == 0
+
+
+def test_a_target_that_cannot_be_met_ends_at_the_cap_and_says_so() -> None:
+    rule = FidelityRule(COLD, TARGET, ladder=Ladder(max_steps=100))
+    curve = Curve(lambda s: 1.0 if count(s) <= 100 else 0.0)
+    solvers = follow(rule, curve, 20)
+    assert [count(s) for s in solvers[:7]] == [4, 8, 16, 32, 64, 100, 100]
+    assert count(solvers[-1]) == 100
+    assert "rk4 x 100 is as fine as allowed" in rule.notice
+    assert "--max_steps" in rule.notice
+    curve.error = order(4, 1.0)
+    follow(rule, curve, 200)
+    assert rule.notice == ""
+    assert count(rule.solver) < 10, "it recovers when the target can be met again"
+
+
+@pytest.mark.parametrize("value", [nan, inf])
+def test_evidence_that_is_not_finite_refines(value: float) -> None:
+    rule = FidelityRule(COLD, TARGET)
+
+    def broken(candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
+        return Evidence(value, 1.0, 1.0)
+
+    assert count(rule.propose(broken, Progress(50, 1000))) == 4
+    assert count(rule.propose(broken, Progress(100, 1000))) == 8
+    assert changes(follow(rule, Curve(lambda s: 0.007), 8)) == 0, "what was not finite is forgotten"
+
+
+def test_a_cheaper_solver_that_is_not_finite_is_not_taken() -> None:
+    solvers = follow(
+        FidelityRule(FixedStep("rk4", n_steps=4), TARGET), Curve(lambda s: nan if count(s) < 4 else 0.0), 50
+    )
+    assert {count(s) for s in solvers} == {4}
+
+
+def test_one_check_only() -> None:
+    assert count(FidelityRule(COLD, TARGET).propose(Curve(order(4, 1.0)), Progress(50, 60))) == 4
+    assert FidelityRule(COLD, TARGET).propose(Curve(lambda s: 0.0), Progress(50, 60)) == COLD
+
+
+def test_a_refinement_is_at_most_a_doubling() -> None:
+    assert count(FidelityRule(COLD, TARGET).propose(Curve(order(1, 2.0)), Progress(50, 60))) == 4
+
+
+def test_a_decrease_that_is_taken_back_is_not_tried_again_soon() -> None:
+    """Cheaper solvers look good for ten checks, and are bad from then on: each time it takes twice as long."""
+    rule, changed = FidelityRule(FixedStep("rk4", n_steps=8), TARGET), []
+    for check in range(1, 400):
+        before = count(rule.solver)
+        bad = before < 8
+        after = count(rule.propose(Curve(lambda s, bad=bad: 0.02 if bad else 0.0), Progress(50 * check, 20_000)))
+        if after < before:
+            changed.append(check)
+    waits = np.diff([0, *changed])
+    assert all(later > 1.6 * earlier for earlier, later in pairwise(waits))
+
+
+def test_checks_are_cheap() -> None:
+    """At rest a check costs one solve, one at half the step, and now and then one of the solver on trial."""
+    rule, curve = FidelityRule(FixedStep("rk4", n_steps=8), TARGET), Curve(order(4, 0.008 * 8**4))
+    follow(rule, curve, 100)
+    assert count(rule.solver) == 8
+    assert curve.nfe <= 100 * (32 + 64) * 2
+
+
+@pytest.mark.parametrize("method", [name for name, (kind, _) in METHODS.items() if kind == "adaptive"])
+@settings(max_examples=25)
+@given(constant=st.floats(1e-2, 1e4))
+def test_tolerances(method: str, constant: float) -> None:
+    """Errors are proportional to the tolerance; it ends within a factor of four of the loosest that is good enough."""
+    rule = FidelityRule(Adaptive(method, 3e-3, 3e-3), TARGET)
+    solvers = follow(rule, Curve(lambda s: constant * s.rtol), 300)  # type: ignore[union-attr]
+    tol = solvers[-1].rtol  # type: ignore[union-attr]
+    best = min(TARGET / constant, 3e-3)
+    assert best / 4 <= tol <= 1.1 * best
+    assert changes(solvers[-100:]) == 0
+
+
+def test_a_tolerance_is_never_loosened_beyond_where_control_idles_nor_where_it_saves_nothing() -> None:
+    rule = FidelityRule(Adaptive("dopri5", 1e-3, 1e-3), TARGET)
+    assert {s.rtol for s in follow(rule, Curve(lambda s: 0.0), 50)} == {1e-3, 2e-3, 3e-3}  # type: ignore[union-attr]
+
+    def idle(candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
+        return Evidence(0.0, 14.0, 14.0)
+
+    rule = FidelityRule(Adaptive("dopri5", 1e-3, 1e-3), TARGET)
+    for check in range(50):
+        assert rule.propose(idle, Progress(check, 50)) == Adaptive("dopri5", 1e-3, 1e-3)
+
+
+def test_the_tightest_tolerance() -> None:
+    rule = FidelityRule(Adaptive("dopri5", 1e-5, 1e-5), TARGET, ladder=Ladder(tightest=1e-6))
+    solvers = follow(rule, Curve(lambda s: 1.0 if s.rtol > 1e-7 else 0.0), 5)  # type: ignore[union-attr]
+    assert solvers[-1] == Adaptive("dopri5", 1e-6, 1e-6)
+    assert "--precision float64" in rule.notice
+
+
+OTHERS = (FixedStep("midpoint", n_steps=1), FixedStep("euler", n_steps=1), Adaptive("dopri5", 3e-3, 3e-3))
+
+
+def method_errors(euler: float, midpoint: float, rk4: float) -> Callable[[Solver], float]:
+    constants = {"euler": (1, euler), "midpoint": (2, midpoint), "rk4": (4, rk4)}
+
+    def error(solver: Solver) -> float:
+        if isinstance(solver, Adaptive):
+            return 1.0
+        p, constant = constants[solver.name]
+        return constant * count(solver) ** -float(p)
+
+    return error
+
+
+@pytest.mark.parametrize(
+    ("constants", "best"),
+    [((0.001, 1.0, 1.0), "euler"), ((1.0, 0.002, 1.0), "midpoint"), ((10.0, 10.0, 1.0), "rk4")],
+)
+def test_the_method_of_least_cost_is_chosen(constants: tuple[float, float, float], best: str) -> None:
+    solvers = follow(FidelityRule(COLD, TARGET, others=OTHERS), Curve(method_errors(*constants)), 500)
+    assert solvers[-1].name == best
+    assert changes(solvers[-100:]) == 0
+
+
+def test_when_the_cheap_method_does_not_do_any_more_a_better_one_is_found() -> None:
+    rule = FidelityRule(COLD, TARGET, others=OTHERS)
+    assert follow(rule, Curve(method_errors(0.001, 1.0, 1.0)), 300)[-1].name == "euler"
+    solvers = follow(rule, Curve(method_errors(10.0, 10.0, 1.0)), 500)
+    assert solvers[-1].name != "euler"
+    assert cost(solvers[-1]) < 100
+
+
+def test_a_change_of_method_always_saves() -> None:
+    rule = FidelityRule(COLD, TARGET, others=OTHERS)
+    solvers = [rule.solver, *follow(rule, Curve(method_errors(0.5, 0.3, 1.0), noise=0.5), 400)]
+    for before, after in pairwise(solvers):
+        assert before.name == after.name or cost(after) < cost(before)
+
+
+def test_a_saved_rule_decides_as_one_that_went_on() -> None:
+    for start, others in ((COLD, OTHERS), (Adaptive("dopri5", 3e-3, 3e-3), ())):
+        error = method_errors(0.4, 0.3, 1.0) if others else lambda s: s.rtol
+        whole, curve = FidelityRule(start, TARGET, others=others), Curve(error, noise=0.7)
+        follow(whole, curve, 37)
+        restored = FidelityRule(start, TARGET, others=others)
+        restored.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+        assert restored.solver == whole.solver
+        seeds = curve.random.bit_generator.state
+        first = follow(whole, curve, 100)
+        curve.random.bit_generator.state = seeds
+        assert follow(restored, curve, 100) == first
+        assert restored.state_dict() == whole.state_dict()
+
+
+def test_the_signal_is_what_was_decided_by() -> None:
+    rule = FidelityRule(COLD, TARGET)
+    assert rule.signal is None
+    rule.propose(Curve(order(4, 0.1)), Progress(50, 100))
+    assert rule.signal is not None
+    assert rule.signal.value == pytest.approx(0.1 / 16, rel=1e-3)
+    assert rule.signal.target == TARGET
+
+
+def test_a_step_size_is_refused() -> None:
+    rule = FidelityRule(FixedStep("rk4", step_size=0.1), TARGET)
+    with pytest.raises(UsageError, match="n_steps"):
+        rule.propose(Curve(lambda s: 1.0 if s.step_size > 0.09 else 0.0), Progress(50, 100))  # type: ignore[union-attr]
+
+
+# certificates
+
+
+class Made:
+    """An inspection that finds given numbers of flips."""
+
+    def __init__(self, *flips: int, n: int = 1000) -> None:
+        self.flips, self.n = list(flips), n
+        self.asked: list[tuple[Solver, int]] = []
+
+    def size(self, attempt: int) -> int:
+        return self.n
+
+    def count(self, solver: Solver, attempt: int) -> Flips:
+        self.asked.append((solver, attempt))
+        return Flips(solver, self.n, self.flips[len(self.asked) - 1])
+
+
+def test_a_good_model_is_certified_at_once() -> None:
+    inspection = Made(0)
+    answer = FidelityRule(COLD, TARGET).certify(inspection)
+    assert isinstance(answer, Certificate)
+    assert answer.status == "certified"
+    assert inspection.asked == [(COLD, 1)]
+
+
+@pytest.mark.parametrize(
+    ("start", "finer"),
+    [
+        (FixedStep("rk4", n_steps=10), FixedStep("rk4", n_steps=12)),
+        (FixedStep("euler", n_steps=10), FixedStep("euler", n_steps=20)),
+        (Adaptive("dopri5", 1e-3, 1e-3), Adaptive("dopri5", 5e-4, 5e-4)),
+    ],
+)
+@pytest.mark.parametrize("flips", [20, 900])
+def test_a_failure_halves_the_error_whatever_the_number_of_flips(start: Solver, finer: Solver, flips: int) -> None:
+    rule, inspection = FidelityRule(start, TARGET), Made(flips, 0)
+    assert rule.certify(inspection) == Refine(finer, 200)
+    assert rule.solver == finer
+    restored = FidelityRule(start, TARGET)
+    restored.load_state_dict(json.loads(json.dumps(rule.state_dict())))
+    answer = restored.certify(inspection)
+    assert isinstance(answer, Certificate)
+    assert (answer.status, len(answer.attempts)) == ("certified", 2)
+    assert inspection.asked == [(start, 1), (finer, 2)]
+
+
+def test_it_gives_up_after_four_attempts() -> None:
+    rule, inspection = FidelityRule(COLD, TARGET), Made(*[50] * ATTEMPTS)
+    for _ in range(ATTEMPTS - 1):
+        assert isinstance(rule.certify(inspection), Refine)
+    answer = rule.certify(inspection)
+    assert isinstance(answer, Certificate)
+    assert answer.status == "not_certified"
+    assert len(answer.attempts) == ATTEMPTS
+
+
+def test_it_gives_up_where_nothing_finer_is_allowed() -> None:
+    answer = FidelityRule(FixedStep("rk4", n_steps=100), TARGET, ladder=Ladder(max_steps=100)).certify(Made(50))
+    assert isinstance(answer, Certificate)
+    assert answer.status == "not_certified"
+    assert "--max_steps" in answer.sentence
+
+
+def test_too_few_inputs_are_not_looked_at() -> None:
+    inspection = Made(n=100)
+    answer = FidelityRule(COLD, TARGET).certify(inspection)
+    assert isinstance(answer, Certificate)
+    assert answer.status == "cannot_certify"
+    assert inspection.asked == []
