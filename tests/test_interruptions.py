@@ -21,13 +21,17 @@ FLAGS = (
     "--niter 2000 --name run --max_steps 16 --use_step_adaption_algo true --adaption_interval 20 --threshold 0.02 "
     "--lr 0.001 --log_interval 7 --model_checkpoint_freq 40 --evaluate_test_acc true --eval_interval 100 --torch_threads 1"
 )
+CERTIFIED = (
+    "--niter 200 --name run --solver rk4 --use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.02 --lr 0.01 "
+    "--log_interval 7 --model_checkpoint_freq 40 --torch_threads 1"
+)
 RESUME = "--name run --resume true"
 
 
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The newest checkpoint and the history of the run, both without times of the clock."""
     path, state = load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)
-    assert path.name.endswith("02000.pt")
+    assert path.name.endswith(f"{2000 if state['certificate'] is None else 200 + state['extra']:05d}.pt")
     del state["seconds"]
     with (folder / "experiments" / "run" / "history.csv").open() as file:
         rows = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
@@ -88,28 +92,49 @@ def die_in_a_checkpoint(number: int, phase: str) -> None:
     checkpoints.write_atomic = write_atomic  # type: ignore[assignment]
 
 
+def kill_and_resume(flags: str, folder: Path, moments: list[Any]) -> None:
+    """Kill a run at all of the moments, going on each time, then let it end."""
+    for moment in moments:
+        if isinstance(moment, float):
+            child = processes.start(flags, folder)
+            time.sleep(moment)
+            child.kill()
+        else:
+            child = processes.start(flags, folder, before=partial(die_in_a_checkpoint, *moment))
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL, (moment, (folder / "output.txt").read_text())
+        if (folder / "experiments" / "run" / "config.yaml").exists():  # else nothing had begun
+            flags = RESUME
+    code, output = processes.run(flags, folder)
+    assert code == 0, output
+
+
 def test_killed_ten_times(uninterrupted: Any, tmp_path: Path) -> None:
     moments: list[Any] = [0.2 + 0.4 * random.random() for _ in range(7)]
     moments += [(2, "half written"), (3, "not in its place"), (2, "in its place")]
     random.shuffle(moments)
-    flags = FLAGS
-    for moment in moments:
-        if isinstance(moment, float):
-            child = processes.start(flags, tmp_path)
-            time.sleep(moment)
-            child.kill()
-        else:
-            child = processes.start(flags, tmp_path, before=partial(die_in_a_checkpoint, *moment))
-        child.join(60)
-        assert child.exitcode == -signal.SIGKILL, (moment, (tmp_path / "output.txt").read_text())
-        if (tmp_path / "experiments" / "run" / "config.yaml").exists():  # else nothing had begun
-            flags = RESUME
-    code, output = processes.run(flags, tmp_path)
-    assert code == 0, output
+    kill_and_resume(FLAGS, tmp_path, moments)
     state, rows = result(tmp_path)
     assert rows == uninterrupted[1]
     assert equal(state, uninterrupted[0])
     assert not list((tmp_path / "experiments").rglob(f"*{files.TEMPORARY}"))
+
+
+def test_killed_while_it_certifies_and_trains_on(tmp_path: Path) -> None:
+    """A rule that certifies comes to the same decisions, certificate and weights."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    code, output = processes.run(CERTIFIED, whole)
+    assert code == 0, output
+    state, rows = result(whole)
+    assert state["extra"] > 0, "no certificate failed: there is nothing to go on with"
+    assert len(state["rule"]["attempts"]) > 1
+    kill_and_resume(CERTIFIED, broken, [(5, "in its place"), 0.7, (2, "in its place"), 0.9, (3, "half written")])
+    assert equal(result(broken)[0], state)
+    assert result(broken)[1] == rows
+    name = Path("experiments") / "run" / "certificate.json"
+    assert (broken / name).read_text() == (whole / name).read_text()
 
 
 def test_interrupted_by_the_user(uninterrupted: Any, tmp_path: Path) -> None:

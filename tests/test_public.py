@@ -10,6 +10,14 @@ import pytest
 import trueode
 
 PUBLIC = [
+    "Refine",
+    "Progress",
+    "PaperToleranceRule",
+    "PaperStepRule",
+    "ModelInspection",
+    "Measure",
+    "FidelityRule",
+    "Certificate",
     "Adaptive",
     "Adjoint",
     "Backprop",

@@ -23,6 +23,16 @@ _HOMES = {
         "solve",
     ),
     "trueode.models": ("NeuralODE",),
+    "trueode.adaptation": (
+        "Certificate",
+        "FidelityRule",
+        "Measure",
+        "ModelInspection",
+        "PaperStepRule",
+        "PaperToleranceRule",
+        "Progress",
+        "Refine",
+    ),
     "trueode.options": ("Options",),
     "trueode.errors": ("SolveError", "TrueodeError", "UsageError"),
 }

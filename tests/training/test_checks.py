@@ -16,7 +16,7 @@ from trueode.distributed import Ranks
 from trueode.evaluation import Task, get_task
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solver
-from trueode.training.checks import Checks, UnseenFlips, accuracy_difference, prediction_difference
+from trueode.training.checks import Checks, SharedInspection, accuracy_difference, prediction_difference
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 CLASSES, NUMBERS = get_task("classification"), get_task("regression")
@@ -125,7 +125,7 @@ def test_flips_on_unseen_inputs_are_those_of_the_attempt() -> None:
     """Euler's single step maps z to 0, the exact flow keeps its sign."""
     model = NeuralODE(Seeing(), downstream=lambda z: torch.cat([z, torch.zeros_like(z)], 1))
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 1))).float()
-    inspection = UnseenFlips(model, unseen(x), CLASSES, ALONE, 64)
+    inspection = SharedInspection(model, unseen(x), CLASSES, ALONE)
     for attempt in (1, 2):
         found = inspection.count(COARSE, attempt)
         negative = int((x.roll(attempt, 0)[:100] < 0).sum())  # of two equal logits the first is taken

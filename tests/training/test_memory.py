@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trueode.build import build_batches, build_data, build_model, build_optimizer, build_rule, shape_of
+from trueode.build import build_batches, build_checks, build_data, build_model, build_optimizer, build_rule, shape_of
 from trueode.distributed import Ranks
 from trueode.evaluation import get_task
 from trueode.fields import ConvField
@@ -124,7 +124,8 @@ def trained(
     rows: list[Row] = []
     schedule = Schedule(options.niter, log=1, test=None, check=options.adaption_interval, checkpoint=10)
     hooks = Hooks(rows.append, lambda state: None, notices.append)
-    outcome = train(state, dataset, get_task(shape.task), batches, schedule, ranks, hooks)
+    task = get_task(shape.task)
+    outcome = train(state, dataset, task, batches, schedule, ranks, hooks, build_checks(options, task, None, ranks))
     assert outcome.status == "finished"
     assert state.iteration == 3
     return state, notices, rows

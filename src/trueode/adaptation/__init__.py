@@ -2,6 +2,7 @@
 
 from trueode.adaptation.certificate import Attempt, Certificate, Certifier
 from trueode.adaptation.fidelity import FidelityRule
+from trueode.adaptation.inspection import ModelInspection
 from trueode.adaptation.ladder import Ladder
 from trueode.adaptation.measure import Measure
 from trueode.adaptation.paper import PaperStepRule, PaperToleranceRule, paper_starting_step
@@ -18,6 +19,7 @@ __all__ = [
     "Inspection",
     "Ladder",
     "Measure",
+    "ModelInspection",
     "PaperStepRule",
     "PaperToleranceRule",
     "Progress",

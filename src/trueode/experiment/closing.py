@@ -83,6 +83,8 @@ def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Datas
         task.metric_name: lambda: figures.metric(history, task.metric_name),
         "effort": lambda: figures.effort(history),
     }
+    if "signal" in history:
+        drawn["adaptation"] = lambda: figures.adaptation(history, task.metric_name)
     if table is not None:
         rows = [row.to_dict() for row in table.rows]
         drawn["solver_swap"] = lambda: figures.solver_swap(rows, str(table.training))

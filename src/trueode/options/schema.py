@@ -276,11 +276,7 @@ def _problems(o: Options) -> list[str]:
         found.append(f"--n_steps {o.n_steps} needs a fixed-step solver; {o.solver} is adaptive: use --tol.")
     if o.per_sample and o.fixed_step:
         found.append(f"--per_sample true needs an adaptive solver; {o.solver} takes fixed steps.")
-    if o.use_step_adaption_algo and o.fixed_step and o.initial_tol != Options.model_fields["initial_tol"].default:
-        found.append(
-            f"--initial_tol {o.initial_tol:g} starts a tolerance rule, and {o.solver} takes fixed steps: "
-            "choose an adaptive solver (fehlberg2, bosh3, dopri5, tsit5), or leave --initial_tol out."
-        )
+    found += _adaptation_problems(o)
     if o.solver == "auto" and not o.certifies:
         found.append(
             "--solver auto leaves the choice to the adaptation: add --use_step_adaption_algo true --adaption_algo fidelity."
@@ -289,6 +285,32 @@ def _problems(o: Options) -> list[str]:
         found.append("--resume true and --overwrite true contradict each other: give one of them.")
     if not found and (o.t_end is not None or (task not in ("timeseries", "any") and o.task != "timeseries")):
         o.check_times(o.t_end or 1.0)
+    return found
+
+
+def _adaptation_problems(o: Options) -> list[str]:
+    """What is wrong with the options of the adaptation."""
+
+    def changed(name: str) -> bool:
+        return bool(getattr(o, name) != Options.model_fields[name].default)
+
+    rules = {"paper": ("threshold", "initial_tol"), "fidelity": ("fidelity", "check_on", "held_out")}
+    found = []
+    if changed("adaption_algo") and not o.use_step_adaption_algo:
+        found.append(f"--adaption_algo {o.adaption_algo} chooses the adaptation: add --use_step_adaption_algo true.")
+    if o.use_step_adaption_algo:
+        found += [
+            f"--{name} {getattr(o, name)} belongs to --adaption_algo {rule}, and {o.adaption_algo} is chosen: leave one of "
+            "them out."
+            for rule, names in rules.items()
+            for name in names
+            if changed(name) and o.adaption_algo != rule
+        ]
+    if o.use_step_adaption_algo and o.adaption_algo == "paper" and o.fixed_step and changed("initial_tol"):
+        found.append(
+            f"--initial_tol {o.initial_tol:g} starts a tolerance rule, and {o.solver} takes fixed steps: "
+            "choose an adaptive solver (fehlberg2, bosh3, dopri5, tsit5), or leave --initial_tol out."
+        )
     return found
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.adaptation import Measure
+from trueode.adaptation import Measure, ModelInspection
 from trueode.data import Batch, Unseen
 from trueode.distributed import Ranks
-from trueode.evaluation import Flips, Task, count_flips, to_device
+from trueode.evaluation import Flips, Task, to_device
 from trueode.models import NeuralODE
 from trueode.seeds import torch_stream
 from trueode.solvers import Solution, Solver
@@ -36,7 +36,6 @@ class Checks:
         seed: of the noise.
         size: samples of a check on unseen inputs.
         interval: iterations between checks.
-        batch_size: samples solved at once for a certificate.
     """
 
     task: Task
@@ -47,7 +46,6 @@ class Checks:
     seed: int = 0
     size: int = 64
     interval: int = 1
-    batch_size: int = 256
 
     def measure(
         self, state: State, batch: Batch, whole: int, output: Tensor, nfe: float
@@ -98,16 +96,16 @@ class Checks:
         return batch._replace(x=batch.x + NOISE * deviation * noise)
 
 
-class UnseenFlips:
-    """An `Inspection` of a model on unseen inputs; the main rank looks, the others learn what it found.
+class SharedInspection:
+    """An `Inspection` by the main rank; the others learn what it found.
 
     Attributes:
         evaluations: field evaluations spent, counted in samples.
     """
 
-    def __init__(self, model: NeuralODE, unseen: Unseen, task: Task, ranks: Ranks, batch_size: int) -> None:
-        self._model, self._unseen, self._task, self._ranks = model, unseen, task, ranks
-        self._batch_size = batch_size
+    def __init__(self, model: NeuralODE, unseen: Unseen, task: Task, ranks: Ranks) -> None:
+        self._model, self._unseen, self._ranks = model, unseen, ranks
+        self._inspection = ModelInspection(model, unseen.attempt, task)
         self.evaluations = 0
 
     def size(self, attempt: int) -> int:
@@ -118,10 +116,9 @@ class UnseenFlips:
         """Flips among the inputs of an attempt."""
         facts = torch.zeros(3, dtype=torch.float64)
         if self._ranks.is_main:
-            split = self._unseen.attempt(attempt)
             reduce, self._model.reduce = self._model.reduce, None  # the other ranks do not take part
             try:
-                found = count_flips(self._model, split, self._task, solver, batch_size=self._batch_size)
+                found = self._inspection.count(solver, attempt)
             finally:
                 self._model.reduce = reduce
             facts = torch.tensor([found.flips, found.constant, found.evaluations], dtype=torch.float64)

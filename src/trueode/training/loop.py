@@ -23,7 +23,7 @@ from trueode.evaluation import Task, evaluate, finer_solver, to_device
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solution, Solver
 from trueode.solvers.clock import seconds
-from trueode.training.checks import Checks, UnseenFlips, calls
+from trueode.training.checks import Checks, SharedInspection, calls
 from trueode.training.memory import bytes_per_step, free_memory
 from trueode.training.state import State
 
@@ -203,7 +203,7 @@ def _certify(state: State, task: Task, checks: Checks, ranks: Ranks, hooks: Hook
     """Ask the rule for a certificate of the trained model; if it wants another solver and more iterations, provide them."""
     if state.rule is None or checks.unseen is None:
         return
-    inspection = UnseenFlips(state.model, checks.unseen, task, ranks, checks.batch_size)
+    inspection = SharedInspection(state.model, checks.unseen, task, ranks)
     hooks.doing("certifying on unseen inputs")
     answer = state.rule.certify(inspection)
     state.evaluations += inspection.evaluations

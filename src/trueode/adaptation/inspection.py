@@ -1,0 +1,66 @@
+"""Counts flips of a model on unseen inputs, for a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trueode.data import Split
+from trueode.evaluation import Flips, Task, count_flips
+from trueode.models import NeuralODE
+from trueode.solvers import Solver
+
+if TYPE_CHECKING:
+    from trueode.data.folder import FolderSplit
+
+
+class ModelInspection:
+    """An `Inspection` of a model.
+
+    Args:
+        model: the model; one of another library becomes one by ``NeuralODE(field, upstream, downstream)``.
+        inputs: the inputs of an attempt, counted from 1: ``(n, …)``, or a split of a data set (time series need their
+            times). Neither training nor the rule has seen them, and they are new ones each time where possible.
+        task: what is learned.
+        batch_size: samples solved at once.
+
+    Attributes:
+        evaluations: field evaluations spent, counted in samples.
+    """
+
+    def __init__(
+        self,
+        model: NeuralODE,
+        inputs: Callable[[int], Tensor | Split | FolderSplit],
+        task: Task,
+        *,
+        batch_size: int = 256,
+    ) -> None:
+        self._model, self._inputs, self._task = model, inputs, task
+        self._batch_size = batch_size
+        self._attempt, self._split = 0, _as_split(torch.empty(0))
+        self.evaluations = 0
+
+    def size(self, attempt: int) -> int:
+        """The number of inputs of an attempt."""
+        return len(self._of(attempt))
+
+    def count(self, solver: Solver, attempt: int) -> Flips:
+        """Flips among the inputs of an attempt."""
+        found = count_flips(self._model, self._of(attempt), self._task, solver, batch_size=self._batch_size)
+        self.evaluations += found.evaluations
+        return found
+
+    def _of(self, attempt: int) -> Split | FolderSplit:
+        if attempt != self._attempt:
+            inputs = self._inputs(attempt)
+            self._attempt, self._split = attempt, _as_split(inputs) if isinstance(inputs, Tensor) else inputs
+        return self._split
+
+
+def _as_split(x: Tensor) -> Split | FolderSplit:
+    """Samples without labels, which flips do not need."""
+    return Split(x, torch.zeros(len(x), dtype=torch.int64), dtype=x.dtype)
