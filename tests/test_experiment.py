@@ -18,6 +18,7 @@ from trueode.runs import load_latest, read_history
 from trueode.runs.checkpoints import found
 
 SHORT = "--niter 12 --log_interval 5 --model_checkpoint_freq 5"
+FIDELITY = "--use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.05"
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,8 @@ def test_a_run_leaves_all_that_is_promised(capsys: pytest.CaptureFixture[str]) -
         "--solver fehlberg2 --use_step_adaption_algo true --adaption_interval 3 --initial_tol 1e-3",
         "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.5",
         "--dataset three_minima --precision float64",
+        f"--solver auto {FIDELITY} --adaption_interval 3",
+        f"--solver dopri5 {FIDELITY} --adaption_interval 3 --check_on noise",
     ],
 )
 def test_the_same_options_give_the_same_run(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,3 +329,74 @@ def test_a_continued_run_does_not_keep_the_verdict_of_before(
     code, output = train("--niter 40 --name bad --optimizer sgd --lr 1e30", capsys)
     assert code == 1, output
     assert not {"sentence", "verdict"} & set(json.loads(Path("experiments/bad/run.json").read_text()))
+
+
+def test_a_run_of_fidelity_ends_with_a_certificate(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"--niter 120 --lr 0.01 --solver rk4 {FIDELITY} --adaption_interval 10 --evaluate_test_acc true --name run"
+    code, output = train(f"{flags} --eval_interval 40 --use_tensorboard true", capsys)
+    assert code == 0, output
+    run = Path("experiments/run")
+    certificate = json.loads((run / "certificate.json").read_text())
+    assert certificate["sentence"] in output.splitlines()
+    assert certificate["status"] in ("certified", "not_certified")
+    assert [attempt["n"] for attempt in certificate["attempts"]] == [200] * len(certificate["attempts"])
+    saved = state("run")
+    assert saved["iteration"] == certificate["iteration"] == 120 + saved["extra"]
+    assert saved["extra"] == 200 * (len(certificate["attempts"]) - 1)
+    assert {"adaptation.png", "effort.png"} <= {path.name for path in (run / "figures").iterdir()}
+    rows = history("run")
+    checks = [i for i, signal in zip(rows["iteration"], rows["signal"], strict=True) if np.isfinite(signal)]
+    assert checks == [float(i) for i in range(10, int(saved["iteration"]) + 1, 10)]
+    tested = [
+        i for i, value in zip(rows["iteration"], rows["test_accuracy_reference"], strict=True) if np.isfinite(value)
+    ]
+    assert tested[:3] == [40.0, 80.0, 120.0]
+    counted = rows["nfe_total"][-1] / saved["iteration"] * saved["samples"]
+    assert counted == pytest.approx(saved["evaluations"])
+    exact = 200 * (4 * (32 + 64 + 128))
+    assert saved["evaluations"] > exact * len(certificate["attempts"]), "certificates are counted"
+    assert max(rows["nfe"]) < 200, "and not as part of an iteration"
+    info = json.loads((run / "run.json").read_text())
+    assert info["nfe_per_iteration"] == pytest.approx(saved["evaluations"] / saved["samples"])
+    model, _ = load(run)
+    assert str(model.solver) == certificate["attempts"][-1]["solver"]
+
+
+def test_a_certified_run_is_made_longer(capsys: pytest.CaptureFixture[str]) -> None:
+    """The certificate was of the shorter training: the longer one ends with another."""
+    flags = f"--lr 0.001 --solver rk4 {FIDELITY} --adaption_interval 10 --name run"
+    train(f"{flags} --niter 40", capsys)
+    before = json.loads(Path("experiments/run/certificate.json").read_text())
+    code, output = train(f"--name run --resume true --niter {before['iteration'] + 40}", capsys)
+    assert code == 0, output
+    after = json.loads(Path("experiments/run/certificate.json").read_text())
+    assert after["iteration"] > before["iteration"]
+    assert after["attempts"][: len(before["attempts"])] == before["attempts"], "new attempts share what is left"
+    code, output = train("--name run --resume true", capsys)
+    assert code == 0
+    assert json.loads(Path("experiments/run/certificate.json").read_text()) == after
+
+
+def test_data_that_is_not_generated_is_held_out(capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(5000, 2))
+    np.savez("data.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
+    flags = f"--dataset arrays --data_dir data.npz --solver midpoint {FIDELITY} --adaption_interval 10 --niter 30"
+    code, output = train(f"{flags} --name enough", capsys)
+    assert code == 0, output
+    certificate = json.loads(Path("experiments/enough/certificate.json").read_text())
+    assert certificate["attempts"][0]["n"] == 200
+    code, output = train(f"{flags} --held_out 0.01 --name few", capsys)
+    assert code == 0, output
+    assert "cannot certify: needs n ≥ 72 inputs that training has not seen, there are 30" in output
+    code, output = train(f"{flags} --held_out 0.0005 --name none", capsys)
+    assert code == 2, output
+    assert "--held_out 0.0005 of 4000 training samples are 2" in output
+
+
+@pytest.mark.parametrize("on", ["held_out", "noise", "batch"])
+def test_checks_look_where_they_are_told(on: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"--dataset pendulum --network linear_odenet --act tanh --solver rk4 {FIDELITY} --adaption_interval 5"
+    code, output = train(f"{flags} --niter 10 --check_on {on} --name run", capsys)
+    assert code == 0, output
+    assert np.isfinite(history("run")["signal"]).any()

@@ -76,7 +76,7 @@ def cliff(edge: int) -> Callable[[Solver], float]:
 
 def allowed(p: float) -> float:
     """The error that a method of order p may have while it trains."""
-    return TARGET * (0.5 + 2 / p)
+    return TARGET * (0.4 + 2 / p)
 
 
 def follow(rule: FidelityRule, curve: Curve, checks: int) -> list[Solver]:

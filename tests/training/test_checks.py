@@ -113,12 +113,12 @@ def test_ranks_share_the_held_out_inputs() -> None:
 def test_noise_is_small_the_same_when_repeated_and_another_at_each_check() -> None:
     x = 3 * torch.randn(500, 2)
     checks = Checks(NUMBERS, ALONE, prediction_difference(NUMBERS, ALONE), "noise", seed=1)
-    noise = [checks._noisy(Batch(x, x), iteration).x - x for iteration in (50, 50, 100)]
+    noise = [checks._noisy(Batch(x, x), len(x), iteration).x - x for iteration in (50, 50, 100)]
     assert torch.equal(noise[0], noise[1])
     assert not torch.equal(noise[0], noise[2])
     assert 0.25 < float(noise[0].std()) < 0.35
     single = torch.ones(1, 1)
-    assert torch.equal(checks._noisy(Batch(single, single), 50).x, single)
+    assert torch.equal(checks._noisy(Batch(single, single), 1, 50).x, single)
 
 
 def test_flips_on_unseen_inputs_are_those_of_the_attempt() -> None:

@@ -13,7 +13,7 @@ from trueode.adaptation.rule import Comparison, Extrapolated, Inspection, Progre
 from trueode.solvers import Solver, from_plain, to_plain
 
 WEIGHT = 0.2  # of a new check in the running mean
-SAFE = 0.6  # share of the target that a cheaper solver must keep to
+SAFE = 0.7  # share of the target that a cheaper solver must keep to
 PATIENCE = 10  # checks
 HALF = 2.0  # a failed certificate divides the error by it
 LONGER = 200  # iterations of training after a failed certificate
@@ -54,13 +54,13 @@ class FidelityRule:
     * **Finer by theory.** When the running mean of the error exceeds the target, the next training solver is the coarsest
       one that meets it if errors fall with the order of the method; at most twice as fine.
     * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is taken when its own error,
-      mean over ten checks, is at most 0.6 of the target. Convergence may be a cliff, which theory would step over.
+      mean over ten checks, is at most 0.7 of the target. Convergence may be a cliff, which theory would step over.
 
     The constants, and why. A new check has the weight 0.2 in the running mean: what the few samples of a check tell is
-    noisy, and yet a single one counts where it lies far above the target. 0.6 of the target keeps the two thresholds
-    apart by what one step of rk4 among eight changes, and so the solver at rest. Trials that follow a decrease which had
+    noisy, and yet a single one counts where it lies far above the target. 0.7 of the target keeps the two thresholds
+    apart by what one step of rk4 among eleven changes, and so the solver at rest. Trials that follow a decrease which had
     to be taken back are twice as long as those before: this ends any oscillation. The target is the share of flips that
-    is wanted, times 1/2 + 2/p: an order buys accuracy cheaply, Euler's method at its price in steps, so that it is bought
+    is wanted, times 0.4 + 2/p: an order buys accuracy cheaply, Euler's method at its price in steps, so that it is bought
     in the end, where a certificate needs it.
 
     In the end the model is certified on inputs that neither training nor the rule has seen, against its exact flow (see
@@ -126,7 +126,7 @@ class FidelityRule:
 
     def _allowed(self, solver: Solver) -> float:
         """The error that a training solver may have: an order buys accuracy cheaply, a low one is looser."""
-        return self._target * (0.5 + 2 / solver.order)
+        return self._target * (0.4 + 2 / solver.order)
 
     def _refined(self, state: _State, finer: Solver) -> _State:
         """Take a finer solver of the same method."""

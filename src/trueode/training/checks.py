@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Checks:
         if self.on == "held_out":
             seen, whole = self._control(state.iteration)
         elif self.on == "noise":
-            seen = self._noisy(batch, state.iteration)
+            seen = self._noisy(batch, whole, state.iteration)
 
         def run(solver: Solver) -> tuple[Tensor | None, float]:
             with torch.no_grad():
@@ -88,12 +89,16 @@ class Checks:
         part = torch.arange(start + size * rank // world, start + size * (rank + 1) // world) % len(pool)
         return to_device(pool.batch(part), self.ranks.device), size
 
-    def _noisy(self, batch: Batch, iteration: int) -> Batch:
-        """The batch with noise of a tenth of the inputs' standard deviation."""
-        generator = torch_stream(self.seed, "noise", iteration, self.ranks.rank)
-        noise = torch.randn(batch.x.shape, generator=generator, dtype=batch.x.dtype).to(batch.x.device)
-        deviation = batch.x.std() if batch.x.numel() > 1 else batch.x.new_tensor(0.0)
-        return batch._replace(x=batch.x + NOISE * deviation * noise)
+    def _noisy(self, batch: Batch, whole: int, iteration: int) -> Batch:
+        """The batch with noise of a tenth of the inputs' standard deviation: the same whatever the number of ranks."""
+        x, (rank, world) = batch.x, (self.ranks.rank, self.ranks.world_size)
+        generator = torch_stream(self.seed, "noise", iteration)
+        noise = torch.randn((whole, *x.shape[1:]), generator=generator, dtype=x.dtype)
+        part = noise[whole * rank // world : whole * (rank + 1) // world].to(x.device)
+        numbers = whole * prod(x.shape[1:])
+        mean = self.ranks.sum(x.double().sum()) / numbers
+        deviation = (self.ranks.sum((x.double() - mean).square().sum()) / numbers).sqrt()
+        return batch._replace(x=x + (NOISE * deviation).to(x.dtype) * part)
 
 
 class SharedInspection:
