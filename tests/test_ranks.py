@@ -25,7 +25,7 @@ JOBS = {
     "adapting steps": "--use_step_adaption_algo true --adaption_interval 10 --threshold 0.01 --max_steps 16",
     "adapting tolerance": "--solver fehlberg2 --use_step_adaption_algo true --adaption_interval 10 --initial_tol 1e-2 --threshold 0.01",
     "adapting with a certificate": (
-        "--solver auto --use_step_adaption_algo true --adaption_algo fidelity --adaption_interval 10 --lr 0.01"
+        "--solver auto --use_step_adaption_algo true --adaption_algo fidelity --adaption_interval 5 --niter 60 --fidelity 0.05"
     ),
     "adapting to time series": (
         "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --use_step_adaption_algo true "

@@ -289,7 +289,7 @@ def test_the_signal_is_what_was_decided_by() -> None:
     rule.propose(Curve(order(4, 0.1)), Progress(50, 100))
     assert rule.signal is not None
     assert rule.signal.value == pytest.approx(0.1 / 16, rel=1e-3)
-    assert rule.signal.target == TARGET
+    assert rule.signal.target == allowed(4)
 
 
 def test_a_step_size_is_refused() -> None:
@@ -343,6 +343,15 @@ def test_a_failure_halves_the_error_whatever_the_number_of_flips(start: Solver, 
     assert isinstance(answer, Certificate)
     assert (answer.status, len(answer.attempts)) == ("certified", 2)
     assert inspection.asked == [(start, 1), (finer, 2)]
+
+
+def test_after_a_failure_nothing_cheaper_is_tried() -> None:
+    rule = FidelityRule(FixedStep("rk4", n_steps=10), TARGET)
+    rule.certify(Made(50))
+    assert {count(solver) for solver in follow(rule, Curve(lambda s: 0.0), 40)} == {12}
+    assert count(follow(rule, Curve(order(4, 20.0 * 12**4)), 1)[-1]) == 24, "finer ones are"
+    rule.certify(Made(0))
+    assert count(follow(rule, Curve(lambda s: 0.0), 40)[-1]) < 24
 
 
 def test_it_gives_up_after_four_attempts() -> None:

@@ -117,10 +117,10 @@ class FidelityRule:
                     f"{state.solver} is as fine as allowed, and still its error is {error:.2g} where {target:.2g} is wanted: "
                     f"{self._ladder.advice(state.solver)}."
                 )
-        if finer is None:
-            state = self._tried(state, measure, reference, found.candidate_nfe)
-        else:
+        if finer is not None:
             state = self._refined(state, finer)
+        elif not (state.attempts and state.attempts[-1].upper > self._fidelity):  # else only finer solvers will do
+            state = self._tried(state, measure, reference, found.candidate_nfe)
         self._state = state if isfinite(error) else replace(state, error=None)
         return self.solver
 
