@@ -192,6 +192,10 @@ def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:
         assert config["autodif"] == "adjoint", told
     if options.get("evaluate_test_acc") == ["true"]:
         assert any(row["test_accuracy"] for row in history), told
+    if options.get("adaption_algo") == ["fidelity"]:
+        certificate = json.loads((run / "certificate.json").read_text())
+        assert certificate["sentence"] in told, told
+        assert (run / "figures/adaptation.png").is_file(), told
     if options.get("use_step_adaption_algo") == ["true"]:
         assert float(history[-1]["step_size"]) < 1, told  # the start rule chose it, not the default
     if options.get("evaluate_with_dif_solver") == ["true"]:
