@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import hypot, inf, isfinite, sqrt
+from math import inf, isfinite
 from typing import Any
 
 from trueode.adaptation.certificate import ATTEMPTS, Attempt, Certificate, Certifier
@@ -12,8 +12,8 @@ from trueode.adaptation.ladder import Ladder, error_ratio
 from trueode.adaptation.rule import Comparison, Extrapolated, Inspection, Progress, Refine, Signal
 from trueode.solvers import Solver, from_plain, to_plain
 
-WEIGHT = 0.2  # of a new check in the running mean square
-SAFE = 0.7  # share of the target that a cheaper solver must keep to
+WEIGHT = 0.2  # of a new check in the running mean
+SAFE = 0.6  # share of the target that a cheaper solver must keep to
 PATIENCE = 10  # checks
 HALF = 2.0  # a failed certificate divides the error by it
 LONGER = 200  # iterations of training after a failed certificate
@@ -26,11 +26,11 @@ class _State:
 
     Attributes:
         solver: the training solver.
-        error: running root mean square of its error; None: nothing is known of it yet.
+        error: running mean of its error; None: nothing is known of it yet.
         trial: number of the cheaper solver on trial.
         checks: of the trial so far.
         patience: checks that a trial takes.
-        total: the sum of the squares of the errors that the trial found.
+        total: the sum of the errors that the trial found.
         risen: whether the last change was to a finer solver.
         attempts: at a certificate.
     """
@@ -51,17 +51,17 @@ class FidelityRule:
     A check estimates the error of the training solver: how much its results differ from the extrapolated ones of itself
     and of the same method at twice the steps (a tolerance 2^p times tighter, p the order).
 
-    * **Finer by theory.** When the error (root mean square over the last checks) exceeds the target, the next training
-      solver is the coarsest one that meets it if errors fall with the order of the method; at most twice as fine.
-    * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is taken when its own error
-      over ten checks is at most 0.7 of the target. Convergence may be a cliff, which theory would step over.
+    * **Finer by theory.** When the running mean of the error exceeds the target, the next training solver is the coarsest
+      one that meets it if errors fall with the order of the method; at most twice as fine.
+    * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is taken when its own error,
+      mean over ten checks, is at most 0.6 of the target. Convergence may be a cliff, which theory would step over.
 
-    The constants, and why. Mean squares, as an error that is large only at times is large too often. A new check has the
-    weight 0.2: what the few samples of a check tell is noisy, and yet a single one counts where it lies far above the
-    target. 0.7 of the target keeps the two thresholds apart by what one step of rk4 among eleven changes, and so the
-    solver at rest. Trials that follow a decrease which had to be taken back are twice as long as those before: this ends
-    any oscillation. The target is the share of flips that is wanted, times 1/2 + 2/p: an order buys accuracy cheaply,
-    Euler's method at its price in steps, so that it is bought in the end, where a certificate needs it.
+    The constants, and why. A new check has the weight 0.2 in the running mean: what the few samples of a check tell is
+    noisy, and yet a single one counts where it lies far above the target. 0.6 of the target keeps the two thresholds
+    apart by what one step of rk4 among eight changes, and so the solver at rest. Trials that follow a decrease which had
+    to be taken back are twice as long as those before: this ends any oscillation. The target is the share of flips that
+    is wanted, times 1/2 + 2/p: an order buys accuracy cheaply, Euler's method at its price in steps, so that it is bought
+    in the end, where a certificate needs it.
 
     In the end the model is certified on inputs that neither training nor the rule has seen, against its exact flow (see
     `Certifier`). Where that fails, the error of the solver is halved, whatever the number of flips, training goes on for
@@ -105,7 +105,7 @@ class FidelityRule:
         found = measure(state.solver, reference)
         error, target = found.difference, self._allowed(state.solver)
         if state.error is not None:
-            error = hypot(sqrt(1 - WEIGHT) * state.error, sqrt(WEIGHT) * error)
+            error = (1 - WEIGHT) * state.error + WEIGHT * error
         self.signal = Signal(error, target)
         state = replace(state, error=error)
         finer = None
@@ -145,14 +145,12 @@ class FidelityRule:
         solver = self._on_trial(state, nfe)
         state = replace(state, checks=state.checks + 1)
         if solver is not None:
-            most = (SAFE * self._allowed(solver)) ** 2 * state.patience  # of the sum of squares
+            most = SAFE * self._allowed(solver) * state.patience  # of the sum of errors
             if state.total <= most:  # else it has failed already
                 found = measure(solver, reference)
-                state = replace(state, total=state.total + found.difference**2)
+                state = replace(state, total=state.total + found.difference)
                 if state.checks == state.patience and state.total <= most and found.candidate_nfe < nfe:
-                    return replace(
-                        state, solver=solver, error=sqrt(state.total / state.checks), **NEW_TRIAL, risen=False
-                    )
+                    return replace(state, solver=solver, error=state.total / state.checks, **NEW_TRIAL, risen=False)
         if state.checks < state.patience:
             return state
         return replace(state, **NEW_TRIAL | {"trial": (state.trial + 1) % (1 + len(self._others))})
