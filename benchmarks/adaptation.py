@@ -87,16 +87,20 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
 
     rows: list[dict[str, Any]] = []
     flips: list[tuple[int, float]] = []
+    accuracy: list[tuple[int, float, float]] = []
     clock = {"looking": 0.0, "checking": 0.0}
     begin = time.perf_counter()
 
     def look(current: State) -> None:
-        """Every 250 iterations of the second half: not part of the run, nor of its time."""
-        if current.iteration >= NITER // 2 and current.iteration <= NITER:
-            start = time.perf_counter()
-            own, exact = predictions(model, current.solver, points[:SOME])
+        """Every 250 iterations: not part of the run, nor of its time. In the first half rk4 x 64 stands for the exact flow."""
+        start = time.perf_counter()
+        late = current.iteration >= NITER // 2
+        own, exact = predictions(model, current.solver, points[:SOME], EXACT if late else 64)
+        if late and current.iteration <= NITER:
             flips.append((current.iteration, float((own != exact).double().mean())))
-            clock["looking"] += time.perf_counter() - start
+        right = [float((found == classes[:SOME]).double().mean()) for found in (own, exact)]
+        accuracy.append((current.iteration, right[0], right[1]))
+        clock["looking"] += time.perf_counter() - start
 
     checks = build.build_checks(options, task, unseen, ranks)
     timed = _Timed(rule, clock) if rule is not None else None
@@ -126,6 +130,7 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
         "seconds": seconds,
         "checking": clock["checking"] / seconds,
         "flips_over_time": flips,
+        "accuracy_over_time": accuracy,
         "history": {name: [row.get(name) for row in rows] for name in HISTORY},
     }
 
@@ -162,7 +167,7 @@ class _Timed:
             self._clock["checking"] += time.perf_counter() - start
 
 
-def predictions(model: Any, solver: Any, points: Any) -> tuple[Any, Any]:
+def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> tuple[Any, Any]:
     """Classes of points (in double precision) under a solver in single precision, and under the exact flow."""
     from copy import deepcopy
 
@@ -173,7 +178,7 @@ def predictions(model: Any, solver: Any, points: Any) -> tuple[Any, Any]:
     double = deepcopy(model).double()
     with torch.no_grad():
         own = [model(part.float(), solver).argmax(1) for part in points.split(500)]
-        exact = [double(part, FixedStep("rk4", n_steps=EXACT)).argmax(1) for part in points.split(500)]
+        exact = [double(part, FixedStep("rk4", n_steps=n_steps)).argmax(1) for part in points.split(500)]
     return torch.cat(own), torch.cat(exact)
 
 
@@ -231,6 +236,28 @@ def summary(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw(results: list[dict[str, Any]], name: str) -> None:
+    """Accuracy and steps over training, all seeds of the paper's rule and of ours: as the paper's Figure 5."""
+    import numpy as np
+
+    from trueode import figures
+
+    runs: dict[str, list[Any]] = {}
+    for result in results:
+        if result["rule"] in ("paper", "rk4"):
+            looked = np.array(result["accuracy_over_time"], dtype=float)
+            history = {key: np.array(values, dtype=float) for key, values in result["history"].items()}
+            n = len(history["iteration"])
+            joined = {key: np.concatenate([values, np.full(len(looked), np.nan)]) for key, values in history.items()}
+            joined["iteration"][n:] = looked[:, 0]
+            joined["test_accuracy"], joined["test_accuracy_reference"] = np.full((2, n + len(looked)), np.nan)
+            joined["test_accuracy"][n:], joined["test_accuracy_reference"][n:] = looked[:, 1], looked[:, 2]
+            title = "paper, Euler" if result["rule"] == "paper" else "fidelity, rk4"
+            runs.setdefault(title, []).append(joined)
+    if len(runs) == 2:
+        figures.save(figures.adaptation_runs(runs, "accuracy"), DOCS / f"{name}.png")
+
+
 def write(results: list[dict[str, Any]], seeds: Sequence[int], command: str) -> None:
     """The tables of one set of seeds."""
     DOCS.mkdir(parents=True, exist_ok=True)
@@ -239,6 +266,7 @@ def write(results: list[dict[str, Any]], seeds: Sequence[int], command: str) -> 
         writer = csv.DictWriter(file, ["rule", *COLUMNS], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(results)
+    draw(results, name)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     minutes = sum(result["seconds"] for result in results) / 60
     head = "| rule | " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|"

@@ -1,0 +1,251 @@
+"""Adaptation measured on other data: against the cheapest solver with fixed steps that gives a true ODE on every seed.
+
+    python benchmarks/adaptation_data.py                                  what needs no files
+    python benchmarks/adaptation_data.py --mnist DIR --images DIR         also on images that lie there
+
+The cheapest valid solver is searched: rk4 with 1, 2, 3, … steps, then midpoint and Euler, each until three seeds have at
+most 1 % of flips on the test data, or until it costs more than the cheapest so far. Then the rule ``fidelity`` trains with
+``--solver auto``, and with ``--solver rk4``. Every run is kept in a file of ``--output_dir`` and is not repeated; the table
+goes to ``docs/adaptation/data.csv`` and ``data.md``.
+
+Flips: predictions on test data that differ under the exact flow (regression and time series: by more than 1 % of their
+spread); those over the second half are against rk4 with 16 steps or more, at five moments. NFE: forward evaluations of the
+field for a sample, per iteration, training and checks together; certificates and what they add are stated apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "adaptation"
+SEEDS = (0, 1, 2)
+STEPS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 200, 256, 320, 400, 500)
+STAGES = {"rk4": 4, "midpoint": 2, "euler": 1}
+FIDELITY = "--use_step_adaption_algo true --adaption_algo fidelity"
+DENSE = "--network linear_odenet --act tanh --lr 0.003"
+DATA: dict[str, tuple[str, int]] = {  # options, and test samples that are looked at
+    "Sphere10": ("--dataset concentric_sphere10 --lr 0.001 --niter 3000", 1000),
+    "three minima": ("--dataset three_minima --lr 0.001 --niter 3000", 1000),
+    "flow map of a pendulum (regression)": (f"--dataset arrays --data_dir PENDULUM {DENSE} --niter 3000", 1000),
+    "pendulum (time series)": (f"--dataset pendulum {DENSE} --niter 2000", 500),
+    "MNIST": ("--dataset mnist --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 --niter 2000", 400),
+    "CIFAR-10, image folder": (
+        "--dataset image_folder --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 --niter 2000",
+        400,
+    ),
+}
+
+
+def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, Any]:
+    """Train one model; ``way`` is a method and a number of steps, or the solver of the rule."""
+    import torch
+
+    torch.set_num_threads(1)
+    from trueode import build
+    from trueode.distributed import Ranks
+    from trueode.evaluation import count_flips, evaluate, finer_solver, get_task
+    from trueode.options import load_options
+    from trueode.training import Hooks, Schedule, State, train
+
+    flags, n_test = DATA[name]
+    method, _, steps = way.partition(" x ")
+    solver_flags = f"--n_steps {steps}" if steps else FIDELITY
+    words = f"{flags.replace('PENDULUM', where)} --random_seed {seed} --solver {method} {solver_flags}".split()
+    if "--data_dir" not in words:
+        words += ["--data_dir", where]
+    options, _ = load_options(words)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    dataset, unseen = build.keep_apart(options, build.build_data(options))
+    shape, test = build.shape_of(options, dataset), dataset.test.first(n_test)
+    torch.manual_seed(seed)
+    model = build.build_model(options, shape)
+    batches = build.build_batches(options, dataset, ranks)
+    rule, spent = build.build_rule(options, model, shape, batches, ranks)
+    solver = model.solver if rule is None else rule.solver
+    state = State(model, build.build_optimizer(options, model), rule, solver, evaluations=spent)
+    task, niter = get_task(shape.task), options.niter
+    worst, trained = [0.0], {"evaluations": 0.0, "iterations": niter}
+    begin = time.perf_counter()
+
+    def look(current: State) -> None:
+        """At five moments of the second half."""
+        if niter // 2 <= current.iteration < niter:
+            own = evaluate(model, test, task, current.solver, keep_outputs=True)
+            finer = evaluate(model, test, task, finer_solver(current.solver, own.n_steps), keep_outputs=True)
+            assert own.outputs is not None
+            assert finer.outputs is not None
+            flipped = task.flipped(own.outputs, finer.outputs, task.scale(finer.outputs))
+            worst.append(float(flipped.double().mean()))
+
+    class Observed:
+        """The rule; it remembers what had been spent before the first attempt at a certificate."""
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(rule, attribute)
+
+        def certify(self, inspection: Any) -> Any:
+            trained["evaluations"] = trained["evaluations"] or state.evaluations / state.samples
+            return rule.certify(inspection)  # type: ignore[union-attr]
+
+    if rule is not None:
+        state.rule = Observed()  # type: ignore[assignment]
+    schedule = Schedule(niter, options.log_interval, None, options.adaption_interval, niter // 10)
+    checks = build.build_checks(options, task, unseen, ranks)
+    train(state, dataset, task, batches, schedule, ranks, Hooks(lambda row: None, look, lambda text: None), checks)
+    total = state.evaluations / state.samples
+    nfe = trained["evaluations"] or total
+    found = count_flips(model, test, task, state.solver)
+    certificate = state.certificate
+    return {
+        "data": name,
+        "way": way,
+        "seed": seed,
+        "final": str(state.solver),
+        "nfe": nfe,
+        "certifying": total * state.iteration / niter - nfe,
+        "flips": found.flips / found.n,
+        "worst": max(worst),
+        "metric": task.metric_name,
+        "exact": found.metric,
+        "certificate": "" if certificate is None else certificate.status,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def make_pendulum(path: Path) -> None:
+    """A regression task of known dynamics: where a damped pendulum is after two seconds."""
+    import numpy as np
+
+    from trueode.data.pendulum import pendulum
+
+    states, path_of, times = pendulum(5000, np.random.default_rng(0))
+    after = int(np.searchsorted(times, 2.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, x=states[:, 0], y=path_of[:, after, 0])
+
+
+class Runs:
+    """Runs jobs in processes of one thread each, unless their results are there."""
+
+    def __init__(self, folder: Path, places: dict[str, str], processes: int) -> None:
+        self.folder, self.places = folder, places
+        self.pool = ThreadPoolExecutor(processes)
+
+    def results(self, name: str, way: str) -> Iterator[dict[str, Any]]:
+        """The results of all seeds."""
+        yield from self.pool.map(lambda seed: self.one(name, way, seed), SEEDS)
+
+    def one(self, name: str, way: str, seed: int) -> dict[str, Any]:
+        path = self.folder / f"{name} {way} {seed}.json".replace(" ", "-").replace(",", "")
+        if not path.exists():
+            job = json.dumps([name, way, seed, self.places[name], str(path)])
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run([sys.executable, str(Path(__file__).resolve()), "--one", job], env=environment, check=True)
+        result: dict[str, Any] = json.loads(path.read_text())
+        print(
+            f"{name} | {way} | seed {seed} | NFE {result['nfe']:.1f} | flips {result['flips']:.2%} | worst "
+            f"{result['worst']:.2%} | {result['metric']} {result['exact']:.4g} | {result['certificate']} | "
+            f"{result['seconds']:.0f} s",
+            flush=True,
+        )
+        return result
+
+    def cheapest(self, name: str) -> list[dict[str, Any]]:
+        """The results of the cheapest solver with fixed steps that is valid on every seed."""
+        best: list[dict[str, Any]] = []
+        for method, stages in STAGES.items():
+            for n in STEPS:
+                if best and n * stages >= best[0]["nfe"]:
+                    break
+                found = [self.one(name, f"{method} x {n}", SEEDS[0])]
+                if found[0]["flips"] <= 0.01:  # else the others need not be looked at
+                    found = list(self.results(name, f"{method} x {n}"))
+                    if all(result["flips"] <= 0.01 for result in found):
+                        best = found
+                        break
+        return best
+
+
+def table(rows: list[list[dict[str, Any]]]) -> str:
+    """A row for each data set and way."""
+    lines = [
+        "| data | solver | NFE, mean | relative to the cheapest | flips, largest | flips in the second half, largest | "
+        "metric under the exact flow, mean | certified | NFE of certificates | final solvers |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    cheapest: dict[str, float] = {}
+    for results in rows:
+        name, way = results[0]["data"], results[0]["way"]
+        nfe = mean(result["nfe"] for result in results)
+        least = cheapest.setdefault(name, nfe)
+        exact = mean(result["exact"] for result in results)
+        metric = f"accuracy {exact:.1%}" if results[0]["metric"] == "accuracy" else f"mse {exact:.3g}"
+        certified = sum(result["certificate"] == "certified" for result in results)
+        ruled = bool(results[0]["certificate"])
+        lines.append(
+            f"| {name} | {way if not ruled else f'fidelity, {way}'} | {nfe:.1f} | {nfe / least:.2f} | "
+            f"{max(result['flips'] for result in results):.2%} | {max(result['worst'] for result in results):.2%} | {metric} | "
+            f"{f'{certified} of {len(results)}' if ruled else ''} | "
+            f"{format(mean(result['certifying'] for result in results), '.1f') if ruled else ''} | "
+            f"{', '.join(result['final'] for result in results) if ruled else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="default: all that is there")
+    parser.add_argument("--mnist", metavar="DIR", help="a --data_dir that holds MNIST")
+    parser.add_argument("--images", metavar="DIR", help="a folder with train/CLASS/* and test/CLASS/*")
+    parser.add_argument("--output_dir", type=Path, default=Path("experiments/adaptation-data"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        name, way, seed, where, path = json.loads(arguments.one)
+        partial = Path(f"{path}.part")
+        partial.write_text(json.dumps(train_and_measure(name, way, seed, where)))
+        partial.replace(path)
+        return
+    folder = arguments.output_dir.resolve()
+    make_pendulum(folder / "pendulum.npz")
+    places = dict.fromkeys(DATA, str(folder / "generated"))
+    places |= {"flow map of a pendulum (regression)": str(folder / "pendulum.npz")}
+    places |= {"MNIST": arguments.mnist or "", "CIFAR-10, image folder": arguments.images or ""}
+    runs, rows = Runs(folder, places, arguments.processes), []
+    begin = time.time()
+    for name in arguments.data:
+        if not places[name]:
+            continue
+        rows += [runs.cheapest(name), *(list(runs.results(name, way)) for way in ("auto", "rk4"))]
+    DOCS.mkdir(parents=True, exist_ok=True)
+    columns = list(rows[0][0])
+    with (DOCS / "data.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result for results in rows for result in results)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    flags = "\n".join(f"* {name}: `{flags}`" for name, (flags, _) in DATA.items())
+    (DOCS / "data.md").write_text(
+        f"# Adaptation on other data\n\nWritten by `python benchmarks/adaptation_data.py --mnist DIR --images DIR` at commit "
+        f"{commit.stdout.strip()}, {os.cpu_count()} cores, in {(time.time() - begin) / 60:.0f} minutes.\n\n"
+        f"{(__doc__ or '').strip().split('``data.md``.')[1].strip()}\n\n{table(rows)}\n\n{flags}\n",
+        encoding="utf-8",
+    )
+    print(table(rows), f"\nresults: {DOCS}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
