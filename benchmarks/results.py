@@ -28,6 +28,8 @@ FIGURE_4A = (
 )
 MNIST = "--dataset mnist --network odenet --ch_residual_block 16 --solver rk4 --step_size 0.25 --lr 0.001 --niter 300"
 IMAGES = "--dataset image_folder --network odenet --solver euler --step_size 0.125 --lr 0.001 --niter 600"
+PAPER = "--use_step_adaption_algo true --evaluate_test_acc true --niter 10000"
+FIDELITY = "--solver rk4 --use_step_adaption_algo true --adaption_algo fidelity --evaluate_test_acc true --niter 10000"
 PENDULUM = "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.25 --lr 0.001"
 
 
@@ -139,6 +141,19 @@ def figure_4a(trainer: Trainer) -> str:
     )
 
 
+def adaptation(title: str, flags: str, run: Run, figure: str) -> str:
+    """A run that adapts: its last sentences and its figure."""
+    certificate = run.path / "certificate.json"
+    sentences = [json.loads(certificate.read_text(encoding="utf-8"))["sentence"]] if certificate.is_file() else []
+    sentences.append(run.audit["sentence"])
+    nfe = run.read("run.json")["nfe_per_iteration"]
+    told = "\n".join(f"* {sentence}" for sentence in sentences)
+    return (
+        f"## {title}\n\n`python train.py {flags}`\n\n{told}\n* {nfe:.1f} evaluations per iteration, all counted\n\n"
+        f"![Accuracy, steps, signal and effort over training]({figure})"
+    )
+
+
 def single(title: str, command: str, run: Run, audit: dict[str, Any], note: str = "") -> str:
     metric = audit["metric_name"]
     return (
@@ -164,6 +179,13 @@ def main() -> None:
     trainer = Trainer(arguments.output_dir)
     tested = " --evaluate_test_acc true"
     parts = ["# Results\n\nWritten by `python benchmarks/results.py`.", default_job(trainer), figure_4a(trainer)]
+    for name, title, flags in (
+        ("adaptation-paper", "The paper's adaptation", PAPER),
+        ("adaptation-fidelity", "The fidelity adaptation", FIDELITY),
+    ):
+        run = trainer.train(name, flags)
+        run.keep("adaptation", name)
+        parts.append(adaptation(title, flags, run, f"{name}.png"))
     run = trainer.train("pendulum", PENDULUM + tested)
     run.keep("time_series", "pendulum")
     figure = "\n\n![Predicted trajectories of the pendulum](pendulum.png)"
