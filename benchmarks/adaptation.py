@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -63,25 +64,17 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    from trueode import build
+    from trueode.build import build_run
     from trueode.data.spheres import concentric_spheres
     from trueode.distributed import Ranks
-    from trueode.evaluation import get_task
     from trueode.options import load_options
-    from trueode.training import Hooks, Schedule, State, train
+    from trueode.training import Hooks, State, train
 
     words = f"{RULES[rule_name]} --random_seed {seed} --niter {NITER} --data_dir {os.environ['TRUEODE_DATA']}".split()
     options, _ = load_options(words)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    dataset, unseen = build.keep_apart(options, build.build_data(options))
-    shape = build.shape_of(options, dataset)
-    torch.manual_seed(seed)
-    model = build.build_model(options, shape)
-    batches = build.build_batches(options, dataset, ranks)
-    rule, spent = build.build_rule(options, model, shape, batches, ranks)
-    solver = model.solver if rule is None else rule.solver
-    state = State(model, build.build_optimizer(options, model), rule, solver, evaluations=spent)
-    task = get_task(shape.task)
+    parts = build_run(options, ranks)
+    state, rule, model = parts.state, parts.state.rule, parts.state.model
     fresh, labels = concentric_spheres(MANY, 2, np.random.default_rng([2026, seed]))
     points, classes = torch.from_numpy(fresh), torch.from_numpy(labels)
 
@@ -102,11 +95,11 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
         accuracy.append((current.iteration, right[0], right[1]))
         clock["looking"] += time.perf_counter() - start
 
-    checks = build.build_checks(options, task, unseen, ranks)
-    timed = _Timed(rule, clock) if rule is not None else None
-    state.rule = timed  # type: ignore[assignment]
-    schedule = Schedule(NITER, options.log_interval, None, options.adaption_interval, EVERY)
-    train(state, dataset, task, batches, schedule, ranks, Hooks(rows.append, look, lambda text: None), checks)
+    if rule is not None:
+        state.rule = _Timed(rule, clock)  # type: ignore[assignment]
+    schedule = replace(parts.schedule, checkpoint=EVERY)
+    hooks = Hooks(rows.append, look, lambda text: None)
+    train(state, parts.dataset, parts.task, parts.batches, schedule, ranks, hooks, parts.checks)
     seconds = time.perf_counter() - begin - clock["looking"]
 
     own, exact = predictions(model, state.solver, points)

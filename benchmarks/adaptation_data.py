@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -53,11 +54,11 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
     import torch
 
     torch.set_num_threads(1)
-    from trueode import build
+    from trueode.build import build_run
     from trueode.distributed import Ranks
-    from trueode.evaluation import count_flips, evaluate, finer_solver, get_task
+    from trueode.evaluation import count_flips, evaluate, finer_solver
     from trueode.options import load_options
-    from trueode.training import Hooks, Schedule, State, train
+    from trueode.training import Hooks, State, train
 
     flags, n_test = DATA[name]
     method, _, steps = way.partition(" x ")
@@ -67,16 +68,10 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
         words += ["--data_dir", where]
     options, _ = load_options(words)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    dataset, unseen = build.keep_apart(options, build.build_data(options))
-    shape, test = build.shape_of(options, dataset), dataset.test.first(n_test)
-    torch.manual_seed(seed)
-    model = build.build_model(options, shape)
-    batches = build.build_batches(options, dataset, ranks)
-    rule, spent = build.build_rule(options, model, shape, batches, ranks)
-    solver = model.solver if rule is None else rule.solver
-    state = State(model, build.build_optimizer(options, model), rule, solver, evaluations=spent)
-    task, niter = get_task(shape.task), options.niter
-    worst, trained = [0.0], {"evaluations": 0.0, "iterations": niter}
+    parts = build_run(options, ranks)
+    state, task, rule, model = parts.state, parts.task, parts.state.rule, parts.state.model
+    test, niter = parts.dataset.test.first(n_test), options.niter
+    worst, trained = [0.0], {"evaluations": 0.0}
     begin = time.perf_counter()
 
     def look(current: State) -> None:
@@ -101,9 +96,9 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
 
     if rule is not None:
         state.rule = Observed()  # type: ignore[assignment]
-    schedule = Schedule(niter, options.log_interval, None, options.adaption_interval, niter // 10)
-    checks = build.build_checks(options, task, unseen, ranks)
-    train(state, dataset, task, batches, schedule, ranks, Hooks(lambda row: None, look, lambda text: None), checks)
+    hooks = Hooks(lambda row: None, look, lambda text: None)
+    schedule = replace(parts.schedule, checkpoint=niter // 10)
+    train(state, parts.dataset, task, parts.batches, schedule, ranks, hooks, parts.checks)
     total = state.evaluations / state.samples
     nfe = trained["evaluations"] or total
     found = count_flips(model, test, task, state.solver)

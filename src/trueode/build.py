@@ -20,6 +20,7 @@ from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.seeds import torch_stream
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, get_tableau
+from trueode.training import Schedule, State
 from trueode.training.checks import Checks, accuracy_difference, prediction_difference
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -45,6 +46,47 @@ class Shape:
     sample: tuple[int, ...]
     n_outputs: int
     t_end: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a run is made of; fields as the arguments of `train`."""
+
+    shape: Shape
+    dataset: Dataset
+    task: Task
+    batches: Batches
+    state: State
+    schedule: Schedule
+    checks: Checks
+
+
+def build_run(options: Options, ranks: Ranks) -> Parts:
+    """The parts of a new run, on this rank.
+
+    Raises:
+        DataError: the data is not there or not usable.
+        OptionError: the options do not fit the data.
+    """
+    with ranks.main_first():
+        dataset = build_data(options)
+    dataset, unseen = keep_apart(options, dataset)
+    shape = shape_of(options, dataset)
+    torch.manual_seed(options.random_seed)
+    model = build_model(options, shape).to(ranks.device)
+    batches = build_batches(options, dataset, ranks)
+    rule, spent = build_rule(options, model, shape, batches, ranks)
+    solver = model.solver if rule is None else rule.solver
+    state = State(model, build_optimizer(options, model), rule, solver, evaluations=spent)
+    task = get_task(shape.task)
+    schedule = Schedule(
+        options.niter,
+        options.log_interval,
+        options.eval_interval if options.evaluate_test_acc else None,
+        options.adaption_interval,
+        options.model_checkpoint_freq,
+    )
+    return Parts(shape, dataset, task, batches, state, schedule, build_checks(options, task, unseen, ranks))
 
 
 def build_data(options: Options) -> Dataset:

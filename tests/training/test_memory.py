@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trueode.build import build_batches, build_checks, build_data, build_model, build_optimizer, build_rule, shape_of
+from trueode.build import build_run
 from trueode.distributed import Ranks
-from trueode.evaluation import get_task
 from trueode.fields import ConvField
 from trueode.models import NeuralODE
 from trueode.options import make_options
@@ -114,18 +113,13 @@ def trained(
     }
     options = make_options(how)
     ranks = Ranks(0, 1, CPU)
-    dataset = build_data(options)
-    shape = shape_of(options, dataset)
-    model = build_model(options, shape)
-    batches = build_batches(options, dataset, ranks)
-    rule, _ = build_rule(options, model, shape, batches, ranks)
-    state = State(model, build_optimizer(options, model), rule, model.solver if rule is None else rule.solver)
+    parts = build_run(options, ranks)
+    state = parts.state
     notices: list[str] = []
     rows: list[Row] = []
     schedule = Schedule(options.niter, log=1, test=None, check=options.adaption_interval, checkpoint=10)
     hooks = Hooks(rows.append, lambda state: None, notices.append)
-    task = get_task(shape.task)
-    outcome = train(state, dataset, task, batches, schedule, ranks, hooks, build_checks(options, task, None, ranks))
+    outcome = train(state, parts.dataset, parts.task, parts.batches, schedule, ranks, hooks, parts.checks)
     assert outcome.status == "finished"
     assert state.iteration == 3
     return state, notices, rows
@@ -187,12 +181,9 @@ def test_a_state_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     state, _, _ = trained(tmp_path, monkeypatch, None, **how)
     saved = read_checkpoint(save_checkpoint(tmp_path, 3, state.state_dict()))
     options = make_options({"data_dir": str(tmp_path / "data"), "precision": "float64", "random_seed": 1, **how})
-    dataset = build_data(options)
-    shape, ranks = shape_of(options, dataset), Ranks(0, 1, CPU)
-    model = build_model(options, shape)
-    rule, _ = build_rule(options, model, shape, build_batches(options, dataset, ranks), ranks)
+    fresh = build_run(options, Ranks(0, 1, CPU)).state
+    rule = fresh.rule
     assert rule is not None
-    fresh = State(model, build_optimizer(options, model), rule, rule.solver)
     assert fresh.solver != state.solver
     fresh.load_state_dict(saved)
     assert (fresh.solver, fresh.iteration, fresh.recent_nfe) == (state.solver, 3, state.recent_nfe)

@@ -7,29 +7,18 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from trueode import distributed
-from trueode.build import (
-    Shape,
-    build_batches,
-    build_checks,
-    build_data,
-    build_model,
-    build_optimizer,
-    build_rule,
-    keep_apart,
-    shape_of,
-)
+from trueode.build import Parts, Shape, build_run
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
-from trueode.evaluation import get_task, shown
+from trueode.evaluation import shown
 from trueode.experiment.closing import draw, judge, where
 from trueode.experiment.saved import resumed, start
 from trueode.options import Options, dump_yaml, make_options, read_file
 from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
-from trueode.training import Hooks, Outcome, Row, Schedule, State, train
+from trueode.training import Hooks, Outcome, Row, State, train
 from trueode.training.progress import Progress
 
 
@@ -74,16 +63,9 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
 def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, console: Console) -> int:
     """Train on this rank; the main rank writes, evaluates and speaks."""
     begin = time.time()
-    with ranks.main_first():
-        dataset = build_data(options)
-    dataset, unseen = keep_apart(options, dataset)
-    shape = shape_of(options, dataset)
-    torch.manual_seed(options.random_seed)
-    model = build_model(options, shape).to(ranks.device)
-    batches = build_batches(options, dataset, ranks)
-    rule, spent = build_rule(options, model, shape, batches, ranks)
-    solver = model.solver if rule is None else rule.solver
-    state = State(model, build_optimizer(options, model), rule, solver, evaluations=spent)
+    parts = build_run(options, ranks)
+    shape, dataset, task, state = parts.shape, parts.dataset, parts.task, parts.state
+    model = state.model
     if directory is not None and options.overwrite:  # not before all that the options ask for is there
         directory.clear()
     resuming = directory is not None and any(directory.checkpoints.glob("*.pt"))
@@ -94,18 +76,9 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
             console.print(f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer.")
     if ranks.world_size > 1:
         model.reduce = ranks.sum
-    task = get_task(shape.task)
-    checks = build_checks(options, task, unseen, ranks)
-    schedule = Schedule(
-        options.niter,
-        options.log_interval,
-        options.eval_interval if options.evaluate_test_acc else None,
-        options.adaption_interval,
-        options.model_checkpoint_freq,
-    )
     if not ranks.is_main:
         silent = Hooks(lambda row: None, lambda state: None, lambda text: None)
-        return _code(train(state, dataset, task, batches, schedule, ranks, silent, checks))
+        return _code(_run_loop(parts, ranks, silent))
 
     assert directory is not None
     _describe(options, directory, state, resuming)
@@ -118,7 +91,7 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
             hooks = _hooks(options, directory, task.metric_name, shape, state, console, stack)
             if state.iteration == 0:
                 hooks.checkpoint(state)
-            outcome = train(state, dataset, task, batches, schedule, ranks, hooks, checks)
+            outcome = _run_loop(parts, ranks, hooks)
             status = outcome.status
     except (DivergenceError, SolveError) as failure:
         status = "diverged"
@@ -159,6 +132,10 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     )
     console.print(f"results: {directory.path}")
     return 0
+
+
+def _run_loop(parts: Parts, ranks: Ranks, hooks: Hooks) -> Outcome:
+    return train(parts.state, parts.dataset, parts.task, parts.batches, parts.schedule, ranks, hooks, parts.checks)
 
 
 def _code(outcome: Outcome) -> int:
