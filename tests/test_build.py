@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trueode.adaptation import PaperStepRule, PaperToleranceRule
+from trueode.adaptation import FidelityRule, PaperStepRule, PaperToleranceRule
 from trueode.build import (
     FLOORS,
     Shape,
@@ -19,9 +19,11 @@ from trueode.build import (
     build_model,
     build_optimizer,
     build_rule,
+    build_run,
     shape_of,
     training_solver,
 )
+from trueode.catalog import METHODS
 from trueode.distributed import Ranks
 from trueode.errors import OptionError, UsageError
 from trueode.models import NeuralODE
@@ -297,3 +299,41 @@ def test_the_threshold_reaches_the_rule(tmp_path: Path) -> None:
             moved.append(getattr(after, size) / getattr(before, size))
         assert moved[0] == 0.5
         assert moved[1] >= 1
+
+
+FIDELITY = {"adaption_algo": "fidelity"}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+def test_the_fidelity_rule_starts_cold(tmp_path: Path, method: str) -> None:
+    rule, _ = rule_of(tmp_path, solver=method, **FIDELITY)
+    assert isinstance(rule, FidelityRule)
+    cost = {"euler": 8, "midpoint": 4, "heun2": 4, "rk4": 2, "rk4_38": 2, "auto": 2}
+    if method in cost:
+        assert rule.solver == FixedStep("rk4" if method == "auto" else method, n_steps=cost[method])
+    else:
+        assert rule.solver == Adaptive(method, 3e-3, 3e-3)
+    most, _ = rule_of(tmp_path, solver=method, max_steps=1, **FIDELITY)
+    assert method not in cost or most.solver.n_steps == 1
+
+
+def test_the_wanted_fidelity_reaches_target_and_certificate(tmp_path: Path) -> None:
+    from trueode.adaptation.rule import Evidence, Progress
+
+    for fidelity, finer in ((0.01, True), (0.1, False)):
+        rule, _ = rule_of(tmp_path, solver="rk4", fidelity=fidelity, **FIDELITY)
+        before = rule.solver
+        assert (rule.propose(lambda one, other: Evidence(0.05, 1, 2), Progress(50, 100)) != before) == finer
+        assert rule.signal.target == pytest.approx(fidelity)
+
+
+def test_what_is_kept_from_training(tmp_path: Path) -> None:
+    options = opt(data_dir=str(tmp_path), use_step_adaption_algo=True, solver="rk4", fidelity=0.02, **FIDELITY)
+    parts = build_run(options, ALONE)
+    assert parts.checks.unseen is not None
+    assert parts.checks.unseen.size == 500
+    assert (parts.checks.on, parts.checks.interval) == ("held_out", options.adaption_interval)
+    assert len(parts.dataset.train) == 2000
+    paper = build_run(opt(data_dir=str(tmp_path), use_step_adaption_algo=True), ALONE)
+    assert paper.checks.unseen is None
+    assert paper.checks.on == "batch"

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from trueode.errors import OptionError
 from trueode.options import Options, describe, dump_yaml, load_options, make_options, merge, read_file
 
+FIDELITY = "--use_step_adaption_algo true --adaption_algo fidelity"
+
 
 def load(text: str) -> Options:
     return load_options(text.split())[0]
@@ -136,6 +138,13 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ("--test_factor_list 1 x", ["--test_factor_list", "x", "numbers"]),
         ("--test_factor_list 1 -1", ["--test_factor_list", "positive"]),
         ("--step_size -1", ["--step_size", "-1", "above 0"]),
+        ("--fidelity 2", ["--fidelity", "2", "above 0 and below 1"]),
+        ("--adaption_algo fidelity", ["--adaption_algo fidelity", "--use_step_adaption_algo true"]),
+        ("--solver auto", ["--solver auto", "--adaption_algo fidelity"]),
+        ("--solver auto --use_step_adaption_algo true", ["--solver auto", "--adaption_algo fidelity"]),
+        ("--use_step_adaption_algo true --check_on noise", ["--check_on noise", "--adaption_algo fidelity"]),
+        (f"{FIDELITY} --threshold 0.2", ["--threshold 0.2", "--adaption_algo paper", "leave one of them out"]),
+        (f"{FIDELITY} --solver dopri5 --initial_tol 0.1", ["--initial_tol 0.1", "--adaption_algo paper"]),
         ("--step_size small", ["--step_size", "small", "number"]),
         ("--lr nan", ["--lr", "nan"]),
         ("--lr inf", ["--lr", "inf"]),
@@ -236,3 +245,9 @@ def test_two_spellings_with_two_values_contradict_each_other(tmp_path: Path) -> 
         read_file(path)
     path.write_text("evaluate_text_acc: true\nevaluate_test_acc: true\n")
     assert read_file(path) == {"evaluate_test_acc": True}
+
+
+def test_auto_starts_with_rk4() -> None:
+    options = load(f"{FIDELITY} --solver auto")
+    assert (options.method, options.fixed_step, options.certifies) == ("rk4", True, True)
+    assert not load("--use_step_adaption_algo true").certifies

@@ -35,7 +35,7 @@ class Description(NamedTuple):
 
 def describe() -> list[Description]:
     """All options in their order."""
-    signs = {"gt": "above", "ge": "of at least", "le": "and at most"}
+    signs = {"gt": "above", "ge": "of at least", "le": "and at most", "lt": "and below"}
     found = []
     for name, info in Options.model_fields.items():
         annotation = str(info.annotation).replace("<class '", "").rstrip("'>")
