@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trueode.adaptation import Evidence, Measure
+from trueode.adaptation import Evidence, Extrapolated, Measure
 from trueode.solvers import Adaptive, FixedStep, Solver
 
 COARSE, MEDIUM, FINE = (FixedStep("euler", n_steps=n) for n in (2, 4, 8))
@@ -71,3 +71,27 @@ def test_solvers_of_different_settings_are_different() -> None:
         measure(solver, solvers[0])
     assert sorted(map(str, seen)) == sorted(map(str, solvers))
     assert measure.nfe == len(solvers)
+
+
+def test_an_extrapolated_reference_is_better_than_its_two_solves() -> None:
+    """With errors of exactly first order, 100 / steps, nothing is left."""
+    run = Runs()
+    measure = Measure(run, gap)
+    found = measure(COARSE, Extrapolated(COARSE))
+    assert found == Evidence(difference=50.0, candidate_nfe=2.0, reference_nfe=6.0)
+    assert measure(MEDIUM, Extrapolated(COARSE)).difference == 25.0
+    assert run.solvers == [COARSE, MEDIUM], "each solved once"
+    for order, tableau in ((2, "midpoint"), (4, "rk4")):
+        reference = Extrapolated(FixedStep(tableau, n_steps=3))
+        assert reference.weight == 1 / (2**order - 1)
+        assert reference.finer == FixedStep(tableau, n_steps=6)
+    assert Extrapolated(Adaptive("dopri5", 1e-3, 1e-3)).finer == Adaptive("dopri5", 1e-3, 1e-3).scaled(2**-5)
+
+
+def test_what_fails_differs_infinitely() -> None:
+    def run(solver: Solver) -> tuple[float | None, float]:
+        return (None if solver == COARSE else 1.0), 1.0
+
+    for candidate, reference in ((COARSE, FINE), (FINE, COARSE), (FINE, Extrapolated(COARSE))):
+        assert Measure(run, gap)(candidate, reference).difference == float("inf")
+    assert Measure(run, gap)(FINE, MEDIUM).difference == 0.0

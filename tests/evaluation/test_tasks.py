@@ -249,3 +249,31 @@ def test_numbers_are_calm_below_a_tenth_of_the_tolerance() -> None:
     scale = NUMBERS.scale(after)
     factors = column(0.0, 0.00099, -0.00101, 0.0099)
     assert NUMBERS.calm(after + factors * scale, after, scale).tolist() == [True, True, False, False]
+
+
+# differences
+
+
+def test_the_difference_of_classifications_is_the_total_variation() -> None:
+    one, other = torch.randn(50, 4, dtype=torch.float64), torch.randn(50, 4, dtype=torch.float64)
+    task = get_task("classification")
+    expected = (one.softmax(1) - other.softmax(1)).clamp(min=0).sum(1).mean()
+    assert task.difference(one, other) == pytest.approx(float(expected))
+    assert task.difference(one, one) == 0.0
+    sure = torch.eye(2).repeat(5, 1) * 100
+    assert task.difference(sure, sure.flip(1)) == pytest.approx(1.0)
+    assert task.target(0.03) == 0.03
+
+
+@pytest.mark.parametrize("name", ["regression", "timeseries"])
+def test_the_target_bounds_the_share_of_flips(name: str) -> None:
+    """Markov's inequality: outputs whose difference is the target have at most so many flips, and it scales with the error."""
+    task = get_task(name)
+    generator = torch.Generator().manual_seed(0)
+    shape = (400, 3) if name == "regression" else (400, 6, 1, 3)
+    reference = torch.randn(shape, generator=generator, dtype=torch.float64)
+    error = torch.randn(shape, generator=generator, dtype=torch.float64).pow(3)  # heavy tails
+    for fidelity in (0.01, 0.1):
+        scaled = error * task.target(fidelity) / task.difference(reference + error, reference)
+        assert task.difference(reference + scaled, reference) == pytest.approx(task.target(fidelity))
+        assert 0 < float(task.flipped(reference + scaled, reference).double().mean()) <= fidelity

@@ -41,7 +41,7 @@ class ModelInspection:
     ) -> None:
         self._model, self._inputs, self._task = model, inputs, task
         self._batch_size = batch_size
-        self._attempt, self._split = 0, _as_split(torch.empty(0))
+        self._known: tuple[int, Split | FolderSplit] | None = None
         self.evaluations = 0
 
     def size(self, attempt: int) -> int:
@@ -55,12 +55,14 @@ class ModelInspection:
         return found
 
     def _of(self, attempt: int) -> Split | FolderSplit:
-        if attempt != self._attempt:
+        """The samples of an attempt, asked for once."""
+        if self._known is None or self._known[0] != attempt:
             inputs = self._inputs(attempt)
-            self._attempt, self._split = attempt, _as_split(inputs) if isinstance(inputs, Tensor) else inputs
-        return self._split
+            self._known = attempt, self._unlabelled(inputs) if isinstance(inputs, Tensor) else inputs
+        return self._known[1]
 
-
-def _as_split(x: Tensor) -> Split | FolderSplit:
-    """Samples without labels, which flips do not need."""
-    return Split(x, torch.zeros(len(x), dtype=torch.int64), dtype=x.dtype)
+    def _unlabelled(self, x: Tensor) -> Split:
+        """Samples with anything for labels: flips do not depend on them."""
+        classes = self._task.name == "classification"
+        y = torch.zeros(len(x), dtype=torch.int64) if classes else x.new_zeros(len(x), 1)
+        return Split(x, y, dtype=x.dtype)
