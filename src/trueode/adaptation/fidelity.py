@@ -17,7 +17,7 @@ SAFE = 0.6  # share of the target that a cheaper solver must keep to
 PATIENCE = 10  # checks
 HALF = 2.0  # a failed certificate divides the error by it
 LONGER = 200  # iterations of training after a failed certificate
-NEW_TRIAL: dict[str, Any] = {"checks": 0, "total": 0.0, "trial": 0}
+NEW_TRIAL: dict[str, Any] = {"checks": 0, "total": 0.0}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class FidelityRule:
         start: the solver to start with: `FixedStep` of a number of steps, or `Adaptive`.
         target: the error that is wanted in the end, in units of the measure's difference.
         fidelity: the share of flips that the certificate allows.
-        others: solvers of other methods, for their trials; with them the rule chooses the method as well.
+        others: solvers of other methods: with them the rule chooses the method as well.
         ladder: limits of steps and tolerances.
     """
 
@@ -87,7 +87,7 @@ class FidelityRule:
         self._state = _State(start)
         self._target = target
         self._fidelity = fidelity
-        self._others = tuple(others)
+        self._methods = (start, *others) if others else ()
         self._ladder = ladder or Ladder()
         self.signal: Signal | None = None
         self.notice = ""
@@ -125,8 +125,8 @@ class FidelityRule:
         return self.solver
 
     def _allowed(self, solver: Solver) -> float:
-        """The error that a training solver may have: an order buys accuracy cheaply, a low one is looser."""
-        return self._target * (0.5 + 2 / solver.order)
+        """The error that a training solver may have; where the method is chosen as well, none of low order is favoured."""
+        return self._target * (0.5 + 2 / max(method.order for method in (solver, *self._methods)))
 
     def _refined(self, state: _State, finer: Solver) -> _State:
         """Take a finer solver of the same method."""
@@ -150,16 +150,18 @@ class FidelityRule:
                 found = measure(solver, reference)
                 state = replace(state, total=state.total + found.difference)
                 if state.checks == state.patience and state.total <= most and found.candidate_nfe < nfe:
-                    return replace(state, solver=solver, error=state.total / state.checks, **NEW_TRIAL, risen=False)
+                    error = state.total / state.checks
+                    return replace(state, solver=solver, error=error, trial=0, **NEW_TRIAL, risen=False)
         if state.checks < state.patience:
             return state
-        return replace(state, **NEW_TRIAL | {"trial": (state.trial + 1) % (1 + len(self._others))})
+        return replace(state, trial=(state.trial + 1) % (1 + len(self._methods)), **NEW_TRIAL)
 
     def _on_trial(self, state: _State, nfe: float) -> Solver | None:
         """The cheaper solver on trial: of the same method, or the finest of another one that costs less."""
         if state.trial == 0:
             return self._ladder.coarser(state.solver)
-        return self._ladder.cheaper(self._others[state.trial - 1], nfe)
+        other = self._methods[state.trial - 1]
+        return None if other.name == state.solver.name else self._ladder.cheaper(other, nfe)
 
     def certify(self, inspection: Inspection) -> Certificate | Refine:
         """Judge the trained model: a certificate, or with which solver to train on before the next attempt."""
