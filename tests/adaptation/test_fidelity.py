@@ -256,7 +256,7 @@ def test_the_method_of_least_cost_is_chosen(constants: tuple[float, float, float
 def test_when_the_cheap_method_does_not_do_any_more_a_better_one_is_found() -> None:
     rule = FidelityRule(COLD, TARGET, others=OTHERS)
     assert follow(rule, Curve(method_errors(0.001, 1.0, 1.0)), 300)[-1].name == "euler"
-    solvers = follow(rule, Curve(method_errors(10.0, 10.0, 1.0)), 500)
+    solvers = follow(rule, Curve(method_errors(10.0, 10.0, 1.0)), 1000)
     assert solvers[-1].name == "rk4", "also back to the one that it started with"
     assert cost(solvers[-1]) <= 20
 
