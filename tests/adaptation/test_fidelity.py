@@ -261,11 +261,11 @@ def test_when_the_cheap_method_does_not_do_any_more_a_better_one_is_found() -> N
     assert cost(solvers[-1]) <= 20
 
 
-def test_a_change_of_method_always_saves() -> None:
+def test_a_change_of_method_costs_no_more_than_keeping_it() -> None:
     rule = FidelityRule(COLD, TARGET, others=OTHERS)
     solvers = [rule.solver, *follow(rule, Curve(method_errors(0.5, 0.3, 1.0), noise=0.5), 400)]
     for before, after in pairwise(solvers):
-        assert before.name == after.name or cost(after) < cost(before)
+        assert before.name == after.name or cost(after) < 2 * cost(before), "at most what refining would cost"
 
 
 def test_a_saved_rule_decides_as_one_that_went_on() -> None:

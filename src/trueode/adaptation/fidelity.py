@@ -52,7 +52,8 @@ class FidelityRule:
     and of the same method at twice the steps (a tolerance 2^p times tighter, p the order).
 
     * **Finer by theory.** When the running mean of the error exceeds the target, the next training solver is the coarsest
-      one that meets it if errors fall with the order of the method; at most twice as fine.
+      one that meets it if errors fall with the order of the method; at most twice as fine. Where other methods are at
+      choice, one that costs less than that and is measured to be good enough is taken instead.
     * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is taken when its own error,
       mean over ten checks, is at most 0.6 of the target. Convergence may be a cliff, which theory would step over.
 
@@ -118,7 +119,7 @@ class FidelityRule:
                     f"{self._ladder.advice(state.solver)}."
                 )
         if finer is not None:
-            state = self._refined(state, finer)
+            state = self._refined(state, finer, measure, reference, found.candidate_nfe)
         elif not (state.attempts and state.attempts[-1].upper > self._fidelity):  # else only finer solvers will do
             state = self._tried(state, measure, reference, found.candidate_nfe)
         self._state = state if isfinite(error) else replace(state, error=None)
@@ -128,17 +129,23 @@ class FidelityRule:
         """The error that a training solver may have; where the method is chosen as well, none of low order is favoured."""
         return self._target * (0.5 + 2 / max(method.order for method in (solver, *self._methods)))
 
-    def _refined(self, state: _State, finer: Solver) -> _State:
-        """Take a finer solver of the same method."""
+    def _refined(
+        self, state: _State, finer: Solver, measure: Comparison, reference: Extrapolated, nfe: float
+    ) -> _State:
+        """Take a finer solver of the same method, or one of another method that costs less and has been measured."""
         assert state.error is not None
-        return replace(
-            state,
-            solver=finer,
-            error=state.error * error_ratio(state.solver, finer),
-            **NEW_TRIAL,
-            patience=state.patience if state.risen else 2 * state.patience,
-            risen=True,
-        )
+        ratio = error_ratio(state.solver, finer)
+        best, error = finer, state.error * ratio
+        expected = nfe * ratio ** (-1 / state.solver.order)
+        for method in self._methods:
+            other = self._ladder.cheaper(method, expected)
+            if other is None or other.name == state.solver.name:
+                continue
+            found = measure(other, reference)
+            if found.candidate_nfe < expected and found.difference <= min(SAFE * self._allowed(other), error):
+                best, error = other, found.difference
+        patience = state.patience if state.risen else 2 * state.patience
+        return replace(state, solver=best, error=error, **NEW_TRIAL, patience=patience, risen=True)
 
     def _tried(self, state: _State, measure: Comparison, reference: Extrapolated, nfe: float) -> _State:
         """One more check of the trial; at its end the solver on trial is taken, or the next one comes on trial."""
