@@ -55,6 +55,7 @@ COLUMNS = {
     "certificate": "certificate",
     "seconds": "seconds",
     "checking": "checking",
+    "certifying": "certifying",
 }
 
 
@@ -81,7 +82,7 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     flips: list[tuple[int, float]] = []
     accuracy: list[tuple[int, float, float]] = []
-    clock = {"looking": 0.0, "checking": 0.0}
+    clock = {"looking": 0.0, "checking": 0.0, "certifying": 0.0}
     begin = time.perf_counter()
 
     def look(current: State) -> None:
@@ -95,11 +96,13 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
         accuracy.append((current.iteration, right[0], right[1]))
         clock["looking"] += time.perf_counter() - start
 
+    checks: Any = parts.checks
     if rule is not None:
-        state.rule = _Timed(rule, clock)  # type: ignore[assignment]
+        state.rule = _Timed(rule, clock, {"propose": "checking", "certify": "certifying"})  # type: ignore[assignment]
+        checks = _Timed(checks, clock, {"measure": "checking"})
     schedule = replace(parts.schedule, checkpoint=EVERY)
     hooks = Hooks(rows.append, look, lambda text: None)
-    train(state, parts.dataset, parts.task, parts.batches, schedule, ranks, hooks, parts.checks)
+    train(state, parts.dataset, parts.task, parts.batches, schedule, ranks, hooks, checks)
     seconds = time.perf_counter() - begin - clock["looking"]
 
     own, exact = predictions(model, state.solver, points)
@@ -122,6 +125,8 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
         "certificate": "" if certificate is None else f"{certificate.status}, {len(certificate.attempts)}",
         "seconds": seconds,
         "checking": clock["checking"] / seconds,
+        "certifying": clock["certifying"] / seconds,
+        "commit": commit(),
         "flips_over_time": flips,
         "accuracy_over_time": accuracy,
         "history": {name: [row.get(name) for row in rows] for name in HISTORY},
@@ -144,20 +149,24 @@ HISTORY = (
 
 
 class _Timed:
-    """A rule whose proposals are timed."""
+    """An object some of whose methods are timed."""
 
-    def __init__(self, rule: Any, clock: dict[str, float]) -> None:
-        self._rule, self._clock = rule, clock
+    def __init__(self, inner: Any, clock: dict[str, float], methods: dict[str, str]) -> None:
+        self._inner, self._clock, self._methods = inner, clock, methods
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._rule, name)
+        attribute = getattr(self._inner, name)
+        if name not in self._methods:
+            return attribute
 
-    def propose(self, *arguments: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return self._rule.propose(*arguments)
-        finally:
-            self._clock["checking"] += time.perf_counter() - start
+        def timed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return attribute(*arguments)
+            finally:
+                self._clock[self._methods[name]] += time.perf_counter() - start
+
+        return timed
 
 
 def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> tuple[Any, Any]:
@@ -173,6 +182,12 @@ def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> t
         own = [model(part.float(), solver).argmax(1) for part in points.split(500)]
         exact = [double(part, FixedStep("rk4", n_steps=n_steps)).argmax(1) for part in points.split(500)]
     return torch.cat(own), torch.cat(exact)
+
+
+def commit() -> str:
+    """The commit of the code that runs."""
+    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return told.stdout.strip()
 
 
 def run_all(jobs: Sequence[tuple[str, int]], folder: Path, processes: int) -> Iterator[dict[str, Any]]:
@@ -202,7 +217,7 @@ def cell(result: dict[str, Any], name: str) -> str:
     value = result[name]
     if name in ("flips", "worst"):
         return f"{100 * value:.2f} %"
-    if name in ("accuracy", "exact", "cv", "checking"):
+    if name in ("accuracy", "exact", "cv", "checking", "certifying"):
         return f"{100 * value:.1f} %"
     if name in ("nfe", "v"):
         return f"{value:.2f}" if name == "v" else f"{value:.1f}"
@@ -260,14 +275,13 @@ def write(results: list[dict[str, Any]], seeds: Sequence[int], command: str) -> 
         writer.writeheader()
         writer.writerows(results)
     draw(results, name)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     minutes = sum(result["seconds"] for result in results) / 60
     head = "| rule | " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|"
     rows = "\n".join(f"| {shown(result)} |" for result in results)
     rules = "\n".join(f"* `{rule}`: `python train.py {flags} --niter {NITER}`" for rule, flags in RULES.items())
     (DOCS / f"{name}.md").write_text(
         f"# Adaptation on Sphere2, seeds {min(seeds)} to {max(seeds)}\n\n"
-        f"Written by `{command}` at commit {commit.stdout.strip()}, {os.cpu_count()} cores ({platform.machine()}), a "
+        f"Written by `{command}` at commit {', '.join(sorted({result['commit'] for result in results}))}, {os.cpu_count()} cores ({platform.machine()}), a "
         f"process per core; {minutes:.0f} core minutes of training, without the measurements.\n\n"
         f"{(__doc__ or '').strip().split('NFE:', 1)[1].join(['NFE:', ''])}\n\n"
         f"{summary(results)}\n\n{rules}\n\n## Seed by seed\n\n{head}\n{rows}\n",
@@ -301,9 +315,9 @@ def main() -> None:
     seeds = parse_seeds(arguments.seeds)
     jobs = [(rule, seed) for rule in arguments.rules for seed in seeds]
     results = list(run_all(jobs, arguments.output_dir.resolve(), arguments.processes))
-    command = f"python benchmarks/adaptation.py --seeds {' '.join(arguments.seeds)}"
-    write(results, seeds, command)
-    print(summary(results), f"\nresults: {DOCS}", sep="\n")
+    if arguments.rules == list(RULES):
+        write(results, seeds, f"python benchmarks/adaptation.py --seeds {' '.join(arguments.seeds)}")
+    print(summary(results), f"\nruns: {arguments.output_dir}; tables of all rules: {DOCS}", sep="\n")
 
 
 if __name__ == "__main__":

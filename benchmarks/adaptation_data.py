@@ -29,6 +29,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from adaptation import commit
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "adaptation"
 SEEDS = (0, 1, 2)
@@ -116,6 +118,7 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
         "exact": found.metric,
         "certificate": "" if certificate is None else certificate.status,
         "seconds": time.perf_counter() - begin,
+        "commit": commit(),
     }
 
 
@@ -170,6 +173,8 @@ class Runs:
                     if all(result["flips"] <= 0.01 for result in found):
                         best = found
                         break
+        if not best:
+            raise SystemExit(f"{name}: no solver with up to {STEPS[-1]} steps is valid on every seed.")
         return best
 
 
@@ -220,7 +225,6 @@ def main() -> None:
     places |= {"flow map of a pendulum (regression)": str(folder / "pendulum.npz")}
     places |= {"MNIST": arguments.mnist or "", "CIFAR-10, image folder": arguments.images or ""}
     runs, rows = Runs(folder, places, arguments.processes), []
-    begin = time.time()
     for name in arguments.data:
         if not places[name]:
             continue
@@ -231,11 +235,12 @@ def main() -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(result for results in rows for result in results)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    minutes = sum(result["seconds"] for results in rows for result in results) / 60
+    commits = sorted({result["commit"] for results in rows for result in results})
     flags = "\n".join(f"* {name}: `{flags}`" for name, (flags, _) in DATA.items())
     (DOCS / "data.md").write_text(
         f"# Adaptation on other data\n\nWritten by `python benchmarks/adaptation_data.py --mnist DIR --images DIR` at commit "
-        f"{commit.stdout.strip()}, {os.cpu_count()} cores, in {(time.time() - begin) / 60:.0f} minutes.\n\n"
+        f"{', '.join(commits)}, {os.cpu_count()} cores; {minutes:.0f} core minutes for the runs below.\n\n"
         f"{(__doc__ or '').strip().split('``data.md``.')[1].strip()}\n\n{table(rows)}\n\n{flags}\n",
         encoding="utf-8",
     )

@@ -54,7 +54,7 @@ def main() -> None:
         times = torch.linspace(0.0, 1.0, solver.count(1.0) + 1)  # torchdiffeq's rk4 steps from time to time
         return head(odeint(field, x, times, method="rk4")[-1])  # type: ignore[no-any-return]
 
-    rule, total = FidelityRule(FixedStep("rk4_38", n_steps=1), target=0.01), args.iterations
+    rule, total = FidelityRule(FixedStep("rk4_38", n_steps=1), fidelity=0.01), args.iterations
     iteration = 0
     while iteration < total:
         iteration += 1

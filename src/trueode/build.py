@@ -219,8 +219,8 @@ def _fidelity_rule(options: Options, shape: Shape) -> FidelityRule:
         return FixedStep(method, n_steps=max(1, min(COLD // stages, options.max_steps)))
 
     start, *others = (cold(method) for method in (AUTO if options.solver == "auto" else (options.method,)))
-    target = get_task(shape.task).target(options.fidelity)
-    return FidelityRule(start, target, fidelity=options.fidelity, others=others, ladder=ladder)
+    target = get_task(shape.task).target
+    return FidelityRule(start, options.fidelity, target=target, others=others, ladder=ladder)
 
 
 def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | None]:
@@ -248,6 +248,7 @@ def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ran
         seed=options.random_seed,
         size=CHECKED,
         interval=options.adaption_interval,
+        batch_size=options.batch_size,
     )
 
 

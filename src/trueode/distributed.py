@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -106,7 +107,8 @@ def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
     device = torch.device("cuda", gpus[local]) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    patience = timedelta(hours=12)  # ranks wait while the main one certifies
+    torch.distributed.init_process_group("nccl" if gpus else "gloo", timeout=patience)
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 

@@ -19,7 +19,7 @@ from trueode.errors import UsageError
 from trueode.evaluation import Flips
 from trueode.solvers import Adaptive, FixedStep, Solver
 
-TARGET = 0.01
+FIDELITY = 0.01
 COLD = FixedStep("rk4", n_steps=2)
 ROUNDING = 1e-7
 
@@ -76,7 +76,7 @@ def cliff(edge: int) -> Callable[[Solver], float]:
 
 def allowed(p: float) -> float:
     """The error that a method of order p may have while it trains."""
-    return TARGET * (0.5 + 2 / p)
+    return FIDELITY * (0.5 + 2 / p)
 
 
 def follow(rule: FidelityRule, curve: Curve, checks: int) -> list[Solver]:
@@ -93,7 +93,7 @@ def changes(solvers: list[Solver]) -> int:
 def test_ends_close_to_the_coarsest_solver_that_meets_the_target(method: str, constant: float, start: int) -> None:
     p = METHODS[method].order
     error = order(p, constant)
-    solvers = follow(FidelityRule(FixedStep(method, n_steps=start), TARGET), Curve(error), 600)
+    solvers = follow(FidelityRule(FixedStep(method, n_steps=start), FIDELITY), Curve(error), 600)
     n = count(solvers[-1])
     least = next(k for k in range(1, 2000) if error(FixedStep(method, n_steps=k)) <= allowed(p))
     assert error(solvers[-1]) <= 1.1 * allowed(p) or n == 500
@@ -102,14 +102,14 @@ def test_ends_close_to_the_coarsest_solver_that_meets_the_target(method: str, co
 
 
 def test_a_cliff_is_climbed_and_not_stepped_over() -> None:
-    solvers = follow(FidelityRule(COLD, TARGET), Curve(cliff(6)), 200)
+    solvers = follow(FidelityRule(COLD, FIDELITY), Curve(cliff(6)), 200)
     assert [count(s) for s in solvers[:3]] == [4, 7, 7]
     assert count(solvers[-1]) == 6
     assert min(count(s) for s in solvers[2:]) == 6, "a step that fails is measured, and not taken"
 
 
 def test_kinks_make_order_two_of_rk4() -> None:
-    solvers = follow(FidelityRule(COLD, TARGET), Curve(order(2, 1.0)), 200)
+    solvers = follow(FidelityRule(COLD, FIDELITY), Curve(order(2, 1.0)), 200)
     assert 9 <= count(solvers[-1]) <= 13
     assert changes(solvers[30:]) == 0
 
@@ -118,7 +118,7 @@ def test_kinks_make_order_two_of_rk4() -> None:
 def test_noise_does_not_make_it_oscillate(p: int) -> None:
     method = {1: "euler", 2: "midpoint", 4: "rk4"}[p]
     curve = Curve(order(p, allowed(p) * 8**p), noise=0.8)
-    solvers = follow(FidelityRule(FixedStep(method, n_steps=2), TARGET), curve, 400)
+    solvers = follow(FidelityRule(FixedStep(method, n_steps=2), FIDELITY), curve, 400)
     later = np.array([count(s) for s in solvers[200:]])
     assert np.abs(np.diff(np.log(later))).sum() <= 1
     assert curve.error(solvers[-1]) <= 1.2 * allowed(p)
@@ -127,14 +127,14 @@ def test_noise_does_not_make_it_oscillate(p: int) -> None:
 def test_a_plateau_is_left_alone() -> None:
     """The error is the same whatever the number of steps, below the target: the cheapest solver is found and kept."""
     solvers = follow(
-        FidelityRule(FixedStep("rk4", n_steps=5), TARGET), Curve(lambda s: 0.005 if count(s) < 50 else 0.0), 100
+        FidelityRule(FixedStep("rk4", n_steps=5), FIDELITY), Curve(lambda s: 0.005 if count(s) < 50 else 0.0), 100
     )
     assert count(solvers[-1]) == 1
     assert changes(solvers[60:]) == 0
 
 
 def test_a_target_that_cannot_be_met_ends_at_the_cap_and_says_so() -> None:
-    rule = FidelityRule(COLD, TARGET, ladder=Ladder(max_steps=100))
+    rule = FidelityRule(COLD, FIDELITY, ladder=Ladder(max_steps=100))
     curve = Curve(lambda s: 1.0 if count(s) <= 100 else 0.0)
     solvers = follow(rule, curve, 20)
     assert [count(s) for s in solvers[:7]] == [4, 8, 16, 32, 64, 100, 100]
@@ -147,12 +147,20 @@ def test_a_target_that_cannot_be_met_ends_at_the_cap_and_says_so() -> None:
     assert count(rule.solver) < 25, "it recovers when the target can be met again"
 
 
-@pytest.mark.parametrize("value", [nan, inf])
-def test_evidence_that_is_not_finite_refines(value: float) -> None:
-    rule = FidelityRule(COLD, TARGET)
+def test_a_check_that_tells_nothing_changes_nothing() -> None:
+    rule = FidelityRule(COLD, FIDELITY)
+    follow(rule, Curve(lambda s: 0.005), 3)
+    before = rule.state_dict()
+    assert rule.propose(lambda one, other: Evidence(nan, 1.0, 1.0), Progress(50, 1000)) == COLD
+    assert rule.state_dict() == before
+    assert "constant" in rule.notice
+
+
+def test_evidence_that_is_infinite_refines() -> None:
+    rule = FidelityRule(COLD, FIDELITY)
 
     def broken(candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
-        return Evidence(value, 1.0, 1.0)
+        return Evidence(inf, 1.0, 1.0)
 
     assert count(rule.propose(broken, Progress(50, 1000))) == 4
     assert count(rule.propose(broken, Progress(100, 1000))) == 8
@@ -161,23 +169,23 @@ def test_evidence_that_is_not_finite_refines(value: float) -> None:
 
 def test_a_cheaper_solver_that_is_not_finite_is_not_taken() -> None:
     solvers = follow(
-        FidelityRule(FixedStep("rk4", n_steps=4), TARGET), Curve(lambda s: nan if count(s) < 4 else 0.0), 50
+        FidelityRule(FixedStep("rk4", n_steps=4), FIDELITY), Curve(lambda s: nan if count(s) < 4 else 0.0), 50
     )
     assert {count(s) for s in solvers} == {4}
 
 
 def test_one_check_only() -> None:
-    assert count(FidelityRule(COLD, TARGET).propose(Curve(order(4, 1.0)), Progress(50, 60))) == 4
-    assert FidelityRule(COLD, TARGET).propose(Curve(lambda s: 0.0), Progress(50, 60)) == COLD
+    assert count(FidelityRule(COLD, FIDELITY).propose(Curve(order(4, 1.0)), Progress(50, 60))) == 4
+    assert FidelityRule(COLD, FIDELITY).propose(Curve(lambda s: 0.0), Progress(50, 60)) == COLD
 
 
 def test_a_refinement_is_at_most_a_doubling() -> None:
-    assert count(FidelityRule(COLD, TARGET).propose(Curve(order(1, 2.0)), Progress(50, 60))) == 4
+    assert count(FidelityRule(COLD, FIDELITY).propose(Curve(order(1, 2.0)), Progress(50, 60))) == 4
 
 
 def test_a_decrease_that_is_taken_back_is_not_tried_again_soon() -> None:
     """Cheaper solvers look good for ten checks, and are bad from then on: each time it takes twice as long."""
-    rule, changed = FidelityRule(FixedStep("rk4", n_steps=8), TARGET), []
+    rule, changed = FidelityRule(FixedStep("rk4", n_steps=8), FIDELITY), []
     for check in range(1, 400):
         before = count(rule.solver)
         bad = before < 8
@@ -190,7 +198,7 @@ def test_a_decrease_that_is_taken_back_is_not_tried_again_soon() -> None:
 
 def test_checks_are_cheap() -> None:
     """At rest a check costs one solve, one at half the step, and now and then one of the solver on trial."""
-    rule, curve = FidelityRule(FixedStep("rk4", n_steps=8), TARGET), Curve(order(4, 0.008 * 8**4))
+    rule, curve = FidelityRule(FixedStep("rk4", n_steps=8), FIDELITY), Curve(order(4, 0.008 * 8**4))
     follow(rule, curve, 100)
     assert count(rule.solver) == 8
     assert curve.nfe <= 100 * (32 + 64) * 2
@@ -198,31 +206,31 @@ def test_checks_are_cheap() -> None:
 
 @pytest.mark.parametrize("method", [name for name, (kind, _) in METHODS.items() if kind == "adaptive"])
 @settings(max_examples=25, deadline=None)
-@given(constant=st.floats(1e-2, 1e4))
+@given(constant=st.floats(1e-2, 1e3))
 def test_tolerances(method: str, constant: float) -> None:
     """Errors are proportional to the tolerance; it ends within a factor of four of the loosest that is good enough."""
-    rule = FidelityRule(Adaptive(method, 3e-3, 3e-3), TARGET)
+    rule = FidelityRule(Adaptive(method, 3e-3, 3e-3), FIDELITY)
     solvers = follow(rule, Curve(lambda s: constant * s.rtol), 300)  # type: ignore[union-attr]
     tol = solvers[-1].rtol  # type: ignore[union-attr]
-    best = min(allowed(METHODS[method].order) / constant, 3e-3)
+    best = min(2 * allowed(METHODS[method].order) / constant, 3e-3)
     assert best / 4 <= tol <= 1.1 * best
     assert changes(solvers[-100:]) == 0
 
 
 def test_a_tolerance_is_never_loosened_beyond_where_control_idles_nor_where_it_saves_nothing() -> None:
-    rule = FidelityRule(Adaptive("dopri5", 1e-3, 1e-3), TARGET)
+    rule = FidelityRule(Adaptive("dopri5", 1e-3, 1e-3), FIDELITY)
     assert {s.rtol for s in follow(rule, Curve(lambda s: 0.0), 50)} == {1e-3, 2e-3, 3e-3}  # type: ignore[union-attr]
 
     def idle(candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
         return Evidence(0.0, 14.0, 14.0)
 
-    rule = FidelityRule(Adaptive("dopri5", 1e-3, 1e-3), TARGET)
+    rule = FidelityRule(Adaptive("dopri5", 1e-3, 1e-3), FIDELITY)
     for check in range(50):
         assert rule.propose(idle, Progress(check, 50)) == Adaptive("dopri5", 1e-3, 1e-3)
 
 
 def test_the_tightest_tolerance() -> None:
-    rule = FidelityRule(Adaptive("dopri5", 1e-5, 1e-5), TARGET, ladder=Ladder(tightest=1e-6))
+    rule = FidelityRule(Adaptive("dopri5", 1e-5, 1e-5), FIDELITY, ladder=Ladder(tightest=1e-6 / 32))
     solvers = follow(rule, Curve(lambda s: 1.0 if s.rtol > 1e-7 else 0.0), 5)  # type: ignore[union-attr]
     assert solvers[-1] == Adaptive("dopri5", 1e-6, 1e-6)
     assert "--precision float64" in rule.notice
@@ -248,13 +256,13 @@ def method_errors(euler: float, midpoint: float, rk4: float) -> Callable[[Solver
     [((0.001, 1.0, 1.0), "euler"), ((1.0, 0.002, 1.0), "midpoint"), ((10.0, 10.0, 1.0), "rk4")],
 )
 def test_the_method_of_least_cost_is_chosen(constants: tuple[float, float, float], best: str) -> None:
-    solvers = follow(FidelityRule(COLD, TARGET, others=OTHERS), Curve(method_errors(*constants)), 500)
+    solvers = follow(FidelityRule(COLD, FIDELITY, others=OTHERS), Curve(method_errors(*constants)), 500)
     assert solvers[-1].name == best
     assert changes(solvers[-100:]) == 0
 
 
 def test_when_the_cheap_method_does_not_do_any_more_a_better_one_is_found() -> None:
-    rule = FidelityRule(COLD, TARGET, others=OTHERS)
+    rule = FidelityRule(COLD, FIDELITY, others=OTHERS)
     assert follow(rule, Curve(method_errors(0.001, 1.0, 1.0)), 300)[-1].name == "euler"
     solvers = follow(rule, Curve(method_errors(10.0, 10.0, 1.0)), 1000)
     assert solvers[-1].name == "rk4", "also back to the one that it started with"
@@ -262,7 +270,7 @@ def test_when_the_cheap_method_does_not_do_any_more_a_better_one_is_found() -> N
 
 
 def test_a_change_of_method_costs_no_more_than_keeping_it() -> None:
-    rule = FidelityRule(COLD, TARGET, others=OTHERS)
+    rule = FidelityRule(COLD, FIDELITY, others=OTHERS)
     solvers = [rule.solver, *follow(rule, Curve(method_errors(0.5, 0.3, 1.0), noise=0.5), 400)]
     for before, after in pairwise(solvers):
         assert before.name == after.name or cost(after) < 2 * cost(before), "at most what refining would cost"
@@ -271,9 +279,9 @@ def test_a_change_of_method_costs_no_more_than_keeping_it() -> None:
 def test_a_saved_rule_decides_as_one_that_went_on() -> None:
     for start, others in ((COLD, OTHERS), (Adaptive("dopri5", 3e-3, 3e-3), ())):
         error = method_errors(0.4, 0.3, 1.0) if others else lambda s: s.rtol
-        whole, curve = FidelityRule(start, TARGET, others=others), Curve(error, noise=0.7)
+        whole, curve = FidelityRule(start, FIDELITY, others=others), Curve(error, noise=0.7)
         follow(whole, curve, 37)
-        restored = FidelityRule(start, TARGET, others=others)
+        restored = FidelityRule(start, FIDELITY, others=others)
         restored.load_state_dict(json.loads(json.dumps(whole.state_dict())))
         assert restored.solver == whole.solver
         seeds = curve.random.bit_generator.state
@@ -284,7 +292,7 @@ def test_a_saved_rule_decides_as_one_that_went_on() -> None:
 
 
 def test_the_signal_is_what_was_decided_by() -> None:
-    rule = FidelityRule(COLD, TARGET)
+    rule = FidelityRule(COLD, FIDELITY)
     assert rule.signal is None
     rule.propose(Curve(order(4, 0.1)), Progress(50, 100))
     assert rule.signal is not None
@@ -293,7 +301,7 @@ def test_the_signal_is_what_was_decided_by() -> None:
 
 
 def test_a_step_size_is_refused() -> None:
-    rule = FidelityRule(FixedStep("rk4", step_size=0.1), TARGET)
+    rule = FidelityRule(FixedStep("rk4", step_size=0.1), FIDELITY)
     with pytest.raises(UsageError, match="n_steps"):
         rule.propose(Curve(lambda s: 1.0 if s.step_size > 0.09 else 0.0), Progress(50, 100))  # type: ignore[union-attr]
 
@@ -318,7 +326,7 @@ class Made:
 
 def test_a_good_model_is_certified_at_once() -> None:
     inspection = Made(0)
-    answer = FidelityRule(COLD, TARGET).certify(inspection)
+    answer = FidelityRule(COLD, FIDELITY).certify(inspection)
     assert isinstance(answer, Certificate)
     assert answer.status == "certified"
     assert inspection.asked == [(COLD, 1)]
@@ -334,10 +342,10 @@ def test_a_good_model_is_certified_at_once() -> None:
 )
 @pytest.mark.parametrize("flips", [20, 900])
 def test_a_failure_halves_the_error_whatever_the_number_of_flips(start: Solver, finer: Solver, flips: int) -> None:
-    rule, inspection = FidelityRule(start, TARGET), Made(flips, 0)
+    rule, inspection = FidelityRule(start, FIDELITY), Made(flips, 0)
     assert rule.certify(inspection) == Refine(finer, 200)
     assert rule.solver == finer
-    restored = FidelityRule(start, TARGET)
+    restored = FidelityRule(start, FIDELITY)
     restored.load_state_dict(json.loads(json.dumps(rule.state_dict())))
     answer = restored.certify(inspection)
     assert isinstance(answer, Certificate)
@@ -346,7 +354,7 @@ def test_a_failure_halves_the_error_whatever_the_number_of_flips(start: Solver, 
 
 
 def test_after_a_failure_nothing_cheaper_is_tried() -> None:
-    rule = FidelityRule(FixedStep("rk4", n_steps=10), TARGET)
+    rule = FidelityRule(FixedStep("rk4", n_steps=10), FIDELITY)
     rule.certify(Made(50))
     assert {count(solver) for solver in follow(rule, Curve(lambda s: 0.0), 40)} == {12}
     assert count(follow(rule, Curve(order(4, 0.02 * 12**4)), 20)[-1]) > 12, "finer ones are"
@@ -355,8 +363,32 @@ def test_after_a_failure_nothing_cheaper_is_tried() -> None:
     assert count(follow(rule, Curve(lambda s: 0.0), 40)[-1]) < before
 
 
+def test_an_adaptive_solver_is_compared_over_a_whole_trial() -> None:
+    """It takes 20 or 44 evaluations in turn; a fixed-step solver of 40 does not save any."""
+    rule = FidelityRule(Adaptive("dopri5", 3e-3, 3e-3), FIDELITY, others=(FixedStep("rk4", n_steps=1),))
+    turn, tried = 0, set()
+
+    def measure(candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
+        own = 20.0 if turn % 2 else 44.0
+        if isinstance(candidate, FixedStep):
+            tried.add(candidate)
+        return Evidence(0.001, own if isinstance(candidate, Adaptive) else cost(candidate), 100.0)
+
+    for turn in range(400):
+        assert rule.propose(measure, Progress(turn, 400)).name == "dopri5" or cost(rule.solver) < 32
+    assert tried
+
+
+def test_the_target_is_that_of_the_measure() -> None:
+    """A share is turned into what the measure tells after the order has had its say."""
+    rule = FidelityRule(FixedStep("euler", n_steps=4), 0.01, target=lambda share: share**0.125)
+    rule.propose(Curve(lambda s: 0.1), Progress(50, 100))
+    assert rule.signal is not None
+    assert rule.signal.target == pytest.approx(0.024**0.125, rel=0.05)
+
+
 def test_it_gives_up_after_four_attempts() -> None:
-    rule, inspection = FidelityRule(COLD, TARGET), Made(*[50] * ATTEMPTS)
+    rule, inspection = FidelityRule(COLD, FIDELITY), Made(*[50] * ATTEMPTS)
     for _ in range(ATTEMPTS - 1):
         assert isinstance(rule.certify(inspection), Refine)
     answer = rule.certify(inspection)
@@ -366,15 +398,35 @@ def test_it_gives_up_after_four_attempts() -> None:
 
 
 def test_it_gives_up_where_nothing_finer_is_allowed() -> None:
-    answer = FidelityRule(FixedStep("rk4", n_steps=100), TARGET, ladder=Ladder(max_steps=100)).certify(Made(50))
+    answer = FidelityRule(FixedStep("rk4", n_steps=100), FIDELITY, ladder=Ladder(max_steps=100)).certify(Made(50))
     assert isinstance(answer, Certificate)
     assert answer.status == "not_certified"
     assert "--max_steps" in answer.sentence
 
 
+def test_where_another_attempt_has_no_chance_nothing_is_trained_for_it() -> None:
+    answer = FidelityRule(COLD, FIDELITY).certify(Made(3, n=400))
+    assert isinstance(answer, Certificate)
+    assert answer.status == "not_certified"
+    assert "another attempt needs n ≥ 437" in answer.sentence
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_run_certifies_wrong_models_at_most_five_times_in_a_hundred(again: bool) -> None:
+    """Refining that does not help, on new inputs or on the same ones each time."""
+    random, passed = np.random.default_rng(again), 0
+    for counts in random.binomial(1000, 0.0101, (2000, ATTEMPTS)):
+        rule, inspection = FidelityRule(COLD, 0.01), Made(*(counts[:1].repeat(ATTEMPTS) if again else counts))
+        answer = rule.certify(inspection)
+        while isinstance(answer, Refine):
+            answer = rule.certify(inspection)
+        passed += answer.status == "certified"
+    assert passed <= 0.05 * 2000
+
+
 def test_too_few_inputs_are_not_looked_at() -> None:
     inspection = Made(n=100)
-    answer = FidelityRule(COLD, TARGET).certify(inspection)
+    answer = FidelityRule(COLD, FIDELITY).certify(inspection)
     assert isinstance(answer, Certificate)
     assert answer.status == "cannot_certify"
     assert inspection.asked == []

@@ -48,8 +48,8 @@ def test_other_data_is_shared_out() -> None:
 
 
 def test_where_there_are_few_an_attempt_takes_all() -> None:
-    _, unseen = keep_unseen(arrays(100), seed=0, share=0.2, size=1000)
-    assert unseen.size == 15
+    _, unseen = keep_unseen(arrays(200), seed=0, share=0.2, size=1000)
+    assert unseen.size == 30
     assert sorted(unseen.attempt(1).y.tolist()) == sorted(unseen.attempt(2).y.tolist())
 
 
@@ -57,7 +57,7 @@ def test_the_control_samples_are_limited() -> None:
     assert len(keep_unseen(arrays(20_000), seed=0, share=0.5, size=10)[1].control) == 1024
 
 
-@pytest.mark.parametrize(("n", "share"), [(10, 0.3), (3, 0.99)])
+@pytest.mark.parametrize(("n", "share"), [(100, 0.3), (33, 0.99)])
 def test_too_few(n: int, share: float) -> None:
     with pytest.raises(DataError, match="--held_out"):
         keep_unseen(arrays(n), seed=0, share=share, size=10)

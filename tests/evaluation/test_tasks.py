@@ -277,3 +277,27 @@ def test_the_target_bounds_the_share_of_flips(name: str) -> None:
         scaled = error * task.target(fidelity) / task.difference(reference + error, reference)
         assert task.difference(reference + scaled, reference) == pytest.approx(task.target(fidelity))
         assert 0 < float(task.flipped(reference + scaled, reference).double().mean()) <= fidelity
+
+
+@pytest.mark.parametrize("name", ["regression", "timeseries"])
+def test_components_that_do_not_vary_are_left_out(name: str) -> None:
+    task = get_task(name)
+    reference = torch.randn(100, 5, 2) if name == "timeseries" else torch.randn(100, 2)
+    error = 1e-3 * torch.randn_like(reference)
+    expected = task.difference(reference[..., :1] + error[..., :1], reference[..., :1])
+    reference[..., 1] = 3.0
+    found = task.difference(reference + error, reference)
+    assert found == pytest.approx(expected * 2**-0.5), "the gap is a mean over all components"
+    constant = torch.ones_like(reference)
+    assert task.difference(constant + error, constant) != task.difference(constant + error, constant), "not a number"
+
+
+@pytest.mark.parametrize("name", ["classification", "regression", "timeseries"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_differ_infinitely(name: str, value: float) -> None:
+    task = get_task(name)
+    reference = torch.randn(10, 5, 2) if name == "timeseries" else torch.randn(10, 2)
+    broken = reference.clone()
+    broken[0] = value
+    assert task.difference(broken, reference) == float("inf")
+    assert task.difference(reference, broken) == float("inf")

@@ -138,7 +138,10 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ("--test_factor_list 1 x", ["--test_factor_list", "x", "numbers"]),
         ("--test_factor_list 1 -1", ["--test_factor_list", "positive"]),
         ("--step_size -1", ["--step_size", "-1", "above 0"]),
-        ("--fidelity 2", ["--fidelity", "2", "above 0 and below 1"]),
+        ("--fidelity 2", ["--fidelity", "2", "of at least 0.0001 and below 1"]),
+        ("--fidelity 0.1", ["--fidelity 0.1", "--use_step_adaption_algo true"]),
+        (f"{FIDELITY} --n_steps 3", ["--n_steps 3", "leave it out"]),
+        (f"{FIDELITY} --solver dopri5 --tol 0.1", ["--tol 0.1", "leave it out"]),
         ("--adaption_algo fidelity", ["--adaption_algo fidelity", "--use_step_adaption_algo true"]),
         ("--solver auto", ["--solver auto", "--adaption_algo fidelity"]),
         ("--solver auto --use_step_adaption_algo true", ["--solver auto", "--adaption_algo fidelity"]),
@@ -251,3 +254,4 @@ def test_auto_starts_with_rk4() -> None:
     options = load(f"{FIDELITY} --solver auto")
     assert (options.method, options.fixed_step, options.certifies) == ("rk4", True, True)
     assert not load("--use_step_adaption_algo true").certifies
+    assert load(f"{FIDELITY} --solver auto --per_sample true").per_sample, "dopri5 is among the methods"

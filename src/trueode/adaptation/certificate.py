@@ -83,13 +83,18 @@ class Certifier:
         """The number of the next attempt, counted from 1."""
         return len(self.attempts) + 1
 
+    @property
+    def needed(self) -> int:
+        """The number of inputs from which the next attempt can pass."""
+        return samples_for(self.fidelity, 1 - level_of(self.number))
+
     def refuse(self, n: int) -> Certificate | None:
         """The answer when there are too few inputs for any hope, else None."""
-        needed = samples_for(self.fidelity, 1 - level_of(self.number))
-        if n >= needed:
+        if n >= self.needed:
             return None
         return self._end(
-            "cannot_certify", f"cannot certify: needs n ≥ {needed} inputs that training has not seen, there are {n}"
+            "cannot_certify",
+            f"cannot certify: needs n ≥ {self.needed} inputs that training has not seen, there are {n}",
         )
 
     def judge(self, found: Flips) -> Certificate | None:
@@ -113,12 +118,12 @@ class Certifier:
         )
 
     def give_up(self, why: str) -> Certificate:
-        """The answer when the last attempt failed and there is none left."""
-        last = self.attempts[-1]
+        """The answer when the last attempt failed and no other is made."""
+        last, made = self.attempts[-1], len(self.attempts)
         return self._end(
             "not_certified",
             f"not certified: {last.flips} of {last.n} unseen predictions depend on the solver {last.solver}, up to "
-            f"{_share(last.upper)} of all where {_share(self.fidelity)} are allowed; {why}",
+            f"{_share(last.upper)} of all where {_share(self.fidelity)} are allowed, after {made} attempt{'s' * (made > 1)}; {why}",
         )
 
     def _end(self, status: str, sentence: str) -> Certificate:

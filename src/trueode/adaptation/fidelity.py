@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf, isfinite
+from math import isfinite, isnan
 from typing import Any
 
 from trueode.adaptation.certificate import ATTEMPTS, Attempt, Certificate, Certifier
 from trueode.adaptation.ladder import Ladder, error_ratio
 from trueode.adaptation.rule import Comparison, Extrapolated, Inspection, Progress, Refine, Signal
-from trueode.solvers import Solver, from_plain, to_plain
+from trueode.solvers import Adaptive, Solver, from_plain, to_plain
 
 WEIGHT = 0.2  # of a new check in the running mean
 SAFE = 0.6  # share of the target that a cheaper solver must keep to
 PATIENCE = 10  # checks
 HALF = 2.0  # a failed certificate divides the error by it
 LONGER = 200  # iterations of training after a failed certificate
-NEW_TRIAL: dict[str, Any] = {"checks": 0, "total": 0.0}
+NEW_TRIAL: dict[str, Any] = {"candidate": None, "checks": 0, "total": 0.0, "saved": 0.0}
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class _State:
     Attributes:
         solver: the training solver.
         error: running mean of its error; None: nothing is known of it yet.
-        trial: number of the cheaper solver on trial.
+        trial: which method is on trial.
+        candidate: the cheaper solver on trial, chosen at the trial's first check.
         checks: of the trial so far.
         patience: checks that a trial takes.
         total: the sum of the errors that the trial found.
+        saved: the sum of the evaluations that the candidate would have saved.
         risen: whether the last change was to a finer solver.
         attempts: at a certificate.
     """
@@ -38,9 +40,11 @@ class _State:
     solver: Solver
     error: float | None = None
     trial: int = 0
+    candidate: Solver | None = None
     checks: int = 0
     patience: int = PATIENCE
     total: float = 0.0
+    saved: float = 0.0
     risen: bool = True
     attempts: tuple[Attempt, ...] = ()
 
@@ -70,8 +74,9 @@ class FidelityRule:
 
     Args:
         start: the solver to start with: `FixedStep` of a number of steps, or `Adaptive`.
-        target: the error that is wanted in the end, in units of the measure's difference.
-        fidelity: the share of flips that the certificate allows.
+        fidelity: the share of flips that is wanted, and that the certificate allows.
+        target: from a share of flips to the difference, as the measure tells it, that goes with it; None: the same number.
+            See ``Task.target``.
         others: solvers of other methods: with them the rule chooses the method as well.
         ladder: limits of steps and tolerances.
     """
@@ -79,15 +84,15 @@ class FidelityRule:
     def __init__(
         self,
         start: Solver,
-        target: float,
-        *,
         fidelity: float = 0.01,
+        *,
+        target: Callable[[float], float] | None = None,
         others: Sequence[Solver] = (),
         ladder: Ladder | None = None,
     ) -> None:
         self._state = _State(start)
-        self._target = target
         self._fidelity = fidelity
+        self._target = target or float
         self._methods = (start, *others) if others else ()
         self._ladder = ladder or Ladder()
         self.signal: Signal | None = None
@@ -104,18 +109,20 @@ class FidelityRule:
         state = self._state
         reference = Extrapolated(state.solver)
         found = measure(state.solver, reference)
+        if isnan(found.difference):
+            self.notice = "a check told nothing: the outputs that it compared are constant. The solver stays as it is."
+            return self.solver
         error, target = found.difference, self._allowed(state.solver)
         if state.error is not None:
             error = (1 - WEIGHT) * state.error + WEIGHT * error
         self.signal = Signal(error, target)
         state = replace(state, error=error)
         finer = None
-        if not error <= target:  # also if it is not a number
-            ratio = error / target
-            finer = self._ladder.finer(state.solver, ratio if isfinite(ratio) else inf)
+        if error > target:
+            finer = self._ladder.finer(state.solver, error / target)
             if finer is None:
                 self.notice = (
-                    f"{state.solver} is as fine as allowed, and still its error is {error:.2g} where {target:.2g} is wanted: "
+                    f"{state.solver} is as fine as allowed, and still its error is larger than wanted: "
                     f"{self._ladder.advice(state.solver)}."
                 )
         if finer is not None:
@@ -126,8 +133,10 @@ class FidelityRule:
         return self.solver
 
     def _allowed(self, solver: Solver) -> float:
-        """The error that a training solver may have; where the method is chosen as well, none of low order is favoured."""
-        return self._target * (0.5 + 2 / max(method.order for method in (solver, *self._methods)))
+        """The error that a training solver may have; where the method is chosen as well, none is favoured."""
+        order = max(method.order for method in (solver, *self._methods))
+        smooth = 2 if isinstance(solver, Adaptive) and not self._methods else 1
+        return self._target(self._fidelity * smooth * (0.5 + 2 / order))
 
     def _refined(
         self, state: _State, finer: Solver, measure: Comparison, reference: Extrapolated, nfe: float
@@ -149,16 +158,16 @@ class FidelityRule:
 
     def _tried(self, state: _State, measure: Comparison, reference: Extrapolated, nfe: float) -> _State:
         """One more check of the trial; at its end the solver on trial is taken, or the next one comes on trial."""
-        solver = self._on_trial(state, nfe)
-        state = replace(state, checks=state.checks + 1)
+        solver = state.candidate if state.checks else self._on_trial(state, nfe)
+        state = replace(state, candidate=solver, checks=state.checks + 1)
         if solver is not None:
             most = SAFE * self._allowed(solver) * state.patience  # of the sum of errors
             if state.total <= most:  # else it has failed already
                 found = measure(solver, reference)
-                state = replace(state, total=state.total + found.difference)
-                if state.checks == state.patience and state.total <= most and found.candidate_nfe < nfe:
-                    error = state.total / state.checks
-                    return replace(state, solver=solver, error=error, trial=0, **NEW_TRIAL, risen=False)
+                total, saved = state.total + found.difference, state.saved + nfe - found.candidate_nfe
+                state = replace(state, total=total, saved=saved)
+                if state.checks == state.patience and total <= most and saved > 0:
+                    return replace(state, solver=solver, error=total / state.checks, trial=0, **NEW_TRIAL, risen=False)
         if state.checks < state.patience:
             return state
         return replace(state, trial=(state.trial + 1) % (1 + len(self._methods)), **NEW_TRIAL)
@@ -174,16 +183,15 @@ class FidelityRule:
         """Judge the trained model: a certificate, or with which solver to train on before the next attempt."""
         state = self._state
         certifier = Certifier(self._fidelity, state.attempts)
-        answer = certifier.refuse(inspection.size(certifier.number))
-        if answer is None:
-            answer = certifier.judge(inspection.count(state.solver, certifier.number))
+        n = inspection.size(certifier.number)
+        answer = certifier.refuse(n) or certifier.judge(inspection.count(state.solver, certifier.number))
         self._state = replace(state, attempts=certifier.attempts)
         if answer is not None:
             return answer
-        if certifier.number > ATTEMPTS:
-            return certifier.give_up(
-                f"{ATTEMPTS} attempts were made; a longer training or a larger --fidelity may help"
-            )
+        if len(certifier.attempts) >= ATTEMPTS:
+            return certifier.give_up("a longer training or a larger --fidelity may help")
+        if n < certifier.needed:
+            return certifier.give_up(f"another attempt needs n ≥ {certifier.needed}")
         finer = self._ladder.finer(state.solver, HALF)
         if finer is None:
             return certifier.give_up(self._ladder.advice(state.solver))
@@ -192,9 +200,15 @@ class FidelityRule:
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain values."""
-        return {**asdict(replace(self._state, solver=None)), "solver": to_plain(self.solver)}  # type: ignore[arg-type]
+        state = self._state
+        candidate = None if state.candidate is None else to_plain(state.candidate)
+        plain = asdict(replace(state, solver=None, candidate=None))  # type: ignore[arg-type]
+        return {**plain, "solver": to_plain(state.solver), "candidate": candidate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state."""
         attempts = tuple(Attempt(**attempt) for attempt in state["attempts"])
-        self._state = _State(**{**state, "solver": from_plain(state["solver"]), "attempts": attempts})
+        candidate = state["candidate"] and from_plain(state["candidate"])
+        self._state = _State(
+            **{**state, "solver": from_plain(state["solver"]), "candidate": candidate, "attempts": attempts}
+        )

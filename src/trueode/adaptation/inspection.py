@@ -25,7 +25,7 @@ class ModelInspection:
         inputs: the inputs of an attempt, counted from 1: ``(n, …)``, or a split of a data set (time series need their
             times). Neither training nor the rule has seen them, and they are new ones each time where possible.
         task: what is learned.
-        batch_size: samples solved at once.
+        batch_size: samples solved at once; for a solver that controls the error of a batch, that of the training.
 
     Attributes:
         evaluations: field evaluations spent, counted in samples.

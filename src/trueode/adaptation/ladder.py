@@ -19,7 +19,7 @@ class Ladder:
     Args:
         max_steps: most steps.
         loosest: loosest tolerance; with a looser one an error control idles, it accepts whatever step it tries.
-        tightest: tightest tolerance; below it rounding decides.
+        tightest: tightest tolerance, of the reference at twice the steps; below it rounding decides.
     """
 
     max_steps: int = 500
@@ -37,7 +37,7 @@ class Ladder:
     def finer(self, solver: Solver, ratio: float) -> Solver | None:
         """The solver whose error is ``ratio`` times smaller by theory, or half the step; None: the limit is reached."""
         if isinstance(solver, Adaptive):
-            tol = max(solver.rtol / min(ratio, DOUBLING**solver.order), self.tightest)
+            tol = max(solver.rtol / min(ratio, DOUBLING**solver.order), self.tightest * DOUBLING**solver.order)
             return replace(solver, rtol=tol, atol=tol) if tol < solver.rtol else None
         fixed, n = _fixed(solver)
         wanted = DOUBLING * n if ratio == inf else min(DOUBLING * n, ceil(n * ratio ** (1 / solver.order)))
@@ -58,7 +58,7 @@ class Ladder:
     def advice(self, solver: Solver) -> str:
         """What to do when `finer` finds none."""
         if isinstance(solver, Adaptive):
-            return f"below {self.tightest:.3g} rounding decides; --precision float64 lowers the limit"
+            return f"rounding decides below {self.tightest:.3g}, which it is compared with; --precision float64 lowers the limit"
         return f"--max_steps {self.max_steps} is the limit; raise it, or take a method of higher order"
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CONTROL = 1024
 """Samples to control with: enough for a check not to meet the same ones again before others have been seen."""
+FEWEST = 8  # to control with
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +58,10 @@ def held_out(dataset: Dataset, share: float, size: int, *, seed: int) -> tuple[D
     n = len(dataset.train)
     kept = round(share * n)
     n_control = min(CONTROL, kept // 4)
-    if n_control < 1 or kept >= n:
+    if n_control < FEWEST or kept >= n:
         raise DataError(
-            f"--held_out {share:g} of {n} training samples are {kept}: at least 4 are needed to control the adaptation and "
-            "to certify the model, and some to train on. Give another --held_out, or more data."
+            f"--held_out {share:g} of {n} training samples are {kept}: at least {4 * FEWEST} are needed to control the "
+            "adaptation and to certify the model, and some to train on. Give another --held_out, or more data."
         )
     order = torch.from_numpy(stream(seed, "unseen").permutation(n))
     control, pool = dataset.train.take(order[:n_control]), dataset.train.take(order[n_control:kept])

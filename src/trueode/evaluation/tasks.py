@@ -31,6 +31,12 @@ def _mean(values: Tensor, reduce: Reduce) -> float:
     return float(total / count)
 
 
+def _finite(own: Tensor, reference: Tensor, reduce: Reduce) -> bool:
+    """Whether there are no infinite numbers, and no others than the reference has that are absent (NaN), on any rank."""
+    bad = own.isinf() | reference.isinf() | (own.isnan() != reference.isnan())
+    return float(reduce(bad.double().sum())) == 0
+
+
 class Task(ABC):
     """One of classification, regression, time series. All sums and tests are over samples, the first dimension."""
 
@@ -60,7 +66,7 @@ class Task(ABC):
     def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
         """How much predictions differ from those in ``reference``: a continuous stand-in for the share of flips.
 
-        It falls as the error of a solver does. ``reduce`` sums over the ranks that share a batch.
+        It falls as the error of a solver does; infinite where outputs are not finite. ``reduce`` sums over the ranks that share a batch.
         """
 
     @abstractmethod
@@ -88,7 +94,12 @@ class Classification(Task):
         return (output.argmax(1) == batch.y).sum()
 
     def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
-        """The total variation of the distributions over classes, half the sum of |p - p'|, mean over samples: 0 to 1."""
+        """The total variation of the distributions over classes, half the sum of |p - p'|, mean over samples: 0 to 1.
+
+        It does not see flips between classes that are equally likely, as before a model has learned anything.
+        """
+        if not _finite(own, reference, reduce):
+            return float("inf")
         variation = (own.softmax(1) - reference.softmax(1)).abs().sum(1) / 2
         return _mean(variation, reduce)
 
@@ -145,12 +156,15 @@ class _Squares(Task):
     def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
         """The gap relative to the tolerance of 1 %: its power mean over samples, of the power 8.
 
-        0 where the reference is constant in a component, as a single sample is: there is nothing to measure a gap by.
+        Components in which the reference is constant are left out; NaN if it is constant in all, as a single sample is:
+        there is nothing to measure a gap by.
         """
+        if not _finite(own, reference, reduce):
+            return float("inf")
         scale = self.scale(reference, reduce)
-        if bool((scale == 0).any()):
-            return 0.0
-        gap = self._gap(own, reference, scale) / TOLERANCE
+        if not bool((scale > 0).any()):
+            return float("nan")
+        gap = self._gap(own, reference, torch.where(scale > 0, scale, torch.inf)) / TOLERANCE
         return float(_mean(gap.double() ** POWER, reduce) ** (1 / POWER))
 
     def target(self, fidelity: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from trueode import distributed
+from trueode.adaptation import Certifier
 from trueode.build import Parts, Shape, build_run
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
@@ -82,6 +83,12 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
 
     assert directory is not None
     _describe(options, directory, state, resuming)
+    if parts.checks.unseen is not None:
+        hopeless = Certifier(options.fidelity).refuse(parts.checks.unseen.size)
+        if hopeless is not None:
+            console.print(
+                f"note: in the end it will be said: {hopeless.sentence}. A larger --held_out keeps more of them."
+            )
     console.print(
         f"{options.dataset}, {options.network}, {state.solver}: {options.niter} iterations, results in {directory.path}"
     )

@@ -106,7 +106,7 @@ class Options(BaseModel):
     use_step_adaption_algo: bool = option(False, "adaptation", "adapt step size or tolerance during training")
     adaption_algo: str = option("paper", "adaptation", "the paper's rule, or ours", ("paper", "fidelity"))
     fidelity: float = option(
-        0.01, "adaptation", "share of predictions that may depend on the solver (fidelity rule)", gt=0, lt=1
+        0.01, "adaptation", "share of predictions that may depend on the solver (fidelity rule)", ge=1e-4, lt=1
     )
     check_on: str = option(
         "held_out",
@@ -274,7 +274,7 @@ def _problems(o: Options) -> list[str]:
         found.append(f"--n_steps {o.n_steps} and --step_size {o.step_size:g} contradict each other: give one of them.")
     if o.n_steps is not None and not o.fixed_step:
         found.append(f"--n_steps {o.n_steps} needs a fixed-step solver; {o.solver} is adaptive: use --tol.")
-    if o.per_sample and o.fixed_step:
+    if o.per_sample and o.fixed_step and o.solver != "auto":
         found.append(f"--per_sample true needs an adaptive solver; {o.solver} takes fixed steps.")
     found += _adaptation_problems(o)
     if o.solver == "auto" and not o.certifies:
@@ -295,9 +295,11 @@ def _adaptation_problems(o: Options) -> list[str]:
         return bool(getattr(o, name) != Options.model_fields[name].default)
 
     rules = {"paper": ("threshold", "initial_tol"), "fidelity": ("fidelity", "check_on", "held_out")}
-    found = []
-    if changed("adaption_algo") and not o.use_step_adaption_algo:
-        found.append(f"--adaption_algo {o.adaption_algo} chooses the adaptation: add --use_step_adaption_algo true.")
+    found = [
+        f"--{name} {getattr(o, name)} is of the adaptation: add --use_step_adaption_algo true."
+        for name in ("adaption_algo", *rules["fidelity"])
+        if changed(name) and not o.use_step_adaption_algo
+    ]
     if o.use_step_adaption_algo:
         found += [
             f"--{name} {getattr(o, name)} belongs to --adaption_algo {rule}, and {o.adaption_algo} is chosen: leave one of "
@@ -305,6 +307,12 @@ def _adaptation_problems(o: Options) -> list[str]:
             for rule, names in rules.items()
             for name in names
             if changed(name) and o.adaption_algo != rule
+        ]
+    if o.certifies:
+        found += [
+            f"--{name} {getattr(o, name):g} is what the fidelity rule chooses: leave it out."
+            for name in ("step_size", "n_steps", "tol")
+            if changed(name)
         ]
     if o.use_step_adaption_algo and o.adaption_algo == "paper" and o.fixed_step and changed("initial_tol"):
         found.append(

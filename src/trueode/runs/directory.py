@@ -26,6 +26,7 @@ FILES = (
     "evaluation_test.json",
 )
 CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
+JUDGEMENTS = ("audit.json", "certificate.json")  # of the model that training ended with
 FOLDERS = {
     "checkpoints": ("iteration_*.pt", f"*{TEMPORARY}"),
     "figures": ("*.png",),
@@ -134,7 +135,9 @@ class RunDirectory:
                 folder.rmdir()
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Write ``run.json`` at the start: what runs, with what, where."""
+        """Write ``run.json`` at the start: what runs, with what, where; what was said of an earlier end is taken back."""
+        for name in JUDGEMENTS:
+            (self.path / name).unlink(missing_ok=True)
         earlier = {name: fact for name, fact in self.read_info().items() if name not in CLOSING}
         write_json(self.info, {**earlier, **_provenance(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
 

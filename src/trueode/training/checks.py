@@ -37,6 +37,7 @@ class Checks:
         seed: of the noise.
         size: samples of a check on unseen inputs.
         interval: iterations between checks.
+        batch_size: of the certificate; what a solver that controls the error of a batch does depends on it.
     """
 
     task: Task
@@ -47,6 +48,7 @@ class Checks:
     seed: int = 0
     size: int = 64
     interval: int = 1
+    batch_size: int = 128
 
     def measure(
         self, state: State, batch: Batch, whole: int, output: Tensor, nfe: float
@@ -108,9 +110,9 @@ class SharedInspection:
         evaluations: field evaluations spent, counted in samples.
     """
 
-    def __init__(self, model: NeuralODE, unseen: Unseen, task: Task, ranks: Ranks) -> None:
+    def __init__(self, model: NeuralODE, unseen: Unseen, task: Task, ranks: Ranks, batch_size: int) -> None:
         self._model, self._unseen, self._ranks = model, unseen, ranks
-        self._inspection = ModelInspection(model, unseen.attempt, task)
+        self._inspection = ModelInspection(model, unseen.attempt, task, batch_size=batch_size)
         self.evaluations = 0
 
     def size(self, attempt: int) -> int:

@@ -106,6 +106,7 @@ def train(
     network = _shared(model, ranks)
     model.train()
     memory = _Memory(hooks.notice, ranks)
+    certifies = rule is not None and checks is not None and checks.unseen is not None
     suspicion = torch.zeros((), device=ranks.device)  # becomes NaN or infinite with the first such loss
     begin = time.perf_counter() - state.seconds
     if state.iteration < schedule.niter + state.extra:
@@ -130,7 +131,9 @@ def train(
             state.evaluations_backward += solution.nfe_backward * whole
             solver = state.solver
 
-            checked = rule is not None and state.iteration % schedule.check == 0
+            final = state.iteration == schedule.niter + state.extra
+            # a model is certified with the solver that it was trained with
+            checked = rule is not None and state.iteration % schedule.check == 0 and not (final and certifies)
             if checked:
                 assert rule is not None
                 assert checks is not None
@@ -144,7 +147,8 @@ def train(
             optimizer.step()
             suspicion += loss.detach()
 
-            if state.iteration == schedule.niter + state.extra and checks is not None:
+            if final and certifies:
+                assert checks is not None
                 _certify(state, task, checks, ranks, hooks)
             last = state.iteration == schedule.niter + state.extra
             stop = interrupted() if ranks.world_size == 1 else False
@@ -201,9 +205,9 @@ def _test(
 
 def _certify(state: State, task: Task, checks: Checks, ranks: Ranks, hooks: Hooks) -> None:
     """Ask the rule for a certificate of the trained model; if it wants another solver and more iterations, provide them."""
-    if state.rule is None or checks.unseen is None:
-        return
-    inspection = SharedInspection(state.model, checks.unseen, task, ranks)
+    assert state.rule is not None
+    assert checks.unseen is not None
+    inspection = SharedInspection(state.model, checks.unseen, task, ranks, checks.batch_size)
     hooks.doing("certifying on unseen inputs")
     answer = state.rule.certify(inspection)
     state.evaluations += inspection.evaluations
