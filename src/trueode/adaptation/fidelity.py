@@ -66,7 +66,8 @@ class FidelityRule:
     apart by what one step of rk4 among eight changes, and so the solver at rest. Trials that follow a decrease which had
     to be taken back are twice as long as those before: this ends any oscillation. The target is the share of flips that
     is wanted, times 1/2 + 2/p: an order buys accuracy cheaply, Euler's method at its price in steps, so that it is bought
-    in the end, where a certificate needs it.
+    in the end, where a certificate needs it. Tolerances have twice that: the error follows them little by little, there is
+    no cliff to keep away from.
 
     In the end the model is certified on inputs that neither training nor the rule has seen, against its exact flow (see
     `Certifier`). Where that fails, the error of the solver is halved, whatever the number of flips, training goes on for
