@@ -257,12 +257,23 @@ def test_numbers_are_calm_below_a_tenth_of_the_tolerance() -> None:
 def test_the_difference_of_classifications_is_the_total_variation() -> None:
     one, other = torch.randn(50, 4, dtype=torch.float64), torch.randn(50, 4, dtype=torch.float64)
     task = get_task("classification")
-    expected = (one.softmax(1) - other.softmax(1)).clamp(min=0).sum(1).mean()
+    expected = ((4 * one).softmax(1) - (4 * other).softmax(1)).clamp(min=0).sum(1).mean()
     assert task.difference(one, other) == pytest.approx(float(expected))
     assert task.difference(one, one) == 0.0
     sure = torch.eye(2).repeat(5, 1) * 100
     assert task.difference(sure, sure.flip(1)) == pytest.approx(1.0)
     assert task.target(0.03) == 0.03
+
+
+def test_the_difference_of_classifications_is_close_to_the_share_of_flips() -> None:
+    """Of models that are more or less sure, whose decision moves by more or less."""
+    task = get_task("classification")
+    margin = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    for scale in (0.5, 1.0, 3.0):
+        for moved in (0.05, 0.5, 2.0):
+            one, other = (torch.stack([scale * m, torch.zeros_like(m)], 1) for m in (margin, margin + moved))
+            share = float(task.flipped(one, other).double().mean())
+            assert task.difference(one, other) == pytest.approx(share, rel=0.05, abs=2 / 4001)
 
 
 @pytest.mark.parametrize("name", ["regression", "timeseries"])

@@ -13,8 +13,8 @@ from trueode.adaptation.rule import Comparison, Extrapolated, Inspection, Progre
 from trueode.solvers import Adaptive, Solver, from_plain, to_plain
 
 WEIGHT = 0.2  # of a new check in the running mean
-SAFE = 0.6  # share of the target that a cheaper solver must keep to
-PATIENCE = 10  # checks
+SAFE = 0.5  # share of the target that a cheaper solver must keep to
+PATIENCE = 20  # checks
 HALF = 2.0  # a failed certificate divides the error by it
 LONGER = 200  # iterations of training after a failed certificate
 NEW_TRIAL: dict[str, Any] = {"candidate": None, "checks": 0, "total": 0.0, "saved": 0.0}
@@ -59,15 +59,16 @@ class FidelityRule:
       one that meets it if errors fall with the order of the method; at most twice as fine. Where other methods are at
       choice, one that costs less than that and is measured to be good enough is taken instead.
     * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is taken when its own error,
-      mean over ten checks, is at most 0.6 of the target. Convergence may be a cliff, which theory would step over.
+      mean over twenty checks, is at most half of the target. Convergence may be a cliff, which theory would step over.
 
     The constants, and why. A new check has the weight 0.2 in the running mean: what the few samples of a check tell is
-    noisy, and yet a single one counts where it lies far above the target. 0.6 of the target keeps the two thresholds
-    apart by what one step of rk4 among eight changes, and so the solver at rest. Trials that follow a decrease which had
-    to be taken back are twice as long as those before: this ends any oscillation. The target is the share of flips that
-    is wanted, times 1/2 + 2/p: an order buys accuracy cheaply, Euler's method at its price in steps, so that it is bought
-    in the end, where a certificate needs it. Tolerances have twice that: the error follows them little by little, there is
-    no cliff to keep away from.
+    noisy, and yet a single one counts where it lies far above the target. Half of the target keeps the two thresholds
+    apart by what one step of rk4 among six changes, and so the solver at rest; twenty checks of 64 samples see a share of
+    flips of half a per cent with an error of a third, shorter trials are decided by chance. Trials that follow a decrease
+    which had to be taken back are twice as long as those before: this ends any oscillation. The target is the share of
+    flips that is wanted, times 0.2 + 2/p: an order buys accuracy cheaply, Euler's method at its price in steps, so that it
+    is bought in the end, where a certificate needs it. Tolerances have twice that: the error follows them little by
+    little, there is no cliff to keep away from.
 
     In the end the model is certified on inputs that neither training nor the rule has seen, against its exact flow (see
     `Certifier`). Where that fails, the error of the solver is halved, whatever the number of flips, training goes on for
@@ -137,7 +138,7 @@ class FidelityRule:
         """The error that a training solver may have; where the method is chosen as well, none is favoured."""
         order = max(method.order for method in (solver, *self._methods))
         smooth = 2 if isinstance(solver, Adaptive) and not self._methods else 1
-        return self._target(self._fidelity * smooth * (0.5 + 2 / order))
+        return self._target(self._fidelity * smooth * (0.2 + 2 / order))
 
     def _refined(
         self, state: _State, finer: Solver, measure: Comparison, reference: Extrapolated, nfe: float

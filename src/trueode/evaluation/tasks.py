@@ -17,6 +17,7 @@ from trueode.solvers.control import Reduce
 
 TOLERANCE = 0.01
 """The gap, relative to the scale of the outputs, above which the prediction of a sample counts as another one."""
+SHARPNESS = 4.0  # of the distributions whose variation stands for flips
 POWER = 8  # of the power mean of gaps: the higher, the closer to what decides, the largest gaps, and the noisier
 
 
@@ -94,17 +95,19 @@ class Classification(Task):
         return (output.argmax(1) == batch.y).sum()
 
     def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
-        """The total variation of the distributions over classes, half the sum of |p - p'|, mean over samples: 0 to 1.
+        """The total variation of sharpened distributions over classes, half the sum of |p - p'|, mean over samples: 0 to 1.
 
-        It does not see flips between classes that are equally likely, as before a model has learned anything.
+        Logits count four times: in this way the difference is close to the share of flips, whether a model is sure of its
+        predictions or not. It does not see flips between classes that are equally likely, as before a model has learned
+        anything.
         """
         if not _finite(own, reference, reduce):
             return float("inf")
-        variation = (own.softmax(1) - reference.softmax(1)).abs().sum(1) / 2
+        variation = ((SHARPNESS * own).softmax(1) - (SHARPNESS * reference).softmax(1)).abs().sum(1) / 2
         return _mean(variation, reduce)
 
     def target(self, fidelity: float) -> float:
-        """The share itself: a prediction that flips varies by less than 1, others vary as well."""
+        """The share itself."""
         return fidelity
 
     def flipped(self, own: Tensor, reference: Tensor, scale: Tensor | None = None) -> Tensor:
