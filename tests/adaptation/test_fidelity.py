@@ -212,7 +212,7 @@ def test_tolerances(method: str, constant: float) -> None:
     rule = FidelityRule(Adaptive(method, 3e-3, 3e-3), FIDELITY)
     solvers = follow(rule, Curve(lambda s: constant * s.rtol), 300)  # type: ignore[union-attr]
     tol = solvers[-1].rtol  # type: ignore[union-attr]
-    best = min(2 * allowed(METHODS[method].order) / constant, 3e-3)
+    best = min(allowed(1) / constant, 3e-3)
     assert best / 4 <= tol <= 1.1 * best
     assert changes(solvers[-100:]) == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trueode.adaptation import Ladder
@@ -18,6 +18,7 @@ FIXED = [name for name, (kind, _) in METHODS.items() if kind == "fixed"]
 ADAPTIVE = [name for name, (kind, _) in METHODS.items() if kind == "adaptive"]
 
 
+@example("euler", 230, 1.1)
 @given(st.sampled_from(FIXED), st.integers(1, 499), st.floats(1.0001, 1e9))
 def test_finer_meets_the_ratio_or_doubles(method: str, n: int, ratio: float) -> None:
     solver = FixedStep(method, n_steps=n)
@@ -25,8 +26,10 @@ def test_finer_meets_the_ratio_or_doubles(method: str, n: int, ratio: float) -> 
     assert finer is not None
     assert n < finer.n_steps <= min(2 * n, 500)
     if finer.n_steps < min(2 * n, 500):
-        assert error_ratio(solver, finer) <= 1 / ratio * (1 + 1e-9), "by theory"
-        assert finer.n_steps == n + 1 or error_ratio(solver, FixedStep(method, n_steps=finer.n_steps - 1)) > 1 / ratio
+        assert error_ratio(solver, finer) <= 1 / ratio * (1 + 1e-6), "by theory"
+        assert finer.n_steps == n + 1 or (
+            error_ratio(solver, FixedStep(method, n_steps=finer.n_steps - 1)) > 1 / ratio * (1 - 1e-6)
+        )
 
 
 @given(st.sampled_from(FIXED), st.integers(1, 500))

@@ -66,9 +66,9 @@ class FidelityRule:
     apart by what one step of rk4 among six changes, and so the solver at rest; twenty checks of 64 samples see a share of
     flips of half a per cent with an error of a third, shorter trials are decided by chance. Trials that follow a decrease
     which had to be taken back are twice as long as those before: this ends any oscillation. The target is the share of
-    flips that is wanted, times 0.2 + 2/p: an order buys accuracy cheaply, Euler's method at its price in steps, so that it
-    is bought in the end, where a certificate needs it. Tolerances have twice that: the error follows them little by
-    little, there is no cliff to keep away from.
+    flips that is wanted, times 0.2 + 2/q, with q = p for steps and q = 1 for tolerances, to which errors are proportional:
+    where the error falls steeply, accuracy is cheap and a cliff is near; where it falls slowly, it is bought in the end,
+    where a certificate needs it.
 
     In the end the model is certified on inputs that neither training nor the rule has seen, against its exact flow (see
     `Certifier`). Where that fails, the error of the solver is halved, whatever the number of flips, training goes on for
@@ -136,9 +136,8 @@ class FidelityRule:
 
     def _allowed(self, solver: Solver) -> float:
         """The error that a training solver may have; where the method is chosen as well, none is favoured."""
-        order = max(method.order for method in (solver, *self._methods))
-        smooth = 2 if isinstance(solver, Adaptive) and not self._methods else 1
-        return self._target(self._fidelity * smooth * (0.2 + 2 / order))
+        order = max(1 if isinstance(each, Adaptive) else each.order for each in (solver, *self._methods))
+        return self._target(self._fidelity * (0.2 + 2 / order))
 
     def _refined(
         self, state: _State, finer: Solver, measure: Comparison, reference: Extrapolated, nfe: float

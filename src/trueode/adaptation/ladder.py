@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil
 
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep, Solver
@@ -40,7 +40,8 @@ class Ladder:
             tol = max(solver.rtol / min(ratio, DOUBLING**solver.order), self.tightest * DOUBLING**solver.order)
             return replace(solver, rtol=tol, atol=tol) if tol < solver.rtol else None
         fixed, n = _fixed(solver)
-        wanted = DOUBLING * n if ratio == inf else min(DOUBLING * n, ceil(n * ratio ** (1 / solver.order)))
+        exact = n * min(ratio ** (1 / solver.order), DOUBLING)
+        wanted = ceil(exact - 1e-9 * exact)
         wanted = min(max(wanted, n + 1), self.max_steps)
         return replace(fixed, n_steps=wanted) if wanted > n else None
 
