@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trueode.data import Dataset, Split, keep_unseen, load_dataset
 from trueode.errors import DataError
@@ -64,14 +65,13 @@ def test_too_few(n: int, share: float) -> None:
 
 
 def test_images_on_disk_are_held_out(tmp_path) -> None:
-    image = pytest.importorskip("PIL.Image")
     for split, count in (("train", 40), ("test", 8)):
         for label in ("a", "b"):
             folder = tmp_path / split / label
             folder.mkdir(parents=True)
             for i in range(count):
                 pixels = np.full((4, 4, 3), (i * 3 + (label == "b")) % 256, np.uint8)
-                image.fromarray(pixels).save(folder / f"{i}.png")
+                Image.fromarray(pixels).save(folder / f"{i}.png")
     dataset = load_dataset("image_folder", tmp_path)
     rest, unseen = keep_unseen(dataset, seed=0, share=0.5, size=8)
     assert (len(rest.train), len(unseen.control), unseen.size) == (40, 10, 8)

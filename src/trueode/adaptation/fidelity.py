@@ -203,8 +203,8 @@ class FidelityRule:
         """The state as plain values."""
         state = self._state
         candidate = None if state.candidate is None else to_plain(state.candidate)
-        plain = asdict(replace(state, solver=None, candidate=None))  # type: ignore[arg-type]
-        return {**plain, "solver": to_plain(state.solver), "candidate": candidate}
+        attempts = [asdict(attempt) for attempt in state.attempts]
+        return {**vars(state), "solver": to_plain(state.solver), "candidate": candidate, "attempts": attempts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state."""

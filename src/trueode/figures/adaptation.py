@@ -11,7 +11,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from trueode.figures.history import Array, History, draw_curves, draw_steps, every, known, running_mean, thinned
-from trueode.figures.theme import BLUE, DARK, GREEN, GREY, VERMILION, logarithmic_y, new_figure, tell_empty, themed
+from trueode.figures.theme import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    VERMILION,
+    drawn_y,
+    logarithmic_y,
+    new_figure,
+    tell_empty,
+    themed,
+)
 
 WIDE, NARROW = 0.09, 0.02  # shares of the width that "order 4" and "4" take
 MARKS = 80  # hollow marks of a line, at most
@@ -301,25 +312,17 @@ def _per_cent(panels: Sequence[Axes]) -> None:
 
 def _logarithmic(panels: Sequence[Axes]) -> None:
     """A common logarithmic axis, unless a value of any panel forbids it."""
-    drawn = {axes: values for axes in panels if len(values := _drawn([axes]))}
+    drawn = {axes: values for axes in panels if len(values := drawn_y([axes]))}
     if drawn and all(values.min() > 0 for values in drawn.values()):
         logarithmic_y(max(drawn, key=lambda axes: drawn[axes].max() / drawn[axes].min()))
 
 
 def _step_axis(panels: Sequence[Axes]) -> None:
     """A common axis of numbers of steps: logarithmic where a linear one would hide the small ones."""
-    values = _drawn(panels)
+    values = drawn_y(panels)
     if len(values) and values.max() > 20 * values.min() > 0:
         _logarithmic(panels)
         panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
     elif len(values):
         panels[0].set_ylim(0, 1.15 * max(1.0, values.max()))
         panels[0].yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-
-
-def _drawn(panels: Sequence[Axes]) -> Array:
-    """All finite values drawn in these panels."""
-    lines = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.lines]
-    values = np.concatenate([np.empty(0), *lines])
-    finite: Array = values[np.isfinite(values)]
-    return finite

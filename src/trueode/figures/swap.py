@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from numpy.typing import NDArray
 
 from trueode.figures.theme import (
     BLUE,
@@ -18,6 +17,7 @@ from trueode.figures.theme import (
     GREY,
     PURPLE,
     VERMILION,
+    drawn_y,
     logarithmic_y,
     new_figure,
     tell_empty,
@@ -157,7 +157,7 @@ def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
 
 def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> None:
     """Room for the training label above, and the natural ends of shares."""
-    values = _drawn(uppers)
+    values = drawn_y(uppers)
     if len(values) and name == "accuracy":
         span = max(2.0, np.ptp(values))
         uppers[0].set_ylim(max(0.0, values.min() - 0.15 * span), values.max() + 0.2 * span)
@@ -165,15 +165,7 @@ def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> No
     elif len(values):
         uppers[0].margins(y=0.2)
         logarithmic_y(uppers[0])
-    lowers[0].set_ylim(0, 1.15 * max(1.0, _drawn(lowers).max(initial=0.0)))
-
-
-def _drawn(panels: Sequence[Axes]) -> NDArray[np.float64]:
-    """All finite values drawn in these panels."""
-    lines = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.lines]
-    values = np.concatenate([np.empty(0), *lines])
-    finite: NDArray[np.float64] = values[np.isfinite(values)]
-    return finite
+    lowers[0].set_ylim(0, 1.15 * max(1.0, drawn_y(lowers).max(initial=0.0)))
 
 
 class _UpTo(MaxNLocator):

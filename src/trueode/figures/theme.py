@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, ParamSpec, cast
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 P = ParamSpec("P")
 
@@ -83,11 +84,16 @@ def colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def drawn_y(panels: Sequence[Axes]) -> NDArray[np.float64]:
+    """All finite y values of the lines in some panels."""
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for axes in panels for line in axes.lines]
+    values = np.concatenate(drawn) if drawn else np.empty(0)
+    return values[np.isfinite(values)]
+
+
 def logarithmic_y(axes: Axes) -> None:
     """Logarithmic y axis with numbers written out, where every value drawn is positive; else leave it linear."""
-    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
-    values = np.concatenate(drawn) if drawn else np.empty(0)
-    values = values[np.isfinite(values)]
+    values = drawn_y([axes])
     if not len(values) or values.min() <= 0:
         return
     axes.set_yscale("log")
