@@ -56,8 +56,10 @@ def test_outputs_of_a_linear_field_are_those_of_the_matrix_exponential(batch_siz
     assert found.n_steps == 4 * first_steps(4)
 
 
-def test_starts_with_four_times_the_steps_of_training() -> None:
+def test_starts_finer_than_training() -> None:
     assert [first_steps(n) for n in (1, 8, 8.2, 100)] == [32, 32, 36, 400]
+    assert [first_steps(100, order) for order in (1, 2, 3, 5)] == [100, 200, 300, 400]
+    assert first_steps(8, 1) == 32
     model = NeuralODE(TanhField())
     split = Split(states(5), torch.zeros(5, 2))
     assert exact_flow(model, split, NUMBERS, n_steps=100).n_steps == 1600

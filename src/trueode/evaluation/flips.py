@@ -78,7 +78,9 @@ def compare_with_exact_flow(
 ) -> Flips:
     """The same for outputs under the solver that are there already, within a budget of field evaluations."""
     assert own.outputs is not None
-    exact = exact_flow(model, split, task, n_steps=own.n_steps, budget=budget, batch_size=batch_size)
+    exact = exact_flow(
+        model, split, task, n_steps=own.n_steps, order=solver.order, budget=budget, batch_size=batch_size
+    )
     scale = task.scale(exact.outputs)
     flipped = task.flipped(own.outputs.double(), exact.outputs, scale)
     # Samples that no refinement settles count as flips; those for which the budget was not enough are unknown.

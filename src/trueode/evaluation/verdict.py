@@ -100,7 +100,7 @@ def verdict(
         sentence = f"not checked whether this model is an ODE: {solver} fails on the {what} data. {failure}"
         none = float("nan")
         return Verdict("not_checked", sentence, str(solver), 0, 0, 0.0, 1.0, task.metric_name, none, none, 0, 0, budget)
-    least = least_cost(own.n_steps)
+    least = least_cost(own.n_steps, solver.order)
     n = min(len(first), int(budget / (1.1 * least)))  # a tenth is for samples that settle late
     if n < min(FEWEST, len(first)):
         name = _named(task, own.n, len(split), what)
