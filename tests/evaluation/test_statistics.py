@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, linregress, t
 
 from trueode.evaluation import clopper_pearson
-from trueode.evaluation.statistics import samples_for
+from trueode.evaluation.statistics import mcnemar, samples_for, slope
 
 
 @settings(deadline=None, max_examples=60)
@@ -60,3 +61,23 @@ def test_samples_for_is_the_smallest_number_that_is_enough(margin: float, confid
     assert clopper_pearson(0, n, confidence)[1] <= margin
     assume(n > 1)
     assert clopper_pearson(0, n - 1, confidence)[1] > margin
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(first: int, second: int) -> None:
+    expected = binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar(first, second) == mcnemar(second, first)
+
+
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_slope_and_its_interval_are_those_of_linear_regression(n: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=n).tolist(), rng.normal(size=n).tolist()
+    found = linregress(x, y)
+    half = float(t.ppf(0.975, n - 2)) * found.stderr
+    assert slope(x, y) == pytest.approx((found.slope, found.slope - half, found.slope + half), rel=1e-9)
+
+
+def test_slope_of_a_line_has_no_width() -> None:
+    assert slope([0.0, 1.0, 2.0], [5.0, 7.0, 9.0]) == pytest.approx((2.0, 2.0, 2.0))

@@ -90,7 +90,7 @@ def test_a_model_that_needs_its_coarse_solver_is_not_an_ode() -> None:
     found = judge(600, EULER)
     # one step of Euler turns by arctan(angle) instead
     off = torch.tensor(ANGLE) - torch.tensor(ANGLE).atan()
-    assert found.status == "not_ode"
+    assert found.status == "solver-dependent"
     assert found.flips / found.n == pytest.approx(float(off) / pi, abs=0.02)
     assert (found.lower, found.upper) == (clopper_pearson(found.flips, 600)[0], clopper_pearson(found.flips, 600)[1])
     assert found.metric == pytest.approx(1 - found.flips / found.n)
@@ -109,7 +109,7 @@ def test_accuracy_never_decides() -> None:
     y = torch.cat([own[:300], exact[300:]])
     found = verdict(model, Split(x, y), CLASSES, EULER, run_evaluations=PLENTY)
     assert found.metric == pytest.approx(found.metric_exact)
-    assert found.status == "not_ode"
+    assert found.status == "solver-dependent"
     # labels that are wrong for every solver: the model is as bad, and an ODE
     wrong = Split(x, 1 - exact)
     found = verdict(classifier(RK4), wrong, CLASSES, RK4, run_evaluations=PLENTY)
@@ -119,7 +119,7 @@ def test_accuracy_never_decides() -> None:
 @pytest.mark.parametrize("n", [40, 298])
 def test_few_samples_are_too_few_to_say_that_it_is_one(n: int) -> None:
     found = judge(n, RK4)
-    assert found.status == "undecided"
+    assert found.status == "inconclusive"
     assert (found.n, found.flips) == (n, 0)
     assert f"undecided on {n} samples" in found.sentence
     assert "at least 299 samples are needed" in found.sentence
@@ -127,7 +127,7 @@ def test_few_samples_are_too_few_to_say_that_it_is_one(n: int) -> None:
 
 
 def test_few_samples_may_be_enough_to_say_that_it_is_none() -> None:
-    assert judge(40, EULER).status == "not_ode"
+    assert judge(40, EULER).status == "solver-dependent"
 
 
 def test_a_share_of_flips_near_the_margin_is_undecided() -> None:
@@ -135,7 +135,7 @@ def test_a_share_of_flips_near_the_margin_is_undecided() -> None:
     split = classes(600)
     split.x[:6] = 0.0  # the centre stays on the boundary
     found = verdict(classifier(RK4), split, CLASSES, RK4, run_evaluations=PLENTY)
-    assert (found.status, found.flips) == ("undecided", 6)
+    assert (found.status, found.flips) == ("inconclusive", 6)
     assert found.lower < 0.01 < found.upper
     assert "undecided on 600 samples" in found.sentence
     assert "samples are needed" not in found.sentence
@@ -146,7 +146,7 @@ def test_a_sample_that_never_settles_counts_as_a_flip() -> None:
     split.x[:20] = 0.0
     found = verdict(classifier(RK4), split, CLASSES, RK4, run_evaluations=PLENTY)
     assert found.flips == 20
-    assert found.status == "not_ode"
+    assert found.status == "solver-dependent"
     assert found.n_steps_exact == 4096
 
 
@@ -157,7 +157,7 @@ def test_samples_that_the_budget_did_not_settle_are_unknown() -> None:
     budget = 1.1 * 300 * least_cost(8) + 1
     how = {"run_evaluations": budget, "share": 1.0, "flops": 1e12, "command": "run"}
     found = verdict(classifier(RK4), split, CLASSES, RK4, **how)
-    assert found.status == "not_checked"
+    assert found.status == "not checked"
     assert "run --verdict_budget" in found.sentence
     # where many flip, they decide all the same
     split = classes(300)
@@ -165,7 +165,7 @@ def test_samples_that_the_budget_did_not_settle_are_unknown() -> None:
     how["run_evaluations"] = 1.1 * 300 * least_cost(1) + 1
     found = verdict(classifier(EULER), split, CLASSES, EULER, **how)
     assert found.n_steps_exact < 4096
-    assert found.status == "not_ode"
+    assert found.status == "solver-dependent"
     assert found.upper == clopper_pearson(found.flips + 1, 300)[1]  # the unknown one may be a flip
     assert found.lower == clopper_pearson(found.flips, 300)[0]
 
@@ -173,7 +173,7 @@ def test_samples_that_the_budget_did_not_settle_are_unknown() -> None:
 def test_a_check_beyond_the_budget_is_not_made_and_the_sentence_says_how() -> None:
     how = {"flops": 1e12, "run_evaluations": 1e5, "command": "trueode --phase infer --name run"}
     found = judge(600, RK4, share=0.0, **how)
-    assert found.status == "not_checked"
+    assert found.status == "not checked"
     assert (found.n_steps_exact, found.evaluations) == (0, 0)
     assert (found.lower, found.upper) == (0.0, 1.0)
     assert found.metric == 1.0
@@ -190,10 +190,10 @@ def test_a_smaller_budget_looks_at_fewer_samples_and_never_spends_more() -> None
         found = judge(600, RK4, run_evaluations=2 * budget, share=0.5, flops=1e12)
         assert found.n == samples
         assert found.evaluations <= found.budget == budget
-        assert found.status == ("ode" if samples >= 299 else "undecided")
+        assert found.status == ("ode" if samples >= 299 else "inconclusive")
         assert f"(first {samples} samples)" in found.sentence
     few = judge(600, RK4, run_evaluations=1.1 * 99.5 * least_cost(8), share=1.0, flops=1e12)
-    assert few.status == "not_checked"  # fewer than 100 would not be worth the name
+    assert few.status == "not checked"  # fewer than 100 would not be worth the name
 
 
 def test_fifty_gigaflop_are_always_there() -> None:
@@ -217,7 +217,7 @@ def test_regression_is_judged_by_the_gap_of_outputs() -> None:
     assert fine.metric == pytest.approx(fine.metric_exact, abs=1e-5)
     # the error of midpoint is more than 1 % of the scale, and the mse small
     coarse = numbers(400, FixedStep("midpoint", step_size=0.25))
-    assert coarse.status == "not_ode"
+    assert coarse.status == "solver-dependent"
     assert coarse.flips == 400
     assert coarse.metric < 0.01
 
@@ -226,7 +226,7 @@ def test_time_series_are_judged_by_the_gap_of_outputs() -> None:
     x = circle(320)
     t = torch.tensor([0.0, 0.5, 1.0])
     y = torch.stack([x, turned(x, ANGLE / 2), turned(x)], 1)
-    for solver, status in ((RK4, "ode"), (FixedStep("euler", step_size=0.05), "not_ode")):
+    for solver, status in ((RK4, "ode"), (FixedStep("euler", step_size=0.05), "solver-dependent")):
         model = NeuralODE(Turn(), solver=solver)
         assert verdict(model, Split(x, y, t), SERIES, solver, run_evaluations=PLENTY).status == status
 
@@ -239,7 +239,7 @@ def test_an_output_that_is_constant_in_a_component_is_undecided() -> None:
     x = circle(120)
     model = NeuralODE(Turn(), downstream=First(), solver=RK4)
     found = verdict(model, Split(x, torch.zeros(120, 2)), NUMBERS, RK4, run_evaluations=PLENTY)
-    assert found.status == "undecided"
+    assert found.status == "inconclusive"
     assert "constant" in found.sentence
 
 
@@ -257,7 +257,7 @@ def test_equal_calls_have_equal_verdicts(solver: Solver) -> None:
 
 def test_a_solver_that_fails_on_the_data_leaves_the_model_unchecked() -> None:
     found = judge(300, Adaptive("dopri5", 1e-6, 1e-6, max_steps=2), what="train")
-    assert found.status == "not_checked"
+    assert found.status == "not checked"
     assert "fails on the train data" in found.sentence
     assert found.metric != found.metric
     assert (found.n, found.flips, found.lower, found.upper) == (0, 0, 0.0, 1.0)
@@ -274,7 +274,7 @@ def test_samples_whose_exact_flow_ends_early_count_as_flips() -> None:
     model = blow_up(lambda z: torch.cat([z + 10, -z], 1))  # the others have one and the same class
     found = verdict(model, Split(x, torch.zeros(300, dtype=torch.int64)), CLASSES, EULER, run_evaluations=PLENTY)
     assert found.flips == 30
-    assert found.status == "not_ode"
+    assert found.status == "solver-dependent"
 
 
 def test_samples_whose_exact_flow_ends_early_do_not_hide_the_gaps_of_the_others() -> None:
@@ -283,7 +283,7 @@ def test_samples_whose_exact_flow_ends_early_do_not_hide_the_gaps_of_the_others(
     x = torch.cat([x, torch.full((2, 1), 3.0, dtype=torch.float64)])
     found = verdict(blow_up(None), Split(x, x), NUMBERS, EULER, run_evaluations=PLENTY)
     assert found.flips == 302
-    assert found.status == "not_ode"
+    assert found.status == "solver-dependent"
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from math import ceil
@@ -73,10 +74,7 @@ def exact_flow(
     budget: float = float("inf"),
     batch_size: int = 256,
 ) -> ExactFlow:
-    """Solve with rk4 in double precision, with twice as many steps each time, until every sample has settled.
-
-    A sample has settled when two successive doublings left its prediction unchanged and moved its logits by less than a
-    tenth of their margin (outputs without classes: by less than a tenth of the tolerance).
+    """The outputs of a model for samples of a split under its exact flow, in double precision; see `settle`.
 
     Args:
         model: the model; a copy of it is made in double precision.
@@ -90,8 +88,6 @@ def exact_flow(
     model = deepcopy(model).double()
     model.reduce = None
     split = split.to(torch.float64)
-    steps = first_steps(n_steps, order)
-    finest = max(FINEST, steps << (SUCCESSIVE + 1))
 
     def run(indices: Tensor, steps: int) -> Tensor:
         chosen = Split(*split.batch(indices))
@@ -103,10 +99,29 @@ def exact_flow(
             ]
         return torch.cat(parts)
 
-    left = torch.arange(len(split))
-    spent = 4 * steps * len(left)
+    return settle(run, len(split), task, first_steps(n_steps, order), budget)
+
+
+def settle(
+    run: Callable[[Tensor, int], Tensor], n: int, task: Task, steps: int, budget: float = float("inf")
+) -> ExactFlow:
+    """Solve with rk4, with twice as many steps each time, until every sample has settled.
+
+    A sample has settled when two successive doublings left its prediction unchanged and moved its logits by less than a
+    tenth of their margin (outputs without classes: by less than a tenth of the tolerance).
+
+    Args:
+        run: the outputs ``(len(indices), …)`` of some samples under rk4 with so many steps.
+        n: the number of samples.
+        task: what is learned.
+        steps: of the first solve.
+        budget: field evaluations, counted in samples, that may be spent.
+    """
+    finest = max(FINEST, steps << (SUCCESSIVE + 1))
+    left = torch.arange(n)
+    spent = 4 * steps * n
     outputs = run(left, steps)
-    calm = torch.zeros(len(split), dtype=torch.int64)
+    calm = torch.zeros(n, dtype=torch.int64)
     complete = True
     while len(left) and 2 * steps <= finest:
         if spent + 8 * steps * len(left) > budget:

@@ -1,8 +1,9 @@
-"""Exact bounds of a share from a count."""
+"""Exact bounds of a share from a count, the test of paired counts, the slope of a line."""
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Sequence
+from math import log, sqrt
 
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -28,3 +29,36 @@ def samples_for(margin: float, confidence: float = 0.95) -> int:
     while clopper_pearson(0, n, confidence)[1] > margin:
         n += 1
     return n
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact p-value, two-sided, that two shares of the same samples are equal.
+
+    Args:
+        only_first: samples that count for the first share only (a prediction that is right with one solver only).
+        only_second: for the second only.
+
+    Source: Q. McNemar, Psychometrika 12 (1947), 153-157; exact as a binomial test of the discordant pairs.
+    """
+    from scipy.special import bdtr
+
+    n = only_first + only_second
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), n, 0.5))) if n else 1.0
+
+
+def slope(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """The slope of the least squares line through three or more points, and the bounds of its (two-sided) t-interval."""
+    from scipy.special import stdtrit
+
+    n = len(x)
+    mean_x, mean_y = sum(x) / n, sum(y) / n
+    sxx = sum((a - mean_x) ** 2 for a in x)
+    b = sum((a - mean_x) * (c - mean_y) for a, c in zip(x, y, strict=True)) / sxx
+    residual = sum((c - mean_y - b * (a - mean_x)) ** 2 for a, c in zip(x, y, strict=True))
+    half = float(stdtrit(n - 2, 0.5 + confidence / 2)) * sqrt(residual / (n - 2) / sxx)
+    return b, b - half, b + half
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with a digit after the point."""
+    return f"{100 * share:.1f} %"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from trueode.catalog import METHODS
 from trueode.errors import SolveError
 from trueode.evaluation.metrics import Evaluation, evaluate
+from trueode.evaluation.statistics import percent
 from trueode.evaluation.tasks import Task
-from trueode.evaluation.verdict import percent, shown
+from trueode.evaluation.verdict import shown
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, FixedStep, Solver
 from trueode.solvers.clock import seconds

@@ -52,12 +52,20 @@ class Task(ABC):
         return output, solution
 
     @abstractmethod
-    def loss_sum(self, output: Tensor, batch: Batch) -> Tensor:
-        """The sum of the samples' losses."""
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """The samples' losses: ``(batch,)``."""
 
     @abstractmethod
+    def metrics(self, output: Tensor, batch: Batch) -> Tensor:
+        """The samples' metrics: ``(batch,)``."""
+
+    def loss_sum(self, output: Tensor, batch: Batch) -> Tensor:
+        """The sum of the samples' losses."""
+        return self.losses(output, batch).sum()
+
     def metric_sum(self, output: Tensor, batch: Batch) -> Tensor:
         """The sum of the samples' metrics."""
+        return self.metrics(output, batch).sum()
 
     def scale(self, reference: Tensor, reduce: Reduce | None = None) -> Tensor | None:
         """What differences of outputs are relative to; see `flipped`. ``reduce`` sums over the ranks that share a batch."""
@@ -88,11 +96,14 @@ class Classification(Task):
 
     name, metric_name = "classification", "accuracy"
 
-    def loss_sum(self, output: Tensor, batch: Batch) -> Tensor:
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(output, batch.y, reduction="none")
+
+    def loss_sum(self, output: Tensor, batch: Batch) -> Tensor:  # of each training step: one call
         return F.cross_entropy(output, batch.y, reduction="sum")
 
-    def metric_sum(self, output: Tensor, batch: Batch) -> Tensor:
-        return (output.argmax(1) == batch.y).sum()
+    def metrics(self, output: Tensor, batch: Batch) -> Tensor:
+        return output.argmax(1) == batch.y
 
     def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
         """The total variation of sharpened distributions over classes, half the sum of |p - p'|, mean over samples: 0 to 1.
@@ -129,13 +140,11 @@ class _Squares(Task):
 
     metric_name = "mse"
 
-    def loss_sum(self, output: Tensor, batch: Batch) -> Tensor:
-        return self._errors(output, batch).sum()
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """The samples' squared errors, averaged over what was observed: ``(batch,)``."""
+        return self.metrics(output, batch)
 
-    def metric_sum(self, output: Tensor, batch: Batch) -> Tensor:
-        return self._errors(output, batch).sum()
-
-    def _errors(self, output: Tensor, batch: Batch) -> Tensor:
+    def metrics(self, output: Tensor, batch: Batch) -> Tensor:
         """The samples' squared errors, averaged over what was observed: ``(batch,)``."""
         observed = ~batch.y.isnan()
         error = torch.where(observed, output - batch.y.nan_to_num(), 0.0).flatten(1)

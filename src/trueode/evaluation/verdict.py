@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from trueode.errors import SolveError
+from trueode.evaluation.decision import decide
 from trueode.evaluation.flips import compare_with_exact_flow
 from trueode.evaluation.metrics import evaluate
 from trueode.evaluation.reference import least_cost
-from trueode.evaluation.statistics import clopper_pearson, samples_for
+from trueode.evaluation.statistics import percent, samples_for
 from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
@@ -29,7 +30,7 @@ class Verdict:
     """Whether a model is an ODE, with the evidence.
 
     Attributes:
-        status: ``"ode"``, ``"not_ode"``, ``"undecided"`` or ``"not_checked"``.
+        status: ``"ode"``, ``"solver-dependent"``, ``"inconclusive"`` or ``"not checked"``.
         sentence: all of it in words.
         solver: the training solver.
         n: samples looked at.
@@ -99,7 +100,7 @@ def verdict(
     except SolveError as failure:
         sentence = f"not checked whether this model is an ODE: {solver} fails on the {what} data. {failure}"
         none = float("nan")
-        return Verdict("not_checked", sentence, str(solver), 0, 0, 0.0, 1.0, task.metric_name, none, none, 0, 0, budget)
+        return Verdict("not checked", sentence, str(solver), 0, 0, 0.0, 1.0, task.metric_name, none, none, 0, 0, budget)
     least = least_cost(own.n_steps, solver.order)
     n = min(len(first), int(budget / (1.1 * least)))  # a tenth is for samples that settle late
     if n < min(FEWEST, len(first)):
@@ -110,17 +111,16 @@ def verdict(
         own = evaluate(model, first, task, solver, keep_outputs=True)
     found = compare_with_exact_flow(model, first, task, solver, own, budget=budget)
     certain, unknown, constant = found.flips, found.unknown, found.constant
-    lower, upper = clopper_pearson(certain, n)[0], clopper_pearson(certain + unknown, n)[1]
-    status = "not_ode" if lower > MARGIN else "ode" if upper <= MARGIN else "undecided"
-    if constant:
-        status = "undecided"
-    if status == "undecided" and unknown and not constant:
+    decision = decide(certain, n, MARGIN, unknown)
+    lower, upper = decision.lower, decision.upper
+    status = "inconclusive" if constant else decision.verdict
+    if status == "inconclusive" and unknown and not constant:
         cost = max(4 * least, 4 * budget / SAMPLES)
         name = _named(task, n, len(split), what)
         return _not_checked(task, solver, n, own.metric, budget, cost, run_evaluations, name, command)
     shown = _metrics(task, own.metric, found.metric, solver, n, len(split), what)
     judgement = _judgement(status, certain, n, lower, upper, constant)
-    if status == "undecided" and not constant and n < min(SAMPLES, len(split)):
+    if status == "inconclusive" and not constant and n < min(SAMPLES, len(split)):
         judgement += f", the budget was too small for more{_how(command, least, run_evaluations)}"
     return Verdict(
         status,
@@ -153,7 +153,7 @@ def _judgement(status: str, flips: int, n: int, lower: float, upper: float, cons
     depend = "of its predictions depend on the solver"
     if constant:
         return "undecided whether this model is an ODE: its output is constant in a component"
-    if status == "not_ode":
+    if status == "solver-dependent":
         return f"this model is NOT an ODE ({percent(flips / n)} {depend})"
     if status == "ode":
         return f"this model behaves as an ODE ({percent(flips / n)} {depend}, at most {percent(upper)} with 95 % confidence)"
@@ -181,7 +181,7 @@ def _not_checked(
         f"ODE, which takes more than the budget of {budget:.2g} field evaluations{how}"
     )
     return Verdict(
-        "not_checked", sentence, str(solver), n, 0, 0.0, 1.0, task.metric_name, metric, float("nan"), 0, 0, budget
+        "not checked", sentence, str(solver), n, 0, 0.0, 1.0, task.metric_name, metric, float("nan"), 0, 0, budget
     )
 
 
@@ -189,11 +189,6 @@ def _how(command: str, cost: float, run_evaluations: float) -> str:
     """How to check with enough budget, if each sample costs so many evaluations."""
     share = 1.2 * cost * SAMPLES / max(run_evaluations, 1.0)
     return f"; check it with: {command} --verdict_budget {share:.2g}" if command else ""
-
-
-def percent(share: float) -> str:
-    """A share in per cent, with a digit after the point."""
-    return f"{100 * share:.1f} %"
 
 
 def shown(metric_name: str, value: float) -> str:

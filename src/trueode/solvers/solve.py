@@ -24,6 +24,9 @@ from trueode.solvers.step import Field, Stepper
 
 _BACKPROP = Backprop()
 
+override: Callable[..., Solution[Any]] | None = None
+"""Called in the place of `direct_solve` while an audit tries other solvers; see ``auditing/libraries/trueode.py``."""
+
 
 def solve(
     field: Callable[..., Any],
@@ -60,6 +63,22 @@ def solve(
         UsageError: an argument is not what is described here.
         SolveError: the solve failed and ``on_failure`` is ``"raise"``.
     """
+    call = override or direct_solve
+    return call(field, z0, t, solver=solver, gradient=gradient, save_at=save_at, on_failure=on_failure, reduce=reduce)
+
+
+def direct_solve(
+    field: Callable[..., Any],
+    z0: Any,
+    t: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
+    *,
+    solver: Solver,
+    gradient: Gradient = _BACKPROP,
+    save_at: Times | None = None,
+    on_failure: str = "raise",
+    reduce: Reduce | None = None,
+) -> Solution[Any]:
+    """What `solve` does, whether an audit is under way or not."""
     parts = z0 if isinstance(z0, tuple) else (z0,)
     if not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
         raise UsageError("z0 must be a floating point tensor or a tuple of them.")
