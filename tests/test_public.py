@@ -10,6 +10,11 @@ import pytest
 import trueode
 
 PUBLIC = [
+    "Audit",
+    "SolverCheck",
+    "SolverReport",
+    "audit",
+    "check_solver",
     "Refine",
     "Progress",
     "PaperToleranceRule",

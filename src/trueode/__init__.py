@@ -33,6 +33,8 @@ _HOMES = {
         "Progress",
         "Refine",
     ),
+    "trueode.auditing": ("Audit", "SolverReport", "audit", "check_solver"),
+    "trueode.auditing.lightning": ("SolverCheck",),
     "trueode.options": ("Options",),
     "trueode.errors": ("SolveError", "TrueodeError", "UsageError"),
 }

@@ -25,6 +25,7 @@ from trueode.figures.theme import (
 )
 
 Row = Mapping[str, Any]
+ROW = 6  # entries of the legend beside each other
 
 # Circle, cross and triangle as in the paper.
 MARKS: dict[str, tuple[str, str]] = {
@@ -35,13 +36,15 @@ MARKS: dict[str, tuple[str, str]] = {
     "rk4_38": ("v", "#8c6d1f"),
     "fehlberg2": ("P", "#56b4e9"),
     "bosh3": ("p", "#e69f00"),
-    "dopri5": ("D", VERMILION),
-    "tsit5": ("h", PURPLE),
+    "dopri5": ("D", "#7b3294"),
+    "tsit5": ("h", "#555555"),
 }
 
 
 @themed
-def solver_swap(rows: Sequence[Row], training: object = "") -> Figure:
+def solver_swap(
+    rows: Sequence[Row], training: object = "", *, name: str | None = None, exact: float = float("nan")
+) -> Figure:
     """Accuracy (or mse) above, share of changed predictions below, against the fineness of the solver.
 
     Args:
@@ -49,10 +52,12 @@ def solver_swap(rows: Sequence[Row], training: object = "") -> Figure:
             ``tol``, ``accuracy`` or ``mse``, ``flips`` (share of predictions that differ from the training solver's) and
             ``is_training``.
         training: the training solver in words, for the label of its point.
+        name: of the metric; None: ``mse`` or ``accuracy``, whichever the rows have.
+        exact: the metric under the exact flow: a line across, and ``flips`` are then against that flow.
 
     Fixed solvers stand on a logarithmic axis of realised steps, adaptive ones on 1/tolerance, side by side.
     """
-    name = "mse" if any("mse" in row for row in rows) else "accuracy"
+    name = name or ("mse" if any("mse" in row for row in rows) else "accuracy")
     kinds = [kind for kind in ("fixed", "adaptive") if any(row.get("kind") == kind for row in rows)] or ["fixed"]
     figure = new_figure(6.8 if len(kinds) == 1 else 9.2, 5.0)
     panels = figure.subplots(
@@ -73,13 +78,16 @@ def solver_swap(rows: Sequence[Row], training: object = "") -> Figure:
         _draw(upper, chosen, name, scale=100.0 if name == "accuracy" else 1.0)
         _draw(lower, chosen, "flips", scale=100.0)
         _fineness_axis(lower, chosen, kind)
+        if np.isfinite(exact):
+            across = exact * (100.0 if name == "accuracy" else 1.0)
+            upper.axhline(across, color=GREY, linewidth=1.0, linestyle="--", label="exact flow")
         for row in chosen:
             if row.get("is_training"):
                 _point_out(upper, row, name, training, scale=100.0 if name == "accuracy" else 1.0)
     first, below = panels[:, 0]
     first.set_ylabel("accuracy (%)" if name == "accuracy" else name)
     first.set_title("One model, many solvers")
-    below.set_ylabel("predictions\nchanged (%)")
+    below.set_ylabel("unlike the\nexact flow (%)" if np.isfinite(exact) else "predictions\nchanged (%)")
     figure.align_ylabels(panels[:, 0])
     _value_axes(panels[0], panels[1], name)
     _legend(figure, panels[0])
@@ -146,11 +154,13 @@ def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
     values = sorted({_fineness(row) for row in rows})
     axes.set_xlim(values[0] / 1.35, values[-1] * 1.35)
     if kind == "fixed":
-        kept = values[:1]
-        for value in values[1:]:
-            if value >= 1.18 * kept[-1] or len(values) <= 3:  # labels closer than this would touch
-                kept.append(value)
-        axes.xaxis.set_major_locator(FixedLocator(kept))
+        doubled = {values[0] * 2**k for k in range(32)}
+        apart = max(1.18, (values[-1] / values[0]) ** (1 / 16))
+        kept: list[float] = []
+        for value in sorted(values, key=lambda value: value not in doubled):  # the doubled ones first
+            if len(values) <= 3 or all(max(value / other, other / value) >= apart for other in kept):
+                kept.append(value)  # labels closer than this would touch
+        axes.xaxis.set_major_locator(FixedLocator(sorted(kept)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
@@ -184,13 +194,17 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     entries = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
+    if "exact flow" in entries:
+        entries["exact flow"] = entries.pop("exact flow")  # after the solvers
+    if len(entries) > ROW:
+        panels[0].set_title("")  # the legend takes its place
     if entries:
         panels[-1].legend(
             entries.values(),
             entries.keys(),
             loc="lower right",
             bbox_to_anchor=(1, 1),
-            ncols=6,
+            ncols=ROW,
             borderaxespad=0.2,
             columnspacing=1.2,
         )

@@ -1,0 +1,78 @@
+"""`SolverCheck`: a callback for PyTorch Lightning (``pip install trueode[lightning]``)."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from trueode.auditing.loops import SolverReport, check_solver
+from trueode.auditing.subject import Call
+from trueode.errors import UsageError
+from trueode.solvers import Solver
+
+
+def _callback() -> Any:
+    """The base class of callbacks: of the Lightning package that is in use, or that is there."""
+    names = ("lightning.pytorch", "pytorch_lightning")
+    loaded = [name for name in names if name in sys.modules]
+    there = [name for name in names if find_spec(name.partition(".")[0]) is not None]
+    if not loaded and not there:
+        raise UsageError("SolverCheck needs PyTorch Lightning: pip install 'trueode[lightning]'.")
+    return import_module((loaded or there)[0]).Callback
+
+
+class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of is known at run time
+    """Every so many training steps, tell how much the model depends on its solver.
+
+    Logged are ``solver/flips`` (share of predictions that change under the exact flow), ``solver/flips_upper`` (with 95 %
+    confidence), ``solver/state_error`` and ``solver/nfe``. The module is called as ``module(x)`` unless ``call`` tells
+    otherwise, and left as it is.
+
+    Args:
+        data: samples that the model is not trained on; as in `audit`.
+        every_n_steps: training steps between checks.
+        task: as in `audit`.
+        solver: the training solver, where it is not the one that the module itself uses.
+        call: how the module is called for a batch.
+        samples: the first so many samples are looked at.
+
+    Attributes:
+        reports: what was found, by training step.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        every_n_steps: int = 500,
+        *,
+        task: str = "auto",
+        solver: Solver | None = None,
+        call: Call | None = None,
+        samples: int = 256,
+    ) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise UsageError(f"every_n_steps must be at least 1, got {every_n_steps!r}.")
+        self.data = data
+        self.every_n_steps = every_n_steps
+        self.how: dict[str, Any] = {"task": task, "solver": solver, "call": call, "samples": samples}
+        self.reports: dict[int, SolverReport] = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Check, at every ``every_n_steps``-th step."""
+        step = int(trainer.global_step)
+        if step % self.every_n_steps or step in self.reports or not step:
+            return
+        found = check_solver(pl_module, self.data, **self.how)
+        self.reports[step] = found
+        values = {
+            "solver/flips": found.flips,
+            "solver/flips_upper": found.upper,
+            "solver/state_error": found.state_error,
+            "solver/nfe": found.nfe,
+        }
+        pl_module.log_dict(values, logger=False, rank_zero_only=True)  # for callbacks that monitor them
+        for logger in trainer.loggers:  # at this step alone: log_dict would repeat them until the epoch ends
+            logger.log_metrics(values, step)

@@ -1,0 +1,165 @@
+"""What must hold for an audit to mean anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trueode.auditing.subject import ModelError, Ran, Subject, chosen, told
+from trueode.auditing.untouched import same
+from trueode.solvers import FixedStep
+
+FEW = 16  # samples of the two parts that a batch is taken apart into
+ROUNDING = 1e-3  # of the scale of the outputs: parts of a batch may differ by rounding, not by more
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """Something that must hold.
+
+    Attributes:
+        name: which.
+        holds: whether it does.
+        decisive: whether there can be no verdict where it does not hold.
+        text: in words, with what to do.
+    """
+
+    name: str
+    holds: bool
+    decisive: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was found before the audit.
+
+    Attributes:
+        own: the model under its training solver.
+        preconditions: all of them.
+        separable: whether a part of a batch may be run by itself.
+        double: whether the model runs in double precision.
+    """
+
+    own: Ran
+    preconditions: tuple[Precondition, ...]
+    separable: bool
+    double: bool
+
+    @property
+    def violated(self) -> tuple[Precondition, ...]:
+        """Those that leave no verdict."""
+        return tuple(each for each in self.preconditions if each.decisive and not each.holds)
+
+
+def prepare(subject: Subject, was_training: bool) -> Preparation:
+    """Run the model under its training solver, twice, and look at what must hold.
+
+    Args:
+        subject: the model, in evaluation mode by now.
+        was_training: whether it was in training mode.
+    """
+    before = [buffer.detach().clone() for buffer in _buffers(subject.model)]
+    own = subject.run()
+    updated = not all(map(same, _buffers(subject.model), before))
+    again = subject.run()
+    deterministic = same(own.outputs, again.outputs)
+    finite = bool(own.outputs.isfinite().all())
+    separable = _separable(subject)
+    failure = _fails_in_double(subject)
+    found = [
+        Precondition(
+            "evaluation mode",
+            not was_training,
+            False,
+            "the model was in training mode; it is audited in evaluation mode, as it predicts"
+            if was_training
+            else "the model is in evaluation mode",
+        ),
+        Precondition(
+            "deterministic",
+            deterministic,
+            True,
+            "two calls gave equal outputs"
+            if deterministic
+            else "two calls of the model gave different outputs: it is stochastic (dropout called as a function, noise, a "
+            "random projection). Fix what is random for the audit",
+        ),
+        Precondition(
+            "buffers",
+            not updated,
+            True,
+            "a call updates no buffers"
+            if not updated
+            else "a call of the model updates its buffers, although it is in evaluation mode: its outputs depend on what was "
+            "called before",
+        ),
+        Precondition(
+            "finite",
+            finite,
+            True,
+            "all outputs under the training solver are finite"
+            if finite
+            else f"{int((~own.outputs.isfinite().flatten(1).all(1)).sum())} of {subject.n} samples have outputs that are not "
+            f"finite under the training solver{': ' + own.message if own.message else ''}",
+        ),
+        Precondition(
+            "independent samples",
+            separable,
+            False,
+            "a sample's output does not depend on the others of its batch"
+            if separable
+            else "a sample's output depends on the others of its batch, beside the solver: the batches are kept as given",
+        ),
+        Precondition(
+            "double precision",
+            failure is None,
+            False,
+            "the reference is computed in double precision"
+            if failure is None
+            else f"the model does not run in double precision ({failure}): the reference is computed in that of the model, "
+            "down to its rounding",
+        ),
+    ]
+    return Preparation(own, tuple(found), separable, failure is None)
+
+
+def _buffers(model: Any) -> list[Tensor]:
+    return list(model.buffers()) if isinstance(model, nn.Module) else []
+
+
+def _separable(subject: Subject) -> bool:
+    """Whether part of a batch, run by itself under a solver of fixed steps, gives what the whole batch gives."""
+    size = subject.sizes[0]
+    if size < 2:
+        return False
+    some = min(FEW, size // 2)
+    first = chosen(subject.batches[0], torch.arange(size)[: 2 * some], size)
+    whole = _only(subject, first, 2 * some)
+    solver = FixedStep("rk4", n_steps=2)
+    try:
+        together = whole.run(solver).outputs
+        alone = _only(subject, chosen(first, torch.arange(some), 2 * some), some).run(solver).outputs
+    except ModelError:  # the model holds something of the size of its batch
+        return False
+    scale = together.double().std().clamp(min=1e-30)
+    difference = (together[:some] - alone).double().abs().nan_to_num(0.0, 0.0, 0.0).amax()
+    return bool(difference <= ROUNDING * scale)
+
+
+def _fails_in_double(subject: Subject) -> str | None:
+    """Why the model cannot be run in double precision; None if it can."""
+    first = _only(subject, subject.batches[0], subject.sizes[0])
+    try:
+        outputs = first.run(FixedStep("euler", n_steps=1), double=True).outputs
+    except ModelError as failure:
+        return told(failure.__cause__ or failure)
+    return None if outputs.dtype == torch.float64 else f"its outputs are {outputs.dtype}"
+
+
+def _only(subject: Subject, batch: Any, size: int) -> Subject:
+    """The same model with a single batch."""
+    return Subject(subject.model, (batch,), (size,), None, subject.task, subject.call, subject.solver)

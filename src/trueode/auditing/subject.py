@@ -1,0 +1,507 @@
+"""What is audited: a model with its data, run under any solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from trueode.auditing.interception import FoundSolver, Solved, in_place, recorded, replaced
+from trueode.data import Batch, Batches, Dataset, Split
+from trueode.errors import DataError, TrueodeError, UsageError
+from trueode.evaluation import Task, get_task
+from trueode.models import NeuralODE
+from trueode.solvers import Solver
+
+BATCH = 256
+
+Call = Callable[[Any, Any], Tensor]
+"""How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""A metric of one's own: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A model on its data, under one solver.
+
+    Attributes:
+        outputs: ``(n, …)`` on the CPU; NaN where the solver failed.
+        states: final states of the last ODE block, ``(n, d)``; None where they are not known.
+        nfe: field evaluations for a sample, over all ODE blocks.
+        n_steps: accepted steps, mean over samples; the largest number over the ODE blocks.
+        n_rejected: rejected steps, likewise.
+        found: the solvers that the model asked for itself, one for each ODE block.
+        status: ``"success"``, or why the first solve that failed did so.
+        message: what happened, for a failure.
+    """
+
+    outputs: Tensor
+    states: Tensor | None
+    nfe: float
+    n_steps: float
+    n_rejected: float
+    found: tuple[FoundSolver, ...]
+    status: str = "success"
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, how it is called, and the samples that it is audited on.
+
+    Attributes:
+        model: the model; nothing of it is changed.
+        batches: the samples, in the batches in which they were given.
+        sizes: samples of each batch.
+        y: targets of all samples on the CPU: labels ``(n,)`` or as the outputs; None where there are none.
+        task: what is learned.
+        call: how the model is called.
+        solver: the training solver, where it is not that of the model itself.
+        separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
+    """
+
+    model: Any
+    batches: tuple[Any, ...]
+    sizes: tuple[int, ...]
+    y: Tensor | None
+    task: Task
+    call: Call
+    solver: Solver | None = None
+    separable: bool = True
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return sum(self.sizes)
+
+    def run(self, solver: Solver | None = None, *, indices: Tensor | None = None, double: bool = False) -> Ran:
+        """Run the model on samples.
+
+        Args:
+            solver: the solver in the place of the model's own; None: the training solver.
+            indices: of the samples ``(m,)``, ascending; None: all.
+            double: run in double precision, on copies of the parameters and buffers.
+
+        Raises:
+            UsageError: the model calls no solver that can be replaced, returns what cannot be audited, or raises.
+        """
+        solver = solver or self.solver
+        block: AbstractContextManager[list[Solved]] = recorded() if solver is None else replaced(in_place(solver))
+        outputs, states, solves = [], [], list[tuple[int, list[Solved]]]()
+        with block as noted:
+            for batch, rows, n in self._parts(indices):
+                before = len(noted)
+                output = self.forward(batch, double)
+                new = noted[before:]
+                if not new:
+                    raise UsageError(NO_SOLVER)
+                checked = _checked(output, n, self.task)
+                outputs.append(checked if rows is None else checked[rows])
+                final = _final(new[-1], n)
+                states.append(final if final is None or rows is None else final[rows])
+                solves.append((len(outputs[-1]), new))
+        return _summed(outputs, states, solves)
+
+    def _parts(self, indices: Tensor | None) -> Iterator[tuple[Any, Tensor | None, int]]:
+        """Batches to run, which rows of their outputs are wanted (None: all), and how many samples they hold."""
+        start = 0
+        for batch, size in zip(self.batches, self.sizes, strict=True):
+            if indices is None:
+                yield batch, None, size
+            else:
+                rows = indices[(indices >= start) & (indices < start + size)] - start
+                if len(rows) == size or (len(rows) and not self.separable):
+                    yield batch, rows, size
+                elif len(rows):
+                    yield chosen(batch, rows, size), None, len(rows)
+            start += size
+
+    def forward(self, batch: Any, double: bool = False) -> Any:
+        """Call the model for a batch on its device, in its own or in double precision.
+
+        Raises:
+            ModelError: the model raises something; errors of this package pass as they are.
+        """
+        module = self.model if isinstance(self.model, nn.Module) else None
+        device = next(iter(module.parameters()), torch.zeros(0)).device if module is not None else None
+        moved = _mapped(batch, lambda x: _cast(x, device, double))
+        try:
+            return (
+                in_double(module, self.call, moved) if double and module is not None else self.call(self.model, moved)
+            )
+        except TrueodeError:
+            raise
+        except Exception as failure:  # a foreign model may fail in any way
+            first = _first_tensor(batch)
+            shape = "" if first is None else f" of shape {tuple(first.shape)}"
+            raise ModelError(
+                f"The model's forward failed on a batch{shape}{' in double precision' if double else ''}: {told(failure)}. Is "
+                "this the data that the model takes? Say with call=… how it is called."
+            ) from failure
+
+
+class ModelError(UsageError):
+    """The model's own code raised something, which is the cause."""
+
+
+def told(failure: BaseException) -> str:
+    """An exception of somebody else's code in one line."""
+    text = str(failure).strip()
+    return f"{type(failure).__name__}: {text.splitlines()[0].rstrip('.') if text else 'no message'}"
+
+
+NO_SOLVER = (
+    "The model's forward calls no solver that can be replaced, so nothing was audited. Replaced are: trueode.solve and "
+    "NeuralODE; torchdiffeq's odeint and odeint_adjoint; torchdyn's odeint and NeuralODE; torchode's AutoDiffAdjoint. A "
+    "loop written by hand, odeint_dense, a scripted or traced model escape: pass the field itself, as "
+    "NeuralODE(field, upstream, downstream, solver)."
+)
+
+
+class _Called(nn.Module):
+    """A model together with how it is called, so that methods of it other than forward see replaced parameters too."""
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.model = model
+        self._call = call
+
+    def forward(self, batch: Any) -> Any:
+        return self._call(self.model, batch)
+
+
+def in_double(model: nn.Module, call: Call, batch: Any) -> Any:
+    """Call a model with copies of its parameters and buffers in double precision; the model's own are left alone."""
+    called = _Called(model, call)
+    copies: dict[int, Tensor] = {}  # tied weights stay tied
+
+    def copied(x: Tensor) -> Tensor:
+        return copies.setdefault(id(x), x.detach().double() if x.is_floating_point() else x.detach().clone())
+
+    # every place once: functional_call would not find back to the originals of a module that has two names
+    places = {
+        f"{path}.{name}": copied(x)
+        for path, module in called.named_modules()
+        if path
+        for name, x in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+    return functional_call(called, places, (batch,), tie_weights=False)
+
+
+def subject_of(
+    model: Any,
+    data: Any,
+    *,
+    task: str = "auto",
+    call: Call | None = None,
+    solver: Solver | None = None,
+    samples: int = 1000,
+) -> Subject:
+    """A model with its data, ready for an audit.
+
+    Args:
+        model: a `NeuralODE`, or any module or function that calls a known solver.
+        data: a `Split`; a pair ``(x, y)`` or triple ``(x, y, t)`` of tensors; inputs ``x`` alone; or an iterable of batches
+            of these kinds, such as a ``DataLoader``.
+        task: ``"classification"``, ``"regression"``, ``"timeseries"``, or ``"auto"``: by the targets.
+        call: how the model is called for a batch; None: ``model(x)``, with times ``model(x, t)`` (a `NeuralODE`:
+            ``model(x, save_at=t)``).
+        solver: the training solver, where it is not that of the model itself.
+        samples: the audit looks at so many of the first samples.
+
+    Raises:
+        DataError: there is no data, or it is not of such a form.
+        UsageError: the model cannot be audited.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            "A scripted model cannot be audited: its solver is compiled into it. Audit the model that it was scripted from."
+        )
+    if not callable(model):
+        raise UsageError(f"The model must be callable, got {type(model).__name__}.")
+    batches = tuple(_batches(data, samples))
+    sizes = tuple(_size(batch) for batch in batches)
+    if not sum(sizes):
+        raise DataError("The data holds no samples: the loader gave no batch.")
+    targets = [_targets(batch) for batch in batches]
+    known = [y for y in targets if y is not None]
+    y = torch.cat(known) if len(known) == len(targets) else None
+    name = _task_name(y, batches[0]) if task == "auto" else task
+    if y is not None and name == "regression":
+        y = y.reshape(len(y), -1)
+    kind = get_task(name)
+    if call is None and isinstance(model, NeuralODE):  # it takes its solver, and times, as arguments
+        return Subject(model, batches, sizes, y, kind, _own_call(kind, solver))
+    return Subject(model, batches, sizes, y, kind, call or _call, solver)
+
+
+def metric_of(subject: Subject, ran: Ran, metric: Metric | None = None) -> Tensor | None:
+    """The metric of each sample, ``(n,)`` in float64; None without targets."""
+    y = _matching(subject, ran)
+    if y is None or subject.y is None:
+        return None
+    if metric is None:
+        return subject.task.metrics(ran.outputs, Batch(y, y)).double()
+    try:
+        values = metric(ran.outputs, subject.y)
+    except TrueodeError:
+        raise
+    except Exception as failure:  # it is somebody else's code
+        raise UsageError(
+            f"The metric failed on outputs of shape {tuple(ran.outputs.shape)} and targets of shape "
+            f"{tuple(subject.y.shape)}: {told(failure)}."
+        ) from failure
+    if not isinstance(values, Tensor) or values.shape != (subject.n,):
+        raise UsageError(
+            f"The metric must return a value for each of the {subject.n} samples, a tensor of shape ({subject.n},); it "
+            f"returned {tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__}."
+        )
+    return values.double()
+
+
+def losses_of(subject: Subject, ran: Ran) -> Tensor | None:
+    """The loss of each sample, ``(n,)`` in float64; None without targets."""
+    y = _matching(subject, ran)
+    return None if y is None else subject.task.losses(ran.outputs, Batch(y, y)).double()
+
+
+def _matching(subject: Subject, ran: Ran) -> Tensor | None:
+    """The targets, in the form that the task's loss and metric need."""
+    y, outputs = subject.y, ran.outputs
+    if y is None:
+        return None
+    if subject.task.name == "classification":
+        if y.dim() > 1 or (y.is_floating_point() and bool((y != y.round()).any())):
+            raise DataError(
+                f"Classification needs labels of shape (n,); the targets are {y.dtype} of shape {tuple(y.shape)}."
+            )
+        labels = y.long()
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < outputs.shape[1]:
+            raise DataError(
+                f"The labels lie between {int(labels.min())} and {int(labels.max())}, but the model has {outputs.shape[1]} classes."
+            )
+        return labels
+    if y.numel() != outputs.numel():
+        raise DataError(
+            f"The targets have shape {tuple(y.shape)} and the outputs {tuple(outputs.shape)}: they must agree. Say with "
+            "call=… how the model is called."
+        )
+    return y.to(outputs.dtype).reshape(outputs.shape)
+
+
+def _call(model: Any, batch: Any) -> Any:
+    """``model(x)``, and ``model(x, t)`` where the batch holds times."""
+    if not isinstance(batch, tuple | list):
+        return model(batch)
+    t = _times(batch)
+    return model(batch[0]) if t is None else model(batch[0], t)
+
+
+def _own_call(task: Task, solver: Solver | None) -> Call:
+    """How a `NeuralODE` is called; time series at the times of the batch, ``(batch, times, …)``."""
+
+    def call(model: NeuralODE, batch: Any) -> Any:
+        if task.name == "timeseries":
+            return task.predict(model, Batch(*batch), solver)[0]
+        return model(batch[0] if isinstance(batch, tuple | list) else batch, solver)
+
+    return call
+
+
+def _batches(data: Any, samples: int) -> Iterator[Any]:
+    """Batches of the first samples."""
+    if isinstance(data, Dataset):
+        data = data.test
+    left = samples
+    for batch in _told_of(_all_batches(data)):
+        size = _size(batch)
+        yield batch if size <= left else chosen(batch, torch.arange(left), size)
+        left -= min(size, left)
+        if left <= 0:  # another batch is not asked for: the data may have no end, or be slow
+            return
+
+
+def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; what goes wrong in somebody else's loader is told as an error of the data."""
+    try:
+        yield from batches
+    except TrueodeError:
+        raise
+    except Exception as failure:
+        raise DataError(f"The data cannot be read: {told(failure)}.") from failure
+
+
+def _all_batches(data: Any) -> Iterable[Any]:
+    if isinstance(data, Split) or hasattr(data, "batch"):
+        batches = Batches(data, BATCH, shuffle=False)
+        return (batch for batch, _ in islice(batches.from_iteration(0), len(batches)))
+    if isinstance(data, Tensor):
+        return data.split(BATCH)  # type: ignore[no-untyped-call, no-any-return]
+    if isinstance(data, tuple) and data and all(isinstance(part, Tensor) for part in data):
+        x, *rest = data
+        y = rest[0] if rest else None
+        t = rest[1] if len(rest) > 1 else None
+        if y is not None and len(y) != len(x):
+            raise DataError(f"x has {len(x)} samples and y {len(y)}: they must agree.")
+        whole = Split(x, x if y is None else y, t, dtype=x.dtype)
+        if y is None:
+            return data[0].split(BATCH)  # type: ignore[no-any-return]
+        batches = Batches(whole, BATCH, shuffle=False)
+        return (batch for batch, _ in islice(batches.from_iteration(0), len(batches)))
+    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+        raise DataError(
+            f"The data is of type {type(data).__name__}; needed is a pair of tensors (x, y), inputs x alone, or an iterable "
+            "of batches (x, y), such as a DataLoader."
+        )
+    return data
+
+
+def _size(batch: Any) -> int:
+    """The number of samples of a batch: of its first tensor."""
+    first = _first_tensor(batch)
+    if first is None or first.dim() == 0:
+        raise DataError(
+            f"A batch is of type {type(batch).__name__} and holds no tensor with samples: batches are inputs x, pairs "
+            "(x, y) or triples (x, y, t), of tensors."
+        )
+    return len(first)
+
+
+def _first_tensor(batch: Any) -> Tensor | None:
+    if isinstance(batch, Tensor):
+        return batch
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
+
+
+def _targets(batch: Any) -> Tensor | None:
+    if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
+        size = _size(batch)
+        if len(batch[1]) != size:
+            raise DataError(f"A batch has {size} inputs and {len(batch[1])} targets: they must agree.")
+        return batch[1].detach().cpu()
+    return None
+
+
+def _task_name(y: Tensor | None, batch: Any) -> str:
+    if y is None:
+        raise UsageError(
+            "The data has no targets, so it cannot be told what is learned: pass task='classification', 'regression' or "
+            "'timeseries'."
+        )
+    if not y.is_floating_point():
+        return "classification"
+    return "timeseries" if y.dim() > 2 or _times(batch) is not None else "regression"
+
+
+def _times(batch: Any) -> Any:
+    """The times of a triple (x, y, t)."""
+    return batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
+
+
+def _shared_times(batch: Any) -> Tensor | None:
+    """The times ``(times,)`` of a triple (x, y, t) that all of its samples share."""
+    t = _times(batch)
+    y = batch[1] if t is not None else None
+    together = isinstance(t, Tensor) and isinstance(y, Tensor) and t.dim() == 1 and y.dim() > 1 and y.shape[1] == len(t)
+    return t if together else None
+
+
+def _checked(output: Any, n: int, task: Task) -> Tensor:
+    """Outputs on the CPU in the shape that the task needs.
+
+    Raises:
+        UsageError: they are no such outputs.
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        kind = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(
+            f"The model returned {kind}; outputs must be a floating point tensor, samples first. Say with call=… how it is "
+            "called, e.g. call=lambda model, batch: model(batch[0])[1][-1]."
+        )
+    if output.dim() == 0 or len(output) != n:
+        raise UsageError(
+            f"The model returned shape {tuple(output.shape)} for {n} samples; they must come first. Say with call=… how it "
+            "is called, e.g. call=lambda model, batch: model(*batch).transpose(0, 1)."
+        )
+    checked: Tensor = output.detach().cpu()
+    return _shaped(checked, n, task)
+
+
+def _shaped(output: Tensor, n: int, task: Task) -> Tensor:
+    """Outputs in the shape that the task needs."""
+    if task.name == "classification":
+        if output.dim() == 2 and output.shape[1] == 1:
+            output = output[:, 0]
+        if output.dim() == 1:  # one logit for two classes
+            output = torch.stack([torch.zeros_like(output), output], dim=1)
+        if output.dim() != 2:
+            raise UsageError(
+                f"The model returned shape {tuple(output.shape)}; classification needs logits (n, classes), or one logit "
+                "(n,) for two classes. Other targets need task='regression' or 'timeseries'."
+            )
+    elif task.name == "regression":
+        output = output.reshape(n, -1)
+    elif output.dim() < 3:
+        output = output.reshape(n, -1, 1)
+    return output
+
+
+def _final(solved: Solved, n: int) -> Tensor | None:
+    final = solved.final
+    return None if final is None or len(final) != n else final.detach().flatten(1).cpu()
+
+
+def _summed(outputs: list[Tensor], states: list[Tensor | None], solves: list[tuple[int, list[Solved]]]) -> Ran:
+    n = sum(size for size, _ in solves)
+    known = [part for part in states if part is not None]
+
+    def mean(value: Callable[[list[Solved]], float]) -> float:
+        return sum(size * value(group) for size, group in solves) / n
+
+    failed = next((solve for _, group in solves for solve in group if solve.status != "success"), None)
+    return Ran(
+        torch.cat(outputs),
+        torch.cat(known) if len(known) == len(states) and len({part.shape[1] for part in known}) == 1 else None,
+        mean(lambda group: sum(solve.nfe for solve in group)),
+        mean(lambda group: max(solve.n_steps for solve in group)),
+        mean(lambda group: max(solve.n_rejected for solve in group)),
+        tuple(solve.found for solve in solves[0][1]),
+        "success" if failed is None else failed.status,
+        "" if failed is None else failed.message,
+    )
+
+
+def chosen(batch: Any, rows: Tensor, size: int) -> Any:
+    """Some samples of a batch: rows of all its tensors of as many rows as it has samples, but for times that they share."""
+    shared = _shared_times(batch)
+
+    def pick(x: Tensor) -> Tensor:
+        return x[rows.to(x.device)] if x is not shared and x.dim() and len(x) == size else x
+
+    return _mapped(batch, pick)
+
+
+def _mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with all its tensors changed."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {key: _mapped(value, change) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_mapped(value, change) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(_mapped(value, change) for value in batch)
+    return batch
+
+
+def _cast(x: Tensor, device: torch.device | None, double: bool) -> Tensor:
+    x = x if device is None else x.to(device)
+    return x.double() if double and x.is_floating_point() else x

@@ -1,0 +1,106 @@
+"""Observed orders, safe settings, the Pareto front."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+from trueode.auditing.convergence import find_safe, observed_orders, pareto
+from trueode.auditing.swaps import Row, swap_grid
+from trueode.catalog import METHODS
+from trueode.evaluation import clopper_pearson
+from trueode.solvers import get_tableau
+
+
+def make_row(method: str, setting: float, error: float, flips: int = 0, n: int = 1000, **how: Any) -> Row:
+    fixed = METHODS[method].kind == "fixed"
+    nfe = setting * get_tableau(method).advancing_stages if fixed else 10 / setting**0.2
+    upper = clopper_pearson(flips, n)[1]
+    values = {"is_training": False, "status": "success", **how}
+    kind = "fixed" if fixed else "adaptive"
+    return Row(method, kind, setting, setting, 0.0, nfe, nan, nan, error, nan, flips, flips, upper, **values)
+
+
+class Synthetic:
+    """A swap grid of a model that flips below so many steps."""
+
+    def __init__(self, needed: dict[str, int]) -> None:
+        self.needed = needed
+        self.rows: dict[tuple[str, float], Row] = {}
+
+    def row(self, method: str, setting: float) -> Row:
+        flips = 0 if setting >= self.needed[method] else 500
+        return self.rows.setdefault((method, setting), make_row(method, setting, 1 / setting, flips))
+
+    def realised(self, row: Row) -> Row:
+        return row
+
+    def of(self, method: str) -> list[Row]:
+        return sorted((row for row in self.rows.values() if row.method == method), key=lambda row: row.setting)
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_orders_of_exact_power_laws(method: str, order: int) -> None:
+    rows = [make_row(method, n, 0.2 * n**-order) for n in (1, 2, 4, 8, 16)]
+    (found,) = observed_orders(rows, 1e-9)
+    assert found.nominal == order
+    assert (found.observed, found.lower, found.upper) == pytest.approx((order,) * 3)
+    assert found.steps == (2, 4, 8, 16)
+
+
+def test_rounding_and_coarse_rows_are_left_out() -> None:
+    rows = [make_row("rk4", n, max(20 * n**-4.0, 1e-6)) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+    (found,) = observed_orders(rows, 1e-6)
+    assert found.observed == pytest.approx(4)
+    assert found.steps == (4, 8, 16, 32)
+    assert found.floor == 1e-6
+
+
+def test_two_rows_are_not_enough() -> None:
+    assert observed_orders([make_row("euler", n, 0.1 / n) for n in (1, 2)], 0.0) == ()
+    failed = make_row("euler", 4, inf)
+    assert observed_orders([*[make_row("euler", n, 0.1 / n) for n in (1, 2)], failed], 0.0) == ()
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 5, 7, 11, 27, 33, 100])
+def test_bisection_finds_the_coarsest_safe_number_of_steps(needed: int) -> None:
+    swaps: Any = Synthetic({"rk4": needed})
+    for k in range(9):
+        swaps.row("rk4", float(2**k))
+    found = find_safe(swaps, "rk4", 0.01)
+    assert found is not None
+    assert needed <= found.setting <= needed + max(0, needed // 32)
+
+
+def test_a_method_that_is_never_safe() -> None:
+    swaps: Any = Synthetic({"rk4": 10**6})
+    swaps.row("rk4", 4.0)
+    assert find_safe(swaps, "rk4", 0.01) is None
+
+
+def test_the_front_is_not_beaten() -> None:
+    rows = [
+        make_row("euler", 8, 0.1),
+        make_row("euler", 16, 0.05),
+        make_row("rk4", 2, 0.01),
+        make_row("rk4", 4, 0.001),
+        make_row("midpoint", 6, 0.2),
+        make_row("rk4", 8, nan),
+    ]
+    front = pareto(rows)
+    assert [(row.method, row.setting) for row in front] == [("rk4", 2), ("rk4", 4)]
+
+
+@pytest.mark.parametrize("training", [1, 6, 64, 300])
+def test_the_grid_holds_coarser_and_finer_steps_of_training(training: int) -> None:
+    swaps: Any = Synthetic({"euler": 128, "rk4": 5, "midpoint": 7})
+    own = make_row("euler", training, 0.1, 100, is_training=True)
+    swaps.rows["euler", float(training)] = own
+    swap_grid(swaps, ["euler", "rk4", "midpoint"], own)
+    steps = [row.setting for row in swaps.of("euler")]
+    assert {1, training, 2 * training, 4 * training} <= set(steps)
+    assert {row.setting for row in swaps.of("rk4")} >= {1, 2, 4, 8}
+    assert sum(not row.flips for row in swaps.of("rk4")) == 2  # then nothing changes any more
+    assert max(row.nfe for row in swaps.of("rk4")) <= max(256, 4 * own.nfe)
