@@ -86,9 +86,9 @@ def percent(share: float) -> str:
 def verdict(audit: dict[str, Any]) -> str:
     words = {
         "ode": "behaves as an ODE",
-        "not_ode": "NOT an ODE",
-        "undecided": "undecided",
-        "not_checked": "not checked",
+        "solver-dependent": "NOT an ODE",
+        "inconclusive": "undecided",
+        "not checked": "not checked",
     }
     return words[audit["status"]]
 

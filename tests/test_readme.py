@@ -71,9 +71,9 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 
 def commands(block: str) -> list[str]:
-    """The training commands of a shell block, continuation lines joined."""
+    """The commands of a shell block that train or audit, continuation lines joined."""
     lines = block.replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if re.match(r"\s*(python train\.py|torchrun )", line)]
+    return [line.strip() for line in lines if re.match(r"\s*(python train\.py|torchrun |trueode )", line)]
 
 
 def flags(command: str) -> dict[str, list[str]]:
@@ -106,7 +106,7 @@ def test_files_that_the_readme_points_to_exist():
 
 
 def test_options_that_the_readme_names_exist():
-    named = set(re.findall(r"--([a-z_]+)", README)) - {"nproc_per_node", "options_file", "help"}
+    named = set(re.findall(r"--([a-z_]+)", README)) - {"nproc_per_node", "options_file", "help", "data", "margin"}
     assert sorted(named - set(Options.model_fields) - set(SPELLINGS)) == []
 
 
@@ -126,6 +126,9 @@ def test_the_readme_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch):
             exec(compile(block, "README.md", "exec"), scope)
             continue
         for command in commands(block):
+            if command.startswith("trueode audit"):
+                check_audit(command)
+                continue
             dataset = flags(command).get("dataset", ["concentric_sphere2"])[0]
             if dataset in IMAGE_SETS and find_spec("torchvision") is None:
                 continue
@@ -171,6 +174,16 @@ def check(command: str, result: subprocess.CompletedProcess[str], runs: list[Pat
         return
     assert len(runs) == 1, told
     check_run(runs[0], options, told)
+
+
+def check_audit(command: str) -> None:
+    """An audit of a run that was made before."""
+    words = [sys.executable, "-m", *shlex.split(command)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    told = f"\n$ {command}\n{result.stdout}\n{result.stderr}"
+    assert result.returncode in (0, 3, 4), told
+    found = json.loads((Path(shlex.split(command)[2]) / "audit" / "audit.json").read_text())
+    assert found["sentence"] in result.stdout, told
 
 
 def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:

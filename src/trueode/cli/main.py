@@ -1,4 +1,4 @@
-"""``trueode train | config``: the commands. Heavy imports happen inside of them."""
+"""``trueode train | audit | config``: the commands. Heavy imports happen inside of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trueode.options import Options, dump_yaml, load_options, make_parser
 
 COMMANDS = {
     "train": "train a Neural ODE and tell whether it is an ODE (`--phase infer`: evaluate a saved run)",
+    "audit": "tell whether a model, of a run or anybody's, is an ODE or depends on its solver",
     "config": "print the options that the given flags and file lead to, as a complete options file",
 }
 
@@ -40,6 +41,8 @@ def _command(words: list[str], prog: str) -> int:
     if command not in COMMANDS:
         hint = nearest(command, COMMANDS)
         raise UsageError(f"Unknown command {command!r}: known are {', '.join(COMMANDS)}.{hint}")
+    if command == "audit":
+        return _audit(rest, f"{prog} {command}")
     return _run(command, rest, f"{prog} {command}")
 
 
@@ -83,6 +86,15 @@ def _run(command: str, argv: list[str], prog: str) -> int:
     else:
         code = experiment.run(options, given)
     return code
+
+
+def _audit(argv: list[str], prog: str) -> int:
+    from trueode.cli import audit
+
+    if any(word in ("-h", "--help") for word in argv):
+        audit.make_parser(prog, _formatter()).print_help()
+        return 0
+    return audit.run(argv, prog)
 
 
 def notices(options: Options, given: frozenset[str]) -> list[str]:

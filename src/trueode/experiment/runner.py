@@ -203,6 +203,7 @@ def _hooks(
 
     def checkpoint(current: State) -> None:
         history.flush()  # rows first: a checkpoint never knows more than the history
+        directory.forget_audit()
         save_checkpoint(directory.checkpoints, current.iteration, {**current.state_dict(), "shape": asdict(shape)})
 
     def notice(text: str) -> None:

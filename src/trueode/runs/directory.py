@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -27,10 +28,12 @@ FILES = (
 )
 CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
 JUDGEMENTS = ("audit.json", "certificate.json")  # of the model that training ended with
+AUDIT = {"audit": ("audit.json", "audit_*.png")}  # what `trueode audit` writes
 FOLDERS = {
     "checkpoints": ("iteration_*.pt", f"*{TEMPORARY}"),
     "figures": ("*.png",),
     "tensorboard_logs": ("events.out.tfevents.*",),
+    **AUDIT,
 }
 
 
@@ -127,7 +130,14 @@ class RunDirectory:
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
             (self.path / f"{name}{TEMPORARY}").unlink(missing_ok=True)
-        for name, patterns in FOLDERS.items():
+        self._clear_folders(FOLDERS)
+
+    def forget_audit(self) -> None:
+        """Remove what ``trueode audit`` has written: it is of the newest checkpoint, and there comes a newer one."""
+        self._clear_folders(AUDIT)
+
+    def _clear_folders(self, folders: Mapping[str, tuple[str, ...]]) -> None:
+        for name, patterns in folders.items():
             folder = self.path / name
             for written in [file for pattern in patterns for file in folder.glob(pattern)]:
                 written.unlink()

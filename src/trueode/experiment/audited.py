@@ -1,0 +1,183 @@
+"""Audits from the command line: of runs, and of models that are named by module and function."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from trueode.auditing import Audit, audit
+from trueode.auditing.subject import told
+from trueode.build import build_data
+from trueode.errors import RunNotFoundError, TrueodeError, UsageError, nearest
+from trueode.experiment.saved import open_run
+from trueode.options import make_options, read_file
+from trueode.runs import RunDirectory
+
+
+def audit_target(
+    target: str,
+    *,
+    data: str | None,
+    data_dir: str | None,
+    split: str,
+    task: str,
+    call: str | None,
+    metric: str | None,
+    margin: float,
+    samples: int,
+    methods: Sequence[str],
+    output_dir: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Audit a run or a model, print what was found, save it, and return the exit code of the verdict.
+
+    Args:
+        target: the directory of a run, or ``module:name`` of a model or of a function that makes one.
+        data: ``module:name`` of the data, or of a function that makes it; for models.
+        data_dir: where the data of a run lies, if not where its options say.
+        split: ``"test"`` or ``"train"``, of a run.
+        task: as in `audit`.
+        call: ``module:name`` of how the model is called.
+        metric: ``module:name`` of a metric.
+        margin: share of flips that is allowed.
+        samples: the first so many samples are looked at.
+        methods: names of the methods that the model is tried with.
+        output_dir: folder of the results; None: ``RUN/audit``, or ``experiments/audits/NAME``.
+        overwrite: whether an audit in that folder may be replaced.
+        as_json: print ``audit.json`` instead of words.
+
+    Raises:
+        TrueodeError: the model or the data cannot be audited.
+    """
+    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
+    if not console.is_terminal:
+        console.width = 140  # tables in a log are not squeezed
+    if Path(target).is_dir() or ":" not in target:
+        for flag, value in (("--data", data), ("--call", call), ("--metric", metric)):
+            if value:
+                raise UsageError(f"{flag} goes with a model module:name; the run {target} has its own.")
+        if task != "auto":
+            raise UsageError(f"--task goes with a model module:name; what the run {target} has learned is known.")
+        folder = Path(output_dir) if output_dir else Path(target) / "audit"
+        _refuse(folder, overwrite)
+        model, samples_of, task = _of_run(Path(target), data_dir, split, console)
+    else:
+        if data_dir is not None or split != "test":
+            flag = "--split" if data_dir is None else "--data_dir"
+            raise UsageError(f"{flag} goes with the directory of a run; the samples for the model {target} are --data.")
+        if not data:
+            raise UsageError(
+                f"The model {target} needs data: --data module:name, of a loader or of a function that makes one."
+            )
+        place = Path("experiments") / "audits" / target.replace(":", "-")
+        folder = Path(output_dir) if output_dir else place if overwrite else _free(place)
+        _refuse(folder, overwrite)
+        model = _made(target, "The model")
+        samples_of = _made(data, "The data")
+    path = folder / "audit.json"
+    with console.status("audit") as status:
+        found = audit(
+            model,
+            samples_of,
+            task=task,
+            call=_named(call, "--call") if call else None,
+            metric=_named(metric, "--metric") if metric else None,
+            margin=margin,
+            samples=samples,
+            methods=methods,
+            progress=lambda text: status.update(f"audit: {text}"),
+        )
+    found.save(folder, overwrite=overwrite)
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        _tell(found, console)
+    console.print(f"results: {path}")
+    return found.exit_code
+
+
+def _refuse(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: choose another --output_dir.")
+    if (folder / "audit.json").exists() and not overwrite:
+        raise UsageError(
+            f"There is an audit in {folder} already: choose another --output_dir, or replace it with --overwrite true."
+        )
+
+
+def _tell(found: Audit, console: Console) -> None:
+    if found.rows:
+        console.print(found.to_rich())
+    verdict, *rest = found.lines()
+    for line in rest:
+        console.print(f"* {line}")
+    console.print(verdict, style="bold")
+
+
+def _of_run(path: Path, data_dir: str | None, split: str, console: Console) -> tuple[nn.Module, Any, str]:
+    """The model of a run, its data and what it has learned."""
+    if not path.is_dir():
+        raise RunNotFoundError(
+            f"There is no directory {path}. Audited are runs, by their directory, and models, by module:name."
+        )
+    directory = RunDirectory.open(str(path.parent), path.name)
+    options = make_options(read_file(directory.config))
+    if data_dir is not None:
+        options = options.model_copy(update={"data_dir": data_dir})
+    model, shape, _ = open_run(options, directory, console)
+    dataset = build_data(options)
+    return model.eval(), dataset.train if split == "train" else dataset.test, shape.task
+
+
+def _made(name: str, what: str) -> Any:
+    """What a name stands for; functions are called."""
+    found = _named(name, what)
+    if isinstance(found, nn.Module) or not callable(found):
+        return found
+    try:
+        return found()
+    except TrueodeError:
+        raise
+    except Exception as failure:  # it is somebody else's code
+        raise UsageError(f"{what}: {name}() raised {told(failure)}.") from failure
+
+
+def _named(name: str, what: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise UsageError(f"{what} is given as module:name, got {name!r}.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as failure:  # importing runs somebody else's code
+        raise UsageError(f"{what}: the module {module} cannot be imported: {told(failure)}.") from failure
+    found = imported
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            there = [
+                key for key, value in vars(imported).items() if key[0] != "_" and not isinstance(value, ModuleType)
+            ]
+            raise UsageError(
+                f"{what}: {module} has no {attribute}; it has {', '.join(there) or 'nothing'}.{nearest(attribute, there)}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _free(path: Path) -> Path:
+    """The first free name among PATH, PATH-2, PATH-3, …."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

@@ -1,0 +1,254 @@
+"""``trueode audit`` of runs: what it finds, where it goes, that it agrees with the run's own verdict, when it is outdated."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trueode import FixedStep, figures
+from trueode.auditing.reference import find_reference
+from trueode.auditing.subject import subject_of
+from trueode.auditing.swaps import Swaps
+from trueode.build import build_data
+from trueode.cli.main import main
+from trueode.evaluation import evaluate, get_task
+from trueode.evaluation.reference import exact_flow
+from trueode.experiment import load
+
+SHORT = "--log_interval 5 --model_checkpoint_freq 5"
+QUICK = "--methods '' --samples 100"
+
+
+def arrays() -> str:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(600, 3))
+    np.savez("regression.npz", x=x, y=np.tanh(x @ random.normal(size=(3, 2))))
+    return "--dataset arrays --data_dir regression.npz --niter 30 --step_size 0.5"
+
+
+def images() -> str:
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 8)):
+        for i in range(count):
+            path = Path("pictures", split, "dark" if i % 2 else "light", f"{i}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 128, (6, 6, 3)) + 127 * (i % 2 == 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return "--dataset image_folder --data_dir pictures --network odenet --niter 3 --batch_size 8"
+
+
+KINDS: dict[str, Callable[[], str]] = {
+    "classification": lambda: "--niter 12",
+    "regression": arrays,
+    "timeseries": lambda: (
+        "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.5 --niter 6"
+    ),
+    "images": images,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the default model: it is copied, not used."""
+    root = tmp_path_factory.mktemp("trained")
+    flags = f"{SHORT} {KINDS['classification']()} --verdict_budget 1e6"
+    assert main(["train", "--name", "run", "--output_dir", str(root), *shlex.split(flags)]) == 0
+    return root / "run"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def path(trained: Path) -> Path:
+    """A run of the default model."""
+    return Path(shutil.copytree(trained, Path("experiments/run")))
+
+
+@pytest.fixture
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are files, and nothing is drawn in them."""
+
+    def save(figure: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"drawn")
+
+    monkeypatch.setattr(figures, "save", save)
+
+
+def run(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command in this process: exit code, and all that it printed."""
+    code = main(shlex.split(words))
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
+def train(kind: str, capsys: pytest.CaptureFixture[str]) -> Path:
+    code, output = run(f"train --name run {SHORT} {KINDS[kind]()} --verdict_budget 1e6", capsys)
+    assert code == 0, output
+    return Path("experiments/run")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_audited(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = train(kind, capsys)
+    before = everything(path)
+    code, output = run(f"audit {path} --methods euler,rk4", capsys)
+    found, judged = read(path / "audit/audit.json"), read(path / "audit.json")
+    assert code == {"ode": 0, "solver-dependent": 3, "inconclusive": 4}[found["verdict"]], output
+    *_, sentence, where = output.splitlines()
+    assert sentence == found["sentence"]
+    assert where == f"results: {path}/audit/audit.json"
+    drawn = {"swap", "order", "cost"} | ({"trajectories"} if kind == "classification" else set())
+    assert {each.name for each in (path / "audit").iterdir()} == {"audit.json", *(f"audit_{n}.png" for n in drawn)}
+    after = everything(path)
+    assert {name: after[name] for name in before} == before, "nothing else of the run is touched"
+
+    # the verdict at the end of training looked at the same samples and says the same
+    names = {"n": "n", "flips": "flips", "flips_lower": "lower", "flips_upper": "upper", "metric_name": "metric_name"}
+    assert {name: found[name] for name in names} == {name: judged[other] for name, other in names.items()}
+    assert found["verdict"] == judged["status"]
+    assert found["solver"] == judged["solver"]
+    assert found["metric"] == pytest.approx(judged["metric"], rel=1e-5)
+    assert found["metric_exact"] == pytest.approx(judged["metric_exact"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.parametrize("kind", ["classification", "regression", "timeseries"])
+def test_the_samples_that_flip_are_those_of_the_verdict(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model, options = load(train(kind, capsys))
+    task, test = get_task(kind), build_data(options).test.first(200)
+    model.solver = solver = FixedStep("euler", n_steps=3)
+    own = evaluate(model, test, task, solver, keep_outputs=True)
+    exact = exact_flow(model, test, task, n_steps=own.n_steps, order=1)
+    assert own.outputs is not None
+    expected = task.flipped(own.outputs.double(), exact.outputs, task.scale(exact.outputs)) | ~exact.settled
+    subject = subject_of(model, test, task=kind)
+    with torch.no_grad():
+        ran = subject.run()
+        reference = find_reference(subject, double=True)
+        assert Swaps(subject, ran, reference).flipped(ran).tolist() == expected.tolist()
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_where_results_go(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(f"audit {path} {QUICK}", capsys)
+    before = everything(path)
+    code, output = run(f"audit {path} {QUICK}", capsys)
+    assert code == 2
+    assert "--output_dir" in output
+    assert "--overwrite true" in output
+    assert everything(path) == before
+    code, output = run(f"audit {path}/ {QUICK} --samples 99 --split train --output_dir other", capsys)
+    assert code in (0, 3, 4), output
+    assert read(Path("other/audit.json"))["n"] == 99
+    assert everything(path) == before
+    code, output = run(f"audit {path} {QUICK} --samples 50 --overwrite true", capsys)
+    assert code in (0, 3, 4), output
+    assert read(path / "audit/audit.json")["n"] == 50
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_a_run_from_within_its_directory(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path)
+    assert main(["audit", ".", *shlex.split(QUICK), "--json"]) in (0, 3, 4)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == read(Path("audit/audit.json"))
+    assert printed.err.strip() == "results: audit/audit.json"
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_the_data_may_have_moved(capsys: pytest.CaptureFixture[str]) -> None:
+    path = train("regression", capsys)
+    Path("regression.npz").rename("elsewhere.npz")
+    code, output = run(f"audit {path} {QUICK}", capsys)
+    assert code == 2
+    assert "regression.npz" in output
+    code, output = run(f"audit {path} {QUICK} --data_dir elsewhere.npz", capsys)
+    assert code in (0, 3, 4), output
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_wrong_requests(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = everything(path)
+    Path("empty").mkdir()
+    for flags, words in {
+        "--data module:name": ["--data", "run"],
+        "--call module:name": ["--call", "run"],
+        "--metric module:name": ["--metric", "run"],
+        "--task regression": ["--task", "run"],
+    }.items():
+        code, output = run(f"audit {path} {flags}", capsys)
+        assert (code, len(output.splitlines())) == (2, 1), output
+        assert all(word in output for word in words)
+    for target, words in {
+        "empty": ["There is no run", "no config.yaml"],
+        "experiments": ["There is no run"],
+        "experiments/rum": ["There is no directory experiments/rum"],
+        f"{path}/config.yaml": ["There is no directory"],
+    }.items():
+        code, output = run(f"audit {target}", capsys)
+        assert (code, len(output.splitlines())) == (2, 1), output
+        assert all(word in output for word in words)
+    assert everything(path) == before
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_a_run_without_usable_checkpoint(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for checkpoint in (path / "checkpoints").iterdir():
+        checkpoint.write_bytes(b"nothing")
+    code, output = run(f"audit {path}", capsys)
+    assert code == 1
+    assert output.splitlines()[-1].startswith("trueode: ")
+    assert "no usable checkpoint" in output
+    assert not (path / "audit").exists()
+    for checkpoint in (path / "checkpoints").iterdir():
+        checkpoint.unlink()
+    code, output = run(f"audit {path}", capsys)
+    assert code == 1
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_an_audit_does_not_outlive_its_model(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A longer run and one that takes its place remove it, and nothing of the user's; one that is finished does not."""
+    run(f"audit {path} {QUICK}", capsys)
+    audited = everything(path / "audit")
+    mine = [path / "audit/notes.txt", path / "audit/more/audit.json", path / "audit/swap.png"]
+    mine[1].parent.mkdir()
+    for file in mine:
+        file.write_text("mine")
+    code, output = run("train --name run --resume true", capsys)
+    assert code == 0, output
+    after = everything(path / "audit")
+    assert {name: after[name] for name in audited} == audited, "the model is the same"
+    for flags in ("--resume true --niter 15", "--overwrite true --niter 3"):
+        run(f"audit {path} {QUICK} --overwrite true", capsys)
+        assert (path / "audit/audit.json").exists()
+        code, output = run(f"train --name run {flags}", capsys)
+        assert code == 0, output
+        assert set(everything(path / "audit")) == set(map(str, mine))
+    for file in mine:
+        assert file.read_text() == "mine"
