@@ -10,7 +10,7 @@ from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trueode.auditing.convergence import find_safe, observed_orders
 from trueode.auditing.preconditions import Preparation, prepare
@@ -323,6 +323,8 @@ def weights_hash(module: nn.Module) -> str:
     """SHA-256 of all parameters and buffers with their names."""
     digest = sha256()
     for name, value in sorted(module.state_dict().items()):
+        if not isinstance(value, Tensor):  # a module's extra state
+            continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

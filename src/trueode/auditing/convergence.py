@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from math import isfinite, log
 from typing import Any
 
-from trueode.auditing.swaps import Row, Swaps
+from trueode.auditing.swaps import ASYMPTOTIC, TELLING, Row, Swaps
 from trueode.catalog import METHODS
 from trueode.evaluation.statistics import slope
 
 ABOVE_FLOOR = 10.0  # errors nearer to the floor than by this factor say nothing of the order
-ASYMPTOTIC = 0.3  # nor do those that are as large as the outputs themselves
 POINTS, APART = 4, 1.5  # the finest ones that are left, each with so many times the steps of the one before
 
 
@@ -59,7 +58,7 @@ def observed_orders(rows: Sequence[Row], floor: float) -> tuple[Order, ...]:
             asymptotic = ABOVE_FLOOR * floor < row.output_error < ASYMPTOTIC
             if asymptotic and len(used) < POINTS and (not used or used[0].n_steps >= APART * row.n_steps):
                 used.insert(0, row)
-        if len(used) < 3:
+        if len(used) < TELLING:
             continue
         x, y = [-log(row.n_steps) for row in used], [log(row.output_error) for row in used]
         steps = tuple(round(row.n_steps) for row in used)

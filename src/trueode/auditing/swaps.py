@@ -19,6 +19,7 @@ from trueode.solvers import Adaptive, FixedStep, get_tableau
 LOOSEST, TIGHTEST = 1e-1, 1e-6  # tolerances of adaptive methods; float32 can keep no tighter one
 LEAST_NFE = 256  # methods are tried up to so many evaluations, or four times those of the training solver
 AT_REST = 2  # rows without a flip after which finer ones are not tried
+ASYMPTOTIC, TELLING = 0.3, 3  # an order is told by so many rows of an error below this share of the outputs' scale
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,9 @@ def swap_grid(
     """Run all methods from one step, or a loose tolerance, up to where nothing changes any more.
 
     The steps double; those of the training method are the training steps halved and doubled, to four times as many at
-    least. Steps end at all times at which a model asks for states: there are no fewer than that. Other methods go on until two rows in turn have no flip, or until their evaluations exceed four times those of
-    the training solver and 256.
+    least. Steps end at all times at which a model asks for states: there are no fewer than that. Methods go on until two
+    rows in turn have no flip and three tell of their order, or until their evaluations exceed four times those of the
+    training solver and 256.
 
     Args:
         swaps: where the rows go.
@@ -178,16 +180,18 @@ def swap_grid(
     """
     most = max(LEAST_NFE, 4 * own.nfe)
     for method in methods:
-        calm = 0
+        calm, telling = 0, 0
         for setting in _from_least(swaps, method, _ladder(method, own)):
             fixed = METHODS[method].kind == "fixed"
             wanted = method == own.method and fixed and setting <= 4 * own.setting
             too_dear = fixed and setting * get_tableau(method).advancing_stages > most
-            if not wanted and (calm >= AT_REST or too_dear):
+            at_rest = calm >= AT_REST and (telling >= TELLING or not fixed)
+            if not wanted and (at_rest or too_dear):
                 break
             note(f"{method} x {setting:g}" if fixed else f"{method}, tol = {setting:g}")
             row = swaps.row(method, setting)
             calm = calm + 1 if row.status == "success" and not row.flips else 0
+            telling += row.output_error < ASYMPTOTIC
             if row.nfe > most and not wanted:
                 break
 
