@@ -231,6 +231,16 @@ def test_a_run_without_usable_checkpoint(path: Path, capsys: pytest.CaptureFixtu
     assert len(output.splitlines()) == 1
 
 
+def test_a_checkpoint_of_another_version_is_one_message(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for checkpoint in (path / "checkpoints").iterdir():
+        saved = torch.load(checkpoint, weights_only=True)
+        torch.save({**saved, "solver": {"step_size": 1.0}}, checkpoint)
+    code, output = run(f"audit {path}", capsys)
+    assert code == 1
+    assert len(output.splitlines()) == 1
+    assert "does not fit this version" in output
+
+
 @pytest.mark.usefixtures("quick_figures")
 def test_an_audit_does_not_outlive_its_model(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A longer run and one that takes its place remove it, and nothing of the user's; one that is finished does not."""

@@ -106,7 +106,14 @@ def test_files_that_the_readme_points_to_exist():
 
 
 def test_options_that_the_readme_names_exist():
-    named = set(re.findall(r"--([a-z_]+)", README)) - {"nproc_per_node", "options_file", "help", "data", "margin", "seeds"}
+    named = set(re.findall(r"--([a-z_]+)", README)) - {
+        "nproc_per_node",
+        "options_file",
+        "help",
+        "data",
+        "margin",
+        "seeds",
+    }
     assert sorted(named - set(Options.model_fields) - set(SPELLINGS)) == []
 
 

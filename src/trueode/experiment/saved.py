@@ -11,7 +11,7 @@ from rich.console import Console
 from trueode import distributed
 from trueode.build import Shape, build_data, build_model
 from trueode.distributed import Ranks
-from trueode.errors import OptionError
+from trueode.errors import CheckpointError, OptionError
 from trueode.evaluation import evaluate, get_task, shown
 from trueode.experiment.closing import judge
 from trueode.models import NeuralODE
@@ -133,10 +133,20 @@ def refuse_changes(options: Options, stored: Options, fixed: frozenset[str], doi
 
 
 def open_run(options: Options, directory: RunDirectory, console: Console) -> tuple[NeuralODE, Shape, dict[str, Any]]:
-    """The model of a run as its newest usable checkpoint has it."""
-    _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
-    shape = Shape(**saved["shape"])
-    model = build_model(options, shape)
-    model.load_state_dict(saved["model"])
-    model.solver = from_plain(saved["solver"])
+    """The model of a run as its newest usable checkpoint has it.
+
+    Raises:
+        CheckpointError: there is none, or it is not of this version's form.
+    """
+    path, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
+    try:
+        shape = Shape(**saved["shape"])
+        model = build_model(options, shape)
+        model.load_state_dict(saved["model"])
+        model.solver = from_plain(saved["solver"])
+    except (KeyError, TypeError, RuntimeError) as failure:
+        raise CheckpointError(
+            f"{path} does not fit this version of trueode ({type(failure).__name__}: {str(failure).splitlines()[0]}): use the "
+            f"version that wrote it, which {directory.info} names, or train anew."
+        ) from failure
     return model, shape, saved
