@@ -22,6 +22,7 @@ from trueode.cli.main import main
 from trueode.evaluation import evaluate, get_task
 from trueode.evaluation.reference import exact_flow
 from trueode.experiment import load
+from trueode.runs import load_latest, save_checkpoint
 
 SHORT = "--log_interval 5 --model_checkpoint_freq 5"
 QUICK = "--methods '' --samples 100"
@@ -232,9 +233,9 @@ def test_a_run_without_usable_checkpoint(path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_checkpoint_of_another_version_is_one_message(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for checkpoint in (path / "checkpoints").iterdir():
-        saved = torch.load(checkpoint, weights_only=True)
-        torch.save({**saved, "solver": {"step_size": 1.0}}, checkpoint)
+    folder = path / "checkpoints"
+    _, saved = load_latest(folder, print)
+    save_checkpoint(folder, saved["iteration"], {**saved, "solver": {"step_size": 1.0}})
     code, output = run(f"audit {path}", capsys)
     assert code == 1
     assert len(output.splitlines()) == 1
