@@ -101,8 +101,19 @@ class Swaps:
         if key not in self.rows:
             fixed = METHODS[method].kind == "fixed"
             solver = FixedStep(method, n_steps=int(setting)) if fixed else Adaptive(method, setting, setting)
-            self._judge(method, "fixed" if fixed else "adaptive", setting, self.subject.run(solver), False)
+            row = self._judge(method, "fixed" if fixed else "adaptive", setting, self.subject.run(solver), False)
+            if fixed:
+                self._unite(row)
         return self.rows[key]
+
+    def _unite(self, row: Row) -> None:
+        """Let numbers of steps that lead to the same solve, for the times of a model's states, have one row."""
+        for key, other in list(self.rows.items()):
+            same = (other.method, other.n_steps, other.nfe) == (row.method, row.n_steps, row.nfe)
+            if same and other is not row and not other.is_training:
+                named, alias = (row, key) if row.setting == row.n_steps else (other, (row.method, row.setting))
+                self.rows[alias] = named
+                row = named
 
     def realised(self, row: Row) -> Row:
         """The same solve of fixed steps by the number of steps that it took, where the times of a model's states made it more."""
@@ -113,7 +124,7 @@ class Swaps:
 
     def of(self, method: str) -> list[Row]:
         """The rows of a method, the coarsest first."""
-        rows = [row for row in self.rows.values() if row.method == method]
+        rows = {id(row): row for row in self.rows.values() if row.method == method}.values()
         return sorted(rows, key=lambda row: row.setting if row.kind == "fixed" else -row.setting)
 
     def flipped(self, ran: Ran) -> Tensor:
