@@ -203,8 +203,9 @@ def memory_row() -> tuple[float, float, float]:
 
 
 def audit_row(iterations: int) -> tuple[float, float]:
-    """Seconds of training iterations through torchdiffeq (Euler, h = 1/64), and of the audit of the Sphere2 model trained so."""
+    """Seconds of training iterations through torchdiffeq (Euler, h = 1/64), and of the audit of that model, on one thread."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     points, labels = map(torch.from_numpy, concentric_spheres(4000, 2, np.random.default_rng(0)))
     x, model = points.float(), PlainModel(conv_field(1, 1, 32), nn.Linear(2, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

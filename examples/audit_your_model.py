@@ -1,6 +1,7 @@
 """Audit a model of another library: trained with torchdiffeq, once with coarse and once with fine Euler steps.
 
-    python examples/audit_your_model.py        half a minute on a CPU
+    python examples/audit_your_model.py                          half a minute on a CPU
+    python examples/audit_your_model.py --output_dir audits      also writes audit.json and the figures of each
 
 Nothing of the model is changed for the audit. The coarse one uses the error of its solver, the fine one does not.
 """
@@ -8,6 +9,7 @@ Nothing of the model is changed for the audit. The coarse one uses the error of 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +60,14 @@ def train(n_steps: int, iterations: int) -> Classifier:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=500, help="of training, for each model")
+    parser.add_argument("--output_dir", type=Path, help="where audit.json and figures go")
     arguments = parser.parse_args()
     for n_steps in (3, 32):
         found = audit(train(n_steps, arguments.iterations).eval(), rings(1000))
         print(f"\nEuler x {n_steps}")
         print(*found.lines(), sep="\n")
+        if arguments.output_dir:
+            print("results:", found.save(arguments.output_dir / f"euler-{n_steps}"))
 
 
 if __name__ == "__main__":
