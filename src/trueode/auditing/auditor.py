@@ -19,7 +19,7 @@ from trueode.auditing.reference import Reference, find_reference
 from trueode.auditing.report import Audit
 from trueode.auditing.subject import Call, Metric, Ran, Subject, losses_of, metric_of, subject_of
 from trueode.auditing.swaps import Row, Swaps, paired, swap_grid
-from trueode.auditing.untouched import untouched
+from trueode.auditing.untouched import modules_of, untouched
 from trueode.catalog import METHODS
 from trueode.errors import UsageError, nearest
 from trueode.evaluation import percent, samples_for, shown
@@ -71,7 +71,7 @@ def audit(
         UsageError: the model cannot be audited; the message tells why.
     """
     _check(margin, samples, methods)
-    was_training = isinstance(model, nn.Module) and model.training
+    was_training = any(module.training for module in modules_of(model))
     subject = subject_of(model, data, task=task, call=call, solver=solver, samples=samples)
     with untouched(model):
         progress("training solver")
@@ -90,6 +90,7 @@ def audit(
         swap_grid(swaps, tried, row, note=progress)
         progress("cheapest safe solver")
         safe = [find_safe(swaps, method, margin) for method in dict.fromkeys([row.method, *tried])]
+        rounding = _flips_of_rounding(swaps, margin) if decide(row.flips, subject.n, margin).lower > margin else 0
         progress("reasons")
         reasons, paths = find_reasons(subject, own, reference, row, training.solver)
     found = sorted((each for each in safe if each is not None), key=lambda each: each.nfe)
@@ -97,7 +98,7 @@ def audit(
     floor = max(reference.floor if isfinite(reference.floor) else 0.0, 10 * torch.finfo(own.outputs.dtype).eps)
     exact = Ran(reference.outputs, reference.states, nan, nan, nan, own.found)
     metrics = metric_of(subject, own, metric), metric_of(subject, exact, metric)
-    decision = _decide(subject, reference, row, margin)
+    decision = _decide(subject, own, reference, row, margin, rounding)
     judged = Audit(
         decision.verdict,
         "",
@@ -154,12 +155,16 @@ def training_solver(subject: Subject, own: Ran) -> Training:
             return Training(given.name, "adaptive", given.rtol, str(given), given)
         return Training(given.name, "fixed", float(steps), str(given), given)
     text = " and ".join(dict.fromkeys(map(str, own.found)))
+    if len({str(each) for each in own.found}) > 1:  # blocks of different solvers: no method of ours is all of them
+        return Training(text, "adaptive" if found.adaptive else "fixed", float(steps), text, None)
     method = found.name or f"{found.library} {found.method}"
     if not found.adaptive:
         ours = FixedStep(found.name, n_steps=steps) if found.name else None
         return Training(method, "fixed", float(steps), text, ours)
     tolerance = float(found.settings.get("rtol", nan))
     atol = float(found.settings.get("atol", tolerance))
+    if atol != tolerance:  # not a row of ours, which have one tolerance
+        method = text
     own_adaptive = None  # steps are controlled in another way by each library
     if found.library == "trueode" and found.name:
         own_adaptive = Adaptive(found.name, tolerance, atol, per_sample=bool(found.settings.get("per_sample")))
@@ -171,13 +176,30 @@ def _with(methods: Sequence[str], own: str) -> list[str]:
     return [*([own] if own in METHODS else []), *(method for method in methods if method != own)]
 
 
-def _decide(subject: Subject, reference: Reference, row: Row, margin: float) -> Decision:
+def _flips_of_rounding(swaps: Swaps, margin: float) -> int:
+    """Predictions that differ from the reference although the solver is as fine as that, in the model's own precision."""
+    reference = swaps.reference
+    if not reference.double or swaps.own.outputs.dtype == torch.float64:
+        return 0
+    return int(swaps.flipped(swaps.subject.run(FixedStep("rk4", n_steps=reference.n_steps))).sum())
+
+
+def _decide(subject: Subject, own: Ran, reference: Reference, row: Row, margin: float, rounding: int) -> Decision:
     decision = decide(row.flips, subject.n, margin)
     if not reference.converged:
         return replace(decision, verdict="inconclusive", needed=None, reason=reference.trouble)
+    precision = str(own.outputs.dtype).removeprefix("torch.")
     scale = subject.task.scale(reference.outputs)
-    if scale is not None and bool((scale == 0).any()):
-        reason = "an output is the same for all samples, so that no gap can be measured"
+    if scale is not None:
+        known = reference.outputs[reference.outputs.isfinite()].abs()
+        if bool((scale <= 100 * torch.finfo(own.outputs.dtype).eps * known.amax()).any()):
+            reason = f"an output is the same for all samples, down to the rounding of {precision}: no gap can be measured by it"
+            return replace(decision, verdict="inconclusive", needed=None, reason=reason)
+    if decide(rounding, subject.n, margin).lower > margin:
+        reason = (
+            f"the rounding of {precision} decides: {rounding} of {subject.n} predictions change with a solver that is as fine "
+            "as the reference, in that precision. Audit the model in double precision"
+        )
         return replace(decision, verdict="inconclusive", needed=None, reason=reason)
     return decision
 
@@ -256,11 +278,19 @@ def _notes(judged: Audit, subject: Subject, own: Ran, exact: Ran, row: Row) -> l
     constant = classes and len(torch.unique(own.outputs.argmax(1))) == 1
     if constant:
         found.append("vacuous: the model predicts the same class for every sample, which no solver changes")
-    elif judged.chance == judged.chance and not better:
+    elif judged.chance == judged.chance and judged.metric == judged.metric and not better:
         found.append(
             f"vacuous: {judged.metric_name} {shown(judged.metric_name, judged.metric)} is no better than a constant prediction "
             f"({shown(judged.metric_name, judged.chance)}), and what a model has not learned cannot flip"
         )
+    distinct = _distinct(subject)
+    if distinct < subject.n:
+        found.append(
+            f"only {distinct} of the {subject.n} samples are distinct: the bounds hold for independent draws, so there is less "
+            "confidence than is stated"
+        )
+    if judged.reference is None or not judged.reference.converged:
+        return found
     if judged.p_value < 0.05:
         found.append(f"the accuracy changes under the exact flow (McNemar, p = {judged.p_value:.2g})")
     losses, losses_exact = losses_of(subject, own), losses_of(subject, exact)
@@ -273,8 +303,6 @@ def _notes(judged: Audit, subject: Subject, own: Ran, exact: Ran, row: Row) -> l
                 f"the loss is lowest at the training step: {row.loss:.4g} against {row.loss - mean:.4g} under the exact flow "
                 f"({-mean / deviation:.1f} paired standard errors), so the error of the solver has become a feature"
             )
-    if judged.reference is None or not judged.reference.converged:
-        return found
     if judged.safe:
         best = judged.safe[0]
         what = (
@@ -291,6 +319,15 @@ def _notes(judged: Audit, subject: Subject, own: Ran, exact: Ran, row: Row) -> l
     elif len(judged.rows) > 1:
         found.append("none of the solvers that were tried is safe")
     return found
+
+
+def _distinct(subject: Subject) -> int:
+    """Samples whose inputs differ, as far as these are tensors."""
+    first = [batch[0] if isinstance(batch, tuple | list) else batch for batch in subject.batches]
+    if not all(isinstance(x, Tensor) for x in first) or len({tuple(x.shape[1:]) for x in first}) > 1:
+        return subject.n
+    whole = torch.cat([x.detach().cpu() for x in first]).flatten(1)
+    return len({row.tobytes() for row in whole.float().numpy()})
 
 
 def provenance(subject: Subject, own: Ran) -> dict[str, Any]:
@@ -326,6 +363,7 @@ def weights_hash(module: nn.Module) -> str:
         if not isinstance(value, Tensor):  # a module's extra state
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        value = value if value.layout == torch.strided else value.to_dense()
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -6,14 +6,12 @@ from dataclasses import asdict, dataclass
 from math import nan
 from typing import Any
 
-from torch import nn
-
 from trueode.auditing.auditor import training_solver
 from trueode.auditing.preconditions import prepare
 from trueode.auditing.reference import find_reference
 from trueode.auditing.subject import Call, Subject, subject_of
 from trueode.auditing.swaps import Swaps
-from trueode.auditing.untouched import untouched
+from trueode.auditing.untouched import modules_of, untouched
 from trueode.evaluation import clopper_pearson
 from trueode.solvers import Solver
 
@@ -71,7 +69,7 @@ def check_solver(
         UsageError: the model cannot be audited; the message tells why.
     """
     subject = subject_of(model, data, task=task, call=call, solver=solver, samples=samples)
-    was_training = isinstance(model, nn.Module) and model.training
+    was_training = any(module.training for module in modules_of(model))
     with untouched(model):
         prepared = prepare(subject, was_training)
         if prepared.violated:

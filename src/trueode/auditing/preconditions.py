@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trueode.auditing.subject import ModelError, Ran, Subject, chosen, told
-from trueode.auditing.untouched import same
+from trueode.auditing.untouched import modules_of, same
+from trueode.errors import UsageError
 from trueode.solvers import FixedStep
 
 FEW = 16  # samples of the two parts that a batch is taken apart into
@@ -67,7 +68,8 @@ def prepare(subject: Subject, was_training: bool) -> Preparation:
     updated = not all(map(same, _buffers(subject.model), before))
     again = subject.run()
     deterministic = same(own.outputs, again.outputs)
-    finite = bool(own.outputs.isfinite().all())
+    finite = bool(subject.finite(own.outputs).all())
+    _refuse_probabilities(subject, own)
     separable = _separable(subject)
     failure = _fails_in_double(subject)
     found = [
@@ -103,7 +105,7 @@ def prepare(subject: Subject, was_training: bool) -> Preparation:
             True,
             "all outputs under the training solver are finite"
             if finite
-            else f"{int((~own.outputs.isfinite().flatten(1).all(1)).sum())} of {subject.n} samples have outputs that are not "
+            else f"{int((~subject.finite(own.outputs)).sum())} of {subject.n} samples have outputs that are not "
             f"finite under the training solver{': ' + own.message if own.message else ''}",
         ),
         Precondition(
@@ -127,15 +129,28 @@ def prepare(subject: Subject, was_training: bool) -> Preparation:
     return Preparation(own, tuple(found), separable, failure is None)
 
 
+def _refuse_probabilities(subject: Subject, own: Ran) -> None:
+    """One output stands for the logit of two classes: probabilities would all count as the second class."""
+    outputs = own.outputs
+    if subject.task.name != "classification" or outputs.shape[1] != 2 or bool(outputs[:, 0].any()):
+        return
+    single = outputs[:, 1]
+    if len(single) >= FEW and bool(((single >= 0) & (single <= 1)).all()) and bool(single.any()):
+        raise UsageError(
+            "The model returns one number for each sample, all between 0 and 1: these look like probabilities, and logits are "
+            "needed. Audit it with call=lambda model, batch: torch.logit(model(batch[0]))."
+        )
+
+
 def _buffers(model: Any) -> list[Tensor]:
-    return list(model.buffers()) if isinstance(model, nn.Module) else []
+    return [buffer for module in modules_of(model) for buffer in module.buffers()]
 
 
 def _separable(subject: Subject) -> bool:
     """Whether part of a batch, run by itself under a solver of fixed steps, gives what the whole batch gives."""
     size = subject.sizes[0]
-    if size < 2:
-        return False
+    if size < 2:  # there are no parts
+        return True
     some = min(FEW, size // 2)
     first = chosen(subject.batches[0], torch.arange(size)[: 2 * some], size)
     whole = _only(subject, first, 2 * some)

@@ -105,7 +105,8 @@ def find_reasons(
     shares = _margin_shares(own.outputs.double(), reference) if subject.task.name == "classification" else None
     probe = _probe(subject, solver)
     length = probe.length
-    step = length / max(own.n_steps, 1.0)
+    single = len({str(found) for found in own.found}) == 1  # else the first block's steps are not known
+    step = length / max(own.n_steps, 1.0) if single else nan
     limit = stability_limit(get_tableau(row.method)) if row.method in METHODS else nan
     halved = _halved(subject, own) if row.kind == "adaptive" else None
     idle = row.kind == "adaptive" and own.n_rejected == 0

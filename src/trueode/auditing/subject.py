@@ -65,6 +65,7 @@ class Subject:
         call: how the model is called.
         solver: the training solver, where it is not that of the model itself.
         separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
+        absent: of time series, ``(n, times)`` of bool: times that samples do not have; None where all have all.
     """
 
     model: Any
@@ -75,11 +76,19 @@ class Subject:
     call: Call
     solver: Solver | None = None
     separable: bool = True
+    absent: Tensor | None = None
 
     @property
     def n(self) -> int:
         """Number of samples."""
         return sum(self.sizes)
+
+    def finite(self, outputs: Tensor) -> Tensor:
+        """Which samples have finite outputs at all times that they have: ``(n,)`` of bool."""
+        known = outputs.isfinite().flatten(1)
+        if self.absent is not None and outputs.shape[:2] == self.absent.shape:
+            known = (outputs.isfinite().flatten(2).all(2)) | (self.absent & outputs.isnan().flatten(2).all(2))
+        return known.all(1)
 
     def run(self, solver: Solver | None = None, *, indices: Tensor | None = None, double: bool = False) -> Ran:
         """Run the model on samples.
@@ -232,14 +241,34 @@ def subject_of(
         raise DataError("The data holds no samples: the loader gave no batch.")
     targets = [_targets(batch) for batch in batches]
     known = [y for y in targets if y is not None]
+    _refuse_shapes(known)
     y = torch.cat(known) if len(known) == len(targets) else None
     name = _task_name(y, batches[0]) if task == "auto" else task
     if y is not None and name == "regression":
         y = y.reshape(len(y), -1)
     kind = get_task(name)
     if call is None and isinstance(model, NeuralODE):  # it takes its solver, and times, as arguments
-        return Subject(model, batches, sizes, y, kind, _own_call(kind, solver))
-    return Subject(model, batches, sizes, y, kind, call or _call, solver)
+        return Subject(model, batches, sizes, y, kind, _own_call(kind, solver), absent=_absent(batches, sizes))
+    return Subject(model, batches, sizes, y, kind, call or _call, solver, absent=_absent(batches, sizes))
+
+
+def _refuse_shapes(parts: list[Tensor]) -> None:
+    if len({tuple(part.shape[1:]) for part in parts}) > 1:
+        raise DataError(
+            "The samples of batches differ in shape: bring targets and outputs of all to one, with NaN for times and values "
+            "that a sample does not have."
+        )
+
+
+def _absent(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
+    """Which times samples do not have, where each has its own, ``(n, times)``."""
+    times = [_times(batch) for batch in batches]
+    own = [
+        t.isnan().cpu()
+        for t, n in zip(times, sizes, strict=True)
+        if isinstance(t, Tensor) and t.dim() == 2 and len(t) == n
+    ]
+    return torch.cat(own) if len(own) == len(times) and len({t.shape[1] for t in own}) == 1 else None
 
 
 def metric_of(subject: Subject, ran: Ran, metric: Metric | None = None) -> Tensor | None:
@@ -278,6 +307,7 @@ def _matching(subject: Subject, ran: Ran) -> Tensor | None:
     if y is None:
         return None
     if subject.task.name == "classification":
+        y = y.squeeze(1) if y.dim() == 2 and y.shape[1] == 1 else y
         if y.dim() > 1 or (y.is_floating_point() and bool((y != y.round()).any())):
             raise DataError(
                 f"Classification needs labels of shape (n,); the targets are {y.dtype} of shape {tuple(y.shape)}."
@@ -293,7 +323,10 @@ def _matching(subject: Subject, ran: Ran) -> Tensor | None:
             f"The targets have shape {tuple(y.shape)} and the outputs {tuple(outputs.shape)}: they must agree. Say with "
             "call=… how the model is called."
         )
-    return y.to(outputs.dtype).reshape(outputs.shape)
+    y = y.to(outputs.dtype).reshape(outputs.shape)
+    if subject.absent is not None and outputs.shape[:2] == subject.absent.shape:
+        y = y.masked_fill(subject.absent.view(*subject.absent.shape, *[1] * (y.dim() - 2)), torch.nan)
+    return y
 
 
 def _call(model: Any, batch: Any) -> Any:
@@ -398,6 +431,11 @@ def _task_name(y: Tensor | None, batch: Any) -> str:
         )
     if not y.is_floating_point():
         return "classification"
+    if y.numel() == len(y) and bool(((y == 0) | (y == 1)).all()):
+        raise UsageError(
+            "The targets are numbers, and all are 0 or 1: pass task='classification' (for a model of one or more logits), or "
+            "task='regression'."
+        )
     return "timeseries" if y.dim() > 2 or _times(batch) is not None else "regression"
 
 
@@ -466,6 +504,7 @@ def _summed(outputs: list[Tensor], states: list[Tensor | None], solves: list[tup
     def mean(value: Callable[[list[Solved]], float]) -> float:
         return sum(size * value(group) for size, group in solves) / n
 
+    _refuse_shapes(outputs)
     failed = next((solve for _, group in solves for solve in group if solve.status != "success"), None)
     return Ran(
         torch.cat(outputs),

@@ -162,15 +162,16 @@ class Swaps:
 def error(found: Tensor, exact: Tensor) -> float:
     """RMS of the difference, relative to the RMS deviation of the exact values from their mean over the samples."""
     exact = exact.double().flatten(1)
-    there = exact.isfinite().all(1)
-    exact, found = exact[there], found.double().flatten(1)[there]
-    if not len(exact):
+    found = found.double().flatten(1)
+    there = exact.isfinite()
+    if not bool(there.any()):
         return nan
-    if not bool(found.isfinite().all()):
+    if not bool(found[there].isfinite().all()):
         return inf
-    spread = (exact - exact.mean(0)).square().mean().sqrt()
-    rounding = torch.finfo(torch.float32).eps * exact.abs().amax()  # equal samples differ by no more than this
-    return float((found - exact).square().mean().sqrt() / spread) if spread > rounding else nan
+    exact = exact.masked_fill(~there, nan)
+    spread = (exact - exact.nanmean(0)).square().nanmean().sqrt()
+    rounding = torch.finfo(torch.float32).eps * exact[there].abs().amax()  # equal samples differ by no more than this
+    return float((found - exact).square().nanmean().sqrt() / spread) if spread > rounding else nan
 
 
 def swap_grid(
