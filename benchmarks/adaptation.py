@@ -102,7 +102,7 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
         checks = _Timed(checks, clock, {"measure": "checking"})
     schedule = replace(parts.schedule, checkpoint=EVERY)
     hooks = Hooks(rows.append, look, lambda text: None)
-    train(state, parts.dataset, parts.task, parts.batches, schedule, ranks, hooks, checks)
+    finish(train(state, parts.dataset, parts.task, parts.batches, schedule, ranks, hooks, checks))
     seconds = time.perf_counter() - begin - clock["looking"]
 
     own, exact = predictions(model, state.solver, points)
@@ -182,6 +182,12 @@ def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> t
         own = [model(part.float(), solver).argmax(1) for part in points.split(500)]
         exact = [double(part, FixedStep("rk4", n_steps=n_steps)).argmax(1) for part in points.split(500)]
     return torch.cat(own), torch.cat(exact)
+
+
+def finish(outcome: Any) -> None:
+    """Refuse to measure a model whose training was interrupted by a signal."""
+    if outcome.status != "finished":
+        raise SystemExit("The training was interrupted, so nothing is measured.")
 
 
 def commit() -> str:

@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from adaptation import commit
+from adaptation import commit, finish
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "adaptation"
@@ -100,7 +100,7 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
         state.rule = Observed()  # type: ignore[assignment]
     hooks = Hooks(lambda row: None, look, lambda text: None)
     schedule = replace(parts.schedule, checkpoint=niter // 10)
-    train(state, parts.dataset, task, parts.batches, schedule, ranks, hooks, parts.checks)
+    finish(train(state, parts.dataset, task, parts.batches, schedule, ranks, hooks, parts.checks))
     total = state.evaluations / state.samples
     nfe = trained["evaluations"] or total
     found = count_flips(model, test, task, state.solver)
