@@ -66,3 +66,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def told(failure: BaseException) -> str:
+    """An exception of somebody else's code in one line."""
+    text = str(failure).strip()
+    return f"{type(failure).__name__}: {text.splitlines()[0].rstrip('.') if text else 'no message'}"

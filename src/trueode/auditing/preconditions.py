@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.subject import ModelError, Ran, Subject, chosen, told
+from trueode.auditing.samples import chosen
+from trueode.auditing.subject import ModelError, Ran, Subject
 from trueode.auditing.untouched import modules_of, same
-from trueode.errors import UsageError
+from trueode.errors import UsageError, told
 from trueode.solvers import FixedStep
 
 FEW = 16  # samples of the two parts that a batch is taken apart into

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trueode.auditing.interception import FoundSolver, Solved, in_place, recorded, replaced
-from trueode.data import Batch, Batches, Dataset, Split
-from trueode.errors import DataError, TrueodeError, UsageError
+from trueode.auditing.interception import recorded, replaced
+from trueode.auditing.problem import FoundSolver, Solved
+from trueode.auditing.samples import (
+    absent_times,
+    batches_of,
+    chosen,
+    first_tensor,
+    mapped,
+    refuse_shapes,
+    size_of,
+    targets_of,
+    times_of,
+)
+from trueode.auditing.stand_in import in_place
+from trueode.data import Batch
+from trueode.errors import DataError, TrueodeError, UsageError, told
 from trueode.evaluation import Task, get_task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
-
-BATCH = 256
 
 Call = Callable[[Any, Any], Tensor]
 """How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
@@ -140,7 +150,7 @@ class Subject:
         """
         module = self.model if isinstance(self.model, nn.Module) else None
         device = next(iter(module.parameters()), torch.zeros(0)).device if module is not None else None
-        moved = _mapped(batch, lambda x: _cast(x, device, double))
+        moved = mapped(batch, lambda x: _cast(x, device, double))
         try:
             return (
                 in_double(module, self.call, moved) if double and module is not None else self.call(self.model, moved)
@@ -148,7 +158,7 @@ class Subject:
         except TrueodeError:
             raise
         except Exception as failure:  # a foreign model may fail in any way
-            first = _first_tensor(batch)
+            first = first_tensor(batch)
             shape = "" if first is None else f" of shape {tuple(first.shape)}"
             raise ModelError(
                 f"The model's forward failed on a batch{shape}{' in double precision' if double else ''}: {told(failure)}. Is "
@@ -158,12 +168,6 @@ class Subject:
 
 class ModelError(UsageError):
     """The model's own code raised something, which is the cause."""
-
-
-def told(failure: BaseException) -> str:
-    """An exception of somebody else's code in one line."""
-    text = str(failure).strip()
-    return f"{type(failure).__name__}: {text.splitlines()[0].rstrip('.') if text else 'no message'}"
 
 
 NO_SOLVER = (
@@ -235,40 +239,21 @@ def subject_of(
         )
     if not callable(model):
         raise UsageError(f"The model must be callable, got {type(model).__name__}.")
-    batches = tuple(_batches(data, samples))
-    sizes = tuple(_size(batch) for batch in batches)
+    batches = tuple(batches_of(data, samples))
+    sizes = tuple(size_of(batch) for batch in batches)
     if not sum(sizes):
         raise DataError("The data holds no samples: the loader gave no batch.")
-    targets = [_targets(batch) for batch in batches]
+    targets = [targets_of(batch) for batch in batches]
     known = [y for y in targets if y is not None]
-    _refuse_shapes(known)
+    refuse_shapes(known)
     y = torch.cat(known) if len(known) == len(targets) else None
     name = _task_name(y, batches[0]) if task == "auto" else task
     if y is not None and name == "regression":
         y = y.reshape(len(y), -1)
     kind = get_task(name)
     if call is None and isinstance(model, NeuralODE):  # it takes its solver, and times, as arguments
-        return Subject(model, batches, sizes, y, kind, _own_call(kind, solver), absent=_absent(batches, sizes))
-    return Subject(model, batches, sizes, y, kind, call or _call, solver, absent=_absent(batches, sizes))
-
-
-def _refuse_shapes(parts: list[Tensor]) -> None:
-    if len({tuple(part.shape[1:]) for part in parts}) > 1:
-        raise DataError(
-            "The samples of batches differ in shape: bring targets and outputs of all to one, with NaN for times and values "
-            "that a sample does not have."
-        )
-
-
-def _absent(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
-    """Which times samples do not have, where each has its own, ``(n, times)``."""
-    times = [_times(batch) for batch in batches]
-    own = [
-        t.isnan().cpu()
-        for t, n in zip(times, sizes, strict=True)
-        if isinstance(t, Tensor) and t.dim() == 2 and len(t) == n
-    ]
-    return torch.cat(own) if len(own) == len(times) and len({t.shape[1] for t in own}) == 1 else None
+        return Subject(model, batches, sizes, y, kind, _own_call(kind, solver), absent=absent_times(batches, sizes))
+    return Subject(model, batches, sizes, y, kind, call or _call, solver, absent=absent_times(batches, sizes))
 
 
 def metric_of(subject: Subject, ran: Ran, metric: Metric | None = None) -> Tensor | None:
@@ -333,7 +318,7 @@ def _call(model: Any, batch: Any) -> Any:
     """``model(x)``, and ``model(x, t)`` where the batch holds times."""
     if not isinstance(batch, tuple | list):
         return model(batch)
-    t = _times(batch)
+    t = times_of(batch)
     return model(batch[0]) if t is None else model(batch[0], t)
 
 
@@ -346,81 +331,6 @@ def _own_call(task: Task, solver: Solver | None) -> Call:
         return model(batch[0] if isinstance(batch, tuple | list) else batch, solver)
 
     return call
-
-
-def _batches(data: Any, samples: int) -> Iterator[Any]:
-    """Batches of the first samples."""
-    if isinstance(data, Dataset):
-        data = data.test
-    left = samples
-    for batch in _told_of(_all_batches(data)):
-        size = _size(batch)
-        yield batch if size <= left else chosen(batch, torch.arange(left), size)
-        left -= min(size, left)
-        if left <= 0:  # another batch is not asked for: the data may have no end, or be slow
-            return
-
-
-def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; what goes wrong in somebody else's loader is told as an error of the data."""
-    try:
-        yield from batches
-    except TrueodeError:
-        raise
-    except Exception as failure:
-        raise DataError(f"The data cannot be read: {told(failure)}.") from failure
-
-
-def _all_batches(data: Any) -> Iterable[Any]:
-    if isinstance(data, Split) or hasattr(data, "batch"):
-        batches = Batches(data, BATCH, shuffle=False)
-        return (batch for batch, _ in islice(batches.from_iteration(0), len(batches)))
-    if isinstance(data, Tensor):
-        return data.split(BATCH)  # type: ignore[no-untyped-call, no-any-return]
-    if isinstance(data, tuple) and data and all(isinstance(part, Tensor) for part in data):
-        x, *rest = data
-        y = rest[0] if rest else None
-        t = rest[1] if len(rest) > 1 else None
-        if y is not None and len(y) != len(x):
-            raise DataError(f"x has {len(x)} samples and y {len(y)}: they must agree.")
-        whole = Split(x, x if y is None else y, t, dtype=x.dtype)
-        if y is None:
-            return data[0].split(BATCH)  # type: ignore[no-any-return]
-        batches = Batches(whole, BATCH, shuffle=False)
-        return (batch for batch, _ in islice(batches.from_iteration(0), len(batches)))
-    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
-        raise DataError(
-            f"The data is of type {type(data).__name__}; needed is a pair of tensors (x, y), inputs x alone, or an iterable "
-            "of batches (x, y), such as a DataLoader."
-        )
-    return data
-
-
-def _size(batch: Any) -> int:
-    """The number of samples of a batch: of its first tensor."""
-    first = _first_tensor(batch)
-    if first is None or first.dim() == 0:
-        raise DataError(
-            f"A batch is of type {type(batch).__name__} and holds no tensor with samples: batches are inputs x, pairs "
-            "(x, y) or triples (x, y, t), of tensors."
-        )
-    return len(first)
-
-
-def _first_tensor(batch: Any) -> Tensor | None:
-    if isinstance(batch, Tensor):
-        return batch
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
-
-
-def _targets(batch: Any) -> Tensor | None:
-    if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
-        size = _size(batch)
-        if len(batch[1]) != size:
-            raise DataError(f"A batch has {size} inputs and {len(batch[1])} targets: they must agree.")
-        return batch[1].detach().cpu()
-    return None
 
 
 def _task_name(y: Tensor | None, batch: Any) -> str:
@@ -436,20 +346,7 @@ def _task_name(y: Tensor | None, batch: Any) -> str:
             "The targets are numbers, and all are 0 or 1: pass task='classification' (for a model of one or more logits), or "
             "task='regression'."
         )
-    return "timeseries" if y.dim() > 2 or _times(batch) is not None else "regression"
-
-
-def _times(batch: Any) -> Any:
-    """The times of a triple (x, y, t)."""
-    return batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
-
-
-def _shared_times(batch: Any) -> Tensor | None:
-    """The times ``(times,)`` of a triple (x, y, t) that all of its samples share."""
-    t = _times(batch)
-    y = batch[1] if t is not None else None
-    together = isinstance(t, Tensor) and isinstance(y, Tensor) and t.dim() == 1 and y.dim() > 1 and y.shape[1] == len(t)
-    return t if together else None
+    return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"
 
 
 def _checked(output: Any, n: int, task: Task) -> Tensor:
@@ -504,7 +401,7 @@ def _summed(outputs: list[Tensor], states: list[Tensor | None], solves: list[tup
     def mean(value: Callable[[list[Solved]], float]) -> float:
         return sum(size * value(group) for size, group in solves) / n
 
-    _refuse_shapes(outputs)
+    refuse_shapes(outputs)
     failed = next((solve for _, group in solves for solve in group if solve.status != "success"), None)
     return Ran(
         torch.cat(outputs),
@@ -516,29 +413,6 @@ def _summed(outputs: list[Tensor], states: list[Tensor | None], solves: list[tup
         "success" if failed is None else failed.status,
         "" if failed is None else failed.message,
     )
-
-
-def chosen(batch: Any, rows: Tensor, size: int) -> Any:
-    """Some samples of a batch: rows of all its tensors of as many rows as it has samples, but for times that they share."""
-    shared = _shared_times(batch)
-
-    def pick(x: Tensor) -> Tensor:
-        return x[rows.to(x.device)] if x is not shared and x.dim() and len(x) == size else x
-
-    return _mapped(batch, pick)
-
-
-def _mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with all its tensors changed."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: _mapped(value, change) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_mapped(value, change) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(_mapped(value, change) for value in batch)
-    return batch
 
 
 def _cast(x: Tensor, device: torch.device | None, double: bool) -> Tensor:

@@ -13,9 +13,8 @@ from rich.console import Console
 from torch import nn
 
 from trueode.auditing import Audit, audit
-from trueode.auditing.subject import told
 from trueode.build import build_data
-from trueode.errors import RunNotFoundError, TrueodeError, UsageError, nearest
+from trueode.errors import RunNotFoundError, TrueodeError, UsageError, nearest, told
 from trueode.experiment.saved import open_run
 from trueode.options import make_options, read_file
 from trueode.runs import RunDirectory

@@ -11,7 +11,7 @@ from rich.console import Console
 from trueode import distributed
 from trueode.build import Shape, build_data, build_model
 from trueode.distributed import Ranks
-from trueode.errors import CheckpointError, OptionError
+from trueode.errors import CheckpointError, OptionError, told
 from trueode.evaluation import evaluate, get_task, shown
 from trueode.experiment.closing import judge
 from trueode.models import NeuralODE
@@ -146,7 +146,7 @@ def open_run(options: Options, directory: RunDirectory, console: Console) -> tup
         model.solver = from_plain(saved["solver"])
     except (KeyError, TypeError, RuntimeError) as failure:
         raise CheckpointError(
-            f"{path} does not fit this version of trueode ({type(failure).__name__}: {str(failure).splitlines()[0]}): use the "
+            f"{path} does not fit this version of trueode ({told(failure)}): use the "
             f"version that wrote it, which {directory.info} names, or train anew."
         ) from failure
     return model, shape, saved

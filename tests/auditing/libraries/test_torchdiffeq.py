@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trueode.auditing.interception import Problem, Solved, in_place, recorded, replaced
+from trueode.auditing.interception import recorded, replaced
+from trueode.auditing.problem import Problem, Solved
+from trueode.auditing.stand_in import in_place
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep
 

@@ -10,16 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.interception import (
-    FoundSolver,
-    Library,
-    Problem,
-    Session,
-    Solved,
-    has_samples,
-    plain_tolerance,
-    status_of,
-)
+from trueode.auditing.interception import Library, Session
+from trueode.auditing.problem import FoundSolver, Problem, Solved, has_samples, plain_tolerance, status_of
 from trueode.errors import UsageError
 
 METHODS = {

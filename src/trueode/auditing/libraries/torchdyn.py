@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.interception import (
+from trueode.auditing.interception import Library, Session
+from trueode.auditing.problem import (
     Field,
     FoundSolver,
-    Library,
     Problem,
-    Session,
     Solved,
     has_samples,
     plain_tolerance,

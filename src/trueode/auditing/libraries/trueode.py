@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.interception import FoundSolver, Library, Problem, Session, Solved, has_samples
+from trueode.auditing.interception import Library, Session
+from trueode.auditing.problem import FoundSolver, Problem, Solved, has_samples
 from trueode.solvers import Adaptive, FixedStep, Solution, Solver, solve
 from trueode.solvers.clock import seconds
 from trueode.solvers.problem import pack_tuple
