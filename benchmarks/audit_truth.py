@@ -106,10 +106,10 @@ def analytic(field_name: str, method: str, n_steps: int) -> tuple[Any, Callable[
         return x, (x[:, 0] - middle > 0.4 * torch.sin(4 * x[:, 1])).long()
 
     head = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2))
-    model = NeuralODE(Field(field), downstream=head, solver=FixedStep(method, n_steps=n_steps))
+    model = NeuralODE(as_module(field), downstream=head, solver=FixedStep(method, n_steps=n_steps))
     x, labels = draw(4000, 999)
     with torch.no_grad():
-        states = NeuralODE(Field(field), solver=model.solver)(x)
+        states = NeuralODE(as_module(field), solver=model.solver)(x)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
     for _ in range(600):
         loss = F.cross_entropy(head(states), labels)
@@ -135,7 +135,8 @@ def logistic(t: Any, z: Any) -> Any:
 FIELDS: dict[str, Callable[[Any, Any], Any]] = {"rotation": rotation, "spiral": spiral, "logistic": logistic}
 
 
-def Field(function: Callable[[Any, Any], Any]) -> Any:  # noqa: N802 - makes a module
+def as_module(function: Callable[[Any, Any], Any]) -> Any:
+    """A field as a module."""
     from torch import nn
 
     class Known(nn.Module):

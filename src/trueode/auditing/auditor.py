@@ -97,29 +97,27 @@ def audit(
     rows = (row, *(each for method in tried for each in swaps.of(method) if not each.is_training))
     floor = max(reference.floor if isfinite(reference.floor) else 0.0, 10 * torch.finfo(own.outputs.dtype).eps)
     exact = Ran(reference.outputs, reference.states, nan, nan, nan, own.found)
-    metrics = metric_of(subject, own, metric), metric_of(subject, exact, metric)
+    metric_exact = metric_of(subject, exact, metric)
     decision = _decide(subject, own, reference, row, margin, rounding)
     judged = Audit(
-        decision.verdict,
-        "",
-        margin,
-        decision,
-        training.text,
-        subject.task.name,
-        name,
-        row.metric,
-        nan if metrics[1] is None else float(metrics[1].mean()),
-        _chance(subject, metric),
-        _p_value(subject, own, exact, metric),
-        prepared.preconditions,
-        reference,
-        rows,
-        observed_orders(rows, floor),
-        tuple(found),
-        reasons,
-        (),
-        provenance(subject, own),
-        paths,
+        verdict=decision.verdict,
+        margin=margin,
+        decision=decision,
+        solver=training.text,
+        task=subject.task.name,
+        metric_name=name,
+        metric=row.metric,
+        metric_exact=nan if metric_exact is None else float(metric_exact.mean()),
+        chance=_chance(subject, metric),
+        p_value=_p_value(subject, own, exact, metric),
+        preconditions=prepared.preconditions,
+        reference=reference,
+        rows=rows,
+        orders=observed_orders(rows, floor),
+        safe=tuple(found),
+        reasons=reasons,
+        provenance=provenance(subject, own),
+        paths=paths,
     )
     return replace(judged, sentence=_sentence(judged), notes=tuple(_notes(judged, subject, own, exact, row)))
 
@@ -208,25 +206,14 @@ def _without_reference(subject: Subject, prepared: Preparation, training: Traini
     reason = "; ".join(each.text for each in prepared.violated)
     decision = Decision("inconclusive", subject.n, 0, 0.0, 1.0, None, reason)
     judged = Audit(
-        "inconclusive",
-        "",
-        margin,
-        decision,
-        training.text,
-        subject.task.name,
-        name,
-        nan,
-        nan,
-        nan,
-        nan,
-        prepared.preconditions,
-        None,
-        (),
-        (),
-        (),
-        None,
-        (),
-        provenance(subject, prepared.own),
+        verdict="inconclusive",
+        margin=margin,
+        decision=decision,
+        solver=training.text,
+        task=subject.task.name,
+        metric_name=name,
+        preconditions=prepared.preconditions,
+        provenance=provenance(subject, prepared.own),
     )
     return replace(judged, sentence=_sentence(judged))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ FIGURES = ("swap", "order", "cost", "trajectories")
 EXIT_CODES = {"ode": 0, "solver-dependent": 3, "inconclusive": 4}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """Whether a model is an ODE, with the evidence.
 
@@ -55,23 +55,23 @@ class Audit:
     """
 
     verdict: str
-    sentence: str
+    sentence: str = ""
     margin: float
     decision: Decision
     solver: str
     task: str
     metric_name: str
-    metric: float
-    metric_exact: float
-    chance: float
-    p_value: float
+    metric: float = nan
+    metric_exact: float = nan
+    chance: float = nan
+    p_value: float = nan
     preconditions: tuple[Precondition, ...]
-    reference: Reference | None
-    rows: tuple[Row, ...]
-    orders: tuple[Order, ...]
-    safe: tuple[Safe, ...]
-    reasons: Reasons | None
-    notes: tuple[str, ...]
+    reference: Reference | None = None
+    rows: tuple[Row, ...] = ()
+    orders: tuple[Order, ...] = ()
+    safe: tuple[Safe, ...] = ()
+    reasons: Reasons | None = None
+    notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any]
     paths: Paths | None = field(default=None, repr=False)
 
