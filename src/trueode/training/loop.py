@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -302,12 +303,8 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         seen.append(number)
 
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, remember)
-    except ValueError:  # not in the main thread: signals are not ours to handle
-        pass
+    main = threading.current_thread() is threading.main_thread()  # in others, signals are not ours to handle
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         yield lambda: bool(seen)
     finally:
