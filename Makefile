@@ -17,7 +17,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # one stamp per set of extras: installed once, and again when pyproject.toml changes
-$(VENV)/.train: $(BIN)/python pyproject.toml
+$(VENV)/.train: $(BIN)/python pyproject.toml setup.py $(wildcard src/trueode/solvers/native/*.[ch])
 	@echo "installing trueode into $(VENV) (the first time takes a minute or more)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard]"
 	@touch $@

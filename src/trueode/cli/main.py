@@ -1,4 +1,4 @@
-"""``trueode train | audit | config``: the commands. Heavy imports happen inside of them."""
+"""``trueode train | audit | config | info``: the commands. Heavy imports happen inside of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a Neural ODE and tell whether it is an ODE (`--phase infer`: evaluate a saved run)",
     "audit": "tell whether a model, of a run or anybody's, is an ODE or depends on its solver",
     "config": "print the options that the given flags and file lead to, as a complete options file",
+    "info": "print versions, devices, threads, and whether the compiled kernel is in use",
 }
 
 DESCRIPTION = (
@@ -43,6 +44,8 @@ def _command(words: list[str], prog: str) -> int:
         raise UsageError(f"Unknown command {command!r}: known are {', '.join(COMMANDS)}.{hint}")
     if command == "audit":
         return _audit(rest, f"{prog} {command}")
+    if command == "info":
+        return _info(rest)
     return _run(command, rest, f"{prog} {command}")
 
 
@@ -95,6 +98,15 @@ def _audit(argv: list[str], prog: str) -> int:
         audit.make_parser(prog, _formatter()).print_help()
         return 0
     return audit.run(argv, prog)
+
+
+def _info(argv: list[str]) -> int:
+    if argv and argv != ["-h"] and argv != ["--help"]:
+        raise UsageError(f"info takes no options, got {' '.join(argv)}.")
+    from trueode.cli import info
+
+    print(COMMANDS["info"] if argv else info.text())
+    return 0
 
 
 def notices(options: Options, given: frozenset[str]) -> list[str]:

@@ -14,7 +14,8 @@ from trueode.solvers.clock import Clock, seconds
 from trueode.solvers.control import Reduce
 from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient, tape
 from trueode.solvers.gradients.adjoint import integrate_adjoint
-from trueode.solvers.integrate import Outcome, integrate, is_per_sample
+from trueode.solvers.integrate import Outcome, check_finite, integrate, is_per_sample
+from trueode.solvers.native import solve as native
 from trueode.solvers.problem import Unpack, matrix_form, pack_stack, pack_tuple
 from trueode.solvers.saving import SavePoints, Times, grid_positions, save_points
 from trueode.solvers.solution import Counter, Solution
@@ -109,12 +110,19 @@ def direct_solve(
     recompute = isinstance(gradient, Checkpoint)
     if isinstance(gradient, Adjoint):
         outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, points, reduce)
-    elif (
-        stack is not None
-        and _tapes(stack.layers, z, clock, solver)
-        and (saved := _saved_on_grid(points, solver, clock)) is not None
-    ):
-        outcome = _integrate_taped(stack, clock, z, solver, counter, points, saved, recompute, reduce)
+    elif stack is not None:
+        saved = _saved_on_grid(points, solver, clock)
+        found = native.integrate(stack, clock, z, solver, saved, counter, recompute=recompute, reduce=reduce)
+        if found is not None:
+            outcome = found
+            if points is None:
+                outcome.zs = None
+            if not isinstance(solver, Adaptive):
+                check_finite(outcome, Stepper(call, solver.tableau, clock), solver)
+        elif saved is not None and _tapes(stack.layers, z, clock, solver):
+            outcome = _integrate_taped(stack, clock, z, solver, counter, points, saved, recompute, reduce)
+        else:
+            outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
     else:
         outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
     counter.solving = False

@@ -3,7 +3,6 @@
 Autograd records every operation of every stage; here the forward solve writes the layers' inputs to one tape, the
 backward pass runs the stages in reverse (Hairer, Hochbruck, Iserles & Lubich's "adjoint of the method"; the discrete
 adjoint of Sandu, 2006, eq. 8) and the weights' gradients are one matrix product per layer and chunk of the tape.
-This is also the place of any faster way to take a whole solve: `integrate` sees the entire problem.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
 from trueode.layers import Layer, LayerStack
 from trueode.solvers.clock import Clock, Span
-from trueode.solvers.fixed import integrate as integrate_fixed
-from trueode.solvers.saving import SavePoints, Saver
+from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.solution import Counter
 from trueode.solvers.stack import ACTIVATIONS, shift, stack_field
 from trueode.solvers.step import Stepper, StepResult, combine, weighted_sum
@@ -294,17 +291,10 @@ class _TapedSolve(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         z, *tensors = ctx.saved_tensors  # also tells whether a weight was changed in place since the forward solve
         stepper: TapeStepper = ctx.stepper
-        twice = torch.is_grad_enabled()
-        if twice or torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(gradients[0]):
-            # a gradient of the gradient, or many gradients at once: take the steps again under autograd
-            inputs = [x for x in (z, *tensors) if x is not None and x.requires_grad]
-            with torch.enable_grad():
-                final, zs = _again(stepper, ctx.grid, ctx.saved, z, tensors)
-                outputs = [final] if zs is None else [final, zs]
-                given = gradients[: len(outputs)]
-                found = iter(torch.autograd.grad(outputs, inputs, given, create_graph=twice, materialize_grads=True))
-            wanted = [next(found) if x is not None and x.requires_grad else None for x in (z, *tensors)]
-            return None, None, None, None, *wanted
+        if must_be_recorded(gradients):
+            grid = torch.tensor(ctx.grid, dtype=torch.float64)
+            given = Given(stepper.stack, stepper.tableau, stepper.clock, stepper.counter, grid, ctx.saved)
+            return None, None, None, None, *replay_gradients(given, z, tensors, gradients)
         entering: dict[int, Tensor] = {}
         for j, i in enumerate(ctx.saved):
             entering[i] = entering[i] + gradients[1][j] if i in entering else gradients[1][j]
@@ -312,31 +302,8 @@ class _TapedSolve(torch.autograd.Function):
         return None, None, None, None, start, *_tensors_of(layers)
 
 
-def _again(
-    stepper: TapeStepper, grid: list[float], saved: Saved, z: Tensor, tensors: Sequence[Any]
-) -> tuple[Tensor, Tensor | None]:
-    """The final state and the saved ones, by the same steps, recorded by autograd."""
-    field, counter = stack_field(_stack_of(stepper.stack, tensors)), stepper.counter
-
-    def counted(t: Tensor, z: Tensor) -> Tensor:
-        counter.add()
-        return field(t, z)
-
-    saver = Saver(SavePoints([grid[i] for i in saved], 0.0), stepper.clock) if saved else None
-    final = integrate_fixed(Stepper(counted, stepper.tableau, stepper.clock), grid, z, saver)
-    return final, None if saver is None else saver.stacked(final)
-
-
 def _tensors_of(layers: Sequence[Layer]) -> list[Tensor | None]:
     return [x for layer in layers for x in (layer.weight, layer.bias, layer.time_weight)]
-
-
-def _stack_of(stack: LayerStack, tensors: Sequence[Any]) -> LayerStack:
-    triples = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
-    layers = (
-        layer._replace(weight=w, bias=b, time_weight=t) for layer, (w, b, t) in zip(stack.layers, triples, strict=True)
-    )
-    return stack._replace(layers=tuple(layers))
 
 
 def integrate(

@@ -1,0 +1,21 @@
+"""The compiled kernel, an optional part: where no compiler can build it the package is installed without it."""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+NATIVE = Path("src", "trueode", "solvers", "native")
+FLAGS = ["-O3", "-g0", "-std=gnu11", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "trueode.solvers.native._kernel",  # loaded by ctypes: it needs no header of Python's
+            [str(NATIVE / "native.c")],
+            depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
+            extra_compile_args=FLAGS,
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+    ]
+)

@@ -1,0 +1,38 @@
+"""``trueode info``: what is installed, and what it runs on."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import torch
+
+from trueode import __version__
+from trueode.solvers import native
+
+LIBRARIES = ("numpy", "scipy", "torchvision", "tensorboard", "torchdiffeq", "torchdyn", "torchode")
+
+
+def text() -> str:
+    """Versions, devices, threads and the path that solves take: a line each."""
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    rows = {
+        "trueode": __version__,
+        "python": f"{platform.python_version()} ({platform.system()}, {platform.machine()})",
+        "torch": torch.__version__,
+        **{name: _version(name) for name in LIBRARIES},
+        "devices": ", ".join(devices),
+        "threads": str(torch.get_num_threads()),
+        "solves": f"{native.describe()} (of {', '.join(native.instruction_sets()) or 'none'})",
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,91 @@
+"""A solve of a stack of layers taken again under autograd: for gradients of gradients, and for many gradients at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+
+from trueode.layers import LayerStack
+from trueode.solvers.clock import Clock
+from trueode.solvers.fixed import integrate, integrate_per_sample
+from trueode.solvers.saving import SavePoints, Saver
+from trueode.solvers.solution import Counter
+from trueode.solvers.stack import stack_field
+from trueode.solvers.step import Stepper
+from trueode.solvers.tableau import ButcherTableau
+
+
+class Given(NamedTuple):
+    """A solve whose steps are known.
+
+    Attributes:
+        stack: the field.
+        tableau: the method.
+        clock: the times.
+        counter: counts evaluations of the field.
+        grid: the fractions that were stepped through, ``(steps + 1,)`` or ``(steps + 1, batch)``.
+        saved: numbers of the grid points whose states were saved.
+    """
+
+    stack: LayerStack
+    tableau: ButcherTableau
+    clock: Clock
+    counter: Counter
+    grid: Tensor
+    saved: tuple[int, ...]
+
+
+def must_be_recorded(gradients: Sequence[Tensor]) -> bool:
+    """Whether a gradient cannot be taken by hand: it will itself be differentiated, or is many gradients at once."""
+    return (
+        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(gradients[0])
+    )
+
+
+def replay_gradients(
+    given: Given, z: Tensor, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of the initial state and the layers' tensors, by taking the steps again under autograd.
+
+    Args:
+        given: the solve.
+        z: the initial state ``(batch, width)``.
+        tensors: weight, bias and time weight of each layer.
+        gradients: of the final state and of the saved states.
+    """
+    twice = torch.is_grad_enabled()
+    inputs = [x for x in (z, *tensors) if x is not None and x.requires_grad]
+    with torch.enable_grad():
+        final, zs = _again(given, z, tensors)
+        outputs = [final] if zs is None else [final, zs]
+        known = gradients[: len(outputs)]
+        found = iter(torch.autograd.grad(outputs, inputs, known, create_graph=twice, materialize_grads=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in (z, *tensors)]
+
+
+def _again(given: Given, z: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+    """The final state and the saved ones."""
+    field, counter = stack_field(_stack_of(given.stack, tensors)), given.counter
+
+    def counted(t: Tensor, z: Tensor) -> Tensor:
+        counter.add()
+        return field(t, z)
+
+    stepper, grid = Stepper(counted, given.tableau, given.clock), given.grid.tolist()
+    if given.grid.dim() == 2:
+        return integrate_per_sample(stepper, grid, z), None
+    saver = Saver(SavePoints([grid[i] for i in given.saved], 0.0), given.clock) if given.saved else None
+    final = integrate(stepper, grid, z, saver)
+    return final, None if saver is None else saver.stacked(final)
+
+
+def _stack_of(stack: LayerStack, tensors: Sequence[Any]) -> LayerStack:
+    triples = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
+    layers = (
+        layer._replace(weight=w, bias=b, time_weight=t) for layer, (w, b, t) in zip(stack.layers, triples, strict=True)
+    )
+    return stack._replace(layers=tuple(layers))

@@ -1,0 +1,467 @@
+/* Solves with given steps, forward and back; a part of kernel.h. */
+
+typedef struct {
+    const Solve *solve;
+    Packed *packed;
+    T *memory;                     /* of the packed weights */
+    int64_t *rows, *x_at, *pre_at; /* of each layer: rows in a sample; where its input and what its activation sees lie in a slot */
+    int64_t *g_at, *w_at;          /* where the gradient of its output lies in a slot; its gradients in a part's sums */
+    int64_t slot, g_slot, sums;    /* sizes: vectors in a slot of a stage, and of its gradients; numbers in a part's sums */
+    int64_t blocks, parts, group;  /* group: steps whose gradients of the weights are taken together */
+    T *part_sums;
+    int64_t tape_block;            /* vectors of a block on the tape */
+} Plan;
+
+static void NAME(free_plan)(Plan *plan) {
+    free(plan->packed);
+    free(plan->memory);
+    free(plan->rows);
+    free(plan->part_sums);
+}
+
+static int NAME(make_plan)(Plan *plan, const Solve *solve) {
+    int64_t n = solve->n_layers, numbers = 0, width = solve->width, at = 0, g_at = 0, sums = 0;
+    memset(plan, 0, sizeof *plan);
+    plan->solve = solve;
+    plan->rows = malloc(5 * n * sizeof(int64_t));
+    plan->packed = malloc(n * sizeof(Packed));
+    if (!plan->rows || !plan->packed) return NAME(free_plan)(plan), NO_MEMORY;
+    plan->x_at = plan->rows + n;
+    plan->pre_at = plan->x_at + n;
+    plan->g_at = plan->pre_at + n;
+    plan->w_at = plan->g_at + n;
+    for (int64_t j = 0; j < n; j++) {
+        const Layer *layer = &solve->layers[j];
+        int64_t rows = width / layer->fan_in, out = rows * layer->fan_out;
+        plan->rows[j] = rows;
+        plan->x_at[j] = at;
+        at += 2 * width;
+        plan->pre_at[j] = at;
+        if (layer->activation >= SILU) at += 2 * out;
+        plan->g_at[j] = g_at;
+        g_at += 2 * out;
+        plan->w_at[j] = sums;
+        sums += (layer->fan_in + 2) * layer->fan_out;
+        numbers += 2 * (layer->fan_in + 1) * layer->fan_out;
+        width = out;
+    }
+    plan->slot = at;
+    plan->g_slot = g_at;
+    plan->sums = sums;
+    plan->blocks = (solve->batch + BLOCK - 1) / BLOCK;
+    plan->parts = smaller(plan->blocks, MOST_PARTS);
+    int64_t stage_bytes = (at + g_at) * (int64_t)sizeof(vec);
+    plan->group = larger(1, smaller(GROUP, CACHE / stage_bytes) / solve->n_stages);
+    plan->tape_block = solve->keep == KEEP_STAGES ? solve->n_steps * solve->n_stages * plan->slot
+                       : solve->keep == KEEP_STATES
+                           ? (solve->n_steps + plan->group - 1) / plan->group * 2 * solve->width
+                           : 0;
+    if (!(plan->memory = aligned(numbers * sizeof(T)))) return NAME(free_plan)(plan), NO_MEMORY;
+    T *free_place = plan->memory;
+    for (int64_t j = 0; j < n; j++) {
+        const Layer *layer = &solve->layers[j];
+        int64_t k = layer->fan_in, o = layer->fan_out;
+        Packed *packed = &plan->packed[j];
+        packed->forward = free_place;
+        packed->back = packed->forward + k * o;
+        packed->bias = packed->back + k * o;
+        packed->time = layer->time_weight ? packed->bias + o : NULL;
+        free_place = packed->bias + 2 * o;
+        NAME(pack)(layer->weight, k, o, layer->stride_in, layer->stride_out, packed->forward);
+        NAME(pack)(layer->weight, o, k, layer->stride_out, layer->stride_in, packed->back);
+        for (int64_t i = 0; i < o; i++) packed->bias[i] = ((const T *)layer->bias)[i * layer->bias_stride];
+        for (int64_t i = 0; packed->time && i < o; i++)
+            packed->time[i] = ((const T *)layer->time_weight)[i * layer->time_stride];
+    }
+    return 0;
+}
+
+static int64_t NAME(first_block)(const Plan *plan, int64_t part) { return part * plan->blocks / plan->parts; }
+
+static int64_t NAME(widest)(const Solve *solve) {
+    int64_t most = 0;
+    for (int64_t j = 0; j < solve->n_layers; j++) most = larger(most, solve->layers[j].fan_out);
+    return most;
+}
+
+/* The samples of a block, feature by feature; places without a sample hold the block's last one, or zero. */
+static void NAME(load)(const T *from, int64_t width, int64_t count, int zero, vec *to) {
+    T *numbers = (T *)to;
+    for (int64_t i = 0; i < width; i++)
+        for (int64_t s = 0; s < BLOCK; s++)
+            numbers[i * BLOCK + s] = s < count ? from[s * width + i] : zero ? 0 : from[(count - 1) * width + i];
+}
+
+static void NAME(store)(const vec *from, int64_t width, int64_t count, T *to) {
+    const T *numbers = (const T *)from;
+    for (int64_t s = 0; s < count; s++)
+        for (int64_t i = 0; i < width; i++) to[s * width + i] = numbers[i * BLOCK + s];
+}
+
+/* A step of a block: its size, the same for all samples or one for each, and the times of its ends. */
+typedef struct {
+    double h, start, end; /* of all samples; the ends as fractions of the interval */
+    const double *starts, *ends; /* of each sample of the block, NULL where all have the same */
+    vec sizes[2];
+} Span;
+
+static Span NAME(span)(const Solve *solve, double start, double end) {
+    Span span = {(end - start) * (solve->t1 - solve->t0), start, end, NULL, NULL, {{0}, {0}}};
+    return span;
+}
+
+static Span NAME(span_each)(const Solve *solve, const double *starts, const double *ends) {
+    Span span = {0, 0, 0, starts, ends, {{0}, {0}}};
+    T *sizes = (T *)span.sizes;
+    for (int64_t s = 0; s < BLOCK; s++) sizes[s] = (T)((ends[s] - starts[s]) * (solve->t1 - solve->t0));
+    return span;
+}
+
+/* w h, for both vectors of a block */
+static inline void NAME(scaled)(const Span *span, double w, vec *found) {
+    const vec zero = {0};
+    for (int half = 0; half < 2; half++)
+        found[half] = span->starts ? span->sizes[half] * (T)w : zero + (T)(w * span->h);
+}
+
+static double NAME(at)(const Solve *solve, double theta) {
+    return theta == 1 ? solve->t1 : solve->t0 + theta * (solve->t1 - solve->t0);
+}
+
+/* The times of a stage, for both vectors of a block. */
+static inline void NAME(stage_time)(const Solve *solve, const Span *span, double c, vec *t) {
+    const vec zero = {0};
+    if (span->starts) {
+        T *times = (T *)t;
+        for (int64_t s = 0; s < BLOCK; s++) {
+            double theta = c == 1 ? span->ends[s] : span->starts[s] + c * (span->ends[s] - span->starts[s]);
+            times[s] = (T)NAME(at)(solve, theta);
+        }
+    } else
+        t[0] = t[1] = zero + (T)NAME(at)(solve, span->start + c * (span->end - span->start));
+}
+
+/* y = z + h sum_j weights[j stride] k_j, n vectors each */
+static void NAME(combine)(const vec *z, const Span *span, const double *weights, int64_t stride, int64_t count, const vec *k,
+                          vec *y, int64_t n) {
+    if (y != z) memcpy(y, z, n * sizeof(vec));
+    for (int64_t j = 0; j < count; j++) {
+        if (weights[j * stride] == 0) continue;
+        vec w[2];
+        NAME(scaled)(span, weights[j * stride], w);
+        for (int64_t i = 0; i < n; i += 2) {
+            y[i] += k[j * n + i] * w[0];
+            y[i + 1] += k[j * n + i + 1] * w[1];
+        }
+    }
+}
+
+/* The field at the state at the start of a slot; all that the backward pass needs stays in the slot. */
+static void NAME(evaluate)(const Plan *plan, const vec *t, vec *slot, vec *k) {
+    const Solve *solve = plan->solve;
+    for (int64_t j = 0; j < solve->n_layers; j++) {
+        const Layer *layer = &solve->layers[j];
+        const Packed *packed = &plan->packed[j];
+        const vec *x = slot + plan->x_at[j];
+        vec *after = j + 1 < solve->n_layers ? slot + plan->x_at[j + 1] : k;
+        vec *y = layer->activation >= SILU ? slot + plan->pre_at[j] : after;
+        for (int64_t r = 0; r < plan->rows[j]; r++)
+            NAME(product)(layer->fan_in, layer->fan_out, packed->forward, packed->bias, packed->time, t,
+                          x + 2 * r * layer->fan_in, y + 2 * r * layer->fan_out);
+        if (layer->activation != IDENTITY)
+            NAME(activate)(layer->activation, y, after, 2 * plan->rows[j] * layer->fan_out);
+    }
+}
+
+/* The step of that number; `edges` has room for the fractions of a block's samples at both of its ends. */
+static Span NAME(span_of)(const Solve *solve, int64_t block, int64_t number, double *edges) {
+    if (!solve->each) return NAME(span)(solve, solve->grid[number], solve->grid[number + 1]);
+    for (int64_t s = 0; s < BLOCK; s++) {
+        int64_t sample = smaller(block * BLOCK + s, solve->batch - 1);
+        edges[s] = solve->grid[number * solve->batch + sample];
+        edges[BLOCK + s] = solve->grid[(number + 1) * solve->batch + sample];
+    }
+    return NAME(span_each)(solve, edges, edges + BLOCK);
+}
+
+/* Whether a step moves no sample of a block: all have arrived. */
+static int NAME(stands)(const Span *span) {
+    if (!span->starts) return 0;
+    for (int64_t s = 0; s < BLOCK; s++)
+        if (span->starts[s] != span->ends[s]) return 0;
+    return 1;
+}
+
+/* One step from z to z; slots: one for each stage, or, if `one_slot`, one for all. */
+static void NAME(step)(const Plan *plan, const Span *span, vec *z, vec *k, vec *slots, int one_slot) {
+    const Solve *solve = plan->solve;
+    int64_t n = 2 * solve->width, stages = solve->n_stages;
+    for (int64_t i = 0; i < stages; i++) {
+        vec *slot = one_slot ? slots : slots + i * plan->slot, t[2];
+        NAME(combine)(z, span, solve->a + i * stages, 1, i, k, slot, n);
+        NAME(stage_time)(solve, span, solve->c[i], t);
+        NAME(evaluate)(plan, t, slot, k + i * n);
+    }
+    NAME(combine)(z, span, solve->b, 1, stages, k, z, n);
+}
+
+/* ---- forward ---- */
+
+static void NAME(forward_block)(const Plan *plan, int64_t block, vec *scratch) {
+    const Solve *solve = plan->solve;
+    int64_t n = 2 * solve->width, stages = solve->n_stages, width = solve->width, next = 0;
+    int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
+    vec *z = scratch, *k = z + n, *own = k + stages * n;
+    vec *tape = (vec *)solve->tape + block * plan->tape_block;
+    int kept = solve->keep == KEEP_STAGES;
+    double edges[2 * BLOCK];
+    NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
+    for (int64_t number = 0;; number++) {
+        for (; next < solve->n_saved && solve->saved[next] == number; next++)
+            NAME(store)(z, width, count, (T *)solve->zs + (next * solve->batch + first) * width);
+        if (number == solve->n_steps) break;
+        if (solve->keep == KEEP_STATES && number % plan->group == 0)
+            memcpy(tape + number / plan->group * n, z, n * sizeof(vec));
+        Span span = NAME(span_of)(solve, block, number, edges);
+        if (!NAME(stands)(&span))
+            NAME(step)(plan, &span, z, k, kept ? tape + number * stages * plan->slot : own, !kept);
+    }
+    NAME(store)(z, width, count, (T *)solve->z1 + first * width);
+}
+
+static int NAME(forward_part)(void *context, int64_t part) {
+    const Plan *plan = context;
+    vec *scratch = aligned((2 * plan->solve->width * (1 + plan->solve->n_stages) + plan->slot) * sizeof(vec));
+    if (!scratch) return NO_MEMORY;
+    for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++)
+        NAME(forward_block)(plan, block, scratch);
+    free(scratch);
+    return 0;
+}
+
+static int NAME(forward)(const Solve *solve) {
+    Plan plan;
+    if (NAME(make_plan)(&plan, solve)) return NO_MEMORY;
+    int code = in_parallel(NAME(forward_part), &plan, plan.parts, solve->threads);
+    NAME(free_plan)(&plan);
+    return code;
+}
+
+static int64_t NAME(tape_size)(const Solve *solve) {
+    Plan plan;
+    if (NAME(make_plan)(&plan, solve)) return -1;
+    int64_t bytes = plan.blocks * plan.tape_block * (int64_t)sizeof(vec);
+    NAME(free_plan)(&plan);
+    return bytes;
+}
+
+/* ---- backward ---- */
+
+/* From the gradient of the field's value, at the place of the last layer in g_slot, to that of the state. */
+static void NAME(pull_back)(const Plan *plan, const vec *slot, vec *g_slot, vec *g) {
+    const Solve *solve = plan->solve;
+    for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
+        const Layer *layer = &solve->layers[j];
+        vec *below = j ? g_slot + plan->g_at[j - 1] : g;
+        for (int64_t r = 0; r < plan->rows[j]; r++)
+            NAME(product)(layer->fan_out, layer->fan_in, plan->packed[j].back, NULL, NULL, NULL,
+                          g_slot + plan->g_at[j] + 2 * r * layer->fan_out, below + 2 * r * layer->fan_in);
+        if (j) {
+            int64_t activation = solve->layers[j - 1].activation;
+            NAME(pull_activation)(activation, slot + (activation >= SILU ? plan->pre_at[j - 1] : plan->x_at[j]), below,
+                                  2 * plan->rows[j] * layer->fan_in);
+        }
+    }
+}
+
+static inline T NAME(sum)(vec x) {
+    T total[VBYTES / sizeof(T)];
+    memcpy(total, &x, sizeof x);
+    for (int64_t half = LANES / 2; half; half /= 2)
+        for (int64_t i = 0; i < half; i++) total[i] += total[i + half];
+    return total[0];
+}
+
+/* Sums of LANES vectors, as one vector. Pairs of vectors are folded into one, half of whose places belong to each. */
+static inline __attribute__((always_inline)) vec NAME(sums)(vec *x) {
+#ifdef __clang__
+    vec found;
+    for (int64_t i = 0; i < LANES; i++) found[i] = NAME(sum)(x[i]);
+    return found;
+#else
+    ivec place;
+    for (int64_t i = 0; i < LANES; i++) place[i] = i;
+#pragma GCC unroll 4
+    for (int64_t d = 1; d < LANES; d *= 2) {
+        ivec odd = (place & (I)d) != 0;
+        ivec left = (place & ~odd) | ((place - (I)d + (I)LANES) & odd); /* a's own places, then b's lower neighbours */
+        ivec right = ((place + (I)d) & ~odd) | ((place + (I)LANES) & odd);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < LANES; i += 2 * d) {
+            vec a = x[i], b = x[i + d];
+            x[i] = __builtin_shuffle(a, b, left) + __builtin_shuffle(a, b, right);
+        }
+    }
+    return x[0];
+#endif
+}
+
+/* Gradients of the weights of a layer from the slots of a group. */
+static void NAME(weight_gradient)(
+    const Plan *plan, int64_t j, const vec *slots, const vec *g_slots, int64_t count, T *gradient) {
+    const Layer *layer = &plan->solve->layers[j];
+    int64_t fan_in = layer->fan_in, fan_out = layer->fan_out, rows = plan->rows[j];
+    enum { HIGH = 4, WIDE = SUMS_WIDE };
+    for (int64_t o = 0; o < fan_out; o += WIDE)
+        for (int64_t k = 0; k < fan_in; k += HIGH) {
+            vec sum[HIGH * WIDE];
+            const vec zero = {0};
+            int64_t x_at[HIGH], g_at[WIDE]; /* beyond the end the last one again, whose sums are not used */
+#pragma GCC unroll 8
+            for (int i = 0; i < HIGH; i++) x_at[i] = 2 * smaller(k + i, fan_in - 1);
+#pragma GCC unroll 8
+            for (int i = 0; i < WIDE; i++) g_at[i] = 2 * smaller(o + i, fan_out - 1);
+#pragma GCC unroll 16
+            for (int i = 0; i < HIGH * WIDE; i++) sum[i] = zero;
+            for (int64_t slot = 0; slot < count; slot++) {
+                const vec *x = slots + slot * plan->slot + plan->x_at[j];
+                const vec *g = g_slots + slot * plan->g_slot + plan->g_at[j];
+                for (int64_t r = 0; r < rows; r++, x += 2 * fan_in, g += 2 * fan_out) {
+#pragma GCC unroll 2
+                    for (int half = 0; half < 2; half++) {
+                        vec right[WIDE];
+#pragma GCC unroll 8
+                        for (int m = 0; m < WIDE; m++) right[m] = g[g_at[m] + half];
+#pragma GCC unroll 8
+                        for (int i = 0; i < HIGH; i++) {
+                            vec left = x[x_at[i] + half];
+#pragma GCC unroll 8
+                            for (int m = 0; m < WIDE; m++) sum[i * WIDE + m] += left * right[m];
+                        }
+                    }
+                }
+            }
+            T total[HIGH * WIDE];
+            for (int64_t i = 0; i < HIGH * WIDE; i += LANES) {
+                vec found = NAME(sums)(sum + i);
+                memcpy(total + i, &found, sizeof found);
+            }
+            for (int64_t i = 0; i < HIGH && k + i < fan_in; i++)
+                for (int64_t m = 0; m < WIDE && o + m < fan_out; m++)
+                    gradient[(k + i) * fan_out + o + m] += total[i * WIDE + m];
+        }
+}
+
+/* Gradients of the biases and time weights of a layer; times: two vectors for each slot; `room` is for two vectors for each
+ * output. */
+static void NAME(bias_gradient)(
+    const Plan *plan, int64_t j, const vec *g_slots, int64_t count, const vec *times, vec *room, T *bias, T *time) {
+    int64_t fan_out = plan->solve->layers[j].fan_out, rows = plan->rows[j];
+    vec *sum = room, *weighted = room + fan_out;
+    int timed = plan->packed[j].time != NULL;
+    memset(room, 0, 2 * fan_out * sizeof(vec));
+    for (int64_t slot = 0; slot < count; slot++, times += 2) {
+        const vec *g = g_slots + slot * plan->g_slot + plan->g_at[j];
+        for (int64_t r = 0; r < rows; r++, g += 2 * fan_out) {
+            for (int64_t o = 0; o < fan_out; o++) sum[o] += g[2 * o] + g[2 * o + 1];
+            for (int64_t o = 0; timed && o < fan_out; o++) weighted[o] += g[2 * o] * times[0] + g[2 * o + 1] * times[1];
+        }
+    }
+    for (int64_t o = 0; o < fan_out; o++) bias[o] += NAME(sum)(sum[o]);
+    for (int64_t o = 0; timed && o < fan_out; o++) time[o] += NAME(sum)(weighted[o]);
+}
+
+static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, T *sums) {
+    const Solve *solve = plan->solve;
+    int64_t n = 2 * solve->width, stages = solve->n_stages, width = solve->width, next = solve->n_saved;
+    int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first), most = plan->group * stages;
+    int again = solve->keep == KEEP_STATES;
+    vec *gradient = scratch, *pulled = gradient + n, *entering = pulled + stages * n, *k = entering + n, *z = k + stages * n;
+    vec *g_slots = z + n, *times = g_slots + most * plan->g_slot, *room = times + 2 * most;
+    vec *own = room + 2 * NAME(widest)(solve);
+    const vec *tape = (const vec *)solve->tape + block * plan->tape_block;
+    double edges[2 * BLOCK];
+    NAME(load)((const T *)solve->g1 + first * width, width, count, 1, gradient);
+    int64_t number = solve->n_steps;
+    for (;;) {
+        int64_t from = number ? (number - 1) / plan->group * plan->group : 0, filled = 0;
+        const vec *slots = again ? own : tape + from * stages * plan->slot;
+        if (again && number) {
+            memcpy(z, tape + from / plan->group * n, n * sizeof(vec));
+            for (int64_t i = from; i < number; i++) {
+                Span span = NAME(span_of)(solve, block, i, edges);
+                if (NAME(stands)(&span)) break; /* and so do all that follow */
+                NAME(step)(plan, &span, z, k, own + (i - from) * stages * plan->slot, 0);
+            }
+        }
+        for (;; number--) {
+            for (; next > 0 && solve->saved[next - 1] == number; next--) {
+                NAME(load)((const T *)solve->gs + ((next - 1) * solve->batch + first) * width, width, count, 1, entering);
+                for (int64_t i = 0; i < n; i++) gradient[i] += entering[i];
+            }
+            if (number == from) break;
+            Span span = NAME(span_of)(solve, block, number - 1, edges);
+            if (NAME(stands)(&span)) continue;
+            filled = larger(filled, (number - from) * stages);
+            for (int64_t i = stages - 1; i >= 0; i--) {
+                int64_t slot = (number - 1 - from) * stages + i;
+                vec *g_slot = g_slots + slot * plan->g_slot, *value = g_slot + plan->g_at[solve->n_layers - 1], w[2];
+                NAME(scaled)(&span, solve->b[i], w);
+                for (int64_t m = 0; m < n; m += 2) {
+                    value[m] = gradient[m] * w[0];
+                    value[m + 1] = gradient[m + 1] * w[1];
+                }
+                NAME(combine)(value, &span, solve->a + (i + 1) * stages + i, stages, stages - i - 1, pulled + (i + 1) * n,
+                              value, n);
+                NAME(stage_time)(solve, &span, solve->c[i], times + 2 * slot);
+                NAME(pull_back)(plan, slots + slot * plan->slot, g_slot, pulled + i * n);
+            }
+            for (int64_t i = 0; i < stages; i++)
+                for (int64_t m = 0; m < n; m++) gradient[m] += pulled[i * n + m];
+        }
+        for (int64_t j = 0; filled && j < solve->n_layers; j++) {
+            const Layer *layer = &solve->layers[j];
+            T *weight = sums + plan->w_at[j], *bias = weight + layer->fan_in * layer->fan_out;
+            NAME(weight_gradient)(plan, j, slots, g_slots, filled, weight);
+            NAME(bias_gradient)(plan, j, g_slots, filled, times, room, bias, bias + layer->fan_out);
+        }
+        if (number == 0) break;
+    }
+    NAME(store)(gradient, width, count, (T *)solve->g0 + first * width);
+}
+
+static int NAME(backward_part)(void *context, int64_t part) {
+    const Plan *plan = context;
+    const Solve *solve = plan->solve;
+    int64_t n = 2 * solve->width, most = plan->group * solve->n_stages;
+    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->g_slot + 2) + 2 * NAME(widest)(solve);
+    if (solve->keep == KEEP_STATES) vectors += most * plan->slot;
+    vec *scratch = aligned(vectors * sizeof(vec));
+    if (!scratch) return NO_MEMORY;
+    for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++)
+        NAME(backward_block)(plan, block, scratch, plan->part_sums + part * plan->sums);
+    free(scratch);
+    return 0;
+}
+
+static int NAME(backward)(const Solve *solve) {
+    Plan plan;
+    if (NAME(make_plan)(&plan, solve)) return NO_MEMORY;
+    plan.part_sums = calloc(larger(1, plan.parts * plan.sums), sizeof(T));
+    if (!plan.part_sums) return NAME(free_plan)(&plan), NO_MEMORY;
+    int code = in_parallel(NAME(backward_part), &plan, plan.parts, solve->threads);
+    for (int64_t j = 0; j < solve->n_layers; j++) {
+        const Layer *layer = &solve->layers[j];
+        T *to[] = {layer->weight_gradient, layer->bias_gradient, layer->time_gradient};
+        int64_t sizes[] = {layer->fan_in * layer->fan_out, layer->fan_out, layer->time_weight ? layer->fan_out : 0};
+        int64_t at = plan.w_at[j];
+        for (int i = 0; i < 3; at += sizes[i], i++) {
+            if (!to[i]) continue;
+            for (int64_t m = 0; m < sizes[i]; m++) to[i][m] = 0;
+            for (int64_t part = 0; part < plan.parts; part++)
+                for (int64_t m = 0; m < sizes[i]; m++) to[i][m] += plan.part_sums[part * plan.sums + at + m];
+        }
+    }
+    NAME(free_plan)(&plan);
+    return code;
+}

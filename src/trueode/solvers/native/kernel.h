@@ -1,0 +1,38 @@
+/* The numerics, for numbers of type T and vectors of VBYTES bytes; native.c includes this file once for each such pair.
+ *
+ * Samples go in blocks of two vectors. Inside of a block everything lies feature by feature, the samples of a feature side by
+ * side, so that a layer is a sum of vectors times scalars, whatever its widths are; samples meet in the gradients of the
+ * weights alone. These are summed by block, block after block inside of a part, part after part: the number of threads plays
+ * no role.
+ */
+
+#define vec NAME(vec)
+#define ivec NAME(ivec)
+#define Packed NAME(Packed)
+#define Plan NAME(Plan)
+#define Span NAME(Span)
+#define Together NAME(Together)
+#define Apart NAME(Apart)
+#define LANES ((int64_t)(VBYTES / sizeof(T)))
+#define BLOCK (2 * LANES)
+
+typedef T vec __attribute__((vector_size(VBYTES)));
+typedef I ivec __attribute__((vector_size(VBYTES)));
+
+#include "activations.h"
+#include "layers.h"
+#include "given.h"
+#include "chosen.h"
+
+#undef vec
+#undef ivec
+#undef Packed
+#undef Plan
+#undef Span
+#undef Together
+#undef Apart
+#undef LANES
+#undef BLOCK
+#undef TYPE
+#undef T
+#undef I

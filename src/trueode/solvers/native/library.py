@@ -1,0 +1,198 @@
+"""The compiled kernel: found, loaded, and told which instruction set to use."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_int64, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any, NamedTuple
+
+VARIABLE = "TRUEODE_NATIVE"  # of the environment: "off", or the name of an instruction set
+
+
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+class Layer(Structure):
+    """As in native.c."""
+
+    _fields_ = (
+        *_fields(c_int64, "fan_in fan_out stride_in stride_out bias_stride time_stride activation"),
+        *_fields(c_void_p, "weight bias time_weight weight_gradient bias_gradient time_gradient"),
+    )
+
+
+class Solve(Structure):
+    """As in native.c; ``held``: what must live as long."""
+
+    held: Any
+
+    _fields_ = (
+        *_fields(c_int64, "batch width n_layers n_steps n_stages n_saved keep threads each"),
+        *_fields(c_double, "t0 t1"),
+        *_fields(c_void_p, "layers a b c grid saved z0 z1 zs tape g1 gs g0"),
+    )
+
+
+class Chosen(Structure):
+    """As in native.c."""
+
+    _fields_ = (
+        ("solve", Solve),
+        *_fields(c_int64, "n_stages fsal error_order max_steps"),
+        *_fields(c_void_p, "a b c error"),
+        *_fields(c_double, "rtol atol first_step"),
+        *_fields(c_int64, "status calls n_rows"),
+        *_fields(c_void_p, "accepted rejected trace"),
+    )
+
+
+class Kernel(NamedTuple):
+    """The kernel for one instruction set."""
+
+    library: Any
+    number: int
+    name: str
+
+    def forward(self, wide: bool, solve: Solve) -> None:
+        """Solve with given steps; ``wide``: in double precision, here and below."""
+        _done(self.library.trueode_forward(self.number, wide, byref(solve)))
+
+    def backward(self, wide: bool, solve: Solve) -> None:
+        """Gradients of such a solve."""
+        _done(self.library.trueode_backward(self.number, wide, byref(solve)))
+
+    def choose(self, wide: bool, chosen: Chosen) -> bool:
+        """Solve with steps of its own choice; whether that went well."""
+        code = self.library.trueode_choose(self.number, wide, byref(chosen))
+        if code != FAILED:
+            _done(code)
+        return bool(code != FAILED)
+
+    def take(self, wide: bool, chosen: Chosen, grid: int, errors: int, tape: int | None) -> None:
+        """Take the steps of `choose`, at the addresses given."""
+        _done(self.library.trueode_take(self.number, wide, byref(chosen), grid, errors, tape))
+
+    def tape_size(self, wide: bool, solve: Solve) -> int:
+        """Bytes that a forward pass keeps for the backward pass."""
+        size = int(self.library.trueode_tape_size(self.number, wide, byref(solve)))
+        _done(NO_MEMORY if size < 0 else 0)
+        return size
+
+
+FAILED, NO_MEMORY = 1, 2
+
+
+def _done(code: int) -> None:
+    if code:
+        raise MemoryError("There is not enough memory for the solve.")
+
+
+@cache
+def _load() -> tuple[Any, str]:
+    """The library, or None and why there is none."""
+    folder = Path(__file__).parent
+    found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernel{suffix}").is_file()]
+    if not found:
+        return None, "it was not built: at the installation there was no compiler that could"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+        declare(library)
+    except (OSError, AttributeError) as failure:
+        return None, f"{found[0].name} cannot be loaded: {failure}"
+    sizes = (c_int64 * 3)()
+    library.trueode_sizes(sizes)
+    if list(sizes) != [ctypes.sizeof(each) for each in (Layer, Solve, Chosen)]:
+        return None, f"{found[0].name} was built from another version of the source: install the package again"
+    return library, ""
+
+
+def declare(library: Any) -> None:
+    """Tell ctypes the signatures."""
+    for name in ("forward", "backward"):
+        getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Solve))
+    library.trueode_choose.argtypes = (c_int64, c_int64, POINTER(Chosen))
+    library.trueode_take.argtypes = (c_int64, c_int64, POINTER(Chosen), c_void_p, c_void_p, c_void_p)
+    library.trueode_tape_size.argtypes = (c_int64, c_int64, POINTER(Solve))
+    library.trueode_tape_size.restype = c_int64
+    library.trueode_has.argtypes = (c_int64,)
+    library.trueode_has.restype = c_int
+    library.trueode_name.argtypes = (c_int64,)
+    library.trueode_name.restype = c_char_p
+    library.trueode_sizes.argtypes = (POINTER(c_int64),)
+    library.trueode_sizes.restype = None
+
+
+@cache
+def _kernels() -> dict[str, Kernel]:
+    """The kernels that this machine can run, by the name of their instruction set, the fastest first."""
+    library, _ = _load()
+    kernels: dict[str, Kernel] = {}
+    number = 0
+    while library is not None and (has := library.trueode_has(number)) >= 0:
+        if has:
+            name = library.trueode_name(number).decode()
+            kernels[name] = Kernel(library, number, name)
+        number += 1
+    return kernels
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that the kernel was compiled for and this machine has, the fastest first."""
+    return tuple(_kernels())
+
+
+_current: list[Kernel | None] = []  # one entry, once it was asked for
+
+
+def kernel() -> Kernel | None:
+    """The kernel in use; None where there is none, which is told once."""
+    if not _current:
+        _current.append(_first())
+    return _current[0]
+
+
+def _first() -> Kernel | None:
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "off":
+        return None
+    kernels = _kernels()
+    if wanted and wanted not in kernels:
+        known = ", ".join(["off", *kernels])
+        warnings.warn(f"{VARIABLE}={wanted!r} is not available here; known are {known}.", RuntimeWarning, stacklevel=2)
+    if not kernels:
+        warnings.warn(
+            f"The compiled kernel is not used ({_load()[1]}); the portable path gives the same results and takes longer. "
+            f"{VARIABLE}=off leaves this unsaid.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return kernels.get(wanted) or next(iter(kernels.values()))
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """A block in which another instruction set is used, or none: ``"off"``."""
+    before = kernel()
+    _current[0] = None if name == "off" else _kernels()[name]
+    try:
+        yield
+    finally:
+        _current[0] = before
+
+
+def describe() -> str:
+    """Which path whole solves of fields made of layers take here, in words."""
+    if os.environ.get(VARIABLE) == "off":
+        return f"portable path ({VARIABLE}=off)"
+    _, reason = _load()
+    active = None if reason else kernel()
+    return f"portable path (no compiled kernel: {reason})" if active is None else f"compiled kernel, {active.name}"

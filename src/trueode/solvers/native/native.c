@@ -1,0 +1,357 @@
+/* Whole solves of fields made of matrix layers, forward and back: a block of samples stays in the cache from the first step
+ * to the last. Plain pointers in, plain pointers out; no header of Python or PyTorch is needed. kernel.h holds the numerics,
+ * compiled once for each type of numbers and each instruction set; here are the parts that do not depend on these: threads,
+ * and the choice of the instruction set at run time.
+ */
+
+#include <float.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Identity and those activations whose derivative follows from their value come first. */
+enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS };
+enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
+enum { GROUP = 16, MOST_PARTS = 16, CACHE = 600000 }; /* stages in a group; parts of a batch; bytes that a group may fill */
+
+/* A layer: x @ weight + bias + t * time_weight on rows of fan_in numbers; strides in numbers. */
+typedef struct {
+    int64_t fan_in, fan_out, stride_in, stride_out, bias_stride, time_stride;
+    int64_t activation;
+    const void *weight, *bias, *time_weight; /* the last one may be NULL */
+    void *weight_gradient, *bias_gradient, *time_gradient; /* contiguous (fan_in, fan_out), (fan_out), (fan_out) */
+} Layer;
+
+/* A solve for states (batch, width). Steps are given as fractions of the interval, as everywhere in this package. */
+typedef struct {
+    int64_t batch, width, n_layers, n_steps, n_stages, n_saved, keep, threads;
+    int64_t each;          /* whether every sample has steps of its own */
+    double t0, t1;
+    const Layer *layers;
+    const double *a, *b, *c; /* (n_stages, n_stages), (n_stages), (n_stages): the stages that advance the solution */
+    const double *grid;    /* (n_steps + 1), or (n_steps + 1, batch), where a sample that has arrived stays at 1 */
+    const int64_t *saved;  /* (n_saved): numbers of grid points at which states are saved, ascending */
+    const void *z0;        /* (batch, width) */
+    void *z1, *zs;         /* (batch, width); (n_saved, batch, width) */
+    void *tape;            /* of the size that tape_size tells, aligned to 64 bytes; NULL if nothing is kept */
+    const void *g1, *gs;   /* gradients of z1 and zs */
+    void *g0;              /* gradient of z0 */
+} Solve;
+
+enum { SUCCESS, FAILED, NO_MEMORY };
+
+/* A solve that chooses its steps, and the steps that it took. */
+typedef struct {
+    Solve solve;             /* without n_steps, grid and tape; `keep`: whether states are kept for the backward pass */
+    int64_t n_stages, fsal, error_order, max_steps;
+    const double *a, *b, *c, *error; /* with all stages; weights of the estimate of the error */
+    double rtol, atol, first_step;   /* first_step: 0 where it is to be found */
+    /* results; `column` is 1, or the batch where every sample has steps of its own */
+    int64_t status, calls, n_rows; /* calls of the field; accepted steps, the most of a column */
+    int64_t *accepted, *rejected;  /* (column), given by the caller */
+    void *trace;                   /* to be taken and freed by take */
+} Chosen;
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* ---- threads: helpers that wait for the next call, awake for a moment, then asleep ---- */
+
+typedef struct {
+    int (*work)(void *context, int64_t part);
+    void *context;
+    int64_t parts;
+    atomic_llong next; /* the next part to be done */
+    atomic_int failed;
+} Job;
+
+typedef struct {
+    Job *_Atomic job; /* what is to be done; NULL: nothing */
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+} Helper;
+
+enum { MOST_HELPERS = 255, AWAKE = 4000 }; /* turns of waiting before a helper falls asleep: some tenth of a millisecond */
+
+static Helper helpers[MOST_HELPERS];
+static int64_t n_helpers;
+static atomic_flag in_use = ATOMIC_FLAG_INIT; /* by a call; other threads that call meanwhile work alone */
+static atomic_int process;                     /* that has the helpers; after a fork there are none */
+
+static void do_parts(Job *job) {
+    for (;;) {
+        int64_t part = atomic_fetch_add(&job->next, 1);
+        if (part >= job->parts) return;
+        int code = job->work(job->context, part);
+        if (code) atomic_store(&job->failed, code);
+    }
+}
+
+static void breathe(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void *help(void *argument) {
+    Helper *self = argument;
+    for (;;) {
+        for (int turn = 0; turn < AWAKE && !atomic_load(&self->job); turn++) breathe();
+        if (!atomic_load(&self->job)) {
+            pthread_mutex_lock(&self->mutex);
+            while (!atomic_load(&self->job)) pthread_cond_wait(&self->wake, &self->mutex);
+            pthread_mutex_unlock(&self->mutex);
+        }
+        do_parts(atomic_load(&self->job));
+        atomic_store(&self->job, NULL);
+    }
+    return NULL;
+}
+
+static void start_helpers(int64_t wanted) {
+    pthread_attr_t detached;
+    pthread_t thread;
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    for (; n_helpers < wanted; n_helpers++) {
+        Helper *helper = &helpers[n_helpers];
+        atomic_store(&helper->job, NULL);
+        pthread_mutex_init(&helper->mutex, NULL);
+        pthread_cond_init(&helper->wake, NULL);
+        if (pthread_create(&thread, &detached, help, helper)) break;
+    }
+    pthread_attr_destroy(&detached);
+}
+
+/* Does all parts; which thread does which makes no difference to the results. Returns 0, or what a part returned. */
+static int in_parallel(int (*work)(void *, int64_t), void *context, int64_t parts, int64_t threads) {
+    Job job = {work, context, parts, 0, 0};
+    int64_t wanted = smaller(smaller(threads, parts) - 1, MOST_HELPERS);
+    int me = (int)getpid();
+    if (atomic_exchange(&process, me) != me) {
+        n_helpers = 0;
+        atomic_flag_clear(&in_use);
+    }
+    if (wanted > 0 && !atomic_flag_test_and_set(&in_use)) {
+        start_helpers(wanted);
+        wanted = smaller(wanted, n_helpers);
+        for (int64_t i = 0; i < wanted; i++) {
+            atomic_store(&helpers[i].job, &job);
+            pthread_mutex_lock(&helpers[i].mutex);
+            pthread_cond_signal(&helpers[i].wake);
+            pthread_mutex_unlock(&helpers[i].mutex);
+        }
+        do_parts(&job);
+        for (int64_t i = 0; i < wanted; i++)
+            for (int turn = 1; atomic_load(&helpers[i].job); turn++) turn % 1024 ? breathe() : (void)sched_yield();
+        atomic_flag_clear(&in_use);
+    } else
+        do_parts(&job);
+    return atomic_load(&job.failed);
+}
+
+static void *aligned(size_t bytes) {
+    void *found = NULL;
+    return posix_memalign(&found, 64, bytes ? bytes : 64) ? NULL : found;
+}
+
+/* ---- the choice of steps: as in control.py, which gives the sources ---- */
+
+enum { START, PROBE, FIRST, TRIAL };
+
+static double ulp(double x) { return nextafter(x, INFINITY) - x; }
+
+static double step_factor(double ratio, int64_t order) {
+    if (!isfinite(ratio)) return 0.2;
+    if (ratio == 0) return 10;
+    double factor = 0.9 * pow(ratio, -1.0 / order), least = ratio <= 1 ? 1 : 0.2;
+    factor = factor > least ? factor : least;
+    return factor < 10 ? factor : 10;
+}
+
+static double trial_step(double d0, double d1) { return d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1; }
+
+static double starting_step(double h0, double d1, double d2, int64_t order) {
+    double curvature = d1 > d2 ? d1 : d2;
+    if (isnan(d2) || !isfinite(curvature)) return h0;
+    double h1 = curvature <= 1e-15 ? (1e-3 * h0 > 1e-6 ? 1e-3 * h0 : 1e-6) : pow(0.01 / curvature, 1.0 / order);
+    return 100 * h0 < h1 ? 100 * h0 : h1;
+}
+
+/* The accepted steps of a sample, or of a batch, and states at the start of every group of them. */
+typedef struct {
+    double *grid, *errors; /* fractions at the ends of the steps */
+    void **states;
+    int64_t n, room, kept;
+} Column;
+
+typedef struct {
+    int64_t n;
+    Column columns[];
+} Trace;
+
+static Trace *make_trace(int64_t n) {
+    Trace *trace = calloc(1, sizeof(Trace) + n * sizeof(Column));
+    if (trace) trace->n = n;
+    return trace;
+}
+
+static void free_trace(Trace *trace) {
+    for (int64_t s = 0; s < trace->n; s++) {
+        Column *column = &trace->columns[s];
+        for (int64_t i = 0; i < column->kept; i++) free(column->states[i]);
+        free(column->states);
+        free(column->grid);
+        free(column->errors);
+    }
+    free(trace);
+}
+
+static int append(Column *column, double theta, double ratio) {
+    if (column->n == column->room) {
+        int64_t room = 2 * column->room + 16;
+        double *grid = realloc(column->grid, room * sizeof(double));
+        if (grid) column->grid = grid;
+        double *errors = realloc(column->errors, room * sizeof(double));
+        if (errors) column->errors = errors;
+        if (!grid || !errors) return 0;
+        column->room = room;
+    }
+    column->grid[column->n] = theta;
+    column->errors[column->n++] = ratio;
+    return 1;
+}
+
+static void *add_state(Column *column, size_t bytes) {
+    void **states = realloc(column->states, (column->kept + 1) * sizeof(void *)), *state = malloc(bytes);
+    if (states) column->states = states;
+    if (!states || !state) return free(state), NULL;
+    return column->states[column->kept++] = state;
+}
+
+static int keep_state(Column *column, int64_t steps, const void *state, size_t bytes) {
+    if (column->kept > steps) return 1; /* kept already: the last step was rejected */
+    void *to = add_state(column, bytes);
+    if (to) memcpy(to, state, bytes);
+    return to != NULL;
+}
+
+/* ---- the numerics, for each instruction set and type of numbers ---- */
+
+#define JOIN2(a, b) a##_##b
+#define JOIN(a, b) JOIN2(a, b)
+#define NAME(x) JOIN(JOIN(x, SET), TYPE)
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define X86_SETS
+
+#define SET avx512
+#define VBYTES 64
+#define TILE 8
+#define SUMS_WIDE 4
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#define TYPE f32
+#define T float
+#define I int32_t
+#include "kernel.h"
+#define TYPE f64
+#define T double
+#define I int64_t
+#include "kernel.h"
+#pragma GCC pop_options
+#undef SET
+#undef VBYTES
+#undef TILE
+#undef SUMS_WIDE
+
+#define SET avx2
+#define VBYTES 32
+#define TILE 4
+#define SUMS_WIDE 2
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define TYPE f32
+#define T float
+#define I int32_t
+#include "kernel.h"
+#define TYPE f64
+#define T double
+#define I int64_t
+#include "kernel.h"
+#pragma GCC pop_options
+#undef SET
+#undef VBYTES
+#undef TILE
+#undef SUMS_WIDE
+#endif
+
+#define SET baseline
+#define VBYTES 16
+#define TILE 4
+#define SUMS_WIDE 2
+#define TYPE f32
+#define T float
+#define I int32_t
+#include "kernel.h"
+#define TYPE f64
+#define T double
+#define I int64_t
+#include "kernel.h"
+
+/* ---- the door: instruction sets by number, the best first; functions for float (0) and double (1) ---- */
+
+typedef struct {
+    const char *name;
+    int (*forward[2])(const Solve *), (*backward[2])(const Solve *), (*choose_steps[2])(Chosen *);
+    int (*take[2])(Chosen *, double *, double *, void *);
+    int64_t (*tape_size[2])(const Solve *);
+} Set;
+
+#define FOR(set, function) {function##_##set##_f32, function##_##set##_f64}
+#define A_SET(set) \
+    {#set, FOR(set, forward), FOR(set, backward), FOR(set, choose_steps), FOR(set, take), FOR(set, tape_size)}
+
+static const Set sets[] = {
+#ifdef X86_SETS
+    A_SET(avx512), A_SET(avx2),
+#endif
+    A_SET(baseline)};
+
+/* Whether this machine has the instruction set of that number; -1 beyond the last one. */
+int trueode_has(int64_t set) {
+    if (set < 0 || set >= (int64_t)(sizeof sets / sizeof *sets)) return -1;
+#ifdef X86_SETS
+    __builtin_cpu_init();
+    if (set == 0)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+    if (set == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return 1;
+}
+
+const char *trueode_name(int64_t set) { return sets[set].name; }
+
+/* What the caller's structures must be: their sizes. */
+void trueode_sizes(int64_t *sizes) {
+    sizes[0] = sizeof(Layer);
+    sizes[1] = sizeof(Solve);
+    sizes[2] = sizeof(Chosen);
+}
+
+/* All return 0, FAILED (the steps cannot be chosen: the caller has another way, which tells why) or NO_MEMORY. */
+int trueode_forward(int64_t set, int64_t wide, const Solve *solve) { return sets[set].forward[wide](solve); }
+int trueode_backward(int64_t set, int64_t wide, const Solve *solve) { return sets[set].backward[wide](solve); }
+int trueode_choose(int64_t set, int64_t wide, Chosen *chosen) { return sets[set].choose_steps[wide](chosen); }
+int trueode_take(int64_t set, int64_t wide, Chosen *chosen, double *grid, double *errors, void *tape) {
+    return sets[set].take[wide](chosen, grid, errors, tape);
+}
+
+/* In bytes; -1 if there is no memory to find it. */
+int64_t trueode_tape_size(int64_t set, int64_t wide, const Solve *solve) { return sets[set].tape_size[wide](solve); }

@@ -1,0 +1,313 @@
+"""Solves by the compiled kernel, with their gradients: from tensors to addresses and back.
+
+The gradient is the discrete one, of the steps that were taken (Sandu, 2006, eq. 8), as in gradients/tape.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import addressof, c_double
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trueode.errors import SolveError
+from trueode.layers import LayerStack
+from trueode.solvers.clock import Clock
+from trueode.solvers.control import Reduce
+from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
+from trueode.solvers.integrate import Outcome
+from trueode.solvers.native import library
+from trueode.solvers.native.library import Chosen, Kernel, Layer, Solve
+from trueode.solvers.solution import Counter
+from trueode.solvers.solver import Adaptive, Solver
+from trueode.solvers.tableau import ButcherTableau
+
+ACTIVATIONS = {"identity": 0, "relu": 1, "lrelu": 2, "sigmoid": 3, "tanh": 4, "silu": 5, "softplus": 6}
+"""By the numbers of native.c."""
+NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
+LARGEST_TAPE = 2**25  # bytes: beyond them stages are computed again, which takes less time than fresh memory
+FLOPS_EACH = 1e6  # that a thread must have to do to be worth its waking
+
+
+def integrate(
+    stack: LayerStack,
+    clock: Clock,
+    z: Tensor,
+    solver: Solver,
+    saved: Sequence[int] | None,
+    counter: Counter,
+    *,
+    recompute: bool,
+    reduce: Reduce | None,
+) -> Outcome | None:
+    """Solve by the kernel, with a gradient for the initial state and the layers where they require it.
+
+    Args:
+        stack: the field.
+        clock: the times.
+        z: the initial state ``(batch, width)``.
+        solver: the method and its steps.
+        saved: numbers of the grid points at which states are saved; None: they lie elsewhere, or may do so.
+        counter: counts evaluations of the field.
+        recompute: keep only states, and compute stages again for the gradient.
+        reduce: sums over the ranks that share one batch.
+
+    Returns:
+        The outcome; None where the kernel is not there, is not made for this, or fails: the portable path serves all, and
+        tells what is wrong.
+    """
+    kernel = library.kernel()
+    adaptive = isinstance(solver, Adaptive)
+    if kernel is None or saved is None or (adaptive and reduce is not None) or not _is_served(stack, clock, z):
+        return None
+    tensors = [x for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight)]
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors))
+    run = _Run(kernel, stack, solver.tableau, clock, counter)
+    try:
+        if isinstance(solver, Adaptive):
+            run.each = solver.per_sample
+            return _chosen(run, solver, z, tensors, wanted)
+        fractions = solver.fractions(clock.length)
+    except SolveError:
+        return None
+    grid = torch.tensor(fractions, dtype=torch.float64)
+    run.each = grid.dim() == 2
+    if run.each and grid.shape[1] != len(z):
+        return None
+    order = sorted(range(len(saved)), key=saved.__getitem__)
+    run.grid, run.saved = grid, tuple(saved[i] for i in order)
+    keep = NOTHING if not wanted else STATES if recompute else run.affordable(z)
+    final, zs = _NativeSolve.apply(run, keep, z, *tensors) if wanted else run.forward(z, tensors, NOTHING)
+    counter.add((len(grid) - 1) * run.method.n_stages)
+    if list(run.saved) != list(saved):
+        zs = zs[torch.tensor(order).argsort()]
+    return Outcome(final, zs, grid, len(grid) - 1, 0)
+
+
+def _chosen(run: _Run, solver: Adaptive, z: Tensor, tensors: list[Tensor | None], wanted: bool) -> Outcome | None:
+    with torch.no_grad():
+        outcome = run.choose(solver, z, tensors, wanted)
+    if outcome is not None and wanted:
+        outcome.z = _NativeSolve.apply(run, outcome.z, z, *tensors)[0]
+    return outcome
+
+
+def _is_served(stack: LayerStack, clock: Clock, z: Tensor) -> bool:
+    """Whether the kernel does what calling the field would do."""
+    return (
+        z.device.type == "cpu"
+        and z.dtype in (torch.float32, torch.float64)
+        and z.numel() > 0
+        and clock.length != 0
+        and not clock.differentiable
+        and not torch._C._is_tracing()
+        and all(layer.activation in ACTIVATIONS for layer in stack.layers)
+        and stack.layers[-1].activation == "identity"
+        and all(_is_plain(x, z) for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight))
+    )
+
+
+def _is_plain(x: Tensor | None, z: Tensor) -> bool:
+    return x is None or (x.dtype == z.dtype and x.device == z.device and x.layout == torch.strided and x.numel() > 0)
+
+
+class _Method(NamedTuple):
+    """A method as arrays: the stages that advance the solution, and all of them."""
+
+    n_stages: int
+    a: Any
+    b: Any
+    c: Any
+    all_a: Any
+    all_b: Any
+    all_c: Any
+    error: Any
+
+
+@lru_cache(maxsize=64)
+def _method(tableau: ButcherTableau) -> _Method:
+    def array(values: Sequence[float]) -> Any:
+        return (c_double * len(values))(*values)
+
+    def square(n: int) -> Any:
+        return array([x for row in tableau.a[:n] for x in (*row, *[0.0] * (n - len(row)))])
+
+    n = tableau.advancing_stages
+    error = () if tableau.embedded is None else tableau.error_weights
+    return _Method(
+        n,
+        square(n),
+        array(tableau.b[:n]),
+        array(tableau.c[:n]),
+        square(tableau.stages),
+        array(tableau.b),
+        array(tableau.c),
+        array(error),
+    )
+
+
+class _Run:
+    """A solve on its way forward and back."""
+
+    def __init__(
+        self, kernel: Kernel, stack: LayerStack, tableau: ButcherTableau, clock: Clock, counter: Counter
+    ) -> None:
+        self.kernel, self.stack, self.tableau, self.clock, self.counter = kernel, stack, tableau, clock, counter
+        self.method = _method(tableau)
+        self.each = False
+        self.grid = torch.empty(0)
+        self.saved: tuple[int, ...] = ()
+        self.tape: _Tape | None = None
+        self.keep = NOTHING
+
+    def affordable(self, z: Tensor) -> int:
+        """What may be kept: all stages, if they are not too many."""
+        solve = self._solve(z, self._layers([x for layer in self.stack.layers for x in _tensors(layer)]), STAGES)
+        return STAGES if self.kernel.tape_size(z.dtype == torch.float64, solve) <= LARGEST_TAPE else STATES
+
+    def forward(self, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> tuple[Tensor, Tensor]:
+        """The final state and the saved ones, ``(saved, batch, width)``."""
+        z, wide = z.detach(), z.dtype == torch.float64
+        final, zs = torch.empty_like(z), z.new_empty(len(self.saved), *z.shape)
+        layers = self._layers(tensors)
+        solve = self._solve(z, layers, keep)
+        solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), zs.data_ptr()
+        self.keep = keep
+        if keep:
+            self.tape = _Tape(self.kernel.tape_size(wide, solve))
+            solve.tape = self.tape.address
+        self.kernel.forward(wide, solve)
+        return final, zs
+
+    def choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], wanted: bool) -> Outcome | None:
+        """A solve that chooses its steps; None where it fails."""
+        z, wide, columns = z.detach(), z.dtype == torch.float64, len(z) if self.each else 1
+        final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long)
+        layers, method = self._layers(tensors), self.method
+        solve = self._solve(z, layers, STATES if wanted else NOTHING)
+        solve.z0, solve.z1 = z.data_ptr(), final.data_ptr()
+        chosen = Chosen(
+            solve,
+            self.tableau.stages,
+            self.tableau.fsal,
+            self.tableau.embedded_order + 1,
+            solver.max_steps,
+            *(addressof(x) for x in (method.all_a, method.all_b, method.all_c, method.error)),
+            solver.rtol,
+            solver.atol,
+            solver.first_step or 0.0,
+            accepted=counts[0].data_ptr(),
+            rejected=counts[1].data_ptr(),
+        )
+        if not self.kernel.choose(wide, chosen):
+            return None
+        shape = (columns,) if self.each else ()
+        grid = torch.empty(chosen.n_rows + 1, *shape, dtype=torch.float64)
+        errors = torch.empty(chosen.n_rows, *shape, dtype=torch.float64)
+        self.grid, self.keep = grid, STATES
+        if wanted:
+            solve.n_steps = chosen.n_rows
+            self.tape = _Tape(self.kernel.tape_size(wide, solve))
+        address = None if self.tape is None else self.tape.address
+        self.kernel.take(wide, chosen, grid.data_ptr(), errors.data_ptr(), address)
+        self.counter.add(chosen.calls)
+        accepted, rejected = counts if self.each else (int(x) for x in counts)
+        return Outcome(final, None, grid, accepted, rejected, errors)
+
+    def backward(
+        self, gradient: Tensor, entering: Tensor | None, tensors: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients of the initial state and the layers from those of the final state and the saved ones."""
+        gradient, start = gradient.contiguous(), torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        entering = gradient.new_empty(0) if entering is None else entering.contiguous()
+        found = [None if x is None else x.new_empty(x.shape) for x in tensors]
+        layers = self._layers(tensors, found)
+        solve = self._solve(gradient, layers, self.keep)
+        assert self.tape is not None
+        solve.g1, solve.gs, solve.g0 = gradient.data_ptr(), entering.data_ptr(), start.data_ptr()
+        solve.tape = self.tape.address
+        if self.keep == STATES:
+            self.counter.add((len(self.grid) - 1) * self.method.n_stages)
+        self.kernel.backward(gradient.dtype == torch.float64, solve)
+        return start, found
+
+    def _solve(self, z: Tensor, layers: Any, keep: int) -> Solve:
+        method, n_steps = self.method, max(len(self.grid) - 1, 0)
+        saved = torch.tensor(self.saved, dtype=torch.int64)
+        flops = 2 * sum(x.fan_in * x.fan_out for x in layers) * len(z) * max(n_steps, 8) * method.n_stages
+        threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
+        solve = Solve(
+            len(z), z.shape[1], len(layers), n_steps, method.n_stages, len(self.saved), keep, threads, self.each
+        )
+        solve.t0, solve.t1 = self.clock.t0, self.clock.t1
+        solve.layers = addressof(layers)
+        solve.a, solve.b, solve.c = (addressof(x) for x in (method.a, method.b, method.c))
+        solve.grid, solve.saved = self.grid.data_ptr(), saved.data_ptr()
+        solve.held = layers, saved  # they live as long as their addresses are needed
+        return solve
+
+    def _layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
+        layers = (Layer * len(self.stack.layers))()
+        for i, each in enumerate(self.stack.layers):
+            weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
+            assert weight is not None
+            assert bias is not None
+            layer = layers[i]
+            layer.fan_in, layer.fan_out = weight.shape
+            layer.stride_in, layer.stride_out = weight.stride()
+            (layer.bias_stride,) = bias.stride()
+            layer.activation = ACTIVATIONS[each.activation]
+            layer.weight, layer.bias = weight.data_ptr(), bias.data_ptr()
+            if time_weight is not None:
+                (layer.time_stride,), layer.time_weight = time_weight.stride(), time_weight.data_ptr()
+            if gradients:
+                layer.weight_gradient, layer.bias_gradient, layer.time_gradient = (
+                    None if x is None else x.data_ptr() for x in gradients[3 * i : 3 * i + 3]
+                )
+        return layers
+
+
+def _tensors(layer: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    return layer.weight, layer.bias, layer.time_weight
+
+
+class _Tape:
+    """Memory that is used again once the graph that needs it is gone: touching fresh memory takes as long as a solve."""
+
+    spare: list[Tensor] = []  # noqa: RUF012 - shared on purpose
+    MOST = 4
+
+    def __init__(self, size: int) -> None:
+        fitting = [x for x in self.spare if size <= x.numel() <= 2 * size + 4096]
+        self.memory = min(fitting, key=Tensor.numel) if fitting else torch.empty(size, dtype=torch.uint8)
+        self.spare[:] = [x for x in self.spare if x is not self.memory]
+        self.address = self.memory.data_ptr()
+
+    def __del__(self) -> None:
+        if self.memory.numel() <= LARGEST_TAPE:
+            self.spare.append(self.memory)
+            del self.spare[: -self.MOST]
+
+
+class _NativeSolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: _Run, done: Any, z: Tensor, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``done``: what to keep, or the final state where the forward pass has been done."""
+        ctx.run = run
+        ctx.save_for_backward(z, *tensors)
+        if isinstance(done, Tensor):
+            return done, z.new_empty(0)
+        return run.forward(z, tensors, done)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        z, *tensors = ctx.saved_tensors  # also tells whether a weight was changed in place since the forward solve
+        run: _Run = ctx.run
+        if must_be_recorded(gradients):
+            given = Given(run.stack, run.tableau, run.clock, run.counter, run.grid, run.saved)
+            return None, None, *replay_gradients(given, z, tensors, gradients)
+        start, found = run.backward(gradients[0], gradients[1] if run.saved else None, tensors)
+        return None, None, start, *found

@@ -1,0 +1,407 @@
+"""The compiled kernel gives what the portable path gives, to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from trueode.catalog import METHODS
+from trueode.errors import SolveError
+from trueode.layers import Layer, LayerStack
+from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, OnGrid, Solution, Solver, native, solve
+from trueode.solvers.native import solve as kernel
+from trueode.solvers.stack import stack_field
+
+pytestmark = pytest.mark.skipif(not native.instruction_sets(), reason=f"there is no kernel: {native.describe()}")
+
+SETS = native.instruction_sets()
+BACKPROP = Backprop()
+ACTIVATIONS = [name for name in kernel.ACTIVATIONS if name != "identity"]
+
+
+class Field(nn.Module):
+    """Layers of given widths, some of which act on each of several rows of a sample.
+
+    Args:
+        layers: for each layer its inputs, its outputs and its activation.
+        timed: whether the first layer sees the time.
+    """
+
+    def __init__(self, layers: Sequence[tuple[int, int, str]], timed: bool = False, dtype: torch.dtype = torch.double):
+        super().__init__()
+        draw = torch.Generator().manual_seed(len(layers))
+
+        def numbers(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape, generator=draw, dtype=torch.double).to(dtype))
+
+        # weights as those of nn.Linear: their transposes are what multiplies
+        self.weights = nn.ParameterList(nn.Parameter(numbers(o, i) / (i**0.5)) for i, o, _ in layers)
+        self.biases = nn.ParameterList(nn.Parameter(numbers(o) / 2) for _, o, _ in layers)
+        self.time_weight = numbers(layers[0][1]) if timed else None
+        self.activations = [activation for *_, activation in layers]
+
+    def layer_stack(self, shape: torch.Size) -> LayerStack:
+        times = [self.time_weight, *[None] * len(self.activations)]
+        rows = zip(self.weights, self.biases, self.activations, times, strict=False)
+        return LayerStack(tuple(Layer(w.t(), b, a, t) for w, b, a, t in rows))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return stack_field(self.layer_stack(z.shape))(t, z)
+
+
+def dense(width: int, hidden: int, activation: str, timed: bool = False, dtype: torch.dtype = torch.double) -> Field:
+    layers = [(width, hidden, activation), (hidden, hidden, activation), (hidden, width, "identity")]
+    return Field(layers, timed, dtype)
+
+
+def states(batch: int, width: int, dtype: torch.dtype = torch.double) -> Tensor:
+    draw = torch.Generator().manual_seed(batch)
+    return torch.randn(batch, width, generator=draw, dtype=torch.double).to(dtype)
+
+
+def results(
+    field: Field,
+    z0: Tensor,
+    solver: Solver,
+    t: tuple[float, float] = (0.0, 1.0),
+    gradient: Backprop | Checkpoint = BACKPROP,
+    save_at: Sequence[float] | None = None,
+) -> tuple[Solution, list[Tensor]]:
+    """A solution, with states and gradients of a function of them."""
+    z0 = z0.clone().requires_grad_()
+    solution = solve(field, z0, t, solver=solver, gradient=gradient, save_at=save_at)
+    total = solution.z.square().sum() / len(z0)
+    found = [solution.z.detach()]
+    if solution.zs is not None:
+        total = total + solution.zs.sin().sum() / len(z0)
+        found.append(solution.zs.detach())
+    return solution, [*found, *torch.autograd.grad(total, [z0, *field.parameters()])]
+
+
+def portable(*args: object, **options: object) -> tuple[Solution, list[Tensor]]:
+    with native.using("off"):
+        return results(*args, **options)  # type: ignore[arg-type]
+
+
+def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-12) -> None:
+    for x, y in zip(found, expected, strict=True):
+        size = float(y.abs().max().clamp(min=1e-3)) if y.numel() else 1.0
+        torch.testing.assert_close(x, y, rtol=0, atol=tolerance * size)
+
+
+def assert_as_accurate(found: Sequence[Tensor], other: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+    """In single precision, errors are like those of the portable path."""
+    for x, y, z in zip(found, other, exact, strict=True):
+        size = z.abs().max().clamp(min=1e-3)
+        error, usual = ((each.double() - z).abs().max() / size for each in (x, y))
+        assert error <= 8 * usual + 2e-6
+
+
+@pytest.fixture(autouse=True)
+def only_the_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solve that falls back to the portable path, where the test does not ask for it, is a failure."""
+    if "falls_back" in request.keywords:
+        return
+    original = kernel.integrate
+
+    def watched(*args: object, **options: object) -> object:
+        found = original(*args, **options)  # type: ignore[arg-type]
+        assert found is not None or native.library.kernel() is None
+        return found
+
+    monkeypatch.setattr(kernel, "integrate", watched)
+
+
+GIVEN: list[Solver] = [FixedStep(name, n_steps=5) for name in METHODS]
+GIVEN += [
+    FixedStep("euler", n_steps=70),
+    FixedStep("rk4", step_size=0.03),
+    OnGrid("midpoint", (0.0, 0.1, 0.1, 0.7, 1.0)),
+]
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("timed", [False, True], ids=["autonomous", "timed"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("solver", GIVEN, ids=str)
+def test_given_steps(solver: Solver, activation: str, timed: bool, name: str) -> None:
+    field, z0, t = dense(3, 10, activation, timed), states(37, 3), (0.4, -0.9)
+    solution, expected = portable(field, z0, solver, t)
+    for gradient in (Backprop(), Checkpoint()):
+        with native.using(name):
+            again, found = results(field, z0, solver, t, gradient)
+        assert_same(found, expected)
+        assert (again.nfe, again.n_steps) == (solution.nfe, solution.n_steps)
+        assert torch.equal(again.grid, solution.grid)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 31, 32, 33, 128, 1000])
+@pytest.mark.parametrize("width", [1, 3, 10, 64, 100, 257])
+def test_shapes(width: int, batch: int, dtype: torch.dtype, name: str) -> None:
+    """Widths of state and layers, and sizes of batches, around those of blocks and tiles."""
+    solver = FixedStep("midpoint", n_steps=2)
+    for hidden in {width, 10}:
+        field, exact = dense(width, hidden, "tanh", True, dtype), dense(width, hidden, "tanh", True)
+        exact.load_state_dict(field.state_dict())  # rounded, as those of the field
+        z0 = states(batch, width, dtype)
+        with native.using(name):
+            found = results(field, z0, solver)[1]
+        expected = portable(exact, z0.double(), solver)[1]
+        if dtype == torch.float64:
+            assert_same(found, expected)
+        else:
+            assert_as_accurate(found, portable(field, z0, solver)[1], expected)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_over_their_whole_range(activation: str, dtype: torch.dtype, name: str) -> None:
+    """One step of a layer that is nothing but an activation, on numbers of all sizes."""
+    sizes = torch.cat([torch.logspace(-30, 4, 400, dtype=torch.double), torch.linspace(0.01, 30, 3000).double()])
+    x = torch.cat([sizes, -sizes, torch.zeros(1, dtype=torch.double)]).to(dtype)[:, None]
+    field = Field([(1, 1, activation), (1, 1, "identity")], dtype=dtype)
+    with torch.no_grad():
+        for weight in field.weights:
+            weight.fill_(1.0)
+        for bias in field.biases:
+            bias.zero_()
+    wide = Field([(1, 1, activation), (1, 1, "identity")])
+    wide.load_state_dict(field.state_dict())
+    solver = FixedStep("euler", n_steps=1)
+
+    def value_and_slope(field: Field, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.clone().requires_grad_()
+        z = solve(field, torch.zeros_like(x) + x, solver=solver).z - x  # what the step adds
+        return z.detach(), torch.autograd.grad(z.sum(), x)[0]
+
+    with native.using(name):
+        found = value_and_slope(field, x)
+    with native.using("off"):
+        exact = value_and_slope(wide, x.double())
+    eps = torch.finfo(dtype).eps
+    for y, z in zip(found, exact, strict=True):
+        assert bool(((y.double() - z).abs() <= 8 * eps * (x.double().abs() + z.abs() + 1)).all())
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_the_number_of_threads_plays_no_role(dtype: torch.dtype, name: str) -> None:
+    field, z0 = dense(3, 40, "silu", True, dtype), states(777, 3, dtype)
+    before = torch.get_num_threads()
+    solvers: list[Solver] = [FixedStep("rk4", n_steps=9), Adaptive("dopri5", 1e-4, 1e-4)]
+    solvers += [Adaptive("bosh3", 1e-4, 1e-4, per_sample=True)]
+    with native.using(name):
+        for solver in solvers:
+            try:
+                found = []
+                for threads in (1, 2, 3, 7):
+                    torch.set_num_threads(threads)
+                    found.append(results(field, z0, solver)[1])
+            finally:
+                torch.set_num_threads(before)
+            for others in found[1:]:
+                assert all(torch.equal(x, y) for x, y in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("activation", ["tanh", "silu", "softplus"])
+@pytest.mark.parametrize("per_sample", [False, True], ids=["together", "apart"])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind == "adaptive"])
+def test_chosen_steps(method: str, per_sample: bool, activation: str, name: str) -> None:
+    """The same steps, accepted and rejected, the same states and gradients."""
+    for batch, timed, first_step in ((1, True, None), (37, False, None), (37, True, 0.9)):
+        field, z0 = dense(3, 10, activation, timed), 2 * states(batch, 3)
+        solver = Adaptive(method, 1e-4, 1e-6, per_sample=per_sample, first_step=first_step)
+        solution, expected = portable(field, z0, solver, (0.2, 2.5))
+        with native.using(name):
+            again, found = results(field, z0, solver, (0.2, 2.5))
+        assert_same(found, expected, 1e-7)  # the first step comes of a difference of near numbers
+        assert again.nfe == solution.nfe
+        for x, y in ((again.n_steps, solution.n_steps), (again.n_rejected, solution.n_rejected)):
+            assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
+        torch.testing.assert_close(again.grid, solution.grid, rtol=0, atol=1e-6)
+        assert again.errors is not None
+        torch.testing.assert_close(again.errors, solution.errors, rtol=1e-3, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_chosen_steps_in_single_precision(name: str) -> None:
+    """Rounding steers the steps there; the solution is as accurate all the same."""
+    for per_sample in (False, True):
+        field, wide = dense(3, 10, "tanh", True, torch.float32), dense(3, 10, "tanh", True)
+        wide.load_state_dict(field.state_dict())
+        z0 = states(100, 3, torch.float32)
+        exact = portable(wide, z0.double(), Adaptive("dopri5", 1e-10, 1e-10))[1]
+        solver = Adaptive("dopri5", 1e-4, 1e-4, per_sample=per_sample)
+        with native.using(name):
+            found = results(field, z0, solver)[1]
+        assert_as_accurate(found, portable(field, z0, solver)[1], exact)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_samples_on_grids_of_their_own(name: str) -> None:
+    """A grid for each sample, with samples that arrive early and steps of size zero."""
+    draw = torch.Generator().manual_seed(0)
+    fractions = torch.rand(9, 37, generator=draw, dtype=torch.double).sort(0).values
+    fractions[0], fractions[-1], fractions[-4:, ::3], fractions[4, 5] = 0, 1, 1, fractions[3, 5]
+    solver = OnGrid("rk4", tuple(map(tuple, fractions.tolist())))
+    field, z0 = dense(3, 10, "softplus", True), states(37, 3)
+    expected = portable(field, z0, solver)[1]
+    with native.using(name):
+        for gradient in (Backprop(), Checkpoint()):
+            assert_same(results(field, z0, solver, gradient=gradient)[1], expected)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_saved_states(name: str) -> None:
+    """At grid points, in any order, more than once."""
+    field, z0, solver = dense(2, 7, "relu", True), states(20, 2), FixedStep("rk4", n_steps=40)
+    save_at = [1.0, 0.25, 0.0, 0.25, 0.975]
+    expected = portable(field, z0, solver, save_at=save_at)[1]
+    with native.using(name):
+        for gradient in (Backprop(), Checkpoint()):
+            assert_same(results(field, z0, solver, gradient=gradient, save_at=save_at)[1], expected)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_gradients_against_finite_differences(name: str) -> None:
+    field, z0 = dense(2, 5, "silu", True), states(3, 2).requires_grad_()
+    with native.using(name):
+        for solver in (
+            FixedStep("rk4", n_steps=3),
+            OnGrid("euler", ((0.0, 0.0, 0.0), (0.5, 0.2, 1.0), (1.0, 1.0, 1.0))),
+        ):
+            flow = partial(solve, field, solver=solver)
+            assert torch.autograd.gradcheck(lambda z, *_, flow=flow: flow(z).z, (z0, *field.parameters()))
+
+
+widths = st.integers(1, 20)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    inner=st.lists(widths, min_size=3, max_size=3),
+    width=st.integers(1, 12),
+    activations=st.lists(st.sampled_from(list(kernel.ACTIVATIONS)), min_size=4, max_size=4),
+    batch=st.integers(1, 70),
+    timed=st.booleans(),
+    method=st.sampled_from(list(METHODS)),
+    n_steps=st.integers(1, 40),
+    checkpoint=st.booleans(),
+    name=st.sampled_from(SETS or ("off",)),
+)
+def test_any_stack_of_layers(
+    rows: list[int],
+    inner: list[int],
+    width: int,
+    activations: list[str],
+    batch: int,
+    timed: bool,
+    method: str,
+    n_steps: int,
+    checkpoint: bool,
+    name: str,
+) -> None:
+    """Any number of layers, each of which acts on some rows of what the one before gave."""
+    most = 1
+    for number in rows:
+        most *= number
+    state = width * most
+    layers, now = [], state
+    for i, number in enumerate(rows):
+        out = state // number if i == len(rows) - 1 else inner[i] * most
+        layers.append((now // number, out, activations[i] if i < len(rows) - 1 else "identity"))
+        now = number * out
+    field, z0 = Field(layers, timed), states(batch, state)
+    solver = FixedStep(method, n_steps=n_steps)
+    expected = portable(field, z0, solver)[1]
+    with native.using(name):
+        found = results(field, z0, solver, gradient=Checkpoint() if checkpoint else Backprop())[1]
+    assert_same(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e300])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_states_that_are_not_finite(activation: str, bad: float, name: str) -> None:
+    """Their samples, and no others, are not finite; the failure is the same one."""
+    field, z0, solver = dense(3, 10, activation), states(50, 3), FixedStep("rk4", n_steps=3)
+    z0[17, 1] = bad
+    with native.using("off"):
+        expected = solve(field, z0, solver=solver, on_failure="return")
+    with native.using(name):
+        found = solve(field, z0, solver=solver, on_failure="return")
+    assert found.status == expected.status
+    assert found.message == expected.message
+    torch.testing.assert_close(found.z, expected.z, equal_nan=True, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.falls_back
+@pytest.mark.parametrize("per_sample", [False, True], ids=["together", "apart"])
+def test_failures_of_chosen_steps_are_told_by_the_portable_path(per_sample: bool) -> None:
+    field, z0 = dense(3, 10, "tanh"), states(5, 3)
+    z0[2] = float("nan")
+    calls = [
+        (states(5, 3), Adaptive("dopri5", 1e-9, 1e-9, per_sample=per_sample, max_steps=3)),
+        (z0, Adaptive("dopri5", 1e-3, 1e-3, per_sample=per_sample)),
+    ]
+    for start, solver in calls:
+        messages = []
+        for name in (SETS[0], "off"):
+            with native.using(name), pytest.raises(SolveError) as failure:
+                solve(field, start, solver=solver)
+            messages.append(str(failure.value))
+        assert messages[0] == messages[1]
+
+
+@pytest.mark.falls_back
+def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
+    """Activations it does not know, half precision, states inside of steps, ends of time that need gradients."""
+    calls: list[tuple[Field, Tensor, dict[str, object]]] = [
+        (dense(3, 10, "gelu"), states(5, 3), {}),
+        (dense(3, 10, "tanh", dtype=torch.bfloat16), states(5, 3, torch.bfloat16), {}),
+        (dense(3, 10, "tanh"), states(5, 3), {"save_at": [0.123]}),
+        (dense(3, 10, "tanh"), states(5, 3), {"t": (0.0, torch.tensor(1.0, requires_grad=True))}),
+        (dense(3, 10, "tanh"), states(5, 3), {"t": (1.0, 1.0)}),
+        (dense(3, 10, "tanh"), states(0, 3), {}),
+    ]
+    for field, z0, options in calls:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernel._Run, "forward", None)  # would be called
+            solve(field, z0, solver=FixedStep("rk4", n_steps=2), **options)  # type: ignore[arg-type]
+
+
+def test_memory_of_a_tape_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel._Tape, "spare", [])
+    field, z0, solver = dense(3, 10, "tanh"), states(5, 3), FixedStep("rk4", n_steps=5)
+    for _ in range(5):
+        results(field, z0, solver)
+    assert len(kernel._Tape.spare) == 1
+    kept = [solve(field, z0, solver=solver).z for _ in range(3)]  # graphs that live share no memory
+    expected = [torch.autograd.grad(z.sum(), list(field.parameters())) for z in kept]
+    for x, *others in zip(*expected, strict=True):
+        assert all(torch.equal(x, y) for y in others)
+
+
+def test_backward_twice() -> None:
+    field, z0 = dense(3, 10, "tanh"), states(5, 3).requires_grad_()
+    z = solve(field, z0, solver=FixedStep("rk4", n_steps=3)).z
+    first, second = (torch.autograd.grad(z.sum(), z0, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_fastest_instruction_set_is_taken() -> None:
+    kernel_in_use = native.library.kernel()
+    assert kernel_in_use is not None
+    assert kernel_in_use.name == SETS[0]
+    assert native.describe() == f"compiled kernel, {SETS[0]}"
