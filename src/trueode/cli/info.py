@@ -5,16 +5,17 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-import torch
-
 from trueode import __version__
-from trueode.solvers import native
 
 LIBRARIES = ("numpy", "scipy", "torchvision", "tensorboard", "torchdiffeq", "torchdyn", "torchode")
 
 
 def text() -> str:
     """Versions, devices, threads and the path that solves take: a line each."""
+    import torch
+
+    from trueode.solvers import native
+
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         devices.append("mps")

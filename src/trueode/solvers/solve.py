@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trueode.errors import SolveError, UsageError
+from trueode.layers import LayerStack
 from trueode.solvers.clock import Clock, seconds
 from trueode.solvers.control import Reduce
 from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient, tape
@@ -111,18 +112,7 @@ def direct_solve(
     if isinstance(gradient, Adjoint):
         outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, points, reduce)
     elif stack is not None:
-        saved = _saved_on_grid(points, solver, clock)
-        found = native.integrate(stack, clock, z, solver, saved, counter, recompute=recompute, reduce=reduce)
-        if found is not None:
-            outcome = found
-            if points is None:
-                outcome.zs = None
-            if not isinstance(solver, Adaptive):
-                check_finite(outcome, Stepper(call, solver.tableau, clock), solver)
-        elif saved is not None and _tapes(stack.layers, z, clock, solver):
-            outcome = _integrate_taped(stack, clock, z, solver, counter, points, saved, recompute, reduce)
-        else:
-            outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
+        outcome = _integrate_layers(stack, call, clock, z, solver, counter, points, recompute, reduce)
     else:
         outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
     counter.solving = False
@@ -213,8 +203,30 @@ def _saved_on_grid(points: SavePoints | None, solver: Solver, clock: Clock) -> t
     return None if positions is None else tuple(positions)
 
 
+def _integrate_layers(
+    stack: LayerStack,
+    call: Field,
+    clock: Clock,
+    z: Tensor,
+    solver: Solver,
+    counter: Counter,
+    points: SavePoints | None,
+    recompute: bool,
+    reduce: Reduce | None,
+) -> Outcome:
+    """A field made of layers: by the compiled kernel, else with a gradient written by hand, else as any other field."""
+    saved = _saved_on_grid(points, solver, clock)
+    outcome = native.integrate(stack, clock, z, solver, points, saved, counter, recompute=recompute, reduce=reduce)
+    if outcome is not None:
+        given = not isinstance(solver, Adaptive)
+        return check_finite(outcome, Stepper(call, solver.tableau, clock), solver) if given else outcome
+    if saved is not None and _tapes(stack.layers, z, clock, solver):
+        return _integrate_taped(stack, clock, z, solver, counter, points, saved, recompute, reduce)
+    return integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
+
+
 def _integrate_taped(
-    stack: Any,
+    stack: LayerStack,
     clock: Clock,
     z: Tensor,
     solver: Solver,

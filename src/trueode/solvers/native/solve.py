@@ -21,6 +21,7 @@ from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gra
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.native import library
 from trueode.solvers.native.library import Chosen, Kernel, Layer, Solve
+from trueode.solvers.saving import SavePoints
 from trueode.solvers.solution import Counter
 from trueode.solvers.solver import Adaptive, Solver
 from trueode.solvers.tableau import ButcherTableau
@@ -37,6 +38,7 @@ def integrate(
     clock: Clock,
     z: Tensor,
     solver: Solver,
+    points: SavePoints | None,
     saved: Sequence[int] | None,
     counter: Counter,
     *,
@@ -50,7 +52,8 @@ def integrate(
         clock: the times.
         z: the initial state ``(batch, width)``.
         solver: the method and its steps.
-        saved: numbers of the grid points at which states are saved; None: they lie elsewhere, or may do so.
+        points: where states are wanted.
+        saved: the numbers of these grid points; None: they lie elsewhere, or may do so.
         counter: counts evaluations of the field.
         recompute: keep only states, and compute stages again for the gradient.
         reduce: sums over the ranks that share one batch.
@@ -60,16 +63,17 @@ def integrate(
         tells what is wrong.
     """
     kernel = library.kernel()
-    adaptive = isinstance(solver, Adaptive)
-    if kernel is None or saved is None or (adaptive and reduce is not None) or not _is_served(stack, clock, z):
+    if kernel is None or not _is_served(stack, clock, z):
         return None
     tensors = [x for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight)]
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors))
     run = _Run(kernel, stack, solver.tableau, clock, counter)
     try:
         if isinstance(solver, Adaptive):
-            run.each = solver.per_sample
-            return _chosen(run, solver, z, tensors, wanted)
+            inside = points is not None and any(theta not in (0.0, 1.0) for theta in points.fractions)
+            return None if inside or reduce is not None else _chosen(run, solver, z, tensors, points, wanted)
+        if saved is None:
+            return None
         fractions = solver.fractions(clock.length)
     except SolveError:
         return None
@@ -84,14 +88,22 @@ def integrate(
     counter.add((len(grid) - 1) * run.method.n_stages)
     if list(run.saved) != list(saved):
         zs = zs[torch.tensor(order).argsort()]
-    return Outcome(final, zs, grid, len(grid) - 1, 0)
+    return Outcome(final, None if points is None else zs, grid, len(grid) - 1, 0)
 
 
-def _chosen(run: _Run, solver: Adaptive, z: Tensor, tensors: list[Tensor | None], wanted: bool) -> Outcome | None:
+def _chosen(
+    run: _Run, solver: Adaptive, z: Tensor, tensors: list[Tensor | None], points: SavePoints | None, wanted: bool
+) -> Outcome | None:
+    run.each = solver.per_sample
     with torch.no_grad():
         outcome = run.choose(solver, z, tensors, wanted)
-    if outcome is not None and wanted:
+    if outcome is None:
+        return None
+    if wanted:
         outcome.z = _NativeSolve.apply(run, outcome.z, z, *tensors)[0]
+    if points is not None:  # the ends alone
+        states = [outcome.z if theta else z for theta in points.fractions]
+        outcome.zs = torch.stack(states) if states else z.new_empty(0, *z.shape)
     return outcome
 
 
