@@ -44,10 +44,17 @@ def is_plain(field: nn.Module, cls: type[nn.Module], layer: type[nn.Module]) -> 
     Not so when forward is overridden, a hook is registered on the field or a layer or globally, or a layer has been
     replaced by anything but a ``layer`` (a parametrised layer has another type too).
     """
-    if type(field).forward is not cls.forward or _has_any_global_hook():  # type: ignore[no-untyped-call]
-        return False
     layers = field._modules.values()
-    return all(type(m) is layer for m in layers) and not any(map(_is_watched, (field, *layers)))
+    if type(field).forward is not cls.forward or not all(type(m) is layer for m in layers):
+        return False
+    return is_unwatched(field, *layers)
+
+
+def is_unwatched(*modules: Any) -> bool:
+    """Whether no hook, on one of the modules or globally, and no forward of an instance's own would be passed by."""
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return False
+    return not any(map(_is_watched, modules))
 
 
 def _is_watched(module: Any) -> bool:

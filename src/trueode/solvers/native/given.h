@@ -20,12 +20,11 @@ static void NAME(free_plan)(Plan *plan) {
 }
 
 static int NAME(make_plan)(Plan *plan, const Solve *solve) {
-    int64_t n = solve->n_layers, numbers = 0, width = solve->width, at = 0, g_at = 0, sums = 0;
+    int64_t n = solve->n_layers, width = solve->width, at = 0, g_at = 0, sums = 0;
     memset(plan, 0, sizeof *plan);
     plan->solve = solve;
     plan->rows = malloc(5 * n * sizeof(int64_t));
-    plan->packed = malloc(n * sizeof(Packed));
-    if (!plan->rows || !plan->packed) return NAME(free_plan)(plan), NO_MEMORY;
+    if (!plan->rows) return NAME(free_plan)(plan), NO_MEMORY;
     plan->x_at = plan->rows + n;
     plan->pre_at = plan->x_at + n;
     plan->g_at = plan->pre_at + n;
@@ -42,7 +41,6 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
         g_at += 2 * out;
         plan->w_at[j] = sums;
         sums += (layer->fan_in + 2) * layer->fan_out;
-        numbers += 2 * (layer->fan_in + 1) * layer->fan_out;
         width = out;
     }
     plan->slot = at;
@@ -56,7 +54,17 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
                        : solve->keep == KEEP_STATES
                            ? (solve->n_steps + plan->group - 1) / plan->group * 2 * solve->width
                            : 0;
-    if (!(plan->memory = aligned(numbers * sizeof(T)))) return NAME(free_plan)(plan), NO_MEMORY;
+    return 0;
+}
+
+/* Packs the weights, for a plan that is to be carried out. */
+static int NAME(pack_weights)(Plan *plan) {
+    const Solve *solve = plan->solve;
+    int64_t n = solve->n_layers, numbers = 0;
+    for (int64_t j = 0; j < n; j++) numbers += 2 * (solve->layers[j].fan_in + 1) * solve->layers[j].fan_out;
+    plan->packed = malloc(n * sizeof(Packed));
+    plan->memory = aligned(numbers * sizeof(T));
+    if (!plan->packed || !plan->memory) return NAME(free_plan)(plan), NO_MEMORY;
     T *free_place = plan->memory;
     for (int64_t j = 0; j < n; j++) {
         const Layer *layer = &solve->layers[j];
@@ -241,7 +249,7 @@ static int NAME(forward_part)(void *context, int64_t part) {
 
 static int NAME(forward)(const Solve *solve) {
     Plan plan;
-    if (NAME(make_plan)(&plan, solve)) return NO_MEMORY;
+    if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan)) return NO_MEMORY;
     int code = in_parallel(NAME(forward_part), &plan, plan.parts, solve->threads);
     NAME(free_plan)(&plan);
     return code;
@@ -446,7 +454,7 @@ static int NAME(backward_part)(void *context, int64_t part) {
 
 static int NAME(backward)(const Solve *solve) {
     Plan plan;
-    if (NAME(make_plan)(&plan, solve)) return NO_MEMORY;
+    if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan)) return NO_MEMORY;
     plan.part_sums = calloc(larger(1, plan.parts * plan.sums), sizeof(T));
     if (!plan.part_sums) return NAME(free_plan)(&plan), NO_MEMORY;
     int code = in_parallel(NAME(backward_part), &plan, plan.parts, solve->threads);

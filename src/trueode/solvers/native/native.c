@@ -17,7 +17,7 @@
 /* Identity and those activations whose derivative follows from their value come first. */
 enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
-enum { GROUP = 16, MOST_PARTS = 16, CACHE = 600000 }; /* stages in a group; parts of a batch; bytes that a group may fill */
+enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000 }; /* stages in a group; parts of a batch; bytes that a group may fill */
 
 /* A layer: x @ weight + bias + t * time_weight on rows of fan_in numbers; strides in numbers. */
 typedef struct {
@@ -76,7 +76,7 @@ typedef struct {
     pthread_cond_t wake;
 } Helper;
 
-enum { MOST_HELPERS = 255, AWAKE = 4000 }; /* turns of waiting before a helper falls asleep: some tenth of a millisecond */
+enum { MOST_HELPERS = 255, AWAKE = 40000 }; /* turns of waiting before a helper falls asleep: about a millisecond */
 
 static Helper helpers[MOST_HELPERS];
 static int64_t n_helpers;

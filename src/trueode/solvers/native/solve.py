@@ -6,7 +6,7 @@ The gradient is the discrete one, of the steps that were taken (Sandu, 2006, eq.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import addressof, c_double
+from ctypes import addressof, c_double, c_int64
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ def integrate(
         return None
     order = sorted(range(len(saved)), key=saved.__getitem__)
     run.grid, run.saved = grid, tuple(saved[i] for i in order)
-    keep = NOTHING if not wanted else STATES if recompute else run.affordable(z)
+    keep = STATES if recompute else STAGES
     final, zs = _NativeSolve.apply(run, keep, z, *tensors) if wanted else run.forward(z, tensors, NOTHING)
     counter.add((len(grid) - 1) * run.method.n_stages)
     if list(run.saved) != list(saved):
@@ -130,6 +130,7 @@ class _Method(NamedTuple):
     """A method as arrays: the stages that advance the solution, and all of them."""
 
     n_stages: int
+    addresses: tuple[int, int, int]  # of these three
     a: Any
     b: Any
     c: Any
@@ -149,11 +150,12 @@ def _method(tableau: ButcherTableau) -> _Method:
 
     n = tableau.advancing_stages
     error = () if tableau.embedded is None else tableau.error_weights
+    advancing = square(n), array(tableau.b[:n]), array(tableau.c[:n])
+    a, b, c = map(addressof, advancing)
     return _Method(
         n,
-        square(n),
-        array(tableau.b[:n]),
-        array(tableau.c[:n]),
+        (a, b, c),
+        *advancing,
         square(tableau.stages),
         array(tableau.b),
         array(tableau.c),
@@ -175,22 +177,20 @@ class _Run:
         self.tape: _Tape | None = None
         self.keep = NOTHING
 
-    def affordable(self, z: Tensor) -> int:
-        """What may be kept: all stages, if they are not too many."""
-        solve = self._solve(z, self._layers([x for layer in self.stack.layers for x in _tensors(layer)]), STAGES)
-        return STAGES if self.kernel.tape_size(z.dtype == torch.float64, solve) <= LARGEST_TAPE else STATES
-
     def forward(self, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> tuple[Tensor, Tensor]:
-        """The final state and the saved ones, ``(saved, batch, width)``."""
+        """The final state and the saved ones, ``(saved, batch, width)``; of stages no more are kept than is worth it."""
         z, wide = z.detach(), z.dtype == torch.float64
         final, zs = torch.empty_like(z), z.new_empty(len(self.saved), *z.shape)
-        layers = self._layers(tensors)
-        solve = self._solve(z, layers, keep)
+        solve = self._solve(z, self._layers(tensors), keep)
         solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), zs.data_ptr()
-        self.keep = keep
         if keep:
-            self.tape = _Tape(self.kernel.tape_size(wide, solve))
+            size = self.kernel.tape_size(wide, solve)
+            if keep == STAGES and size > LARGEST_TAPE:
+                solve.keep = STATES
+                size = self.kernel.tape_size(wide, solve)
+            self.tape = _Tape(size)
             solve.tape = self.tape.address
+        self.keep = solve.keep
         self.kernel.forward(wide, solve)
         return final, zs
 
@@ -234,56 +234,48 @@ class _Run:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Gradients of the initial state and the layers from those of the final state and the saved ones."""
         gradient, start = gradient.contiguous(), torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        entering = gradient.new_empty(0) if entering is None else entering.contiguous()
         found = [None if x is None else x.new_empty(x.shape) for x in tensors]
-        layers = self._layers(tensors, found)
-        solve = self._solve(gradient, layers, self.keep)
+        solve = self._solve(gradient, self._layers(tensors, found), self.keep)
         assert self.tape is not None
-        solve.g1, solve.gs, solve.g0 = gradient.data_ptr(), entering.data_ptr(), start.data_ptr()
-        solve.tape = self.tape.address
+        solve.g1, solve.g0, solve.tape = gradient.data_ptr(), start.data_ptr(), self.tape.address
+        if entering is not None:
+            entering = entering.contiguous()
+            solve.gs = entering.data_ptr()
         if self.keep == STATES:
             self.counter.add((len(self.grid) - 1) * self.method.n_stages)
         self.kernel.backward(gradient.dtype == torch.float64, solve)
         return start, found
 
     def _solve(self, z: Tensor, layers: Any, keep: int) -> Solve:
-        method, n_steps = self.method, max(len(self.grid) - 1, 0)
-        saved = torch.tensor(self.saved, dtype=torch.int64)
-        flops = 2 * sum(x.fan_in * x.fan_out for x in layers) * len(z) * max(n_steps, 8) * method.n_stages
+        method, n_steps, saved = self.method, max(len(self.grid) - 1, 0), self.saved
+        flops = 2 * self.stack_size * len(z) * max(n_steps, 8) * method.n_stages
         threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
         solve = Solve(
-            len(z), z.shape[1], len(layers), n_steps, method.n_stages, len(self.saved), keep, threads, self.each
-        )
-        solve.t0, solve.t1 = self.clock.t0, self.clock.t1
-        solve.layers = addressof(layers)
-        solve.a, solve.b, solve.c = (addressof(x) for x in (method.a, method.b, method.c))
-        solve.grid, solve.saved = self.grid.data_ptr(), saved.data_ptr()
-        solve.held = layers, saved  # they live as long as their addresses are needed
+            len(z), z.shape[1], len(layers), n_steps, method.n_stages, len(saved), keep, threads, self.each,
+            self.clock.t0, self.clock.t1,
+            addressof(layers), *method.addresses, self.grid.data_ptr(),
+        )  # fmt: skip
+        numbers = (c_int64 * len(saved))(*saved)
+        solve.saved = addressof(numbers)
+        solve.held = layers, numbers  # they live as long as their addresses are needed
         return solve
 
     def _layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
         layers = (Layer * len(self.stack.layers))()
+        self.stack_size = 0
         for i, each in enumerate(self.stack.layers):
             weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
             assert weight is not None
             assert bias is not None
-            layer = layers[i]
-            layer.fan_in, layer.fan_out = weight.shape
-            layer.stride_in, layer.stride_out = weight.stride()
-            (layer.bias_stride,) = bias.stride()
-            layer.activation = ACTIVATIONS[each.activation]
-            layer.weight, layer.bias = weight.data_ptr(), bias.data_ptr()
-            if time_weight is not None:
-                (layer.time_stride,), layer.time_weight = time_weight.stride(), time_weight.data_ptr()
-            if gradients:
-                layer.weight_gradient, layer.bias_gradient, layer.time_gradient = (
-                    None if x is None else x.data_ptr() for x in gradients[3 * i : 3 * i + 3]
-                )
+            (fan_in, fan_out), (stride_in, stride_out) = weight.shape, weight.stride()
+            self.stack_size += fan_in * fan_out
+            timed = (0, None) if time_weight is None else (time_weight.stride(0), time_weight.data_ptr())
+            to = (None if x is None else x.data_ptr() for x in gradients[3 * i : 3 * i + 3])
+            layers[i] = Layer(
+                fan_in, fan_out, stride_in, stride_out, bias.stride(0), timed[0], ACTIVATIONS[each.activation],
+                weight.data_ptr(), bias.data_ptr(), timed[1], *to,
+            )  # fmt: skip
         return layers
-
-
-def _tensors(layer: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    return layer.weight, layer.bias, layer.time_weight
 
 
 class _Tape:
