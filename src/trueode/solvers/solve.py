@@ -193,7 +193,7 @@ def _saved_on_grid(points: SavePoints | None, solver: Solver, clock: Clock) -> t
     """The numbers of the grid points at which states are saved; None if some lie elsewhere, or may do so."""
     if points is None:
         return ()
-    if isinstance(solver, Adaptive):
+    if isinstance(solver, Adaptive) or is_per_sample(solver):
         return None
     try:
         grid = solver.fractions(clock.length)

@@ -364,6 +364,10 @@ def test_failures_of_chosen_steps_are_told_by_the_portable_path(per_sample: bool
         assert messages[0] == messages[1]
 
 
+class _Subclass(Tensor):
+    pass
+
+
 @pytest.mark.falls_back
 def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
     """Activations it does not know, half precision, states inside of steps, ends of time that need gradients."""
@@ -374,6 +378,8 @@ def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
         (dense(3, 10, "tanh"), states(5, 3), {"t": (0.0, torch.tensor(1.0, requires_grad=True))}),
         (dense(3, 10, "tanh"), states(5, 3), {"t": (1.0, 1.0)}),
         (dense(3, 10, "tanh"), states(0, 3), {}),
+        (dense(3, 10, "tanh"), states(5, 3).as_subclass(_Subclass), {}),
+        (dense(3, 10, "tanh"), torch.complex(states(5, 3), states(5, 3)).conj().imag, {}),
     ]
     for field, z0, options in calls:
         with pytest.MonkeyPatch.context() as patch:

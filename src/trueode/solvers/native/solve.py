@@ -118,12 +118,17 @@ def _is_served(stack: LayerStack, clock: Clock, z: Tensor) -> bool:
         and not torch._C._is_tracing()
         and all(layer.activation in ACTIVATIONS for layer in stack.layers)
         and stack.layers[-1].activation == "identity"
+        and _is_plain(z, z)
         and all(_is_plain(x, z) for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight))
     )
 
 
 def _is_plain(x: Tensor | None, z: Tensor) -> bool:
-    return x is None or (x.dtype == z.dtype and x.device == z.device and x.layout == torch.strided and x.numel() > 0)
+    """Whether a tensor is what lies at its address: numbers like those of the state, of no class of its own."""
+    if x is None:
+        return True
+    alike = x.dtype == z.dtype and x.device == z.device and x.layout == torch.strided and x.numel() > 0
+    return alike and type(x) in (Tensor, torch.nn.Parameter) and not x.is_neg()
 
 
 class _Method(NamedTuple):
