@@ -379,7 +379,6 @@ def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
         (dense(3, 10, "tanh"), states(5, 3), {"t": (1.0, 1.0)}),
         (dense(3, 10, "tanh"), states(0, 3), {}),
         (dense(3, 10, "tanh"), states(5, 3).as_subclass(_Subclass), {}),
-        (dense(3, 10, "tanh"), torch.complex(states(5, 3), states(5, 3)).conj().imag, {}),
     ]
     for field, z0, options in calls:
         with pytest.MonkeyPatch.context() as patch:
