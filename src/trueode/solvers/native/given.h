@@ -1,5 +1,6 @@
 /* Solves with given steps, forward and back; a part of kernel.h. */
 
+/* The plan of a solve: where things lie, and who does what. */
 typedef struct {
     const Solve *solve;
     Packed *packed;

@@ -49,7 +49,7 @@ class Chosen(Structure):
         *_fields(c_int64, "n_stages fsal error_order max_steps"),
         *_fields(c_void_p, "a b c error"),
         *_fields(c_double, "rtol atol first_step"),
-        *_fields(c_int64, "status calls n_rows"),
+        *_fields(c_int64, "calls n_rows"),
         *_fields(c_void_p, "accepted rejected trace"),
     )
 

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -51,10 +52,10 @@ typedef struct {
     int64_t n_stages, fsal, error_order, max_steps;
     const double *a, *b, *c, *error; /* with all stages; weights of the estimate of the error */
     double rtol, atol, first_step;   /* first_step: 0 where it is to be found */
-    /* results; `column` is 1, or the batch where every sample has steps of its own */
-    int64_t status, calls, n_rows; /* calls of the field; accepted steps, the most of a column */
-    int64_t *accepted, *rejected;  /* (column), given by the caller */
-    void *trace;                   /* to be taken and freed by take */
+    /* results, for each column: one, or one for each sample where every sample has steps of its own */
+    int64_t calls, n_rows;         /* calls of the field; accepted steps, the most of a column */
+    int64_t *accepted, *rejected;  /* (columns), given by the caller */
+    void *trace;                   /* taken and freed by take */
 } Chosen;
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -116,6 +117,9 @@ static void *help(void *argument) {
 static void start_helpers(int64_t wanted) {
     pthread_attr_t detached;
     pthread_t thread;
+    sigset_t all, before;
+    sigfillset(&all); /* signals are for the caller's threads */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
     for (; n_helpers < wanted; n_helpers++) {
@@ -126,6 +130,7 @@ static void start_helpers(int64_t wanted) {
         if (pthread_create(&thread, &detached, help, helper)) break;
     }
     pthread_attr_destroy(&detached);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* Does all parts; which thread does which makes no difference to the results. Returns 0, or what a part returned. */
