@@ -2,6 +2,7 @@
 # make test     install into .venv and run the tests              (ARGS="-k solve" adds pytest options)
 # make check    lint, formatting and types
 # make bench    speed and memory against torchdiffeq
+# make sanitize the compiled kernel under the sanitizers of addresses and undefined behaviour
 # make generate files that follow from others: the default options file, requirements.txt
 # make licenses 3rd-party-licenses.txt from the installed dependencies
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test check bench generate licenses
+.PHONY: train test check bench sanitize generate licenses
 .DEFAULT_GOAL := train
 
 $(BIN)/python:
@@ -47,6 +48,14 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+NATIVE := src/trueode/solvers/native
+sanitize: $(VENV)/.test
+	mkdir -p build
+	$(CC) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=gnu11 -pthread -Wall -Wextra -Wno-psabi -fPIC -shared \
+	    $(NATIVE)/native.c -o build/sanitized.so -lm
+	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 TRUEODE_NATIVE=$(CURDIR)/build/sanitized.so \
+	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/solvers/native $(ARGS)
 
 generate: $(VENV)/.train
 	$(BIN)/python tools/generate.py

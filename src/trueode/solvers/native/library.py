@@ -13,7 +13,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
 
-VARIABLE = "TRUEODE_NATIVE"  # of the environment: "off", or the name of an instruction set
+VARIABLE = "TRUEODE_NATIVE"  # of the environment: "off", the name of an instruction set, or the path of another build
 
 
 def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
@@ -98,8 +98,10 @@ def _done(code: int) -> None:
 @cache
 def _load() -> tuple[Any, str]:
     """The library, or None and why there is none."""
-    folder = Path(__file__).parent
-    found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernel{suffix}").is_file()]
+    wanted = os.environ.get(VARIABLE, "")
+    usual = Path(__file__).parent / "_kernel"
+    candidates = [Path(wanted)] if os.sep in wanted else [Path(f"{usual}{suffix}") for suffix in EXTENSION_SUFFIXES]
+    found = [path for path in candidates if path.is_file()]
     if not found:
         return None, "it was not built: at the installation there was no compiler that could"
     try:
@@ -164,7 +166,7 @@ def _first() -> Kernel | None:
     if wanted == "off":
         return None
     kernels = _kernels()
-    if wanted and wanted not in kernels:
+    if wanted and wanted not in kernels and os.sep not in wanted:
         known = ", ".join(["off", *kernels])
         warnings.warn(f"{VARIABLE}={wanted!r} is not available here; known are {known}.", RuntimeWarning, stacklevel=2)
     if not kernels:
