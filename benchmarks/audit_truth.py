@@ -79,6 +79,7 @@ def trained(method: str, n_steps: int, seed: int, data_dir: str) -> Any:
 
     niter = NITER if n_steps <= 100 else NITER_FINE
     words = f"--solver {method} --n_steps {n_steps} --random_seed {seed} --niter {niter} --data_dir {data_dir}".split()
+    words += ["--max_steps", "512"]
     options, _ = load_options(words)
     ranks = Ranks(0, 1, torch.device("cpu"))
     parts = build_run(options, ranks)
