@@ -61,7 +61,7 @@ typedef struct {
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* ---- threads: helpers that wait for the next call, awake for a moment, then asleep ---- */
+/* ---- threads: helpers that sleep until the next call; those that stay awake would compete with PyTorch's own ---- */
 
 typedef struct {
     int (*work)(void *context, int64_t part);
@@ -77,7 +77,7 @@ typedef struct {
     pthread_cond_t wake;
 } Helper;
 
-enum { MOST_HELPERS = 255, AWAKE = 40000 }; /* turns of waiting before a helper falls asleep: about a millisecond */
+enum { MOST_HELPERS = 255 };
 
 static Helper helpers[MOST_HELPERS];
 static int64_t n_helpers;
@@ -102,12 +102,9 @@ static void breathe(void) {
 static void *help(void *argument) {
     Helper *self = argument;
     for (;;) {
-        for (int turn = 0; turn < AWAKE && !atomic_load(&self->job); turn++) breathe();
-        if (!atomic_load(&self->job)) {
-            pthread_mutex_lock(&self->mutex);
-            while (!atomic_load(&self->job)) pthread_cond_wait(&self->wake, &self->mutex);
-            pthread_mutex_unlock(&self->mutex);
-        }
+        pthread_mutex_lock(&self->mutex);
+        while (!atomic_load(&self->job)) pthread_cond_wait(&self->wake, &self->mutex);
+        pthread_mutex_unlock(&self->mutex);
         do_parts(atomic_load(&self->job));
         atomic_store(&self->job, NULL);
     }
