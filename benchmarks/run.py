@@ -111,12 +111,13 @@ def medians(steps: list[Step], seconds: float) -> list[float]:
         begin = time.perf_counter()
         while time.perf_counter() - begin < seconds * len(steps) / 2 or len(times[-1]) < 5:
             for step, taken in zip(steps, times, strict=True):
-                turn = time.perf_counter()
                 step()
-                while time.perf_counter() - turn < 0.25 or len(taken) < 2:
-                    start = time.perf_counter()
+                turn = start = time.perf_counter()
+                while start - turn < 0.25:
                     step()
-                    taken.append(1e3 * (time.perf_counter() - start))
+                    end = time.perf_counter()
+                    taken.append(1e3 * (end - start))
+                    start = end
         best = [min(a, statistics.median(b)) for a, b in zip(best, times, strict=True)]
     return best
 
