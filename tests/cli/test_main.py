@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import trueode
@@ -90,3 +92,33 @@ def test_train_script_is_a_thin_shim() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("train.py: --solver rk5")
     assert len((ROOT / "train.py").read_text().splitlines()) < 20
+
+
+def test_warnings_of_the_package_are_notes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from trueode.cli import main as module
+    from trueode.solvers.native import library
+
+    def work() -> int:
+        warnings.simplefilter("always")
+        warnings.warn_explicit("slower", RuntimeWarning, library.__file__, 1)
+        warnings.warn_explicit("theirs", RuntimeWarning, "elsewhere.py", 1)
+        return 0
+
+    others: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: others.append(str(message)))
+    before = warnings.showwarning
+    assert module._guarded("trueode", work) == 0
+    assert capsys.readouterr().err == "note: slower\n"
+    assert others == ["theirs"]
+    assert warnings.showwarning is before
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    from trueode.solvers import native
+
+    assert main(["info"]) == 0
+    told = capsys.readouterr().out
+    assert torch.__version__ in told
+    assert native.describe() in told
+    assert main(["info", "--help"]) == 0
+    assert main(["info", "x"]) == 2

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from trueode.errors import TrueodeError, UsageError, nearest
@@ -50,9 +52,11 @@ def _command(words: list[str], prog: str) -> int:
 
 
 def _guarded(prog: str, work: Callable[[], int]) -> int:
-    """Turn the failures that a user may cause into one message and an exit code."""
+    """Turn the failures that a user may cause into one message and an exit code, and warnings of ours into notes."""
     try:
-        return work()
+        with warnings.catch_warnings():
+            warnings.showwarning = _note_or(warnings.showwarning)
+            return work()
     except TrueodeError as failure:
         print(f"{prog}: {failure}", file=sys.stderr)
         return failure.exit_code
@@ -64,6 +68,19 @@ def _guarded(prog: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+
+
+def _note_or(show: Callable[..., None]) -> Callable[..., None]:
+    """Shows what this package warns of without the place in its source, and all else as before."""
+    ours = str(Path(__file__).resolve().parents[1])
+
+    def shown(message: Any, category: Any, filename: str, *place: Any) -> None:
+        if filename.startswith(ours):
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            show(message, category, filename, *place)
+
+    return shown
 
 
 def train_script() -> int:
