@@ -1,8 +1,7 @@
 /* Solves that choose their steps, for the whole batch or for each sample; a part of kernel.h. */
 
-/* The stages of a trial step and what comes of them; first: the field at the start, k[0]; work has a slot and room for a state.
- * Returns nothing; `after`: the state at the end, `k`: all stages (of a method that is FSAL the last one is the field there),
- * `error`: the estimate of the error. */
+/* A trial step from z; k[0], the field there, is known. It leaves all stages in `k` (the last one of a method that is FSAL is the
+ * field at the end), the state at the end in `after`, the estimate of the error in `error`; `slot` is room for a stage. */
 static void NAME(trial)(const Plan *plan, const Chosen *chosen, const Span *span, const vec *z, vec *k, vec *slot, vec *after,
                         vec *error) {
     int64_t n = 2 * plan->solve->width, stages = chosen->n_stages;
@@ -49,7 +48,7 @@ typedef struct {
     int piece;
     Span span;
     vec *z, *first, *after, *end; /* states of all blocks, one after the other */
-    double *norms;                /* three sums of squares for each part */
+    double *norms;                /* sums of squares of each part */
 } Together;
 
 static int NAME(together_part)(void *context, int64_t part) {
