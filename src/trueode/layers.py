@@ -12,10 +12,12 @@ class Layer(NamedTuple):
     """One layer ``activation(x @ weight + bias + t * time_weight)`` on rows ``x``.
 
     A state of ``width`` numbers is read as ``width / in`` rows of ``in`` numbers, so that a pointwise (kernel 1)
-    convolution over a channels-last signal is one small matrix applied to every position.
+    convolution over a channels-last signal is one small matrix applied to every row. A wider convolution has a matrix for
+    each of its taps: row ``r`` becomes the sum over them of ``x[r + tap - taps // 2] @ weight[tap]``, without those rows that
+    there are not.
 
     Attributes:
-        weight: ``(in, out)``.
+        weight: ``(in, out)``, or ``(taps, in, out)`` with an odd number of taps.
         bias: ``(out,)``.
         activation: a name of ``catalog.ACTIVATIONS``, or ``"identity"``.
         time_weight: ``(out,)``, or None when the layer does not see the time.
@@ -25,6 +27,11 @@ class Layer(NamedTuple):
     bias: Tensor
     activation: str
     time_weight: Tensor | None = None
+
+    @property
+    def taps(self) -> int:
+        """How many rows a row of the output sees."""
+        return self.weight.shape[0] if self.weight.dim() == 3 else 1
 
 
 class LayerStack(NamedTuple):
@@ -38,3 +45,11 @@ class LayerStack(NamedTuple):
 
     layers: tuple[Layer, ...]
     channels_last: bool = False
+
+    def widths(self, width: int) -> list[int]:
+        """How many numbers enter each of the layers for a state of ``width`` numbers."""
+        widths = [width]
+        for layer in self.layers[:-1]:
+            *_, fan_in, fan_out = layer.weight.shape
+            widths.append(widths[-1] // fan_in * fan_out)
+        return widths

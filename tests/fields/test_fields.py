@@ -36,12 +36,16 @@ def seeded(field: nn.Module) -> nn.Module:
 
 
 def apply_stack(stack: LayerStack, t: Tensor | float, z: Tensor) -> Tensor:
-    """The stack by its documented meaning: rows of `in` numbers, times the matrix."""
+    """The stack by its documented meaning: rows of `in` numbers, times a matrix for each tap."""
     moved = z.movedim(1, -1) if stack.channels_last else z
     batch = z.shape[0]
     x = moved.reshape(batch, -1)
     for weight, bias, activation, time_weight in stack.layers:
-        rows = x.reshape(batch, -1, weight.shape[0]) @ weight + bias
+        rows = x.reshape(batch, -1, weight.shape[-2])
+        if weight.dim() == 3:
+            rows = F.conv1d(rows.movedim(1, 2), weight.permute(2, 1, 0), padding=len(weight) // 2).movedim(2, 1) + bias
+        else:
+            rows = rows @ weight + bias
         if time_weight is not None:
             time = torch.as_tensor(t, dtype=z.dtype)
             rows = rows + (time.reshape(batch, 1, 1) if time.dim() else time) * time_weight
@@ -205,9 +209,9 @@ def test_no_matrix_layers_for_a_field_that_was_changed(change):
         assert field.layer_stack(shape) is not None
 
 
-def test_no_matrix_layers_where_they_would_be_wrong_or_slow():
+def test_no_matrix_layers_where_they_would_be_wrong():
     assert Doubled(1, 4, 1).layer_stack((2, 1, 2)) is None
-    assert ConvField(1, 32, 1).layer_stack((2, 1, 900)) is None
+    assert ConvField(1, 4, 1).layer_stack((2, 1, 0)) is None
     assert ConvField(2, 4, 1).layer_stack((2, 1, 2)) is None
     assert ConvField(2, 4, 2).layer_stack((2, 2, 2, 2)) is None
     assert DenseField(4, 4).layer_stack((2, 1, 3)) is None

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from tests.problems import states
 from trueode.catalog import ACTIVATIONS, METHODS
 from trueode.fields import build_field
-from trueode.fields.conv import _taps
 from trueode.layers import Layer, LayerStack
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Solver, native, solve
 from trueode.solvers.gradients import tape
 from trueode.solvers.stack import ACTIVATIONS as FUNCTIONS
-from trueode.solvers.stack import stack_field
+from trueode.solvers.stack import _reach, stack_field
 
 PATHS = [*native.instruction_sets(), "off"]
 
@@ -219,7 +218,7 @@ def test_evaluations_of_second_gradients_are_counted() -> None:
 
 def test_nothing_kept_from_inference_mode_disturbs_training() -> None:
     field = build_field("simple_odenet", (1, 3), 5)
-    _taps.cache_clear()
+    _reach.cache_clear()
     with torch.inference_mode():
         solve(field, torch.randn(4, 1, 3), solver=FixedStep("euler", n_steps=2))
     solve(field, torch.randn(4, 1, 3), solver=FixedStep("euler", n_steps=2)).z.sum().backward()

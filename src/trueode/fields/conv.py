@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from math import prod
 
 import torch
@@ -12,10 +11,6 @@ from torch import Tensor, nn
 from trueode.errors import UsageError
 from trueode.fields.plain import ACTIVATIONS, append_time, check_activation, is_plain
 from trueode.layers import Layer, LayerStack
-
-# One matrix for all positions beats a convolution of width 3: up to length 3 it has no more entries than the convolution
-# has products, and up to this width (length x hidden) the smaller overhead outweighs them (measured).
-WIDEST_DENSE = 256
 
 
 class ConvField(nn.Module):
@@ -83,14 +78,11 @@ class ConvField(nn.Module):
         return 2 * prod(sample_shape[1:]) * sum(m.weight.numel() for m in (self.conv1, self.conv2, self.conv3))
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """The field as matrices for states ``(batch, c, length)``; None where that is slower or not the same."""
+        """The field as matrices for states ``(batch, c, length)``; None when calling it does more than that."""
         if self.dim != 1 or len(state_shape) != 3 or not self._is_plain() or self._built != self._geometry():
             return None
-        length = state_shape[2]
         (w1, b1), (w2, b2), (w3, b3) = ((conv.weight, conv.bias) for conv in (self.conv1, self.conv2, self.conv3))
-        if state_shape[1] != self.channels or not (1 <= length <= 3 or length * len(w2) <= WIDEST_DENSE):
-            return None
-        if b1 is None or b2 is None or b3 is None:
+        if state_shape[1] != self.channels or state_shape[2] == 0 or b1 is None or b2 is None or b3 is None:
             return None
         first, time_weight = w1.squeeze(2), None
         if self.time_dependent:
@@ -98,31 +90,8 @@ class ConvField(nn.Module):
         return LayerStack(
             (
                 Layer(first.t(), b1, self.act, time_weight),
-                Layer(dense_convolution(w2, length), b2.repeat(length), self.act),
+                Layer(w2.permute(2, 1, 0), b2, self.act),
                 Layer(w3.squeeze(2).t(), b3, "identity"),
             ),
             channels_last=True,
         )
-
-
-@cache
-def _taps(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(length * length, 3)``: 1 where input position j reaches output position m through tap k = j - m + 1."""
-    with torch.inference_mode(False):  # it is kept, also for a use with gradients
-        j, m, k = torch.meshgrid(torch.arange(length), torch.arange(length), torch.arange(3), indexing="ij")
-        return (k == j - m + 1).to(dtype).view(-1, 3).to(device)
-
-
-def dense_convolution(weight: Tensor, length: int) -> Tensor:
-    """The convolution of width 3, padded with zeros, as one matrix on channels-last signals of a given length.
-
-    Args:
-        weight: ``(out, in, 3)``.
-        length: positions of the signal.
-
-    Returns:
-        ``(length * in, length * out)``, to be multiplied from the right; block (j, m) is ``weight[:, :, j - m + 1].T``.
-    """
-    out, into, _ = weight.shape
-    blocks = _taps(length, weight.dtype, weight.device) @ weight.permute(2, 1, 0).reshape(3, -1)
-    return blocks.view(length, length, into, out).transpose(1, 2).reshape(length * into, length * out)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trueode.errors import SolveError, UsageError
 from trueode.solvers import adaptive, fixed, per_sample
+from trueode.solvers.clock import Clock
 from trueode.solvers.control import Reduce
 from trueode.solvers.saving import SavePoints, Saver
 from trueode.solvers.solver import Adaptive, Solver
@@ -77,16 +78,15 @@ def integrate(
         z = fixed.integrate(stepper, fractions, z, saver)  # type: ignore[arg-type]
     n_steps = len(fractions) - 1
     outcome = Outcome(z, saver.stacked(z) if saver else None, grid, n_steps, 0)
-    return check_finite(outcome, stepper, solver)
+    return check_finite(outcome, clock, solver)
 
 
-def check_finite(outcome: Outcome, stepper: Stepper, solver: Solver) -> Outcome:
+def check_finite(outcome: Outcome, clock: Clock, solver: Solver) -> Outcome:
     """Mark the outcome of given steps as failed if its final state is not finite."""
     if torch._C._are_functorch_transforms_active():  # there a value cannot be asked for
         return outcome
     z = outcome.z.detach()
     if not isfinite(float(z.sum())) and not bool(z.isfinite().all()):  # a sum may overflow
-        clock = stepper.clock
         outcome.status = "non_finite"
         outcome.message = (
             f"The solve with {solver} from t = {clock.t0:g} reached a state that is not finite before t = {clock.t1:g} "

@@ -21,7 +21,7 @@ from trueode.solvers.problem import Unpack, matrix_form, pack_stack, pack_tuple
 from trueode.solvers.saving import SavePoints, Times, grid_positions, save_points
 from trueode.solvers.solution import Counter, Solution
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
-from trueode.solvers.stack import stack_field
+from trueode.solvers.stack import dense, stack_field
 from trueode.solvers.step import Field, Stepper
 
 _BACKPROP = Backprop()
@@ -94,27 +94,21 @@ def direct_solve(
     counter = Counter()
 
     unpack: Unpack | None = None
-    call: Field
-    stack = None
-    if isinstance(z0, tuple):
-        inner, z, unpack = pack_tuple(field, z0, per_sample=is_per_sample(solver))
-        call = _counted(inner, counter)
-    else:
-        z = z0
-        stack = None if isinstance(gradient, Adjoint) else matrix_form(field, z)
-        if stack is not None:
-            z, unpack = pack_stack(stack, z)
-            call = _counted(stack_field(stack), counter)
-        else:
-            call = _checked(_counted(field, counter))
-
     recompute = isinstance(gradient, Checkpoint)
-    if isinstance(gradient, Adjoint):
-        outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, points, reduce)
-    elif stack is not None:
-        outcome = _integrate_layers(stack, call, clock, z, solver, counter, points, recompute, reduce)
+    stack = None if isinstance(z0, tuple) or isinstance(gradient, Adjoint) else matrix_form(field, z0)
+    found = None if stack is None else _integrate_layers(stack, clock, z0, solver, counter, points, recompute, reduce)
+    if found is not None:
+        outcome, unpack = found
     else:
-        outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
+        if isinstance(z0, tuple):
+            inner, z, unpack = pack_tuple(field, z0, per_sample=is_per_sample(solver))
+            call = _counted(inner, counter)
+        else:
+            z, call = z0, _checked(_counted(field, counter))
+        if isinstance(gradient, Adjoint):
+            outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, points, reduce)
+        else:
+            outcome = integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
     counter.solving = False
     if reduce is not None:
         _share_failure(outcome, reduce)
@@ -205,24 +199,33 @@ def _saved_on_grid(points: SavePoints | None, solver: Solver, clock: Clock) -> t
 
 def _integrate_layers(
     stack: LayerStack,
-    call: Field,
     clock: Clock,
-    z: Tensor,
+    z0: Tensor,
     solver: Solver,
     counter: Counter,
     points: SavePoints | None,
     recompute: bool,
     reduce: Reduce | None,
-) -> Outcome:
-    """A field made of layers: by the compiled kernel, else with a gradient written by hand, else as any other field."""
+) -> tuple[Outcome, Unpack] | None:
+    """A field made of layers: by the compiled kernel, else with a gradient written by hand, else as any other field.
+
+    Returns:
+        The outcome, and how to read its states; None where calling the field takes less time.
+    """
+    z, unpack = pack_stack(stack, z0)
     saved = _saved_on_grid(points, solver, clock)
     outcome = native.integrate(stack, clock, z, solver, points, saved, counter, recompute=recompute, reduce=reduce)
     if outcome is not None:
-        given = not isinstance(solver, Adaptive)
-        return check_finite(outcome, Stepper(call, solver.tableau, clock), solver) if given else outcome
-    if saved is not None and _tapes(stack.layers, z, clock, solver):
-        return _integrate_taped(stack, clock, z, solver, counter, points, saved, recompute, reduce)
-    return integrate(Stepper(call, solver.tableau, clock, recompute=recompute), solver, z, points, reduce)
+        if not isinstance(solver, Adaptive):
+            outcome = check_finite(outcome, clock, solver)
+        return outcome, unpack
+    plain = dense(stack, z.shape[1])
+    if plain is None:
+        return None
+    if saved is not None and _tapes(plain.layers, z, clock, solver):
+        return _integrate_taped(plain, clock, z, solver, counter, points, saved, recompute, reduce), unpack
+    stepper = Stepper(_counted(stack_field(plain), counter), solver.tableau, clock, recompute=recompute)
+    return integrate(stepper, solver, z, points, reduce), unpack
 
 
 def _integrate_taped(

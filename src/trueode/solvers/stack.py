@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trueode.layers import LayerStack
+from trueode.layers import Layer, LayerStack
 from trueode.solvers.step import Field
 
 aten = torch.ops.aten
 LEAK = 0.01  # torch's default slope of leaky_relu
+
+# One matrix for all rows beats a convolution of three taps: with no more rows than taps it has no more entries than the
+# convolution has products, and up to this width (rows x out) the smaller overhead outweighs them (measured).
+WIDEST_DENSE = 256
 
 
 class Activation(NamedTuple):
@@ -98,8 +102,10 @@ def stack_field(stack: LayerStack) -> Field:
     def field(t: Tensor, z: Tensor) -> Tensor:
         x = z
         for weight, bias, activation, time_weight in layers:
-            per_sample = x.shape[1] // weight.shape[0]
-            rows = x.reshape(x.shape[0] * per_sample, weight.shape[0])
+            per_sample = x.shape[1] // weight.shape[-2]
+            rows = x.reshape(x.shape[0] * per_sample, weight.shape[-2])
+            if weight.dim() == 3:
+                rows, weight = _windows(rows, per_sample, len(weight)), weight.flatten(0, 1)
             rows = torch.addmm(shift(bias, time_weight, t, per_sample), rows, weight)
             if activation != "identity":
                 rows = ACTIVATIONS[activation].apply(rows)
@@ -107,3 +113,48 @@ def stack_field(stack: LayerStack) -> Field:
         return x
 
     return field
+
+
+def _windows(x: Tensor, per_sample: int, taps: int) -> Tensor:
+    """Rows ``(batch * per_sample, in)`` with their neighbours in the same sample beside them, ``(…, taps * in)``."""
+    padded = F.pad(x.view(-1, per_sample, x.shape[1]), (0, 0, taps // 2, taps // 2))
+    return torch.cat([padded[:, i : i + per_sample] for i in range(taps)], dim=2).flatten(0, 1)
+
+
+def dense(stack: LayerStack, width: int) -> LayerStack | None:
+    """The stack for states of a width, its convolutions as one matrix each; None where calling the field takes less time."""
+    layers = []
+    for layer in stack.layers:
+        *_, fan_in, fan_out = layer.weight.shape
+        rows = width // fan_in
+        if layer.taps > 1:
+            if not (rows <= layer.taps or rows * fan_out <= WIDEST_DENSE):
+                return None
+            time_weight = None if layer.time_weight is None else layer.time_weight.repeat(rows)
+            layer = Layer(dense_convolution(layer.weight, rows), layer.bias.repeat(rows), layer.activation, time_weight)
+        layers.append(layer)
+        width = rows * fan_out
+    return stack._replace(layers=tuple(layers))
+
+
+@cache
+def _reach(rows: int, taps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(rows * rows, taps)``: 1 where row j of the input reaches row m of the output through a tap."""
+    with torch.inference_mode(False):  # it is kept, also for a use with gradients
+        j, m, tap = torch.meshgrid(torch.arange(rows), torch.arange(rows), torch.arange(taps), indexing="ij")
+        return (tap == j - m + taps // 2).to(dtype).view(-1, taps).to(device)
+
+
+def dense_convolution(weight: Tensor, rows: int) -> Tensor:
+    """A convolution along the rows as one matrix on samples of so many of them.
+
+    Args:
+        weight: ``(taps, in, out)``, as in `Layer`.
+        rows: of a sample.
+
+    Returns:
+        ``(rows * in, rows * out)``, to be multiplied from the right; block (j, m) is ``weight[j - m + taps // 2]``.
+    """
+    taps, fan_in, fan_out = weight.shape
+    blocks = _reach(rows, taps, weight.dtype, weight.device) @ weight.reshape(taps, -1)
+    return blocks.view(rows, rows, fan_in, fan_out).transpose(1, 2).reshape(rows * fan_in, rows * fan_out)

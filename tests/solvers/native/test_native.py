@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trueode.catalog import METHODS
 from trueode.errors import SolveError
+from trueode.fields import ConvField
 from trueode.layers import Layer, LayerStack
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, OnGrid, Solution, Solver, native, solve
 from trueode.solvers.native import solve as kernel
@@ -31,17 +32,27 @@ class Field(nn.Module):
     Args:
         layers: for each layer its inputs, its outputs and its activation.
         timed: whether the first layer sees the time.
+        taps: of each layer; more than one is a convolution along the rows.
     """
 
-    def __init__(self, layers: Sequence[tuple[int, int, str]], timed: bool = False, dtype: torch.dtype = torch.double):
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, int, str]],
+        timed: bool = False,
+        dtype: torch.dtype = torch.double,
+        taps: Sequence[int] | None = None,
+    ):
         super().__init__()
         draw = torch.Generator().manual_seed(len(layers))
 
         def numbers(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape, generator=draw, dtype=torch.double).to(dtype))
 
-        # weights as those of nn.Linear: their transposes are what multiplies
-        self.weights = nn.ParameterList(nn.Parameter(numbers(o, i) / (i**0.5)) for i, o, _ in layers)
+        # weights as those of nn.Linear and nn.Conv1d: their transposes are what multiplies
+        shapes = [
+            (o, i, *(() if n == 1 else (n,))) for (i, o, _), n in zip(layers, taps or [1] * len(layers), strict=True)
+        ]
+        self.weights = nn.ParameterList(nn.Parameter(numbers(*shape) / (shape[1] ** 0.5)) for shape in shapes)
         self.biases = nn.ParameterList(nn.Parameter(numbers(o) / 2) for _, o, _ in layers)
         self.time_weight = numbers(layers[0][1]) if timed else None
         self.activations = [activation for *_, activation in layers]
@@ -49,10 +60,22 @@ class Field(nn.Module):
     def layer_stack(self, shape: torch.Size) -> LayerStack:
         times = [self.time_weight, *[None] * len(self.activations)]
         rows = zip(self.weights, self.biases, self.activations, times, strict=False)
-        return LayerStack(tuple(Layer(w.t(), b, a, t) for w, b, a, t in rows))
+        return LayerStack(tuple(Layer(w.permute(*range(w.dim())[::-1]), b, a, t) for w, b, a, t in rows))
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return stack_field(self.layer_stack(z.shape))(t, z)
+
+
+class Called(nn.Module):
+    """A field that can only be called."""
+
+    def __init__(self, field: nn.Module) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        value: Tensor = self.field(t, z)
+        return value
 
 
 def dense(width: int, hidden: int, activation: str, timed: bool = False, dtype: torch.dtype = torch.double) -> Field:
@@ -66,7 +89,7 @@ def states(batch: int, width: int, dtype: torch.dtype = torch.double) -> Tensor:
 
 
 def results(
-    field: Field,
+    field: nn.Module,
     z0: Tensor,
     solver: Solver,
     t: tuple[float, float] = (0.0, 1.0),
@@ -284,12 +307,34 @@ def test_gradients_against_finite_differences(name: str) -> None:
             assert torch.autograd.gradcheck(lambda z, *_, flow=flow: flow(z).z, (z0, *field.parameters()))
 
 
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("batch", [1, 33, 70])
+@pytest.mark.parametrize("length", [1, 2, 3, 10, 41])
+def test_convolutions(length: int, batch: int, dtype: torch.dtype, name: str) -> None:
+    """As PyTorch computes them, along signals of any length."""
+    solver = FixedStep("rk4", n_steps=3)
+    for channels, hidden, timed in ((1, 32, False), (3, 9, True)):
+        field = ConvField(channels, hidden, 1, "tanh", timed).to(dtype)
+        exact = ConvField(channels, hidden, 1, "tanh", timed).double()
+        exact.load_state_dict(field.state_dict())
+        z0 = states(batch, channels * length, dtype).view(batch, channels, length)
+        with native.using(name):
+            found = results(field, z0, solver)[1]
+        expected = portable(Called(exact), z0.double(), solver)[1]
+        if dtype == torch.float64:
+            assert_same(found, expected)
+        else:
+            assert_as_accurate(found, portable(Called(field), z0, solver)[1], expected)
+
+
 widths = st.integers(1, 20)
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    taps=st.lists(st.sampled_from([1, 1, 3, 5]), min_size=4, max_size=4),
     inner=st.lists(widths, min_size=3, max_size=3),
     width=st.integers(1, 12),
     activations=st.lists(st.sampled_from(list(kernel.ACTIVATIONS)), min_size=4, max_size=4),
@@ -302,6 +347,7 @@ widths = st.integers(1, 20)
 )
 def test_any_stack_of_layers(
     rows: list[int],
+    taps: list[int],
     inner: list[int],
     width: int,
     activations: list[str],
@@ -312,7 +358,7 @@ def test_any_stack_of_layers(
     checkpoint: bool,
     name: str,
 ) -> None:
-    """Any number of layers, each of which acts on some rows of what the one before gave."""
+    """Any number of layers, each of which acts on some rows of what the one before gave, or along them."""
     most = 1
     for number in rows:
         most *= number
@@ -322,7 +368,7 @@ def test_any_stack_of_layers(
         out = state // number if i == len(rows) - 1 else inner[i] * most
         layers.append((now // number, out, activations[i] if i < len(rows) - 1 else "identity"))
         now = number * out
-    field, z0 = Field(layers, timed), states(batch, state)
+    field, z0 = Field(layers, timed, taps=taps[: len(layers)]), states(batch, state)
     solver = FixedStep(method, n_steps=n_steps)
     expected = portable(field, z0, solver)[1]
     with native.using(name):
@@ -370,8 +416,8 @@ class _Subclass(Tensor):
 
 @pytest.mark.falls_back
 def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
-    """Activations it does not know, half precision, states inside of steps, ends of time that need gradients."""
-    calls: list[tuple[Field, Tensor, dict[str, object]]] = [
+    """Activations it does not know, half precision, states inside of steps, ends of time that need gradients, long signals."""
+    calls: list[tuple[nn.Module, Tensor, dict[str, object]]] = [
         (dense(3, 10, "gelu"), states(5, 3), {}),
         (dense(3, 10, "tanh", dtype=torch.bfloat16), states(5, 3, torch.bfloat16), {}),
         (dense(3, 10, "tanh"), states(5, 3), {"save_at": [0.123]}),
@@ -379,6 +425,7 @@ def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
         (dense(3, 10, "tanh"), states(5, 3), {"t": (1.0, 1.0)}),
         (dense(3, 10, "tanh"), states(0, 3), {}),
         (dense(3, 10, "tanh"), states(5, 3).as_subclass(_Subclass), {}),
+        (ConvField(1, 32, 1), states(2, 900)[:, None].float(), {}),
     ]
     for field, z0, options in calls:
         with pytest.MonkeyPatch.context() as patch:

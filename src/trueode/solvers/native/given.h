@@ -41,7 +41,7 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
         plan->g_at[j] = g_at;
         g_at += 2 * out;
         plan->w_at[j] = sums;
-        sums += (layer->fan_in + 2) * layer->fan_out;
+        sums += (layer->taps * layer->fan_in + 2) * layer->fan_out;
         width = out;
     }
     plan->slot = at;
@@ -62,22 +62,24 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
 static int NAME(pack_weights)(Plan *plan) {
     const Solve *solve = plan->solve;
     int64_t n = solve->n_layers, numbers = 0;
-    for (int64_t j = 0; j < n; j++) numbers += 2 * (solve->layers[j].fan_in + 1) * solve->layers[j].fan_out;
+    for (int64_t j = 0; j < n; j++)
+        numbers += 2 * (solve->layers[j].taps * solve->layers[j].fan_in + 1) * solve->layers[j].fan_out;
     plan->packed = malloc(n * sizeof(Packed));
     plan->memory = aligned(numbers * sizeof(T));
     if (!plan->packed || !plan->memory) return NAME(free_plan)(plan), NO_MEMORY;
     T *free_place = plan->memory;
     for (int64_t j = 0; j < n; j++) {
         const Layer *layer = &solve->layers[j];
-        int64_t k = layer->fan_in, o = layer->fan_out;
+        int64_t taps = layer->taps, k = layer->fan_in, o = layer->fan_out, tap_stride = layer->tap_stride;
+        const T *weight = layer->weight;
         Packed *packed = &plan->packed[j];
         packed->forward = free_place;
-        packed->back = packed->forward + k * o;
-        packed->bias = packed->back + k * o;
+        packed->back = packed->forward + taps * k * o;
+        packed->bias = packed->back + taps * k * o;
         packed->time = layer->time_weight ? packed->bias + o : NULL;
         free_place = packed->bias + 2 * o;
-        NAME(pack)(layer->weight, k, o, layer->stride_in, layer->stride_out, packed->forward);
-        NAME(pack)(layer->weight, o, k, layer->stride_out, layer->stride_in, packed->back);
+        NAME(pack)(weight, taps, k, o, tap_stride, layer->stride_in, layer->stride_out, packed->forward);
+        NAME(pack)(weight + (taps - 1) * tap_stride, taps, o, k, -tap_stride, layer->stride_out, layer->stride_in, packed->back);
         for (int64_t i = 0; i < o; i++) packed->bias[i] = ((const T *)layer->bias)[i * layer->bias_stride];
         for (int64_t i = 0; packed->time && i < o; i++)
             packed->time[i] = ((const T *)layer->time_weight)[i * layer->time_stride];
@@ -174,9 +176,8 @@ static void NAME(evaluate)(const Plan *plan, const vec *t, vec *slot, vec *k) {
         const vec *x = slot + plan->x_at[j];
         vec *after = j + 1 < solve->n_layers ? slot + plan->x_at[j + 1] : k;
         vec *y = layer->activation >= SILU ? slot + plan->pre_at[j] : after;
-        for (int64_t r = 0; r < plan->rows[j]; r++)
-            NAME(product)(layer->fan_in, layer->fan_out, packed->forward, packed->bias, packed->time, t,
-                          x + 2 * r * layer->fan_in, y + 2 * r * layer->fan_out);
+        NAME(convolve)(plan->rows[j], layer->taps, layer->fan_in, layer->fan_out, packed->forward, packed->bias, packed->time,
+                       t, x, y);
         if (layer->activation != IDENTITY)
             NAME(activate)(layer->activation, y, after, 2 * plan->rows[j] * layer->fan_out);
     }
@@ -272,9 +273,8 @@ static void NAME(pull_back)(const Plan *plan, const vec *slot, vec *g_slot, vec 
     for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
         const Layer *layer = &solve->layers[j];
         vec *below = j ? g_slot + plan->g_at[j - 1] : g;
-        for (int64_t r = 0; r < plan->rows[j]; r++)
-            NAME(product)(layer->fan_out, layer->fan_in, plan->packed[j].back, NULL, NULL, NULL,
-                          g_slot + plan->g_at[j] + 2 * r * layer->fan_out, below + 2 * r * layer->fan_in);
+        NAME(convolve)(plan->rows[j], layer->taps, layer->fan_out, layer->fan_in, plan->packed[j].back, NULL, NULL, NULL,
+                       g_slot + plan->g_at[j], below);
         if (j) {
             int64_t activation = solve->layers[j - 1].activation;
             NAME(pull_activation)(activation, slot + (activation >= SILU ? plan->pre_at[j - 1] : plan->x_at[j]), below,
@@ -315,11 +315,13 @@ static inline __attribute__((always_inline)) vec NAME(sums)(vec *x) {
 #endif
 }
 
-/* Gradients of the weights of a layer from the slots of a group. */
+/* Gradients of the weights of a tap of a layer from the slots of a group. */
 static void NAME(weight_gradient)(
-    const Plan *plan, int64_t j, const vec *slots, const vec *g_slots, int64_t count, T *gradient) {
+    const Plan *plan, int64_t j, int64_t tap, const vec *slots, const vec *g_slots, int64_t count, T *gradient) {
     const Layer *layer = &plan->solve->layers[j];
-    int64_t fan_in = layer->fan_in, fan_out = layer->fan_out, rows = plan->rows[j];
+    int64_t fan_in = layer->fan_in, fan_out = layer->fan_out, shift = tap - layer->taps / 2;
+    int64_t from = larger(0, -shift), rows = plan->rows[j] - larger(shift, -shift); /* those that this tap reaches */
+    if (rows <= 0) return;
     enum { HIGH = 4, WIDE = SUMS_WIDE };
     for (int64_t o = 0; o < fan_out; o += WIDE)
         for (int64_t k = 0; k < fan_in; k += HIGH) {
@@ -333,8 +335,8 @@ static void NAME(weight_gradient)(
 #pragma GCC unroll 16
             for (int i = 0; i < HIGH * WIDE; i++) sum[i] = zero;
             for (int64_t slot = 0; slot < count; slot++) {
-                const vec *x = slots + slot * plan->slot + plan->x_at[j];
-                const vec *g = g_slots + slot * plan->g_slot + plan->g_at[j];
+                const vec *x = slots + slot * plan->slot + plan->x_at[j] + 2 * (from + shift) * fan_in;
+                const vec *g = g_slots + slot * plan->g_slot + plan->g_at[j] + 2 * from * fan_out;
                 for (int64_t r = 0; r < rows; r++, x += 2 * fan_in, g += 2 * fan_out) {
 #pragma GCC unroll 2
                     for (int half = 0; half < 2; half++) {
@@ -430,8 +432,10 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
         }
         for (int64_t j = 0; filled && j < solve->n_layers; j++) {
             const Layer *layer = &solve->layers[j];
-            T *weight = sums + plan->w_at[j], *bias = weight + layer->fan_in * layer->fan_out;
-            NAME(weight_gradient)(plan, j, slots, g_slots, filled, weight);
+            int64_t size = layer->fan_in * layer->fan_out;
+            T *weight = sums + plan->w_at[j], *bias = weight + layer->taps * size;
+            for (int64_t tap = 0; tap < layer->taps; tap++)
+                NAME(weight_gradient)(plan, j, tap, slots, g_slots, filled, weight + tap * size);
             NAME(bias_gradient)(plan, j, g_slots, filled, times, room, bias, bias + layer->fan_out);
         }
         if (number == 0) break;
@@ -462,7 +466,7 @@ static int NAME(backward)(const Solve *solve) {
     for (int64_t j = 0; j < solve->n_layers; j++) {
         const Layer *layer = &solve->layers[j];
         T *to[] = {layer->weight_gradient, layer->bias_gradient, layer->time_gradient};
-        int64_t sizes[] = {layer->fan_in * layer->fan_out, layer->fan_out, layer->time_weight ? layer->fan_out : 0};
+        int64_t sizes[] = {layer->taps * layer->fan_in * layer->fan_out, layer->fan_out, layer->time_weight ? layer->fan_out : 0};
         int64_t at = plan.w_at[j];
         for (int i = 0; i < 3; at += sizes[i], i++) {
             if (!to[i]) continue;

@@ -1,18 +1,20 @@
 /* Products of a matrix with the features of a block; a part of kernel.h. */
 
-/* A matrix (n_in, n_out) in tiles of columns, TILE, 4, 2 or 1 wide; the columns of a tile side by side, row after row. */
+/* Matrices (taps n_in, n_out) in tiles of columns, TILE, 4, 2 or 1 wide; the columns of a tile side by side, row after row. */
 typedef struct {
-    T *forward, *back; /* the weights; the weights transposed */
+    T *forward, *back; /* the weights; the weights transposed, the last tap first */
     T *bias, *time;    /* (fan_out); time is NULL where the layer does not see the time */
 } Packed;
 
 static int64_t NAME(tile_width)(int64_t left) { return left >= TILE ? TILE : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
-static void NAME(pack)(const T *from, int64_t n_in, int64_t n_out, int64_t step_in, int64_t step_out, T *to) {
+static void NAME(pack)(const T *from, int64_t taps, int64_t n_in, int64_t n_out, int64_t step_tap, int64_t step_in,
+                       int64_t step_out, T *to) {
     for (int64_t o = 0; o < n_out;) {
         int64_t wide = NAME(tile_width)(n_out - o);
-        for (int64_t k = 0; k < n_in; k++)
-            for (int64_t j = 0; j < wide; j++) *to++ = from[k * step_in + (o + j) * step_out];
+        for (int64_t tap = 0; tap < taps; tap++)
+            for (int64_t k = 0; k < n_in; k++)
+                for (int64_t j = 0; j < wide; j++) *to++ = from[tap * step_tap + k * step_in + (o + j) * step_out];
         o += wide;
     }
 }
@@ -46,21 +48,32 @@ static inline __attribute__((always_inline)) void NAME(tile)(
     }
 }
 
-/* y = x times a packed matrix (n_in, n_out), plus bias and t time where they are not NULL. */
-static void NAME(product)(int64_t n_in, int64_t n_out, const T *weight, const T *bias, const T *time, const vec *t,
-                          const vec *x, vec *y) {
+/* y = x times n_in rows, from `from` on, of a packed matrix (height, n_out), plus bias and t time where they are not NULL. */
+static void NAME(product)(int64_t height, int64_t from, int64_t n_in, int64_t n_out, const T *weight, const T *bias,
+                          const T *time, const vec *t, const vec *x, vec *y) {
     for (int64_t o = 0; o < n_out;) {
         int64_t wide = NAME(tile_width)(n_out - o);
-        const T *here = bias ? bias + o : NULL, *timed = time ? time + o : NULL;
+        const T *w = weight + from * wide, *here = bias ? bias + o : NULL, *timed = time ? time + o : NULL;
         if (wide == TILE)
-            NAME(tile)(TILE, n_in, weight, here, timed, t, x, y + 2 * o);
+            NAME(tile)(TILE, n_in, w, here, timed, t, x, y + 2 * o);
         else if (wide == 4)
-            NAME(tile)(4, n_in, weight, here, timed, t, x, y + 2 * o);
+            NAME(tile)(4, n_in, w, here, timed, t, x, y + 2 * o);
         else if (wide == 2)
-            NAME(tile)(2, n_in, weight, here, timed, t, x, y + 2 * o);
+            NAME(tile)(2, n_in, w, here, timed, t, x, y + 2 * o);
         else
-            NAME(tile)(1, n_in, weight, here, timed, t, x, y + 2 * o);
-        weight += n_in * wide;
+            NAME(tile)(1, n_in, w, here, timed, t, x, y + 2 * o);
+        weight += height * wide;
         o += wide;
+    }
+}
+
+/* All rows of a layer, or of its transpose: each row of y sees the rows of x around it, as many as there are taps; they lie
+ * side by side, so that they and the taps are one longer row and one higher matrix. */
+static void NAME(convolve)(int64_t rows, int64_t taps, int64_t n_in, int64_t n_out, const T *weight, const T *bias,
+                           const T *time, const vec *t, const vec *x, vec *y) {
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t first = larger(0, r - taps / 2), last = smaller(rows - 1, r + taps / 2);
+        NAME(product)(taps * n_in, (first - r + taps / 2) * n_in, (last - first + 1) * n_in, n_out, weight, bias, time, t,
+                      x + 2 * first * n_in, y + 2 * r * n_out);
     }
 }

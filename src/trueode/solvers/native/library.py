@@ -24,7 +24,7 @@ class Layer(Structure):
     """As in native.c."""
 
     _fields_ = (
-        *_fields(c_int64, "fan_in fan_out stride_in stride_out bias_stride time_stride activation"),
+        *_fields(c_int64, "fan_in fan_out taps stride_in stride_out tap_stride bias_stride time_stride activation"),
         *_fields(c_void_p, "weight bias time_weight weight_gradient bias_gradient time_gradient"),
     )
 

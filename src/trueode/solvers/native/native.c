@@ -20,12 +20,13 @@ enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
 enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000 }; /* stages in a group; parts of a batch; bytes that a group may fill */
 
-/* A layer: x @ weight + bias + t * time_weight on rows of fan_in numbers; strides in numbers. */
+/* A layer on rows of fan_in numbers: bias + t * time_weight + the sum over its taps of row r + tap - taps / 2 @ weight[tap],
+ * where there is such a row; one tap is a matrix, applied to every row, more are a convolution. Strides in numbers. */
 typedef struct {
-    int64_t fan_in, fan_out, stride_in, stride_out, bias_stride, time_stride;
+    int64_t fan_in, fan_out, taps, stride_in, stride_out, tap_stride, bias_stride, time_stride;
     int64_t activation;
     const void *weight, *bias, *time_weight; /* the last one may be NULL */
-    void *weight_gradient, *bias_gradient, *time_gradient; /* contiguous (fan_in, fan_out), (fan_out), (fan_out) */
+    void *weight_gradient, *bias_gradient, *time_gradient; /* contiguous (taps, fan_in, fan_out), (fan_out), (fan_out) */
 } Layer;
 
 /* A solve for states (batch, width). Steps are given as fractions of the interval, as everywhere in this package. */

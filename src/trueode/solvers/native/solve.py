@@ -30,6 +30,7 @@ ACTIVATIONS = {"identity": 0, "relu": 1, "lrelu": 2, "sigmoid": 3, "tanh": 4, "s
 """By the numbers of native.c."""
 NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
 LARGEST_TAPE = 2**25  # bytes: beyond them stages are computed again, which takes less time than fresh memory
+MOST_NUMBERS = 2**15  # in a stage of one sample: larger ones leave the cache, and PyTorch's convolutions take less time
 FLOPS_EACH = 1e6  # that a thread must have to do to be worth its waking
 
 
@@ -67,7 +68,7 @@ def integrate(
         return None
     tensors = [x for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight)]
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors))
-    run = _Run(kernel, stack, solver.tableau, clock, counter)
+    run = _Run(kernel, stack, z.shape[1], solver.tableau, clock, counter)
     try:
         if isinstance(solver, Adaptive):
             inside = points is not None and any(theta not in (0.0, 1.0) for theta in points.fractions)
@@ -113,6 +114,7 @@ def _is_served(stack: LayerStack, clock: Clock, z: Tensor) -> bool:
         z.device.type == "cpu"
         and z.dtype in (torch.float32, torch.float64)
         and z.numel() > 0
+        and sum(stack.widths(z.shape[1])) <= MOST_NUMBERS
         and clock.length != 0
         and not clock.differentiable
         and not torch._C._is_tracing()
@@ -172,9 +174,10 @@ class _Run:
     """A solve on its way forward and back."""
 
     def __init__(
-        self, kernel: Kernel, stack: LayerStack, tableau: ButcherTableau, clock: Clock, counter: Counter
+        self, kernel: Kernel, stack: LayerStack, width: int, tableau: ButcherTableau, clock: Clock, counter: Counter
     ) -> None:
         self.kernel, self.stack, self.tableau, self.clock, self.counter = kernel, stack, tableau, clock, counter
+        self.width = width
         self.method = _method(tableau)
         self.each = False
         self.grid = torch.empty(0)
@@ -253,7 +256,7 @@ class _Run:
 
     def _solve(self, z: Tensor, layers: Any, keep: int) -> Solve:
         method, n_steps, saved = self.method, max(len(self.grid) - 1, 0), self.saved
-        flops = 2 * self.stack_size * len(z) * max(n_steps, 8) * method.n_stages
+        flops = 2 * self.products * len(z) * max(n_steps, 8) * method.n_stages
         threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
         solve = Solve(
             len(z), z.shape[1], len(layers), n_steps, method.n_stages, len(saved), keep, threads, self.each,
@@ -267,17 +270,19 @@ class _Run:
 
     def _layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
         layers = (Layer * len(self.stack.layers))()
-        self.stack_size = 0
+        self.products = 0  # of a sample, as if there were all rows that the taps ask for
+        widths = self.stack.widths(self.width)
         for i, each in enumerate(self.stack.layers):
             weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
             assert weight is not None
             assert bias is not None
-            (fan_in, fan_out), (stride_in, stride_out) = weight.shape, weight.stride()
-            self.stack_size += fan_in * fan_out
+            self.products += widths[i] // weight.shape[-2] * weight.numel()
+            *taps, fan_in, fan_out = weight.shape
+            *tap_stride, stride_in, stride_out = weight.stride()
             timed = (0, None) if time_weight is None else (time_weight.stride(0), time_weight.data_ptr())
             to = (None if x is None else x.data_ptr() for x in gradients[3 * i : 3 * i + 3])
             layers[i] = Layer(
-                fan_in, fan_out, stride_in, stride_out, bias.stride(0), timed[0], ACTIVATIONS[each.activation],
+                fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0), timed[0], ACTIVATIONS[each.activation],
                 weight.data_ptr(), bias.data_ptr(), timed[1], *to,
             )  # fmt: skip
         return layers
