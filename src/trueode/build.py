@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trueode.adaptation import FidelityRule, Ladder, PaperStepRule, PaperToleranceRule, Rule, paper_starting_step
 from trueode.catalog import AUTO, METHODS
@@ -22,6 +21,7 @@ from trueode.seeds import torch_stream
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, get_tableau
 from trueode.training import Schedule, State
 from trueode.training.checks import Checks, accuracy_difference, prediction_difference
+from trueode.training.optimizers import Optimizer, make_optimizer
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 GRADIENTS: dict[str, Gradient] = {"naive": Backprop(), "checkpoint": Checkpoint(), "adjoint": Adjoint()}
@@ -265,12 +265,6 @@ def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:
     )
 
 
-def build_optimizer(options: Options, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser, in its fused form where torch has one."""
-    common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
-    params: list[Tensor] = list(model.parameters())
-    if options.optimizer == "rmsprop":
-        return torch.optim.RMSprop(params, **common)
-    fused = params[0].device.type in ("cpu", "cuda")
-    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
-    return kind(params, fused=fused, **common)
+def build_optimizer(options: Options, model: nn.Module) -> Optimizer:
+    """The optimiser."""
+    return make_optimizer(options.optimizer, model.parameters(), options.lr, options.weight_decay)

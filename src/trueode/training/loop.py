@@ -123,8 +123,10 @@ def train(
             output, solution = task.predict(network, batch, state.solver)
             loss = task.loss_sum(output, batch) / whole
             optimizer.zero_grad()
-            # DistributedDataParallel averages gradients over ranks, and the loss is a sum over them
-            (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
+            if ranks.world_size > 1:  # DistributedDataParallel averages gradients, and the loss is a sum over ranks
+                (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]
             nfe = calls(solution, len(batch.x), whole, ranks)
             state.recent_nfe.append(nfe)
             state.samples += whole

@@ -20,10 +20,10 @@ from trueode.solvers.control import Reduce
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.native import library
-from trueode.solvers.native.library import Chosen, Kernel, Layer, Solve
+from trueode.solvers.native.library import Chosen, Kernel, Solve
 from trueode.solvers.saving import SavePoints
 from trueode.solvers.solution import Counter
-from trueode.solvers.solver import Adaptive, Solver
+from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 from trueode.solvers.tableau import ButcherTableau
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "lrelu": 2, "sigmoid": 3, "tanh": 4, "silu": 5, "softplus": 6}
@@ -75,10 +75,9 @@ def integrate(
             return None if inside or reduce is not None else _chosen(run, solver, z, tensors, points, wanted)
         if saved is None:
             return None
-        fractions = solver.fractions(clock.length)
+        grid = _grid(solver, clock.length) if isinstance(solver, FixedStep) else _as_grid(solver, clock.length)
     except SolveError:
         return None
-    grid = torch.tensor(fractions, dtype=torch.float64)
     run.each = grid.dim() == 2
     if run.each and grid.shape[1] != len(z):
         return None
@@ -131,6 +130,13 @@ def _is_plain(x: Tensor | None, z: Tensor) -> bool:
         return True
     alike = x.dtype == z.dtype and x.device == z.device and x.layout == torch.strided and x.numel() > 0
     return alike and type(x) in (Tensor, torch.nn.Parameter) and not x.is_neg()
+
+
+def _as_grid(solver: FixedStep | OnGrid, length: float) -> Tensor:
+    return torch.tensor(solver.fractions(length), dtype=torch.float64)
+
+
+_grid = lru_cache(maxsize=64)(_as_grid)  # for solvers that are quickly told from one another
 
 
 class _Method(NamedTuple):
@@ -259,7 +265,7 @@ class _Run:
         flops = 2 * self.products * len(z) * max(n_steps, 8) * method.n_stages
         threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
         solve = Solve(
-            len(z), z.shape[1], len(layers), n_steps, method.n_stages, len(saved), keep, threads, self.each,
+            len(z), z.shape[1], len(self.stack.layers), n_steps, method.n_stages, len(saved), keep, threads, self.each,
             self.clock.t0, self.clock.t1,
             addressof(layers), *method.addresses, self.grid.data_ptr(),
         )  # fmt: skip
@@ -269,23 +275,25 @@ class _Run:
         return solve
 
     def _layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
-        layers = (Layer * len(self.stack.layers))()
+        values: list[int] = []
         self.products = 0  # of a sample, as if there were all rows that the taps ask for
         widths = self.stack.widths(self.width)
         for i, each in enumerate(self.stack.layers):
             weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
             assert weight is not None
             assert bias is not None
-            self.products += widths[i] // weight.shape[-2] * weight.numel()
             *taps, fan_in, fan_out = weight.shape
             *tap_stride, stride_in, stride_out = weight.stride()
-            timed = (0, None) if time_weight is None else (time_weight.stride(0), time_weight.data_ptr())
-            to = (None if x is None else x.data_ptr() for x in gradients[3 * i : 3 * i + 3])
-            layers[i] = Layer(
-                fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0), timed[0], ACTIVATIONS[each.activation],
-                weight.data_ptr(), bias.data_ptr(), timed[1], *to,
-            )  # fmt: skip
-        return layers
+            self.products += widths[i] * fan_out * (taps[0] if taps else 1)
+            values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
+            values.append(0 if time_weight is None else time_weight.stride(0))
+            values += ACTIVATIONS[each.activation], weight.data_ptr(), bias.data_ptr(), _address(time_weight)
+            values += map(_address, gradients[3 * i : 3 * i + 3] or (None, None, None))
+        return (c_int64 * len(values))(*values)
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 class _Tape:
