@@ -33,7 +33,7 @@ class Solve(Structure):
     held: Any
 
     _fields_ = (
-        *_fields(c_int64, "batch width n_layers n_steps n_stages n_saved keep threads each"),
+        *_fields(c_int64, "batch width n_layers n_steps n_stages n_saved keep threads capacity each"),
         *_fields(c_double, "t0 t1"),
         *_fields(c_void_p, "layers a b c grid saved z0 z1 zs tape g1 gs g0"),
     )

@@ -68,11 +68,12 @@ def integrate(
         return None
     tensors = [x for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight)]
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors))
+    keep = NOTHING if not wanted else STATES if recompute else STAGES
     run = _Run(kernel, stack, z.shape[1], solver.tableau, clock, counter)
     try:
         if isinstance(solver, Adaptive):
             inside = points is not None and any(theta not in (0.0, 1.0) for theta in points.fractions)
-            return None if inside or reduce is not None else _chosen(run, solver, z, tensors, points, wanted)
+            return None if inside or reduce is not None else _chosen(run, solver, z, tensors, points, keep)
         if saved is None:
             return None
         grid = _grid(solver, clock.length) if isinstance(solver, FixedStep) else _as_grid(solver, clock.length)
@@ -83,23 +84,25 @@ def integrate(
         return None
     order = sorted(range(len(saved)), key=saved.__getitem__)
     run.grid, run.saved = grid, tuple(saved[i] for i in order)
-    keep = STATES if recompute else STAGES
-    final, zs = _NativeSolve.apply(run, keep, z, *tensors) if wanted else run.forward(z, tensors, NOTHING)
+    final, zs = _NativeSolve.apply(run, keep, z, *tensors) if keep else run.forward(z, tensors, keep)
     counter.add((len(grid) - 1) * run.method.n_stages)
     if list(run.saved) != list(saved):
         zs = zs[torch.tensor(order).argsort()]
     return Outcome(final, None if points is None else zs, grid, len(grid) - 1, 0)
 
 
+_expected: dict[Adaptive, int] = {}  # steps that solvers took when they were last used
+
+
 def _chosen(
-    run: _Run, solver: Adaptive, z: Tensor, tensors: list[Tensor | None], points: SavePoints | None, wanted: bool
+    run: _Run, solver: Adaptive, z: Tensor, tensors: list[Tensor | None], points: SavePoints | None, keep: int
 ) -> Outcome | None:
     run.each = solver.per_sample
     with torch.no_grad():
-        outcome = run.choose(solver, z, tensors, wanted)
+        outcome = run.choose(solver, z, tensors, keep)
     if outcome is None:
         return None
-    if wanted:
+    if keep:
         outcome.z = _NativeSolve.apply(run, outcome.z, z, *tensors)[0]
     if points is not None:  # the ends alone
         states = [outcome.z if theta else z for theta in points.fractions]
@@ -189,12 +192,14 @@ class _Run:
         self.grid = torch.empty(0)
         self.saved: tuple[int, ...] = ()
         self.tape: _Tape | None = None
+        self.capacity = 0
         self.keep = NOTHING
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> tuple[Tensor, Tensor]:
         """The final state and the saved ones, ``(saved, batch, width)``; of stages no more are kept than is worth it."""
         z, wide = z.detach(), z.dtype == torch.float64
         final, zs = torch.empty_like(z), z.new_empty(len(self.saved), *z.shape)
+        self.capacity = len(self.grid) - 1
         solve = self._solve(z, self._layers(tensors), keep)
         solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), zs.data_ptr()
         if keep:
@@ -208,13 +213,22 @@ class _Run:
         self.kernel.forward(wide, solve)
         return final, zs
 
-    def choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], wanted: bool) -> Outcome | None:
-        """A solve that chooses its steps; None where it fails."""
+    def choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> Outcome | None:
+        """A solve that chooses its steps; None where it fails. Stages are kept if their number has been guessed well."""
         z, wide, columns = z.detach(), z.dtype == torch.float64, len(z) if self.each else 1
         final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long)
         layers, method = self._layers(tensors), self.method
-        solve = self._solve(z, layers, STATES if wanted else NOTHING)
+        expected = _expected.get(solver, 8)
+        self.capacity = expected + expected // 4 + 2
+        solve = self._solve(z, layers, keep)
         solve.z0, solve.z1 = z.data_ptr(), final.data_ptr()
+        if keep == STAGES:
+            size = self.kernel.tape_size(wide, solve)
+            if size > LARGEST_TAPE or self.each:
+                solve.keep = STATES
+            else:
+                self.tape = _Tape(size)
+                solve.tape = self.tape.address
         chosen = Chosen(
             solve,
             self.tableau.stages,
@@ -233,11 +247,14 @@ class _Run:
         shape = (columns,) if self.each else ()
         grid = torch.empty(chosen.n_rows + 1, *shape, dtype=torch.float64)
         errors = torch.empty(chosen.n_rows, *shape, dtype=torch.float64)
-        self.grid, self.keep = grid, STATES
-        if wanted:
-            solve.n_steps = chosen.n_rows
+        self.grid, self.keep, address = grid, chosen.solve.keep, None
+        if len(_expected) > 1000:
+            _expected.clear()
+        _expected[solver] = chosen.n_rows
+        if self.keep == STATES:
+            solve.n_steps, solve.keep = chosen.n_rows, STATES
             self.tape = _Tape(self.kernel.tape_size(wide, solve))
-        address = None if self.tape is None else self.tape.address
+            address = self.tape.address
         self.kernel.take(wide, chosen, grid.data_ptr(), errors.data_ptr(), address)
         self.counter.add(chosen.calls)
         accepted, rejected = counts if self.each else (int(x) for x in counts)
@@ -265,7 +282,7 @@ class _Run:
         flops = 2 * self.products * len(z) * max(n_steps, 8) * method.n_stages
         threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
         solve = Solve(
-            len(z), z.shape[1], len(self.stack.layers), n_steps, method.n_stages, len(saved), keep, threads, self.each,
+            len(z), z.shape[1], len(self.stack.layers), n_steps, method.n_stages, len(saved), keep, threads, self.capacity, self.each,
             self.clock.t0, self.clock.t1,
             addressof(layers), *method.addresses, self.grid.data_ptr(),
         )  # fmt: skip
