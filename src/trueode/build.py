@@ -14,7 +14,7 @@ from trueode.data import Batches, Dataset, Unseen, keep_unseen, load_dataset
 from trueode.distributed import Ranks
 from trueode.errors import OptionError
 from trueode.evaluation import Task, get_task
-from trueode.fields import build_field, init_weights
+from trueode.fields import Autocast, build_field, init_weights
 from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.seeds import torch_stream
@@ -23,12 +23,12 @@ from trueode.training import Schedule, State
 from trueode.training.checks import Checks, accuracy_difference, prediction_difference
 from trueode.training.optimizers import Optimizer, make_optimizer
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}  # of data, weights and states
 GRADIENTS: dict[str, Gradient] = {"naive": Backprop(), "checkpoint": Checkpoint(), "adjoint": Adjoint()}
 COLD = 8  # field evaluations of the solver that a fidelity rule starts with
 CHECKED = 64  # samples of a check on unseen inputs
 CERTIFIED = 10  # flips that a certificate of enough samples would allow: fewer make it a matter of luck
-FLOORS = {"float32": 1e-7, "float64": 1e-13}  # below such a tolerance rounding decides
+FLOORS = {"float32": 1e-7, "float64": 1e-13, "bf16": 1e-7}  # below such a tolerance rounding decides
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Parts:
     state: State
     schedule: Schedule
     checks: Checks
+    field: nn.Module | None
 
 
 def build_run(options: Options, ranks: Ranks) -> Parts:
@@ -86,7 +87,8 @@ def build_run(options: Options, ranks: Ranks) -> Parts:
         options.adaption_interval,
         options.model_checkpoint_freq,
     )
-    return Parts(shape, dataset, task, batches, state, schedule, build_checks(options, task, unseen, ranks))
+    checks, field = build_checks(options, task, unseen, ranks), build_training_field(options, model)
+    return Parts(shape, dataset, task, batches, state, schedule, checks, field)
 
 
 def build_data(options: Options) -> Dataset:
@@ -250,6 +252,11 @@ def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ran
         interval=options.adaption_interval,
         batch_size=options.batch_size,
     )
+
+
+def build_training_field(options: Options, model: NeuralODE) -> nn.Module | None:
+    """How training computes the model's field; None: as it is."""
+    return Autocast(model.field, torch.bfloat16) if options.precision == "bf16" else None
 
 
 def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:

@@ -102,7 +102,7 @@ def direct_solve(
     else:
         if isinstance(z0, tuple):
             inner, z, unpack = pack_tuple(field, z0, per_sample=is_per_sample(solver))
-            call = _counted(inner, counter)
+            call = _checked(_counted(inner, counter))
         else:
             z, call = z0, _checked(_counted(field, counter))
         if isinstance(gradient, Adjoint):
