@@ -142,8 +142,9 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
 
 
 def _run_loop(parts: Parts, ranks: Ranks, hooks: Hooks) -> Outcome:
-    p = parts
-    return train(p.state, p.dataset, p.task, p.batches, p.schedule, ranks, hooks, p.checks, p.field)
+    return train(
+        parts.state, parts.dataset, parts.task, parts.batches, parts.schedule, ranks, hooks, parts.checks, parts.field
+    )
 
 
 def _code(outcome: Outcome) -> int:
