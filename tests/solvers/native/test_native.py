@@ -258,23 +258,25 @@ def test_chosen_steps(method: str, per_sample: bool, activation: str, name: str)
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind == "adaptive"])
-def test_stages_kept_or_computed_again(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the number of steps was foreseen, or the tape was full at any of them, is the same to the last bit."""
+def test_what_is_kept_does_not_depend_on_other_solves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many steps were expected, and stages kept or computed again: the same, to the last bit."""
     field, z0 = dense(3, 10, "silu", True), 2 * states(37, 3)
     tol = 1e-4 if METHODS[method].order < 4 else 1e-8
     solver = Adaptive(method, tol, tol, first_step=0.9)
-    found, evaluations = [], set()
+    found = []
     with native.using(name):
-        for expected in (0, 1, 2, 3, 5, 99):
-            monkeypatch.setattr(kernel, "_expected", {solver: expected})
-            solution, tensors = results(field, z0, solver, (0.2, 2.5))
-            found.append(tensors)
-            evaluations.add(solution.nfe_backward)
+        for room in (kernel.LARGEST_TAPE, 0):
+            monkeypatch.setattr(kernel, "LARGEST_TAPE", room)
+            for expected in (0, 1, 2, 3, 5, 99, 10**6):
+                monkeypatch.setattr(kernel, "_expected", {solver: expected})
+                solution, tensors = results(field, z0, solver, (0.2, 2.5))
+                again = 0 if room else solution.n_steps * solver.tableau.advancing_stages
+                assert solution.nfe_backward == again
+                found.append((solution.nfe, tensors))
     assert solution.n_rejected
-    assert len(evaluations) == 2
-    assert 0 in evaluations
-    for tensors in found[1:]:
-        assert all(map(torch.equal, tensors, found[0]))
+    for nfe, tensors in found[1:]:
+        assert nfe == found[0][0]
+        assert all(map(torch.equal, tensors, found[0][1]))
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -192,7 +192,7 @@ class _Run:
         self.grid = torch.empty(0)
         self.saved: tuple[int, ...] = ()
         self.tape: _Tape | None = None
-        self.capacity = 0
+        self.capacity = self.calls = 0
         self.keep = NOTHING
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> tuple[Tensor, Tensor]:
@@ -214,21 +214,39 @@ class _Run:
         return final, zs
 
     def choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> Outcome | None:
-        """A solve that chooses its steps; None where it fails. Stages are kept if their number has been guessed well."""
+        """A solve that chooses its steps; None where it fails.
+
+        Stages are kept where there is room for those of all steps. Their number is not known beforehand: a solve that
+        takes more than were expected is done again, so that what is kept does not depend on solves before this one.
+        """
+        wide, most = z.dtype == torch.float64, 0
+        if keep == STAGES and not self.each:
+            self.capacity = 1
+            most = LARGEST_TAPE // self.kernel.tape_size(wide, self._solve(z, self._layers(tensors), STAGES))
+        expected = _expected.get(solver, 8)
+        self.capacity = min(expected + expected // 4 + 2, most)
+        outcome = self._choose(solver, z, tensors, keep)
+        if outcome is None:
+            return None
+        if len(_expected) > 1000:
+            _expected.clear()
+        n_steps = _expected[solver] = len(self.grid) - 1
+        if self.keep == STATES and n_steps < most:
+            self.capacity = n_steps + 1
+            outcome = self._choose(solver, z, tensors, keep)
+            assert outcome is not None
+        self.counter.add(self.calls)
+        return outcome
+
+    def _choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> Outcome | None:
         z, wide, columns = z.detach(), z.dtype == torch.float64, len(z) if self.each else 1
         final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long)
         layers, method = self._layers(tensors), self.method
-        expected = _expected.get(solver, 8)
-        self.capacity = expected + expected // 4 + 2
-        solve = self._solve(z, layers, keep)
+        solve = self._solve(z, layers, STATES if keep and not self.capacity else keep)
         solve.z0, solve.z1 = z.data_ptr(), final.data_ptr()
-        if keep == STAGES:
-            size = self.kernel.tape_size(wide, solve)
-            if size > LARGEST_TAPE or self.each:
-                solve.keep = STATES
-            else:
-                self.tape = _Tape(size)
-                solve.tape = self.tape.address
+        if solve.keep == STAGES:
+            self.tape = _Tape(self.kernel.tape_size(wide, solve))
+            solve.tape = self.tape.address
         chosen = Chosen(
             solve,
             self.tableau.stages,
@@ -247,16 +265,12 @@ class _Run:
         shape = (columns,) if self.each else ()
         grid = torch.empty(chosen.n_rows + 1, *shape, dtype=torch.float64)
         errors = torch.empty(chosen.n_rows, *shape, dtype=torch.float64)
-        self.grid, self.keep, address = grid, chosen.solve.keep, None
-        if len(_expected) > 1000:
-            _expected.clear()
-        _expected[solver] = chosen.n_rows
+        self.grid, self.keep, self.calls, address = grid, chosen.solve.keep, chosen.calls, None
         if self.keep == STATES:
             solve.n_steps, solve.keep = chosen.n_rows, STATES
             self.tape = _Tape(self.kernel.tape_size(wide, solve))
             address = self.tape.address
         self.kernel.take(wide, chosen, grid.data_ptr(), errors.data_ptr(), address)
-        self.counter.add(chosen.calls)
         accepted, rejected = counts if self.each else (int(x) for x in counts)
         return Outcome(final, None, grid, accepted, rejected, errors)
 
