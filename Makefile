@@ -54,7 +54,7 @@ sanitize: $(VENV)/.test
 	mkdir -p build
 	$(CC) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=gnu11 -pthread -Wall -Wextra -Wno-psabi -fPIC -shared \
 	    $(NATIVE)/native.c -o build/sanitized.so -lm
-	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 TRUEODE_NATIVE=$(CURDIR)/build/sanitized.so \
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 TRUEODE_NATIVE=$(CURDIR)/build/sanitized.so \
 	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/solvers/native $(ARGS)
 
 generate: $(VENV)/.train

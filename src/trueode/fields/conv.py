@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 
 import torch
@@ -64,18 +65,34 @@ class ConvField(nn.Module):
         Returns:
             dz/dt, of the shape of ``z``.
         """
+        return self._compute(self.conv2, t, z)
+
+    def _compute(self, wide: Callable[[Tensor], Tensor], t: float | Tensor, z: Tensor) -> Tensor:
         act = ACTIVATIONS[self.act][self._is_plain()]
         x = append_time(t, z) if self.time_dependent else z
         if self.dim == 2 and x.shape[1] == 1:
             # One channel: both layouts are the same memory, and this says which one is meant.
             x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
         x = act(self.conv1(x))
-        x = act(self.conv2(x))
+        x = act(wide(x))
         return self.conv3(x)  # type: ignore[no-any-return]
 
     def flops(self, sample_shape: Sequence[int]) -> int:
         """Floating point operations of one evaluation on one sample ``(c, …)``: two for each weight and position."""
         return 2 * prod(sample_shape[1:]) * sum(m.weight.numel() for m in (self.conv1, self.conv2, self.conv3))
+
+    def with_convolution(
+        self, convolve: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Callable[[float | Tensor, Tensor], Tensor] | None:
+        """The field of images with its wide convolution computed in another way; None when calling it does more than that.
+
+        Args:
+            convolve: does what ``F.conv2d(x, weight, bias, padding=1)`` does.
+        """
+        bias = self.conv2.bias
+        if self.dim != 2 or not self._is_plain() or self._built != self._geometry() or bias is None:
+            return None
+        return partial(self._compute, lambda x: convolve(x, self.conv2.weight, bias))
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
         """The field as matrices for states ``(batch, c, length)``; None when calling it does more than that."""

@@ -16,6 +16,7 @@ from trueode.solvers.control import Reduce
 from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient, tape
 from trueode.solvers.gradients.adjoint import integrate_adjoint
 from trueode.solvers.integrate import Outcome, check_finite, integrate, is_per_sample
+from trueode.solvers.native import images
 from trueode.solvers.native import solve as native
 from trueode.solvers.problem import Unpack, matrix_form, pack_stack, pack_tuple
 from trueode.solvers.saving import SavePoints, Times, grid_positions, save_points
@@ -104,7 +105,7 @@ def direct_solve(
             inner, z, unpack = pack_tuple(field, z0, per_sample=is_per_sample(solver))
             call = _checked(_counted(inner, counter))
         else:
-            z, call = z0, _checked(_counted(field, counter))
+            z, call = z0, _checked(_counted(images.faster(field), counter))
         if isinstance(gradient, Adjoint):
             outcome = integrate_adjoint(gradient, call, params, solver, clock, z, t, points, reduce)
         else:

@@ -13,6 +13,9 @@
 #define Span NAME(Span)
 #define Together NAME(Together)
 #define Apart NAME(Apart)
+#define loose NAME(loose)
+#define Transform NAME(Transform)
+#define Images NAME(Images)
 #define LANES ((int64_t)(VBYTES / sizeof(T)))
 #define BLOCK (2 * LANES)
 
@@ -23,6 +26,7 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 #include "layers.h"
 #include "given.h"
 #include "chosen.h"
+#include "images.h"
 
 #undef vec
 #undef ivec
@@ -31,6 +35,9 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 #undef Span
 #undef Together
 #undef Apart
+#undef loose
+#undef Transform
+#undef Images
 #undef LANES
 #undef BLOCK
 #undef TYPE

@@ -52,6 +52,15 @@ class Chosen(Structure):
     )
 
 
+class Convolution(Structure):
+    """As in native.c."""
+
+    _fields_ = (
+        *_fields(c_int64, "batch height width fan_in fan_out threads"),
+        *_fields(c_void_p, "x weight bias y g weight_gradient bias_gradient"),
+    )
+
+
 class Kernel(NamedTuple):
     """The kernel for one instruction set."""
 
@@ -77,6 +86,14 @@ class Kernel(NamedTuple):
     def take(self, wide: bool, chosen: Chosen, grid: int, errors: int, tape: int | None) -> None:
         """Take the steps of `choose`, at the addresses given."""
         _done(self.library.trueode_take(self.number, wide, byref(chosen), grid, errors, tape))
+
+    def convolve(self, wide: bool, task: Convolution) -> None:
+        """A convolution of images."""
+        _done(self.library.trueode_convolve(self.number, wide, byref(task)))
+
+    def convolution_gradient(self, wide: bool, task: Convolution) -> None:
+        """Gradients of the weights and the bias of such a convolution."""
+        _done(self.library.trueode_convolution_gradient(self.number, wide, byref(task)))
 
     def tape_size(self, wide: bool, solve: Solve) -> int:
         """Bytes that a forward pass keeps for the backward pass."""
@@ -107,9 +124,10 @@ def _load() -> tuple[Any, str]:
         declare(library)
     except (OSError, AttributeError) as failure:
         return None, f"{found[0].name} cannot be loaded: {failure}"
-    sizes = (c_int64 * 3)()
+    structures = Solve, Chosen, Convolution
+    sizes = (c_int64 * (1 + len(structures)))()
     library.trueode_sizes(sizes)
-    if list(sizes) != [8 * len(LAYER), ctypes.sizeof(Solve), ctypes.sizeof(Chosen)]:
+    if list(sizes) != [8 * len(LAYER), *(ctypes.sizeof(each) for each in structures)]:
         return None, f"{found[0].name} was built from another version of the source: install the package again"
     return library, ""
 
@@ -118,6 +136,8 @@ def declare(library: Any) -> None:
     """Tell ctypes the signatures."""
     for name in ("forward", "backward"):
         getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Solve))
+    for name in ("convolve", "convolution_gradient"):
+        getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Convolution))
     library.trueode_choose.argtypes = (c_int64, c_int64, POINTER(Chosen))
     library.trueode_take.argtypes = (c_int64, c_int64, POINTER(Chosen), c_void_p, c_void_p, c_void_p)
     library.trueode_tape_size.argtypes = (c_int64, c_int64, POINTER(Solve))

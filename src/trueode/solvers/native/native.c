@@ -61,6 +61,19 @@ typedef struct {
     void *trace;                   /* taken and freed by take */
 } Chosen;
 
+/* A convolution of images (batch, height, width, fan_in) by weights (3, 3, fan_in, fan_out), zeros around them, plus a bias
+ * (fan_out) that may be NULL; both numbers of channels are multiples of 16. */
+typedef struct {
+    int64_t batch, height, width, fan_in, fan_out, threads;
+    const void *x, *weight, *bias;
+    void *y;       /* (batch, height, width, fan_out) */
+    const void *g; /* gradient of y */
+    void *weight_gradient, *bias_gradient;
+} Convolution;
+
+/* Points of a tile; tiles whose points stay in the cache, of a convolution and of a gradient; least tiles of a part. */
+enum { POINTS = 36, TILES_AT_ONCE = 16, TILES_SUMMED = 32, TILES_EACH = 64, TILES_EACH_SUM = 256 };
+
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -316,11 +329,13 @@ typedef struct {
     int (*forward[2])(const Solve *), (*backward[2])(const Solve *), (*choose_steps[2])(Chosen *);
     int (*take[2])(Chosen *, double *, double *, void *);
     int64_t (*tape_size[2])(const Solve *);
+    int (*convolve[2])(const Convolution *), (*convolution_gradient[2])(const Convolution *);
 } Set;
 
 #define FOR(set, function) {function##_##set##_f32, function##_##set##_f64}
 #define A_SET(set) \
-    {#set, FOR(set, forward), FOR(set, backward), FOR(set, choose_steps), FOR(set, take), FOR(set, tape_size)}
+    {#set, FOR(set, forward), FOR(set, backward), FOR(set, choose_steps), FOR(set, take), FOR(set, tape_size), \
+     FOR(set, convolve_images), FOR(set, convolution_gradient)}
 
 static const Set sets[] = {
 #ifdef X86_SETS
@@ -348,6 +363,7 @@ void trueode_sizes(int64_t *sizes) {
     sizes[0] = sizeof(Layer);
     sizes[1] = sizeof(Solve);
     sizes[2] = sizeof(Chosen);
+    sizes[3] = sizeof(Convolution);
 }
 
 /* All return 0, FAILED (the steps cannot be chosen: the caller has another way, which tells why) or NO_MEMORY. */
@@ -360,3 +376,9 @@ int trueode_take(int64_t set, int64_t wide, Chosen *chosen, double *grid, double
 
 /* In bytes; -1 if there is no memory to find it. */
 int64_t trueode_tape_size(int64_t set, int64_t wide, const Solve *solve) { return sets[set].tape_size[wide](solve); }
+
+/* y from x, weight and bias; gradients of the weights and the bias from x and g (that of x is y of a convolution of g). */
+int trueode_convolve(int64_t set, int64_t wide, const Convolution *task) { return sets[set].convolve[wide](task); }
+int trueode_convolution_gradient(int64_t set, int64_t wide, const Convolution *task) {
+    return sets[set].convolution_gradient[wide](task);
+}
