@@ -1,10 +1,10 @@
 """Whole runs of ``train.py`` on Sphere2: how long they take from start to end, and with what.
 
     python benchmarks/jobs.py                              this source, 10 000 iterations each
-    python benchmarks/jobs.py --before 4d06e26^            by turns with that of a commit
+    python benchmarks/jobs.py --before 112bec8            by turns with that of a commit
     python benchmarks/jobs.py --jobs euler --niter 1000    one of them, shorter
 
-``4d06e26^`` is the last commit without the compiled kernel. What a run spends follows from what it leaves: its history tells the
+``112bec8`` is the last commit without the compiled kernel. What a run spends follows from what it leaves: its history tells the
 seconds of training (checks and certificate included); its last checkpoint is written when training ends, ``audit.json`` when
 evaluation does.
 """
@@ -74,6 +74,9 @@ def sources(before: str | None, folder: Path) -> Iterator[dict[str, Path]]:
     git = ["git", "-C", str(ROOT), "worktree"]
     subprocess.run([*git, "add", "--quiet", "--detach", str(folder), before], check=True)
     try:
+        if (folder / "setup.py").exists():  # it has a compiled kernel
+            build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+            subprocess.run(build, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         yield {before: folder, "now": ROOT}
     finally:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True)
@@ -111,6 +114,9 @@ def main() -> int:
     parser.add_argument("--niter", type=count, default=10_000, help="iterations (default: 10 000)")
     parser.add_argument("--repeats", type=count, default=1, help="runs of each; medians are told (default: 1)")
     arguments = parser.parse_args()
+    known = ["git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify", f"{arguments.before}^{{commit}}"]
+    if arguments.before is not None and subprocess.run(known, stdout=subprocess.DEVNULL).returncode:
+        parser.error(f"--before: there is no commit {arguments.before}")
     return end_to_end(lambda: report(arguments.jobs, arguments.niter, arguments.before, arguments.repeats))
 
 

@@ -26,6 +26,7 @@ MISSING = "The compiled kernel is not used"
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive of the source, built from a copy: building leaves files behind."""
+    pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("source")
     shutil.copytree(ROOT / "src", folder / "copy" / "src", ignore=BUILT)
     for name in NEEDED:
@@ -53,7 +54,7 @@ def installed(archive: Path, folder: Path, environment: Mapping[str, str]) -> tu
     """Install an archive beside the packages that are there, train with it: what is printed, and said as an error."""
     pip("install", "--no-build-isolation", "--target", str(folder / "site"), str(archive), environment=environment)
     found = {**environment, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-W", f"default:{MISSING}:RuntimeWarning", "-c", TRAIN_AND_INFO]
+    command = [sys.executable, "-W", "error", "-W", f"always:{MISSING}:RuntimeWarning", "-c", TRAIN_AND_INFO]
     done = subprocess.run(command, cwd=folder, env=found, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
