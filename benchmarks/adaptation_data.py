@@ -128,7 +128,7 @@ def make_pendulum(path: Path) -> None:
 
     from trueode.data.pendulum import pendulum
 
-    states, path_of, times = pendulum(5000, np.random.default_rng(0))
+    states, path_of, times = pendulum(10_000, np.random.default_rng(0))
     after = int(np.searchsorted(times, 2.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, x=states[:, 0], y=path_of[:, after, 0])

@@ -214,16 +214,6 @@ def test_batches(tmp_path: Path) -> None:
 # optimiser
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
-def test_learning_rate_and_weight_decay_reach_the_optimiser(name: str) -> None:
-    model = build_model(opt(), SIGNAL)
-    optimizer = build_optimizer(opt(optimizer=name, lr=0.03, weight_decay=0.5), model)
-    assert type(optimizer).__name__.lower() == name
-    (group,) = optimizer.param_groups
-    assert (group["lr"], group["weight_decay"]) == (0.03, 0.5)
-    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
-
-
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])

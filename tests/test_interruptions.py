@@ -95,11 +95,11 @@ def die_in_a_checkpoint(number: int, phase: str) -> None:
 def kill_and_resume(flags: str, folder: Path, moments: list[Any]) -> None:
     """Kill a run at all of the moments, going on each time, then let it end.
 
-    A moment is a write of a checkpoint and how far it comes, or seconds; those are cut short by the second write, so that
+    A moment is a write of a checkpoint and how far it comes, or seconds; those are cut short by the next write, so that
     a fast machine has not ended the run before the last moment.
     """
     for moment in moments:
-        write = (2, "in its place") if isinstance(moment, float) else moment
+        write = (1, "in its place") if isinstance(moment, float) else moment
         child = processes.start(flags, folder, before=partial(die_in_a_checkpoint, *write))
         if isinstance(moment, float):
             child.join(moment)
@@ -133,7 +133,7 @@ def test_killed_while_it_certifies_and_trains_on(tmp_path: Path) -> None:
     state, rows = result(whole)
     assert state["extra"] > 0, "no certificate failed: there is nothing to go on with"
     assert len(state["rule"]["attempts"]) > 1
-    kill_and_resume(CERTIFIED, broken, [(5, "in its place"), 0.7, (2, "in its place"), 0.9, (2, "half written")])
+    kill_and_resume(CERTIFIED, broken, [(5, "in its place"), 0.7, (1, "in its place"), 0.9, (1, "half written")])
     assert equal(result(broken)[0], state)
     assert result(broken)[1] == rows
     name = Path("experiments") / "run" / "certificate.json"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trueode.adaptation import FidelityRule, Ladder, PaperStepRule, PaperToleranceRule, Rule, paper_starting_step
 from trueode.catalog import AUTO, METHODS
@@ -15,20 +14,21 @@ from trueode.data import Batches, Dataset, Unseen, keep_unseen, load_dataset
 from trueode.distributed import Ranks
 from trueode.errors import OptionError
 from trueode.evaluation import Task, get_task
-from trueode.fields import build_field, init_weights
+from trueode.fields import Autocast, build_field, init_weights
 from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.seeds import torch_stream
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, get_tableau
 from trueode.training import Schedule, State
 from trueode.training.checks import Checks, accuracy_difference, prediction_difference
+from trueode.training.optimizers import Optimizer, make_optimizer
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}  # of data, weights and states
 GRADIENTS: dict[str, Gradient] = {"naive": Backprop(), "checkpoint": Checkpoint(), "adjoint": Adjoint()}
 COLD = 8  # field evaluations of the solver that a fidelity rule starts with
 CHECKED = 64  # samples of a check on unseen inputs
 CERTIFIED = 10  # flips that a certificate of enough samples would allow: fewer make it a matter of luck
-FLOORS = {"float32": 1e-7, "float64": 1e-13}  # below such a tolerance rounding decides
+FLOORS = {"float32": 1e-7, "float64": 1e-13, "bf16": 1e-7}  # below such a tolerance rounding decides
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Parts:
     state: State
     schedule: Schedule
     checks: Checks
+    field: nn.Module | None
 
 
 def build_run(options: Options, ranks: Ranks) -> Parts:
@@ -86,7 +87,8 @@ def build_run(options: Options, ranks: Ranks) -> Parts:
         options.adaption_interval,
         options.model_checkpoint_freq,
     )
-    return Parts(shape, dataset, task, batches, state, schedule, build_checks(options, task, unseen, ranks))
+    checks, field = build_checks(options, task, unseen, ranks), build_training_field(options, model)
+    return Parts(shape, dataset, task, batches, state, schedule, checks, field)
 
 
 def build_data(options: Options) -> Dataset:
@@ -252,6 +254,11 @@ def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ran
     )
 
 
+def build_training_field(options: Options, model: NeuralODE) -> nn.Module | None:
+    """How training computes the model's field; None: as it is."""
+    return Autocast(model.field, torch.bfloat16) if options.precision == "bf16" else None
+
+
 def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:
     """The training batches of this rank; their order depends on the seed alone."""
     return Batches(
@@ -265,12 +272,6 @@ def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:
     )
 
 
-def build_optimizer(options: Options, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser, in its fused form where torch has one."""
-    common: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
-    params: list[Tensor] = list(model.parameters())
-    if options.optimizer == "rmsprop":
-        return torch.optim.RMSprop(params, **common)
-    fused = params[0].device.type in ("cpu", "cuda")
-    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.SGD
-    return kind(params, fused=fused, **common)
+def build_optimizer(options: Options, model: nn.Module) -> Optimizer:
+    """The optimiser."""
+    return make_optimizer(options.optimizer, model.parameters(), options.lr, options.weight_decay)

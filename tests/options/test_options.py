@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trueode.errors import OptionError
 from trueode.options import Options, describe, dump_yaml, load_options, make_options, merge, read_file
 
+IMAGES = "--dataset mnist --network odenet"
 FIDELITY = "--use_step_adaption_algo true --adaption_algo fidelity"
 
 
@@ -167,6 +168,9 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ("--step_size 0.5 --n_steps 2", ["--n_steps 2", "--step_size 0.5"]),
         ("--solver dopri5 --n_steps 2", ["--n_steps", "dopri5", "--tol"]),
         ("--per_sample true", ["--per_sample", "euler"]),
+        ("--precision bf16", ["--precision bf16", "--network odenet", "leave it out"]),
+        (f"{IMAGES} --precision bf16 --solver dopri5", ["--precision bf16", "dopri5", "rounding", "euler"]),
+        (f"{IMAGES} --precision bf16 {FIDELITY} --solver auto", ["--precision bf16", "auto", "euler"]),
         ("--task regression", ["--task regression", "concentric_sphere2"]),
         ("--downstream none", ["--downstream none", "classification"]),
         ("--resume true --overwrite true", ["--resume", "--overwrite"]),

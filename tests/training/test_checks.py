@@ -83,6 +83,13 @@ def test_the_training_batch_costs_nothing_under_the_training_solver() -> None:
     assert measure.nfe == 8
 
 
+def test_an_output_that_was_computed_in_another_way_is_not_compared() -> None:
+    model, x = NeuralODE(Seeing()), torch.randn(4, 2)
+    measure, _ = paper(NUMBERS).measure(state_of(model, COARSE), Batch(x, x), len(x), None, 1)
+    assert measure(COARSE, FINE).candidate_nfe == 1
+    assert measure.nfe == 9
+
+
 def test_held_out_inputs_are_taken_in_turn_and_counted() -> None:
     pool, field = torch.arange(10.0)[:, None] + 1, Seeing()
     checks = Checks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -99,8 +100,10 @@ def _run(command: str, argv: list[str], prog: str) -> int:
         return 0
     for notice in notices(options, given):
         print(f"note: {notice}", file=sys.stderr)
+    gc.disable()  # imports make a million objects, all of which live on: looking for garbage among them takes its time
     from trueode import experiment
 
+    gc.enable()
     if options.phase == "infer":
         code: int = experiment.infer(options, given)
     else:

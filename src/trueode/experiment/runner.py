@@ -142,7 +142,9 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
 
 
 def _run_loop(parts: Parts, ranks: Ranks, hooks: Hooks) -> Outcome:
-    return train(parts.state, parts.dataset, parts.task, parts.batches, parts.schedule, ranks, hooks, parts.checks)
+    return train(
+        parts.state, parts.dataset, parts.task, parts.batches, parts.schedule, ranks, hooks, parts.checks, parts.field
+    )
 
 
 def _code(outcome: Outcome) -> int:

@@ -7,12 +7,13 @@ from math import prod
 
 from trueode.catalog import NETWORKS
 from trueode.errors import UsageError, nearest
+from trueode.fields.autocast import Autocast
 from trueode.fields.conv import ConvField
 from trueode.fields.dense import DenseField
 from trueode.fields.init import init_weights
 from trueode.fields.sequential import SequentialField
 
-__all__ = ["ConvField", "DenseField", "SequentialField", "build_field", "init_weights"]
+__all__ = ["Autocast", "ConvField", "DenseField", "SequentialField", "build_field", "init_weights"]
 
 
 def build_field(

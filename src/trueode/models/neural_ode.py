@@ -55,6 +55,7 @@ class NeuralODE(nn.Module):
         x: Any,
         solver: Solver | None = None,
         *,
+        field: Callable[..., Any] | None = None,
         t: tuple[float | Tensor, float | Tensor] | None = None,
         save_at: Times | None = None,
         return_solution: bool = False,
@@ -65,6 +66,8 @@ class NeuralODE(nn.Module):
         Args:
             x: input of the upstream layers, or the initial state.
             solver: the solver of this call; None takes the default.
+            field: called in the place of the model's: the same function of the same weights, computed in another way, as
+                by `Autocast`; None takes the model's.
             t: start and end of this call; None takes the default.
             save_at: times ``(times,)`` at which outputs are wanted, or ``(batch, times)`` with times of its own for each
                 sample (NaN: none). The solve runs on the union of all times.
@@ -81,7 +84,7 @@ class NeuralODE(nn.Module):
         t = t or self.t
         union, position = (times, None) if times is None or times.dim() == 1 else _union(times, seconds(t[1]))
         solution: Solution[Any] = solve(
-            self.field,
+            field or self.field,
             z,
             t,
             solver=solver or self.solver,

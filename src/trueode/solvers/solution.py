@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from trueode.solvers.clock import Clock
 from trueode.solvers.solver import OnGrid
 from trueode.solvers.tableau import ButcherTableau
 
@@ -40,8 +41,6 @@ class Solution(Generic[State]):
         nfe: calls of the field in the forward solve.
         n_steps: accepted steps: a number, or ``(batch,)`` under per-sample control.
         n_rejected: rejected steps, likewise.
-        grid: times of the accepted steps, both ends included, in float64: ``(n_steps + 1,)``; under per-sample control
-            ``(most steps + 1, batch)``, where a finished sample repeats its last time.
         errors: norms of the scaled errors of the accepted steps; None for fixed steps.
         status: ``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``.
         message: what happened, for a failure.
@@ -53,13 +52,21 @@ class Solution(Generic[State]):
     nfe: int
     n_steps: int | Tensor
     n_rejected: int | Tensor
-    grid: Tensor
     errors: Tensor | None
     status: str
     message: str
     _tableau: ButcherTableau = field(repr=False)
     _fractions: Tensor = field(repr=False)
+    _clock: Clock = field(repr=False)
     _counter: Counter = field(repr=False)
+
+    @property
+    def grid(self) -> Tensor:
+        """Times of the accepted steps, both ends included, in float64: ``(n_steps + 1,)``.
+
+        Under per-sample control ``(most steps + 1, batch)``, where a finished sample repeats its last time.
+        """
+        return self._clock.t0 + self._fractions * self._clock.length
 
     @property
     def nfe_backward(self) -> int:

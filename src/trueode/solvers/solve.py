@@ -102,7 +102,7 @@ def direct_solve(
     else:
         if isinstance(z0, tuple):
             inner, z, unpack = pack_tuple(field, z0, per_sample=is_per_sample(solver))
-            call = _counted(inner, counter)
+            call = _checked(_counted(inner, counter))
         else:
             z, call = z0, _checked(_counted(field, counter))
         if isinstance(gradient, Adjoint):
@@ -118,7 +118,6 @@ def direct_solve(
     final, zs = outcome.z, outcome.zs
     if unpack is not None:
         final, zs = unpack(final), None if zs is None else unpack(zs)
-    grid = clock.t0 + outcome.fractions * clock.length
     return Solution(
         z=final,
         zs=zs,
@@ -126,12 +125,12 @@ def direct_solve(
         nfe=counter.forward,
         n_steps=outcome.n_steps,
         n_rejected=outcome.n_rejected,
-        grid=grid,
         errors=outcome.errors,
         status=outcome.status,
         message=outcome.message,
         _tableau=solver.tableau,
         _fractions=outcome.fractions,
+        _clock=clock,
         _counter=counter,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isclose
+from math import fsum, isclose
 
 Coefficients = tuple[float, ...]
 
@@ -68,7 +68,10 @@ class ButcherTableau:
     @cached_property
     def c(self) -> Coefficients:
         """The nodes: row sums of ``a`` (the row-sum condition holds by construction)."""
-        return tuple(sum(row) for row in self.a)
+        nodes = (fsum(row) for row in self.a)
+        return tuple(
+            1.0 if isclose(node, 1.0, rel_tol=1e-14) else node for node in nodes
+        )  # the end of a step, to the last bit
 
     @property
     def stages(self) -> int:

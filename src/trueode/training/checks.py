@@ -51,7 +51,7 @@ class Checks:
     batch_size: int = 128
 
     def measure(
-        self, state: State, batch: Batch, whole: int, output: Tensor, nfe: float
+        self, state: State, batch: Batch, whole: int, output: Tensor | None, nfe: float
     ) -> tuple[Measure[Tensor], int]:
         """Compare solvers at this iteration; where the training batch is looked at, its forward solve counts as done.
 
@@ -59,7 +59,7 @@ class Checks:
             state: of the training.
             batch: this rank's part of the training batch.
             whole: samples of the training batch.
-            output: of the training solver for it.
+            output: of the training solver for it; None: it was computed in another way than checks are.
             nfe: its field evaluations for a sample.
 
         Returns:
@@ -77,7 +77,7 @@ class Checks:
             return found if solved.status == "success" else None, calls(solved, len(seen.x), whole, self.ranks)
 
         measure = Measure(run, lambda one, other: self.difference(one, other, seen, whole))
-        if self.on == "batch":
+        if self.on == "batch" and output is not None:
             measure.seed(state.solver, output.detach(), nfe)
         return measure, whole
 

@@ -84,6 +84,7 @@ def train(
     ranks: Ranks,
     hooks: Hooks,
     checks: Checks | None = None,
+    field: nn.Module | None = None,
 ) -> Outcome:
     """Train until ``schedule.niter`` iterations are done, or until the user interrupts.
 
@@ -98,6 +99,8 @@ def train(
         ranks: the processes that train together.
         hooks: where results go.
         checks: what a rule sees; needed where there is one.
+        field: how training steps compute the model's field, in lower precision for instance; None: as it is. Checks, tests
+            and certificates call the model's own.
 
     Raises:
         DivergenceError: the loss is not finite. The last checkpoint is from before.
@@ -106,7 +109,7 @@ def train(
     model, optimizer, rule = state.model, state.optimizer, state.rule
     network = _shared(model, ranks)
     model.train()
-    memory = _Memory(hooks.notice, ranks)
+    memory = _Memory(hooks.notice, ranks, field)
     certifies = rule is not None and checks is not None and checks.unseen is not None
     suspicion = torch.zeros((), device=ranks.device)  # becomes NaN or infinite with the first such loss
     begin = time.perf_counter() - state.seconds
@@ -120,11 +123,13 @@ def train(
             batch = to_device(batch, ranks.device)
             memory.choose_gradient(state, batch)
 
-            output, solution = task.predict(network, batch, state.solver)
+            output, solution = task.predict(network, batch, state.solver, field=field)
             loss = task.loss_sum(output, batch) / whole
             optimizer.zero_grad()
-            # DistributedDataParallel averages gradients over ranks, and the loss is a sum over them
-            (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
+            if ranks.world_size > 1:  # DistributedDataParallel averages gradients, and the loss is a sum over ranks
+                (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]
             nfe = calls(solution, len(batch.x), whole, ranks)
             state.recent_nfe.append(nfe)
             state.samples += whole
@@ -138,7 +143,8 @@ def train(
             if checked:
                 assert rule is not None
                 assert checks is not None
-                measure, seen = checks.measure(state, batch, whole, output, nfe)
+                own = output if field is None else None  # a rule is to see the error of the solver alone
+                measure, seen = checks.measure(state, batch, whole, own, nfe)
                 progress = Progress(state.iteration, schedule.niter, tuple(state.recent_nfe))
                 state.solver = rule.propose(measure, progress)
                 state.evaluations += measure.nfe * seen
@@ -251,8 +257,8 @@ def _row(state: State, solver: Solver, solution: Solution[Any], values: list[flo
 class _Memory:
     """Changes from back-propagation to checkpoints where the activations would not fit, on all ranks or on none."""
 
-    def __init__(self, notice: Callable[[str], None], ranks: Ranks) -> None:
-        self._notice, self._ranks = notice, ranks
+    def __init__(self, notice: Callable[[str], None], ranks: Ranks, field: nn.Module | None) -> None:
+        self._notice, self._ranks, self._field = notice, ranks, field
         self._seen: Solver | None = None
         self._step = 0
 
@@ -261,7 +267,7 @@ class _Memory:
         model, solver = state.model, state.solver
         if self._seen == solver or not isinstance(model.gradient, Backprop):
             return
-        self._step = self._step or bytes_per_step(model, batch.x, solver)
+        self._step = self._step or bytes_per_step(model, batch.x, solver, self._field)
         self._seen = solver
         free = free_memory(batch.x.device)
         length = seconds(model.t[1]) - seconds(model.t[0])
@@ -269,7 +275,7 @@ class _Memory:
         short = self._on_any_rank(self._step * steps > free / 2)
         if short and isinstance(solver, Adaptive):
             with torch.no_grad():
-                steps = model(batch.x, solver, return_solution=True)[1].mean_steps
+                steps = model(batch.x, solver, field=self._field, return_solution=True)[1].mean_steps
             short = self._on_any_rank(self._step * steps > free / 2)
         needed = self._step * steps
         if short:

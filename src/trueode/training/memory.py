@@ -6,15 +6,16 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solver, solve
 
 
-def bytes_per_step(model: NeuralODE, x: Tensor, solver: Solver) -> int:
-    """Bytes that autograd keeps for one step of the solver on inputs ``x``, weights left out."""
+def bytes_per_step(model: NeuralODE, x: Tensor, solver: Solver, field: nn.Module | None = None) -> int:
+    """Bytes that autograd keeps for one step of the solver on inputs ``x``, weights left out; ``field``: as in `train`."""
     kept: dict[tuple[int, int], Tensor] = {}  # tensors, not sizes: an address must not be given out twice
+    called = field or model.field
     weights = {p.data_ptr() for p in model.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def bytes_per_step(model: NeuralODE, x: Tensor, solver: Solver) -> int:
         z = model.upstream(x) if model.upstream is not None else x
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             one_step = FixedStep(solver.method, n_steps=1)
-            solve(lambda t, state: model.field(t, state), z, (0.0, 1e-6), solver=one_step, on_failure="return")
+            solve(lambda t, state: called(t, state), z, (0.0, 1e-6), solver=one_step, on_failure="return")
     return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
 
 

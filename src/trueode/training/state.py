@@ -12,6 +12,7 @@ from trueode.adaptation import Certificate, Rule
 from trueode.errors import CheckpointError
 from trueode.models import NeuralODE
 from trueode.solvers import Checkpoint, Solver, from_plain, to_plain
+from trueode.training.optimizers import Optimizer
 
 
 @dataclass
@@ -35,7 +36,7 @@ class State:
     """
 
     model: NeuralODE
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     rule: Rule | None
     solver: Solver
     iteration: int = 0

@@ -257,6 +257,27 @@ def test_chosen_steps(method: str, per_sample: bool, activation: str, name: str)
 
 
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind == "adaptive"])
+def test_stages_kept_or_computed_again(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the number of steps was foreseen, or the tape was full at any of them, is the same to the last bit."""
+    field, z0 = dense(3, 10, "silu", True), 2 * states(37, 3)
+    tol = 1e-4 if METHODS[method].order < 4 else 1e-8
+    solver = Adaptive(method, tol, tol, first_step=0.9)
+    found, evaluations = [], set()
+    with native.using(name):
+        for expected in (0, 1, 2, 3, 5, 99):
+            monkeypatch.setattr(kernel, "_expected", {solver: expected})
+            solution, tensors = results(field, z0, solver, (0.2, 2.5))
+            found.append(tensors)
+            evaluations.add(solution.nfe_backward)
+    assert solution.n_rejected
+    assert len(evaluations) == 2
+    assert 0 in evaluations
+    for tensors in found[1:]:
+        assert all(map(torch.equal, tensors, found[0]))
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_chosen_steps_in_single_precision(name: str) -> None:
     """Rounding steers the steps there; the solution is as accurate all the same."""
     for per_sample in (False, True):

@@ -14,7 +14,7 @@ from torch import Tensor
 from trueode.auditing.interception import Library, Session
 from trueode.auditing.problem import FoundSolver, Problem, Solved, has_samples
 from trueode.solvers import Adaptive, FixedStep, Solution, Solver, solve
-from trueode.solvers.clock import seconds
+from trueode.solvers.clock import Clock, seconds
 from trueode.solvers.problem import pack_tuple
 from trueode.solvers.saving import as_times
 from trueode.solvers.solve import direct_solve
@@ -112,11 +112,11 @@ def _replaced(
         nfe=round(solved.nfe),
         n_steps=round(solved.n_steps),
         n_rejected=round(solved.n_rejected),
-        grid=start + fractions * (end - start),
         status=solved.status,
         message=solved.message,
         _tableau=solver.tableau,
         _fractions=fractions,
+        _clock=Clock(start, end, torch.zeros(1)),
     )
 
 

@@ -1,13 +1,14 @@
 /* Solves that choose their steps, for the whole batch or for each sample; a part of kernel.h. */
 
 /* A trial step from z; k[0], the field there, is known. It leaves all stages in `k` (the last one of a method that is FSAL is the
- * field at the end), the state at the end in `after`, the estimate of the error in `error`; `slot` is room for a stage. */
-static void NAME(trial)(const Plan *plan, const Chosen *chosen, const Span *span, const vec *z, vec *k, vec *slot, vec *after,
-                        vec *error) {
+ * field at the end), the state at the end in `after`, the estimate of the error in `error`; `slots` is room for the stages,
+ * `stride` vectors for each, or 0 where one takes the place of the other. */
+static void NAME(trial)(const Plan *plan, const Chosen *chosen, const Span *span, const vec *z, vec *k, vec *slots,
+                        int64_t stride, vec *after, vec *error) {
     int64_t n = 2 * plan->solve->width, stages = chosen->n_stages;
     const vec zero = {0};
     for (int64_t i = 1; i < stages; i++) {
-        vec t[2];
+        vec *slot = slots + i * stride, t[2];
         NAME(combine)(z, span, chosen->a + i * stages, 1, i, k, slot, n);
         if (i == stages - 1 && chosen->fsal) memcpy(after, slot, n * sizeof(vec));
         NAME(stage_time)(plan->solve, span, chosen->c[i], t);
@@ -46,6 +47,7 @@ typedef struct {
     Plan plan;
     const Chosen *chosen;
     int piece;
+    int64_t number; /* of the step */
     Span span;
     vec *z, *first, *after, *end; /* states of all blocks, one after the other */
     double *norms;                /* sums of squares of each part */
@@ -66,14 +68,17 @@ static int NAME(together_part)(void *context, int64_t part) {
         int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
         vec *z = all->z + block * n, *start = all->first + block * n, *after = all->after + block * n;
         const T *each = (const T *)sums;
+        /* The last stage of a method that is FSAL comes to lie where the first one of the next step has its place. */
+        int kept = solve->keep == KEEP_STAGES;
+        vec *slots = kept ? (vec *)solve->tape + block * plan->tape_block + all->number * solve->n_stages * plan->slot : slot;
         if (all->piece == START) {
             NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
-            NAME(field_at)(plan, &all->span, 0, z, slot, start);
+            NAME(field_at)(plan, &all->span, 0, z, slots, start);
             NAME(add_squares)(chosen, z, z, z, n, sums);
             for (int64_t s = 0; s < count; s++) norms[0] += each[s];
             NAME(add_squares)(chosen, start, z, z, n, sums);
         } else if (all->piece == FIRST) {
-            NAME(field_at)(plan, &all->span, 0, z, slot, start);
+            NAME(field_at)(plan, &all->span, 0, z, slots, start);
             continue;
         } else if (all->piece == PROBE) {
             const double whole = 1;
@@ -83,7 +88,7 @@ static int NAME(together_part)(void *context, int64_t part) {
             NAME(add_squares)(chosen, k, z, z, n, sums);
         } else {
             memcpy(k, start, n * sizeof(vec));
-            NAME(trial)(plan, chosen, &all->span, z, k, slot, after, error);
+            NAME(trial)(plan, chosen, &all->span, z, k, slots, kept ? plan->slot : 0, after, error);
             memcpy(all->end + block * n, k + (stages - 1) * n, n * sizeof(vec));
             NAME(add_squares)(chosen, error, z, after, n, sums);
         }
@@ -106,7 +111,7 @@ static int NAME(together)(Together *all, int piece, Span span, double *norm) {
 }
 
 static int NAME(choose_together)(Chosen *chosen) {
-    const Solve *solve = &chosen->solve;
+    Solve *solve = &chosen->solve;
     Together all = {.chosen = chosen};
     int code = NAME(make_plan)(&all.plan, solve) || NAME(pack_weights)(&all.plan) ? NO_MEMORY : SUCCESS;
     if (code) return code;
@@ -136,6 +141,8 @@ static int NAME(choose_together)(Chosen *chosen) {
         code = FAILED;
         if (column->n + chosen->rejected[0] >= chosen->max_steps || !(dtheta > 10 * ulp(theta)) || !isfinite(dtheta)) goto done;
         code = NO_MEMORY;
+        all.number = column->n;
+        if (column->n + 1 >= solve->capacity) solve->keep = smaller(solve->keep, KEEP_STATES); /* the tape is full */
         if (solve->keep && column->n % all.plan.group == 0 && !keep_state(column, column->n / all.plan.group, all.z, vectors * sizeof(vec))) goto done;
         double target = theta + 1.0001 * dtheta >= 1 ? 1 : theta + dtheta;
         if ((code = NAME(together)(&all, TRIAL, NAME(span)(solve, theta, target), norm))) goto done;
@@ -150,6 +157,7 @@ static int NAME(choose_together)(Chosen *chosen) {
         if (!append(column, theta, ratio)) { code = NO_MEMORY; goto done; }
         vec *before = all.z;
         all.z = all.after, all.after = before;
+        all.number++;
         if (chosen->fsal) {
             vec *start = all.first;
             all.first = all.end, all.end = start;
@@ -236,7 +244,7 @@ static int NAME(apart_block)(const Apart *apart, int64_t block, vec *scratch) {
         }
         span = NAME(span_each)(solve, theta, target);
         if (!known) NAME(field_at)(plan, &span, 0, z, slot, k);
-        NAME(trial)(plan, chosen, &span, z, k, slot, after, error);
+        NAME(trial)(plan, chosen, &span, z, k, slot, 0, after, error);
         NAME(add_squares)(chosen, error, z, after, n, sums);
         for (int64_t s = 0; s < BLOCK; s++) {
             lanes[s] = 0;

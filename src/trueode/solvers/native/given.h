@@ -51,7 +51,7 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     plan->parts = smaller(plan->blocks, MOST_PARTS);
     int64_t stage_bytes = (at + g_at) * (int64_t)sizeof(vec);
     plan->group = larger(1, smaller(GROUP, CACHE / stage_bytes) / solve->n_stages);
-    plan->tape_block = solve->keep == KEEP_STAGES ? solve->n_steps * solve->n_stages * plan->slot
+    plan->tape_block = solve->keep == KEEP_STAGES ? solve->capacity * solve->n_stages * plan->slot
                        : solve->keep == KEEP_STATES
                            ? (solve->n_steps + plan->group - 1) / plan->group * 2 * solve->width
                            : 0;
@@ -149,7 +149,7 @@ static inline void NAME(stage_time)(const Solve *solve, const Span *span, double
             times[s] = (T)NAME(at)(solve, theta);
         }
     } else
-        t[0] = t[1] = zero + (T)NAME(at)(solve, span->start + c * (span->end - span->start));
+        t[0] = t[1] = zero + (T)NAME(at)(solve, c == 1 ? span->end : span->start + c * (span->end - span->start));
 }
 
 /* y = z + h sum_j weights[j stride] k_j, n vectors each */

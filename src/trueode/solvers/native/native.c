@@ -32,6 +32,7 @@ typedef struct {
 /* A solve for states (batch, width). Steps are given as fractions of the interval, as everywhere in this package. */
 typedef struct {
     int64_t batch, width, n_layers, n_steps, n_stages, n_saved, keep, threads;
+    int64_t capacity;      /* steps that there is room for on a tape of stages */
     int64_t each;          /* whether every sample has steps of its own */
     double t0, t1;
     const Layer *layers;
@@ -49,7 +50,8 @@ enum { SUCCESS, FAILED, NO_MEMORY };
 
 /* A solve that chooses its steps, and the steps that it took. */
 typedef struct {
-    Solve solve;             /* without n_steps, grid and tape; `keep`: whether states are kept for the backward pass */
+    Solve solve; /* without n_steps and grid; `keep`: for the backward pass. With KEEP_STAGES and steps of the whole batch
+                  * stages go to the tape, if its room (for one step more than will be taken) is enough; what comes back tells. */
     int64_t n_stages, fsal, error_order, max_steps;
     const double *a, *b, *c, *error; /* with all stages; weights of the estimate of the error */
     double rtol, atol, first_step;   /* first_step: 0 where it is to be found */

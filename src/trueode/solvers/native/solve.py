@@ -20,10 +20,10 @@ from trueode.solvers.control import Reduce
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.native import library
-from trueode.solvers.native.library import Chosen, Kernel, Layer, Solve
+from trueode.solvers.native.library import Chosen, Kernel, Solve
 from trueode.solvers.saving import SavePoints
 from trueode.solvers.solution import Counter
-from trueode.solvers.solver import Adaptive, Solver
+from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 from trueode.solvers.tableau import ButcherTableau
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "lrelu": 2, "sigmoid": 3, "tanh": 4, "silu": 5, "softplus": 6}
@@ -68,39 +68,41 @@ def integrate(
         return None
     tensors = [x for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight)]
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors))
+    keep = NOTHING if not wanted else STATES if recompute else STAGES
     run = _Run(kernel, stack, z.shape[1], solver.tableau, clock, counter)
     try:
         if isinstance(solver, Adaptive):
             inside = points is not None and any(theta not in (0.0, 1.0) for theta in points.fractions)
-            return None if inside or reduce is not None else _chosen(run, solver, z, tensors, points, wanted)
+            return None if inside or reduce is not None else _chosen(run, solver, z, tensors, points, keep)
         if saved is None:
             return None
-        fractions = solver.fractions(clock.length)
+        grid = _grid(solver, clock.length) if isinstance(solver, FixedStep) else _as_grid(solver, clock.length)
     except SolveError:
         return None
-    grid = torch.tensor(fractions, dtype=torch.float64)
     run.each = grid.dim() == 2
     if run.each and grid.shape[1] != len(z):
         return None
     order = sorted(range(len(saved)), key=saved.__getitem__)
     run.grid, run.saved = grid, tuple(saved[i] for i in order)
-    keep = STATES if recompute else STAGES
-    final, zs = _NativeSolve.apply(run, keep, z, *tensors) if wanted else run.forward(z, tensors, NOTHING)
+    final, zs = _NativeSolve.apply(run, keep, z, *tensors) if keep else run.forward(z, tensors, keep)
     counter.add((len(grid) - 1) * run.method.n_stages)
     if list(run.saved) != list(saved):
         zs = zs[torch.tensor(order).argsort()]
     return Outcome(final, None if points is None else zs, grid, len(grid) - 1, 0)
 
 
+_expected: dict[Adaptive, int] = {}  # steps that solvers took when they were last used
+
+
 def _chosen(
-    run: _Run, solver: Adaptive, z: Tensor, tensors: list[Tensor | None], points: SavePoints | None, wanted: bool
+    run: _Run, solver: Adaptive, z: Tensor, tensors: list[Tensor | None], points: SavePoints | None, keep: int
 ) -> Outcome | None:
     run.each = solver.per_sample
     with torch.no_grad():
-        outcome = run.choose(solver, z, tensors, wanted)
+        outcome = run.choose(solver, z, tensors, keep)
     if outcome is None:
         return None
-    if wanted:
+    if keep:
         outcome.z = _NativeSolve.apply(run, outcome.z, z, *tensors)[0]
     if points is not None:  # the ends alone
         states = [outcome.z if theta else z for theta in points.fractions]
@@ -131,6 +133,13 @@ def _is_plain(x: Tensor | None, z: Tensor) -> bool:
         return True
     alike = x.dtype == z.dtype and x.device == z.device and x.layout == torch.strided and x.numel() > 0
     return alike and type(x) in (Tensor, torch.nn.Parameter) and not x.is_neg()
+
+
+def _as_grid(solver: FixedStep | OnGrid, length: float) -> Tensor:
+    return torch.tensor(solver.fractions(length), dtype=torch.float64)
+
+
+_grid = lru_cache(maxsize=64)(_as_grid)  # for solvers that are quickly told from one another
 
 
 class _Method(NamedTuple):
@@ -183,12 +192,14 @@ class _Run:
         self.grid = torch.empty(0)
         self.saved: tuple[int, ...] = ()
         self.tape: _Tape | None = None
+        self.capacity = 0
         self.keep = NOTHING
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> tuple[Tensor, Tensor]:
         """The final state and the saved ones, ``(saved, batch, width)``; of stages no more are kept than is worth it."""
         z, wide = z.detach(), z.dtype == torch.float64
         final, zs = torch.empty_like(z), z.new_empty(len(self.saved), *z.shape)
+        self.capacity = len(self.grid) - 1
         solve = self._solve(z, self._layers(tensors), keep)
         solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), zs.data_ptr()
         if keep:
@@ -202,13 +213,22 @@ class _Run:
         self.kernel.forward(wide, solve)
         return final, zs
 
-    def choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], wanted: bool) -> Outcome | None:
-        """A solve that chooses its steps; None where it fails."""
+    def choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> Outcome | None:
+        """A solve that chooses its steps; None where it fails. Stages are kept if their number has been guessed well."""
         z, wide, columns = z.detach(), z.dtype == torch.float64, len(z) if self.each else 1
         final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long)
         layers, method = self._layers(tensors), self.method
-        solve = self._solve(z, layers, STATES if wanted else NOTHING)
+        expected = _expected.get(solver, 8)
+        self.capacity = expected + expected // 4 + 2
+        solve = self._solve(z, layers, keep)
         solve.z0, solve.z1 = z.data_ptr(), final.data_ptr()
+        if keep == STAGES:
+            size = self.kernel.tape_size(wide, solve)
+            if size > LARGEST_TAPE or self.each:
+                solve.keep = STATES
+            else:
+                self.tape = _Tape(size)
+                solve.tape = self.tape.address
         chosen = Chosen(
             solve,
             self.tableau.stages,
@@ -227,11 +247,14 @@ class _Run:
         shape = (columns,) if self.each else ()
         grid = torch.empty(chosen.n_rows + 1, *shape, dtype=torch.float64)
         errors = torch.empty(chosen.n_rows, *shape, dtype=torch.float64)
-        self.grid, self.keep = grid, STATES
-        if wanted:
-            solve.n_steps = chosen.n_rows
+        self.grid, self.keep, address = grid, chosen.solve.keep, None
+        if len(_expected) > 1000:
+            _expected.clear()
+        _expected[solver] = chosen.n_rows
+        if self.keep == STATES:
+            solve.n_steps, solve.keep = chosen.n_rows, STATES
             self.tape = _Tape(self.kernel.tape_size(wide, solve))
-        address = None if self.tape is None else self.tape.address
+            address = self.tape.address
         self.kernel.take(wide, chosen, grid.data_ptr(), errors.data_ptr(), address)
         self.counter.add(chosen.calls)
         accepted, rejected = counts if self.each else (int(x) for x in counts)
@@ -259,7 +282,7 @@ class _Run:
         flops = 2 * self.products * len(z) * max(n_steps, 8) * method.n_stages
         threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
         solve = Solve(
-            len(z), z.shape[1], len(layers), n_steps, method.n_stages, len(saved), keep, threads, self.each,
+            len(z), z.shape[1], len(self.stack.layers), n_steps, method.n_stages, len(saved), keep, threads, self.capacity, self.each,
             self.clock.t0, self.clock.t1,
             addressof(layers), *method.addresses, self.grid.data_ptr(),
         )  # fmt: skip
@@ -269,23 +292,25 @@ class _Run:
         return solve
 
     def _layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
-        layers = (Layer * len(self.stack.layers))()
+        values: list[int] = []
         self.products = 0  # of a sample, as if there were all rows that the taps ask for
         widths = self.stack.widths(self.width)
         for i, each in enumerate(self.stack.layers):
             weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
             assert weight is not None
             assert bias is not None
-            self.products += widths[i] // weight.shape[-2] * weight.numel()
             *taps, fan_in, fan_out = weight.shape
             *tap_stride, stride_in, stride_out = weight.stride()
-            timed = (0, None) if time_weight is None else (time_weight.stride(0), time_weight.data_ptr())
-            to = (None if x is None else x.data_ptr() for x in gradients[3 * i : 3 * i + 3])
-            layers[i] = Layer(
-                fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0), timed[0], ACTIVATIONS[each.activation],
-                weight.data_ptr(), bias.data_ptr(), timed[1], *to,
-            )  # fmt: skip
-        return layers
+            self.products += widths[i] * fan_out * (taps[0] if taps else 1)
+            values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
+            values.append(0 if time_weight is None else time_weight.stride(0))
+            values += ACTIVATIONS[each.activation], weight.data_ptr(), bias.data_ptr(), _address(time_weight)
+            values += map(_address, gradients[3 * i : 3 * i + 3] or (None, None, None))
+        return (c_int64 * len(values))(*values)
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 class _Tape:
