@@ -1,8 +1,8 @@
 """The works of `run.py` through diffrax, jitted: ``python benchmarks/peer_diffrax.py WORK SIDE`` serves one.
 
 The fields are written in the form that is fastest for it: the convolution of a signal of two points as one matrix.
-``diffrax`` takes gradients in its default way, ``diffrax, direct`` by direct back-propagation. Weights are drawn as PyTorch
-draws them, and the rate of learning leaves them as they are (see `steps.py`).
+``diffrax`` takes gradients in its default way, ``diffrax, direct`` by direct back-propagation. Weights are those of
+`steps.py`, and the rate of learning leaves them as they are.
 """
 
 from __future__ import annotations
@@ -19,47 +19,42 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import optax
+import weights
 from turns import serve
 
 BATCH, RATE, TOLERANCE = 128, 1e-9, 1e-5
 Weights = list[tuple[Any, Any]]
 
 
-def init(key: Any, *shapes: tuple[int, int]) -> Weights:
-    """Weights and biases of layers, each uniform up to one over the root of its fan-in."""
-    weights = []
-    for k, (fan_in, fan_out) in zip(jax.random.split(key, len(shapes)), shapes, strict=True):
-        bound = fan_in**-0.5
-        uniform = jax.random.uniform(k, (fan_in + 1, fan_out), minval=-bound, maxval=bound)
-        weights.append((uniform[:-1], uniform[-1]))
-    return weights
+def init(*shapes: tuple[int, int]) -> Weights:
+    return [(jnp.asarray(matrix), jnp.asarray(bias)) for matrix, bias in weights.layers(shapes)]
 
 
-def conv_field(t: Any, z: Any, weights: Weights) -> Any:
+def conv_field(t: Any, z: Any, layers: Weights) -> Any:
     """Conv1d 1 -> 32 -> 32 (width 3) -> 1 on two points: the taps that reach them are one matrix of 64 x 64."""
-    (w1, b1), (w2, b2), (w3, b3) = weights
+    (w1, b1), (w2, b2), (w3, b3) = layers
     x = jax.nn.relu(z[:, :, None] * w1[0] + b1).reshape(len(z), -1)
     left, middle, right = w2.reshape(3, 32, 32)
     x = jax.nn.relu(x @ jnp.block([[middle, left], [right, middle]]) + jnp.tile(b2, 2)).reshape(len(z), 2, 32)
     return (x @ w3 + b3)[:, :, 0]
 
 
-def dense_field(t: Any, z: Any, weights: Weights) -> Any:
-    (w1, b1), (w2, b2), (w3, b3) = weights
+def dense_field(t: Any, z: Any, layers: Weights) -> Any:
+    (w1, b1), (w2, b2), (w3, b3) = layers
     return jax.nn.relu(jax.nn.relu(z @ w1 + b1) @ w2 + b2) @ w3 + b3
 
 
-def training_step(field: Callable[..., Any], weights: Weights, adjoint: Any, **how: Any) -> Callable[[], None]:
+def training_step(field: Callable[..., Any], layers: Weights, adjoint: Any, **how: Any) -> Callable[[], None]:
     """Fit a linear head on the flow to some labels: loss, gradient and Adam in one compiled function."""
     optimizer = optax.adam(RATE)
-    parameters = (weights, init(jax.random.PRNGKey(1), (2, 2)))
+    parameters = (layers, init((2, 2)))
     state = optimizer.init(parameters)
-    x, labels = jax.random.normal(jax.random.PRNGKey(2), (BATCH, 2)), jnp.arange(BATCH) % 2
+    x, labels = jnp.asarray(weights.points(BATCH)), jnp.arange(BATCH) % 2
 
     def loss(parameters: Any, x: Any, labels: Any) -> Any:
-        weights, [(w, b)] = parameters
+        layers, [(w, b)] = parameters
         term = diffrax.ODETerm(field)
-        z = diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, args=weights, adjoint=adjoint, **how).ys[-1]
+        z = diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, args=layers, adjoint=adjoint, **how).ys[-1]
         return optax.softmax_cross_entropy_with_integer_labels(z @ w + b, labels).mean()
 
     @jax.jit
@@ -77,16 +72,15 @@ def training_step(field: Callable[..., Any], weights: Weights, adjoint: Any, **h
 
 
 def main(work: str, side: str) -> None:
-    key = jax.random.PRNGKey(0)
     adjoint = diffrax.DirectAdjoint() if side == "diffrax, direct" else diffrax.RecursiveCheckpointAdjoint()
     if work == "euler":
-        weights = init(key, (1, 32), (96, 32), (32, 1))
-        step = training_step(conv_field, weights, adjoint, solver=diffrax.Euler(), dt0=1 / 64, max_steps=64)
+        layers = init((1, 32), (96, 32), (32, 1))
+        step = training_step(conv_field, layers, adjoint, solver=diffrax.Euler(), dt0=1 / 64, max_steps=64)
     else:
-        weights = init(key, (2, 64), (64, 64), (64, 2))
+        layers = init((2, 64), (64, 64), (64, 2))
         controller = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)
         how = {"solver": diffrax.Dopri5(), "dt0": None, "stepsize_controller": controller}
-        step = training_step(dense_field, weights, adjoint, **how)
+        step = training_step(dense_field, layers, adjoint, **how)
     serve(step)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from turns import serve
@@ -27,6 +28,17 @@ class PlainField(nn.Module):
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.net = nn.Sequential(*layers)
+        self._fill([layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)])
+
+    @torch.no_grad()
+    def _fill(self, layers: list[nn.Linear | nn.Conv1d | nn.Conv2d]) -> None:
+        """Take the weights that all sides take."""
+        drawn = weights.layers((layer.weight[0].numel(), len(layer.weight)) for layer in layers)
+        for layer, (matrix, bias) in zip(layers, drawn, strict=True):
+            n_out, n_in, *taps = layer.weight.shape
+            by_tap = torch.from_numpy(matrix).view(*taps, n_in, n_out)
+            layer.weight.copy_(by_tap.permute(-1, -2, *range(len(taps))))
+            layer.bias.copy_(torch.from_numpy(bias))
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return self.net(z)  # type: ignore[no-any-return]
@@ -124,7 +136,7 @@ def in_bfloat16(flow: Flow) -> Flow:
 
 def sphere2(side: str, method: str, n_steps: int, batch: int = 128, train: bool = True) -> Step:
     """``simple_odenet`` with 32 channels on points of a plane."""
-    x, plain = torch.randn(batch, 1, 2), conv_field(1, 1, 32)
+    x, plain = torch.from_numpy(weights.points(batch)).view(batch, 1, 2), conv_field(1, 1, 32)
     if side == "torchdiffeq":
         field, flow = plain, through_torchdiffeq(plain, method, n_steps)
     else:
@@ -135,7 +147,7 @@ def sphere2(side: str, method: str, n_steps: int, batch: int = 128, train: bool 
 
 def dense(side: str) -> Step:
     """A field 2-64-64-2 under dopri5."""
-    x, plain = torch.randn(128, 2), dense_field(2, 64)
+    x, plain = torch.from_numpy(weights.points(128)), dense_field(2, 64)
     if side == "trueode":
         field = own_field(plain, "linear_odenet", (2,), 64)
         return training_step(through_trueode(field, "dopri5"), field, x, 2)
