@@ -101,7 +101,11 @@ def report(names: list[str], niter: int, before: str | None, repeats: int) -> st
                     tell(f"{tree}: {taken[tree][-1]}")
             medians = {tree: Spent(*map(statistics.median, zip(*all_, strict=True))) for tree, all_ in taken.items()}
             for tree, spent in medians.items():
-                ratio = "" if tree == before else f"{short(next(iter(medians.values())).whole / spent.whole)} x"
+                ratio = (
+                    ""
+                    if tree == before or before is None
+                    else f"{short(next(iter(medians.values())).whole / spent.whole)} x"
+                )
                 lines.append(f"| {name} | {tree} | {' | '.join(f'{s:.1f} s' for s in spent)} | {ratio} |")
     lines += ["", *(f"* `{name}`: `python train.py {JOBS[name]} --niter {niter}`" for name in names)]
     return "\n".join(lines) + "\n"
