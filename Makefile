@@ -1,7 +1,7 @@
 # make train    install into .venv and train the default model    (ARGS="--solver rk4 …" adds options)
 # make test     install into .venv and run the tests              (ARGS="-k solve" adds pytest options)
 # make check    lint, formatting and types
-# make bench    speed and memory against torchdiffeq
+# make bench    speed and memory against torchdiffeq, torchode and diffrax   (ARGS="--rows euler": some of it)
 # make sanitize the compiled kernel under the sanitizers of addresses and undefined behaviour
 # make generate files that follow from others: the default options file, requirements.txt
 # make licenses 3rd-party-licenses.txt from the installed dependencies

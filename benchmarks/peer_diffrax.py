@@ -1,59 +1,60 @@
-"""Training steps through diffrax, jitted, in a process of their own: ``benchmarks/run.py`` calls this and reads its JSON.
+"""The works of `run.py` through diffrax, jitted: ``python benchmarks/peer_diffrax.py WORK SIDE`` serves one.
 
 The fields are written in the form that is fastest for it: the convolution of a signal of two points as one matrix.
-Of diffrax's ways to take gradients, its default and direct back-propagation, the faster one counts.
+``diffrax`` takes gradients in its default way, ``diffrax, direct`` by direct back-propagation. Weights are those of
+`steps.py`, and the rate of learning leaves them as they are.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
+import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
+
+if os.environ.get("NPROC") == "1":  # before XLA starts its threads
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import optax
+import weights
+from turns import serve
 
-BATCH = 128
-
-
-def init(key: Any, *shapes: tuple[int, int]) -> list[tuple[Any, Any]]:
-    keys = jax.random.split(key, len(shapes))
-    return [
-        (jax.random.normal(k, shape) / shape[0] ** 0.5, jnp.zeros(shape[1]))
-        for k, shape in zip(keys, shapes, strict=True)
-    ]
+BATCH, RATE, TOLERANCE = 128, 1e-9, 1e-5
+Weights = list[tuple[Any, Any]]
 
 
-def conv_field(t: Any, z: Any, weights: Any) -> Any:
+def init(*shapes: tuple[int, int]) -> Weights:
+    return [(jnp.asarray(matrix), jnp.asarray(bias)) for matrix, bias in weights.layers(shapes)]
+
+
+def conv_field(t: Any, z: Any, layers: Weights) -> Any:
     """Conv1d 1 -> 32 -> 32 (width 3) -> 1 on two points: the taps that reach them are one matrix of 64 x 64."""
-    (w1, b1), (w2, b2), (w3, b3) = weights
+    (w1, b1), (w2, b2), (w3, b3) = layers
     x = jax.nn.relu(z[:, :, None] * w1[0] + b1).reshape(len(z), -1)
     left, middle, right = w2.reshape(3, 32, 32)
     x = jax.nn.relu(x @ jnp.block([[middle, left], [right, middle]]) + jnp.tile(b2, 2)).reshape(len(z), 2, 32)
     return (x @ w3 + b3)[:, :, 0]
 
 
-def dense_field(t: Any, z: Any, weights: Any) -> Any:
-    (w1, b1), (w2, b2), (w3, b3) = weights
+def dense_field(t: Any, z: Any, layers: Weights) -> Any:
+    (w1, b1), (w2, b2), (w3, b3) = layers
     return jax.nn.relu(jax.nn.relu(z @ w1 + b1) @ w2 + b2) @ w3 + b3
 
 
-def training_step(field: Callable[..., Any], weights: Any, adjoint: Any, **how: Any) -> Callable[[], None]:
-    head = init(jax.random.PRNGKey(1), (2, 2))
-    optimizer = optax.adam(1e-4)
-    parameters = (weights, head)
+def training_step(field: Callable[..., Any], layers: Weights, adjoint: Any, **how: Any) -> Callable[[], None]:
+    """Fit a linear head on the flow to some labels: loss, gradient and Adam in one compiled function."""
+    optimizer = optax.adam(RATE)
+    parameters = (layers, init((2, 2)))
     state = optimizer.init(parameters)
-    x, labels = jax.random.normal(jax.random.PRNGKey(2), (BATCH, 2)), jnp.arange(BATCH) % 2
+    x, labels = jnp.asarray(weights.points(BATCH)), jnp.arange(BATCH) % 2
 
     def loss(parameters: Any, x: Any, labels: Any) -> Any:
-        weights, [(w, b)] = parameters
+        layers, [(w, b)] = parameters
         term = diffrax.ODETerm(field)
-        z = diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, args=weights, adjoint=adjoint, max_steps=4096, **how).ys[-1]
+        z = diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, args=layers, adjoint=adjoint, **how).ys[-1]
         return optax.softmax_cross_entropy_with_integer_labels(z @ w + b, labels).mean()
 
     @jax.jit
@@ -70,35 +71,18 @@ def training_step(field: Callable[..., Any], weights: Any, adjoint: Any, **how: 
     return step
 
 
-def median(step: Callable[[], None], seconds: float) -> float:
-    """In milliseconds."""
-    for _ in range(3):
-        step()
-    times, begin = [], time.perf_counter()
-    while time.perf_counter() - begin < seconds or len(times) < 5:
-        start = time.perf_counter()
-        step()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def main() -> None:
-    seconds, key = float(sys.argv[1]), jax.random.PRNGKey(0)
-    conv, dense = init(key, (1, 32), (96, 32), (32, 1)), init(key, (2, 64), (64, 64), (64, 2))
-    euler = {"solver": diffrax.Euler(), "dt0": 1 / 64}
-    dopri5 = {
-        "solver": diffrax.Dopri5(),
-        "dt0": None,
-        "stepsize_controller": diffrax.PIDController(rtol=1e-5, atol=1e-5),
-    }
-    adjoints = [diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint()]
-    cases = {"euler": (conv_field, conv, euler), "dopri5": (dense_field, dense, dopri5)}
-    found = {
-        name: min(median(training_step(field, weights, adjoint, **how), seconds) for adjoint in adjoints)
-        for name, (field, weights, how) in cases.items()
-    }
-    print(json.dumps(found))
+def main(work: str, side: str) -> None:
+    adjoint = diffrax.DirectAdjoint() if side == "diffrax, direct" else diffrax.RecursiveCheckpointAdjoint()
+    if work == "euler":
+        layers = init((1, 32), (96, 32), (32, 1))
+        step = training_step(conv_field, layers, adjoint, solver=diffrax.Euler(), dt0=1 / 64, max_steps=64)
+    else:
+        layers = init((2, 64), (64, 64), (64, 2))
+        controller = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)
+        how = {"solver": diffrax.Dopri5(), "dt0": None, "stepsize_controller": controller}
+        step = training_step(dense_field, layers, adjoint, **how)
+    serve(step)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

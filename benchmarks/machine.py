@@ -1,0 +1,46 @@
+"""What figures were measured on, and with what."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def describe(libraries: Iterable[str]) -> str:
+    """Processor, cores, versions, the path that solves take, the commit, and what else the machine was doing."""
+    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in libraries)]
+    info = subprocess.run([sys.executable, "-m", "trueode", "info"], capture_output=True, text=True, check=True).stdout
+    path = next(line.split(maxsplit=1)[1] for line in info.splitlines() if line.startswith("solves"))
+    load = f"; load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
+    return f"{processor()}, {os.cpu_count()} cores, {platform.system()}{load}. {', '.join(versions)}. trueode: {path}; commit {commit()}."
+
+
+def processor() -> str:
+    """The model of the processor, as far as it tells."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def commit() -> str:
+    """The commit of the source, and whether files differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = " with changes" if git("status", "--porcelain", "--", "src") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed

@@ -1,0 +1,216 @@
+"""The rows of the table of `run.py`: each measures something, and knows what is wanted of it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from command import short, tell
+from machine import ROOT
+from scaling import SERIES, conv_flops, gradient_flops
+from turns import FEWEST, Side, side_by_side, take_turns, told, whole
+
+THREADS = (1, 2)[: os.cpu_count()]
+
+
+class Row(NamedTuple):
+    """A line of the table; ``ratio`` and what it should be."""
+
+    work: str
+    against: str
+    theirs: str
+    own: str
+    ratio: float
+    limit: float
+    at_least: bool = True
+
+    def __str__(self) -> str:
+        met = self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
+        sign, word = "≥" if self.at_least else "≤", "yes" if met else "**no**"
+        cells = (
+            self.work,
+            self.against,
+            self.theirs,
+            self.own,
+            f"{short(self.ratio)} x",
+            f"{sign} {self.limit:g} x",
+            word,
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+class Found(NamedTuple):
+    """Rows, and what else there is to say."""
+
+    rows: list[Row]
+    remarks: list[str] = []  # noqa: RUF012 - never changed
+
+
+class Best(NamedTuple):
+    """The best median of a side, in seconds, and with how many threads."""
+
+    seconds: float
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{short(1e3 * self.seconds)} ms ({self.threads})"
+
+
+class Comparison(NamedTuple):
+    """A work of `steps.py`: which side of ours is to be how many times as fast as which peer."""
+
+    title: str
+    wanted: tuple[tuple[str, str, float], ...]
+    flops: float | None = None
+
+
+SPHERE2 = conv_flops(1, 32, length=2, dim=1)
+COMPARISONS = {
+    "euler": Comparison(
+        "training step, Sphere2 simple_odenet (Conv1d, C = 32), batch 128, Euler h = 1/64",
+        (("trueode", "torchdiffeq", 30), ("trueode", "diffrax", 5)),
+        gradient_flops(128 * 64 * SPHERE2),
+    ),
+    "rk4": Comparison(
+        "the same with rk4, h = 1/16", (("trueode", "torchdiffeq", 30),), gradient_flops(128 * 4 * 16 * SPHERE2)
+    ),
+    "dopri5": Comparison(
+        "training step, dense field 2-64-64-2, batch 128, dopri5, tol 1e-5",
+        (("trueode", "torchdiffeq", 8), ("trueode", "torchode", 10), ("trueode", "diffrax", 4)),
+    ),
+    "forward": Comparison(
+        "forward of an audit: Sphere2, 1000 points, rk4 h = 1/256",
+        (("trueode", "torchdiffeq", 12),),
+        1000 * 4 * 256 * SPHERE2,
+    ),
+    "cifar": Comparison(
+        "training step, CIFAR-shaped odenet (Conv2d, C = 64), batch 32, Euler h = 1/16",
+        (("trueode", "torchdiffeq", 1.4), ("trueode, bf16", "torchdiffeq", 2.7)),
+        gradient_flops(32 * 16 * conv_flops(3, 64, length=32, dim=2)),
+    ),
+}
+VARIANTS = {"diffrax": ("diffrax", "diffrax, direct")}
+LIMIT = "torch.mm"
+
+
+def compare(work: str, seconds: float) -> Found:
+    """Training steps, or forward solves, of all sides; ours also against the arithmetic of matrix products."""
+    title, wanted, flops = COMPARISONS[work]
+    installed = [each for each in wanted if find_spec(each[1]) is not None]
+    for peer in {peer for _, peer, _ in wanted} - {peer for _, peer, _ in installed}:
+        tell(f"{peer} is not installed: its rows are left out")
+    names = list(dict.fromkeys([*(peer for _, peer, _ in installed), *(own for own, _, _ in wanted)]))
+    sides = [
+        Side("peer_diffrax.py" if name == "diffrax" else "steps.py", (work, variant), threads)
+        for name in names
+        for variant in VARIANTS.get(name, (name,))
+        for threads in THREADS
+    ]
+    sides += [Side("steps.py", ("product", LIMIT), threads) for threads in THREADS if flops is not None]
+    medians = [statistics.median(taken) for taken in take_turns(sides, seconds)]
+
+    def best(name: str, *threads: int) -> Best:
+        found = zip(sides, medians, strict=True)
+        fitting = VARIANTS.get(name, (name,))
+        return min(Best(s, side.threads) for side, s in found if side.name in fitting and side.threads in threads)
+
+    rows = []
+    for own, peer, limit in installed:
+        theirs, ours = best(peer, *THREADS), best(own, *THREADS)
+        text = "the same" if rows else title
+        text += f"{own.removeprefix('trueode')} (autocast)" if own != "trueode" else ""
+        rows.append(Row(text, peer, str(theirs), str(ours), theirs.seconds / ours.seconds, limit))
+    if flops is None:
+        return Found(rows)
+    ours = best("trueode", *THREADS)
+    return Found(rows, [share(work, flops, ours, best(LIMIT, ours.threads))])
+
+
+def share(work: str, flops: float, ours: Best, product: Best) -> str:
+    """How much of the machine's arithmetic a work takes, beside a product of matrices on as many threads."""
+    rate, peak = (1e-9 * n / best.seconds for n, best in ((flops, ours), (2 * 1024**3, product)))
+    return (
+        f"`{work}` is {short(flops / 1e9)} GFLOP, at {short(rate)} GFLOP/s with {ours.threads} thread(s): "
+        f"{100 * rate / peak:.0f} % of the arithmetic limit ({LIMIT} of 1024 x 1024, fp32: {short(peak)} GFLOP/s)"
+    )
+
+
+def memory(seconds: float) -> Found:
+    """Of a training step of 64 steps with `Checkpoint`, above what the process holds before it."""
+    if find_spec("torchdiffeq") is None:
+        tell("torchdiffeq is not installed: the memory is not compared")
+        return Found([])
+    theirs, own = (told("memory.py", side) for side in ("torchdiffeq", "trueode, checkpoint"))
+    title = "memory of the CIFAR-shaped step at h = 1/64, `Checkpoint`, above what the process holds before it"
+    return Found(
+        [Row(title, "torchdiffeq, back-propagation", f"{theirs:.0f} MiB", f"{own:.0f} MiB", own / theirs, 0.1, False)]
+    )
+
+
+def default_job(seconds: float) -> Found:
+    """``python train.py`` and ``import torch``, as whole processes, by turns."""
+    imports: list[float] = []
+    jobs: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bare = [sys.executable, "-c", "import torch"]
+        job = [sys.executable, str(ROOT / "train.py"), "--output_dir", folder, "--data_dir", folder]
+        while len(jobs) <= FEWEST or sum(jobs) < seconds:
+            imports.append(whole(bare))
+            jobs.append(whole(job))
+    theirs, own = (
+        statistics.median(times[1:]) for times in (imports, jobs)
+    )  # the first warms the disk, makes the data
+    title = "default job, `python train.py`, whole process"
+    return Found([Row(title, "`import torch`", f"{theirs:.2f} s", f"{own:.2f} s", own / theirs, 2.5, False)])
+
+
+def growth(seconds: float) -> Found:
+    """Time per floating point operation of the solve alone, over the number of steps, the batch and the width."""
+    runs = [told("scaling.py", str(seconds / 4), threads=threads) for threads in THREADS]
+    rows, remarks = [], []
+    for name, points in SERIES.items():
+        times = [min(run[name][i] for run in runs) for i in range(len(points))]
+        each = [1e9 * t / point.flops for t, point in zip(times, points, strict=True)]  # seconds per GFLOP
+        sizes = [getattr(point, name) for point in points]
+        title = f"time per operation of a solve and its gradient, {name} {sizes[0]} to {sizes[-1]}"
+        cells = (f"{1e3 * x:.2f} ms/GFLOP" for x in (min(each), max(each)))
+        rows.append(
+            Row(f"{title}: the worst", "the best", *cells, max(each) / min(each), 2 if name == "width" else 1.5, False)
+        )
+        rates = ", ".join(f"{size}: {short(1 / x)}" for size, x in zip(sizes, each, strict=True))
+        remarks.append(f"`growth`, GFLOP/s by {name}: {rates}")
+    return Found(rows, remarks)
+
+
+def two_processes(seconds: float) -> Found:
+    """Training steps of two processes of one thread each, side by side, and of one."""
+    one, other = (Side("steps.py", ("euler", "trueode"), 1) for _ in range(2))
+    alone, together = map(statistics.median, side_by_side(one, other, seconds))
+    title = "two processes side by side, a thread each: training steps as above"
+    return Found([Row(title, "one process", f"{alone:.0f} /s", f"{together:.0f} /s", together / alone, 1.9)])
+
+
+def audit_cost(seconds: float) -> Found:
+    """An audit of 1000 samples and training of the model that it audits."""
+    if find_spec("torchdiffeq") is None:
+        tell("torchdiffeq is not installed: no model of it is audited")
+        return Found([])
+    theirs, own = told("audit_cost.py", threads=1)
+    title = "audit of 1000 samples, Sphere2, Euler h = 1/64"
+    against = "200 training iterations, torchdiffeq"
+    return Found([Row(title, against, f"{theirs:.1f} s", f"{own:.1f} s", own / theirs, 1, False)])
+
+
+ROWS: dict[str, Callable[[float], Found]] = {
+    **{work: lambda seconds, work=work: compare(work, seconds) for work in COMPARISONS},  # type: ignore[misc]
+    "memory": memory,
+    "job": default_job,
+    "growth": growth,
+    "processes": two_processes,
+    "audit": audit_cost,
+}

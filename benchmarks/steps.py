@@ -1,0 +1,193 @@
+"""The works of `run.py` through trueode, torchdiffeq and torchode: ``python benchmarks/steps.py WORK SIDE`` serves one.
+
+A training step is forward, loss, backward and Adam. All sides have the same layers with the same weights, and a rate of
+learning that leaves them as they are: a side that takes more steps would otherwise go on to other weights, and adaptive solvers
+to other steps. torchdiffeq's rk4 is the 3/8 rule, which takes as many evaluations as the classical one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import weights
+from torch import Tensor, nn
+from torch.nn import functional as F
+from turns import serve
+
+Step = Callable[[], object]
+Flow = Callable[[Tensor], Tensor]
+RATE, TOLERANCE = 1e-9, 1e-5
+
+
+class PlainField(nn.Module):
+    """A field written with torch's layers only: what a user of torchdiffeq writes."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*layers)
+        self._fill([layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)])
+
+    @torch.no_grad()
+    def _fill(self, layers: list[nn.Linear | nn.Conv1d | nn.Conv2d]) -> None:
+        """Take the weights that all sides take."""
+        drawn = weights.layers((layer.weight[0].numel(), len(layer.weight)) for layer in layers)
+        for layer, (matrix, bias) in zip(layers, drawn, strict=True):
+            n_out, n_in, *taps = layer.weight.shape
+            by_tap = torch.from_numpy(matrix).view(*taps, n_in, n_out)
+            layer.weight.copy_(by_tap.permute(-1, -2, *range(len(taps))))
+            layer.bias.copy_(torch.from_numpy(bias))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.net(z)  # type: ignore[no-any-return]
+
+
+def conv_field(dim: int, channels: int, hidden: int) -> PlainField:
+    """The layers of ``simple_odenet`` (dim 1) and ``odenet`` (dim 2)."""
+    conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d if dim == 1 else nn.Conv2d
+    middle = conv(hidden, hidden, 3, padding=1)
+    return PlainField(conv(channels, hidden, 1), nn.ReLU(), middle, nn.ReLU(), conv(hidden, channels, 1))
+
+
+def dense_field(width: int, hidden: int) -> PlainField:
+    """The layers of ``linear_odenet``."""
+    middle = nn.Linear(hidden, hidden)
+    return PlainField(nn.Linear(width, hidden), nn.ReLU(), middle, nn.ReLU(), nn.Linear(hidden, width))
+
+
+def own_field(plain: PlainField, network: str, shape: tuple[int, ...], hidden: int) -> nn.Module:
+    """trueode's network with the weights of a plain one."""
+    from trueode.fields import build_field
+
+    field = build_field(network, shape, hidden, "relu")
+    field.load_state_dict(dict(zip(field.state_dict(), plain.state_dict().values(), strict=True)))
+    return field
+
+
+def training_step(flow: Flow, field: nn.Module, x: Tensor, classes: int) -> Step:
+    """Fit a linear head on the flow to some labels."""
+    head = nn.Linear(x[0].numel(), classes)
+    optimizer = torch.optim.Adam([*field.parameters(), *head.parameters()], lr=RATE, fused=True)
+    labels = torch.arange(len(x)) % classes
+
+    def step() -> None:
+        loss = F.cross_entropy(head(flow(x).flatten(1)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def forward_step(flow: Flow, x: Tensor) -> Step:
+    """What an audit does: a solve without gradients."""
+
+    def step() -> None:
+        with torch.no_grad():
+            flow(x)
+
+    return step
+
+
+def through_torchdiffeq(field: nn.Module, method: str, n_steps: int | None = None) -> Flow:
+    """``odeint`` with its back-propagation; without a number of steps, they follow from the tolerance."""
+    from torchdiffeq import odeint
+
+    times = torch.tensor([0.0, 1.0])
+    how = {"rtol": TOLERANCE, "atol": TOLERANCE} if n_steps is None else {"options": {"step_size": 1 / n_steps}}
+    return lambda z: odeint(field, z, times, method=method, **how)[-1]
+
+
+def through_torchode(field: nn.Module) -> Flow:
+    """dopri5 with direct back-propagation; each sample has steps of its own there."""
+    import torchode
+
+    term = torchode.ODETerm(field)
+    controller = torchode.IntegralController(atol=TOLERANCE, rtol=TOLERANCE, term=term)
+    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), controller)
+
+    def flow(z: Tensor) -> Tensor:
+        ends = torch.tensor([[0.0, 1.0]]).expand(len(z), 2)
+        return solver.solve(torchode.InitialValueProblem(y0=z, t_eval=ends)).ys[:, -1]  # type: ignore[no-any-return]
+
+    return flow
+
+
+def through_trueode(field: nn.Module, method: str, n_steps: int | None = None, checkpoint: bool = False) -> Flow:
+    """`NeuralODE` with its default gradient, or with `Checkpoint`."""
+    from trueode import Adaptive, FixedStep, NeuralODE
+    from trueode.solvers import Checkpoint
+
+    solver = Adaptive(method, TOLERANCE, TOLERANCE) if n_steps is None else FixedStep(method, n_steps=n_steps)
+    return NeuralODE(field, solver=solver, gradient=Checkpoint() if checkpoint else None)
+
+
+def in_bfloat16(flow: Flow) -> Flow:
+    """The flow as a user of mixed precision calls it."""
+
+    def cast(z: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return flow(z).float()
+
+    return cast
+
+
+def sphere2(side: str, method: str, n_steps: int, batch: int = 128, train: bool = True) -> Step:
+    """``simple_odenet`` with 32 channels on points of a plane."""
+    x, plain = torch.from_numpy(weights.points(batch)).view(batch, 1, 2), conv_field(1, 1, 32)
+    if side == "torchdiffeq":
+        field, flow = plain, through_torchdiffeq(plain, method, n_steps)
+    else:
+        field = own_field(plain, "simple_odenet", (1, 2), 32)
+        flow = through_trueode(field, method, n_steps)
+    return training_step(flow, field, x, 2) if train else forward_step(flow, x)
+
+
+def dense(side: str) -> Step:
+    """A field 2-64-64-2 under dopri5."""
+    x, plain = torch.from_numpy(weights.points(128)), dense_field(2, 64)
+    if side == "trueode":
+        field = own_field(plain, "linear_odenet", (2,), 64)
+        return training_step(through_trueode(field, "dopri5"), field, x, 2)
+    flow = through_torchode(plain) if side == "torchode" else through_torchdiffeq(plain, "dopri5")
+    return training_step(flow, plain, x, 2)
+
+
+def cifar_parts(side: str, n_steps: int) -> tuple[Flow, nn.Module, Tensor]:
+    """Flow and field of ``odenet`` with 64 channels, and 32 images."""
+    x, plain = torch.rand(32, 3, 32, 32), conv_field(2, 3, 64)
+    if side == "torchdiffeq":
+        return through_torchdiffeq(plain, "euler", n_steps), plain, x
+    field = own_field(plain, "odenet", (3, 32, 32), 64)
+    flow = through_trueode(field, "euler", n_steps, checkpoint=side == "trueode, checkpoint")
+    return in_bfloat16(flow) if side == "trueode, bf16" else flow, field, x
+
+
+PRODUCT = 1024
+
+
+def product() -> Step:
+    """Two square matrices multiplied: the most arithmetic that a machine does in a second."""
+    a, b, out = (torch.rand(PRODUCT, PRODUCT) for _ in range(3))
+    return lambda: torch.mm(a, b, out=out)
+
+
+WORKS: dict[str, Callable[[str], Step]] = {
+    "euler": lambda side: sphere2(side, "euler", 64),
+    "rk4": lambda side: sphere2(side, "rk4", 16),
+    "dopri5": dense,
+    "forward": lambda side: sphere2(side, "rk4", 256, batch=1000, train=False),
+    "cifar": lambda side: training_step(*cifar_parts(side, 16), 10),
+    "product": lambda side: product(),
+}
+
+
+def main(work: str, side: str) -> Any:
+    torch.manual_seed(0)
+    serve(WORKS[work](side))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
