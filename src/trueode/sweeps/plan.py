@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -79,7 +79,12 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None, cach
     return make_plan({"name": path.stem, **source}, overrides, cache)
 
 
-def make_plan(source: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, cache: Path | None = None) -> Plan:
+def make_plan(
+    source: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+    identify: Callable[..., Mapping[str, Any]] = identity,
+) -> Plan:
     """Resolve a plan.
 
     Args:
@@ -87,6 +92,7 @@ def make_plan(source: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
             further ``{name, base, axes}``, of which each extends those above. Without ``grids`` there is one.
         overrides: options that win over all bases; an axis of the same name becomes this one value.
         cache: a file that fingerprints of data are kept in.
+        identify: tells what a data set is, as `trueode.data.identity`.
 
     Raises:
         UsageError: a key or an option is unknown or impossible; the message names the nearest key.
@@ -103,7 +109,7 @@ def make_plan(source: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
     runs: dict[str, PlannedRun] = {}
     names: dict[str, None] = dict.fromkeys(top_axes)
     above = canonical(overrides or {}, "the flags")
-    data = _Identities(cache)
+    data = _Identities(identify, cache)
     for number, grid in enumerate(grids):
         where = f"grid {number + 1} of the plan"
         if not isinstance(grid, dict):
@@ -190,14 +196,14 @@ def _points(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 class _Identities:
     """Identities of data, taken once for each place."""
 
-    def __init__(self, cache: Path | None) -> None:
-        self._cache = cache
+    def __init__(self, identify: Callable[..., Mapping[str, Any]], cache: Path | None) -> None:
+        self._identify, self._cache = identify, cache
         self._known: dict[tuple[str, str], Any] = {}
 
     def of(self, options: Options) -> Any:
         key = (options.dataset, options.data_dir)
         if key not in self._known:
-            self._known[key] = identity(*key, cache=self._cache)
+            self._known[key] = self._identify(*key, cache=self._cache)
         return self._known[key]
 
 
