@@ -78,7 +78,7 @@ def run(argv: Sequence[str], prog: str) -> int:
 
 
 def _one(name: str, arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    from trueode.reproduction.reproduce import planned, reproduce
+    from trueode.reproduction.results import planned, reproduce
     from trueode.sweeps import SweepDirectory
 
     if arguments.dry_run:

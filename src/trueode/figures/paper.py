@@ -18,6 +18,8 @@ from trueode.figures.theme import DARK, GREY, PALETTE, colour, new_figure, tell_
 
 Point = Mapping[str, Any]
 
+READABLE = tuple(tint for tint in PALETTE if tint != "#f0e442")  # small marks in yellow cannot be seen
+
 
 @themed
 def swap_sweep(points: Sequence[Point], title: str, *, kind: str = "fixed", legend: str = "trained with") -> Figure:
@@ -43,7 +45,7 @@ def swap_sweep(points: Sequence[Point], title: str, *, kind: str = "fixed", lege
         return figure
     trained = list(dict.fromkeys(point["training"] for point in drawn))
     solvers = list(dict.fromkeys(point["solver"] for point in drawn))
-    tints = {name: PALETTE[k % len(PALETTE)] for k, name in enumerate(trained)}
+    tints = {name: READABLE[k % len(READABLE)] for k, name in enumerate(trained)}
     axes.set_xscale("log")
     for name in trained:
         for solver in solvers:
@@ -135,7 +137,6 @@ def fine_and_coarse(portraits: Sequence[Portrait], curves: Sequence[Sequence[Poi
     panels = figure.subplots(
         2,
         len(names),
-        sharey="row",
         gridspec_kw={"height_ratios": [1.7, 1], "hspace": 0.3, "wspace": 0.12},
         squeeze=False,
     )
@@ -143,9 +144,10 @@ def fine_and_coarse(portraits: Sequence[Portrait], curves: Sequence[Sequence[Poi
         zip(panels.T, portraits, curves, names, strict=True)
     ):
         upper.set(title=f"{chr(97 + place)}  {name}", xlabel="$z_1$")
-        upper.sharey(upper)
         draw_paths(upper, portrait)
         upper.set_aspect("equal", adjustable="datalim")
+        if place:
+            lower.sharey(panels[1, 0])
         lower.set(xlabel="steps in the test", title=f"{chr(97 + place + len(names))}  the same model")
         lower.set_xscale("log")
         for k, solver in enumerate(dict.fromkeys(point["solver"] for point in points)):

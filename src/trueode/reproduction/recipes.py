@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from trueode import figures
 from trueode.build import build_data
@@ -21,6 +20,9 @@ from trueode.reproduction.table import ALLOWED, better_solver_losses, table_1
 from trueode.runs import read_history
 from trueode.solvers import FixedStep, Solver
 from trueode.sweeps import Plan, SweepDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
