@@ -133,7 +133,8 @@ def fine_and_coarse(portraits: Sequence[Portrait], curves: Sequence[Sequence[Poi
         curves: of each model points as in `swap_sweep`.
         names: of the models.
     """
-    figure = new_figure(8.8, 7.4)
+    figure = new_figure(8.8, 7.8)
+    figure.subplots_adjust(top=0.9)
     panels = figure.subplots(
         2,
         len(names),
@@ -145,7 +146,7 @@ def fine_and_coarse(portraits: Sequence[Portrait], curves: Sequence[Sequence[Poi
     ):
         upper.set(title=f"{chr(97 + place)}  {name}", xlabel="$z_1$")
         draw_paths(upper, portrait)
-        upper.set_aspect("equal", adjustable="datalim")
+        upper.set_aspect("equal", adjustable="box")
         if place:
             lower.sharey(panels[1, 0])
         lower.set(xlabel="steps in the test", title=f"{chr(97 + place + len(names))}  the same model")
@@ -163,7 +164,8 @@ def fine_and_coarse(portraits: Sequence[Portrait], curves: Sequence[Sequence[Poi
     _accuracy_axis(panels[1, 0], [100 * point[end] for point in every for end in ("low", "high")])
     solvers = list(dict.fromkeys(point["solver"] for point in every))
     handles = [_handle(solver, colour(k), solver) for k, solver in enumerate(solvers)]
-    panels[1, -1].legend(handles=[*handles, _handle(solvers[0], DARK, "as trained")], loc="lower right")
+    handles.append(_handle(solvers[0], DARK, "as trained"))
+    figure.legend(handles=handles, loc="upper right", ncols=4, bbox_to_anchor=(figure.subplotpars.right, 1.0))
     return figure
 
 
@@ -175,12 +177,13 @@ def two_outputs(portraits: Sequence[Portrait], names: Sequence[str]) -> Figure:
         portraits: see figures/portrait.py; the regions of the first are drawn in all panels.
         names: of the solvers.
     """
-    figure = new_figure(8.8, 4.9)
+    figure = new_figure(8.8, 4.4)
+    figure.subplots_adjust(top=0.86)
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, gridspec_kw={"wspace": 0.06}, squeeze=False)[0]
     for place, (axes, portrait, name) in enumerate(zip(panels, portraits, names, strict=True)):
         draw_regions(axes, portrait, frame=portraits[0])
+        axes.set_aspect("auto")  # models stretch their outputs in one direction
         axes.set(title=f"{chr(97 + place)}  {name}: {100 * portrait['accuracy']:.1f} %", xlabel="$z_1$")
-        axes.set_aspect("equal", adjustable="box")
     panels[0].set_ylabel("$z_2$")
     labels = np.unique(np.asarray(portraits[0]["labels"]))
     handles = [

@@ -28,9 +28,10 @@ def told_scale(plan: Plan, scale: str, images: int | None = None) -> str:
     iterations = sorted({run.options.niter for run in plan.runs})
     data = sorted({run.options.dataset for run in plan.runs})
     channels = sorted({run.options.ch_residual_block for run in plan.runs})
+    seeds = seeds_of(plan)
     number = f" ({images} images)" if images else ""
     return (
-        f"scale: {scale}; seeds {_listed(seeds_of(plan))}; {_listed(iterations)} iterations; {', '.join(data)}{number}; "
+        f"scale: {scale}; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}; {_listed(iterations)} iterations; {', '.join(data)}{number}; "
         f"{_listed(channels)} channels"
     )
 

@@ -149,12 +149,13 @@ def _comparison(numbers: Sequence[Row], paper: dict[str, str]) -> str:
     for row in numbers:
         if row["rule"] not in ("grid search", ADAPTED):
             continue
-        kind = "grid accuracy" if row["rule"] == "grid search" else "adapted accuracy"
+        nfe = "grid" if row["rule"] == "grid search" else "adapted"
+        kind = f"{nfe} accuracy"
         centre, deviation = (float(part) for part in paper[kind].removesuffix(" %").split(" ± "))
         own, width = 100 * row["metric"], 100 * row["metric_std"]
         verb = "agrees" if abs(own - centre) <= deviation + width else "does not agree"
         said.append(
-            f"{row['rule'].capitalize()}: test accuracy {own:.1f} ± {width:.1f} % {verb} with the paper's {paper[kind]} (within "
+            f"{row['rule'].capitalize()}: {row['nfe']} evaluations per iteration (paper: {paper[nfe]}); test accuracy {own:.1f} ± {width:.1f} % {verb} with the paper's {paper[kind]} (within "
             "the sum of the standard deviations)"
         )
     return ". ".join(said) + "." if said else ""
