@@ -218,7 +218,11 @@ def fan(panels: Sequence[Mapping[str, Any]], data: tuple[ArrayLike, ArrayLike]) 
         if panel["line"] is not None:
             normal, offset = panel["line"]
             axes.axline(
-                offset * np.asarray(normal), slope=-normal[0] / normal[1], color=DARK, linestyle="--", linewidth=1.2
+                offset * np.asarray(normal) / np.dot(normal, normal),
+                slope=-normal[0] / normal[1],
+                color=DARK,
+                linestyle="--",
+                linewidth=1.2,
             )
         axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
         axes.set(title=f"{chr(97 + place)}  {panel['title']}", xlabel="$z_1$")
@@ -234,7 +238,7 @@ def fan(panels: Sequence[Mapping[str, Any]], data: tuple[ArrayLike, ArrayLike]) 
         Line2D([], [], color=DARK, linestyle="--", label="separates the ends"),
     ]
     figure.subplots_adjust(left=0.06, right=0.985, bottom=0.2, top=0.9)
-    figure.legend(handles=handles, loc="lower center", ncols=4, bbox_to_anchor=(0.36, 0.0))
+    figure.legend(handles=handles, loc="lower right", ncols=4)
     return figure
 
 

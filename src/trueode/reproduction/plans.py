@@ -95,8 +95,8 @@ PAPER: dict[str, dict[str, Any]] = {
         },
     },
     "minima": {
-        "base": {**SPHERE, **HIGHER, "dataset": "three_minima"},
-        "axes": {"step_size": STEPS, "random_seed": SEEDS},
+        "base": {**SPHERE, **HIGHER},
+        "axes": {"dataset": ["three_minima"], "step_size": STEPS, "random_seed": SEEDS},
     },
     "tolerances": {
         "base": {**SPHERE, "test_solver_list": ["fehlberg2", "dopri5"], "test_factor_list": [0.1, 1.0, 10.0]},
@@ -107,8 +107,8 @@ PAPER: dict[str, dict[str, Any]] = {
         },
     },
     "mnist": {
-        "base": {**CIFAR, **HIGHER, "dataset": "mnist", "solver": "euler", "batch_size": 128},
-        "axes": {"step_size": STEPS[:6], "random_seed": SEEDS},
+        "base": {**CIFAR, **HIGHER, "solver": "euler", "batch_size": 128},
+        "axes": {"dataset": ["mnist"], "step_size": STEPS[:6], "random_seed": SEEDS},
     },
 }
 

@@ -29,6 +29,7 @@ class SweepDirectory:
         self.fingerprints = self.path / "fingerprints.json"
         self._failures = self.path / "failures.json"
         self._lock: Lock | None = None
+        self._names: dict[str, str] | None = None
 
     def __enter__(self) -> SweepDirectory:
         """Make the directory and keep other sweeps from it.
@@ -80,8 +81,10 @@ class SweepDirectory:
 
     def place(self, run: PlannedRun) -> Path:
         """The directory of a run: the one that has its hash, under whatever name it was made."""
-        there = next(self.runs.glob(f"*-{run.hash}"), None)
-        return there if there is not None else self.runs / run.name
+        if self._names is None:  # later on, runs are made here under the names of their plan
+            found = sorted(path.name for path in self.runs.glob("*-*"))
+            self._names = {name.rsplit("-", 1)[1]: name for name in found}
+        return self.runs / self._names.get(run.hash, run.name)
 
     def log(self, run: PlannedRun) -> Path:
         """What a run said."""

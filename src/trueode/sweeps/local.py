@@ -25,23 +25,28 @@ class WorkerProcess:
 
     def do(self, job: Job) -> Result:
         """Do a job; a process that dies of it is a failure of this job alone."""
-        child = self._alive()
+        try:
+            child = self._alive()
+        except OSError as failure:  # no memory for another process
+            return Result(job.hash, "failed", f"No process can be started: {failure}")
         assert child.stdin is not None
         assert child.stdout is not None
         try:
             child.stdin.write(json.dumps(job.to_dict()) + "\n")
             child.stdin.flush()
+            if self.stopping:  # it was said before there was anybody to hear it
+                child.send_signal(signal.SIGINT)
             line = child.stdout.readline()
-        except OSError:
+        except (OSError, ValueError):  # it is gone, or its pipe was closed
             line = ""
-        if line:
+        if line.endswith("\n"):
             answer = json.loads(line)
             return Result(job.hash, answer["status"], answer["message"])
         code = child.wait()
+        self._child = None
         child.stdout.close()
         with suppress(OSError):
             child.stdin.close()
-        self._child = None
         if self.stopping:
             return Result(job.hash, "interrupted")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -50,27 +55,30 @@ class WorkerProcess:
     def interrupt(self) -> None:
         """Let the current run save what it has, and end the process."""
         self.stopping = True
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGINT)
+        child = self._child
+        if child is not None and child.poll() is None:
+            child.send_signal(signal.SIGINT)
 
     def hang_up(self) -> None:
         """Let the process end at once: nobody can ask it any more."""
         self.stopping = True
-        if self._child is not None and self._child.stdin is not None:
+        child = self._child
+        if child is not None and child.stdin is not None:
             with suppress(OSError):
-                self._child.stdin.close()
+                child.stdin.close()
 
     def reap(self) -> None:
         """Wait for the process to end."""
-        if self._child is None:
+        child = self._child
+        if child is None:
             return
         try:
-            self._child.wait(5)
+            child.wait(5)
         except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        if self._child.stdout is not None:
-            self._child.stdout.close()
+            child.kill()
+            child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
         self._child = None
 
     def _alive(self) -> subprocess.Popen[str]:
