@@ -66,6 +66,7 @@ def reproduce(
     directory = SweepDirectory(output_dir)
     plan = planned(name, scale, overrides, directory)
     begin, code = time.time(), 0
+    new = sum(directory.state(run) != "finished" for run in plan.runs)
     if RECIPES[name].trains:
         code = run_sweep(plan, directory, workers=workers, scheduler=scheduler, console=console)
     if code == 130:
@@ -75,14 +76,19 @@ def reproduce(
         console.print(f"{name}: no run is finished, there is nothing to show")
         return 1
     made = RECIPES[name].make(context)
-    paths = _write(name, scale, context, made, overrides, time.time() - begin)
+    paths = _write(
+        name,
+        scale,
+        context,
+        made,
+        overrides,
+        f"{new} of them were done by this call, in {shown_time(time.time() - begin)}",
+    )
     console.print(f"{name}: {', '.join(map(str, paths))}")
     return code
 
 
-def _write(
-    name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], seconds: float
-) -> list[Path]:
+def _write(name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], took: str) -> list[Path]:
     plan, directory = context.plan, context.directory
     stem = directory.path / "results" / plan.name
     options = plan.runs[0].options
@@ -99,12 +105,12 @@ def _write(
     table = stem.with_name(f"{plan.name}.csv")
     write_text(table, to_csv(list(made.numbers)))
     caption = stem.with_name(f"{plan.name}.md")
-    write_text(caption, _caption(name, scale, context, made, overrides, foot, seconds))
+    write_text(caption, _caption(name, scale, context, made, overrides, foot, took))
     return [*paths, table, caption]
 
 
 def _caption(
-    name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], foot: str, seconds: float
+    name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], foot: str, took: str
 ) -> str:
     """What is shown, at which scale, how that differs from the paper, by which command, and what was found."""
     recipe, plan = RECIPES[name], context.plan
@@ -131,7 +137,7 @@ def _caption(
     if recipe.trains:
         spent = {row["hash"]: row["seconds"] for row in context.rows if row["seconds"]}
         parts.append(
-            f"{len(plan.runs)} runs, {shown_time(sum(spent.values()))} of work on one core each. Every row of the numbers names "
+            f"{len(plan.runs)} runs, {shown_time(sum(spent.values()))} of work on one core; {took}. Every row of the numbers names "
             "the hashes of its runs, which are the ends of the names of their directories."
         )
     return "\n\n".join(parts) + "\n"

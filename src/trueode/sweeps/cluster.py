@@ -17,7 +17,7 @@ from distributed import Client
 
 from trueode.catalog import DATA_SETS
 from trueode.errors import UsageError, told
-from trueode.sweeps.directory import SweepDirectory
+from trueode.sweeps.directory import MARK, SweepDirectory
 from trueode.sweeps.jobs import Job, Result
 from trueode.sweeps.local import WorkerProcess
 
@@ -49,7 +49,7 @@ class ClusterWorkers:
         self._directory = directory
         self._futures: dict[str, Any] = {}
         self._ended: queue.Queue[Any] = queue.Queue()
-        self._mark = directory.path.resolve() / f".shared-{uuid.uuid4().hex}"  # who sees it shares the directory
+        self._mark = directory.path.resolve() / f"{MARK}{uuid.uuid4().hex}"  # who sees it shares the directory
         self._mark.touch()
         self.count = max(1, sum(self._client.nthreads().values()))
 

@@ -11,6 +11,7 @@ from trueode.runs import RunDirectory, write_json, write_text
 from trueode.runs.files import Lock
 from trueode.sweeps.plan import Plan, PlannedRun, make_plan
 
+MARK = ".shared-"  # begins the name of a file by which workers see whether they share this directory
 STATES = ("finished", "running", "interrupted", "failed", "waiting")
 
 
@@ -50,6 +51,8 @@ class SweepDirectory:
                 f"Another sweep works in {self.path}: wait for it to end (`trueode sweep status {self.path}` shows where it "
                 "is), or choose another --output_dir."
             )
+        for left in self.path.glob(f"{MARK}*"):  # of a sweep that was killed: its workers end their runs
+            left.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,7 +145,7 @@ def last_lines(path: Path, n: int = 8) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return "\n".join(line for line in lines if line.strip())[-2000:] if len(lines) <= n else "\n".join(lines[-n:])
+    return "\n".join(lines[-n:])
 
 
 def _locked(path: Path) -> bool:
