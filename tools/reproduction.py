@@ -12,7 +12,7 @@ from pathlib import Path
 from trueode.cli.reproduce import NAMES, SCALES
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = (".png", ".pdf", ".svg", ".csv")
+COPIED = (".png", ".csv")  # PDF and SVG are beside the originals
 HEAD = """# The paper, reproduced
 
 *ResNet After All? Neural ODEs and Their Numerical Solution* (ICLR 2021), figure by figure. Each part names its scale, how that

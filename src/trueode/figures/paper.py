@@ -119,7 +119,7 @@ def _steps_axis(axes: Axes, values: Sequence[float]) -> None:
 
 def _accuracy_axis(axes: Axes, values: Sequence[float]) -> None:
     finite = [value for value in values if np.isfinite(value)]
-    low = min(finite, default=0.0)
+    low = min([95.0, *finite])
     axes.set_ylim(max(0.0, low - 0.06 * (100 - low) - 0.5), 100.5)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
 

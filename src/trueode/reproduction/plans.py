@@ -120,7 +120,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "fig4b": {"niter": 3000, "random_seed": [0, 1, 2]},
     "fig4c": {"niter": 200, "random_seed": [0], "ch_residual_block": 16, "batch_size": 64, "lr": 1e-3},
     "fig4d": {"niter": 200, "random_seed": [0], "ch_residual_block": 16, "batch_size": 64, "lr": 1e-3},
-    "fig5": {"niter": 400, "random_seed": [0, 1], "ch_residual_block": 16, "batch_size": 64, "lr": 1e-3},
+    "fig5": {
+        "niter": 400,
+        "eval_interval": 25,
+        "random_seed": [0, 1],
+        "ch_residual_block": 16,
+        "batch_size": 64,
+        "lr": 1e-3,
+    },
     "table1": {"niter": 3000, "random_seed": [0, 1, 2]},
     "table1_cifar": {
         "niter": 400,
