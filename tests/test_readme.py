@@ -90,7 +90,7 @@ def flags(command: str) -> dict[str, list[str]]:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """A working directory with train.py and options/, as after cloning."""
-    for name in ("train.py", "options"):
+    for name in ("train.py", "options", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
@@ -113,6 +113,9 @@ def test_options_that_the_readme_names_exist():
         "data",
         "margin",
         "seeds",
+        "dry_run",
+        "scheduler",
+        "scale",
     }
     assert sorted(named - set(Options.model_fields) - set(SPELLINGS)) == []
 
@@ -135,6 +138,9 @@ def test_the_readme_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch):
         for command in commands(block):
             if command.startswith("trueode audit"):
                 check_audit(command)
+                continue
+            if re.match("trueode (sweep|reproduce) ", command):
+                check_sweep(command)
                 continue
             dataset = flags(command).get("dataset", ["concentric_sphere2"])[0]
             if dataset in IMAGE_SETS and find_spec("torchvision") is None:
@@ -191,6 +197,25 @@ def check_audit(command: str) -> None:
     assert result.returncode in (0, 3, 4), told
     found = json.loads((Path(shlex.split(command)[2]) / "audit" / "audit.json").read_text())
     assert found["sentence"] in result.stdout, told
+
+
+def check_sweep(command: str) -> None:
+    """A sweep, its estimate, where it stands, or a figure, with few iterations and one seed."""
+    words = [sys.executable, "-m", *shlex.split(command)]
+    short = [] if "status" in words else ["--niter", "20", "--random_seed", "0"]
+    result = subprocess.run([*words, *short], capture_output=True, text=True, timeout=600)
+    told = f"\n$ {command}\n{result.stdout}\n{result.stderr}"
+    assert result.returncode == 0, told
+    if "status" in words:
+        assert "3 finished" in result.stdout, told
+    elif "--dry_run" in words:
+        assert "field evaluations" in result.stdout, told
+    elif words[3] == "reproduce":
+        for form in ("png", "pdf", "svg", "csv", "md"):
+            assert (Path("experiments/reproduction/results") / f"{words[4]}-small.{form}").is_file(), told
+    else:
+        name = Path(words[4]).stem
+        assert len((Path("experiments") / name / "tables" / f"{name}.csv").read_text().splitlines()) > 9, told
 
 
 def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:

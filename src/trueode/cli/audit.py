@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from trueode.catalog import METHODS, TASKS
-from trueode.errors import OptionError, nearest
+from trueode.cli.flags import Parser, add_flag, positive, share
+from trueode.errors import nearest
 
 DESCRIPTION = (
     "Tell whether a model is an ODE or depends on its solver, with evidence. Exit code: 0 for an ODE, 3 for a model that "
@@ -14,14 +15,9 @@ DESCRIPTION = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise OptionError(f"{message.rstrip('.')}{'' if message.endswith('?') else '.'} See --help for all options.")
-
-
 def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = _Parser(prog, description=DESCRIPTION, formatter_class=formatter)
+    parser = Parser(prog, description=DESCRIPTION, formatter_class=formatter)
     add = parser.add_argument
     add(
         "target",
@@ -36,12 +32,12 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     add("--data_dir", metavar="DIR", help="where the data of a run lies (default: where it was)")
     add(
         "--margin",
-        type=_share,
+        type=share,
         default=0.01,
         metavar="SHARE",
         help="share of predictions that may change (default: 0.01)",
     )
-    add("--samples", type=_positive, default=1000, metavar="N", help="look at the first N samples (default: 1000)")
+    add("--samples", type=positive, default=1000, metavar="N", help="look at the first N samples (default: 1000)")
     add(
         "--methods",
         type=_methods,
@@ -50,7 +46,7 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         help="methods to try, by commas (default: euler,midpoint,rk4,bosh3,dopri5)",
     )
     add("--output_dir", metavar="DIR", help="folder of the results (default: RUN/audit, or experiments/audits/NAME)")
-    add("--overwrite", type=_flag, nargs="?", const=True, default=False, metavar="BOOL", help="replace an audit there")
+    add_flag(parser, "--overwrite", "replace an audit there")
     add("--json", dest="as_json", action="store_true", help="print audit.json on standard output")
     return parser
 
@@ -65,31 +61,6 @@ def run(argv: list[str], prog: str) -> int:
     from trueode.experiment.audited import audit_target
 
     return audit_target(**arguments)
-
-
-def _share(text: str) -> float:
-    return _number(text, "a share between 0 and 1, such as 0.01", lambda value: 0 < value < 1)
-
-
-def _positive(text: str) -> int:
-    return int(_number(text, "a whole number of at least 1", lambda value: value >= 1 and value == int(value)))
-
-
-def _number(text: str, expected: str, good: Any) -> float:
-    try:
-        value = float(text)
-        valid = good(value)
-    except (ValueError, OverflowError):
-        valid = False
-    if not valid:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
-    return value
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text}")
-    return text.lower() == "true"
 
 
 def _methods(text: str) -> tuple[str, ...]:

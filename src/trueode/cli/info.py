@@ -7,7 +7,17 @@ from importlib import metadata
 
 from trueode import __version__
 
-LIBRARIES = ("numpy", "scipy", "torchvision", "tensorboard", "torchdiffeq", "torchdyn", "torchode")
+LIBRARIES = (
+    "numpy",
+    "scipy",
+    "torchvision",
+    "tensorboard",
+    "torchdiffeq",
+    "torchdyn",
+    "torchode",
+    "distributed",
+    "pyarrow",
+)
 
 
 def text() -> str:

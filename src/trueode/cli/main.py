@@ -1,4 +1,4 @@
-"""``trueode train | audit | config | info``: the commands. Heavy imports happen inside of them."""
+"""``trueode train | audit | sweep | reproduce | config | info``: the commands. Heavy imports happen inside of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from trueode.options import Options, dump_yaml, load_options, make_parser
 COMMANDS = {
     "train": "train a Neural ODE and tell whether it is an ODE (`--phase infer`: evaluate a saved run)",
     "audit": "tell whether a model, of a run or anybody's, is an ODE or depends on its solver",
+    "sweep": "carry out a grid of runs (PLAN.yaml), here or on a cluster; `sweep status DIR`: where it stands",
+    "reproduce": "a figure or the table of the paper, by name: its runs, its numbers, its picture",
     "config": "print the options that the given flags and file lead to, as a complete options file",
     "info": "print versions, devices, threads, and whether the compiled kernel is in use",
 }
@@ -45,8 +48,8 @@ def _command(words: list[str], prog: str) -> int:
     if command not in COMMANDS:
         hint = nearest(command, COMMANDS)
         raise UsageError(f"Unknown command {command!r}: known are {', '.join(COMMANDS)}.{hint}")
-    if command == "audit":
-        return _audit(rest, f"{prog} {command}")
+    if command in ("audit", "sweep", "reproduce"):
+        return _with_own_flags(command, rest, f"{prog} {command}")
     if command == "info":
         return _info(rest)
     return _run(command, rest, f"{prog} {command}")
@@ -111,13 +114,13 @@ def _run(command: str, argv: list[str], prog: str) -> int:
     return code
 
 
-def _audit(argv: list[str], prog: str) -> int:
-    from trueode.cli import audit
-
+def _with_own_flags(command: str, argv: list[str], prog: str) -> int:
+    module = import_module(f"trueode.cli.{command}")
     if any(word in ("-h", "--help") for word in argv):
-        audit.make_parser(prog, _formatter()).print_help()
+        module.make_parser(prog, _formatter()).print_help()
         return 0
-    return audit.run(argv, prog)
+    code: int = module.run(argv, prog)
+    return code
 
 
 def _info(argv: list[str]) -> int:

@@ -11,13 +11,24 @@ import torch
 
 from trueode.catalog import DATA_SETS, TASKS
 from trueode.data.cache import Arrays, cached
+from trueode.data.identity import identity
 from trueode.data.loaders import Batches
 from trueode.data.splits import Batch, Dataset, Split
 from trueode.data.unseen import Unseen, drawn, held_out
 from trueode.errors import DataError, nearest
 from trueode.seeds import stream
 
-__all__ = ["Batch", "Batches", "Dataset", "Split", "Unseen", "keep_unseen", "load_dataset"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Dataset",
+    "Split",
+    "Unseen",
+    "generator_version",
+    "identity",
+    "keep_unseen",
+    "load_dataset",
+]
 
 
 def load_dataset(
@@ -124,6 +135,11 @@ def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tupl
         return Split(x, y, t[0] if t else None).to(dataset.train.dtype)
 
     return dataset, drawn(fresh, size)
+
+
+def generator_version(name: str) -> int:
+    """The version of the generator of a generated data set: another one draws other samples from the same seed."""
+    return _generator(name)[1]
 
 
 def _generator(name: str) -> tuple[Callable[[int, np.random.Generator], tuple[Any, ...]], int]:

@@ -15,14 +15,9 @@ from trueode.errors import CheckpointError, OptionError, told
 from trueode.evaluation import evaluate, get_task, shown
 from trueode.experiment.closing import judge
 from trueode.models import NeuralODE
-from trueode.options import Options, make_options, read_file
+from trueode.options import DEVICES, EVALUATION, LOGGING, PLACES, Options, make_options, read_file
 from trueode.runs import RunDirectory, load_latest, write_json
 from trueode.solvers import from_plain
-
-PLACES = frozenset({"name", "output_dir", "data_dir", "phase", "split", "resume", "overwrite"})
-DEVICES = frozenset({"use_gpu", "gpu_ids", "num_threads", "torch_threads"})
-LOGGING = frozenset({"log_interval", "model_checkpoint_freq", "use_tensorboard"})
-EVALUATION = frozenset({"evaluate_with_dif_solver", "test_solver_list", "test_factor_list", "verdict_budget"})
 
 
 def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:

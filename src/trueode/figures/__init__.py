@@ -3,10 +3,12 @@
 from trueode.figures.adaptation import adaptation, adaptation_runs
 from trueode.figures.audit import audit_cost, audit_order, audit_swap, audit_trajectories
 from trueode.figures.history import effort, loss, metric
+from trueode.figures.paper import critical_steps, fan, fine_and_coarse, swap_sweep, two_outputs
 from trueode.figures.portrait import regions, trajectories
 from trueode.figures.save import save
 from trueode.figures.series import time_series
 from trueode.figures.swap import solver_swap
+from trueode.figures.theme import footer
 
 __all__ = [
     "adaptation",
@@ -15,12 +17,18 @@ __all__ = [
     "audit_order",
     "audit_swap",
     "audit_trajectories",
+    "critical_steps",
     "effort",
+    "fan",
+    "fine_and_coarse",
+    "footer",
     "loss",
     "metric",
     "regions",
     "save",
     "solver_swap",
+    "swap_sweep",
     "time_series",
     "trajectories",
+    "two_outputs",
 ]

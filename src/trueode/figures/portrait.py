@@ -32,23 +32,13 @@ def trajectories(portrait: Portrait) -> Figure:
     Trajectories of an autonomous ODE cannot cross; where these do, the discretisation is too coarse.
     """
     figure, axes = _plane("Trajectories", portrait)
-    paths = np.asarray(portrait["paths"], dtype=float)
-    labels = np.asarray(portrait["labels"])
-    chosen = np.flatnonzero(np.isfinite(paths).all(axis=(0, 2)))
-    chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), PATHS)).astype(int))]
-    if not len(chosen):
+    shown = draw_paths(axes, portrait)
+    if not len(shown):
         tell_empty(axes)
         return figure
-    for label in np.unique(labels[chosen]):
-        own = paths[:, chosen[labels[chosen] == label]]
-        tint = colour(int(label))
-        axes.add_collection(LineCollection(list(own.transpose(1, 0, 2)), colors=tint, linewidths=0.8, alpha=0.55))
-        axes.plot(*own[0].T, "o", markerfacecolor="white", markeredgecolor=tint, markersize=4.2, markeredgewidth=1.0)
-        axes.plot(*own[-1].T, "o", color=tint, markersize=4.2, markeredgewidth=0)
-    _view(axes, paths[:, chosen])
     _classes(
         figure,
-        labels[chosen],
+        np.asarray(portrait["labels"])[shown],
         extra=[
             Line2D([], [], marker="o", linestyle="none", markerfacecolor="white", markeredgecolor=DARK, label="start"),
             Line2D([], [], marker="o", linestyle="none", color=DARK, label="end"),
@@ -57,14 +47,49 @@ def trajectories(portrait: Portrait) -> Figure:
     return figure
 
 
+def draw_paths(axes: Axes, portrait: Portrait, limit: int = PATHS) -> NDArray[Any]:
+    """Paths of at most so many samples; returns which ones."""
+    paths = np.asarray(portrait["paths"], dtype=float)
+    labels = np.asarray(portrait["labels"])
+    chosen = np.flatnonzero(np.isfinite(paths).all(axis=(0, 2)))
+    chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), limit)).astype(int))]
+    for label in np.unique(labels[chosen]):
+        own = paths[:, chosen[labels[chosen] == label]]
+        tint = colour(int(label))
+        axes.add_collection(LineCollection(list(own.transpose(1, 0, 2)), colors=tint, linewidths=0.8, alpha=0.55))
+        axes.plot(*own[0].T, "o", markerfacecolor="white", markeredgecolor=tint, markersize=4.2, markeredgewidth=1.0)
+        axes.plot(*own[-1].T, "o", color=tint, markersize=4.2, markeredgewidth=0)
+    if len(chosen):
+        _view(axes, paths[:, chosen])
+    shown: NDArray[Any] = chosen
+    return shown
+
+
 @themed
 def regions(portrait: Portrait) -> Figure:
     """Output of the ODE block over the regions of the classifier that follows it (Figure 2)."""
     figure, axes = _plane("Output of the ODE block over the classifier's regions", portrait)
+    shown = draw_regions(axes, portrait)
+    if not len(shown):
+        tell_empty(axes)
+        return figure
+    _classes(figure, np.asarray(portrait["labels"])[shown])
+    return figure
+
+
+def draw_regions(axes: Axes, portrait: Portrait, frame: Portrait | None = None) -> NDArray[Any]:
+    """Outputs over regions; returns which samples are shown.
+
+    Args:
+        axes: the panel.
+        portrait: what to draw.
+        frame: another portrait, whose regions are drawn instead of its own.
+    """
     axes.grid(False)
     output = np.asarray(portrait["output"], dtype=float).reshape(-1, 2)
     labels = np.asarray(portrait["labels"])
-    x, y, areas = (np.asarray(portrait[name], dtype=float) for name in ("grid_x", "grid_y", "regions"))
+    behind = portrait if frame is None else frame
+    x, y, areas = (np.asarray(behind[name], dtype=float) for name in ("grid_x", "grid_y", "regions"))
     if len(x) > 1 and len(y) > 1:
         n_classes = int(max(np.nanmax(areas), labels.max(initial=0))) + 1
         pale = ListedColormap([0.72 + 0.28 * np.array(to_rgb(colour(k))) for k in range(n_classes)])
@@ -81,15 +106,11 @@ def regions(portrait: Portrait) -> Figure:
             zorder=0,
         )
         axes.autoscale(False)  # the regions are the frame
-    finite = np.isfinite(output).all(axis=1)
-    if not finite.any():
-        tell_empty(axes)
-        return figure
+    finite: NDArray[Any] = np.flatnonzero(np.isfinite(output).all(axis=1))
     for label in np.unique(labels[finite]):
-        own = output[finite & (labels == label)]
+        own = output[finite[labels[finite] == label]]
         axes.plot(*own.T, "o", color=colour(int(label)), markersize=3.6, markeredgecolor="white", markeredgewidth=0.3)
-    _classes(figure, labels[finite])
-    return figure
+    return finite
 
 
 def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:

@@ -44,10 +44,12 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "legend.handlelength": 1.4,
+    "svg.hashsalt": "trueode",  # equal figures have equal names inside
     "savefig.dpi": "figure",
     "savefig.bbox": None,  # a tight box would draw every figure twice and vary its size
 }
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 0.9, 0.22, 0.42, 0.55  # inches
+FOOTER = 0.22  # inches
 
 
 def style() -> AbstractContextManager[None]:
@@ -77,6 +79,19 @@ def new_figure(width: float = 6.4, height: float = 3.8) -> Figure:
         bottom=MARGIN_BOTTOM / height,
     )
     return figure
+
+
+def footer(figure: Figure, text: str) -> None:
+    """A line at the lower edge that says what a figure is of; the figure grows by it."""
+    width, height = figure.get_size_inches()
+    grown = height + FOOTER
+    place = figure.subplotpars
+    figure.set_size_inches(width, grown)
+    figure.subplots_adjust(bottom=(place.bottom * height + FOOTER) / grown, top=(place.top * height + FOOTER) / grown)
+    for legend in figure.legends:  # they stand at the edges of the figure
+        legend.set_in_layout(False)
+    with style():
+        figure.text(0.06 / width, 0.06 / grown, text, ha="left", va="bottom", fontsize=7.5, color=GREY)
 
 
 def colour(index: int) -> str:

@@ -75,9 +75,13 @@ def load_options(argv: Sequence[str], parser: argparse.ArgumentParser | None = N
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Options:
     """Options of two layers; a value of the upper one replaces what the lower one said of the same thing."""
+    return make_options(layered(lower, upper))
+
+
+def layered(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of two layers as one; see `merge`."""
     replaced = {name for pair in EITHER_OR if any(x in upper for x in pair) for name in pair}
-    kept = {name: value for name, value in lower.items() if name not in replaced}
-    return make_options({**kept, **upper})
+    return {**{name: value for name, value in lower.items() if name not in replaced}, **upper}
 
 
 def make_options(values: Mapping[str, Any]) -> Options:
@@ -125,15 +129,28 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise OptionError(f"--options_file {path} is not valid YAML: {' '.join(str(failure).split())}.") from None
     if not isinstance(values, dict):
         raise OptionError(f"--options_file {path} must hold lines `option: value`, it holds {type(values).__name__}.")
+    return canonical(values, str(path))
+
+
+def canonical(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Options under their own names, alternative spellings resolved.
+
+    Args:
+        values: by option.
+        where: they were found, for messages.
+
+    Raises:
+        OptionError: a key is unknown, or two spellings of one option differ.
+    """
     known = [name for item in describe() for name in (item.name, *item.aliases)]
     for name in values:
         if name not in known:
-            raise OptionError(f"Unknown option {name!r} in {path}.{nearest(str(name), known)}")
+            raise OptionError(f"Unknown option {name!r} in {where}.{nearest(str(name), known)}")
     found: dict[str, Any] = {}
     for name, value in values.items():
         option = ALIASES.get(str(name), str(name))
         if found.setdefault(option, value) != value:
             raise OptionError(
-                f"{path} gives {option} two values, {found[option]} and {value}: {name} is another name for it."
+                f"{where} gives {option} two values, {found[option]} and {value}: {name} is another name for it."
             )
     return found

@@ -1,0 +1,82 @@
+"""What the parsers of the commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trueode.errors import OptionError, nearest
+from trueode.options import describe, make_parser
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors of this package."""
+
+    def error(self, message: str) -> Any:
+        """Complain.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(f"{message.rstrip('.')}{'' if message.endswith('?') else '.'} See --help for all options.")
+
+
+def flag(text: str) -> bool:
+    """``true`` or ``false``."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text}")
+    return text.lower() == "true"
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """A flag that is written ``--name true``, or ``--name`` alone."""
+    parser.add_argument(name, type=flag, nargs="?", const=True, default=False, metavar="BOOL", help=text)
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    return number(text, "a share between 0 and 1, such as 0.01", lambda value: 0 < value < 1)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    return int(number(text, "a whole number of at least 1", lambda value: value >= 1 and value == int(value)))
+
+
+def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
+    """A number of which a condition holds."""
+    try:
+        value = float(text)
+        valid = good(value)
+    except (ValueError, OverflowError):
+        valid = False
+    if not valid:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+    return value
+
+
+def training_options(words: Sequence[str], own: argparse.ArgumentParser) -> dict[str, Any]:
+    """The options of `trueode train` among the words that a command does not know itself.
+
+    Raises:
+        OptionError: a word is neither; the message names the nearest flag.
+    """
+    parsed, unknown = make_parser(own.prog).parse_known_args(list(words))
+    known = [name for item in describe() for name in (item.name, *item.aliases)]
+    known += [text[2:] for action in own._actions for text in action.option_strings if text.startswith("--")]
+    for text in unknown:
+        name = text.lstrip("-").split("=")[0]
+        if not text.startswith("-"):
+            raise OptionError(f"{text!r} is not an option: options are written --name value.{nearest(name, known)}")
+        raise OptionError(f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options.")
+    kinds = {item.name: item.kind for item in describe()}
+    given = {name: value for name, value in vars(parsed).items() if name != "options_file"}
+    return {name: value if kinds[name] == "str" else _value(value) for name, value in given.items()}
+
+
+def _value(words: Any) -> Any:
+    """Numbers and truth values as YAML reads them: the plan that is kept will hold them so."""
+    import yaml
+
+    return [yaml.safe_load(word) for word in words] if isinstance(words, list) else yaml.safe_load(words)

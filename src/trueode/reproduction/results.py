@@ -1,0 +1,147 @@
+"""From the name of a figure to its runs, its numbers, its picture and its caption."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trueode import figures
+from trueode.data import identity
+from trueode.reproduction.plans import plan_of
+from trueode.reproduction.recipes import RECIPES, Context, Made
+from trueode.reproduction.scale import differences, images_in, told_scale
+from trueode.runs import write_text
+from trueode.sweeps import Plan, SweepDirectory, make_plan, rows_of, run_sweep
+from trueode.sweeps.bar import shown_time
+from trueode.sweeps.table import to_csv
+
+FORMS = ("png", "pdf", "svg")
+
+
+def planned(name: str, scale: str, overrides: Mapping[str, Any], directory: SweepDirectory) -> Plan:
+    """The runs of a figure or table.
+
+    Raises:
+        TrueodeError: the overrides are impossible, or data is missing.
+    """
+    return make_plan(plan_of(name, scale), overrides, directory.fingerprints)
+
+
+def reproduce(
+    name: str,
+    scale: str = "small",
+    *,
+    output_dir: str | Path = "experiments/reproduction",
+    overrides: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    console: Console | None = None,
+) -> int:
+    """Do the runs that a figure or table of the paper needs, and write it: ``OUTPUT_DIR/results/NAME-SCALE.*``.
+
+    All of them share the runs of ``OUTPUT_DIR``: what is finished for one is not repeated for another.
+
+    Args:
+        name: a key of `trueode.reproduction.plans.PAPER`.
+        scale: ``"small"`` or ``"paper"``.
+        output_dir: for runs and results.
+        overrides: options that replace those of the plan.
+        workers: see `run_sweep`.
+        scheduler: see `run_sweep`.
+        console: where progress is shown.
+
+    Returns:
+        0; 1 when runs have failed, and what they should show is missing; 130 when the user interrupted.
+
+    Raises:
+        TrueodeError: data is missing, or the overrides are impossible.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    overrides = dict(overrides or {})
+    directory = SweepDirectory(output_dir)
+    plan = planned(name, scale, overrides, directory)
+    begin, code = time.time(), 0
+    new = sum(directory.state(run) != "finished" for run in plan.runs)
+    if RECIPES[name].trains:
+        code = run_sweep(plan, directory, workers=workers, scheduler=scheduler, console=console)
+    if code == 130:
+        return code
+    context = Context(plan, directory, rows_of(directory, plan))
+    if RECIPES[name].trains and not any(row["test_solver"] for row in context.rows):
+        console.print(f"{name}: no run is finished, there is nothing to show")
+        return 1
+    made = RECIPES[name].make(context)
+    paths = _write(
+        name,
+        scale,
+        context,
+        made,
+        overrides,
+        f"{new} of them were done by this call, in {shown_time(time.time() - begin)}",
+    )
+    console.print(f"{name}: {', '.join(map(str, paths))}")
+    return code
+
+
+def _write(name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], took: str) -> list[Path]:
+    plan, directory = context.plan, context.directory
+    stem = directory.path / "results" / plan.name
+    options = plan.runs[0].options
+    data = identity(options.dataset, options.data_dir, cache=directory.fingerprints)
+    foot = (
+        told_scale(plan, scale, images_in(data))
+        if RECIPES[name].trains
+        else "computed as in the paper; nothing is trained"
+    )
+    paths = []
+    if made.figure is not None:
+        figures.footer(made.figure, f"{name}; {foot}")
+        paths += [figures.save(made.figure, stem.with_name(f"{plan.name}.{form}")) for form in FORMS]
+    table = stem.with_name(f"{plan.name}.csv")
+    write_text(table, to_csv(list(made.numbers)))
+    caption = stem.with_name(f"{plan.name}.md")
+    write_text(caption, _caption(name, scale, context, made, overrides, foot, took))
+    return [*paths, table, caption]
+
+
+def _caption(
+    name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], foot: str, took: str
+) -> str:
+    """What is shown, at which scale, how that differs from the paper, by which command, and what was found."""
+    recipe, plan = RECIPES[name], context.plan
+    flags = [word for key, value in overrides.items() if key != "data_dir" for word in (f"--{key}", *_words(value))]
+    command = shlex.join(["trueode", "reproduce", name, "--scale", scale, *flags])
+    parts = [f"**{recipe.title}.**"]
+    if recipe.trains:
+        paper = make_plan(plan_of(name, "paper"), identify=lambda *_, **__: {})
+        differs = differences(plan, paper)
+        missing = len(plan.runs) - len({row["hash"] for row in context.rows if row["test_solver"]})
+        parts.append(f"{foot[0].upper()}{foot[1:]}. Lines, points and ± are means and spreads over the seeds.")
+        parts.append(
+            f"Different from the paper: {'; '.join(differs)}."
+            if differs
+            else "As published, but for what is named here."
+        )
+        if missing:
+            parts.append(f"**{missing} of {len(plan.runs)} runs are missing**: they have failed or are not finished.")
+    if recipe.silent:
+        parts.append(f"Where the paper is silent (ours): {'; '.join(recipe.silent)}.")
+    if made.text:
+        parts.append(made.text)
+    parts.append(f"Command: `{command}`")
+    if recipe.trains:
+        spent = {row["hash"]: row["seconds"] for row in context.rows if row["seconds"]}
+        parts.append(
+            f"{len(plan.runs)} runs, {shown_time(sum(spent.values()))} of work on one core; {took}. Every row of the numbers names "
+            "the hashes of its runs, which are the ends of the names of their directories."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _words(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value).lower()]

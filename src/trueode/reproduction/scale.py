@@ -1,0 +1,65 @@
+"""At which scale something was run, and how that differs from the paper's, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trueode.sweeps import Plan
+from trueode.sweeps.plan import told
+
+IMPLIED = ("evaluate_with_dif_solver", "test_solver_list", "test_factor_list", "evaluate_test_acc", "eval_interval")
+"""Options of the evaluation: they do not change what is trained."""
+
+
+def seeds_of(plan: Plan) -> list[int]:
+    """The seeds of a plan."""
+    return sorted({run.options.random_seed for run in plan.runs})
+
+
+def told_scale(plan: Plan, scale: str, images: int | None = None) -> str:
+    """One line for the foot of a figure: scale, seeds, iterations, data.
+
+    Args:
+        plan: what was run.
+        scale: ``"small"`` or ``"paper"``.
+        images: how many there were, where data is images.
+    """
+    iterations = sorted({run.options.niter for run in plan.runs})
+    data = sorted({run.options.dataset for run in plan.runs})
+    channels = sorted({run.options.ch_residual_block for run in plan.runs})
+    seeds = seeds_of(plan)
+    number = f" ({images} images)" if images else ""
+    return (
+        f"scale: {scale}; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}; {_listed(iterations)} iterations; {', '.join(data)}{number}; "
+        f"{_listed(channels)} channels"
+    )
+
+
+def differences(plan: Plan, paper: Plan) -> list[str]:
+    """How a plan differs from the paper's, option by option."""
+    found = []
+    for name in type(plan.runs[0].options).model_fields:
+        if name in IMPLIED or name in ("name", "output_dir", "data_dir", "torch_threads", "num_threads"):
+            continue
+        own, theirs = (
+            list(dict.fromkeys(told(getattr(run.options, name)) for run in each.runs)) for each in (plan, paper)
+        )
+        if set(own) != set(theirs):
+            found.append(f"`{name}` {', '.join(own)} (paper: {', '.join(theirs)})")
+    return found
+
+
+def _listed(values: Sequence[int]) -> str:
+    """Numbers in words: 0–4 where they follow each other."""
+    if len(values) > 2 and list(values) == list(range(values[0], values[-1] + 1)):
+        return f"{values[0]}–{values[-1]}"
+    return ", ".join(map(str, values))
+
+
+def images_in(identities: Mapping[str, Any]) -> int | None:
+    """How many images the data holds, if it is images."""
+    for key in ("samples", "files"):
+        if key in identities:
+            return int(identities[key])
+    return None

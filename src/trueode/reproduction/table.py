@@ -1,0 +1,161 @@
+"""Table 1: the grid search by our criterion, the paper's adaptation and ours, beside the paper's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan, nan
+from typing import Any
+
+from trueode.reproduction.numbers import Row, grouped, markdown, plus_minus, spread
+
+ALLOWED = 0.1
+"""Test accuracy that a better solver may cost: the criterion of the grid search, ours."""
+PAPER = {
+    "spheres": {
+        "grid": "65–129",
+        "grid accuracy": "98.7 ± 1.0 %",
+        "adapted": "100.5",
+        "adapted accuracy": "98.9 ± 0.6 %",
+    },
+    "cifar10": {
+        "grid": "17–33",
+        "grid accuracy": "54.7 ± 0.3 %",
+        "adapted": "21.9",
+        "adapted accuracy": "55.0 ± 0.8 %",
+    },
+}
+ADAPTED = "adaptation of the paper"
+
+
+def better_solver_losses(rows: Sequence[Row], by: str | None = None) -> list[Row]:
+    """For each number of training steps, the accuracy that solvers of higher order at the same step lose, at most.
+
+    Args:
+        rows: of a sweep over ``step_size``.
+        by: another column to group by.
+
+    Returns:
+        Rows with ``group``, ``step_size``, ``x`` (steps), ``mean``, ``std``, ``low``, ``high``, ``n`` of the loss, the mean
+        ``accuracy`` as trained, ``flips_exact`` against the exact flow, and ``hashes``.
+    """
+    found = []
+    keys = [*([by] if by else []), "step_size"]
+    for values, group in grouped([row for row in rows if row["test_solver"]], keys).items():
+        own, lost, flips, hashes = [], [], [], []
+        for (run,), each in grouped(group, ("hash",)).items():
+            trained = next(row for row in each if row["is_training"])
+            better = [row["metric"] for row in each if row["factor"] == 1 and not row["is_training"]]
+            known = [value for value in better if value is not None]
+            own.append(trained["metric"])
+            lost.append(trained["metric"] - min(known) if known else nan)
+            flips.append(trained["flips_exact"])
+            hashes.append(run)
+        found.append(
+            {
+                "group": str(values[0]) if by else "",
+                "step_size": values[-1],
+                "x": 1 / values[-1],
+                **spread(lost),
+                "accuracy": spread(own)["mean"],
+                "accuracy_std": spread(own)["std"],
+                "flips_exact": spread(flips)["mean"],
+                "hashes": " ".join(hashes),
+            }
+        )
+    return found
+
+
+def table_1(rows: Sequence[Row], data: str) -> tuple[list[Row], str]:
+    """The numbers of Table 1 and its text.
+
+    Args:
+        rows: of a sweep with the grids ``"grid search"``, ``ADAPTED`` and others.
+        data: a key of ``PAPER``.
+    """
+    paper = PAPER[data]
+    grid = sorted(better_solver_losses([row for row in rows if row["grid"] == "grid search"]), key=lambda row: row["x"])
+    passing = [k for k in range(len(grid)) if all(row["mean"] <= ALLOWED for row in grid[k:])]
+    numbers: list[Row] = []
+    lines: list[tuple[str, ...]] = []
+    if grid:
+        last = passing[0] if passing else len(grid) - 1
+        chosen = grid[last]
+        below = f"{grid[last - 1]['x']:g}–" if last else "≤ "
+        bracket = f"{below}{chosen['x']:g}" if passing else f"> {chosen['x']:g}"
+        own = _trained(
+            [row for row in rows if row["grid"] == "grid search" and row["step_size"] == chosen["step_size"]]
+        )
+        numbers.append(_numbers("grid search", own, bracket))
+        lines.append(_line("grid search (our criterion)", own, bracket, paper["grid"], paper["grid accuracy"]))
+    for (name,), group in grouped([row for row in rows if row["grid"] != "grid search"], ("grid",)).items():
+        own = _trained(group)
+        nfe = spread([row["nfe_per_iteration"] for row in own])
+        told = f"{nfe['mean']:.1f}" + (f" ± {nfe['std']:.1f}" if nfe["n"] > 1 else "")
+        theirs = (paper["adapted"], paper["adapted accuracy"]) if name == ADAPTED else ("–", "–")
+        numbers.append(_numbers(name, own, told))
+        lines.append(_line(name, own, told, *theirs))
+    head = (
+        "rule",
+        "evaluations per iteration, checks included",
+        "paper",
+        "test accuracy",
+        "paper",
+        "accuracy under the exact flow",
+        "flips against the exact flow",
+        "verdict: ODE",
+    )
+    parts = [markdown(head, lines), _steps(grid), _comparison(numbers, paper)]
+    return numbers, "\n\n".join(part for part in parts if part)
+
+
+def _trained(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["is_training"]]
+
+
+def _numbers(name: str, own: Sequence[Row], nfe: str) -> Row:
+    found: dict[str, Any] = {"rule": name, "nfe": nfe}
+    for column in ("metric", "metric_exact", "flips_exact", "nfe_per_iteration"):
+        values = spread([row[column] for row in own])
+        found |= {column: values["mean"], f"{column}_std": values["std"]}
+    return {**found, "runs": len(own), "hashes": " ".join(row["hash"] for row in own)}
+
+
+def _line(name: str, own: Sequence[Row], nfe: str, paper_nfe: str, paper_accuracy: str) -> tuple[str, ...]:
+    accuracy, exact, flips = (
+        plus_minus([row[column] for row in own]) for column in ("metric", "metric_exact", "flips_exact")
+    )
+    certain = f"{sum(row['verdict'] == 'ode' for row in own)} of {len(own)}"
+    return name, nfe, paper_nfe, accuracy, paper_accuracy, exact, flips, certain
+
+
+def _steps(grid: Sequence[Row]) -> str:
+    """The grid search step by step."""
+    lines = [
+        (
+            f"1/{row['x']:g}",
+            f"{100 * row['accuracy']:.1f} ± {100 * row['accuracy_std']:.1f} %",
+            f"{100 * row['mean']:.1f} %",
+            "–" if isnan(row["flips_exact"]) else f"{100 * row['flips_exact']:.1f} %",
+        )
+        for row in grid
+    ]
+    head = ("training step", "test accuracy", "lost under a solver of higher order", "flips against the exact flow")
+    return f"The grid search:\n\n{markdown(head, lines)}" if lines else ""
+
+
+def _comparison(numbers: Sequence[Row], paper: dict[str, str]) -> str:
+    """Where these numbers and the paper's agree, by numbers alone."""
+    said = []
+    for row in numbers:
+        if row["rule"] not in ("grid search", ADAPTED):
+            continue
+        nfe = "grid" if row["rule"] == "grid search" else "adapted"
+        kind = f"{nfe} accuracy"
+        centre, deviation = (float(part) for part in paper[kind].removesuffix(" %").split(" ± "))
+        own, width = 100 * row["metric"], 100 * row["metric_std"]
+        verb = "agrees" if abs(own - centre) <= deviation + width else "does not agree"
+        said.append(
+            f"{row['rule'].capitalize()}: {row['nfe']} evaluations per iteration (paper: {paper[nfe]}); test accuracy {own:.1f} ± {width:.1f} % {verb} with the paper's {paper[kind]} (within "
+            "the sum of the standard deviations)"
+        )
+    return ". ".join(said) + "." if said else ""

@@ -1,0 +1,165 @@
+"""The directory of sweeps: runs, their logs, plans and tables; and where each run stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trueode.errors import RunNotFoundError, UsageError
+from trueode.runs import RunDirectory, write_json, write_text
+from trueode.runs.files import Lock
+from trueode.sweeps.plan import Plan, PlannedRun, make_plan
+
+MARK = ".shared-"  # begins the name of a file by which workers see whether they share this directory
+STATES = ("finished", "running", "interrupted", "failed", "waiting")
+
+
+class SweepDirectory:
+    """``DIR/``: ``runs/NAME/`` as `trueode train` leaves them, ``logs/NAME.txt``, ``plans/PLAN.yaml``, ``tables/PLAN.csv``.
+
+    Several plans may share one directory, and with it the runs that they have in common: a run is found by its hash.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.runs = self.path / "runs"
+        self.logs = self.path / "logs"
+        self.plans = self.path / "plans"
+        self.tables = self.path / "tables"
+        self.fingerprints = self.path / "fingerprints.json"
+        self._failures = self.path / "failures.json"
+        self._lock: Lock | None = None
+        self._names: dict[str, str] | None = None
+
+    def __enter__(self) -> SweepDirectory:
+        """Make the directory and keep other sweeps from it.
+
+        Raises:
+            UsageError: another sweep works in it, or it cannot be written.
+        """
+        try:
+            for folder in (self.path, self.runs, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock.take(self.path)
+        except OSError as failure:
+            raise UsageError(
+                f"{self.path} cannot be written: {failure.strerror}. Choose another --output_dir."
+            ) from None
+        if self._lock is None:
+            raise UsageError(
+                f"Another sweep works in {self.path}: wait for it to end (`trueode sweep status {self.path}` shows where it "
+                "is), or choose another --output_dir."
+            )
+        for left in self.path.glob(f"{MARK}*"):  # of a sweep that was killed: its workers end their runs
+            left.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def keep(self, plan: Plan) -> None:
+        """Write the plan, with the flags that went into it."""
+        import yaml
+
+        text = yaml.safe_dump(
+            dict(plan.source), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+        )
+        write_text(self.plans / f"{plan.name}.yaml", text)
+
+    def read_plans(self) -> list[Plan]:
+        """The plans that were carried out here.
+
+        Raises:
+            RunNotFoundError: there are none.
+        """
+        import yaml
+
+        found = sorted(self.plans.glob("*.yaml"))
+        if not found:
+            raise RunNotFoundError(f"There is no sweep in {self.path} (no plan in {self.plans}).")
+        return [make_plan(yaml.safe_load(path.read_text(encoding="utf-8")), cache=self.fingerprints) for path in found]
+
+    def place(self, run: PlannedRun) -> Path:
+        """The directory of a run: the one that has its hash, under whatever name it was made."""
+        if self._names is None:  # later on, runs are made here under the names of their plan
+            found = sorted(path.name for path in self.runs.glob("*-*"))
+            self._names = {name.rsplit("-", 1)[1]: name for name in found}
+        return self.runs / self._names.get(run.hash, run.name)
+
+    def log(self, run: PlannedRun) -> Path:
+        """What a run said."""
+        return self.logs / f"{self.place(run).name}.txt"
+
+    def state(self, run: PlannedRun) -> str:
+        """One of ``STATES``."""
+        path = self.place(run)
+        if finished(path):
+            return "finished"
+        if path.is_dir() and _locked(path):
+            return "running"
+        if run.hash in self.failures():
+            return "failed"
+        return "interrupted" if (path / "config.yaml").is_file() else "waiting"
+
+    def failures(self) -> dict[str, str]:
+        """Why runs have failed, by hash."""
+        try:
+            found = json.loads(self._failures.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def remember_failure(self, run: PlannedRun, why: str | None) -> None:
+        """Note why a run has failed; None: it has not."""
+        known = self.failures()
+        if why is None and run.hash not in known:
+            return
+        write_json(
+            self._failures, {**known, run.hash: why} if why else {k: v for k, v in known.items() if k != run.hash}
+        )
+
+
+def finished(path: Path) -> bool:
+    """Whether a run has come to its end: the closing verdict is the last thing that is noted."""
+    return "verdict" in RunDirectory(path).read_info()
+
+
+def done_share(path: Path, niter: int) -> float:
+    """How much of its training a run has done, by the last whole row of its history."""
+    try:
+        with (path / "history.csv").open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 1000))
+            rows = file.read().split(b"\n")
+        return min(int(rows[-2].split(b",")[0]) / niter, 1.0)
+    except (OSError, ValueError, IndexError):  # no row yet
+        return 0.0
+
+
+def last_lines(path: Path, n: int = 8) -> str:
+    """The end of a log."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-n:])
+
+
+def _locked(path: Path) -> bool:
+    lock = Lock.take(path)
+    if lock is None:
+        return True
+    lock.release()
+    return False
+
+
+def facts(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run; empty if it is not there."""
+    try:
+        found = json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

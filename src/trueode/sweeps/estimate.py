@@ -1,0 +1,145 @@
+"""What a plan will cost: field evaluations and time, measured on a few iterations of each kind of run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from trueode.build import build_run
+from trueode.catalog import METHODS
+from trueode.data import Batches
+from trueode.distributed import Ranks
+from trueode.errors import TrueodeError
+from trueode.evaluation import evaluate, get_task
+from trueode.options import Options
+from trueode.solvers import get_tableau
+from trueode.sweeps.bar import shown_time
+from trueode.sweeps.directory import SweepDirectory, done_share
+from trueode.sweeps.local import cores
+from trueode.sweeps.plan import Plan
+from trueode.training import Hooks, Schedule, train
+
+ITERATIONS = 20
+WARM = 5  # iterations before the clock starts: the first ones allocate
+CLOSING = 1.0  # seconds for figures and files
+NEVER = 10**9  # iterations
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one whole run: field evaluations for a sample of a batch, over all iterations, and seconds on one core."""
+
+    evaluations: float
+    seconds: float
+
+
+def estimate(options: Options) -> Cost:
+    """Measure a few iterations and one evaluation of a run; nothing of it is kept.
+
+    An adaptation that changes its solver later on makes the real run dearer or cheaper than this.
+
+    Raises:
+        TrueodeError: the run is impossible.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        place: dict[str, Any] = {"niter": ITERATIONS + WARM, "output_dir": scratch, "evaluate_test_acc": False}
+        few = options.model_copy(update=place)
+        parts = build_run(few, ALONE)
+        state, silent = parts.state, Hooks(lambda row: None, lambda state: None, lambda text: None)
+
+        def train_for(n: int) -> None:
+            """Some iterations of an endless run: at its end there would be a certificate."""
+            first = SimpleNamespace(from_iteration=lambda start: islice(parts.batches.from_iteration(start), n))
+            schedule = Schedule(NEVER, NEVER, None, options.adaption_interval, NEVER)
+            train(state, parts.dataset, parts.task, cast(Batches, first), schedule, ALONE, silent, parts.checks)
+
+        train_for(WARM)
+        begin, before, seen = time.perf_counter(), state.evaluations, state.samples
+        train_for(ITERATIONS)
+        iteration = (time.perf_counter() - begin) / ITERATIONS
+        nfe = (state.evaluations - before) / (state.samples - seen)
+        begin = time.perf_counter()
+        tested = evaluate(state.model, parts.dataset.test.first(256), get_task(parts.shape.task), state.solver)
+        each = (time.perf_counter() - begin) / (tested.n * tested.nfe)  # seconds for an evaluation of a sample
+    samples = len(parts.dataset.test)
+    tests = options.niter // options.eval_interval if options.evaluate_test_acc else 0
+    others = _swaps(options, tested.nfe) if options.evaluate_with_dif_solver else 0.0
+    exact = options.verdict_budget * nfe * options.niter * options.batch_size / max(samples, 1)  # at most
+    exact = min(exact, 4 * 32 * 7 * max(1.0, nfe / 32))
+    after = each * samples * (tested.nfe * (tests + 1) + others + 2 * exact)  # in double precision
+    return Cost(nfe * options.niter, iteration * options.niter + after + CLOSING)
+
+
+def _swaps(options: Options, nfe: float) -> float:
+    """Field evaluations of a sample for all other solvers."""
+    steps = nfe / get_tableau(options.method).advancing_stages
+    fixed = [name for name in options.test_solver_list if METHODS[name].kind == "fixed"]
+    total = sum(
+        steps / factor * get_tableau(name).advancing_stages for name in fixed for factor in options.test_factor_list
+    )
+    return total + nfe * len(options.test_factor_list) * (len(options.test_solver_list) - len(fixed))
+
+
+def print_estimate(
+    plan: Plan, directory: SweepDirectory, workers: int | None = None, console: Console | None = None
+) -> int:
+    """Print each run with where it stands and what it will cost, and the sum. Nothing is trained or kept.
+
+    Returns:
+        0, or 1 when a run is impossible.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 140
+    torch.set_num_threads(1)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    for column in ("state", "evaluations", "time"):
+        table.add_column(column, justify="right")
+    known: dict[str, Cost] = {}
+    evaluations = seconds = longest = 0.0
+    impossible, warm = 0, False
+    with console.status("measuring"):
+        for run in plan.runs:
+            state = directory.state(run)
+            if state == "finished":
+                table.add_row(run.name, state, "", "")
+                continue
+            kind = _kind(run.options)
+            try:
+                if not warm:  # what is only done once is not measured
+                    estimate(run.options)
+                    warm = True
+                cost = known[kind] if kind in known else known.setdefault(kind, estimate(run.options))
+            except TrueodeError as failure:
+                impossible += 1
+                table.add_row(run.name, f"impossible: {failure}", "", "")
+                continue
+            left = 1 - done_share(directory.place(run), run.options.niter)
+            table.add_row(run.name, state, f"{left * cost.evaluations:.3g}", shown_time(left * cost.seconds))
+            evaluations += left * cost.evaluations
+            seconds += left * cost.seconds
+            longest = max(longest, left * cost.seconds)
+    console.print(table)
+    count = workers or cores()
+    console.print(
+        f"{len(plan.runs)} runs: {evaluations:.3g} field evaluations (for each sample of a batch), "
+        f"{shown_time(seconds)} on one core, about {shown_time(max(seconds / count, longest))} on {count}"
+    )
+    return 1 if impossible else 0
+
+
+def _kind(options: Options) -> str:
+    """Runs that differ in their seed only cost the same."""
+    return json.dumps(options.model_dump(mode="json", exclude={"random_seed", "name", "output_dir"}), sort_keys=True)

@@ -1,0 +1,150 @@
+"""Workers on this machine: a process for each core, with one thread each."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+from trueode.sweeps.jobs import Job, Result
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+class WorkerProcess:
+    """A process that does one job at a time, and is replaced when it dies."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[str] | None = None
+        self.stopping = False
+
+    def do(self, job: Job) -> Result:
+        """Do a job; a process that dies of it is a failure of this job alone."""
+        try:
+            child = self._alive()
+        except OSError as failure:  # no memory for another process
+            return Result(job.hash, "failed", f"No process can be started: {failure}")
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(json.dumps(job.to_dict()) + "\n")
+            child.stdin.flush()
+            if self.stopping:  # it was said before there was anybody to hear it
+                child.send_signal(signal.SIGINT)
+            line = child.stdout.readline()
+        except (OSError, ValueError):  # it is gone, or its pipe was closed
+            line = ""
+        if line.endswith("\n"):
+            answer = json.loads(line)
+            return Result(job.hash, answer["status"], answer["message"])
+        code = child.wait()
+        self._child = None
+        child.stdout.close()
+        with suppress(OSError):
+            child.stdin.close()
+        if self.stopping:
+            return Result(job.hash, "interrupted")
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Result(job.hash, "failed", f"The process of the run ended by {how}.")
+
+    def interrupt(self) -> None:
+        """Let the current run save what it has, and end the process."""
+        self.stopping = True
+        child = self._child
+        if child is not None and child.poll() is None:
+            child.send_signal(signal.SIGINT)
+
+    def hang_up(self) -> None:
+        """Let the process end at once: nobody can ask it any more."""
+        self.stopping = True
+        child = self._child
+        if child is not None and child.stdin is not None:
+            with suppress(OSError):
+                child.stdin.close()
+
+    def reap(self) -> None:
+        """Wait for the process to end."""
+        child = self._child
+        if child is None:
+            return
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+        self._child = None
+
+    def _alive(self) -> subprocess.Popen[str]:
+        if self._child is None or self._child.poll() is not None:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "trueode.sweeps.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env={**os.environ, **ONE_THREAD},
+                start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which passes it on once
+            )
+        return self._child
+
+
+class LocalWorkers:
+    """Worker processes, each driven by a thread that waits for it.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._jobs: queue.Queue[Job | None] = queue.Queue()
+        self._results: queue.Queue[Result] = queue.Queue()
+        self._workers = [WorkerProcess() for _ in range(self.count)]
+        self._threads = [threading.Thread(target=self._drive, args=(worker,), daemon=True) for worker in self._workers]
+        for thread in self._threads:
+            thread.start()
+
+    def _drive(self, worker: WorkerProcess) -> None:
+        while (job := self._jobs.get()) is not None and not worker.stopping:
+            self._results.put(worker.do(job))
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        self._jobs.put(job)
+
+    def next(self, patience: float) -> Result | None:
+        """The next result; None if there is none for so many seconds."""
+        try:
+            return self._results.get(timeout=patience)
+        except queue.Empty:
+            return None
+
+    def interrupt(self) -> None:
+        """Ask all jobs to save what they have and to end."""
+        for worker in self._workers:
+            worker.interrupt()
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            worker.hang_up()
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        for worker in self._workers:
+            worker.reap()
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1

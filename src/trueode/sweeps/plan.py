@@ -1,0 +1,234 @@
+"""A plan: options to start from and axes to vary, as named runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from trueode.data import identity
+from trueode.errors import OptionError, UsageError, nearest
+from trueode.options import RESULT, Options, canonical, layered, merge
+
+KEYS = ("name", "base", "axes", "grids")
+GRID_KEYS = ("name", "base", "axes")
+OURS = ("name", "output_dir", "phase", "split", "resume", "overwrite")
+"""Options that the sweep chooses."""
+LONGEST = 120  # characters of a name without its hash: file systems allow 255 bytes
+HASH = 12
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan.
+
+    Attributes:
+        name: readable, with the hash at its end; the name of its directory.
+        hash: of all that the result depends on: options and data. It identifies the run, whatever its name.
+        options: complete; ``name`` and ``output_dir`` are of no meaning here.
+        grid: name of the grid that it belongs to.
+        axes: the values that it has on the axes of its grid.
+    """
+
+    name: str
+    hash: str
+    options: Options
+    grid: str
+    axes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs and how they came about.
+
+    Attributes:
+        name: of the plan, its table and its file.
+        axes: names of all axes, in their order.
+        runs: each once, even where grids overlap.
+        source: the plan as plain values, from which it can be made again.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    runs: tuple[PlannedRun, ...]
+    source: Mapping[str, Any]
+
+
+def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None, cache: Path | None = None) -> Plan:
+    """The plan in a YAML file; see `make_plan`.
+
+    Raises:
+        UsageError: the file cannot be read, or says something impossible.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as failure:
+        raise UsageError(f"The plan {path} cannot be read: {failure}. Give the path of a YAML file.") from None
+    except yaml.YAMLError as failure:
+        raise UsageError(f"The plan {path} is not valid YAML: {' '.join(str(failure).split())}.") from None
+    if not isinstance(source, dict):
+        raise UsageError(f"The plan {path} must hold `base:` and `axes:`, it holds {type(source).__name__}.")
+    return make_plan({"name": path.stem, **source}, overrides, cache)
+
+
+def make_plan(
+    source: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+    identify: Callable[..., Mapping[str, Any]] = identity,
+) -> Plan:
+    """Resolve a plan.
+
+    Args:
+        source: ``name``; ``base``: options; ``axes``: for each option that varies a list of its values; ``grids``: a list of
+            further ``{name, base, axes}``, of which each extends those above. Without ``grids`` there is one.
+        overrides: options that win over all bases; an axis of the same name becomes this one value.
+        cache: a file that fingerprints of data are kept in.
+        identify: tells what a data set is, as `trueode.data.identity`.
+
+    Raises:
+        UsageError: a key or an option is unknown or impossible; the message names the nearest key.
+        DataError: the data of a run is not there.
+    """
+    _check_keys(source, KEYS, "the plan")
+    name = str(source.get("name", "sweep"))
+    if not name or name.startswith(".") or re.search(r"[/\\\0]", name):
+        raise UsageError(f"The plan's name {name!r} must be one of a folder, without / or \\.")
+    top_base, top_axes = _base(source, "the plan"), _axes(source, "the plan")
+    grids = source.get("grids", [{}])
+    if not isinstance(grids, list) or not grids:
+        raise UsageError("`grids:` of the plan must be a list of `{name, base, axes}`.")
+    runs: dict[str, PlannedRun] = {}
+    names: dict[str, None] = dict.fromkeys(top_axes)
+    above = canonical(overrides or {}, "the flags")
+    data = _Identities(identify, cache)
+    for number, grid in enumerate(grids):
+        where = f"grid {number + 1} of the plan"
+        if not isinstance(grid, dict):
+            raise UsageError(
+                f"`grids:` of the plan must be a list of `{{name, base, axes}}`, item {number + 1} is not."
+            )
+        _check_keys(grid, GRID_KEYS, where)
+        base, axes = layered(top_base, _base(grid, where)), {**top_axes, **_axes(grid, where)}
+        axes |= {option: [value] for option, value in above.items() if option in axes}
+        names |= dict.fromkeys(axes)
+        label = str(grid.get("name", ""))
+        for point in _points(axes):
+            run = _run(label, layered(base, above), point, data)
+            runs.setdefault(run.hash, run)
+    return Plan(name, tuple(names), tuple(runs.values()), _with(source, name, above))
+
+
+def _with(source: Mapping[str, Any], name: str, above: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan that leads to the same runs without overrides."""
+
+    def fixed(part: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in part.items() if key in ("base", "axes") and value}
+        if "axes" in kept:
+            kept["axes"] = {
+                option: [above[option]] if option in above else values for option, values in kept["axes"].items()
+            }
+        return kept
+
+    made = {"name": name, **fixed(source)}
+    made["base"] = layered(made.get("base", {}), above)
+    if "grids" in source:
+        made["grids"] = []
+        for grid in source["grids"]:
+            own = {key: grid[key] for key in ("name",) if key in grid} | fixed(grid)
+            if "base" in own:
+                own["base"] = {**own["base"], **{key: above[key] for key in own["base"] if key in above}}
+            made["grids"].append(own)
+    return made
+
+
+def _check_keys(values: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise UsageError(
+                f"Unknown key {key!r} in {where}: known are {', '.join(known)}.{nearest(str(key), known)} "
+                "Options go under `base:` or `axes:`."
+            )
+
+
+def _base(part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    values = part.get("base") or {}
+    if not isinstance(values, dict):
+        raise UsageError(f"`base:` of {where} must hold lines `option: value`.")
+    found = canonical(values, f"base of {where}")
+    _refuse_ours(found, where)
+    return found
+
+
+def _axes(part: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
+    values = part.get("axes") or {}
+    if not isinstance(values, dict):
+        raise UsageError(f"`axes:` of {where} must hold lines `option: [value, …]`.")
+    for option, points in values.items():
+        if not isinstance(points, list) or not points:
+            raise UsageError(f"The axis {option} of {where} must be a list of values, as `{option}: [1, 2]`.")
+        if any(point in points[:place] for place, point in enumerate(points)):
+            raise UsageError(f"The axis {option} of {where} has a value twice.")
+    found = canonical(values, f"axes of {where}")
+    _refuse_ours(found, where)
+    return found
+
+
+def _refuse_ours(options: Mapping[str, Any], where: str) -> None:
+    for option in OURS:
+        if option in options:
+            raise UsageError(f"{option} cannot be given in {where}: the sweep chooses it for each run.")
+
+
+def _points(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+class _Identities:
+    """Identities of data, taken once for each place."""
+
+    def __init__(self, identify: Callable[..., Mapping[str, Any]], cache: Path | None) -> None:
+        self._identify, self._cache = identify, cache
+        self._known: dict[tuple[str, str], Any] = {}
+
+    def of(self, options: Options) -> Any:
+        key = (options.dataset, options.data_dir)
+        if key not in self._known:
+            self._known[key] = self._identify(*key, cache=self._cache)
+        return self._known[key]
+
+
+def _run(grid: str, base: Mapping[str, Any], point: Mapping[str, Any], data: _Identities) -> PlannedRun:
+    readable = ",".join(filter(None, [grid, *(f"{name}={told(value)}" for name, value in point.items())])) or "run"
+    try:
+        options = merge(base, point)
+    except OptionError as failure:
+        raise OptionError(f"The run {readable} of the plan is impossible. {failure}") from None
+    digest = run_hash(options, data.of(options))
+    name = re.sub(r"[^\w.=+,-]+", "_", readable)[:LONGEST]
+    return PlannedRun(f"{name}-{digest}", digest, options, grid, {key: getattr(options, key) for key in point})
+
+
+def told(value: Any) -> str:
+    """The value of an option as one word."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(told, value))
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def run_hash(options: Options, data: Mapping[str, Any]) -> str:
+    """A hash of what a run's result depends on: options (not its name, places, devices, logging) and the data itself."""
+    values = options.model_dump(mode="json", include=set(RESULT))
+    content = json.dumps({"options": values, "data": data}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:HASH]

@@ -1,0 +1,122 @@
+"""The tidy table of a sweep: a row for each run, test solver and factor."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+from trueode.runs import write_text
+from trueode.runs.files import write_atomic
+from trueode.sweeps.directory import SweepDirectory, facts
+from trueode.sweeps.plan import Plan, PlannedRun, told
+
+TIMINGS = ("seconds",)
+"""Columns in which equal sweeps may differ."""
+TESTED = ("test_solver", "kind", "factor", "setting", "n_steps", "nfe", "metric_name", "metric", "loss", "flips")
+ENDED = ("verdict", "samples", "metric_exact", "flips_exact", "final_solver", "nfe_per_iteration")
+
+Row = dict[str, Any]
+
+
+def rows_of(directory: SweepDirectory, plan: Plan) -> list[Row]:
+    """The table of a plan, in the order of its runs.
+
+    Columns: ``run``, ``hash``, ``grid`` (where the plan names its grids), the axes; of the test solver ``test_solver``,
+    ``kind``, ``factor``, ``setting`` (step size or tolerance), ``n_steps``, ``nfe`` (for a sample), ``metric_name``,
+    ``metric`` (accuracy as a share, or mse), ``loss``, ``flips`` (share of predictions unlike the training solver's),
+    ``is_training``, ``status``; of the run, the same in each of its rows, ``verdict``, ``samples`` that were compared with the
+    exact flow, ``metric_exact``, ``flips_exact`` (share of them whose prediction the exact flow changes), ``final_solver``
+    (that training ended with), ``nfe_per_iteration`` (all evaluations counted) and ``seconds``.
+
+    A run without other test solvers has one row, of its closing check. A run that failed has one row, whose status says so;
+    a run that is not finished has none.
+    """
+    return [row for run in plan.runs for row in _rows(directory, plan, run)]
+
+
+def _rows(directory: SweepDirectory, plan: Plan, run: PlannedRun) -> Iterator[Row]:
+    state = directory.state(run)
+    named = any(other.grid for other in plan.runs)
+    values = {axis: _plain(getattr(run.options, axis)) for axis in plan.axes}
+    row: Row = {"run": directory.place(run).name, "hash": run.hash, **({"grid": run.grid} if named else {}), **values}
+    row |= dict.fromkeys((*TESTED, "is_training", "status", *ENDED, *TIMINGS))
+    if state == "failed":
+        yield {**row, "status": "failed"}
+    if state != "finished":
+        return
+    path = directory.place(run)
+    info, judged = facts(path, "run.json"), facts(path, "audit.json")
+    checked = judged["n_steps_exact"] > 0
+    row |= {
+        "verdict": judged["status"],
+        "samples": judged["n"],
+        "metric_exact": judged["metric_exact"],
+        "flips_exact": judged["flips"] / judged["n"] if checked else None,
+        "final_solver": judged["solver"],
+        "nfe_per_iteration": info["nfe_per_iteration"],
+        "seconds": info["seconds"],
+    }
+    tested = facts(path, "solver_swap.json").get("rows")
+    if not tested:
+        closing = {"metric_name": judged["metric_name"], "metric": judged["metric"], "flips": 0.0, "is_training": True}
+        yield {**row, **closing, "test_solver": run.options.method, "factor": 1.0, "status": "success"}
+    for found in tested or ():
+        metric = "accuracy" if "accuracy" in found else "mse"
+        shared = {
+            "test_solver": found["solver"],
+            "kind": found["kind"],
+            "setting": found["step_size" if found["kind"] == "fixed" else "tol"],
+            "n_steps": found["n_steps"],
+            "nfe": found["nfe"],
+            "metric_name": metric,
+            "metric": found[metric],
+            "loss": found["loss"],
+            "flips": found["flips"],
+            "status": found["status"],
+        }
+        for factor in found["factors"]:  # solvers that take equal steps were solved once
+            yield {**row, **shared, "factor": factor, "is_training": found["is_training"] and factor == 1}
+
+
+def _plain(value: Any) -> Any:
+    return told(value) if isinstance(value, tuple) else value
+
+
+def write_table(directory: SweepDirectory, plan: Plan) -> Path:
+    """Write the table as CSV, and as Parquet where pyarrow is installed.
+
+    Returns:
+        The path of the CSV file.
+    """
+    rows = rows_of(directory, plan)
+    path = directory.tables / f"{plan.name}.csv"
+    write_text(path, to_csv(rows))
+    if rows and find_spec("pyarrow") is not None:
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        table = pyarrow.table(columns)
+
+        def write(file: IO[bytes]) -> None:
+            pyarrow.parquet.write_table(table, file)
+
+        write_atomic(path.with_suffix(".parquet"), write)
+    return path
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Rows as CSV: numbers with all their digits, nothing where there is no value, truth as true and false."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()}
+            )
+    return text.getvalue()

@@ -1,0 +1,63 @@
+"""Write docs/reproduction/ from the results of `trueode reproduce`: its pictures, numbers and captions on one page.
+
+python tools/reproduction.py experiments/reproduction
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from trueode.cli.reproduce import NAMES, SCALES
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = (".png", ".csv")  # PDF and SVG are beside the originals
+HEAD = """# The paper, reproduced
+
+*ResNet After All? Neural ODEs and Their Numerical Solution* (ICLR 2021), figure by figure. Each part names its scale, how that
+differs from the paper, the command that makes it, and what it took. The numbers behind a picture are the CSV file beside it;
+each of their rows ends with the hashes of its runs, and a run is found by its hash: `OUTPUT_DIR/runs/*-HASH/` holds its
+options, history, weights, test table and verdict, and `trueode audit` can audit it.
+
+This page is written by `python tools/reproduction.py experiments/reproduction`, after `trueode reproduce NAME --scale SCALE`.
+"""
+
+
+def write(results: Path, docs: Path) -> list[str]:
+    """Copy what there is of each name and scale, and write the page.
+
+    Returns:
+        The names of the parts that were found.
+    """
+    docs.mkdir(parents=True, exist_ok=True)
+    parts, found = [HEAD], []
+    for name, text in NAMES.items():
+        for scale in reversed(SCALES):  # as published first
+            stem = results / f"{name}-{scale}"
+            caption = stem.with_name(f"{stem.name}.md")
+            if not caption.is_file():
+                continue
+            found.append(stem.name)
+            files = [path for ending in COPIED if (path := stem.with_name(stem.name + ending)).is_file()]
+            for path in files:
+                shutil.copy(path, docs / path.name)
+            links = ", ".join(f"[{path.suffix[1:].upper()}]({path.name})" for path in files)
+            picture = f"![{text}]({stem.name}.png)\n\n" if (stem.with_name(f"{stem.name}.png")).is_file() else ""
+            parts.append(f"## {name}, {scale} scale\n\n{picture}{caption.read_text(encoding='utf-8')}\nFiles: {links}")
+    (docs / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path, help="the OUTPUT_DIR of trueode reproduce")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "reproduction", help="folder to write to")
+    arguments = parser.parse_args()
+    found = write(arguments.output_dir / "results", arguments.docs)
+    print(f"{arguments.docs / 'README.md'}: {', '.join(found) or 'nothing found'}")
+
+
+if __name__ == "__main__":
+    main()
