@@ -96,3 +96,14 @@ def test_no_scheduler_at_that_address(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "TIMEOUT", "0.5s")
     with pytest.raises(UsageError, match="no Dask scheduler at tcp://127"):
         run_sweep(make_plan(SOURCE), SweepDirectory(tmp_path), scheduler="tcp://127.0.0.1:9", console=told())
+
+
+def test_the_scheduler_needs_nothing_of_this_package() -> None:
+    """It reads the function that it passes on; where it cannot, every run fails."""
+    import cloudpickle
+
+    from trueode.sweeps.cluster import _by_value
+
+    sent = cloudpickle.dumps(_by_value())
+    code = "import sys, cloudpickle; sys.modules['trueode'] = None; cloudpickle.loads(sys.stdin.buffer.read())"
+    subprocess.run([sys.executable, "-c", code], input=sent, check=True)

@@ -59,7 +59,9 @@ class ClusterWorkers:
         for place in ("output_dir", "data_dir"):
             options[place] = str(Path(options[place]).expanduser().resolve())
         plain = Job(job.hash, options, str(Path(job.log).resolve())).to_dict()
-        future = self._client.submit(do, plain, str(self._mark), pure=False, key=f"{job.hash}-{uuid.uuid4().hex[:8]}")
+        future = self._client.submit(
+            _by_value(), plain, str(self._mark), pure=False, key=f"{job.hash}-{uuid.uuid4().hex[:8]}"
+        )
         self._futures[future.key] = (job.hash, future)
         future.add_done_callback(self._ended.put)
 
@@ -103,6 +105,19 @@ class ClusterWorkers:
                 shutil.rmtree(runs / run.name, ignore_errors=True)  # begun here, unfinished: it starts anew
                 run.rename(runs / run.name)
         return Result(result.hash, result.status, result.message)
+
+
+def _by_value() -> Any:
+    """`do` in a function that is sent as code: the scheduler looks at what it passes on, and a name of this module would make it
+    import the package, and torch with it.
+    """
+
+    def on_worker(job: dict[str, Any], mark: str) -> Any:
+        from trueode.sweeps.cluster import do
+
+        return do(job, mark)
+
+    return on_worker
 
 
 def do(job: dict[str, Any], mark: str) -> dict[str, Any]:
