@@ -1,18 +1,19 @@
 /* Solves that choose their steps, for the whole batch or for each sample; a part of kernel.h. */
 
 /* A trial step from z; k[0], the field there, is known. It leaves all stages in `k` (the last one of a method that is FSAL is the
- * field at the end), the state at the end in `after`, the estimate of the error in `error`; `slots` is room for the stages,
- * `stride` vectors for each, or 0 where one takes the place of the other. */
-static void NAME(trial)(const Plan *plan, const Chosen *chosen, const Span *span, const vec *z, vec *k, vec *slots,
-                        int64_t stride, vec *after, vec *error) {
+ * field at the end), the state at the end in `after`, the estimate of the error in `error`; `slot` is room for a stage, `tape` for
+ * what is kept of them, or NULL. */
+static void NAME(trial)(const Plan *plan, const Chosen *chosen, const Span *span, const vec *z, vec *k, vec *slot, vec *tape,
+                        vec *after, vec *error) {
     int64_t n = 2 * plan->solve->width, stages = chosen->n_stages;
     const vec zero = {0};
     for (int64_t i = 1; i < stages; i++) {
-        vec *slot = slots + i * stride, t[2];
+        vec t[2];
         NAME(combine)(z, span, chosen->a + i * stages, 1, i, k, slot, n);
         if (i == stages - 1 && chosen->fsal) memcpy(after, slot, n * sizeof(vec));
         NAME(stage_time)(plan->solve, span, chosen->c[i], t);
         NAME(evaluate)(plan, t, slot, k + i * n);
+        if (tape) NAME(keep)(plan, slot, tape + i * plan->kept);
     }
     if (!chosen->fsal) NAME(combine)(z, span, chosen->b, 1, stages, k, after, n);
     for (int64_t m = 0; m < n; m++) error[m] = zero;
@@ -70,15 +71,17 @@ static int NAME(together_part)(void *context, int64_t part) {
         const T *each = (const T *)sums;
         /* The last stage of a method that is FSAL comes to lie where the first one of the next step has its place. */
         int kept = solve->keep == KEEP_STAGES;
-        vec *slots = kept ? (vec *)solve->tape + block * plan->tape_block + all->number * solve->n_stages * plan->slot : slot;
+        vec *tape = kept ? (vec *)solve->tape + block * plan->tape_block + all->number * solve->n_stages * plan->kept : NULL;
         if (all->piece == START) {
             NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
-            NAME(field_at)(plan, &all->span, 0, z, slots, start);
+            NAME(field_at)(plan, &all->span, 0, z, slot, start);
+            if (tape) NAME(keep)(plan, slot, tape);
             NAME(add_squares)(chosen, z, z, z, n, sums);
             for (int64_t s = 0; s < count; s++) norms[0] += each[s];
             NAME(add_squares)(chosen, start, z, z, n, sums);
         } else if (all->piece == FIRST) {
-            NAME(field_at)(plan, &all->span, 0, z, slots, start);
+            NAME(field_at)(plan, &all->span, 0, z, slot, start);
+            if (tape) NAME(keep)(plan, slot, tape);
             continue;
         } else if (all->piece == PROBE) {
             const double whole = 1;
@@ -88,7 +91,7 @@ static int NAME(together_part)(void *context, int64_t part) {
             NAME(add_squares)(chosen, k, z, z, n, sums);
         } else {
             memcpy(k, start, n * sizeof(vec));
-            NAME(trial)(plan, chosen, &all->span, z, k, slots, kept ? plan->slot : 0, after, error);
+            NAME(trial)(plan, chosen, &all->span, z, k, slot, tape, after, error);
             memcpy(all->end + block * n, k + (stages - 1) * n, n * sizeof(vec));
             NAME(add_squares)(chosen, error, z, after, n, sums);
         }
@@ -244,7 +247,7 @@ static int NAME(apart_block)(const Apart *apart, int64_t block, vec *scratch) {
         }
         span = NAME(span_each)(solve, theta, target);
         if (!known) NAME(field_at)(plan, &span, 0, z, slot, k);
-        NAME(trial)(plan, chosen, &span, z, k, slot, 0, after, error);
+        NAME(trial)(plan, chosen, &span, z, k, slot, NULL, after, error);
         NAME(add_squares)(chosen, error, z, after, n, sums);
         for (int64_t s = 0; s < BLOCK; s++) {
             lanes[s] = 0;

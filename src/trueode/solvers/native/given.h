@@ -7,6 +7,8 @@ typedef struct {
     T *memory;                     /* of the packed weights */
     int64_t *rows, *x_at, *pre_at; /* of each layer: rows in a sample; where its input and what its activation sees lie in a slot */
     int64_t *g_at, *w_at;          /* where the gradient of its output lies in a slot; its gradients in a part's sums */
+    int64_t *x_sum, *g_sum;        /* of pairs: where the sum of both rows lies, of the input and of the gradient of the output */
+    int64_t kept;                  /* vectors of a slot that go to the tape */
     int64_t slot, g_slot, sums;    /* sizes: vectors in a slot of a stage, and of its gradients; numbers in a part's sums */
     int64_t blocks, parts, group;  /* group: steps whose gradients of the weights are taken together */
     T *part_sums;
@@ -20,26 +22,43 @@ static void NAME(free_plan)(Plan *plan) {
     free(plan->part_sums);
 }
 
+/* Whether the backward pass computes the output of a layer again, since that takes less time than to fetch it from the tape. */
+static int NAME(is_cheap)(const Solve *solve, int64_t j) {
+    return j >= 0 && solve->layers[j].taps * solve->layers[j].fan_in <= 4 && solve->layers[j].activation <= LEAKY_RELU;
+}
+
 static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     int64_t n = solve->n_layers, width = solve->width, at = 0, g_at = 0, sums = 0;
     memset(plan, 0, sizeof *plan);
     plan->solve = solve;
-    plan->rows = malloc(5 * n * sizeof(int64_t));
+    plan->rows = malloc(7 * n * sizeof(int64_t));
     if (!plan->rows) return NAME(free_plan)(plan), NO_MEMORY;
     plan->x_at = plan->rows + n;
     plan->pre_at = plan->x_at + n;
     plan->g_at = plan->pre_at + n;
     plan->w_at = plan->g_at + n;
+    plan->x_sum = plan->w_at + n;
+    plan->g_sum = plan->x_sum + n;
     for (int64_t j = 0; j < n; j++) {
         const Layer *layer = &solve->layers[j];
         int64_t rows = width / layer->fan_in, out = rows * layer->fan_out;
         plan->rows[j] = rows;
         plan->x_at[j] = at;
         at += 2 * width;
+        if (!NAME(is_cheap)(solve, j - 1)) plan->kept += 2 * width;
         plan->pre_at[j] = at;
-        if (layer->activation >= SILU) at += 2 * out;
+        if (layer->activation >= SILU) {
+            at += 2 * out;
+            plan->kept += 2 * out;
+        }
         plan->g_at[j] = g_at;
         g_at += 2 * out;
+        plan->x_sum[j] = at;
+        plan->g_sum[j] = g_at;
+        if (NAME(is_pair)(rows, layer->taps)) {
+            at += width;
+            g_at += out;
+        }
         plan->w_at[j] = sums;
         sums += (layer->taps * layer->fan_in + 2) * layer->fan_out;
         width = out;
@@ -51,7 +70,7 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     plan->parts = smaller(plan->blocks, MOST_PARTS);
     int64_t stage_bytes = (at + g_at) * (int64_t)sizeof(vec);
     plan->group = larger(1, smaller(GROUP, CACHE / stage_bytes) / solve->n_stages);
-    plan->tape_block = solve->keep == KEEP_STAGES ? solve->capacity * solve->n_stages * plan->slot
+    plan->tape_block = solve->keep == KEEP_STAGES ? solve->capacity * solve->n_stages * plan->kept
                        : solve->keep == KEEP_STATES
                            ? (solve->n_steps + plan->group - 1) / plan->group * 2 * solve->width
                            : 0;
@@ -61,11 +80,14 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
 /* Packs the weights, for a plan that is to be carried out. */
 static int NAME(pack_weights)(Plan *plan) {
     const Solve *solve = plan->solve;
-    int64_t n = solve->n_layers, numbers = 0;
-    for (int64_t j = 0; j < n; j++)
-        numbers += 2 * (solve->layers[j].taps * solve->layers[j].fan_in + 1) * solve->layers[j].fan_out;
+    int64_t n = solve->n_layers, numbers = 0, most = 0;
+    for (int64_t j = 0; j < n; j++) {
+        int64_t weights = solve->layers[j].taps * solve->layers[j].fan_in * solve->layers[j].fan_out;
+        numbers += 2 * (weights + solve->layers[j].fan_out);
+        most = larger(most, weights);
+    }
     plan->packed = malloc(n * sizeof(Packed));
-    plan->memory = aligned(numbers * sizeof(T));
+    plan->memory = aligned((numbers + most) * sizeof(T));
     if (!plan->packed || !plan->memory) return NAME(free_plan)(plan), NO_MEMORY;
     T *free_place = plan->memory;
     for (int64_t j = 0; j < n; j++) {
@@ -78,8 +100,16 @@ static int NAME(pack_weights)(Plan *plan) {
         packed->bias = packed->back + taps * k * o;
         packed->time = layer->time_weight ? packed->bias + o : NULL;
         free_place = packed->bias + 2 * o;
-        NAME(pack)(weight, taps, k, o, tap_stride, layer->stride_in, layer->stride_out, packed->forward);
-        NAME(pack)(weight + (taps - 1) * tap_stride, taps, o, k, -tap_stride, layer->stride_out, layer->stride_in, packed->back);
+        int64_t in = layer->stride_in, out = layer->stride_out;
+        const T *last = weight + (taps - 1) * tap_stride;
+        if (NAME(is_pair)(plan->rows[j], taps)) {
+            T *room = plan->memory + numbers;
+            NAME(pack_pair)(weight, k, o, tap_stride, in, out, room, packed->forward);
+            NAME(pack_pair)(last, o, k, -tap_stride, out, in, room, packed->back);
+        } else {
+            NAME(pack)(weight, taps, k, o, tap_stride, in, out, packed->forward);
+            NAME(pack)(last, taps, o, k, -tap_stride, out, in, packed->back);
+        }
         for (int64_t i = 0; i < o; i++) packed->bias[i] = ((const T *)layer->bias)[i * layer->bias_stride];
         for (int64_t i = 0; packed->time && i < o; i++)
             packed->time[i] = ((const T *)layer->time_weight)[i * layer->time_stride];
@@ -93,6 +123,11 @@ static int64_t NAME(widest)(const Solve *solve) {
     int64_t most = 0;
     for (int64_t j = 0; j < solve->n_layers; j++) most = larger(most, solve->layers[j].fan_out);
     return most;
+}
+
+static vec *NAME(copy)(const vec *from, int64_t n, vec *to) {
+    memcpy(to, from, n * sizeof(vec));
+    return to + n;
 }
 
 /* The samples of a block, feature by feature; places without a sample hold the block's last one, or zero. */
@@ -167,19 +202,54 @@ static void NAME(combine)(const vec *z, const Span *span, const double *weights,
     }
 }
 
+static void NAME(apply_layer)(const Plan *plan, int64_t j, const vec *t, vec *slot, vec *k) {
+    const Layer *layer = &plan->solve->layers[j];
+    const Packed *packed = &plan->packed[j];
+    const vec *x = slot + plan->x_at[j];
+    vec *after = j + 1 < plan->solve->n_layers ? slot + plan->x_at[j + 1] : k;
+    vec *y = layer->activation >= SILU ? slot + plan->pre_at[j] : after;
+    if (NAME(is_pair)(plan->rows[j], layer->taps))
+        NAME(convolve_pair)(layer->fan_in, layer->fan_out, packed->forward, packed->bias, packed->time, t, x,
+                            slot + plan->x_sum[j], y);
+    else
+        NAME(convolve)(plan->rows[j], layer->taps, layer->fan_in, layer->fan_out, packed->forward, packed->bias, packed->time, t,
+                       x, y);
+    if (layer->activation != IDENTITY) NAME(activate)(layer->activation, y, after, 2 * plan->rows[j] * layer->fan_out);
+}
+
 /* The field at the state at the start of a slot; all that the backward pass needs stays in the slot. */
 static void NAME(evaluate)(const Plan *plan, const vec *t, vec *slot, vec *k) {
+    for (int64_t j = 0; j < plan->solve->n_layers; j++) NAME(apply_layer)(plan, j, t, slot, k);
+}
+
+/* From a slot to its place on the tape. */
+static void NAME(keep)(const Plan *plan, const vec *slot, vec *tape) {
     const Solve *solve = plan->solve;
     for (int64_t j = 0; j < solve->n_layers; j++) {
-        const Layer *layer = &solve->layers[j];
-        const Packed *packed = &plan->packed[j];
-        const vec *x = slot + plan->x_at[j];
-        vec *after = j + 1 < solve->n_layers ? slot + plan->x_at[j + 1] : k;
-        vec *y = layer->activation >= SILU ? slot + plan->pre_at[j] : after;
-        NAME(convolve)(plan->rows[j], layer->taps, layer->fan_in, layer->fan_out, packed->forward, packed->bias, packed->time,
-                       t, x, y);
-        if (layer->activation != IDENTITY)
-            NAME(activate)(layer->activation, y, after, 2 * plan->rows[j] * layer->fan_out);
+        int64_t in = 2 * plan->rows[j] * solve->layers[j].fan_in, out = 2 * plan->rows[j] * solve->layers[j].fan_out;
+        if (!NAME(is_cheap)(solve, j - 1)) tape = NAME(copy)(slot + plan->x_at[j], in, tape);
+        if (solve->layers[j].activation >= SILU) tape = NAME(copy)(slot + plan->pre_at[j], out, tape);
+    }
+}
+
+/* And back; what did not go there is computed again. */
+static void NAME(restore)(const Plan *plan, const vec *t, const vec *tape, vec *slot) {
+    const Solve *solve = plan->solve;
+    for (int64_t j = 0; j < solve->n_layers; j++) {
+        int64_t in = 2 * plan->rows[j] * solve->layers[j].fan_in, out = 2 * plan->rows[j] * solve->layers[j].fan_out;
+        vec *x = slot + plan->x_at[j];
+        if (NAME(is_cheap)(solve, j - 1)) {
+            NAME(apply_layer)(plan, j - 1, t, slot, NULL);
+        } else {
+            NAME(copy)(tape, in, x);
+            tape += in;
+        }
+        if (solve->layers[j].activation >= SILU) {
+            NAME(copy)(tape, out, slot + plan->pre_at[j]);
+            tape += out;
+        }
+        if (NAME(is_pair)(plan->rows[j], solve->layers[j].taps))
+            for (int64_t i = 0; i < in / 2; i++) slot[plan->x_sum[j] + i] = x[i] + x[in / 2 + i];
     }
 }
 
@@ -202,15 +272,17 @@ static int NAME(stands)(const Span *span) {
     return 1;
 }
 
-/* One step from z to z; slots: one for each stage, or, if `one_slot`, one for all. */
-static void NAME(step)(const Plan *plan, const Span *span, vec *z, vec *k, vec *slots, int one_slot) {
+/* One step from z to z; slots: for the stages, `stride` vectors for each, 0 where one takes the place of the other; tape: where
+ * they are kept, or NULL. */
+static void NAME(step)(const Plan *plan, const Span *span, vec *z, vec *k, vec *slots, int64_t stride, vec *tape) {
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, stages = solve->n_stages;
     for (int64_t i = 0; i < stages; i++) {
-        vec *slot = one_slot ? slots : slots + i * plan->slot, t[2];
+        vec *slot = slots + i * stride, t[2];
         NAME(combine)(z, span, solve->a + i * stages, 1, i, k, slot, n);
         NAME(stage_time)(solve, span, solve->c[i], t);
         NAME(evaluate)(plan, t, slot, k + i * n);
+        if (tape) NAME(keep)(plan, slot, tape + i * plan->kept);
     }
     NAME(combine)(z, span, solve->b, 1, stages, k, z, n);
 }
@@ -234,7 +306,7 @@ static void NAME(forward_block)(const Plan *plan, int64_t block, vec *scratch) {
             memcpy(tape + number / plan->group * n, z, n * sizeof(vec));
         Span span = NAME(span_of)(solve, block, number, edges);
         if (!NAME(stands)(&span))
-            NAME(step)(plan, &span, z, k, kept ? tape + number * stages * plan->slot : own, !kept);
+            NAME(step)(plan, &span, z, k, own, 0, kept ? tape + number * stages * plan->kept : NULL);
     }
     NAME(store)(z, width, count, (T *)solve->z1 + first * width);
 }
@@ -272,9 +344,12 @@ static void NAME(pull_back)(const Plan *plan, const vec *slot, vec *g_slot, vec 
     const Solve *solve = plan->solve;
     for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
         const Layer *layer = &solve->layers[j];
-        vec *below = j ? g_slot + plan->g_at[j - 1] : g;
-        NAME(convolve)(plan->rows[j], layer->taps, layer->fan_out, layer->fan_in, plan->packed[j].back, NULL, NULL, NULL,
-                       g_slot + plan->g_at[j], below);
+        vec *above = g_slot + plan->g_at[j], *below = j ? g_slot + plan->g_at[j - 1] : g;
+        const T *back = plan->packed[j].back;
+        if (NAME(is_pair)(plan->rows[j], layer->taps))
+            NAME(convolve_pair)(layer->fan_out, layer->fan_in, back, NULL, NULL, NULL, above, g_slot + plan->g_sum[j], below);
+        else
+            NAME(convolve)(plan->rows[j], layer->taps, layer->fan_out, layer->fan_in, back, NULL, NULL, NULL, above, below);
         if (j) {
             int64_t activation = solve->layers[j - 1].activation;
             NAME(pull_activation)(activation, slot + (activation >= SILU ? plan->pre_at[j - 1] : plan->x_at[j]), below,
@@ -315,52 +390,60 @@ static inline __attribute__((always_inline)) vec NAME(sums)(vec *x) {
 #endif
 }
 
-/* Gradients of the weights of a tap of a layer from the slots of a group. */
-static void NAME(weight_gradient)(
-    const Plan *plan, int64_t j, int64_t tap, const vec *slots, const vec *g_slots, int64_t count, T *gradient) {
-    const Layer *layer = &plan->solve->layers[j];
-    int64_t fan_in = layer->fan_in, fan_out = layer->fan_out, shift = tap - layer->taps / 2;
-    int64_t from = larger(0, -shift), rows = plan->rows[j] - larger(shift, -shift); /* those that this tap reaches */
-    if (rows <= 0) return;
-    enum { HIGH = 4, WIDE = SUMS_WIDE };
-    for (int64_t o = 0; o < fan_out; o += WIDE)
-        for (int64_t k = 0; k < fan_in; k += HIGH) {
-            vec sum[HIGH * WIDE];
+/* gradient (fan_in, fan_out) += products of inputs and gradients of outputs, of as many rows of each slot of a group as are
+ * given, from x_from and g_from on. Sums are taken SUMS_HIGH times SUMS_WIDE at once: those beyond the end, of whatever follows there, are
+ * not used. */
+static void NAME(outer_products)(const Plan *plan, int64_t fan_in, int64_t fan_out, int64_t rows, const vec *x_from,
+                                 const vec *g_from, int64_t count, T *gradient) {
+    for (int64_t o = 0; o < fan_out; o += SUMS_WIDE)
+        for (int64_t k = 0; k < fan_in; k += SUMS_HIGH) {
+            vec sum[SUMS_HIGH * SUMS_WIDE];
             const vec zero = {0};
-            int64_t x_at[HIGH], g_at[WIDE]; /* beyond the end the last one again, whose sums are not used */
-#pragma GCC unroll 8
-            for (int i = 0; i < HIGH; i++) x_at[i] = 2 * smaller(k + i, fan_in - 1);
-#pragma GCC unroll 8
-            for (int i = 0; i < WIDE; i++) g_at[i] = 2 * smaller(o + i, fan_out - 1);
 #pragma GCC unroll 16
-            for (int i = 0; i < HIGH * WIDE; i++) sum[i] = zero;
+            for (int i = 0; i < SUMS_HIGH * SUMS_WIDE; i++) sum[i] = zero;
             for (int64_t slot = 0; slot < count; slot++) {
-                const vec *x = slots + slot * plan->slot + plan->x_at[j] + 2 * (from + shift) * fan_in;
-                const vec *g = g_slots + slot * plan->g_slot + plan->g_at[j] + 2 * from * fan_out;
+                const vec *x = x_from + slot * plan->slot + 2 * k, *g = g_from + slot * plan->g_slot + 2 * o;
                 for (int64_t r = 0; r < rows; r++, x += 2 * fan_in, g += 2 * fan_out) {
 #pragma GCC unroll 2
                     for (int half = 0; half < 2; half++) {
-                        vec right[WIDE];
+                        vec right[SUMS_WIDE];
 #pragma GCC unroll 8
-                        for (int m = 0; m < WIDE; m++) right[m] = g[g_at[m] + half];
+                        for (int m = 0; m < SUMS_WIDE; m++) right[m] = g[2 * m + half];
 #pragma GCC unroll 8
-                        for (int i = 0; i < HIGH; i++) {
-                            vec left = x[x_at[i] + half];
+                        for (int i = 0; i < SUMS_HIGH; i++) {
+                            vec left = x[2 * i + half];
 #pragma GCC unroll 8
-                            for (int m = 0; m < WIDE; m++) sum[i * WIDE + m] += left * right[m];
+                            for (int m = 0; m < SUMS_WIDE; m++) sum[i * SUMS_WIDE + m] += left * right[m];
                         }
                     }
                 }
             }
-            T total[HIGH * WIDE];
-            for (int64_t i = 0; i < HIGH * WIDE; i += LANES) {
+            T total[SUMS_HIGH * SUMS_WIDE];
+            for (int64_t i = 0; i < SUMS_HIGH * SUMS_WIDE; i += LANES) {
                 vec found = NAME(sums)(sum + i);
                 memcpy(total + i, &found, sizeof found);
             }
-            for (int64_t i = 0; i < HIGH && k + i < fan_in; i++)
-                for (int64_t m = 0; m < WIDE && o + m < fan_out; m++)
-                    gradient[(k + i) * fan_out + o + m] += total[i * WIDE + m];
+            for (int64_t i = 0; i < SUMS_HIGH && k + i < fan_in; i++)
+                for (int64_t m = 0; m < SUMS_WIDE && o + m < fan_out; m++)
+                    gradient[(k + i) * fan_out + o + m] += total[i * SUMS_WIDE + m];
         }
+}
+
+/* Gradients of the weights (taps, fan_in, fan_out) of a layer from the slots of a group; of a pair, of what is multiplied:
+ * that of w1 still has those of w0 and w2 in it. */
+static void NAME(weight_gradient)(const Plan *plan, int64_t j, const vec *slots, const vec *g_slots, int64_t count,
+                                  T *gradient) {
+    const Layer *layer = &plan->solve->layers[j];
+    int64_t n_in = layer->fan_in, n_out = layer->fan_out, size = n_in * n_out;
+    const vec *x = slots + plan->x_at[j], *g = g_slots + plan->g_at[j];
+    for (int64_t tap = 0; tap < layer->taps; tap++, gradient += size) {
+        int64_t shift = tap - layer->taps / 2, from = larger(0, -shift);
+        int64_t rows = plan->rows[j] - larger(shift, -shift); /* those that this tap reaches */
+        if (NAME(is_pair)(plan->rows[j], layer->taps) && shift == 0)
+            NAME(outer_products)(plan, n_in, n_out, 1, slots + plan->x_sum[j], g_slots + plan->g_sum[j], count, gradient);
+        else if (rows > 0)
+            NAME(outer_products)(plan, n_in, n_out, rows, x + 2 * (from + shift) * n_in, g + 2 * from * n_out, count, gradient);
+    }
 }
 
 /* Gradients of the biases and time weights of a layer; times: two vectors for each slot; `room` is for two vectors for each
@@ -396,13 +479,12 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
     int64_t number = solve->n_steps;
     for (;;) {
         int64_t from = number ? (number - 1) / plan->group * plan->group : 0, filled = 0;
-        const vec *slots = again ? own : tape + from * stages * plan->slot;
         if (again && number) {
             memcpy(z, tape + from / plan->group * n, n * sizeof(vec));
             for (int64_t i = from; i < number; i++) {
                 Span span = NAME(span_of)(solve, block, i, edges);
                 if (NAME(stands)(&span)) break; /* and so do all that follow */
-                NAME(step)(plan, &span, z, k, own + (i - from) * stages * plan->slot, 0);
+                NAME(step)(plan, &span, z, k, own + (i - from) * stages * plan->slot, plan->slot, NULL);
             }
         }
         for (;; number--) {
@@ -425,17 +507,16 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
                 NAME(combine)(value, &span, solve->a + (i + 1) * stages + i, stages, stages - i - 1, pulled + (i + 1) * n,
                               value, n);
                 NAME(stage_time)(solve, &span, solve->c[i], times + 2 * slot);
-                NAME(pull_back)(plan, slots + slot * plan->slot, g_slot, pulled + i * n);
+                if (!again) NAME(restore)(plan, times + 2 * slot, tape + (from * stages + slot) * plan->kept, own + slot * plan->slot);
+                NAME(pull_back)(plan, own + slot * plan->slot, g_slot, pulled + i * n);
             }
             for (int64_t i = 0; i < stages; i++)
                 for (int64_t m = 0; m < n; m++) gradient[m] += pulled[i * n + m];
         }
         for (int64_t j = 0; filled && j < solve->n_layers; j++) {
             const Layer *layer = &solve->layers[j];
-            int64_t size = layer->fan_in * layer->fan_out;
-            T *weight = sums + plan->w_at[j], *bias = weight + layer->taps * size;
-            for (int64_t tap = 0; tap < layer->taps; tap++)
-                NAME(weight_gradient)(plan, j, tap, slots, g_slots, filled, weight + tap * size);
+            T *weight = sums + plan->w_at[j], *bias = weight + layer->taps * layer->fan_in * layer->fan_out;
+            NAME(weight_gradient)(plan, j, own, g_slots, filled, weight);
             NAME(bias_gradient)(plan, j, g_slots, filled, times, room, bias, bias + layer->fan_out);
         }
         if (number == 0) break;
@@ -447,8 +528,7 @@ static int NAME(backward_part)(void *context, int64_t part) {
     const Plan *plan = context;
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, most = plan->group * solve->n_stages;
-    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->g_slot + 2) + 2 * NAME(widest)(solve);
-    if (solve->keep == KEEP_STATES) vectors += most * plan->slot;
+    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + 2 * NAME(widest)(solve) + 2 * SUMS_HIGH;
     vec *scratch = aligned(vectors * sizeof(vec));
     if (!scratch) return NO_MEMORY;
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++)
@@ -474,6 +554,10 @@ static int NAME(backward)(const Solve *solve) {
             for (int64_t part = 0; part < plan.parts; part++)
                 for (int64_t m = 0; m < sizes[i]; m++) to[i][m] += plan.part_sums[part * plan.sums + at + m];
         }
+        int64_t each = layer->fan_in * layer->fan_out;
+        T *w0 = to[0];
+        if (w0 && NAME(is_pair)(plan.rows[j], layer->taps))
+            for (int64_t m = 0; m < each; m++) w0[each + m] -= w0[m] + w0[2 * each + m];
     }
     NAME(free_plan)(&plan);
     return code;
