@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from trueode.figures.history import Array, History, draw_curves, draw_steps, every, known, running_mean, thinned
+from trueode.figures.swap import MARKS as SOLVERS
 from trueode.figures.theme import (
     BLUE,
     DARK,
@@ -51,19 +53,23 @@ def adaptation(history: History, metric: str) -> Figure:
 
 
 @themed
-def adaptation_runs(runs: Mapping[str, Sequence[History]], metric: str) -> Figure:
+def adaptation_runs(
+    runs: Mapping[str, Sequence[History]], metric: str, moments: Sequence[Mapping[str, Any]] = ()
+) -> Figure:
     """The paper's Figure 5: several seeds of each rule, side by side; metric above, number of steps below.
 
     Args:
         runs: the histories of each rule, by its name.
         metric: ``"accuracy"``, a share shown in per cent, or ``"mse"``.
+        moments: tests under other solvers, drawn over the last of ``runs``: each with ``iteration``, ``solver``, ``metric`` and
+            ``n_steps``.
 
     Thin lines are seeds, strong ones their mean as far as all of them go.
     """
     groups = dict(runs) or {"": ()}
     width, height = max(6.4, 1.2 + 3.7 * len(groups)), 5.8
     figure = new_figure(width, height)
-    figure.subplots_adjust(top=1 - 0.66 / height)  # room for the legend above the titles
+    figure.subplots_adjust(top=1 - (0.88 if moments else 0.66) / height)  # room for the legend above the titles
     panels = figure.subplots(
         2,
         len(groups),
@@ -84,6 +90,11 @@ def adaptation_runs(runs: Mapping[str, Sequence[History]], metric: str) -> Figur
         for axes in (upper, lower):
             if not axes.lines:
                 tell_empty(axes)
+    tested = list(dict.fromkeys(moment["solver"] for moment in moments))
+    for solver in tested:
+        own = [moment for moment in moments if moment["solver"] == solver]
+        for axes, name, factor in ((panels[0, -1], "metric", scale), (panels[1, -1], "n_steps", 1.0)):
+            axes.plot([m["iteration"] for m in own], [m[name] * factor for m in own], **_marked(solver))
     panels[0, 0].set_ylabel("test accuracy (%)" if share else f"test {metric}")
     panels[1, 0].set_ylabel("steps")
     if share:
@@ -98,6 +109,7 @@ def adaptation_runs(runs: Mapping[str, Sequence[History]], metric: str) -> Figur
         Line2D([], [], color=GREY, linewidth=0.7, label="one seed"),
         Line2D([], [], color=GREY, linewidth=2.6, label="mean of the seeds"),
     ]
+    handles += [Line2D([], [], label=f"tested with {solver}", **_marked(solver)) for solver in tested]
     figure.legend(
         handles=handles,
         loc="upper right",
@@ -108,6 +120,12 @@ def adaptation_runs(runs: Mapping[str, Sequence[History]], metric: str) -> Figur
         columnspacing=1.6,
     )
     return figure
+
+
+def _marked(solver: str) -> dict[str, Any]:
+    """How tests under a solver are marked."""
+    mark, tint = SOLVERS[solver]
+    return {"marker": mark, "color": tint, "linestyle": "none", "markersize": 6, "markerfacecolor": "none", "zorder": 5}
 
 
 def _metric(axes: Axes, history: History, metric: str) -> None:

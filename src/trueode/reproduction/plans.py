@@ -37,6 +37,9 @@ HIGHER = {"test_solver_list": ["midpoint", "rk4"], "test_factor_list": [1.0]}
 POWERS = [2.0**k for k in range(1, -9, -1)]
 ADAPT = {"use_step_adaption_algo": True, "step_size": 1.0}
 FIDELITY = {**ADAPT, "adaption_algo": "fidelity"}
+MOMENTS = "moments"
+"""Grid of runs that end where another one goes on: training is deterministic, so they are that run at these moments."""
+EIGHTHS = [k / 8 for k in range(1, 8)]
 
 PAPER: dict[str, dict[str, Any]] = {
     "fig1": {
@@ -65,6 +68,14 @@ PAPER: dict[str, dict[str, Any]] = {
     "fig5": {
         "base": {**CIFAR, "solver": "euler", **ADAPT, **HIGHER, "evaluate_test_acc": True, "eval_interval": 100},
         "axes": {"random_seed": SEEDS},
+        "grids": [
+            {"name": "runs"},
+            {
+                "name": MOMENTS,
+                "axes": {"random_seed": [0], "niter": EIGHTHS},
+                "base": {"evaluate_test_acc": False, "test_solver_list": ["euler", "midpoint", "rk4"]},
+            },
+        ],
     },
     "table1": {
         "base": SPHERE,
@@ -154,7 +165,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
     },
 }
-"""What small scale changes: an axis takes these values, a base this value."""
+"""What small scale changes: an axis takes these values, a base this value. Axes of `MOMENTS` stay as they are."""
 
 SCALES = ("small", "paper")
 
@@ -163,10 +174,13 @@ def plan_of(name: str, scale: str) -> dict[str, Any]:
     """The plan of a figure or table at a scale, as `make_plan` takes it."""
     plan = deepcopy(PAPER[name])
     if scale == "small":
-        for part in (plan, *plan.get("grids", [])):
+        for part in (plan, *(grid for grid in plan.get("grids", []) if grid["name"] != MOMENTS)):
             for option, value in SMALL[name].items():
                 if option in part.get("axes", {}):
                     part["axes"][option] = value if isinstance(value, list) else [value]
                 elif part is plan and not isinstance(value, list):
                     part["base"][option] = value
+    for grid in plan.get("grids", []):
+        if grid["name"] == MOMENTS:  # shares of a run, in iterations
+            grid["axes"]["niter"] = [round(share * plan["base"]["niter"]) for share in grid["axes"]["niter"]]
     return {"name": f"{name}-{scale}", **plan}

@@ -16,6 +16,8 @@ from trueode.evaluation import phase_portrait
 from trueode.experiment import load
 from trueode.reproduction import fan
 from trueode.reproduction.numbers import Row, grouped, markdown, percent, plus_minus, spread, swap_points
+from trueode.reproduction.plans import MOMENTS
+from trueode.reproduction.scale import whole
 from trueode.reproduction.table import ALLOWED, better_solver_losses, table_1
 from trueode.runs import read_history
 from trueode.solvers import FixedStep, Solver
@@ -161,10 +163,10 @@ def tolerances_figure(title: str) -> Callable[[Context], Made]:
 
 
 def figure_5(context: Context) -> Made:
-    """Accuracy and steps while the step adapts, with a finer solver beside the training solver."""
+    """Accuracy and steps while the step adapts, with finer solvers beside the training solver."""
     histories = []
     numbers: list[Row] = []
-    for run in context.plan.runs:
+    for run in whole(context.plan):
         path = context.directory.place(run)
         if context.directory.state(run) != "finished":
             continue
@@ -173,11 +175,23 @@ def figure_5(context: Context) -> Made:
         tested = np.flatnonzero(np.isfinite(columns["test_accuracy"]))
         names = ("iteration", "test_accuracy", "test_accuracy_reference", "n_steps", "nfe_total")
         first, last = {"seed": run.options.random_seed}, {"hash": run.hash}
-        numbers += [{**first, **{name: float(columns[name][i]) for name in names}, **last} for i in tested]
-    figure = figures.adaptation_runs(
-        {"Step adaptation of the paper: Euler, checked with midpoint": histories}, "accuracy"
-    )
-    ends = [row for row in context.rows if row["test_solver"] and row["factor"] == 1]
+        numbers += [
+            {**first, "solver": "euler", **{name: float(columns[name][i]) for name in names}, **last} for i in tested
+        ]
+    moments = [
+        {"iteration": row["niter"], "solver": row["test_solver"], "metric": row["metric"], "n_steps": row["n_steps"]}
+        for row in context.rows
+        if row["test_solver"] and row["factor"] == 1 and row["random_seed"] == context.plan.runs[0].options.random_seed
+    ]
+    numbers += [
+        {"seed": row["random_seed"], "solver": row["test_solver"], "iteration": row["niter"], "test_accuracy": row["metric"],
+         "test_accuracy_reference": nan, "n_steps": row["n_steps"], "nfe_total": nan, "hash": row["hash"]}
+        for row in context.rows
+        if row["grid"] == MOMENTS and row["test_solver"] and row["factor"] == 1
+    ]  # fmt: skip
+    panels = {"a, b  Euler, checked with midpoint": histories, "c, d  the first seed at certain moments": histories[:1]}
+    figure = figures.adaptation_runs(panels, "accuracy", moments)
+    ends = [row for row in context.rows if row["grid"] != MOMENTS and row["test_solver"] and row["factor"] == 1]
     head = ("test solver", "accuracy at the end")
     rows = [
         (solver, plus_minus([row["metric"] for row in own]))
@@ -301,7 +315,8 @@ RECIPES: dict[str, Recipe] = {
         "Step adaptation: test accuracy and number of steps over training; beside the training solver a finer one",
         figure_5,
         (
-            "the finer solver during training is rk4 with as many steps (at least 16); midpoint and rk4 are tested at the end",
+            "the finer solver during training is rk4 with as many steps (at least 16)",
+            "the moments are each eighth of the run of the first seed; there Euler, midpoint and rk4 take as many steps as training",
         ),
     ),
     "table1": Recipe("Table 1, concentric spheres in two dimensions", first_table("spheres"), (CRITERION,)),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trueode.reproduction.plans import MOMENTS
 from trueode.sweeps import Plan
-from trueode.sweeps.plan import told
+from trueode.sweeps.plan import PlannedRun, told
 
 IMPLIED = ("evaluate_with_dif_solver", "test_solver_list", "test_factor_list", "evaluate_test_acc", "eval_interval")
 """Options of the evaluation: they do not change what is trained."""
@@ -25,7 +26,7 @@ def told_scale(plan: Plan, scale: str, images: int | None = None) -> str:
         scale: ``"small"`` or ``"paper"``.
         images: how many there were, where data is images.
     """
-    iterations = sorted({run.options.niter for run in plan.runs})
+    iterations = sorted({run.options.niter for run in whole(plan)})
     data = sorted({run.options.dataset for run in plan.runs})
     channels = sorted({run.options.ch_residual_block for run in plan.runs})
     seeds = seeds_of(plan)
@@ -43,11 +44,16 @@ def differences(plan: Plan, paper: Plan) -> list[str]:
         if name in IMPLIED or name in ("name", "output_dir", "data_dir", "torch_threads", "num_threads"):
             continue
         own, theirs = (
-            list(dict.fromkeys(told(getattr(run.options, name)) for run in each.runs)) for each in (plan, paper)
+            list(dict.fromkeys(told(getattr(run.options, name)) for run in whole(each))) for each in (plan, paper)
         )
         if set(own) != set(theirs):
             found.append(f"`{name}` {', '.join(own)} (paper: {', '.join(theirs)})")
     return found
+
+
+def whole(plan: Plan) -> list[PlannedRun]:
+    """The runs of a plan that go to their end."""
+    return [run for run in plan.runs if run.grid != MOMENTS]
 
 
 def _listed(values: Sequence[int]) -> str:
