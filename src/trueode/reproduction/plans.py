@@ -170,8 +170,8 @@ SMALL: dict[str, dict[str, Any]] = {
 SCALES = ("small", "paper")
 
 
-def plan_of(name: str, scale: str) -> dict[str, Any]:
-    """The plan of a figure or table at a scale, as `make_plan` takes it."""
+def plan_of(name: str, scale: str, niter: int | None = None) -> dict[str, Any]:
+    """The plan of a figure or table at a scale, as `make_plan` takes it; ``niter``: another number of iterations."""
     plan = deepcopy(PAPER[name])
     if scale == "small":
         for part in (plan, *(grid for grid in plan.get("grids", []) if grid["name"] != MOMENTS)):
@@ -180,7 +180,10 @@ def plan_of(name: str, scale: str) -> dict[str, Any]:
                     part["axes"][option] = value if isinstance(value, list) else [value]
                 elif part is plan and not isinstance(value, list):
                     part["base"][option] = value
+    if niter is not None:
+        plan["base"]["niter"] = niter
     for grid in plan.get("grids", []):
         if grid["name"] == MOMENTS:  # shares of a run, in iterations
-            grid["axes"]["niter"] = [round(share * plan["base"]["niter"]) for share in grid["axes"]["niter"]]
+            moments = (max(1, round(share * plan["base"]["niter"])) for share in grid["axes"]["niter"])
+            grid["axes"]["niter"] = list(dict.fromkeys(moments))
     return {"name": f"{name}-{scale}", **plan}

@@ -316,7 +316,7 @@ RECIPES: dict[str, Recipe] = {
         figure_5,
         (
             "the finer solver during training is rk4 with as many steps (at least 16)",
-            "the moments are each eighth of the run of the first seed; there Euler, midpoint and rk4 take as many steps as training",
+            "the moments are each eighth of the run of the first seed; there Euler, midpoint and rk4 take as many steps as training goes on with",
         ),
     ),
     "table1": Recipe("Table 1, concentric spheres in two dimensions", first_table("spheres"), (CRITERION,)),

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from trueode import figures
 from trueode.data import identity
+from trueode.options import canonical
 from trueode.reproduction.plans import plan_of
 from trueode.reproduction.recipes import RECIPES, Context, Made
 from trueode.reproduction.scale import differences, images_in, told_scale
@@ -29,7 +30,9 @@ def planned(name: str, scale: str, overrides: Mapping[str, Any], directory: Swee
     Raises:
         TrueodeError: the overrides are impossible, or data is missing.
     """
-    return make_plan(plan_of(name, scale), overrides, directory.fingerprints)
+    flags = canonical(overrides, "the flags")
+    plan = plan_of(name, scale, flags.pop("niter", None))
+    return make_plan(plan, flags, directory.fingerprints)
 
 
 def reproduce(
