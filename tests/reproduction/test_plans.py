@@ -9,7 +9,7 @@ import pytest
 from trueode.cli.reproduce import NAMES, SCALES
 from trueode.reproduction import plans, recipes
 from trueode.reproduction.plans import PAPER, SMALL, plan_of
-from trueode.reproduction.scale import IMPLIED, differences, told_scale
+from trueode.reproduction.scale import IMPLIED, differences, told_scale, whole
 from trueode.sweeps import Plan, make_plan
 
 
@@ -72,3 +72,12 @@ def test_the_foot_names_seeds_iterations_and_data() -> None:
     assert told_scale(planned("fig4a", "paper"), "paper") == (
         "scale: paper; seeds 0–4; 10000 iterations; concentric_sphere2; 32 channels"
     )
+
+
+@pytest.mark.parametrize(("niter", "first", "last"), [(None, 975, 6825), (800, 100, 700), (2, 1, 1)])
+def test_moments_of_figure_5_are_eighths_of_its_run(niter: int | None, first: int, last: int) -> None:
+    plan = make_plan(plan_of("fig5", "paper", niter), identify=lambda *_, **__: {})
+    moments = [run.options.niter for run in plan.runs if run.grid == plans.MOMENTS]
+    assert moments[0] == first
+    assert moments[-1] == last
+    assert len({run.options.niter for run in whole(plan)}) == 1
