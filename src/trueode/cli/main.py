@@ -103,9 +103,10 @@ def _run(command: str, argv: list[str], prog: str) -> int:
         return 0
     for notice in notices(options, given):
         print(f"note: {notice}", file=sys.stderr)
-    gc.disable()  # imports make a million objects, all of which live on: looking for garbage among them takes its time
+    gc.disable()  # imports make a million objects, all of which live on: looking for garbage among them takes its time, here and later
     from trueode import experiment
 
+    gc.freeze()
     gc.enable()
     if options.phase == "infer":
         code: int = experiment.infer(options, given)

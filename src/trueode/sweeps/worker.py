@@ -6,6 +6,7 @@ once: what it has not saved is done again by whoever goes on.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -27,6 +28,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what is printed outside of runs must not look like an answer
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 - line by line, for the log of a run that is killed
+    from trueode import experiment  # noqa: F401 - before the first job: its objects live on, and are not looked at again
+
+    gc.freeze()
     jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(sys.stdin, jobs), daemon=True).start()
     while True:

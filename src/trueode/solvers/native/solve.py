@@ -20,7 +20,7 @@ from trueode.solvers.control import Reduce
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.native import library
-from trueode.solvers.native.library import Chosen, Kernel, Solve
+from trueode.solvers.native.library import LAYER, Chosen, Kernel, Solve
 from trueode.solvers.saving import SavePoints
 from trueode.solvers.solution import Counter
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
@@ -194,6 +194,8 @@ class _Run:
         self.tape: _Tape | None = None
         self.capacity = self.calls = 0
         self.keep = NOTHING
+        self.addresses: list[int] = []
+        self.values: list[int] = []
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> tuple[Tensor, Tensor]:
         """The final state and the saved ones, ``(saved, batch, width)``; of stages no more are kept than is worth it."""
@@ -292,11 +294,12 @@ class _Run:
         return start, found
 
     def _solve(self, z: Tensor, layers: Any, keep: int) -> Solve:
-        method, n_steps, saved = self.method, max(len(self.grid) - 1, 0), self.saved
-        flops = 2 * self.products * len(z) * max(n_steps, 8) * method.n_stages
+        method, n_steps, saved = self.method, max(self.grid.shape[0] - 1, 0), self.saved
+        batch, width = z.shape
+        flops = 2 * self.products * batch * max(n_steps, 8) * method.n_stages
         threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
         solve = Solve(
-            len(z), z.shape[1], len(self.stack.layers), n_steps, method.n_stages, len(saved), keep, threads, self.capacity, self.each,
+            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(saved), keep, threads, self.capacity, self.each,
             self.clock.t0, self.clock.t1,
             addressof(layers), *method.addresses, self.grid.data_ptr(),
         )  # fmt: skip
@@ -306,6 +309,16 @@ class _Run:
         return solve
 
     def _layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
+        """The layers as the kernel takes them; the backward pass meets those of the forward pass, where nothing moved them."""
+        addresses = list(map(_address, tensors))
+        if addresses != self.addresses:
+            self.addresses, self.values = addresses, self._described(tensors)
+        values = (c_int64 * len(self.values))(*self.values)
+        for i, gradient in enumerate(gradients):
+            values[len(LAYER) * (i // 3 + 1) - 3 + i % 3] = _address(gradient)
+        return values
+
+    def _described(self, tensors: Sequence[Tensor | None]) -> list[int]:
         values: list[int] = []
         self.products = 0  # of a sample, as if there were all rows that the taps ask for
         widths = self.stack.widths(self.width)
@@ -319,8 +332,8 @@ class _Run:
             values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
             values.append(0 if time_weight is None else time_weight.stride(0))
             values += ACTIVATIONS[each.activation], weight.data_ptr(), bias.data_ptr(), _address(time_weight)
-            values += map(_address, gradients[3 * i : 3 * i + 3] or (None, None, None))
-        return (c_int64 * len(values))(*values)
+            values += 0, 0, 0  # addresses of gradients
+        return values
 
 
 def _address(x: Tensor | None) -> int:
