@@ -98,10 +98,17 @@ def with_threads(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "NPROC": str(threads)}
 
 
-def told(script: str, *words: str, threads: int | None = None) -> Any:
-    """The JSON that a script of this folder prints, in a process of its own; threads: as many as it takes by itself."""
+def told(script: str, *words: str, threads: int | None = None, settings: Mapping[str, str] | None = None) -> Any:
+    """The JSON that a script of this folder prints, in a process of its own.
+
+    Args:
+        script: its name.
+        words: its arguments.
+        threads: as many as it takes by itself if this is None.
+        settings: further variables of its environment.
+    """
     command = [sys.executable, str(HERE / script), *words]
-    environment = None if threads is None else with_threads(threads)
+    environment = {**(os.environ if threads is None else with_threads(threads)), **(settings or {})}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, start_new_session=True)
     return json.loads(done.stdout)
 
