@@ -254,11 +254,11 @@ static int NAME(gather_weights)(void *context, int64_t channel) {
 static int NAME(convolution_gradient)(const Convolution *task) {
     Images in = NAME(tiled)(task);
     in.parts = larger(1, smaller(in.tiles / TILES_EACH_SUM, MOST_PARTS));
-    in.sums = borrow(in.parts * (POINTS * task->fan_in + 1) * task->fan_out * sizeof(T));
+    in.sums = aligned(in.parts * (POINTS * task->fan_in + 1) * task->fan_out * sizeof(T));
     if (!in.sums) return NO_MEMORY;
     int code = in_parallel(NAME(sum_tiles), &in, in.parts, task->threads);
     if (!code) code = in_parallel(NAME(gather_weights), &in, task->fan_in + 1, task->threads);
-    give_back(in.sums);
+    free(in.sums);
     return code;
 }
 

@@ -13,7 +13,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 /* Identity and those activations whose derivative follows from their value come first. */
@@ -178,33 +177,6 @@ static int in_parallel(int (*work)(void *, int64_t), void *context, int64_t part
 static void *aligned(size_t bytes) {
     void *found = NULL;
     return posix_memalign(&found, 64, bytes ? bytes : 64) ? NULL : found;
-}
-
-/* Memory that is kept from call to call. Freeing so much would let malloc take the caller's tensors from its heap from then on,
- * which never gives back what lies between those that live on. */
-static struct {
-    void *_Atomic memory;
-    size_t bytes;
-    atomic_flag lent;
-} workspace = {NULL, 0, ATOMIC_FLAG_INIT};
-
-static void *borrow(size_t bytes) {
-    if (atomic_flag_test_and_set(&workspace.lent)) return aligned(bytes); /* another thread has it */
-    if (workspace.bytes < bytes) {
-        if (workspace.memory) munmap(workspace.memory, workspace.bytes);
-        workspace.memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (workspace.memory == MAP_FAILED) workspace.memory = NULL;
-        workspace.bytes = workspace.memory ? bytes : 0;
-    }
-    if (!workspace.memory) atomic_flag_clear(&workspace.lent);
-    return workspace.memory;
-}
-
-static void give_back(void *memory) {
-    if (memory == workspace.memory)
-        atomic_flag_clear(&workspace.lent);
-    else
-        free(memory);
 }
 
 /* ---- the choice of steps: as in control.py, which gives the sources ---- */
