@@ -1,4 +1,4 @@
-"""What an audit costs beside the training of a torchdiffeq model, on one thread: prints both in seconds, as JSON.
+"""What an audit costs beside the training of a torchdiffeq model: prints both in seconds, as JSON.
 
 Two hundred training iterations of Sphere2 (Euler, h = 1/64, batch 128), then the audit of that model on 1000 samples.
 """
@@ -34,7 +34,6 @@ class Classifier(nn.Module):
 
 def main() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     points, labels = map(torch.from_numpy, concentric_spheres(4000, 2, np.random.default_rng(0)))
     x, model = points.float(), Classifier()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
