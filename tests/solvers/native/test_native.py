@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,6 +19,7 @@ from trueode.errors import SolveError
 from trueode.fields import ConvField
 from trueode.layers import Layer, LayerStack
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, OnGrid, Solution, Solver, native, solve
+from trueode.solvers.native import library
 from trueode.solvers.native import solve as kernel
 from trueode.solvers.stack import stack_field
 
@@ -223,16 +227,44 @@ def test_the_number_of_threads_plays_no_role(dtype: torch.dtype, name: str) -> N
     solvers: list[Solver] = [FixedStep("rk4", n_steps=9), Adaptive("dopri5", 1e-4, 1e-4)]
     solvers += [Adaptive("bosh3", 1e-4, 1e-4, per_sample=True)]
     with native.using(name):
+        active = library.kernel()
+        assert active is not None
         for solver in solvers:
             try:
                 found = []
-                for threads in (1, 2, 3, 7):
-                    torch.set_num_threads(threads)
-                    found.append(results(field, z0, solver)[1])
+                for whose in {library.threads_of_torch(), None}:  # and helpers of our own
+                    active.library.trueode_share(whose)
+                    for threads in (1, 2, 3, 7):
+                        torch.set_num_threads(threads)
+                        found.append(results(field, z0, solver)[1])
             finally:
                 torch.set_num_threads(before)
+                active.library.trueode_share(library.threads_of_torch())
             for others in found[1:]:
                 assert all(torch.equal(x, y) for x, y in zip(found[0], others, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_a_fork_of_a_process_that_has_used_threads_solves() -> None:
+    """OpenMP's threads do not live on in it, and waiting for them would never end."""
+    script = """
+import os, signal, torch
+from trueode import FixedStep, solve
+from trueode.fields import build_field
+torch.set_num_threads(2)
+field, z0 = build_field("linear_odenet", (2,), 32, "tanh"), torch.rand(500, 2)
+def solved():
+    with torch.no_grad():
+        return solve(field, z0, solver=FixedStep("rk4", n_steps=50)).z
+first = solved()
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    os._exit(0 if torch.equal(solved(), first) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert torch.equal(solved(), first)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", SETS)

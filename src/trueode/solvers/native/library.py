@@ -13,6 +13,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 VARIABLE = "TRUEODE_NATIVE"  # of the environment: "off", the name of an instruction set, or the path of another build
 
 
@@ -129,7 +131,17 @@ def _load() -> tuple[Any, str]:
     library.trueode_sizes(sizes)
     if list(sizes) != [8 * len(LAYER), *(ctypes.sizeof(each) for each in structures)]:
         return None, f"{found[0].name} was built from another version of the source: install the package again"
+    library.trueode_share(threads_of_torch())
     return library, ""
+
+
+@cache
+def threads_of_torch() -> int | None:
+    """The address of the function that gives work to the threads of PyTorch; None where OpenMP does not have them."""
+    try:
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def declare(library: Any) -> None:
@@ -146,6 +158,8 @@ def declare(library: Any) -> None:
     library.trueode_has.restype = c_int
     library.trueode_name.argtypes = (c_int64,)
     library.trueode_name.restype = c_char_p
+    library.trueode_share.argtypes = (c_void_p,)
+    library.trueode_share.restype = None
     library.trueode_sizes.argtypes = (POINTER(c_int64),)
     library.trueode_sizes.restype = None
 

@@ -78,7 +78,8 @@ enum { POINTS = 36, TILES_AT_ONCE = 16, TILES_SUMMED = 32, TILES_EACH = 64, TILE
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* ---- threads: helpers that sleep until the next call; those that stay awake would compete with PyTorch's own ---- */
+/* ---- threads: those of PyTorch, where OpenMP has them; others would compete with them, which wait actively for a while after
+ * each operation. Otherwise helpers that sleep until the next call. ---- */
 
 typedef struct {
     int (*work)(void *context, int64_t part);
@@ -101,7 +102,13 @@ static int64_t n_helpers;
 static atomic_flag in_use = ATOMIC_FLAG_INIT; /* by a call; other threads that call meanwhile work alone */
 static atomic_int process;                     /* that has the helpers; after a fork there are none */
 
-static void do_parts(Job *job) {
+/* GOMP_parallel: `work` by as many threads. After a fork its threads are gone, and it would wait for them. */
+typedef void (*Parallel)(void (*work)(void *), void *context, unsigned threads, unsigned flags);
+static Parallel pool;
+static int pool_process;
+
+static void do_parts(void *context) {
+    Job *job = context;
     for (;;) {
         int64_t part = atomic_fetch_add(&job->next, 1);
         if (part >= job->parts) return;
@@ -156,7 +163,9 @@ static int in_parallel(int (*work)(void *, int64_t), void *context, int64_t part
         n_helpers = 0;
         atomic_flag_clear(&in_use);
     }
-    if (wanted > 0 && !atomic_flag_test_and_set(&in_use)) {
+    if (wanted > 0 && pool && pool_process == me)
+        pool(do_parts, &job, wanted + 1, 0);
+    else if (wanted > 0 && !atomic_flag_test_and_set(&in_use)) {
         start_helpers(wanted);
         wanted = smaller(wanted, n_helpers);
         for (int64_t i = 0; i < wanted; i++) {
@@ -355,6 +364,12 @@ int trueode_has(int64_t set) {
     if (set == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
     return 1;
+}
+
+/* Which threads to take: of an OpenMP library by its GOMP_parallel, or, if that is NULL, helpers of our own. */
+void trueode_share(Parallel its) {
+    pool = its;
+    pool_process = (int)getpid();
 }
 
 const char *trueode_name(int64_t set) { return sets[set].name; }
