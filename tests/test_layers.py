@@ -13,6 +13,7 @@ FLOORS = {
     "catalog": 0,
     "layers": 0,
     "seeds": 0,
+    "interrupts": 0,
     "options": 0.5,  # of the same floor, above its single files
     "solvers": 1,
     "fields": 1,
@@ -33,7 +34,7 @@ FLOORS = {
     "__init__": 8,
     "__main__": 9,
 }
-TORCHLESS = ("errors", "catalog", "layers", "seeds", "options", "figures", "cli", "__init__", "__main__")
+TORCHLESS = ("errors", "catalog", "layers", "seeds", "interrupts", "options", "figures", "cli", "__init__", "__main__")
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from trueode.errors import UsageError
+from trueode.interrupts import interrupts
 from trueode.options import Options
 from trueode.solvers import get_tableau
 from trueode.sweeps.bar import Bar
@@ -65,7 +62,7 @@ def run_sweep(
         if todo:
             pool = _workers(workers, scheduler, len(todo), directory)
             try:
-                with _interrupts() as interrupted:
+                with interrupts() as interrupted:
                     code = session.carry_out(pool, interrupted)
             finally:
                 pool.close()
@@ -159,22 +156,3 @@ def weight(options: Options) -> float:
         length = options.t_end or 1.0
         evaluations = max(length / options.training_step(length), 1.0) * get_tableau(options.method).advancing_stages
     return options.niter * (evaluations + ITERATION)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question; a second one stops at once."""
-    seen: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    main = threading.current_thread() is threading.main_thread()  # in others, signals are not ours to handle
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM) if main}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

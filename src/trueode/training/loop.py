@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,6 +17,7 @@ from trueode.data import Batch, Batches, Dataset
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
 from trueode.evaluation import Task, evaluate, finer_solver, to_device
+from trueode.interrupts import interrupts
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solution, Solver
 from trueode.solvers.clock import seconds
@@ -115,7 +112,7 @@ def train(
     begin = time.perf_counter() - state.seconds
     if state.iteration < schedule.niter + state.extra:
         state.certificate = None  # it was of the model before it is trained on
-    with _interrupts() as interrupted:
+    with interrupts() as interrupted:
         for batch, whole in batches.from_iteration(state.iteration):
             if state.iteration >= schedule.niter + state.extra:
                 break
@@ -297,22 +294,3 @@ def _shared(model: NeuralODE, ranks: Ranks) -> nn.Module:
     # Gradients of (1, n, 1) may have other strides than their weights, which are the same memory.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return nn.parallel.DistributedDataParallel(model, device_ids=devices)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks; a second one stops at once."""
-    seen: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    main = threading.current_thread() is threading.main_thread()  # in others, signals are not ours to handle
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM) if main}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
