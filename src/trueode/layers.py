@@ -9,15 +9,16 @@ if TYPE_CHECKING:
 
 
 class Layer(NamedTuple):
-    """One layer ``activation(x @ weight + bias + t * time_weight)`` on rows ``x``.
+    """One layer ``activation(weight @ x + bias + t * time_weight)`` on rows ``x``.
 
     A state of ``width`` numbers is read as ``width / in`` rows of ``in`` numbers, so that a pointwise (kernel 1)
     convolution over a channels-last signal is one small matrix applied to every row. A wider convolution has a matrix for
-    each of its taps: row ``r`` becomes the sum over them of ``x[r + tap - taps // 2] @ weight[tap]``, without those rows that
-    there are not.
+    each of its taps: row ``r`` becomes the sum over them of ``weight[..., tap] @ x[r + tap - taps // 2]``, without those rows
+    that there are not.
 
     Attributes:
-        weight: ``(in, out)``, or ``(taps, in, out)`` with an odd number of taps.
+        weight: ``(out, in)`` or ``(out, in, taps)`` with an odd number of taps, as `torch.nn.Linear` and `torch.nn.Conv1d`
+            hold it: their parameters are taken as they are, without a view that autograd would have to record.
         bias: ``(out,)``.
         activation: a name of ``catalog.ACTIVATIONS``, or ``"identity"``.
         time_weight: ``(out,)``, or None when the layer does not see the time.
@@ -31,7 +32,12 @@ class Layer(NamedTuple):
     @property
     def taps(self) -> int:
         """How many rows a row of the output sees."""
-        return self.weight.shape[0] if self.weight.dim() == 3 else 1
+        return self.weight.shape[2] if self.weight.dim() == 3 else 1
+
+    @property
+    def matrix(self) -> Tensor:
+        """``(taps * in, out)``, by which a row and its neighbours side by side are multiplied from the right."""
+        return self.weight.t() if self.weight.dim() == 2 else self.weight.permute(2, 1, 0).flatten(0, 1)
 
 
 class LayerStack(NamedTuple):
@@ -50,6 +56,6 @@ class LayerStack(NamedTuple):
         """How many numbers enter each of the layers for a state of ``width`` numbers."""
         widths = [width]
         for layer in self.layers[:-1]:
-            *_, fan_in, fan_out = layer.weight.shape
+            fan_out, fan_in, *_ = layer.weight.shape
             widths.append(widths[-1] // fan_in * fan_out)
         return widths

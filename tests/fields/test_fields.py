@@ -36,16 +36,16 @@ def seeded(field: nn.Module) -> nn.Module:
 
 
 def apply_stack(stack: LayerStack, t: Tensor | float, z: Tensor) -> Tensor:
-    """The stack by its documented meaning: rows of `in` numbers, times a matrix for each tap."""
+    """The stack by its documented meaning: rows of `in` numbers, a matrix for each tap times them."""
     moved = z.movedim(1, -1) if stack.channels_last else z
     batch = z.shape[0]
     x = moved.reshape(batch, -1)
     for weight, bias, activation, time_weight in stack.layers:
-        rows = x.reshape(batch, -1, weight.shape[-2])
+        rows = x.reshape(batch, -1, weight.shape[1])
         if weight.dim() == 3:
-            rows = F.conv1d(rows.movedim(1, 2), weight.permute(2, 1, 0), padding=len(weight) // 2).movedim(2, 1) + bias
+            rows = F.conv1d(rows.movedim(1, 2), weight, padding=weight.shape[2] // 2).movedim(2, 1) + bias
         else:
-            rows = rows @ weight + bias
+            rows = F.linear(rows, weight, bias)
         if time_weight is not None:
             time = torch.as_tensor(t, dtype=z.dtype)
             rows = rows + (time.reshape(batch, 1, 1) if time.dim() else time) * time_weight

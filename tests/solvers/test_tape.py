@@ -36,7 +36,7 @@ class Stack(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         widths = [2, 6, 5, 2]
-        self.weights = nn.ParameterList(torch.randn(a, b).double() / 2 for a, b in itertools.pairwise(widths))
+        self.weights = nn.ParameterList(torch.randn(b, a).double() / 2 for a, b in itertools.pairwise(widths))
         self.biases = nn.ParameterList(torch.randn(b).double() / 2 for b in widths[1:])
         self.time_weight = nn.Parameter(torch.randn(6).double()) if timed else None
         self.activation, self.tells = activation, tells

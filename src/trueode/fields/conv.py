@@ -101,14 +101,8 @@ class ConvField(nn.Module):
         (w1, b1), (w2, b2), (w3, b3) = ((conv.weight, conv.bias) for conv in (self.conv1, self.conv2, self.conv3))
         if state_shape[1] != self.channels or state_shape[2] == 0 or b1 is None or b2 is None or b3 is None:
             return None
-        first, time_weight = w1.squeeze(2), None
+        time_weight = None
         if self.time_dependent:
-            first, time_weight = first[:, :-1], first[:, -1]
-        return LayerStack(
-            (
-                Layer(first.t(), b1, self.act, time_weight),
-                Layer(w2.permute(2, 1, 0), b2, self.act),
-                Layer(w3.squeeze(2).t(), b3, "identity"),
-            ),
-            channels_last=True,
-        )
+            w1, time_weight = w1[:, :-1], w1[:, -1, 0]
+        layers = Layer(w1, b1, self.act, time_weight), Layer(w2, b2, self.act), Layer(w3, b3, "identity")
+        return LayerStack(layers, channels_last=True)

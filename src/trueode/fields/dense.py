@@ -68,8 +68,8 @@ class DenseField(nn.Module):
             first, time_weight = first[:, :-1], first[:, -1]
         return LayerStack(
             (
-                Layer(first.t(), self.linear1.bias, self.act, time_weight),
-                Layer(self.linear2.weight.t(), self.linear2.bias, self.act),
-                Layer(self.linear3.weight.t(), self.linear3.bias, "identity"),
+                Layer(first, self.linear1.bias, self.act, time_weight),
+                Layer(self.linear2.weight, self.linear2.bias, self.act),
+                Layer(self.linear3.weight, self.linear3.bias, "identity"),
             )
         )

@@ -66,7 +66,7 @@ class SequentialField(nn.Module):
         for module in modules:
             if type(module) is nn.Linear:
                 bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
-                layers.append(Layer(module.weight.t(), bias, "identity"))
+                layers.append(Layer(module.weight, bias, "identity"))
             elif (name := _activation(module)) is None or not layers or layers[-1].activation != "identity":
                 return None
             else:
@@ -75,9 +75,9 @@ class SequentialField(nn.Module):
             return None
         if self.time_dependent:
             first = layers[0]
-            layers[0] = first._replace(weight=first.weight[:-1], time_weight=first.weight[-1])
-        widths = [prod(state_shape[1:]), *(layer.weight.shape[1] for layer in layers)]
-        fits = all(layer.weight.shape[0] == width for layer, width in zip(layers, widths, strict=False))
+            layers[0] = first._replace(weight=first.weight[:, :-1], time_weight=first.weight[:, -1])
+        widths = [prod(state_shape[1:]), *(layer.weight.shape[0] for layer in layers)]
+        fits = all(layer.weight.shape[1] == width for layer, width in zip(layers, widths, strict=False))
         return LayerStack(tuple(layers)) if fits and widths[-1] == widths[0] else None
 
 

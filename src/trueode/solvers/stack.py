@@ -101,15 +101,16 @@ def stack_field(stack: LayerStack) -> Field:
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         x = z
-        for weight, bias, activation, time_weight in layers:
-            per_sample = x.shape[1] // weight.shape[-2]
-            rows = x.reshape(x.shape[0] * per_sample, weight.shape[-2])
-            if weight.dim() == 3:
-                rows, weight = _windows(rows, per_sample, len(weight)), weight.flatten(0, 1)
-            rows = torch.addmm(shift(bias, time_weight, t, per_sample), rows, weight)
-            if activation != "identity":
-                rows = ACTIVATIONS[activation].apply(rows)
-            x = rows.view(x.shape[0], per_sample * weight.shape[1])
+        for layer in layers:
+            fan_out, fan_in, *_ = layer.weight.shape
+            per_sample = x.shape[1] // fan_in
+            rows = x.reshape(x.shape[0] * per_sample, fan_in)
+            if layer.taps > 1:
+                rows = _windows(rows, per_sample, layer.taps)
+            rows = torch.addmm(shift(layer.bias, layer.time_weight, t, per_sample), rows, layer.matrix)
+            if layer.activation != "identity":
+                rows = ACTIVATIONS[layer.activation].apply(rows)
+            x = rows.view(x.shape[0], per_sample * fan_out)
         return x
 
     return field
@@ -122,16 +123,18 @@ def _windows(x: Tensor, per_sample: int, taps: int) -> Tensor:
 
 
 def dense(stack: LayerStack, width: int) -> LayerStack | None:
-    """The stack for states of a width, its convolutions as one matrix each; None where calling the field takes less time."""
+    """The stack for states of a width, its weights matrices, those of convolutions too; None where calling the field takes less time."""
     layers = []
     for layer in stack.layers:
-        *_, fan_in, fan_out = layer.weight.shape
+        fan_out, fan_in, *_ = layer.weight.shape
         rows = width // fan_in
         if layer.taps > 1:
             if not (rows <= layer.taps or rows * fan_out <= WIDEST_DENSE):
                 return None
             time_weight = None if layer.time_weight is None else layer.time_weight.repeat(rows)
             layer = Layer(dense_convolution(layer.weight, rows), layer.bias.repeat(rows), layer.activation, time_weight)
+        elif layer.weight.dim() == 3:
+            layer = layer._replace(weight=layer.weight.squeeze(2))
         layers.append(layer)
         width = rows * fan_out
     return stack._replace(layers=tuple(layers))
@@ -149,12 +152,12 @@ def dense_convolution(weight: Tensor, rows: int) -> Tensor:
     """A convolution along the rows as one matrix on samples of so many of them.
 
     Args:
-        weight: ``(taps, in, out)``, as in `Layer`.
+        weight: ``(out, in, taps)``, as in `Layer`.
         rows: of a sample.
 
     Returns:
-        ``(rows * in, rows * out)``, to be multiplied from the right; block (j, m) is ``weight[j - m + taps // 2]``.
+        ``(rows * out, rows * in)``; block (m, j) is ``weight[..., j - m + taps // 2]``.
     """
-    taps, fan_in, fan_out = weight.shape
-    blocks = _reach(rows, taps, weight.dtype, weight.device) @ weight.reshape(taps, -1)
-    return blocks.view(rows, rows, fan_in, fan_out).transpose(1, 2).reshape(rows * fan_in, rows * fan_out)
+    fan_out, fan_in, taps = weight.shape
+    blocks = _reach(rows, taps, weight.dtype, weight.device) @ weight.permute(2, 0, 1).reshape(taps, -1)
+    return blocks.view(rows, rows, fan_out, fan_in).permute(1, 2, 0, 3).reshape(rows * fan_out, rows * fan_in)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any, Protocol
 
 import torch
@@ -90,10 +91,7 @@ class _Fused(ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a copy of a saved state."""
-        self.state = {
-            int(number): {name: value.clone() for name, value in state.items()}
-            for number, state in state_dict["state"].items()
-        }
+        self.state = {int(number): state for number, state in deepcopy(state_dict["state"]).items()}
 
 
 class FusedAdam(_Fused):
@@ -104,14 +102,16 @@ class FusedAdam(_Fused):
     EPS = 1e-8
 
     def new_state(self, param: Tensor) -> dict[str, Tensor]:
-        """Steps done, and the two moments."""
+        """Steps done, one tensor for all parameters that begin together, and the two moments."""
+        begin = (state["step"] for state in self.state.values() if not state["step"])
         moments = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in range(2))
-        return {"step": torch.zeros(()), **dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))}
+        return {"step": next(begin, torch.zeros(())), **dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))}
 
     def update(self, params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]]) -> None:
         """Algorithm 1, for all parameters at once."""
         first, second, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        torch._foreach_add_(steps, 1)
+        for step in {id(step): step for step in steps}.values():
+            step += 1
         torch._fused_adam_(
             params, gradients, first, second, [], steps,
             lr=self.lr, beta1=self.BETAS[0], beta2=self.BETAS[1], weight_decay=self.weight_decay, eps=self.EPS,

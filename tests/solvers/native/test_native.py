@@ -64,7 +64,7 @@ class Field(nn.Module):
     def layer_stack(self, shape: torch.Size) -> LayerStack:
         times = [self.time_weight, *[None] * len(self.activations)]
         rows = zip(self.weights, self.biases, self.activations, times, strict=False)
-        return LayerStack(tuple(Layer(w.permute(*range(w.dim())[::-1]), b, a, t) for w, b, a, t in rows))
+        return LayerStack(tuple(Layer(*row) for row in rows))
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return stack_field(self.layer_stack(z.shape))(t, z)

@@ -57,10 +57,11 @@ class Tape:
         batch, width = z.shape
         self._shapes = []
         for layer in self.layers:
-            fan_in, fan_out = layer.weight.shape
+            fan_out, fan_in = layer.weight.shape
             rows = batch * (width // fan_in)
             self._shapes.append((rows, fan_in, fan_out))
             width = width // fan_in * fan_out
+        self._matrices = [layer.matrix for layer in self.layers]
         self._state_shape = z.shape
         self._activations = [ACTIVATIONS[layer.activation] for layer in self.layers[:-1]]
         self._keeps_input = [not activation.from_output for activation in self._activations]
@@ -80,10 +81,10 @@ class Tape:
         chunk.x[0][i].copy_(z.view(chunk.x[0][i].shape))
         for j, activation in enumerate(self._activations):
             layer, y = self.layers[j], chunk.y[j][i]
-            torch.addmm(shift(layer.bias, layer.time_weight, t, 1), chunk.x[j][i], layer.weight, out=y)
+            torch.addmm(shift(layer.bias, layer.time_weight, t, 1), chunk.x[j][i], self._matrices[j], out=y)
             activation.write(y, chunk.activated[j][i])
         last = self.layers[-1]
-        k = torch.addmm(shift(last.bias, last.time_weight, t, 1), chunk.x[-1][i], last.weight)
+        k = torch.addmm(shift(last.bias, last.time_weight, t, 1), chunk.x[-1][i], self._matrices[-1])
         return k.view(self._state_shape)
 
 
@@ -92,7 +93,6 @@ class _Gradients:
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
-        self._transposed = [layer.weight.t() for layer in tape.layers]
         self._shapes = tape._shapes
         self._pulled = [tape._like.new_empty(tape.slots, rows, out) for rows, _, out in tape._shapes]
         self._slots = [buffer.unbind(0) for buffer in self._pulled]
@@ -119,11 +119,11 @@ class _Gradients:
         g.copy_(gradient.view(g.shape))
         for j in range(last, 0, -1):
             below = self._slots[j - 1][i]
-            pulled = torch.mm(g, self._transposed[j]).view(below.shape)
+            pulled = torch.mm(g, tape.layers[j].weight).view(below.shape)
             saved = chunk.y[j - 1][i] if tape._keeps_input[j - 1] else chunk.activated[j - 1][i]
             tape._activations[j - 1].pull_back(pulled, saved, below)
             g = below
-        return torch.mm(g, self._transposed[0]).view(gradient.shape)
+        return torch.mm(g, self._tape.layers[0].weight).view(gradient.shape)
 
     def flush(self) -> None:
         """Add the products of the slots pulled back so far to the gradients of the weights."""
@@ -136,7 +136,7 @@ class _Gradients:
             pulled, count = self._pulled[j][start:stop], (stop - start) * rows
             flat = pulled.view(count, fan_out)
             gradient = self.layers[j]
-            gradient.weight.addmm_(chunk.inputs[j][start:stop].view(count, fan_in).t(), flat)
+            gradient.weight.addmm_(flat.t(), chunk.inputs[j][start:stop].view(count, fan_in))
             if gradient.time_weight is None:
                 gradient.bias.add_(flat.sum(0))
             else:

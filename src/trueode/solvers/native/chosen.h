@@ -116,7 +116,7 @@ static int NAME(together)(Together *all, int piece, Span span, double *norm) {
 static int NAME(choose_together)(Chosen *chosen) {
     Solve *solve = &chosen->solve;
     Together all = {.chosen = chosen};
-    int code = NAME(make_plan)(&all.plan, solve) || NAME(pack_weights)(&all.plan) ? NO_MEMORY : SUCCESS;
+    int code = NAME(make_plan)(&all.plan, solve) || NAME(pack_weights)(&all.plan, 0) ? NO_MEMORY : SUCCESS;
     if (code) return code;
     int64_t n = 2 * solve->width, vectors = all.plan.blocks * n;
     double length = fabs(solve->t1 - solve->t0), theta = 0, dtheta, norm[2], ratio;
@@ -289,7 +289,7 @@ static int NAME(apart_part)(void *context, int64_t part) {
 static int NAME(choose_apart)(Chosen *chosen) {
     const Solve *solve = &chosen->solve;
     Apart apart = {.chosen = chosen};
-    int code = NAME(make_plan)(&apart.plan, solve) || NAME(pack_weights)(&apart.plan) ? NO_MEMORY : SUCCESS;
+    int code = NAME(make_plan)(&apart.plan, solve) || NAME(pack_weights)(&apart.plan, 0) ? NO_MEMORY : SUCCESS;
     if (code) return code;
     apart.trace = make_trace(solve->batch);
     code = apart.trace ? in_parallel(NAME(apart_part), &apart, apart.plan.parts, solve->threads) : NO_MEMORY;

@@ -77,8 +77,8 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     return 0;
 }
 
-/* Packs the weights, for a plan that is to be carried out. */
-static int NAME(pack_weights)(Plan *plan) {
+/* Packs the weights, for a plan that is to be carried out forward or back. */
+static int NAME(pack_weights)(Plan *plan, int back) {
     const Solve *solve = plan->solve;
     int64_t n = solve->n_layers, numbers = 0, most = 0;
     for (int64_t j = 0; j < n; j++) {
@@ -102,14 +102,12 @@ static int NAME(pack_weights)(Plan *plan) {
         free_place = packed->bias + 2 * o;
         int64_t in = layer->stride_in, out = layer->stride_out;
         const T *last = weight + (taps - 1) * tap_stride;
-        if (NAME(is_pair)(plan->rows[j], taps)) {
-            T *room = plan->memory + numbers;
-            NAME(pack_pair)(weight, k, o, tap_stride, in, out, room, packed->forward);
-            NAME(pack_pair)(last, o, k, -tap_stride, out, in, room, packed->back);
-        } else {
-            NAME(pack)(weight, taps, k, o, tap_stride, in, out, packed->forward);
-            NAME(pack)(last, taps, o, k, -tap_stride, out, in, packed->back);
-        }
+        int forward = !back || solve->keep == KEEP_STATES || NAME(is_cheap)(solve, j), pair = NAME(is_pair)(plan->rows[j], taps);
+        T *room = plan->memory + numbers;
+        if (forward && pair) NAME(pack_pair)(weight, k, o, tap_stride, in, out, room, packed->forward);
+        if (forward && !pair) NAME(pack)(weight, taps, k, o, tap_stride, in, out, packed->forward);
+        if (back && pair) NAME(pack_pair)(last, o, k, -tap_stride, out, in, room, packed->back);
+        if (back && !pair) NAME(pack)(last, taps, o, k, -tap_stride, out, in, packed->back);
         for (int64_t i = 0; i < o; i++) packed->bias[i] = ((const T *)layer->bias)[i * layer->bias_stride];
         for (int64_t i = 0; packed->time && i < o; i++)
             packed->time[i] = ((const T *)layer->time_weight)[i * layer->time_stride];
@@ -323,7 +321,7 @@ static int NAME(forward_part)(void *context, int64_t part) {
 
 static int NAME(forward)(const Solve *solve) {
     Plan plan;
-    if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan)) return NO_MEMORY;
+    if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 0)) return NO_MEMORY;
     int code = in_parallel(NAME(forward_part), &plan, plan.parts, solve->threads);
     NAME(free_plan)(&plan);
     return code;
@@ -524,8 +522,9 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
     NAME(store)(gradient, width, count, (T *)solve->g0 + first * width);
 }
 
-static int NAME(backward_part)(void *context, int64_t part) {
+static int NAME(backward_part)(void *context, int64_t number) {
     const Plan *plan = context;
+    int64_t part = plan->parts - 1 - number; /* the last one first: its tape was written last, and is still in the cache */
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, most = plan->group * solve->n_stages;
     int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + 2 * NAME(widest)(solve) + 2 * SUMS_HIGH;
@@ -539,25 +538,24 @@ static int NAME(backward_part)(void *context, int64_t part) {
 
 static int NAME(backward)(const Solve *solve) {
     Plan plan;
-    if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan)) return NO_MEMORY;
+    if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 1)) return NO_MEMORY;
     plan.part_sums = calloc(larger(1, plan.parts * plan.sums), sizeof(T));
     if (!plan.part_sums) return NAME(free_plan)(&plan), NO_MEMORY;
     int code = in_parallel(NAME(backward_part), &plan, plan.parts, solve->threads);
+    T *total = plan.part_sums; /* of the first part, to which the others are added */
+    for (int64_t part = 1; part < plan.parts; part++)
+        for (int64_t i = 0; i < plan.sums; i++) total[i] += plan.part_sums[part * plan.sums + i];
     for (int64_t j = 0; j < solve->n_layers; j++) {
         const Layer *layer = &solve->layers[j];
-        T *to[] = {layer->weight_gradient, layer->bias_gradient, layer->time_gradient};
-        int64_t sizes[] = {layer->taps * layer->fan_in * layer->fan_out, layer->fan_out, layer->time_weight ? layer->fan_out : 0};
-        int64_t at = plan.w_at[j];
-        for (int i = 0; i < 3; at += sizes[i], i++) {
-            if (!to[i]) continue;
-            for (int64_t m = 0; m < sizes[i]; m++) to[i][m] = 0;
-            for (int64_t part = 0; part < plan.parts; part++)
-                for (int64_t m = 0; m < sizes[i]; m++) to[i][m] += plan.part_sums[part * plan.sums + at + m];
-        }
-        int64_t each = layer->fan_in * layer->fan_out;
-        T *w0 = to[0];
-        if (w0 && NAME(is_pair)(plan.rows[j], layer->taps))
-            for (int64_t m = 0; m < each; m++) w0[each + m] -= w0[m] + w0[2 * each + m];
+        int64_t taps = layer->taps, n_in = layer->fan_in, n_out = layer->fan_out, each = n_in * n_out;
+        T *weight = total + plan.w_at[j], *bias = weight + taps * each, *found = layer->weight_gradient;
+        if (NAME(is_pair)(plan.rows[j], taps))
+            for (int64_t i = 0; i < each; i++) weight[each + i] -= weight[i] + weight[2 * each + i];
+        for (int64_t o = 0; found && o < n_out; o++)
+            for (int64_t k = 0; k < n_in; k++)
+                for (int64_t tap = 0; tap < taps; tap++) *found++ = weight[tap * each + k * n_out + o];
+        if (layer->bias_gradient) memcpy(layer->bias_gradient, bias, n_out * sizeof(T));
+        if (layer->time_gradient) memcpy(layer->time_gradient, bias + n_out, n_out * sizeof(T));
     }
     NAME(free_plan)(&plan);
     return code;

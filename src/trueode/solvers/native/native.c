@@ -27,7 +27,7 @@ typedef struct {
     int64_t fan_in, fan_out, taps, stride_in, stride_out, tap_stride, bias_stride, time_stride;
     int64_t activation;
     const void *weight, *bias, *time_weight; /* the last one may be NULL */
-    void *weight_gradient, *bias_gradient, *time_gradient; /* contiguous (taps, fan_in, fan_out), (fan_out), (fan_out) */
+    void *weight_gradient, *bias_gradient, *time_gradient; /* contiguous (fan_out, fan_in, taps), (fan_out), (fan_out) */
 } Layer;
 
 /* A solve for states (batch, width). Steps are given as fractions of the interval, as everywhere in this package. */

@@ -194,6 +194,7 @@ class _Run:
         self.tape: _Tape | None = None
         self.capacity = self.calls = 0
         self.keep = NOTHING
+        self.solve: Solve | None = None
         self.addresses: list[int] = []
         self.values: list[int] = []
 
@@ -202,7 +203,7 @@ class _Run:
         z, wide = z.detach(), z.dtype == torch.float64
         final, zs = torch.empty_like(z), z.new_empty(len(self.saved), *z.shape)
         self.capacity = len(self.grid) - 1
-        solve = self._solve(z, self._layers(tensors), keep)
+        self.solve = solve = self._solve(z, self._layers(tensors), keep)
         solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), zs.data_ptr()
         if keep:
             size = self.kernel.tape_size(wide, solve)
@@ -282,9 +283,11 @@ class _Run:
         """Gradients of the initial state and the layers from those of the final state and the saved ones."""
         gradient, start = gradient.contiguous(), torch.empty_like(gradient, memory_format=torch.contiguous_format)
         found = [None if x is None else x.new_empty(x.shape) for x in tensors]
-        solve = self._solve(gradient, self._layers(tensors, found), self.keep)
+        layers = self._layers(tensors, found)
+        solve = self.solve or self._solve(gradient, layers, self.keep)
         assert self.tape is not None
-        solve.g1, solve.g0, solve.tape = gradient.data_ptr(), start.data_ptr(), self.tape.address
+        solve.layers, solve.g1, solve.g0 = addressof(layers), gradient.data_ptr(), start.data_ptr()
+        solve.tape = self.tape.address
         if entering is not None:
             entering = entering.contiguous()
             solve.gs = entering.data_ptr()
@@ -326,8 +329,8 @@ class _Run:
             weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
             assert weight is not None
             assert bias is not None
-            *taps, fan_in, fan_out = weight.shape
-            *tap_stride, stride_in, stride_out = weight.stride()
+            fan_out, fan_in, *taps = weight.shape
+            stride_out, stride_in, *tap_stride = weight.stride()
             self.products += widths[i] * fan_out * (taps[0] if taps else 1)
             values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
             values.append(0 if time_weight is None else time_weight.stride(0))
