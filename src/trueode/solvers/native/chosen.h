@@ -1,19 +1,18 @@
 /* Solves that choose their steps, for the whole batch or for each sample; a part of kernel.h. */
 
 /* A trial step from z; k[0], the field there, is known. It leaves all stages in `k` (the last one of a method that is FSAL is the
- * field at the end), the state at the end in `after`, the estimate of the error in `error`; `slot` is room for a stage, `tape` for
- * what is kept of them, or NULL. */
-static void NAME(trial)(const Plan *plan, const Chosen *chosen, const Span *span, const vec *z, vec *k, vec *slot, vec *tape,
-                        vec *after, vec *error) {
+ * field at the end), the state at the end in `after`, the estimate of the error in `error`; tapes and `slot` are room for the
+ * stages, `on` vectors from a tape to the next. */
+static void NAME(trial)(const Plan *plan, const Chosen *chosen, const Span *span, const vec *z, vec *k, vec *tapes, int64_t on,
+                        vec *slot, vec *after, vec *error) {
     int64_t n = 2 * plan->solve->width, stages = chosen->n_stages;
     const vec zero = {0};
     for (int64_t i = 1; i < stages; i++) {
-        vec t[2];
-        NAME(combine)(z, span, chosen->a + i * stages, 1, i, k, slot, n);
-        if (i == stages - 1 && chosen->fsal) memcpy(after, slot, n * sizeof(vec));
+        vec *tape = tapes + i * on, t[2];
+        NAME(combine)(z, span, chosen->a + i * stages, 1, i, k, tape, n);
+        if (i == stages - 1 && chosen->fsal) memcpy(after, tape, n * sizeof(vec));
         NAME(stage_time)(plan->solve, span, chosen->c[i], t);
-        NAME(evaluate)(plan, t, slot, k + i * n);
-        if (tape) NAME(keep)(plan, slot, tape + i * plan->kept);
+        NAME(evaluate)(plan, t, tape, slot, k + i * n);
     }
     if (!chosen->fsal) NAME(combine)(z, span, chosen->b, 1, stages, k, after, n);
     for (int64_t m = 0; m < n; m++) error[m] = zero;
@@ -36,11 +35,11 @@ static void NAME(add_squares)(const Chosen *chosen, const vec *x, const vec *z, 
 }
 
 /* The field at one time, or at one for each sample. */
-static void NAME(field_at)(const Plan *plan, const Span *span, double c, const vec *z, vec *slot, vec *k) {
+static void NAME(field_at)(const Plan *plan, const Span *span, double c, const vec *z, vec *tape, vec *slot, vec *k) {
     vec t[2];
-    memcpy(slot, z, 2 * plan->solve->width * sizeof(vec));
+    memcpy(tape, z, 2 * plan->solve->width * sizeof(vec));
     NAME(stage_time)(plan->solve, span, c, t);
-    NAME(evaluate)(plan, t, slot, k);
+    NAME(evaluate)(plan, t, tape, slot, k);
 }
 
 /* Steps of the whole batch: the parts of the batch do a piece of work each, then the caller decides. */
@@ -60,9 +59,9 @@ static int NAME(together_part)(void *context, int64_t part) {
     const Solve *solve = plan->solve;
     const Chosen *chosen = all->chosen;
     int64_t n = 2 * solve->width, width = solve->width, stages = chosen->n_stages;
-    vec *k = aligned((n * (stages + 1) + plan->slot) * sizeof(vec)), sums[2];
+    vec *k = aligned((n * (stages + 1) + plan->kept + plan->slot) * sizeof(vec)), sums[2];
     if (!k) return NO_MEMORY;
-    vec *error = k + stages * n, *slot = error + n;
+    vec *error = k + stages * n, *own = error + n, *slot = own + plan->kept;
     double *norms = all->norms + 3 * part;
     norms[0] = norms[1] = 0;
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++) {
@@ -71,27 +70,25 @@ static int NAME(together_part)(void *context, int64_t part) {
         const T *each = (const T *)sums;
         /* The last stage of a method that is FSAL comes to lie where the first one of the next step has its place. */
         int kept = solve->keep == KEEP_STAGES;
-        vec *tape = kept ? (vec *)solve->tape + block * plan->tape_block + all->number * solve->n_stages * plan->kept : NULL;
+        vec *tape = kept ? (vec *)solve->tape + block * plan->tape_block + all->number * solve->n_stages * plan->kept : own;
         if (all->piece == START) {
             NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
-            NAME(field_at)(plan, &all->span, 0, z, slot, start);
-            if (tape) NAME(keep)(plan, slot, tape);
+            NAME(field_at)(plan, &all->span, 0, z, tape, slot, start);
             NAME(add_squares)(chosen, z, z, z, n, sums);
             for (int64_t s = 0; s < count; s++) norms[0] += each[s];
             NAME(add_squares)(chosen, start, z, z, n, sums);
         } else if (all->piece == FIRST) {
-            NAME(field_at)(plan, &all->span, 0, z, slot, start);
-            if (tape) NAME(keep)(plan, slot, tape);
+            NAME(field_at)(plan, &all->span, 0, z, tape, slot, start);
             continue;
         } else if (all->piece == PROBE) {
             const double whole = 1;
             NAME(combine)(z, &all->span, &whole, 1, 1, start, after, n);
-            NAME(field_at)(plan, &all->span, 1, after, slot, k);
+            NAME(field_at)(plan, &all->span, 1, after, own, slot, k);
             for (int64_t m = 0; m < n; m++) k[m] -= start[m];
             NAME(add_squares)(chosen, k, z, z, n, sums);
         } else {
             memcpy(k, start, n * sizeof(vec));
-            NAME(trial)(plan, chosen, &all->span, z, k, slot, tape, after, error);
+            NAME(trial)(plan, chosen, &all->span, z, k, tape, kept ? plan->kept : 0, slot, after, error);
             memcpy(all->end + block * n, k + (stages - 1) * n, n * sizeof(vec));
             NAME(add_squares)(chosen, error, z, after, n, sums);
         }
@@ -197,7 +194,8 @@ static int NAME(apart_block)(const Apart *apart, int64_t block, vec *scratch) {
     const Chosen *chosen = apart->chosen;
     int64_t n = 2 * solve->width, width = solve->width, stages = chosen->n_stages;
     int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
-    vec *z = scratch, *k = z + n, *after = k + stages * n, *error = after + n, *slot = error + n, sums[2], chosen_lanes[2];
+    vec *z = scratch, *k = z + n, *after = k + stages * n, *error = after + n, *tape = error + n, *slot = tape + plan->kept;
+    vec sums[2], chosen_lanes[2];
     const T *each = (const T *)sums;
     I *lanes = (I *)chosen_lanes;
     double length = fabs(solve->t1 - solve->t0), theta[BLOCK], target[BLOCK], dtheta[BLOCK], h0[BLOCK], d1[BLOCK];
@@ -206,7 +204,7 @@ static int NAME(apart_block)(const Apart *apart, int64_t block, vec *scratch) {
     NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
     for (int64_t s = 0; s < BLOCK; s++) theta[s] = target[s] = s < count ? 0 : 1, dtheta[s] = 0;
     Span span = NAME(span)(solve, 0, 0);
-    NAME(field_at)(plan, &span, 0, z, slot, k);
+    NAME(field_at)(plan, &span, 0, z, tape, slot, k);
     if (chosen->first_step > 0)
         for (int64_t s = 0; s < count; s++) dtheta[s] = chosen->first_step / length < 1 ? chosen->first_step / length : 1;
     else {
@@ -222,7 +220,7 @@ static int NAME(apart_block)(const Apart *apart, int64_t block, vec *scratch) {
         const double whole = 1;
         span = NAME(span_each)(solve, theta, target);
         NAME(combine)(z, &span, &whole, 1, 1, k, after, n);
-        NAME(field_at)(plan, &span, 1, after, slot, error);
+        NAME(field_at)(plan, &span, 1, after, tape, slot, error);
         for (int64_t m = 0; m < n; m++) error[m] -= k[m];
         NAME(add_squares)(chosen, error, z, z, n, sums);
         for (int64_t s = 0; s < count; s++) {
@@ -246,8 +244,8 @@ static int NAME(apart_block)(const Apart *apart, int64_t block, vec *scratch) {
             target[s] = theta[s] + 1.0001 * dtheta[s] >= 1 ? 1 : theta[s] + dtheta[s];
         }
         span = NAME(span_each)(solve, theta, target);
-        if (!known) NAME(field_at)(plan, &span, 0, z, slot, k);
-        NAME(trial)(plan, chosen, &span, z, k, slot, NULL, after, error);
+        if (!known) NAME(field_at)(plan, &span, 0, z, tape, slot, k);
+        NAME(trial)(plan, chosen, &span, z, k, tape, 0, slot, after, error);
         NAME(add_squares)(chosen, error, z, after, n, sums);
         for (int64_t s = 0; s < BLOCK; s++) {
             lanes[s] = 0;
@@ -278,7 +276,7 @@ static int NAME(apart_part)(void *context, int64_t part) {
     const Apart *apart = context;
     const Plan *plan = &apart->plan;
     int code = SUCCESS;
-    vec *scratch = aligned((2 * plan->solve->width * (apart->chosen->n_stages + 3) + plan->slot) * sizeof(vec));
+    vec *scratch = aligned((2 * plan->solve->width * (apart->chosen->n_stages + 3) + plan->kept + plan->slot) * sizeof(vec));
     if (!scratch) return NO_MEMORY;
     for (int64_t block = NAME(first_block)(plan, part); !code && block < NAME(first_block)(plan, part + 1); block++)
         code = NAME(apart_block)(apart, block, scratch);

@@ -1,15 +1,16 @@
 /* Solves with given steps, forward and back; a part of kernel.h. */
 
-/* The plan of a solve: where things lie, and who does what. */
+/* The plan of a solve: where things lie, and who does what. What is known of a stage lies in two places: on its tape what the
+ * backward pass cannot do without, in its slot what that computes again. */
 typedef struct {
     const Solve *solve;
     Packed *packed;
     T *memory;                     /* of the packed weights */
-    int64_t *rows, *x_at, *pre_at; /* of each layer: rows in a sample; where its input and what its activation sees lie in a slot */
+    int64_t *rows, *x_at, *pre_at; /* of each layer: rows in a sample; where its input and what its activation sees lie */
     int64_t *g_at, *w_at;          /* where the gradient of its output lies in a slot; its gradients in a part's sums */
     int64_t *x_sum, *g_sum;        /* of pairs: where the sum of both rows lies, of the input and of the gradient of the output */
-    int64_t kept;                  /* vectors of a slot that go to the tape */
-    int64_t slot, g_slot, sums;    /* sizes: vectors in a slot of a stage, and of its gradients; numbers in a part's sums */
+    int64_t kept, slot, g_slot;    /* sizes: vectors of a stage on the tape, in its slot, and of its gradients */
+    int64_t sums;                  /* numbers in a part's sums */
     int64_t blocks, parts, group;  /* group: steps whose gradients of the weights are taken together */
     T *part_sums;
     int64_t tape_block;            /* vectors of a block on the tape */
@@ -28,7 +29,7 @@ static int NAME(is_cheap)(const Solve *solve, int64_t j) {
 }
 
 static int NAME(make_plan)(Plan *plan, const Solve *solve) {
-    int64_t n = solve->n_layers, width = solve->width, at = 0, g_at = 0, sums = 0;
+    int64_t n = solve->n_layers, width = solve->width, slot = 0, g_at = 0, sums = 0;
     memset(plan, 0, sizeof *plan);
     plan->solve = solve;
     plan->rows = malloc(7 * n * sizeof(int64_t));
@@ -43,32 +44,29 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
         const Layer *layer = &solve->layers[j];
         int64_t rows = width / layer->fan_in, out = rows * layer->fan_out;
         plan->rows[j] = rows;
-        plan->x_at[j] = at;
-        at += 2 * width;
-        if (!NAME(is_cheap)(solve, j - 1)) plan->kept += 2 * width;
-        plan->pre_at[j] = at;
-        if (layer->activation >= SILU) {
-            at += 2 * out;
-            plan->kept += 2 * out;
-        }
+        int64_t *place = NAME(is_cheap)(solve, j - 1) ? &slot : &plan->kept;
+        plan->x_at[j] = *place;
+        *place += 2 * width;
+        plan->pre_at[j] = plan->kept;
+        if (layer->activation >= SILU) plan->kept += 2 * out;
         plan->g_at[j] = g_at;
         g_at += 2 * out;
-        plan->x_sum[j] = at;
+        plan->x_sum[j] = slot;
         plan->g_sum[j] = g_at;
         if (NAME(is_pair)(rows, layer->taps)) {
-            at += width;
+            slot += width;
             g_at += out;
         }
         plan->w_at[j] = sums;
         sums += (layer->taps * layer->fan_in + 2) * layer->fan_out;
         width = out;
     }
-    plan->slot = at;
+    plan->slot = slot;
     plan->g_slot = g_at;
     plan->sums = sums;
     plan->blocks = (solve->batch + BLOCK - 1) / BLOCK;
     plan->parts = smaller(plan->blocks, MOST_PARTS);
-    int64_t stage_bytes = (at + g_at) * (int64_t)sizeof(vec);
+    int64_t stage_bytes = (plan->kept + slot + g_at) * (int64_t)sizeof(vec);
     plan->group = larger(1, smaller(GROUP, CACHE / stage_bytes) / solve->n_stages);
     plan->tape_block = solve->keep == KEEP_STAGES ? solve->capacity * solve->n_stages * plan->kept
                        : solve->keep == KEEP_STATES
@@ -121,11 +119,6 @@ static int64_t NAME(widest)(const Solve *solve) {
     int64_t most = 0;
     for (int64_t j = 0; j < solve->n_layers; j++) most = larger(most, solve->layers[j].fan_out);
     return most;
-}
-
-static vec *NAME(copy)(const vec *from, int64_t n, vec *to) {
-    memcpy(to, from, n * sizeof(vec));
-    return to + n;
 }
 
 /* The samples of a block, feature by feature; places without a sample hold the block's last one, or zero. */
@@ -200,12 +193,17 @@ static void NAME(combine)(const vec *z, const Span *span, const double *weights,
     }
 }
 
-static void NAME(apply_layer)(const Plan *plan, int64_t j, const vec *t, vec *slot, vec *k) {
+/* The input of a layer in a stage. */
+static vec *NAME(input)(const Plan *plan, int64_t j, vec *tape, vec *slot) {
+    return (NAME(is_cheap)(plan->solve, j - 1) ? slot : tape) + plan->x_at[j];
+}
+
+static void NAME(apply_layer)(const Plan *plan, int64_t j, const vec *t, vec *tape, vec *slot, vec *k) {
     const Layer *layer = &plan->solve->layers[j];
     const Packed *packed = &plan->packed[j];
-    const vec *x = slot + plan->x_at[j];
-    vec *after = j + 1 < plan->solve->n_layers ? slot + plan->x_at[j + 1] : k;
-    vec *y = layer->activation >= SILU ? slot + plan->pre_at[j] : after;
+    const vec *x = NAME(input)(plan, j, tape, slot);
+    vec *after = j + 1 < plan->solve->n_layers ? NAME(input)(plan, j + 1, tape, slot) : k;
+    vec *y = layer->activation >= SILU ? tape + plan->pre_at[j] : after;
     if (NAME(is_pair)(plan->rows[j], layer->taps))
         NAME(convolve_pair)(layer->fan_in, layer->fan_out, packed->forward, packed->bias, packed->time, t, x,
                             slot + plan->x_sum[j], y);
@@ -215,39 +213,21 @@ static void NAME(apply_layer)(const Plan *plan, int64_t j, const vec *t, vec *sl
     if (layer->activation != IDENTITY) NAME(activate)(layer->activation, y, after, 2 * plan->rows[j] * layer->fan_out);
 }
 
-/* The field at the state at the start of a slot; all that the backward pass needs stays in the slot. */
-static void NAME(evaluate)(const Plan *plan, const vec *t, vec *slot, vec *k) {
-    for (int64_t j = 0; j < plan->solve->n_layers; j++) NAME(apply_layer)(plan, j, t, slot, k);
+/* The field at the state at the start of a tape. */
+static void NAME(evaluate)(const Plan *plan, const vec *t, vec *tape, vec *slot, vec *k) {
+    for (int64_t j = 0; j < plan->solve->n_layers; j++) NAME(apply_layer)(plan, j, t, tape, slot, k);
 }
 
-/* From a slot to its place on the tape. */
-static void NAME(keep)(const Plan *plan, const vec *slot, vec *tape) {
+/* Fills a slot as the evaluation did that left this tape. */
+static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) {
     const Solve *solve = plan->solve;
     for (int64_t j = 0; j < solve->n_layers; j++) {
-        int64_t in = 2 * plan->rows[j] * solve->layers[j].fan_in, out = 2 * plan->rows[j] * solve->layers[j].fan_out;
-        if (!NAME(is_cheap)(solve, j - 1)) tape = NAME(copy)(slot + plan->x_at[j], in, tape);
-        if (solve->layers[j].activation >= SILU) tape = NAME(copy)(slot + plan->pre_at[j], out, tape);
-    }
-}
-
-/* And back; what did not go there is computed again. */
-static void NAME(restore)(const Plan *plan, const vec *t, const vec *tape, vec *slot) {
-    const Solve *solve = plan->solve;
-    for (int64_t j = 0; j < solve->n_layers; j++) {
-        int64_t in = 2 * plan->rows[j] * solve->layers[j].fan_in, out = 2 * plan->rows[j] * solve->layers[j].fan_out;
-        vec *x = slot + plan->x_at[j];
-        if (NAME(is_cheap)(solve, j - 1)) {
-            NAME(apply_layer)(plan, j - 1, t, slot, NULL);
-        } else {
-            NAME(copy)(tape, in, x);
-            tape += in;
+        if (NAME(is_cheap)(solve, j - 1)) NAME(apply_layer)(plan, j - 1, t, tape, slot, NULL);
+        if (NAME(is_pair)(plan->rows[j], solve->layers[j].taps)) {
+            int64_t half = 2 * solve->layers[j].fan_in;
+            const vec *x = NAME(input)(plan, j, tape, slot);
+            for (int64_t i = 0; i < half; i++) slot[plan->x_sum[j] + i] = x[i] + x[half + i];
         }
-        if (solve->layers[j].activation >= SILU) {
-            NAME(copy)(tape, out, slot + plan->pre_at[j]);
-            tape += out;
-        }
-        if (NAME(is_pair)(plan->rows[j], solve->layers[j].taps))
-            for (int64_t i = 0; i < in / 2; i++) slot[plan->x_sum[j] + i] = x[i] + x[in / 2 + i];
     }
 }
 
@@ -270,17 +250,17 @@ static int NAME(stands)(const Span *span) {
     return 1;
 }
 
-/* One step from z to z; slots: for the stages, `stride` vectors for each, 0 where one takes the place of the other; tape: where
- * they are kept, or NULL. */
-static void NAME(step)(const Plan *plan, const Span *span, vec *z, vec *k, vec *slots, int64_t stride, vec *tape) {
+/* One step from z to z; tapes and slots: for the stages, `on` and `off` vectors from one to the next, 0 where one takes the place
+ * of the other. */
+static void NAME(step)(const Plan *plan, const Span *span, vec *z, vec *k, vec *tapes, int64_t on, vec *slots, int64_t off) {
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, stages = solve->n_stages;
     for (int64_t i = 0; i < stages; i++) {
-        vec *slot = slots + i * stride, t[2];
-        NAME(combine)(z, span, solve->a + i * stages, 1, i, k, slot, n);
+        vec *tape = tapes + i * on, t[2];
+        for (int64_t m = on; m < 2 * on; m++) __builtin_prefetch(tape + m, 1);
+        NAME(combine)(z, span, solve->a + i * stages, 1, i, k, tape, n);
         NAME(stage_time)(solve, span, solve->c[i], t);
-        NAME(evaluate)(plan, t, slot, k + i * n);
-        if (tape) NAME(keep)(plan, slot, tape + i * plan->kept);
+        NAME(evaluate)(plan, t, tape, slots + i * off, k + i * n);
     }
     NAME(combine)(z, span, solve->b, 1, stages, k, z, n);
 }
@@ -291,7 +271,7 @@ static void NAME(forward_block)(const Plan *plan, int64_t block, vec *scratch) {
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, stages = solve->n_stages, width = solve->width, next = 0;
     int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
-    vec *z = scratch, *k = z + n, *own = k + stages * n;
+    vec *z = scratch, *k = z + n, *own = k + stages * n, *slot = own + plan->kept;
     vec *tape = (vec *)solve->tape + block * plan->tape_block;
     int kept = solve->keep == KEEP_STAGES;
     double edges[2 * BLOCK];
@@ -304,14 +284,14 @@ static void NAME(forward_block)(const Plan *plan, int64_t block, vec *scratch) {
             memcpy(tape + number / plan->group * n, z, n * sizeof(vec));
         Span span = NAME(span_of)(solve, block, number, edges);
         if (!NAME(stands)(&span))
-            NAME(step)(plan, &span, z, k, own, 0, kept ? tape + number * stages * plan->kept : NULL);
+            NAME(step)(plan, &span, z, k, kept ? tape + number * stages * plan->kept : own, kept ? plan->kept : 0, slot, 0);
     }
     NAME(store)(z, width, count, (T *)solve->z1 + first * width);
 }
 
 static int NAME(forward_part)(void *context, int64_t part) {
     const Plan *plan = context;
-    vec *scratch = aligned((2 * plan->solve->width * (1 + plan->solve->n_stages) + plan->slot) * sizeof(vec));
+    vec *scratch = aligned((2 * plan->solve->width * (1 + plan->solve->n_stages) + plan->kept + plan->slot) * sizeof(vec));
     if (!scratch) return NO_MEMORY;
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++)
         NAME(forward_block)(plan, block, scratch);
@@ -330,7 +310,7 @@ static int NAME(forward)(const Solve *solve) {
 static int64_t NAME(tape_size)(const Solve *solve) {
     Plan plan;
     if (NAME(make_plan)(&plan, solve)) return -1;
-    int64_t bytes = plan.blocks * plan.tape_block * (int64_t)sizeof(vec);
+    int64_t bytes = (plan.blocks * plan.tape_block + SUMS_BEYOND) * (int64_t)sizeof(vec);
     NAME(free_plan)(&plan);
     return bytes;
 }
@@ -338,7 +318,7 @@ static int64_t NAME(tape_size)(const Solve *solve) {
 /* ---- backward ---- */
 
 /* From the gradient of the field's value, at the place of the last layer in g_slot, to that of the state. */
-static void NAME(pull_back)(const Plan *plan, const vec *slot, vec *g_slot, vec *g) {
+static void NAME(pull_back)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, vec *g) {
     const Solve *solve = plan->solve;
     for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
         const Layer *layer = &solve->layers[j];
@@ -350,8 +330,8 @@ static void NAME(pull_back)(const Plan *plan, const vec *slot, vec *g_slot, vec 
             NAME(convolve)(plan->rows[j], layer->taps, layer->fan_out, layer->fan_in, back, NULL, NULL, NULL, above, below);
         if (j) {
             int64_t activation = solve->layers[j - 1].activation;
-            NAME(pull_activation)(activation, slot + (activation >= SILU ? plan->pre_at[j - 1] : plan->x_at[j]), below,
-                                  2 * plan->rows[j] * layer->fan_in);
+            const vec *known = activation >= SILU ? tape + plan->pre_at[j - 1] : NAME(input)(plan, j, tape, slot);
+            NAME(pull_activation)(activation, known, below, 2 * plan->rows[j] * layer->fan_in);
         }
     }
 }
@@ -389,10 +369,10 @@ static inline __attribute__((always_inline)) vec NAME(sums)(vec *x) {
 }
 
 /* gradient (fan_in, fan_out) += products of inputs and gradients of outputs, of as many rows of each slot of a group as are
- * given, from x_from and g_from on. Sums are taken SUMS_HIGH times SUMS_WIDE at once: those beyond the end, of whatever follows there, are
- * not used. */
+ * given, from x_from and g_from on; x_step: vectors from an input to that of the next slot. Sums are taken SUMS_HIGH times
+ * SUMS_WIDE at once: those beyond the end, of whatever follows there, are not used. */
 static void NAME(outer_products)(const Plan *plan, int64_t fan_in, int64_t fan_out, int64_t rows, const vec *x_from,
-                                 const vec *g_from, int64_t count, T *gradient) {
+                                 int64_t x_step, const vec *g_from, int64_t count, T *gradient) {
     for (int64_t o = 0; o < fan_out; o += SUMS_WIDE)
         for (int64_t k = 0; k < fan_in; k += SUMS_HIGH) {
             vec sum[SUMS_HIGH * SUMS_WIDE];
@@ -400,7 +380,7 @@ static void NAME(outer_products)(const Plan *plan, int64_t fan_in, int64_t fan_o
 #pragma GCC unroll 16
             for (int i = 0; i < SUMS_HIGH * SUMS_WIDE; i++) sum[i] = zero;
             for (int64_t slot = 0; slot < count; slot++) {
-                const vec *x = x_from + slot * plan->slot + 2 * k, *g = g_from + slot * plan->g_slot + 2 * o;
+                const vec *x = x_from + slot * x_step + 2 * k, *g = g_from + slot * plan->g_slot + 2 * o;
                 for (int64_t r = 0; r < rows; r++, x += 2 * fan_in, g += 2 * fan_out) {
 #pragma GCC unroll 2
                     for (int half = 0; half < 2; half++) {
@@ -429,18 +409,19 @@ static void NAME(outer_products)(const Plan *plan, int64_t fan_in, int64_t fan_o
 
 /* Gradients of the weights (taps, fan_in, fan_out) of a layer from the slots of a group; of a pair, of what is multiplied:
  * that of w1 still has those of w0 and w2 in it. */
-static void NAME(weight_gradient)(const Plan *plan, int64_t j, const vec *slots, const vec *g_slots, int64_t count,
+static void NAME(weight_gradient)(const Plan *plan, int64_t j, vec *tapes, vec *slots, const vec *g_slots, int64_t count,
                                   T *gradient) {
     const Layer *layer = &plan->solve->layers[j];
     int64_t n_in = layer->fan_in, n_out = layer->fan_out, size = n_in * n_out;
-    const vec *x = slots + plan->x_at[j], *g = g_slots + plan->g_at[j];
+    int64_t step = NAME(is_cheap)(plan->solve, j - 1) ? plan->slot : plan->kept;
+    const vec *x = NAME(input)(plan, j, tapes, slots), *g = g_slots + plan->g_at[j];
     for (int64_t tap = 0; tap < layer->taps; tap++, gradient += size) {
         int64_t shift = tap - layer->taps / 2, from = larger(0, -shift);
         int64_t rows = plan->rows[j] - larger(shift, -shift); /* those that this tap reaches */
         if (NAME(is_pair)(plan->rows[j], layer->taps) && shift == 0)
-            NAME(outer_products)(plan, n_in, n_out, 1, slots + plan->x_sum[j], g_slots + plan->g_sum[j], count, gradient);
+            NAME(outer_products)(plan, n_in, n_out, 1, slots + plan->x_sum[j], plan->slot, g_slots + plan->g_sum[j], count, gradient);
         else if (rows > 0)
-            NAME(outer_products)(plan, n_in, n_out, rows, x + 2 * (from + shift) * n_in, g + 2 * from * n_out, count, gradient);
+            NAME(outer_products)(plan, n_in, n_out, rows, x + 2 * (from + shift) * n_in, step, g + 2 * from * n_out, count, gradient);
     }
 }
 
@@ -470,19 +451,21 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
     int again = solve->keep == KEEP_STATES;
     vec *gradient = scratch, *pulled = gradient + n, *entering = pulled + stages * n, *k = entering + n, *z = k + stages * n;
     vec *g_slots = z + n, *times = g_slots + most * plan->g_slot, *room = times + 2 * most;
-    vec *own = room + 2 * NAME(widest)(solve);
-    const vec *tape = (const vec *)solve->tape + block * plan->tape_block;
+    vec *slots = room + 2 * NAME(widest)(solve), *own = slots + most * plan->slot;
+    vec *tape = (vec *)solve->tape + block * plan->tape_block;
     double edges[2 * BLOCK];
     NAME(load)((const T *)solve->g1 + first * width, width, count, 1, gradient);
     int64_t number = solve->n_steps;
     for (;;) {
         int64_t from = number ? (number - 1) / plan->group * plan->group : 0, filled = 0;
+        vec *tapes = again ? own : tape + from * stages * plan->kept;
         if (again && number) {
             memcpy(z, tape + from / plan->group * n, n * sizeof(vec));
             for (int64_t i = from; i < number; i++) {
                 Span span = NAME(span_of)(solve, block, i, edges);
                 if (NAME(stands)(&span)) break; /* and so do all that follow */
-                NAME(step)(plan, &span, z, k, own + (i - from) * stages * plan->slot, plan->slot, NULL);
+                int64_t slot = (i - from) * stages;
+                NAME(step)(plan, &span, z, k, tapes + slot * plan->kept, plan->kept, slots + slot * plan->slot, plan->slot);
             }
         }
         for (;; number--) {
@@ -505,8 +488,11 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
                 NAME(combine)(value, &span, solve->a + (i + 1) * stages + i, stages, stages - i - 1, pulled + (i + 1) * n,
                               value, n);
                 NAME(stage_time)(solve, &span, solve->c[i], times + 2 * slot);
-                if (!again) NAME(restore)(plan, times + 2 * slot, tape + (from * stages + slot) * plan->kept, own + slot * plan->slot);
-                NAME(pull_back)(plan, own + slot * plan->slot, g_slot, pulled + i * n);
+                vec *on = tapes + slot * plan->kept, *off = slots + slot * plan->slot;
+                if (!again && number + i > 1) /* a long tape is out of the cache: the stage before this one is fetched meanwhile */
+                    for (int64_t m = 1; m <= plan->kept; m++) __builtin_prefetch(on - m);
+                if (!again) NAME(restore)(plan, times + 2 * slot, on, off);
+                NAME(pull_back)(plan, on, off, g_slot, pulled + i * n);
             }
             for (int64_t i = 0; i < stages; i++)
                 for (int64_t m = 0; m < n; m++) gradient[m] += pulled[i * n + m];
@@ -514,7 +500,7 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
         for (int64_t j = 0; filled && j < solve->n_layers; j++) {
             const Layer *layer = &solve->layers[j];
             T *weight = sums + plan->w_at[j], *bias = weight + layer->taps * layer->fan_in * layer->fan_out;
-            NAME(weight_gradient)(plan, j, own, g_slots, filled, weight);
+            NAME(weight_gradient)(plan, j, tapes, slots, g_slots, filled, weight);
             NAME(bias_gradient)(plan, j, g_slots, filled, times, room, bias, bias + layer->fan_out);
         }
         if (number == 0) break;
@@ -527,7 +513,8 @@ static int NAME(backward_part)(void *context, int64_t number) {
     int64_t part = plan->parts - 1 - number; /* the last one first: its tape was written last, and is still in the cache */
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, most = plan->group * solve->n_stages;
-    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + 2 * NAME(widest)(solve) + 2 * SUMS_HIGH;
+    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + 2 * NAME(widest)(solve) + SUMS_BEYOND;
+    if (solve->keep == KEEP_STATES) vectors += most * plan->kept;
     vec *scratch = aligned(vectors * sizeof(vec));
     if (!scratch) return NO_MEMORY;
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++)

@@ -18,8 +18,9 @@
 /* Identity and those activations whose derivative follows from their value come first. */
 enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
-/* stages in a group; parts of a batch; bytes that a group may fill; rows of weights whose gradients are summed together */
-enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000, SUMS_HIGH = 4 };
+/* stages in a group; parts of a batch; bytes that a group may fill; rows of weights whose gradients are summed together; vectors
+ * that this reads beyond the last input */
+enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH };
 
 /* A layer on rows of fan_in numbers: bias + t * time_weight + the sum over its taps of row r + tap - taps / 2 @ weight[tap],
  * where there is such a row; one tap is a matrix, applied to every row, more are a convolution. Strides in numbers. */
