@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from trueode.reproduction import fan
-from trueode.reproduction.numbers import plus_minus, spread, swap_points
-from trueode.reproduction.recipes import flips_text, fraction
+from trueode.reproduction.numbers import fraction, plus_minus, spread, swap_points
+from trueode.reproduction.recipes import flips_text
 from trueode.reproduction.table import ADAPTED, better_solver_losses, table_1
 
 

@@ -64,6 +64,18 @@ def plus_minus(values: Sequence[float | None]) -> str:
     return percent(found["mean"]) if found["n"] < 2 else f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f} %"
 
 
+def fraction(value: float) -> str:
+    """1/64 for 0.015625; other numbers as they are."""
+    inverse = 1 / value if value else math.nan
+    whole = (
+        value < 1
+        and abs(inverse - round(inverse)) < 1e-9
+        and value > 1e-3
+        and round(inverse) & (round(inverse) - 1) == 0
+    )
+    return f"1/{round(inverse)}" if whole else f"{value:g}"
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]

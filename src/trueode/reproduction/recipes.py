@@ -15,10 +15,11 @@ from trueode.build import build_data
 from trueode.evaluation import phase_portrait
 from trueode.experiment import load
 from trueode.reproduction import fan
-from trueode.reproduction.numbers import Row, grouped, markdown, percent, plus_minus, spread, swap_points
+from trueode.reproduction.claims import ALLOWED, swap_claims
+from trueode.reproduction.numbers import Row, fraction, grouped, markdown, percent, plus_minus, spread, swap_points
 from trueode.reproduction.plans import MOMENTS
 from trueode.reproduction.scale import whole
-from trueode.reproduction.table import ALLOWED, better_solver_losses, table_1
+from trueode.reproduction.table import better_solver_losses, table_1
 from trueode.runs import read_history
 from trueode.solvers import FixedStep, Solver
 from trueode.sweeps import Plan, SweepDirectory
@@ -140,7 +141,8 @@ def steps_figure(title: str) -> Callable[[Context], Made]:
     def make(context: Context) -> Made:
         points = swap_points(context.rows, lambda row: f"h = {fraction(row['step_size'])}")
         figure = figures.swap_sweep(points, title, legend="trained with")
-        return Made(figure, points, flips_text(context.rows, "step_size"))
+        text = f"{flips_text(context.rows, 'step_size')}\n\n{swap_claims(context.rows, 'step_size')}"
+        return Made(figure, points, text)
 
     return make
 
@@ -156,8 +158,13 @@ def tolerances_figure(title: str) -> Callable[[Context], Made]:
 
         points = swap_points(context.rows, training, tolerance=True)
         figure = figures.swap_sweep(points, title, kind="adaptive", legend="trained with")
-        keys = ("solver", "tol") if several else ("tol",)
-        return Made(figure, points, flips_text(context.rows, *keys))
+        if not several:
+            return Made(figure, points, f"{flips_text(context.rows, 'tol')}\n\n{swap_claims(context.rows, 'tol')}")
+        told = [
+            f"Trained with {solver}. {swap_claims(own, 'tol')}"
+            for (solver,), own in grouped(context.rows, ("solver",)).items()
+        ]
+        return Made(figure, points, "\n\n".join([flips_text(context.rows, "solver", "tol"), *told]))
 
     return make
 
@@ -264,18 +271,6 @@ def flips_text(rows: Sequence[Row], *keys: str) -> str:
         "verdict: ODE",
     )
     return markdown(head, lines) if lines else ""
-
-
-def fraction(value: float) -> str:
-    """1/64 for 0.015625; other numbers as they are."""
-    inverse = 1 / value if value else nan
-    whole = (
-        value < 1
-        and abs(inverse - round(inverse)) < 1e-9
-        and value > 1e-3
-        and round(inverse) & (round(inverse) - 1) == 0
-    )
-    return f"1/{round(inverse)}" if whole else f"{value:g}"
 
 
 CHOSEN_TOLERANCES = "tolerances 1e-1 … 1e-5"

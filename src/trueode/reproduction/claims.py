@@ -1,0 +1,79 @@
+"""The paper's qualitative claims, checked one by one by the numbers of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from trueode.reproduction.numbers import Row, fraction, grouped, percent, spread
+from trueode.solvers import get_tableau
+
+ALLOWED = 0.1
+"""Test accuracy that a better solver may cost, as in the paper's rule; the criterion of the grid search, ours."""
+ALIKE = 0.02
+"""Means of the test accuracy that differ by no more are the same; ours."""
+
+
+def loss_under_better(rows: Sequence[Row]) -> float | None:
+    """The accuracy that the rows of a run lose at most under a solver that is no less accurate than that of training.
+
+    Such are solvers of at least its order, with at most its step or tolerance.
+    """
+    trained = next(row for row in rows if row["is_training"])
+    order = get_tableau(trained["test_solver"]).order
+    better = [
+        row["metric"]
+        for row in rows
+        if row["factor"] <= 1
+        and get_tableau(row["test_solver"]).order >= order
+        and not row["is_training"]
+        and row["metric"] is not None
+    ]
+    return trained["metric"] - min(better) if better and trained["metric"] is not None else None
+
+
+def swap_claims(rows: Sequence[Row], key: str) -> str:
+    """What Figure 4 is about, as a list in Markdown.
+
+    Args:
+        rows: of a sweep over ``key``, of one training solver.
+        key: ``"step_size"`` or ``"tol"``.
+    """
+    what = {"step_size": "step", "tol": "tolerance"}[key]
+    tested = [row for row in rows if row["test_solver"]]
+    found = []  # from coarse to fine: setting, accuracy as trained, loss under a better solver
+    for (setting,), own in sorted(grouped(tested, (key,)).items(), reverse=True):
+        runs = [each for each in grouped(own, ("hash",)).values() if any(row["is_training"] for row in each)]
+        accuracy = spread([row["metric"] for row in own if row["is_training"]])
+        lost = spread([loss_under_better(each) for each in runs])
+        if lost["n"]:
+            found.append((setting, accuracy["mean"], lost["mean"]))
+    if not found:
+        return ""
+    low, high = min(accuracy for _, accuracy, _ in found), max(accuracy for _, accuracy, _ in found)
+    coarsest, _, most = found[0]
+    worst_from = list(accumulate((lost for *_, lost in reversed(found)), max))[::-1]
+    safe = [(setting, worst) for (setting, *_), worst in zip(found, worst_from, strict=True) if worst <= ALLOWED]
+    critical = (
+        f"from {fraction(safe[0][0])} on it costs at most {percent(safe[0][1])}"
+        if safe
+        else f"not in this range: at the finest, {fraction(found[-1][0])}, it costs {percent(found[-1][2])}"
+    )
+    lines = [
+        (
+            f"Test accuracy as trained does not depend on the training {what}",
+            f"means from {percent(low)} to {percent(high)}",
+            high - low <= ALIKE,
+        ),
+        (
+            f"Above a critical {what} a better solver costs accuracy",
+            f"at {fraction(coarsest)} it costs {percent(most)}",
+            most > ALLOWED,
+        ),
+        ("Below it the test solver no longer matters", critical, bool(safe)),
+    ]
+    told = "\n".join(f"* {claim}: {'yes' if holds else '**no**'} ({number})." for claim, number, holds in lines)
+    return (
+        "The paper's claims, by these numbers (means over seeds; a better solver has at least the order and at most the "
+        f"{what} of training; it matters if it costs more than {percent(ALLOWED)}, means are the same if within {percent(ALIKE)}):\n\n{told}"
+    )
