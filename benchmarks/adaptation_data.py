@@ -240,7 +240,7 @@ def main() -> None:
     flags = "\n".join(f"* {name}: `{flags}`" for name, (flags, _) in DATA.items())
     (DOCS / "data.md").write_text(
         f"# Adaptation on other data\n\nWritten by `python benchmarks/adaptation_data.py --mnist DIR --images DIR` at commit "
-        f"{', '.join(commits)}, {os.cpu_count()} cores; {minutes:.0f} core minutes for the runs below.\n\n"
+        f"{', '.join(commits)}, {os.cpu_count()} cores; {minutes:.0f} minutes by the clock for the runs below, added up, whatever else the machine did meanwhile.\n\n"
         f"{(__doc__ or '').strip().split('``data.md``.')[1].strip()}\n\n{table(rows)}\n\n{flags}\n",
         encoding="utf-8",
     )

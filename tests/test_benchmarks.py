@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize("script", ["run.py", "jobs.py", "sweep.py"])
 @pytest.mark.parametrize(
-    "words", ["--unknown", "--rows unknown", "--seconds 0", "--jobs unknown", "--niter 0", "--before unknown", "--runs 0"]
+    "words",
+    ["--unknown", "--rows unknown", "--seconds 0", "--jobs unknown", "--niter 0", "--before unknown", "--runs 0"],
 )
 def test_a_wrong_request_ends_with_code_2(script: str, words: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), *words.split()]
