@@ -37,7 +37,7 @@ def marks(axes: Any) -> list[Any]:
 
 
 def test_one_colour_for_each_training_configuration_and_one_mark_for_each_solver() -> None:
-    (axes,) = figures.swap_sweep(points(), "title").axes
+    (axes,) = figures.swap_sweep({"title": points()}).axes
     light = [line for line in marks(axes) if len(line.get_xdata()) > 1]
     assert {(line.get_marker()) for line in light} == {"o", "x", "^"}
     assert len({line.get_color() for line in light}) == 2
@@ -45,7 +45,7 @@ def test_one_colour_for_each_training_configuration_and_one_mark_for_each_solver
 
 
 def test_dark_is_the_training_configuration() -> None:
-    (axes,) = figures.swap_sweep(points(), "title").axes
+    (axes,) = figures.swap_sweep({"title": points()}).axes
     dark = [line for line in marks(axes) if len(line.get_xdata()) == 1]
     assert [(line.get_xdata()[0], line.get_ydata()[0], line.get_marker()) for line in dark] == [
         (4, 90, "o"),
@@ -56,14 +56,14 @@ def test_dark_is_the_training_configuration() -> None:
 
 
 def test_bars_reach_from_the_lowest_to_the_highest_seed() -> None:
-    (axes,) = figures.swap_sweep(points(), "title").axes
+    (axes,) = figures.swap_sweep({"title": points()}).axes
     ends = {tuple(np.round(segment[:, 1], 6)) for bars in axes.collections for segment in bars.get_segments()}
     assert ends == {(80, 95), (70, 85), (60, 75)}
 
 
 @pytest.mark.parametrize(("kind", "label"), [("fixed", "steps"), ("adaptive", "tolerance")])
 def test_logarithmic_axes_and_finer_solvers_to_the_right(kind: str, label: str) -> None:
-    (axes,) = figures.swap_sweep(points(kind), "title", kind=kind).axes
+    (axes,) = figures.swap_sweep({"title": points(kind)}, kind=kind).axes
     assert axes.get_xscale() == "log"
     assert label in axes.get_xlabel()
     left, right = axes.get_xlim()
@@ -71,8 +71,15 @@ def test_logarithmic_axes_and_finer_solvers_to_the_right(kind: str, label: str) 
 
 
 def test_failed_solvers_are_left_out() -> None:
-    (axes,) = figures.swap_sweep([{**point, "mean": float("nan")} for point in points()], "title").axes
+    (axes,) = figures.swap_sweep({"title": [{**point, "mean": float("nan")} for point in points()]}).axes
     assert [text.get_text() for text in axes.texts] == ["no data"]
+
+
+def test_panels_share_colours_and_legends() -> None:
+    figure = figures.swap_sweep({"one": points(), "other": points()[:3]})
+    assert [axes.get_title("left") for axes in figure.axes] == ["one", "other"]
+    one, other = ({line.get_color() for line in marks(axes)} for axes in figure.axes)
+    assert other <= one
 
 
 def test_figure_1_has_trajectories_above_and_accuracies_below() -> None:
@@ -115,7 +122,7 @@ def test_critical_steps_have_a_line_for_each_group_and_what_is_allowed() -> None
 def test_all_forms_with_equal_bytes_and_a_foot(form: str, tmp_path: Path) -> None:
     contents = []
     for k in range(2):
-        figure = figures.swap_sweep(points(), "title")
+        figure = figures.swap_sweep({"title": points()})
         height = figure.get_size_inches()[1]
         figures.footer(figure, "scale: small; seeds 0–2")
         assert figure.get_size_inches()[1] > height

@@ -22,44 +22,39 @@ READABLE = tuple(tint for tint in PALETTE if tint != "#f0e442")  # small marks i
 
 
 @themed
-def swap_sweep(points: Sequence[Point], title: str, *, kind: str = "fixed", legend: str = "trained with") -> Figure:
+def swap_sweep(panels: Mapping[str, Sequence[Point]], *, kind: str = "fixed", legend: str = "trained with") -> Figure:
     """Figure 4: models trained at several steps or tolerances, each under other solvers.
 
     Args:
-        points: one for each training configuration, test solver and factor: ``training`` (in words), ``solver``, ``x``
-            (realised steps, or tolerance), ``mean``, ``low``, ``high`` (accuracies as shares) and ``is_training``.
-        title: above.
+        panels: titles, and points below each: one for each training configuration, test solver and factor: ``training`` (in
+            words), ``solver``, ``x`` (realised steps, or tolerance), ``mean``, ``low``, ``high`` (accuracies as shares) and
+            ``is_training``.
         kind: ``"fixed"``: x is a number of steps; ``"adaptive"``: a tolerance. Finer solvers are to the right.
         legend: what the colours mean.
 
     One colour for each training configuration, the paper's marks for solvers, bars from low to high; dark is the solver and
     step of the training.
     """
-    figure = new_figure(8.6, 4.8)
-    figure.subplots_adjust(right=0.76)
-    axes = figure.add_subplot(title=title, ylabel="test accuracy (%)")
-    axes.set_xlabel("steps in the test" if kind == "fixed" else "tolerance in the test")
-    drawn = [point for point in points if np.isfinite(point["mean"]) and point["x"] > 0]
-    if not drawn:
-        tell_empty(axes)
-        return figure
-    trained = list(dict.fromkeys(point["training"] for point in drawn))
-    solvers = list(dict.fromkeys(point["solver"] for point in drawn))
+    figure = new_figure(8.6, 4.8 * len(panels))
+    figure.subplots_adjust(right=0.76, hspace=0.35)
+    drawn = {
+        title: [point for point in points if np.isfinite(point["mean"]) and point["x"] > 0]
+        for title, points in panels.items()
+    }
+    every = [point for points in drawn.values() for point in points]
+    trained = list(dict.fromkeys(point["training"] for point in every))
+    solvers = list(dict.fromkeys(point["solver"] for point in every))
     tints = {name: READABLE[k % len(READABLE)] for k, name in enumerate(trained)}
-    axes.set_xscale("log")
-    for name in trained:
-        for solver in solvers:
-            own = sorted((p for p in drawn if (p["training"], p["solver"]) == (name, solver)), key=lambda p: p["x"])
-            if own:
-                _series(axes, own, solver, tints[name])
-    for point in drawn:
-        if point["is_training"]:
-            _mark(axes, [point], point["solver"], _darker(tints[point["training"]]), size=8.0, zorder=5)
-    if kind == "adaptive":
-        axes.invert_xaxis()
-    else:
-        _steps_axis(axes, [point["x"] for point in drawn])
-    _accuracy_axis(axes, [100 * point[end] for point in drawn for end in ("low", "high")])
+    for axes, (title, points) in zip(figure.subplots(len(panels), squeeze=False).flat, drawn.items(), strict=True):
+        axes.set_title(title)
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_xlabel("steps in the test" if kind == "fixed" else "tolerance in the test")
+        if points:
+            _swaps(axes, points, tints, kind)
+        else:
+            tell_empty(axes)
+    if not every:
+        return figure
     handles = [Line2D([], [], marker="s", linestyle="none", color=tint, label=name) for name, tint in tints.items()]
     marks = [_handle(solver, GREY, f"tested with {solver}") for solver in solvers]
     marks.append(_handle(solvers[0], DARK, "dark: as trained"))
@@ -69,6 +64,29 @@ def swap_sweep(points: Sequence[Point], title: str, *, kind: str = "fixed", lege
     figure.add_artist(first)
     figure.legend(handles=marks, loc="lower left", bbox_to_anchor=(0.77, 0.1), alignment="left")
     return figure
+
+
+def _swaps(axes: Axes, points: Sequence[Point], tints: Mapping[str, str], kind: str) -> None:
+    """One panel."""
+    axes.set_xscale("log")
+    for (name, solver), own in _sorted(points).items():
+        _series(axes, own, solver, tints[name])
+    for point in points:
+        if point["is_training"]:
+            _mark(axes, [point], point["solver"], _darker(tints[point["training"]]), size=8.0, zorder=5)
+    if kind == "adaptive":
+        axes.invert_xaxis()
+    else:
+        _steps_axis(axes, [point["x"] for point in points])
+    _accuracy_axis(axes, [100 * point[end] for point in points for end in ("low", "high")])
+
+
+def _sorted(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
+    """The points of each model and test solver, from left to right."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for point in sorted(points, key=lambda point: point["x"]):
+        found.setdefault((point["training"], point["solver"]), []).append(point)
+    return found
 
 
 def _series(axes: Axes, own: Sequence[Point], solver: str, tint: str) -> None:

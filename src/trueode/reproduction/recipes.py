@@ -140,7 +140,7 @@ def steps_figure(title: str) -> Callable[[Context], Made]:
 
     def make(context: Context) -> Made:
         points = swap_points(context.rows, lambda row: f"h = {fraction(row['step_size'])}")
-        figure = figures.swap_sweep(points, title, legend="trained with")
+        figure = figures.swap_sweep({title: points}, legend="trained with")
         text = f"{flips_text(context.rows, 'step_size')}\n\n{swap_claims(context.rows, 'step_size')}"
         return Made(figure, points, text)
 
@@ -151,20 +151,15 @@ def tolerances_figure(title: str) -> Callable[[Context], Made]:
     """Figure 4 for tolerances."""
 
     def make(context: Context) -> Made:
-        several = len({row.get("solver") for row in context.rows}) > 1
-
-        def training(row: Row) -> str:
-            return f"{row['solver']}, tol = {row['tol']:g}" if several else f"tol = {row['tol']:g}"
-
-        points = swap_points(context.rows, training, tolerance=True)
-        figure = figures.swap_sweep(points, title, kind="adaptive", legend="trained with")
-        if not several:
-            return Made(figure, points, f"{flips_text(context.rows, 'tol')}\n\n{swap_claims(context.rows, 'tol')}")
-        told = [
-            f"Trained with {solver}. {swap_claims(own, 'tol')}"
-            for (solver,), own in grouped(context.rows, ("solver",)).items()
-        ]
-        return Made(figure, points, "\n\n".join([flips_text(context.rows, "solver", "tol"), *told]))
+        by_solver = grouped(context.rows, [key for key in ("solver",) if key in context.rows[0]])
+        panels, text = {}, [flips_text(context.rows, *(["solver"] if len(by_solver) > 1 else []), "tol")]
+        for solver, own in by_solver.items():
+            name = f"Trained with {solver[0]}" if len(by_solver) > 1 else title
+            panels[name] = swap_points(own, lambda row: f"tol = {row['tol']:g}", tolerance=True)
+            text.append(f"{name}. {swap_claims(own, 'tol')}" if len(by_solver) > 1 else swap_claims(own, "tol"))
+        figure = figures.swap_sweep(panels, kind="adaptive", legend="trained with")
+        numbers = [{"panel": name, **point} for name, points in panels.items() for point in points]
+        return Made(figure, numbers, "\n\n".join(text))
 
     return make
 
