@@ -45,7 +45,7 @@ def write(results: Path, docs: Path) -> list[str]:
             links = ", ".join(f"[{path.suffix[1:].upper()}]({path.name})" for path in files)
             picture = f"![{text}]({stem.name}.png)\n\n" if (stem.with_name(f"{stem.name}.png")).is_file() else ""
             parts.append(f"## {name}, {scale} scale\n\n{picture}{caption.read_text(encoding='utf-8')}\nFiles: {links}")
-    (docs / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+    (docs / "README.md").write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
     return found
 
 

@@ -19,7 +19,7 @@ def rows(grid: str, steps: dict[float, float], *, nfe: float = 64.0) -> list[dic
         for seed in (0, 1):
             run = {
                 "hash": f"{grid}-{h}-{seed}", "grid": grid, "step_size": h, "random_seed": seed, "verdict": "ode",
-                "metric_exact": 0.98 - lost, "flips_exact": lost, "nfe_per_iteration": nfe, "seconds": 1.0,
+                "metric_exact": 0.98 - lost, "flips_exact": lost, "nfe_per_iteration": nfe, "seconds": 1.0, "samples": 1000,
             }  # fmt: skip
             for solver in ("euler", "midpoint", "rk4"):
                 for factor in (0.5, 1.0):
@@ -79,6 +79,7 @@ def test_the_bracket_of_the_critical_step(steps: dict[float, float], bracket: st
 def test_flips_of_each_training_step() -> None:
     text = flips_text(rows("", {0.5: 0.2, 0.25: 0.05}), "step_size")
     assert "| 1/2 | 98.5 ± 0.7 % | 78.0 ± 0.0 % | 20.0 ± 0.0 % | 2 of 2 |" in text
+    assert text.endswith("Exact flow: of the first 1000 test samples.")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from trueode.reproduction import fan
 from trueode.reproduction.claims import ALLOWED, swap_claims
 from trueode.reproduction.numbers import Row, fraction, grouped, markdown, percent, plus_minus, spread, swap_points
 from trueode.reproduction.plans import MOMENTS
-from trueode.reproduction.scale import whole
+from trueode.reproduction.scale import listed, whole
 from trueode.reproduction.table import better_solver_losses, table_1
 from trueode.runs import read_history
 from trueode.solvers import FixedStep, Solver
@@ -245,7 +245,7 @@ def first_table(data: str) -> Callable[[Context], Made]:
 
 
 def flips_text(rows: Sequence[Row], *keys: str) -> str:
-    """For each training configuration: accuracy, that under the exact flow, and flips against it."""
+    """For each training configuration: accuracy, that under the exact flow, and flips against it; and of how many samples."""
     trained = [row for row in rows if row["is_training"]]
     lines = []
     for values, own in grouped(trained, keys).items():
@@ -265,7 +265,11 @@ def flips_text(rows: Sequence[Row], *keys: str) -> str:
         "flips against the exact flow",
         "verdict: ODE",
     )
-    return markdown(head, lines) if lines else ""
+    if not lines:
+        return ""
+    samples = sorted({row["samples"] for row in trained if row["samples"]})
+    of = f"\n\nExact flow: of the first {listed(samples)} test samples." if samples else ""
+    return f"{markdown(head, lines)}{of}"
 
 
 CHOSEN_TOLERANCES = "tolerances 1e-1 … 1e-5"
@@ -312,7 +316,10 @@ RECIPES: dict[str, Recipe] = {
     "table1": Recipe("Table 1, concentric spheres in two dimensions", first_table("spheres"), (CRITERION,)),
     "table1_cifar": Recipe("Table 1, CIFAR-10", first_table("cifar10"), (CRITERION,)),
     "spheres": Recipe(
-        "Critical step size of concentric spheres in higher dimensions, Euler", critical("dataset"), (CRITERION,)
+        "Critical step size of concentric spheres in 3 and 10 dimensions, Euler", critical("dataset"), (CRITERION,)
+    ),
+    "sphere900": Recipe(
+        "Critical step size of concentric spheres in 900 dimensions, Euler", critical("dataset"), (CRITERION,)
     ),
     "minima": Recipe("Critical step size of the three minima, Euler", critical("dataset"), (CRITERION,)),
     "tolerances": Recipe(

@@ -140,7 +140,7 @@ def _caption(
     if recipe.trains:
         spent = {row["hash"]: row["seconds"] for row in context.rows if row["seconds"]}
         parts.append(
-            f"{len(plan.runs)} runs, {shown_time(sum(spent.values()))} of work on one core; {took}. Every row of the numbers names "
+            f"{len(plan.runs)} run{'s' if len(plan.runs) > 1 else ''}, {shown_time(sum(spent.values()))} of work on one core; {took}. Every row of the numbers names "
             "the hashes of its runs, which are the ends of the names of their directories."
         )
     return "\n\n".join(parts) + "\n"
