@@ -221,10 +221,21 @@ def critical(by: str, name: str = "training steps") -> Callable[[Context], Made]
         for label, points in groups.items():
             ordered = sorted(points, key=lambda point: point["x"])
             passing = [k for k, point in enumerate(ordered) if all(later["mean"] <= ALLOWED for later in ordered[k:])]
-            first = f"1/{ordered[passing[0]]['x']:g}" if passing else f"finer than 1/{ordered[-1]['x']:g}"
             at = ordered[passing[0]] if passing else ordered[-1]
-            table.append((label, first, percent(at["accuracy"]), percent(at["mean"]), percent(at["flips_exact"])))
-        head = (by, "critical step", "accuracy there", "lost under the better solver", "flips against the exact flow")
+            first = f"{'' if passing else 'finer than '}{fraction(at['step_size'])}"
+            ends = (
+                f"{fraction(point['step_size'])}: {percent(point['accuracy'])}" for point in (ordered[0], ordered[-1])
+            )
+            there = (at["accuracy"], at["mean"], at["flips_exact"])
+            table.append((label, first, *map(percent, there), ", ".join(ends)))
+        head = (
+            by,
+            "critical step",
+            "test accuracy there",
+            "lost under the better solver",
+            "flips against the exact flow",
+            "test accuracy with the coarsest and the finest step",
+        )
         text = (
             "The coarsest training step from which on solvers of higher order at the same step lose at most "
             f"{100 * ALLOWED:g} % test accuracy, mean over seeds (our criterion):\n\n{markdown(head, table)}"
