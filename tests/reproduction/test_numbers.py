@@ -79,7 +79,7 @@ def test_the_bracket_of_the_critical_step(steps: dict[float, float], bracket: st
 def test_flips_of_each_training_step() -> None:
     text = flips_text(rows("", {0.5: 0.2, 0.25: 0.05}), "step_size")
     assert "| 1/2 | 98.5 ± 0.7 % | 78.0 ± 0.0 % | 20.0 ± 0.0 % | 2 of 2 |" in text
-    assert text.endswith("Exact flow: of the first 1000 test samples.")
+    assert text.endswith("The exact flow is that of the first 1000 test samples.")
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,9 @@ def _steps_axis(axes: Axes, values: Sequence[float]) -> None:
 
 def _accuracy_axis(axes: Axes, values: Sequence[float]) -> None:
     finite = [value for value in values if np.isfinite(value)]
-    low = min([95.0, *finite])
-    axes.set_ylim(max(0.0, low - 0.06 * (100 - low) - 0.5), 100.5)
+    low, high = min([95.0, *finite]), max([0.0, *finite])
+    top = 100.0 if high > 80 else high + 0.25 * (high - low)  # hard data does not leave most of the panel empty
+    axes.set_ylim(max(0.0, low - 0.06 * (top - low) - 0.5), top + 0.5)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
 
 

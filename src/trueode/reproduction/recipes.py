@@ -18,7 +18,7 @@ from trueode.reproduction import fan
 from trueode.reproduction.claims import ALLOWED, swap_claims
 from trueode.reproduction.numbers import Row, fraction, grouped, markdown, percent, plus_minus, spread, swap_points
 from trueode.reproduction.plans import MOMENTS
-from trueode.reproduction.scale import listed, whole
+from trueode.reproduction.scale import whole
 from trueode.reproduction.table import better_solver_losses, table_1
 from trueode.runs import read_history
 from trueode.solvers import FixedStep, Solver
@@ -279,8 +279,10 @@ def flips_text(rows: Sequence[Row], *keys: str) -> str:
     if not lines:
         return ""
     samples = sorted({row["samples"] for row in trained if row["samples"]})
-    of = f"\n\nExact flow: of the first {listed(samples)} test samples." if samples else ""
-    return f"{markdown(head, lines)}{of}"
+    if not samples:
+        return markdown(head, lines)
+    of = f"{samples[0]}" if len(samples) == 1 else f"{samples[0]} to {samples[-1]} (as many as `verdict_budget` allows)"
+    return f"{markdown(head, lines)}\n\nThe exact flow is that of the first {of} test samples."
 
 
 CHOSEN_TOLERANCES = "tolerances 1e-1 … 1e-5"

@@ -33,8 +33,8 @@ def told_scale(plan: Plan, scale: str, images: int | None = None) -> str:
     seeds = seeds_of(plan)
     number = f" ({images} images)" if images else ""
     return (
-        f"scale: {scale}; seed{'s' if len(seeds) > 1 else ''} {listed(seeds)}; {listed(iterations)} iterations; {', '.join(data)}{number}; "
-        f"{listed(channels)} channels"
+        f"scale: {scale}; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}; {_listed(iterations)} iterations; {', '.join(data)}{number}; "
+        f"{_listed(channels)} channels"
     )
 
 
@@ -57,7 +57,7 @@ def whole(plan: Plan) -> list[PlannedRun]:
     return [run for run in plan.runs if run.grid != MOMENTS]
 
 
-def listed(values: Sequence[int]) -> str:
+def _listed(values: Sequence[int]) -> str:
     """Numbers in words: 0–4 where they follow each other."""
     if len(values) > 2 and list(values) == list(range(values[0], values[-1] + 1)):
         return f"{values[0]}–{values[-1]}"
