@@ -19,8 +19,8 @@ def test_what_a_better_solver_costs_a_run() -> None:
 @pytest.mark.parametrize(
     ("steps", "answers", "told"),
     [
-        ({1.0: 0.4, 0.5: 0.2, 0.25: 0.05}, ["yes", "yes", "yes"], "from 1/4 on it costs at most 5.0 %"),
-        ({1.0: 0.05, 0.5: 0.2, 0.25: 0.01}, ["yes", "**no**", "yes"], "from 1/4 on it costs at most 1.0 %"),
+        ({1.0: 0.4, 0.5: 0.2, 0.25: 0.05}, ["yes", "yes", "yes", "**no**"], "from 1/4 on it costs at most 5.0 %"),
+        ({1.0: 0.05, 0.5: 0.2, 0.25: 0.01}, ["yes", "**no**", "yes", "yes"], "from 1/4 on it costs at most 1.0 %"),
         ({1.0: 0.4, 0.5: 0.3}, ["yes", "yes", "**no**"], "at the finest, 1/2, it costs 30.0 %"),
     ],
 )
@@ -28,7 +28,14 @@ def test_each_claim_is_answered_by_the_numbers(steps: dict[float, float], answer
     text = swap_claims(rows("", steps), "step_size")
     lines = [line for line in text.splitlines() if line.startswith("* ")]
     assert [line.split(": ")[1].split(" (")[0] for line in lines] == answers
-    assert told in lines[-1]
+    assert told in lines[2]
+
+
+def test_the_exact_flow_can_tell_more_than_other_solvers_at_the_tested_settings() -> None:
+    table = [{**row, "flips_exact": 0.3} for row in rows("", {1.0: 0.4, 0.5: 0.01})]
+    assert swap_claims(table, "step_size").endswith("**no** (at 1/2 it changes 30.0 % of the predictions).")
+    unknown = [{**row, "flips_exact": None} for row in table]
+    assert "exact flow" not in swap_claims(unknown, "step_size")
 
 
 def test_accuracy_that_depends_on_the_step_is_seen() -> None:

@@ -149,7 +149,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sphere900": {"niter": 300, "random_seed": [0], "step_size": STEPS[:5], "lr": 1e-3, "verdict_budget": 30.0},
     "minima": {"niter": 2000, "random_seed": [0], "lr": 1e-3},
     "tolerances": {"niter": 2000, "random_seed": [0], "tol": [1e-1, 1e-2, 1e-3, 1e-4]},
-    "mnist": {**SMALL_IMAGES, "niter": 300, "random_seed": [0], "step_size": STEPS[:4]},
+    "mnist": {**SMALL_IMAGES, "niter": 300, "random_seed": [0, 1], "step_size": STEPS[:5]},
 }
 """What small scale changes: an axis takes these values, a base this value. Axes of `MOMENTS` stay as they are."""
 
