@@ -88,6 +88,12 @@ def test_picture_numbers_and_caption(name: str, overrides: dict[str, Any]) -> No
         assert all(len(list(Path("out/runs").glob(f"*-{run}/run.json"))) == 1 for run in hashes)
 
 
+def test_the_command_of_a_caption_can_be_repeated_elsewhere() -> None:
+    _, caption = made("fig2", {**TINY, "data_dir": "Mine", "evaluate_with_dif_solver": False})
+    assert "--data_dir DIR --evaluate_with_dif_solver false`" in caption
+    assert "Mine" not in caption
+
+
 def test_table_1_and_the_documentation_page() -> None:
     numbers, caption = made("table1", {**TINY, "step_size": 1.0})
     assert [row["rule"] for row in numbers] == [

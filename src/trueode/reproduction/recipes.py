@@ -281,8 +281,13 @@ def flips_text(rows: Sequence[Row], *keys: str) -> str:
     samples = sorted({row["samples"] for row in trained if row["samples"]})
     if not samples:
         return markdown(head, lines)
-    of = f"{samples[0]}" if len(samples) == 1 else f"{samples[0]} to {samples[-1]} (as many as `verdict_budget` allows)"
-    return f"{markdown(head, lines)}\n\nThe exact flow is that of the first {of} test samples."
+    of = f"the first {samples[0]} test samples"
+    if len(samples) > 1:
+        of = (
+            f"as many of the first test samples as `verdict_budget` allows, {samples[0]} to {samples[-1]}; accuracy as trained "
+            "is that of all"
+        )
+    return f"{markdown(head, lines)}\n\nThe exact flow is that of {of}."
 
 
 CHOSEN_TOLERANCES = "tolerances 1e-1 … 1e-5"

@@ -117,7 +117,8 @@ def _caption(
 ) -> str:
     """What is shown, at which scale, how that differs from the paper, by which command, and what was found."""
     recipe, plan = RECIPES[name], context.plan
-    flags = [word for key, value in overrides.items() if key != "data_dir" for word in (f"--{key}", *_words(value))]
+    told = {**overrides, **({"data_dir": "DIR"} if "data_dir" in overrides else {})}  # where data lies is nobody else's
+    flags = [word for key, value in told.items() for word in (f"--{key}", *_words(value))]
     command = shlex.join(["trueode", "reproduce", name, "--scale", scale, *flags])
     parts = [f"**{recipe.title}.**"]
     if recipe.trains:
@@ -147,4 +148,6 @@ def _caption(
 
 
 def _words(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value).lower()]
+    if isinstance(value, (list, tuple)):
+        return [str(item) for item in value]
+    return [str(value).lower() if value is None or isinstance(value, bool) else str(value)]
