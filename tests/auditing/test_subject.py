@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trueode import Adaptive, FixedStep, NeuralODE
-from trueode.auditing.subject import Subject, losses_of, metric_of, subject_of
+from trueode.auditing.scores import losses_of, metric_of
+from trueode.auditing.subject import Subject, subject_of
 from trueode.data import Split
 from trueode.errors import DataError, UsageError
 

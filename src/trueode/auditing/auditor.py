@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from trueode.auditing.convergence import find_safe, observed_orders
 from trueode.auditing.preconditions import Preparation, prepare
+from trueode.auditing.ran import Ran
 from trueode.auditing.reasons import find_reasons
 from trueode.auditing.reference import Reference, find_reference
 from trueode.auditing.report import Audit
-from trueode.auditing.subject import Call, Metric, Ran, Subject, losses_of, metric_of, subject_of
+from trueode.auditing.scores import Metric, losses_of, metric_of
+from trueode.auditing.subject import Call, Subject, subject_of
 from trueode.auditing.swaps import Row, Swaps, paired, swap_grid
 from trueode.auditing.untouched import modules_of, untouched
 from trueode.catalog import METHODS

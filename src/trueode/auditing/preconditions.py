@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueode.auditing.ran import Ran
 from trueode.auditing.samples import chosen
-from trueode.auditing.subject import ModelError, Ran, Subject
+from trueode.auditing.subject import ModelError, Subject
 from trueode.auditing.untouched import modules_of, same
 from trueode.errors import UsageError, told
 from trueode.solvers import FixedStep

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from trueode.auditing.interception import replaced
 from trueode.auditing.problem import Problem, Solved
+from trueode.auditing.ran import Ran
 from trueode.auditing.reference import Reference
 from trueode.auditing.samples import chosen
 from trueode.auditing.stand_in import in_place
-from trueode.auditing.subject import Ran, Subject
+from trueode.auditing.subject import Subject
 from trueode.auditing.swaps import Row
 from trueode.catalog import METHODS
 from trueode.solvers import ButcherTableau, FixedStep, Solver, get_tableau

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trueode.auditing.interception import recorded, replaced
-from trueode.auditing.problem import FoundSolver, Solved
+from trueode.auditing.problem import Solved
+from trueode.auditing.ran import Ran, checked_output, final_state, summed
 from trueode.auditing.samples import (
     absent_times,
     batches_of,
@@ -33,33 +34,6 @@ from trueode.solvers import Solver
 
 Call = Callable[[Any, Any], Tensor]
 """How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
-Metric = Callable[[Tensor, Tensor], Tensor]
-"""A metric of one's own: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A model on its data, under one solver.
-
-    Attributes:
-        outputs: ``(n, …)`` on the CPU; NaN where the solver failed.
-        states: final states of the last ODE block, ``(n, d)``; None where they are not known.
-        nfe: field evaluations for a sample, over all ODE blocks.
-        n_steps: accepted steps, mean over samples; the largest number over the ODE blocks.
-        n_rejected: rejected steps, likewise.
-        found: the solvers that the model asked for itself, one for each ODE block.
-        status: ``"success"``, or why the first solve that failed did so.
-        message: what happened, for a failure.
-    """
-
-    outputs: Tensor
-    states: Tensor | None
-    nfe: float
-    n_steps: float
-    n_rejected: float
-    found: tuple[FoundSolver, ...]
-    status: str = "success"
-    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,12 +95,12 @@ class Subject:
                 new = noted[before:]
                 if not new:
                     raise UsageError(NO_SOLVER)
-                checked = _checked(output, n, self.task)
+                checked = checked_output(output, n, self.task)
                 outputs.append(checked if rows is None else checked[rows])
-                final = _final(new[-1], n)
+                final = final_state(new[-1], n)
                 states.append(final if final is None or rows is None else final[rows])
                 solves.append((len(outputs[-1]), new))
-        return _summed(outputs, states, solves)
+        return summed(outputs, states, solves)
 
     def _parts(self, indices: Tensor | None) -> Iterator[tuple[Any, Tensor | None, int]]:
         """Batches to run, which rows of their outputs are wanted (None: all), and how many samples they hold."""
@@ -256,64 +230,6 @@ def subject_of(
     return Subject(model, batches, sizes, y, kind, call or _call, solver, absent=absent_times(batches, sizes))
 
 
-def metric_of(subject: Subject, ran: Ran, metric: Metric | None = None) -> Tensor | None:
-    """The metric of each sample, ``(n,)`` in float64; None without targets."""
-    y = _matching(subject, ran)
-    if y is None or subject.y is None:
-        return None
-    if metric is None:
-        return subject.task.metrics(ran.outputs, Batch(y, y)).double()
-    try:
-        values = metric(ran.outputs, subject.y)
-    except TrueodeError:
-        raise
-    except Exception as failure:  # it is somebody else's code
-        raise UsageError(
-            f"The metric failed on outputs of shape {tuple(ran.outputs.shape)} and targets of shape "
-            f"{tuple(subject.y.shape)}: {told(failure)}."
-        ) from failure
-    if not isinstance(values, Tensor) or values.shape != (subject.n,):
-        raise UsageError(
-            f"The metric must return a value for each of the {subject.n} samples, a tensor of shape ({subject.n},); it "
-            f"returned {tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__}."
-        )
-    return values.double()
-
-
-def losses_of(subject: Subject, ran: Ran) -> Tensor | None:
-    """The loss of each sample, ``(n,)`` in float64; None without targets."""
-    y = _matching(subject, ran)
-    return None if y is None else subject.task.losses(ran.outputs, Batch(y, y)).double()
-
-
-def _matching(subject: Subject, ran: Ran) -> Tensor | None:
-    """The targets, in the form that the task's loss and metric need."""
-    y, outputs = subject.y, ran.outputs
-    if y is None:
-        return None
-    if subject.task.name == "classification":
-        y = y.squeeze(1) if y.dim() == 2 and y.shape[1] == 1 else y
-        if y.dim() > 1 or (y.is_floating_point() and bool((y != y.round()).any())):
-            raise DataError(
-                f"Classification needs labels of shape (n,); the targets are {y.dtype} of shape {tuple(y.shape)}."
-            )
-        labels = y.long()
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < outputs.shape[1]:
-            raise DataError(
-                f"The labels lie between {int(labels.min())} and {int(labels.max())}, but the model has {outputs.shape[1]} classes."
-            )
-        return labels
-    if y.numel() != outputs.numel():
-        raise DataError(
-            f"The targets have shape {tuple(y.shape)} and the outputs {tuple(outputs.shape)}: they must agree. Say with "
-            "call=… how the model is called."
-        )
-    y = y.to(outputs.dtype).reshape(outputs.shape)
-    if subject.absent is not None and outputs.shape[:2] == subject.absent.shape:
-        y = y.masked_fill(subject.absent.view(*subject.absent.shape, *[1] * (y.dim() - 2)), torch.nan)
-    return y
-
-
 def _call(model: Any, batch: Any) -> Any:
     """``model(x)``, and ``model(x, t)`` where the batch holds times."""
     if not isinstance(batch, tuple | list):
@@ -347,72 +263,6 @@ def _task_name(y: Tensor | None, batch: Any) -> str:
             "task='regression'."
         )
     return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"
-
-
-def _checked(output: Any, n: int, task: Task) -> Tensor:
-    """Outputs on the CPU in the shape that the task needs.
-
-    Raises:
-        UsageError: they are no such outputs.
-    """
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        kind = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(
-            f"The model returned {kind}; outputs must be a floating point tensor, samples first. Say with call=… how it is "
-            "called, e.g. call=lambda model, batch: model(batch[0])[1][-1]."
-        )
-    if output.dim() == 0 or len(output) != n:
-        raise UsageError(
-            f"The model returned shape {tuple(output.shape)} for {n} samples; they must come first. Say with call=… how it "
-            "is called, e.g. call=lambda model, batch: model(*batch).transpose(0, 1)."
-        )
-    checked: Tensor = output.detach().cpu()
-    return _shaped(checked, n, task)
-
-
-def _shaped(output: Tensor, n: int, task: Task) -> Tensor:
-    """Outputs in the shape that the task needs."""
-    if task.name == "classification":
-        if output.dim() == 2 and output.shape[1] == 1:
-            output = output[:, 0]
-        if output.dim() == 1:  # one logit for two classes
-            output = torch.stack([torch.zeros_like(output), output], dim=1)
-        if output.dim() != 2:
-            raise UsageError(
-                f"The model returned shape {tuple(output.shape)}; classification needs logits (n, classes), or one logit "
-                "(n,) for two classes. Other targets need task='regression' or 'timeseries'."
-            )
-    elif task.name == "regression":
-        output = output.reshape(n, -1)
-    elif output.dim() < 3:
-        output = output.reshape(n, -1, 1)
-    return output
-
-
-def _final(solved: Solved, n: int) -> Tensor | None:
-    final = solved.final
-    return None if final is None or len(final) != n else final.detach().flatten(1).cpu()
-
-
-def _summed(outputs: list[Tensor], states: list[Tensor | None], solves: list[tuple[int, list[Solved]]]) -> Ran:
-    n = sum(size for size, _ in solves)
-    known = [part for part in states if part is not None]
-
-    def mean(value: Callable[[list[Solved]], float]) -> float:
-        return sum(size * value(group) for size, group in solves) / n
-
-    refuse_shapes(outputs)
-    failed = next((solve for _, group in solves for solve in group if solve.status != "success"), None)
-    return Ran(
-        torch.cat(outputs),
-        torch.cat(known) if len(known) == len(states) and len({part.shape[1] for part in known}) == 1 else None,
-        mean(lambda group: sum(solve.nfe for solve in group)),
-        mean(lambda group: max(solve.n_steps for solve in group)),
-        mean(lambda group: max(solve.n_rejected for solve in group)),
-        tuple(solve.found for solve in solves[0][1]),
-        "success" if failed is None else failed.status,
-        "" if failed is None else failed.message,
-    )
 
 
 def _cast(x: Tensor, device: torch.device | None, double: bool) -> Tensor:
