@@ -250,7 +250,7 @@ def first_table(data: str) -> Callable[[Context], Made]:
 
     def make(context: Context) -> Made:
         rows, text = table_1(context.rows, data)
-        return Made(None, rows, text)
+        return Made(None, rows, f"{text}\n\n{samples_text(context.rows)}".rstrip())
 
     return make
 
@@ -276,18 +276,20 @@ def flips_text(rows: Sequence[Row], *keys: str) -> str:
         "flips against the exact flow",
         "verdict: ODE",
     )
-    if not lines:
-        return ""
-    samples = sorted({row["samples"] for row in trained if row["samples"]})
+    return "\n\n".join(part for part in (markdown(head, lines), samples_text(trained)) if part) if lines else ""
+
+
+def samples_text(rows: Sequence[Row]) -> str:
+    """How many samples the exact flow was computed for."""
+    samples = sorted({row["samples"] for row in rows if row["flips_exact"] is not None})
     if not samples:
-        return markdown(head, lines)
-    of = f"the first {samples[0]} test samples"
-    if len(samples) > 1:
-        of = (
-            f"as many of the first test samples as `verdict_budget` allows, {samples[0]} to {samples[-1]}; accuracy as trained "
-            "is that of all"
-        )
-    return f"{markdown(head, lines)}\n\nThe exact flow is that of {of}."
+        return ""
+    if len(samples) == 1:
+        return f"The exact flow is that of the first {samples[0]} test samples."
+    return (
+        f"The exact flow is that of as many of the first test samples as `verdict_budget` allows, {samples[0]} to {samples[-1]}; "
+        "accuracy as trained is that of all."
+    )
 
 
 CHOSEN_TOLERANCES = "tolerances 1e-1 … 1e-5"

@@ -7,7 +7,7 @@ from math import isnan, nan
 from typing import Any
 
 from trueode.reproduction.claims import ALLOWED, loss_under_better
-from trueode.reproduction.numbers import Row, grouped, markdown, percent, plus_minus, spread
+from trueode.reproduction.numbers import Row, fraction, grouped, markdown, percent, plus_minus, spread
 
 PAPER = {
     "spheres": {
@@ -151,7 +151,7 @@ def _steps(grid: Sequence[Row]) -> str:
     """The grid search step by step."""
     lines = [
         (
-            f"1/{row['x']:g}",
+            fraction(row["step_size"]),
             f"{100 * row['accuracy']:.1f} ± {100 * row['accuracy_std']:.1f} %",
             f"{100 * row['mean']:.1f} %",
             "–" if isnan(row["flips_exact"]) else f"{100 * row['flips_exact']:.1f} %",
