@@ -147,7 +147,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "table1": {"niter": 3000, "random_seed": [0, 1, 2]},
     "table1_cifar": {**SMALL_IMAGES, "niter": 400, "eval_interval": 25, "random_seed": [0, 1], "step_size": STEPS[:5]},
     "spheres": {"niter": 2000, "random_seed": [0, 1, 2], "lr": 1e-3},
-    "sphere900": {"niter": 300, "random_seed": [0], "step_size": STEPS[:5], "lr": 1e-3, "verdict_budget": 30.0},
+    "sphere900": {"niter": 300, "random_seed": [0], "step_size": STEPS[:5], "lr": 1e-3},
     "minima": {"niter": 2000, "random_seed": [0], "lr": 1e-3},
     "tolerances": {"niter": 2000, "random_seed": [0], "tol": [1e-1, 1e-2, 1e-3, 1e-4]},
     "mnist": {**SMALL_IMAGES, "niter": 300, "random_seed": [0, 1], "step_size": STEPS[:5]},
