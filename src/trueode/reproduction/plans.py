@@ -97,7 +97,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "grids": [
             {"name": "grid search", "axes": {"step_size": STEPS[:7]}},
             {"name": "adaptation of the paper", "base": {**ADAPT, "evaluate_test_acc": True}},  # as Figure 5
-            # not with Euler: it needs more than a hundred steps before a model is certified
+            # not with Euler: what became of that is told by its recipe
             {"name": "fidelity, rk4", "base": {**FIDELITY, "solver": "rk4"}},
             {"name": "fidelity, auto", "base": {**FIDELITY, "solver": "auto"}},
         ],

@@ -309,6 +309,10 @@ CERTIFIED = (
     "the evaluations of `fidelity` count its certificate, a thousand samples under the exact flow, which in runs of a few hundred "
     "iterations is most of them"
 )
+WITHOUT_EULER = (
+    "`fidelity` is not run with Euler: at small scale two such runs were not certified with 50 and 116 steps after 600 iterations, "
+    "and were stopped while they went on with 100 and 232"
+)
 
 RECIPES: dict[str, Recipe] = {
     "fig1": Recipe(
@@ -346,7 +350,7 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "table1": Recipe("Table 1, concentric spheres in two dimensions", first_table("spheres"), (CRITERION, CERTIFIED)),
-    "table1_cifar": Recipe("Table 1, CIFAR-10", first_table("cifar10"), (CRITERION, CERTIFIED)),
+    "table1_cifar": Recipe("Table 1, CIFAR-10", first_table("cifar10"), (CRITERION, CERTIFIED, WITHOUT_EULER)),
     "spheres": Recipe(
         "Critical step size of concentric spheres in 3 and 10 dimensions, Euler", critical("dataset"), (CRITERION,)
     ),
