@@ -18,7 +18,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # one stamp per set of extras: installed once, and again when pyproject.toml changes
-$(VENV)/.train: $(BIN)/python pyproject.toml setup.py $(wildcard src/trueode/solvers/native/*.[ch])
+$(VENV)/.train: $(BIN)/python pyproject.toml setup.py $(wildcard src/trueode/solvers/backends/native/*.[ch])
 	@echo "installing trueode into $(VENV) (the first time takes a minute or more)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard]"
 	@touch $@
@@ -49,13 +49,13 @@ check: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-NATIVE := src/trueode/solvers/native
+NATIVE := src/trueode/solvers/backends/native
 sanitize: $(VENV)/.test
 	mkdir -p build
 	$(CC) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=gnu11 -pthread -Wall -Wextra -Wno-psabi -fPIC -shared \
 	    $(NATIVE)/native.c -o build/sanitized.so -lm
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 TRUEODE_NATIVE=$(CURDIR)/build/sanitized.so \
-	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/solvers/native $(ARGS)
+	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/solvers/backends/native $(ARGS)
 
 generate: $(VENV)/.train
 	$(BIN)/python tools/generate.py

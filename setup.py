@@ -4,13 +4,13 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-NATIVE = Path("src", "trueode", "solvers", "native")
+NATIVE = Path("src", "trueode", "solvers", "backends", "native")
 FLAGS = ["-O3", "-g0", "-std=gnu11", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
 setup(
     ext_modules=[
         Extension(
-            "trueode.solvers.native._kernel",  # loaded by ctypes: it needs no header of Python's
+            "trueode.solvers.backends.native._kernel",  # loaded by ctypes: it needs no header of Python's
             [str(NATIVE / "native.c")],
             depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
             extra_compile_args=FLAGS,

@@ -67,7 +67,9 @@ def test_a_wheel_holds_the_kernel(source: Path, no_compiler: dict[str, str], tmp
     wheel = next(tmp_path.glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     assert "trueode/py.typed" in names
-    assert [name for name in names if name.startswith("trueode/solvers/native/_kernel") and name.endswith(".so")]
+    assert [
+        name for name in names if name.startswith("trueode/solvers/backends/native/_kernel") and name.endswith(".so")
+    ]
     printed, said = installed(wheel, tmp_path, no_compiler)
     assert "compiled kernel" in printed.splitlines()[-1]
     assert MISSING not in said

@@ -96,7 +96,7 @@ def test_train_script_is_a_thin_shim() -> None:
 
 def test_warnings_of_the_package_are_notes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from trueode.cli import main as module
-    from trueode.solvers.native import library
+    from trueode.solvers.backends.native import library
 
     def work() -> int:
         warnings.simplefilter("always")
@@ -114,7 +114,7 @@ def test_warnings_of_the_package_are_notes(capsys: pytest.CaptureFixture[str], m
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
-    from trueode.solvers import native
+    from trueode.solvers.backends import native
 
     assert main(["info"]) == 0
     told = capsys.readouterr().out

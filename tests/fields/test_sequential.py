@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from trueode.fields import SequentialField
-from trueode.solvers import Adaptive, FixedStep, native, solve
+from trueode.solvers import Adaptive, FixedStep, solve
+from trueode.solvers.backends import native
 
 ACTIVATIONS = [nn.ReLU(), nn.LeakyReLU(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Softplus(), nn.GELU(), nn.Identity()]
 

@@ -14,7 +14,8 @@ from tests.problems import states
 from trueode.catalog import ACTIVATIONS, METHODS
 from trueode.fields import build_field
 from trueode.layers import Layer, LayerStack
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Solver, native, solve
+from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Solver, solve
+from trueode.solvers.backends import native
 from trueode.solvers.gradients import tape
 from trueode.solvers.stack import ACTIVATIONS as FUNCTIONS
 from trueode.solvers.stack import _reach, stack_field

@@ -24,7 +24,7 @@ def text() -> str:
     """Versions, devices, threads and the path that solves take: a line each."""
     import torch
 
-    from trueode.solvers import native
+    from trueode.solvers.backends import native
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():

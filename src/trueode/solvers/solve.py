@@ -11,13 +11,13 @@ from torch import Tensor
 
 from trueode.errors import SolveError, UsageError
 from trueode.layers import LayerStack
+from trueode.solvers.backends.native import images
+from trueode.solvers.backends.native import layers as native
 from trueode.solvers.clock import Clock, seconds
 from trueode.solvers.control import Reduce
 from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient, tape
 from trueode.solvers.gradients.adjoint import integrate_adjoint
 from trueode.solvers.integrate import Outcome, check_finite, integrate, is_per_sample
-from trueode.solvers.native import images
-from trueode.solvers.native import solve as native
 from trueode.solvers.problem import Unpack, matrix_form, pack_stack, pack_tuple
 from trueode.solvers.saving import SavePoints, Times, grid_positions, save_points
 from trueode.solvers.solution import Counter, Solution

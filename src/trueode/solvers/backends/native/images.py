@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trueode.solvers.backends.native import library
+from trueode.solvers.backends.native.library import Convolution
 from trueode.solvers.gradients.replay import must_be_recorded
-from trueode.solvers.native import library
-from trueode.solvers.native.library import Convolution
 
 MULTIPLE = 16  # of it are the numbers of channels: whole vectors of every instruction set
 NARROW = "baseline"  # vectors of four numbers do not outweigh that PyTorch's convolutions are made for the processor

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from trueode.solvers import native
+from trueode.solvers.backends import native
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="nothing here can build the kernel")

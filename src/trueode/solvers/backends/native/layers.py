@@ -15,12 +15,12 @@ from torch import Tensor
 
 from trueode.errors import SolveError
 from trueode.layers import LayerStack
+from trueode.solvers.backends.native import library
+from trueode.solvers.backends.native.library import LAYER, Chosen, Kernel, Solve
 from trueode.solvers.clock import Clock
 from trueode.solvers.control import Reduce
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
-from trueode.solvers.native import library
-from trueode.solvers.native.library import LAYER, Chosen, Kernel, Solve
 from trueode.solvers.saving import SavePoints
 from trueode.solvers.solution import Counter
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver

@@ -18,9 +18,10 @@ from trueode.catalog import METHODS
 from trueode.errors import SolveError
 from trueode.fields import ConvField
 from trueode.layers import Layer, LayerStack
-from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, OnGrid, Solution, Solver, native, solve
-from trueode.solvers.native import library
-from trueode.solvers.native import solve as kernel
+from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, OnGrid, Solution, Solver, solve
+from trueode.solvers.backends import native
+from trueode.solvers.backends.native import layers as kernel
+from trueode.solvers.backends.native import library
 from trueode.solvers.stack import stack_field
 
 pytestmark = pytest.mark.skipif(not native.instruction_sets(), reason=f"there is no kernel: {native.describe()}")

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trueode.fields import Autocast, build_field
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, native, solve
-from trueode.solvers.native import images
-from trueode.solvers.native.library import Kernel
+from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, solve
+from trueode.solvers.backends import native
+from trueode.solvers.backends.native import images
+from trueode.solvers.backends.native.library import Kernel
 
 pytestmark = pytest.mark.skipif(not native.instruction_sets(), reason=f"there is no kernel: {native.describe()}")
 
