@@ -50,5 +50,34 @@ DATA_SETS: dict[str, DataSet] = {
 
 TASKS = ("classification", "regression", "timeseries")
 NETWORKS = ("odenet", "simple_odenet", "linear_odenet")
-ACTIVATIONS = ("relu", "lrelu", "sigmoid", "tanh", "silu", "softplus", "gelu")
+
+
+class Activation(NamedTuple):
+    """A pointwise function, by the names that it has in PyTorch and in the compiled kernel.
+
+    Attributes:
+        module: its class in ``torch.nn``.
+        settings: attributes that make such a module this function.
+        function: its name in ``torch`` or ``torch.nn.functional``.
+        overwriting: a form that may overwrite its input: another one where the derivative follows from the output.
+        kernel: its number in ``native.c``; None: the kernel does not have it.
+    """
+
+    module: str
+    settings: dict[str, object]
+    function: str
+    overwriting: str
+    kernel: int | None
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation("ReLU", {}, "relu", "relu_", 1),
+    "lrelu": Activation("LeakyReLU", {"negative_slope": 0.01}, "leaky_relu", "leaky_relu_", 2),
+    "sigmoid": Activation("Sigmoid", {}, "sigmoid", "sigmoid_", 3),
+    "tanh": Activation("Tanh", {}, "tanh", "tanh_", 4),
+    "silu": Activation("SiLU", {}, "silu", "silu", 5),
+    "softplus": Activation("Softplus", {"beta": 1.0, "threshold": 20.0}, "softplus", "softplus", 6),
+    "gelu": Activation("GELU", {"approximate": "none"}, "gelu", "gelu", None),
+}
+"""By the names of options and layers; a layer without one is called ``"identity"``."""
 INITIALISATIONS = ("normal", "xavier", "kaiming", "orthogonal")

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
+
+from trueode.catalog import ACTIVATIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@cache
+def activations(name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """An activation of ``catalog.ACTIVATIONS``, and a form of it that may overwrite its input."""
+    import torch
+    from torch.nn import functional
+
+    known = ACTIVATIONS[name]
+    function, overwriting = (
+        getattr(torch, each, None) or getattr(functional, each) for each in (known.function, known.overwriting)
+    )
+    return function, overwriting
 
 
 class Layer(NamedTuple):

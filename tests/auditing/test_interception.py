@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.interception import Library, recorded, replaced
-from trueode.auditing.problem import Problem, Solved
+from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.stand_in import in_place
 from trueode.errors import UsageError
 from trueode.solvers import FixedStep
@@ -153,7 +153,7 @@ def test_libraries_that_are_not_loaded_are_not_touched(monkeypatch: pytest.Monke
 
 
 def test_replacements_must_give_all_states() -> None:
-    def short(posed: Problem) -> tuple[Tensor, Solved]:
+    def short(posed: ForeignProblem) -> tuple[Tensor, Solved]:
         return posed.z0[None], Solved(posed.found, 0, 0, 0, 1.0)
 
     with replaced(short), pytest.raises(UsageError, match=r"shape \(1, 4, 2\); needed is \(2, 4, 2\)"):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.problem import Problem, Replacement, Solved
+from trueode.auditing.problem import ForeignProblem, Replacement, Solved
 from trueode.auditing.stand_in import in_place
 from trueode.errors import UsageError, told
 from trueode.solvers import FixedStep
@@ -44,7 +44,7 @@ class Session:
         """Whether solves are replaced."""
         return self.replacement is not None
 
-    def solve(self, problem: Problem) -> tuple[Tensor, Solved]:
+    def solve(self, problem: ForeignProblem) -> tuple[Tensor, Solved]:
         """Solve a problem in the place of the library, and note it.
 
         Raises:

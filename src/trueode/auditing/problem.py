@@ -47,7 +47,7 @@ class FoundSolver:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ForeignProblem:
     """An initial value problem that a model posed.
 
     Attributes:
@@ -93,7 +93,7 @@ class Solved:
     final: Tensor | None = field(default=None, repr=False, compare=False)
 
 
-Replacement = Callable[[Problem], tuple[Tensor, Solved]]
+Replacement = Callable[[ForeignProblem], tuple[Tensor, Solved]]
 """Solves a problem: the states ``(times, *z0.shape)``, of which the first is ``z0``, and what was done."""
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trueode.auditing.interception import replaced
-from trueode.auditing.problem import Problem, Solved
+from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.ran import Ran
 from trueode.auditing.reference import Reference
 from trueode.auditing.samples import chosen
@@ -20,7 +20,8 @@ from trueode.auditing.subject import Subject
 from trueode.auditing.swaps import Row
 from trueode.catalog import METHODS
 from trueode.solvers import ButcherTableau, FixedStep, Solver, get_tableau
-from trueode.solvers.solve import direct_solve
+from trueode.solvers.problem import Problem
+from trueode.solvers.solve import solve_problem
 
 PROBED = 40  # samples
 TIMES = 5  # along the trajectories
@@ -170,7 +171,7 @@ def _probe(subject: Subject, solver: Solver | None) -> _Probe:
 
     inner = in_place(FixedStep("rk4", n_steps=FINE))
 
-    def look(problem: Problem) -> tuple[Tensor, Solved]:
+    def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         if found.length != found.length:  # the first block only
             _look(problem, solver, found)
         return inner(problem)
@@ -180,18 +181,12 @@ def _probe(subject: Subject, solver: Solver | None) -> _Probe:
     return found
 
 
-def _look(problem: Problem, solver: Solver | None, found: _Probe) -> None:
+def _look(problem: ForeignProblem, solver: Solver | None, found: _Probe) -> None:
     start, end = float(problem.times[0]), float(problem.times[-1])
     found.length = abs(end - start)
     grid = torch.linspace(start, end, FINE + 1, dtype=torch.float64)
-    exact = direct_solve(
-        problem.field,
-        problem.z0,
-        (start, end),
-        solver=FixedStep("rk4", n_steps=FINE),
-        save_at=grid,
-        on_failure="return",
-    )
+    rk4 = FixedStep("rk4", n_steps=FINE)
+    exact = solve_problem(Problem(problem.field, problem.z0, (start, end), solver=rk4, save_at=grid))
     states = exact.zs
     assert states is not None
     chosen_times = torch.linspace(0, FINE, TIMES).round().long().tolist()
@@ -209,7 +204,7 @@ def _look(problem: Problem, solver: Solver | None, found: _Probe) -> None:
         points = grid
         if isinstance(solver, FixedStep) and solver.order == 1 and solver.count(end - start) < LONGEST:
             points = torch.linspace(start, end, solver.count(end - start) + 1, dtype=torch.float64)
-        own = direct_solve(problem.field, problem.z0, (start, end), solver=solver, save_at=points, on_failure="return")
+        own = solve_problem(Problem(problem.field, problem.z0, (start, end), solver=solver, save_at=points))
         if own.status == "success" and own.zs is not None:
             found.own = own.zs.flatten(2)[:, :PROBED].cpu()
 

@@ -11,10 +11,11 @@ from math import inf
 import torch
 from torch import Tensor
 
-from trueode.auditing.problem import Field, Problem, Replacement, Solved
+from trueode.auditing.problem import Field, ForeignProblem, Replacement, Solved
 from trueode.errors import SolveError, UsageError
 from trueode.solvers import Adaptive, FixedStep, OnGrid, Solver
-from trueode.solvers.solve import direct_solve
+from trueode.solvers.problem import Problem
+from trueode.solvers.solve import solve_problem
 
 
 def in_place(solver: Solver) -> Replacement:
@@ -37,7 +38,7 @@ def in_place(solver: Solver) -> Replacement:
     elif isinstance(solver, OnGrid) and solver.per_sample:
         raise UsageError(f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive.")
 
-    def stand_in(problem: Problem) -> tuple[Tensor, Solved]:
+    def stand_in(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         return _solve(solver, problem)
 
     return stand_in
@@ -52,7 +53,7 @@ class _Tally:
     message: str = ""
 
 
-def _solve(solver: Solver, problem: Problem) -> tuple[Tensor, Solved]:
+def _solve(solver: Solver, problem: ForeignProblem) -> tuple[Tensor, Solved]:
     z0 = problem.z0
     if not z0.is_floating_point():
         raise UsageError(f"The model solves for a state of {z0.dtype}; only real floating point states can be audited.")
@@ -80,7 +81,7 @@ class _Segment:
     breaks: tuple[bool, bool]
 
 
-def _plan(solver: Solver, problem: Problem, times: Sequence[float]) -> list[tuple[_Segment, Solver]]:
+def _plan(solver: Solver, problem: ForeignProblem, times: Sequence[float]) -> list[tuple[_Segment, Solver]]:
     """The segments, with what takes the steps on each.
 
     Raises:
@@ -105,7 +106,7 @@ def _plan(solver: Solver, problem: Problem, times: Sequence[float]) -> list[tupl
     return plan
 
 
-def _segments(times: Sequence[float], problem: Problem) -> list[_Segment]:
+def _segments(times: Sequence[float], problem: ForeignProblem) -> list[_Segment]:
     start, end = times[0], times[-1]
     near = 8 * torch.finfo(problem.times.dtype).eps * max(abs(start), abs(end))
     marks = set[float]()
@@ -143,12 +144,12 @@ def _steps_between(solver: FixedStep | OnGrid, start: float, end: float) -> Call
 
 
 def _advance(
-    segment: _Segment, solver: Solver, problem: Problem, z: Tensor, reached: dict[float, Tensor], tally: _Tally
+    segment: _Segment, solver: Solver, problem: ForeignProblem, z: Tensor, reached: dict[float, Tensor], tally: _Tally
 ) -> Tensor:
     """Solve on a segment from its first state, take down the states at its times, and return the last one."""
     start, *wanted = segment.times
     call = _one_sided(problem.field, segment, z) if any(segment.breaks) else problem.field
-    solution = direct_solve(call, z, (start, wanted[-1]), solver=solver, save_at=wanted, on_failure="return")
+    solution = solve_problem(Problem(call, z, (start, wanted[-1]), solver=solver, save_at=wanted))
     assert isinstance(solution.zs, Tensor)
     reached.update(zip(wanted, solution.zs.unbind(0), strict=True))
     tally.nfe += solution.nfe

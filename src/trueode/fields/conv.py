@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trueode.errors import UsageError
-from trueode.fields.plain import ACTIVATIONS, append_time, check_activation, is_plain
-from trueode.layers import Layer, LayerStack
+from trueode.fields.plain import append_time, check_activation, is_plain
+from trueode.layers import Layer, LayerStack, activations
 
 
 class ConvField(nn.Module):
@@ -68,7 +68,7 @@ class ConvField(nn.Module):
         return self._compute(self.conv2, t, z)
 
     def _compute(self, wide: Callable[[Tensor], Tensor], t: float | Tensor, z: Tensor) -> Tensor:
-        act = ACTIVATIONS[self.act][self._is_plain()]
+        act = activations(self.act)[self._is_plain()]
         x = append_time(t, z) if self.time_dependent else z
         if self.dim == 2 and x.shape[1] == 1:
             # One channel: both layouts are the same memory, and this says which one is meant.

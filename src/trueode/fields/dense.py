@@ -7,8 +7,8 @@ from math import prod
 
 from torch import Tensor, nn
 
-from trueode.fields.plain import ACTIVATIONS, append_time, check_activation, is_plain
-from trueode.layers import Layer, LayerStack
+from trueode.fields.plain import append_time, check_activation, is_plain
+from trueode.layers import Layer, LayerStack, activations
 
 
 class DenseField(nn.Module):
@@ -45,7 +45,7 @@ class DenseField(nn.Module):
         Returns:
             dz/dt, of the shape of ``z``.
         """
-        act = ACTIVATIONS[self.act][is_plain(self, DenseField, nn.Linear)]
+        act = activations(self.act)[is_plain(self, DenseField, nn.Linear)]
         x = z.flatten(1)
         if self.time_dependent:
             x = append_time(t.flatten(1) if isinstance(t, Tensor) and t.dim() > 1 else t, x)

@@ -1,30 +1,15 @@
-"""What the fields share: activations, the time as an input, and whether a field is still as it was built."""
+"""What the fields share: the check of an activation's name, the time as an input, and whether a field is still as it was built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from trueode.catalog import ACTIVATIONS as NAMES
+from trueode.catalog import ACTIVATIONS
 from trueode.errors import UsageError, nearest
-
-Activation = Callable[[Tensor], Tensor]
-
-# Name -> the activation, and a form that may overwrite its input: the same where the derivative needs the input.
-ACTIVATIONS: dict[str, tuple[Activation, Activation]] = {
-    "relu": (F.relu, F.relu_),
-    "lrelu": (F.leaky_relu, F.leaky_relu_),
-    "sigmoid": (torch.sigmoid, torch.sigmoid_),
-    "tanh": (torch.tanh, torch.tanh_),
-    "silu": (F.silu, F.silu),
-    "softplus": (F.softplus, F.softplus),
-    "gelu": (F.gelu, F.gelu),
-}
 
 
 def check_activation(name: str) -> str:
@@ -34,7 +19,7 @@ def check_activation(name: str) -> str:
         UsageError: it is not.
     """
     if name not in ACTIVATIONS:
-        raise UsageError(f"act = {name!r} is unknown; known are {', '.join(NAMES)}.{nearest(name, NAMES)}")
+        raise UsageError(f"act = {name!r} is unknown; known are {', '.join(ACTIVATIONS)}.{nearest(name, ACTIVATIONS)}")
     return name
 
 

@@ -7,20 +7,9 @@ from math import prod
 
 from torch import Tensor, nn
 
+from trueode.catalog import ACTIVATIONS
 from trueode.fields.plain import append_time, is_unwatched
 from trueode.layers import Layer, LayerStack
-
-# Module -> the activation's name, and what its attributes must be for that to be the same.
-ACTIVATIONS: dict[type[nn.Module], tuple[str, dict[str, object]]] = {
-    nn.ReLU: ("relu", {}),
-    nn.LeakyReLU: ("lrelu", {"negative_slope": 0.01}),
-    nn.Sigmoid: ("sigmoid", {}),
-    nn.Tanh: ("tanh", {}),
-    nn.SiLU: ("silu", {}),
-    nn.Softplus: ("softplus", {"beta": 1.0, "threshold": 20.0}),
-    nn.GELU: ("gelu", {"approximate": "none"}),
-    nn.Identity: ("identity", {}),
-}
 
 
 class SequentialField(nn.Module):
@@ -81,7 +70,14 @@ class SequentialField(nn.Module):
         return LayerStack(tuple(layers)) if fits and widths[-1] == widths[0] else None
 
 
+_NAMES: dict[type[nn.Module], str] = {getattr(nn, known.module): name for name, known in ACTIVATIONS.items()}
+
+
 def _activation(module: nn.Module) -> str | None:
     """The name of an activation, if a module is nothing but that."""
-    name, wanted = ACTIVATIONS.get(type(module), (None, {}))
-    return name if all(getattr(module, key) == value for key, value in wanted.items()) else None
+    if type(module) is nn.Identity:
+        return "identity"
+    name = _NAMES.get(type(module))
+    if name is None or any(getattr(module, key) != value for key, value in ACTIVATIONS[name].settings.items()):
+        return None
+    return name

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trueode.errors import UsageError
 from trueode.solvers import Backprop, FixedStep, Gradient, Solution, Solver, solve
-from trueode.solvers.clock import seconds
+from trueode.solvers.clock import pair, seconds
 from trueode.solvers.control import Reduce
 from trueode.solvers.saving import Times, as_times
 
@@ -26,7 +26,8 @@ class NeuralODE(nn.Module):
         upstream: applied before the block.
         downstream: applied to the state after the block, at each saved time.
         solver: the default solver.
-        t: start and end of the block.
+        t: start and end of the block. A `Parameter` is one of the model's, any other tensor a buffer: both are saved and moved
+            with the model, as ``t_start`` and ``t_end``.
         gradient: how gradients are computed.
         reduce: sums over the ranks that share one batch; see `solve`.
     """
@@ -50,6 +51,22 @@ class NeuralODE(nn.Module):
         self.gradient: Gradient = gradient or Backprop()
         self.reduce = reduce
 
+    @property
+    def t(self) -> tuple[float | Tensor, float | Tensor]:
+        """Start and end of the block."""
+        ends: Any = self.t_start, self.t_end
+        return ends  # type: ignore[no-any-return]
+
+    @t.setter
+    def t(self, ends: tuple[float | Tensor, float | Tensor]) -> None:
+        for name, end in zip(("t_start", "t_end"), pair(ends), strict=True):
+            if hasattr(self, name):
+                delattr(self, name)
+            if isinstance(end, Tensor) and not isinstance(end, nn.Parameter) and end.is_leaf:
+                self.register_buffer(name, end)
+            else:
+                setattr(self, name, end)
+
     def forward(
         self,
         x: Any,
@@ -70,7 +87,7 @@ class NeuralODE(nn.Module):
                 by `Autocast`; None takes the model's.
             t: start and end of this call; None takes the default.
             save_at: times ``(times,)`` at which outputs are wanted, or ``(batch, times)`` with times of its own for each
-                sample (NaN: none). The solve runs on the union of all times.
+                sample (NaN: none).
             return_solution: return the pair (output, `Solution`).
             on_failure: as in `solve`: ``"raise"``, or ``"return"`` what there is.
 
@@ -80,26 +97,29 @@ class NeuralODE(nn.Module):
         z = self.upstream(x) if self.upstream is not None else x
         if isinstance(z, Tensor) and z.dim() == 4:
             z = z.contiguous(memory_format=torch.channels_last)  # once, for all convolutions of the solve
+        t = self.t if t is None else t
         times = None if save_at is None else as_times(save_at)
-        t = t or self.t
-        union, position = (times, None) if times is None or times.dim() == 1 else _union(times, seconds(t[1]))
+        absent = None if times is None or times.dim() == 1 else times.isnan()
+        if times is not None and absent is not None:
+            if absent.numel() and bool(absent.all()):
+                raise UsageError("save_at holds no times: all entries are NaN.")
+            times = times.masked_fill(absent, seconds(t[0]))  # any time: what comes of it is left out below
         solution: Solution[Any] = solve(
-            field or self.field,
+            self.field if field is None else field,
             z,
             t,
-            solver=solver or self.solver,
+            solver=self.solver if solver is None else solver,
             gradient=self.gradient,
-            save_at=union,
+            save_at=times,
             on_failure=on_failure,
             reduce=self.reduce,
         )
         if times is None:
             output = self._downstream(solution.z)
         else:
-            states = solution.zs if position is None else _gather(solution.zs, position, times)
-            output = self._downstream_each(states)
-            if position is not None:
-                output = _masked(output, ~times.isnan().T)
+            output = self._downstream_each(solution.zs)
+            if absent is not None:
+                output = _masked(output, ~absent.T)
         return (output, solution) if return_solution else output
 
     def _downstream(self, z: Any) -> Any:
@@ -116,37 +136,8 @@ class NeuralODE(nn.Module):
         return outputs.view(*states.shape[:2], *outputs.shape[1:])
 
 
-def _union(times: Tensor, end: float) -> tuple[Tensor, Tensor]:
-    """All times that occur in ``(batch, times)``, ascending, and where each entry is found among them.
-
-    Without samples, as on a rank that has no part of a small batch, the end stands for all times.
-    """
-    if times.dim() != 2:
-        raise UsageError(f"save_at must have shape (times,) or (batch, times); it has {tuple(times.shape)}.")
-    if not len(times):
-        return times.new_tensor([end]), torch.zeros(times.shape, dtype=torch.int64)
-    present = times[~times.isnan()]
-    if not len(present):
-        raise UsageError("save_at holds no times: all entries are NaN.")
-    union = torch.unique(present)
-    filled = torch.where(times.isnan(), union[0], times)
-    return union, torch.searchsorted(union, filled.contiguous())
-
-
 def _masked(output: Any, present: Tensor) -> Any:
     """Zeros where a sample has no time; ``present (times, batch)``."""
     if isinstance(output, tuple):
         return tuple(_masked(part, present) for part in output)
     return torch.where(present.to(output.device).view(*present.shape, *[1] * (output.dim() - 2)), output, 0.0)
-
-
-def _gather(states: Any, position: Tensor, times: Tensor) -> Any:
-    """From ``(union, batch, …)`` to each sample's own times, ``(times, batch, …)``."""
-    if isinstance(states, tuple):
-        return tuple(_gather(part, position, times) for part in states)
-    if states.shape[1] != len(position):
-        raise UsageError(
-            f"save_at has times for {len(position)} samples, the batch has {states.shape[1]}: shape (batch, times) is needed."
-        )
-    samples = torch.arange(len(position), device=states.device)
-    return states[position.T.to(states.device), samples]

@@ -71,7 +71,7 @@ class Options(BaseModel):
         "simple_odenet", "model", "vector field: Conv2d (images), Conv1d (signals) or dense", NETWORKS
     )
     ch_residual_block: int = option(32, "model", "hidden channels of the vector field", ge=1)
-    act: str = option("relu", "model", "activation", ACTIVATIONS)
+    act: str = option("relu", "model", "activation", tuple(ACTIVATIONS))
     init_type: str = option("kaiming", "model", "initialisation of the weights", INITIALISATIONS)
     init_variance: float = option(0.02, "model", "gain of the initialisations normal, xavier and orthogonal", gt=0)
     time_dependent: bool = option(False, "model", "give the time to the vector field as one more input")

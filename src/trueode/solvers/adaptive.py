@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, ulp
 from sys import float_info
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trueode.solvers.control import Reduce, error_scale, rms, scaled_error, starting_step, step_factor, trial_step
+from trueode.solvers.failure import Stop, reason
 from trueode.solvers.saving import Saver
 from trueode.solvers.solver import Adaptive
 from trueode.solvers.step import Stepper
@@ -47,35 +49,30 @@ def integrate(
         saver.add(None, 0.0, z)
     if clock.length == 0:
         return z, trace
+    most = solver.longest(clock.length)
     start = stepper.start(0.0, z)
-    with torch.no_grad():
-        dtheta = _first_fraction(stepper, solver, z, start, reduce)
+    dtheta = min(_first_fraction(stepper, solver, z, start, reduce), most)
     first: Tensor | None = start
-    theta, ratio = 0.0, 0.0
+    theta, finite = 0.0, True
     while theta < 1:
-        if len(trace.errors) + trace.n_rejected >= solver.max_steps:
-            return _fail(
-                trace, "max_steps", f"took more than max_steps = {solver.max_steps} steps", stepper, z, dtheta, ratio
-            )
-        if dtheta <= 10 * ulp(theta) or not isfinite(dtheta):
-            finite = isfinite(ratio) and isfinite(dtheta)
-            status = "step_underflow" if finite else "non_finite"
-            what = "the step became too small" if finite else "the state or the field is not finite"
-            return _fail(trace, status, what, stepper, z, dtheta, ratio)
+        tired = len(trace.errors) + trace.n_rejected >= solver.max_steps
+        if tired or dtheta <= 10 * ulp(theta) or not isfinite(dtheta):
+            _give_up(trace, stepper, solver, Stop(z, dtheta * clock.length, tired, finite and isfinite(dtheta)))
+            return z, trace
         # a rest too short for a step of its own is taken along
         target = 1.0 if theta + 1.0001 * dtheta >= 1 else theta + dtheta
         inside = saver.inside(theta, target, z) if saver else None
-        result = stepper.step(stepper.spans((theta, target))[0], z, first, inside, with_error=True)
+        result = stepper.step(clock.spans((theta, target), stepper.tableau.c)[0], z, first, inside, with_error=True)
+        assert result.error is not None
         with torch.no_grad():
-            assert result.error is not None
             error, before, after = map(stepper.controlled, (result.error, z, result.z))
             ratio = rms(scaled_error(error, before, after, solver.rtol, solver.atol), reduce)
-        dtheta = (target - theta) * step_factor(ratio, error_order)
+        dtheta = min((target - theta) * step_factor(ratio, error_order), most)
         if not ratio <= 1:
+            finite = isfinite(ratio) or bool(error.isfinite().all() and after.isfinite().all())
             trace.n_rejected += 1
             continue
-        stepper.accept()
-        theta, z, first = target, result.z, result.end
+        theta, z, first, finite = target, result.z, result.end, True
         trace.grid.append(theta)
         trace.errors.append(ratio)
         if saver:
@@ -89,7 +86,7 @@ def _first_fraction(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor
     length = abs(stepper.clock.length)
     if solver.first_step is not None:
         return min(1.0, solver.first_step / length)
-    scale = error_scale(stepper.controlled(z).abs(), solver.rtol, solver.atol)
+    scale = error_scale(stepper.controlled(z), solver.rtol, solver.atol)
 
     def norm(x: Tensor) -> float:
         return rms(stepper.controlled(x) / scale, reduce)
@@ -97,20 +94,19 @@ def _first_fraction(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor
     d1 = norm(first)
     h0 = trial_step(norm(z), d1)
     fraction = min(h0 / length, 1.0)
-    moved = stepper.probe(fraction, torch.add(z, first, alpha=fraction * stepper.clock.length))
+    # recorded if anything is: a field may differentiate inside of itself
+    moved = stepper.start(fraction, torch.add(z, first, alpha=fraction * stepper.clock.length))
     d2 = norm(moved - first) / max(fraction * length, float_info.min)
     # in this order `min` keeps the NaN of a field that is not finite
     return min(starting_step(h0, d1, d2, solver.tableau.embedded_order + 1) / length, 1.0)
 
 
-def _fail(
-    trace: Trace, status: str, what: str, stepper: Stepper, z: Tensor, dtheta: float, ratio: float
-) -> tuple[Tensor, Trace]:
-    clock = stepper.clock
-    trace.status = status
+def _give_up(trace: Trace, stepper: Stepper, solver: Adaptive, stop: Stop) -> None:
+    clock, theta = stepper.clock, trace.grid[-1]
+    trace.status, what = reason(partial(stepper.start, theta), solver, stop)
+    ratio = f", scaled error {trace.errors[-1]:.3g}" if trace.errors else ""
     trace.message = (
-        f"The solve with {stepper.tableau.name} stopped at t = {clock.at(trace.grid[-1]):.6g} of [{clock.t0:g}, {clock.t1:g}] "
-        f"after {len(trace.errors)} accepted and {trace.n_rejected} rejected steps: {what} "
-        f"(step {abs(dtheta * clock.length):.3g}, scaled error {ratio:.3g})."
+        f"The solve with {stepper.tableau.name} stopped at t = {clock.at(theta):.6g} of [{clock.t0:g}, {clock.t1:g}] "
+        f"after {len(trace.errors)} accepted and {trace.n_rejected} rejected steps (the next one {abs(stop.h):.3g} long{ratio}): "
+        f"{what}."
     )
-    return z, trace

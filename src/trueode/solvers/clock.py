@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ulp
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from copy import copy
+from itertools import pairwise
+from math import isfinite, ulp
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+from trueode.errors import UsageError
 
 Step = float | Tensor
+
+MOST_LOST = 1e-3  # of the interval, that rounding of a time to the state's precision may move it
 
 
 class Span(NamedTuple):
@@ -19,80 +28,192 @@ class Span(NamedTuple):
     h: Step
 
 
-def seconds(t: float | Tensor) -> float:
-    """A time as a number."""
-    return float(t.detach()) if isinstance(t, Tensor) else float(t)
+def seconds(t: Any) -> float:
+    """A time as a number.
+
+    Raises:
+        UsageError: it is none: neither a real number nor a tensor of one.
+    """
+    if isinstance(t, Tensor):
+        if t.numel() == 1 and not t.is_complex() and not t.is_meta and not _is_batched(t):
+            return float(t.detach())
+    elif isinstance(t, Real):
+        return float(t)
+    raise UsageError(f"A time must be a real number or a tensor of one, with a value, got {_described(t)}.")
+
+
+def pair(ends: Any) -> tuple[Any, Any]:
+    """Start and end.
+
+    Raises:
+        UsageError: they are not two.
+    """
+    scalar = not hasattr(ends, "__len__") or (isinstance(ends, Tensor) and not ends.dim())
+    if scalar or len(ends) != 2:
+        raise UsageError(
+            f"t must be two times, (start, end), got {_described(ends)}; for states in between use save_at."
+        )
+    start, end = ends
+    return start, end
+
+
+def is_differentiable(t: Any) -> bool:
+    """Whether a derivative by a time may be asked for: one in reverse mode, that is recorded, or one in forward mode."""
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        return False
+    if t.requires_grad and torch.is_grad_enabled():
+        return True
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None:  # type: ignore[no-untyped-call]
+        return True
+    return _is_wrapped(t, _functorch.is_gradtrackingtensor)
+
+
+def _is_wrapped(t: Tensor, kind: Callable[[Tensor], bool]) -> bool:
+    """Whether one of the transforms of torch.func that a tensor is under is of a kind."""
+    while _functorch.is_functorch_wrapped_tensor(t):
+        if kind(t):
+            return True
+        t = _functorch.get_unwrapped(t)
+    return False
+
+
+def _is_batched(t: Tensor) -> bool:
+    """Whether a tensor stands for many, under vmap."""
+    return _is_wrapped(t, _functorch.is_batchedtensor)
+
+
+def _described(t: Any) -> str:
+    if not isinstance(t, Tensor):
+        return repr(t)
+    where = " under vmap" if _is_batched(t) else f" on {t.device}" if t.is_meta else ""
+    return f"a tensor of shape {tuple(t.shape)} and {t.dtype}{where}"
 
 
 class Clock:
     """Times ``t0 + theta (t1 - t0)`` of the interval of a solve.
 
     Steps are handled as fractions theta, so rounding does not accumulate, the direction of time needs no special case
-    and, when an end of the interval requires a gradient, every step scales with it.
+    and, when a derivative by an end of the interval is asked for, every step scales with it.
 
     Args:
-        t0: start, a number or a tensor of no dimension.
-        t1: end, likewise.
-        like: a state; its dtype and device are those of the times.
+        ends: start and end, numbers or tensors of one number.
+        like: a state; the field sees times in its precision and on its device.
+
+    Raises:
+        UsageError: the ends are not two finite times, or the precision of the state cannot tell times apart in between.
     """
 
-    def __init__(self, t0: float | Tensor, t1: float | Tensor, like: Tensor) -> None:
-        self.t0, self.t1 = seconds(t0), seconds(t1)
+    def __init__(self, ends: Any, like: Tensor) -> None:
+        start, end = pair(ends)
+        self.t0, self.t1 = seconds(start), seconds(end)
+        if not (isfinite(self.t0) and isfinite(self.t1)):
+            raise UsageError(f"The ends of t must be finite, got {self.t0:g} and {self.t1:g}.")
         self.length = self.t1 - self.t0
-        self._dtype, self._device = like.dtype, like.device
+        self.dtype, self._device = like.dtype.to_real(), like.device
+        self._check_precision()
+        self.eps = max(map(precision, (start, end)))
         self._ends: tuple[Tensor, Tensor] | None = None
-        self.eps = max(
-            torch.finfo(t.dtype).eps if isinstance(t, Tensor) and t.is_floating_point() else ulp(1.0) for t in (t0, t1)
-        )
-        if any(isinstance(t, Tensor) and t.requires_grad for t in (t0, t1)) and torch.is_grad_enabled():
-            start, end = (torch.as_tensor(t).to("cpu", torch.float64) for t in (t0, t1))
-            self._ends = start, end - start
+        if is_differentiable(start) or is_differentiable(end):
+            first, last = map(double, (start, end))
+            self._ends = first, last - first
+
+    def _check_precision(self) -> None:
+        size, eps = max(abs(self.t0), abs(self.t1)), torch.finfo(self.dtype).eps
+        if size > torch.finfo(self.dtype).max:
+            raise UsageError(
+                f"A time of {size:g} is beyond the numbers of {self.dtype}, in which the field would see it."
+            )
+        if self.length and eps * size > max(MOST_LOST, 16 * eps) * abs(self.length):
+            raise UsageError(
+                f"The field sees times in {self.dtype}, the precision of the state, where times near {size:.10g} lie "
+                f"{eps * size:.2g} apart: too far for an interval of length {abs(self.length):g}. Let time start near 0 (subtract "
+                "the first time), or make the state double."
+            )
+
+    def still(self) -> Clock:
+        """The same times, as constants."""
+        found = copy(self)
+        found._ends = None
+        return found
+
+    def part(self, start: float, end: float) -> Clock:
+        """The times between two fractions, as constants."""
+        found = self.still()
+        found.t0, found.t1 = self.at(start), self.at(end)
+        found.length = found.t1 - found.t0
+        return found
 
     @property
     def differentiable(self) -> bool:
-        """Whether an end of the interval requires a gradient that is being recorded."""
-        return self._ends is not None and torch.is_grad_enabled()
+        """Whether a derivative by an end of the interval is asked for."""
+        return self._ends is not None
+
+    @property
+    def slack(self) -> float:
+        """How far rounding of times may have moved a fraction."""
+        return self.slack_of(self.eps)
+
+    def slack_of(self, eps: float) -> float:
+        """The same for times of another precision."""
+        size = max(abs(self.t0), abs(self.t1)) / abs(self.length) if self.length else 1.0
+        return 8 * max(eps, self.eps) * max(size, 1.0)
 
     def at(self, theta: float) -> float:
         """The time at a fraction of the interval."""
         return self.t1 if theta == 1 else self.t0 + theta * self.length
 
+    def fraction(self, t: float) -> float:
+        """The fraction of the interval at a time; times within rounding of an end are that end."""
+        if not self.length:
+            return 0.0 if t == self.t0 else float("nan")
+        theta, slack = (t - self.t0) / self.length, self.slack
+        return 0.0 if abs(theta) < slack else 1.0 if abs(theta - 1) < slack else theta
+
     def tensor(self, theta: Tensor) -> Tensor:
-        """The times at fractions in float64, in the dtype of the state and differentiable where the ends are."""
+        """The times at fractions in float64, in the precision of the state and differentiable where the ends are."""
         start, length = self._ends or (self.t0, self.length)
-        return (start + theta * length).to(dtype=self._dtype, device=self._device)
+        return (start + theta * length).to(dtype=self.dtype, device=self._device)
 
-    def standing(self, theta: Tensor) -> Tensor:
-        """The fractions of the times that are now at ``theta``, which stand still when an end of the interval moves."""
-        if self._ends is None:
-            return theta
-        start, length = self._ends
-        return (self.t0 + theta * self.length - start) / length
+    def time(self, theta: float) -> Tensor:
+        """The time at a fraction, as the field sees it."""
+        return self.tensor(torch.tensor(theta, dtype=torch.float64, device="cpu"))
 
-    def step(self, dtheta: float) -> Step:
-        """The step size of a fraction of the interval."""
-        return dtheta * self.length if self._ends is None else self.tensor_step(torch.tensor(dtheta))
+    def standing(self, times: Tensor) -> Tensor:
+        """The fractions of times in float64, differentiable by these and by the ends."""
+        start, length = self._ends or (self.t0, self.length)
+        return (times - start) / length
 
     def tensor_step(self, dtheta: Tensor) -> Tensor:
-        """The step sizes of fractions of the interval, in the dtype of the state, differentiable where the ends are."""
+        """The step sizes of fractions of the interval, in the precision of the state, differentiable where the ends are."""
         length = self.length if self._ends is None else self._ends[1]
-        return (dtheta.double() * length).to(dtype=self._dtype, device=self._device)
+        return (dtheta.double() * length).to(dtype=self.dtype, device=self._device)
 
-    def spans(self, theta: Tensor, nodes: Sequence[float]) -> list[Span]:
-        """The stage times and step size of each step of a grid.
+    def spans(self, grid: Sequence[float], nodes: Sequence[float]) -> list[Span]:
+        """The stage times and the size of each step of a grid of fractions; ``nodes`` are the nodes c of the method."""
+        steps = list(pairwise(grid))
+        rows = [[*(b if c == 1 else a + c * (b - a) for c in nodes), b] for a, b in steps]
+        theta = torch.tensor(rows, dtype=torch.float64, device="cpu").view(len(steps), len(nodes) + 1)
+        times = [row.unbind(0) for row in self.tensor(theta).unbind(0)]
+        sizes: Sequence[Step] = [(b - a) * self.length for a, b in steps]
+        if self.differentiable:
+            widths = [b - a for a, b in steps]
+            sizes = self.tensor_step(torch.tensor(widths, dtype=torch.float64, device="cpu")).unbind(0)
+        return [Span(row, h) for row, h in zip(times, sizes, strict=True)]
 
-        Args:
-            theta: fractions in float64: ``(steps + 1,)``, or ``(steps + 1, batch, 1, …)`` for a grid per sample.
-            nodes: nodes ``c`` of the method.
-        """
-        dtheta = theta.diff(dim=0)
-        c = torch.tensor((*nodes, 1.0), dtype=torch.float64).view(-1, *[1] * (theta.dim() - 1))
-        times = theta[:-1, None] + dtheta[:, None] * c
-        times[:, -1] = theta[1:]  # the end of a step is the start of the next one to the last bit
-        rows = [row.unbind(0) for row in self.tensor(times).unbind(0)]
-        steps: Sequence[Step]
-        if theta.dim() > 1 or self.differentiable:
-            steps = self.tensor_step(dtheta).unbind(0)
-        else:
-            steps = (dtheta * self.length).tolist()
-        return [Span(row, h) for row, h in zip(rows, steps, strict=True)]
+    def span_per_sample(self, before: Tensor, after: Tensor, nodes: Sequence[float]) -> Span:
+        """The step of each sample between two fractions ``(samples, 1, …)``; so are its times and its sizes."""
+        width = after - before
+        times = [self.tensor(after if c == 1 else before + c * width) for c in (*nodes, 1.0)]
+        return Span(times, self.tensor_step(width))
+
+
+def double(t: Any) -> Tensor:
+    """A time in float64 on the CPU, where steps are controlled; derivatives flow to a tensor."""
+    if isinstance(t, Tensor):
+        return t.reshape(()).to("cpu", torch.float64)
+    return torch.tensor(float(t), dtype=torch.float64, device="cpu")
+
+
+def precision(t: Any) -> float:
+    """The relative rounding error of a time: of numbers and of tensors of whole numbers that of float64."""
+    return torch.finfo(t.dtype).eps if isinstance(t, Tensor) and t.is_floating_point() else ulp(1.0)

@@ -16,9 +16,11 @@ SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
 def rms(x: Tensor, reduce: Reduce | None = None) -> float:
     """The root mean square of all entries, over all ranks if ``reduce`` sums over them."""
+    x = magnitude(x)
     if reduce is None:
-        # in float32 at least, and scaled by its size rather than squared, so that half precision does not overflow
-        norm: Tensor = torch.linalg.vector_norm(x, dtype=_accumulation_dtype(x))
+        norm: Tensor = torch.linalg.vector_norm(
+            x
+        )  # scaled by its size rather than squared, so that it does not overflow
         return float(norm) / sqrt(max(x.numel(), 1))
     total = x.to(torch.float64).square().sum()
     squares, count = reduce(torch.stack([total, total.new_tensor(float(x.numel()))])).tolist()
@@ -26,24 +28,28 @@ def rms(x: Tensor, reduce: Reduce | None = None) -> float:
 
 
 def rms_per_sample(x: Tensor) -> Tensor:
-    """The root mean square over all but the first dimension: shape ``(batch,)``, in float32 at least."""
+    """The root mean square over all but the first dimension: shape ``(batch,)``, in float64 on the CPU."""
+    x = magnitude(x)
     flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
-    norms: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=_accumulation_dtype(x))
-    return norms.div_(max(flat.shape[1], 1) ** 0.5)
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return norms.div_(max(flat.shape[1], 1) ** 0.5).double().cpu()
 
 
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def magnitude(x: Tensor) -> Tensor:
+    """Numbers of the same sizes, real and in float32 at least: half precision would overflow in norms."""
+    x = x.abs() if x.is_complex() else x
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def scaled_error(error: Tensor, before: Tensor, after: Tensor, rtol: float, atol: float) -> Tensor:
     """``error / (atol + rtol max(|before|, |after|))``: a step is accepted when its norm is at most 1."""
-    return error / error_scale(torch.maximum(before.abs(), after.abs()), rtol, atol)
+    size = torch.maximum(magnitude(before).abs(), magnitude(after).abs())
+    return magnitude(error) / error_scale(size, rtol, atol)
 
 
-def error_scale(size: Tensor, rtol: float, atol: float) -> Tensor:
-    """``atol + rtol size``, kept above zero where a purely relative tolerance meets a zero."""
-    scale = size.mul(rtol).add_(atol)
+def error_scale(state: Tensor, rtol: float, atol: float) -> Tensor:
+    """``atol + rtol |state|``, kept above zero where a purely relative tolerance meets a zero."""
+    scale = magnitude(state).abs().mul_(rtol).add_(atol)
     return scale if atol else scale.clamp_(min=torch.finfo(scale.dtype).tiny)
 
 

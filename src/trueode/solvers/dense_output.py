@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +12,34 @@ from trueode.solvers.clock import Step
 from trueode.solvers.tableau import ButcherTableau
 
 
-def interpolate(
-    tableau: ButcherTableau,
-    theta: Tensor,
-    h: Step,
-    before: Tensor,
-    after: Tensor,
-    stages: Sequence[Tensor],
-    end: Tensor,
-) -> Tensor:
+class Taken(NamedTuple):
+    """A step that was taken.
+
+    Attributes:
+        h: its size.
+        before: state at its start.
+        after: state at its end.
+        stages: its stages.
+        end: the field at its end.
+    """
+
+    h: Step
+    before: Tensor
+    after: Tensor
+    stages: Sequence[Tensor]
+    end: Tensor
+
+    def of(self, rows: Tensor | None) -> Taken:
+        """The step of some samples, ``(rows,)``; None: of all."""
+        if rows is None:
+            return self
+        h = self.h[rows] if isinstance(self.h, Tensor) and self.h.dim() else self.h
+        end = None if self.end is self.stages[-1] else self.end[rows]
+        stages = [k[rows] for k in self.stages]
+        return Taken(h, self.before[rows], self.after[rows], stages, stages[-1] if end is None else end)
+
+
+def interpolate(tableau: ButcherTableau, theta: Tensor, step: Taken) -> Tensor:
     """The state at fractions theta of one step.
 
     Cubic Hermite interpolation (Hairer, Nørsett & Wanner I, eq. II.6.7) or, for a tableau with dense weights, its own.
@@ -27,15 +47,12 @@ def interpolate(
     Args:
         tableau: the method.
         theta: fractions of the step, broadcastable against the states: ``(times, 1, …)`` or one per row.
-        h: step size.
-        before: state at the start of the step.
-        after: state at its end.
-        stages: the stages of the step.
-        end: the field at the end of the step.
+        step: the step.
 
     Returns:
-        The states, of the broadcast shape of ``theta`` and ``before``.
+        The states, of the broadcast shape of ``theta`` and the state.
     """
+    h, before, after, stages, end = step
     if tableau.dense is None:
         change = after - before
         slope = (1 - 2 * theta) * change + (theta - 1) * (h * stages[0]) + theta * (h * end)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from trueode.solvers.saving import Saver
@@ -16,7 +16,7 @@ def integrate(stepper: Stepper, grid: Sequence[float], z: Tensor, saver: Saver |
     first: Tensor | None = None
     if saver:
         saver.add(None, 0.0, z)
-    for i, span in enumerate(stepper.spans(grid)):
+    for i, span in enumerate(stepper.clock.spans(grid, stepper.tableau.c)):
         inside = saver.inside(grid[i], grid[i + 1], z) if saver else None
         z, first, saved, _ = stepper.step(span, z, first, inside)
         if saver:
@@ -24,9 +24,9 @@ def integrate(stepper: Stepper, grid: Sequence[float], z: Tensor, saver: Saver |
     return z
 
 
-def integrate_per_sample(stepper: Stepper, grid: Sequence[Sequence[float]], z: Tensor) -> Tensor:
+def integrate_per_sample(stepper: Stepper, grid: Tensor, z: Tensor) -> Tensor:
     """Step through a grid of fractions per sample, ``(steps + 1, batch)``, and return the final state."""
-    theta = torch.tensor(grid, dtype=torch.float64).view(len(grid), -1, *[1] * (z.dim() - 1))
-    for span in stepper.clock.spans(theta, stepper.tableau.c):
-        z = stepper.step(span, z).z
+    rows = grid.view(len(grid), -1, *[1] * (z.dim() - 1)).unbind(0)
+    for before, after in pairwise(rows):
+        z = stepper.step(stepper.clock.span_per_sample(before, after, stepper.tableau.c), z).z
     return z

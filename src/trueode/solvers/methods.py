@@ -154,6 +154,6 @@ def get_tableau(method: str | ButcherTableau) -> ButcherTableau:
     """
     if isinstance(method, ButcherTableau):
         return method
-    if method not in TABLEAUS:
-        raise UsageError(f"Unknown method {method!r}: known are {', '.join(METHODS)}.{nearest(method, METHODS)}")
+    if not isinstance(method, str) or method not in TABLEAUS:
+        raise UsageError(f"Unknown method {method!r}: known are {', '.join(METHODS)}.{nearest(str(method), METHODS)}")
     return TABLEAUS[method]

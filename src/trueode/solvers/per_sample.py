@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from trueode.solvers.clock import Clock
 from trueode.solvers.control import error_scale, rms_per_sample, scaled_error, starting_step, step_factors, trial_step
-from trueode.solvers.saving import SavePoints
+from trueode.solvers.failure import Stop, reason, status_of
+from trueode.solvers.saving import Inside, SavePoints
 from trueode.solvers.solver import Adaptive
-from trueode.solvers.step import Stepper
+from trueode.solvers.step import Field, Stepper
 
 
-@dataclass
+@dataclass(frozen=True)
 class SampleTraces:
     """What the solves of the samples did.
 
@@ -23,149 +24,263 @@ class SampleTraces:
         errors: norm of the scaled error of the accepted steps, ``(steps, batch)``; NaN after the last one.
         n_steps: accepted steps, ``(batch,)``.
         n_rejected: rejected steps, ``(batch,)``.
-        status: ``"success"`` or the reason of the first failure.
-        message: what happened, for a failure.
+        statuses: ``"success"`` or the reason of failure, of each sample.
+        message: what happened to the first sample that failed.
     """
 
     grid: Tensor
     errors: Tensor
     n_steps: Tensor
     n_rejected: Tensor
-    status: str = "success"
-    message: str = ""
+    statuses: tuple[str, ...]
+    message: str
 
 
 def integrate(
-    stepper: Stepper, solver: Adaptive, z: Tensor, save_at: SavePoints | None
+    stepper: Stepper, solver: Adaptive, z: Tensor, points: SavePoints | None
 ) -> tuple[Tensor, Tensor | None, SampleTraces]:
     """Integrate every sample to the end of the interval under its own error control.
 
-    Only samples that have not arrived are evaluated, so a stiff one does not make the others pay. Control runs in
-    float64 on the CPU; the field sees times of shape ``(samples, 1, …)``.
+    Only samples that have not arrived are evaluated, so a stiff one does not make the others pay; one that fails keeps
+    the state that it reached, and the others go on. Control runs in float64 on the CPU; the field sees times of shape
+    ``(samples, 1, …)``.
 
     Args:
         stepper: takes the steps.
         solver: method and tolerances.
         z: ``(batch, …)``.
-        save_at: where states are wanted.
+        points: where states are wanted.
 
     Returns:
-        The final states, the states at ``save_at`` ``(times, batch, …)`` and the traces.
+        The final states, the states at the points ``(times, batch, …)`` and the traces.
     """
-    batch, device = z.shape[0], z.device
-    wanted = torch.tensor(save_at.fractions if save_at else [], dtype=torch.float64)
-    standing = stepper.clock.standing(wanted)
-    saved = z.new_full((len(wanted), *z.shape), float("nan"))
-    history: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, fractions reached, errors of accepted steps
-    counts = torch.zeros(2, batch, dtype=torch.long)  # accepted, rejected
-    status = message = ""
-
+    clock, device = stepper.clock, z.device
+    whole, record = _Whole(stepper.field, z, clock), _Record(len(z))
+    saver = None if points is None else _Saver(points, z)
     final, state, first = z, z, None
-    active = torch.arange(batch if stepper.clock.length else 0)
-    theta = torch.zeros(len(active), dtype=torch.float64)
+    active = torch.arange(len(z) if clock.length else 0, device="cpu")
+    theta = torch.zeros(len(active), dtype=torch.float64, device="cpu")
+    dtheta, finite = theta, theta.isfinite()
+    most = solver.longest(clock.length) if clock.length else 1.0
     if len(active):
         first = stepper.start_per_sample(theta, z)
-        with torch.no_grad():
-            dtheta = _first_fractions(stepper, solver, z, first)
-    elif not batch:  # nothing to solve, but the weights are part of the graph, as on the ranks that have samples
+        dtheta = _first_fractions(stepper, solver, z, first).clamp(max=most)
+    elif not len(z):  # nothing to solve, but the weights are part of the graph, as on the ranks that have samples
         final = z + 0 * stepper.start_per_sample(theta, z)
     while len(active):
-        stuck = (dtheta <= 10 * torch.finfo(torch.float64).eps * theta) | ~dtheta.isfinite()
-        tired = counts[:, active].sum(0) >= solver.max_steps
-        if bool((stuck | tired).any()):
-            k = int((stuck | tired).nonzero()[0])
-            status, what = _reason(bool(tired[k]), state[k], float(dtheta[k]), solver.max_steps)
-            message = (
-                f"The solve of sample {int(active[k])} with {stepper.tableau.name} stopped at "
-                f"t = {stepper.clock.at(float(theta[k])):.6g} of [{stepper.clock.t0:g}, {stepper.clock.t1:g}] after "
-                f"{int(counts[0, active[k]])} accepted and {int(counts[1, active[k]])} rejected steps: {what} "
-                f"(step {abs(float(dtheta[k]) * stepper.clock.length):.3g})."
-            )
-            final = final.index_copy(0, active.to(device), state)
-            break
-        target = torch.where(theta + 1.0001 * dtheta >= 1, 1.0, theta + dtheta)
-        hits = (wanted[:, None] > theta) & (wanted[:, None] <= target) & (wanted[:, None] < 1)
-        times = hits.any(1).nonzero()[:, 0]
-        inside = None
-        if len(times):
-            within = (standing[times, None] - theta) / (target - theta)
-            inside = _columns(within, state).to(state)
-        span = stepper.span_per_sample(theta, target, state)
-        result = stepper.step(span, state, first, inside, with_error=True)
-        with torch.no_grad():
+        tired = record.counts[:, active].sum(0) >= solver.max_steps
+        failed = (dtheta <= 10 * torch.finfo(torch.float64).eps * theta) | ~dtheta.isfinite() | tired
+        leaving = failed
+        if bool(failed.any()):
+            sizes = dtheta * clock.length
+            stops = [
+                Stop(state, float(sizes[k]), bool(tired[k]), bool(finite[k]), k)
+                for k in failed.nonzero()[:, 0].tolist()
+            ]
+            record.fail(stepper, solver, (active, theta), stops)
+        else:
+            target = torch.where(theta + 1.0001 * dtheta >= 1, 1.0, theta + dtheta)
+            wanted = None if saver is None else saver.wanted(active, theta, target)
+            inside = None if wanted is None else Inside.at(wanted.theta, wanted.rows.to(device), state)
+            span = stepper.span_per_sample(theta, target, state)
+            result = stepper.step(span, state, first, inside, with_error=True)
             assert result.error is not None
-            error = scaled_error(result.error, state, result.z, solver.rtol, solver.atol)
-            ratio = rms_per_sample(error).double().cpu()
-        accepted = ratio <= 1
-        dtheta = (target - theta) * step_factors(ratio, solver.tableau.embedded_order + 1)
-        counts[0, active] += accepted
-        counts[1, active] += ~accepted
-        if not bool(accepted.all()):
-            if result.z.requires_grad and not bool(ratio.isfinite().all()):
-                # the overflow of a rejected step would reach the gradients as 0 x inf: repeat those steps with size 0
-                span = stepper.span_per_sample(theta, torch.where(accepted, target, theta), state)
-                result = stepper.step(span, state, first, inside, with_error=True)
-            column = _columns(accepted[None].to(device), state)[0]
-            end = None if result.end is None or first is None else torch.where(column, result.end, first)
-            result = result._replace(z=torch.where(column, result.z, state), end=end)
-        if inside is not None and result.saved is not None:
-            index = times[:, None].to(device), active[None].to(device)
-            passed = _columns((hits[times] & accepted).to(device), state)
-            saved = saved.index_put(index, torch.where(passed, result.saved, saved[index]))
-        history.append((active[accepted], target[accepted], ratio[accepted]))
-        theta = torch.where(accepted, target, theta)
-        state, first = result.z, result.end
-        going = theta < 1
-        if not bool(going.all()):
-            final = final.index_copy(0, active[~going].to(device), state[(~going).to(device)])
-            keep = going.to(device)
-            state, first = state[keep], None if first is None else first[keep]
-            active, theta, dtheta = active[going], theta[going], dtheta[going]
-    for at, states in ((wanted <= 0, z), (wanted >= 1, final)):
-        if bool(at.any()) and (states is z or not status):
-            saved = torch.where(at.to(device).view(-1, *[1] * z.dim()), states, saved)
-    grid, errors = _padded(history, counts[0])
-    traces = SampleTraces(grid, errors, counts[0], counts[1], status or "success", message)
-    return final, None if save_at is None else saved, traces
+            with torch.no_grad():
+                ratio = rms_per_sample(scaled_error(result.error, state, result.z, solver.rtol, solver.atol))
+                accepted, finite = ratio <= 1, ratio.isfinite()
+                if not bool(finite.all()):
+                    finite = finite | (_all_finite(result.z) & _all_finite(result.error)).cpu()
+            dtheta = ((target - theta) * step_factors(ratio, solver.tableau.embedded_order + 1)).clamp(max=most)
+            if not bool(accepted.all()):
+                if result.z.requires_grad and not bool(ratio.isfinite().all()):
+                    # the overflow of a rejected step would reach the gradients as 0 x inf: repeat those steps with size 0
+                    span = stepper.span_per_sample(theta, torch.where(accepted, target, theta), state)
+                    result = stepper.step(span, state, first, inside, with_error=True)
+                column = _columns(accepted.to(device), state)
+                end = None if result.end is None or first is None else torch.where(column, result.end, first)
+                result = result._replace(z=torch.where(column, result.z, state), end=end)
+            if saver is not None and wanted is not None and result.saved is not None:
+                passed = accepted[wanted.rows]
+                saver.take(wanted.index[passed], result.saved[passed.to(device)])
+            record.step(active, accepted, target, ratio)
+            theta = torch.where(accepted, target, theta)
+            state, first = result.z, result.end
+            leaving = theta >= 1
+        if bool(leaving.any()):
+            final = final.index_copy(0, active[leaving].to(device), state[leaving.to(device)])
+            keep = ~leaving
+            state, first = state[keep.to(device)], None if first is None else first[keep.to(device)]
+            active, theta, dtheta, finite = active[keep], theta[keep], dtheta[keep], finite[keep]
+            stepper = replace(stepper, field=whole.part(active))
+    traces = record.traces()
+    if saver is None:
+        return final, None, traces
+    return final, saver.stacked(final, torch.tensor([x == "success" for x in traces.statuses], device="cpu")), traces
+
+
+class _Whole:
+    """The field of the whole batch, from which come those of the samples that have not arrived.
+
+    A field that adds inputs of its own for each sample refuses a part of the batch. From then on it is called with the whole
+    one, in which the other samples stay at the start.
+    """
+
+    def __init__(self, field: Field, z: Tensor, clock: Clock) -> None:
+        self._field, self._z = field, z.detach()
+        self._t = clock.time(0.0).detach()
+        self._needs_all = False
+
+    def part(self, rows: Tensor) -> Field:
+        """The field of some samples, ``(rows,)``."""
+
+        def part(t: Tensor, z: Tensor) -> Tensor:
+            if not self._needs_all:
+                try:
+                    return self._field(t, z)
+                except (
+                    RuntimeError,
+                    ValueError,
+                    IndexError,
+                ):  # of the field's own: it is raised again where this is not why
+                    value = self._among_all(rows, t, z)
+                    self._needs_all = True
+                    return value
+            return self._among_all(rows, t, z)
+
+        return part
+
+    def _among_all(self, rows: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        here = rows.to(z.device)
+        times = self._t.expand(len(self._z), *t.shape[1:]).index_copy(0, here, t)
+        return self._field(times, self._z.index_copy(0, here, z))[here]
+
+
+class _Record:
+    """The steps of the samples, as they are taken."""
+
+    def __init__(self, batch: int) -> None:
+        self.counts = torch.zeros(2, batch, dtype=torch.long, device="cpu")  # accepted, rejected
+        self._accepted: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, fractions reached, errors
+        self._statuses, self._message = ["success"] * batch, ""
+
+    def step(self, rows: Tensor, accepted: Tensor, target: Tensor, ratio: Tensor) -> None:
+        """Note a step of each of some samples."""
+        self.counts[0, rows] += accepted
+        self.counts[1, rows] += ~accepted
+        self._accepted.append((rows[accepted], target[accepted], ratio[accepted]))
+
+    def fail(self, stepper: Stepper, solver: Adaptive, where: tuple[Tensor, Tensor], stops: list[Stop]) -> None:
+        """Note the samples that gave up, and look into the first one; ``where``: the active samples, their fractions."""
+        active, theta = where
+
+        def field(z: Tensor) -> Tensor:
+            return stepper.start_per_sample(theta, z)
+
+        known = field(stops[0].z).detach()
+        for stop in stops:
+            self._statuses[int(active[stop.row])] = status_of(stop, known)
+        if not self._message:
+            clock, stop, k = stepper.clock, stops[0], stops[0].row
+            accepted, rejected = self.counts[:, active[k]].tolist()
+            self._message = (
+                f"The solve of sample {int(active[k])} with {stepper.tableau.name} stopped at t = "
+                f"{clock.at(float(theta[k])):.6g} of [{clock.t0:g}, {clock.t1:g}] after {accepted} accepted and {rejected} "
+                f"rejected steps (the next one {abs(stop.h):.3g} long): {reason(field, solver, stop)[1]}."
+            )
+
+    def traces(self) -> SampleTraces:
+        """The grids and errors of all samples, side by side."""
+        steps = int(self.counts[0].max()) if self.counts.numel() else 0
+        grid = torch.zeros(steps + 1, self.counts.shape[1], dtype=torch.float64, device="cpu")
+        errors = torch.full((steps, self.counts.shape[1]), float("nan"), dtype=torch.float64, device="cpu")
+        position = torch.zeros_like(self.counts[0])
+        for rows, fractions, ratios in self._accepted:
+            errors[position[rows], rows] = ratios
+            position[rows] += 1
+            grid[position[rows], rows] = fractions
+        n_failed = sum(status != "success" for status in self._statuses)
+        others = f" {n_failed - 1} other samples failed, too." if n_failed > 1 else ""
+        grid, (accepted, rejected) = grid.cummax(0).values, self.counts
+        return SampleTraces(grid, errors, accepted, rejected, tuple(self._statuses), self._message + others)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Points inside of the steps of some samples: fractions of these, rows among them, numbers among all points."""
+
+    theta: Tensor
+    rows: Tensor
+    index: Tensor
+
+
+class _Saver:
+    """Collects states, when each sample passes its points."""
+
+    def __init__(self, points: SavePoints, z: Tensor) -> None:
+        shape = (len(points.fractions), len(z))
+        fractions = points.fractions if points.per_sample else points.fractions[:, None]
+        moving = fractions if points.moving is None else points.moving.view(fractions.shape)
+        self._fractions, self._moving = fractions.expand(shape), moving.expand(shape)
+        self._ends_stay = points.ends_stay
+        self._z, self._index, self._states = z, list[Tensor](), list[Tensor]()
+
+    def wanted(self, active: Tensor, before: Tensor, after: Tensor) -> _Wanted | None:
+        """The points inside of the steps of the active samples between two fractions; None: there are none."""
+        points = self._fractions[:, active]
+        hits = (points > before) & (points <= after)
+        if self._ends_stay:
+            hits &= points < 1
+        else:
+            hits |= (points <= 0) & (before == 0)
+        at, rows = hits.nonzero().unbind(1)
+        if not len(at):
+            return None
+        theta = (self._moving[at, active[rows]] - before[rows]) / (after - before)[rows]
+        return _Wanted(theta, rows, at * len(self._z) + active[rows])
+
+    def take(self, index: Tensor, states: Tensor) -> None:
+        """Take the states at some of the points."""
+        self._index.append(index)
+        self._states.append(states)
+
+    def stacked(self, final: Tensor, arrived: Tensor) -> Tensor:
+        """The states at all points, ``(times, batch, …)``; NaN where there is no time or a failed sample did not arrive."""
+        z, n = self._z, self._fractions.numel()
+        if self._ends_stay:
+            for at, states in ((self._fractions <= 0, z), ((self._fractions >= 1) & arrived, final)):
+                index = at.flatten().nonzero()[:, 0]
+                self.take(index, states[(index % max(len(z), 1)).to(z.device)])
+        saved = z.new_full((n, *z.shape[1:]), float("nan"))
+        if self._index:
+            saved = saved.index_copy(0, torch.cat(self._index).to(z.device), torch.cat(self._states))
+        return saved.view(len(self._fractions), *z.shape)
 
 
 def _columns(values: Tensor, state: Tensor) -> Tensor:
-    """Values ``(times, samples)`` made broadcastable against ``(samples, …)`` states: ``(times, samples, 1, …)``."""
-    return values.view(*values.shape, *[1] * (state.dim() - 1))
+    """Values ``(samples,)`` made broadcastable against ``(samples, …)`` states."""
+    return values.view(-1, *[1] * (state.dim() - 1))
 
 
-def _reason(tired: bool, state: Tensor, dtheta: float, max_steps: int) -> tuple[str, str]:
-    if tired:
-        return "max_steps", f"took more than max_steps = {max_steps} steps"
-    if not (isfinite(dtheta) and bool(state.isfinite().all())):
-        return "non_finite", "the state or the field is not finite"
-    return "step_underflow", "the step became too small, or the field is not finite"
+def _all_finite(x: Tensor) -> Tensor:
+    """Whether a sample is finite: ``(samples,)``."""
+    return x.detach().isfinite().view(len(x), -1).all(1)
 
 
 def _first_fractions(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor) -> Tensor:
     length = abs(stepper.clock.length)
     if solver.first_step is not None:
-        return torch.full((len(z),), min(1.0, solver.first_step / length), dtype=torch.float64)
-    scale = error_scale(z.abs(), solver.rtol, solver.atol)
-    d0, d1 = (rms_per_sample(x / scale).double().cpu() for x in (z, first))
-    h0 = torch.tensor([trial_step(x, y) for x, y in zip(d0.tolist(), d1.tolist(), strict=True)], dtype=torch.float64)
+        return torch.full((len(z),), min(1.0, solver.first_step / length), dtype=torch.float64, device="cpu")
+    scale = error_scale(z.detach(), solver.rtol, solver.atol)
+
+    def norms(x: Tensor) -> Tensor:
+        return rms_per_sample(x.detach() / scale)
+
+    d0, d1 = norms(z), norms(first)
+    h0 = torch.tensor(list(map(trial_step, d0.tolist(), d1.tolist())), dtype=torch.float64, device="cpu")
     trial = h0.clamp(max=length) / length
-    moved_state = z + _columns(stepper.clock.tensor_step(trial)[None], z)[0].detach() * first
-    moved = stepper.start_per_sample(trial, moved_state)
-    d2 = rms_per_sample((moved - first) / scale).double().cpu() / (trial * length)
+    # recorded if anything is: a field may differentiate inside of itself
+    moved = stepper.start_per_sample(trial, z + _columns(stepper.clock.tensor_step(trial), z).detach() * first)
+    d2 = norms(moved - first) / (trial * length)
     order = solver.tableau.embedded_order + 1
     steps = [starting_step(x, y, c, order) for x, y, c in zip(h0.tolist(), d1.tolist(), d2.tolist(), strict=True)]
-    return torch.tensor(steps, dtype=torch.float64).clamp(max=length) / length
-
-
-def _padded(history: list[tuple[Tensor, Tensor, Tensor]], counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The grid and the errors of all samples, side by side."""
-    steps = int(counts.max()) if len(counts) else 0
-    grid = torch.zeros(steps + 1, len(counts), dtype=torch.float64)
-    errors = torch.full((steps, len(counts)), float("nan"), dtype=torch.float64)
-    position = torch.zeros_like(counts)
-    for rows, fractions, ratios in history:
-        errors[position[rows], rows] = ratios
-        position[rows] += 1
-        grid[position[rows], rows] = fractions
-    return grid.cummax(0).values, errors
+    return torch.tensor(steps, dtype=torch.float64, device="cpu").clamp(max=length) / length

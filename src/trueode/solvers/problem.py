@@ -1,82 +1,142 @@
-"""A solve in the form the loops work on: one tensor as state, one callable as field."""
+"""An initial value problem, as `solve` is asked to solve it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
-from math import prod
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
 
 from trueode.errors import UsageError
 from trueode.layers import LayerStack
+from trueode.solvers.checked import CheckedField, is_symbolic
+from trueode.solvers.clock import Clock
+from trueode.solvers.control import Reduce
+from trueode.solvers.gradients.methods import Adjoint, Backprop, Checkpoint, Gradient
+from trueode.solvers.saving import SavePoints, Times, save_points
+from trueode.solvers.solution import Counter
+from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
+from trueode.solvers.states import Unpack, pack_tuple
 from trueode.solvers.step import Field
 
-Unpack = Callable[[Tensor], Any]
-"""From the loops' state, with any number of leading dimensions, to the user's."""
+_BACKPROP = Backprop()
 
 
-def pack_tuple(field: Callable[..., Any], z0: tuple[Tensor, ...], *, per_sample: bool) -> tuple[Field, Tensor, Unpack]:
-    """One tensor for a tuple of states: flat, or ``(batch, …)`` under per-sample control.
+class Form(NamedTuple):
+    """A problem in the form that loops work on: one tensor as state, one callable as field, and the way back."""
+
+    field: Field
+    state: Tensor
+    unpack: Unpack | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be solved, and how; see `solve` for the arguments.
+
+    Attributes:
+        counter: counts the calls of the field.
 
     Raises:
-        UsageError: the parts do not fit together.
+        UsageError: an argument is not what `solve` takes, or does not go with another one.
     """
-    if not z0 or not all(isinstance(part, Tensor) for part in z0):
-        raise UsageError("A tuple state must hold tensors only, at least one.")
-    kinds = {(part.dtype, part.device) for part in z0}
-    if len(kinds) > 1:
-        raise UsageError(
-            f"The parts of a tuple state must share dtype and device; they have {sorted(map(str, kinds))}."
-        )
-    lead = 1 if per_sample else 0
-    if per_sample and len({part.shape[:1] for part in z0}) > 1:
-        shapes = [tuple(part.shape) for part in z0]
-        raise UsageError(
-            f"Per-sample control needs the same first dimension in all parts of a tuple state; shapes: {shapes}."
-        )
-    shapes = [part.shape[lead:] for part in z0]
-    ends = list(accumulate(prod(shape) for shape in shapes))
 
-    def pack(parts: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([part.reshape(*part.shape[:lead], -1) for part in parts], dim=-1)
+    field: Callable[..., Any]
+    z0: Any
+    t: Any = (0.0, 1.0)
+    solver: Solver = field(kw_only=True)
+    gradient: Gradient = field(default=_BACKPROP, kw_only=True)
+    save_at: Times | None = field(default=None, kw_only=True)
+    reduce: Reduce | None = field(default=None, kw_only=True)
+    counter: Counter = field(default_factory=Counter, kw_only=True)
 
-    def unpack(z: Tensor) -> tuple[Tensor, ...]:
-        pieces = zip([0, *ends], ends, shapes, strict=False)
-        return tuple(z[..., i:j].reshape((*z.shape[:-1], *shape)) for i, j, shape in pieces)
+    def __post_init__(self) -> None:
+        parts = self.z0 if isinstance(self.z0, tuple) else (self.z0,)
+        if not parts or not all(isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in parts):
+            raise UsageError("z0 must be a floating point or complex tensor, or a tuple of such tensors, at least one.")
+        if not callable(self.field):
+            raise UsageError(f"The field must be a function of time and state, field(t, z), got {self.field!r}.")
+        if not isinstance(self.solver, (FixedStep, Adaptive, OnGrid)):
+            raise UsageError(f"solver must be a FixedStep, Adaptive or OnGrid value, got {self.solver!r}.")
+        if not isinstance(self.gradient, (Backprop, Checkpoint, Adjoint)):
+            raise UsageError(f"gradient must be Backprop(), Checkpoint() or Adjoint(), got {self.gradient!r}.")
+        if self.per_sample and not all(x.dim() for x in parts):
+            raise UsageError("Per-sample control needs a state with a batch dimension, (batch, …).")
+        self._check_transforms()
+        if self.save_at is not None:
+            self.points  # noqa: B018 - wrong times are told before the field is called
 
-    def flat_field(t: Tensor, z: Tensor) -> Tensor:
-        value = field(t, unpack(z))
-        if not isinstance(value, (tuple, list)) or [part.shape for part in value] != [part.shape for part in unpack(z)]:
-            raise UsageError("The field of a tuple state must return a tuple of tensors of the state's shapes.")
-        return pack(tuple(value))
+    def _check_transforms(self) -> None:
+        adaptive = isinstance(self.solver, Adaptive)
+        if self.first.is_meta and adaptive:
+            raise UsageError("An adaptive solve looks at values, which tensors on meta do not have: take FixedStep.")
+        if torch._C._are_functorch_transforms_active():
+            if not isinstance(self.gradient, Backprop):
+                raise UsageError(
+                    f"{type(self.gradient).__name__} does not go with torch.func: take gradient=Backprop()."
+                )
+            stack = _functorch.get_interpreter_stack() or ()
+            if adaptive and any(each.key() == _functorch.TransformType.Vmap for each in stack):
+                raise UsageError(
+                    "An adaptive solve looks at values, which vmap (and jacfwd, hessian) hides: take FixedStep, or solve the "
+                    "whole batch at once, with Adaptive(per_sample=True) if samples must not see one another."
+                )
+        elif forward_ad._current_level >= 0 and isinstance(self.gradient, Adjoint):
+            raise UsageError("Adjoint has no derivative in forward mode: take gradient=Backprop().")
 
-    return flat_field, pack(z0), unpack
+    @property
+    def first(self) -> Tensor:
+        """The state, or the first of its parts."""
+        found: Tensor = self.z0[0] if isinstance(self.z0, tuple) else self.z0
+        return found
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether every sample has steps of its own."""
+        return bool(getattr(self.solver, "per_sample", False))
 
-def pack_stack(stack: LayerStack, z0: Tensor) -> tuple[Tensor, Unpack]:
-    """The state of a layer stack: ``(batch, width)``, channels last where the stack wants them so."""
-    shape = z0.shape
-    if not stack.channels_last or z0.dim() < 3 or shape[1] == 1:
-        return z0.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(*z.shape[:-2], *shape)
-    moved = z0.movedim(1, -1)
-    return moved.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(
-        *z.shape[:-2], *moved.shape
-    ).movedim(-1, z.dim() - 1)
+    @cached_property
+    def clock(self) -> Clock:
+        """The times."""
+        return Clock(self.t, self.first)
 
+    @cached_property
+    def points(self) -> SavePoints | None:
+        """Where states are wanted."""
+        if self.save_at is None:
+            return None
+        return save_points(self.save_at, self.clock, len(self.first) if self.first.dim() else None)
 
-def matrix_form(field: Any, z0: Tensor) -> LayerStack | None:
-    """The layers of a field that is willing to tell them and may be evaluated by them here and now."""
-    offer = getattr(field, "layer_stack", None)
-    if offer is None or not z0.is_floating_point() or torch.is_autocast_enabled(z0.device.type):
-        return None
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return None
-    if torch.autograd.forward_ad._current_level >= 0:  # forward-mode differentiation
-        return None
-    stack: LayerStack | None = offer(z0.shape)
-    if stack is None or any(x.dtype != z0.dtype or x.device != z0.device for x in stack.layers[0][:2]):
-        return None
-    return stack
+    @cached_property
+    def form(self) -> Form:
+        """The problem as loops take it."""
+        if not isinstance(self.z0, tuple):
+            return Form(CheckedField(self.field, self.counter), self.z0, None)
+        per_sample = self.per_sample or (self.points is not None and self.points.per_sample)
+        inner, state, unpack = pack_tuple(self.field, self.z0, per_sample=per_sample)
+        return Form(CheckedField(inner, self.counter), state, unpack)
+
+    @cached_property
+    def layers(self) -> LayerStack | None:
+        """The field's layers, where it is willing to tell them and may be evaluated by them here and now."""
+        z0, offer = self.z0, getattr(self.field, "layer_stack", None)
+        if offer is None or isinstance(z0, tuple) or isinstance(self.gradient, Adjoint) or not z0.is_floating_point():
+            return None
+        if z0.is_meta or torch.is_autocast_enabled(z0.device.type) or is_symbolic() or forward_ad._current_level >= 0:
+            return None
+        stack: LayerStack | None = offer(z0.shape)
+        if stack is None or any(x.dtype != z0.dtype or x.device != z0.device for x in stack.layers[0][:2]):
+            return None
+        return stack
+
+    def with_field(self, field: Callable[..., Any]) -> Problem:
+        """The same problem with its field computed in another way, from the same parameters."""
+        gradient = self.gradient
+        if isinstance(gradient, Adjoint):
+            gradient = replace(gradient, params=gradient.parameters_of(self.field))
+        return replace(self, field=field, gradient=gradient)

@@ -8,8 +8,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from trueode.solvers.clock import Clock
-from trueode.solvers.solver import OnGrid
-from trueode.solvers.tableau import ButcherTableau
+from trueode.solvers.solver import OnGrid, Solver
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
@@ -42,8 +41,11 @@ class Solution(Generic[State]):
         n_steps: accepted steps: a number, or ``(batch,)`` under per-sample control.
         n_rejected: rejected steps, likewise.
         errors: norms of the scaled errors of the accepted steps; None for fixed steps.
-        status: ``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``.
+        status: ``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``; under per-sample control that of the
+            first sample that failed.
         message: what happened, for a failure.
+        statuses: under per-sample control the status of each sample; otherwise None. A sample that failed keeps the state that
+            it reached.
     """
 
     z: State
@@ -55,7 +57,8 @@ class Solution(Generic[State]):
     errors: Tensor | None
     status: str
     message: str
-    _tableau: ButcherTableau = field(repr=False)
+    statuses: tuple[str, ...] | None
+    _solver: Solver = field(repr=False)
     _fractions: Tensor = field(repr=False)
     _clock: Clock = field(repr=False)
     _counter: Counter = field(repr=False)
@@ -81,4 +84,5 @@ class Solution(Generic[State]):
     def replay(self) -> OnGrid:
         """The solver that takes just these steps again."""
         rows: list[Any] = self._fractions.tolist() if len(self._fractions) > 1 else [0.0, 1.0]  # a step of length zero
-        return OnGrid(self._tableau, tuple(tuple(row) if isinstance(row, list) else row for row in rows))
+        grid = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
+        return OnGrid(self._solver.tableau, grid, breaks=self._solver.breaks)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import ceil, inf, isfinite
+from numbers import Real
 from typing import Any
 
 from trueode.errors import SolveError, UsageError
@@ -13,14 +14,34 @@ from trueode.solvers.methods import get_tableau
 from trueode.solvers.tableau import ButcherTableau
 
 
-def _positive(name: str, value: float) -> None:
-    if not (isfinite(value) and value > 0):
+def _is_number(value: Any) -> bool:
+    return type(value) is not bool and isinstance(value, Real) and isfinite(value)
+
+
+def _positive(name: str, value: Any) -> None:
+    if not (_is_number(value) and value > 0):
         raise UsageError(f"{name} must be a positive number, got {value!r}.")
+
+
+def _whole(name: str, value: Any) -> int:
+    if not (_is_number(value) and value >= 1 and int(value) == value):
+        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    return int(value)
 
 
 @dataclass(frozen=True)
 class _Method:
     method: str | ButcherTableau
+    breaks: tuple[float, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        get_tableau(self.method)
+        try:
+            object.__setattr__(self, "breaks", tuple(map(float, self.breaks)))
+        except (TypeError, ValueError):
+            raise UsageError(f"breaks must be times, such as (0.5, 2.0), got {self.breaks!r}.") from None
+        if not all(map(isfinite, self.breaks)):
+            raise UsageError(f"breaks must be finite times, got {self.breaks!r}.")
 
     @property
     def tableau(self) -> ButcherTableau:
@@ -47,40 +68,45 @@ class FixedStep(_Method):
         step_size: the step; where it does not divide the interval, the last step is shorter and ends exactly at its end.
         n_steps: instead of ``step_size``: the number of equal steps.
         max_steps: a solve that would take more steps fails before it starts.
+        max_step: no step is longer, where ``n_steps`` alone would make them so.
+        breaks: times at which the field may jump: steps end there, and see the field as it is on their own side.
 
     Raises:
-        UsageError: neither or both of ``step_size`` and ``n_steps`` are given, or one is not positive.
+        UsageError: neither or both of ``step_size`` and ``n_steps`` are given, or a number is out of range.
     """
 
     step_size: float | None = None
     n_steps: int | None = None
     max_steps: int | None = None
+    max_step: float | None = None
 
     def __post_init__(self) -> None:
-        get_tableau(self.method)
+        super().__post_init__()
         if (self.step_size is None) == (self.n_steps is None):
             raise UsageError("FixedStep takes exactly one of step_size and n_steps.")
         if self.step_size is not None:
             _positive("step_size", self.step_size)
-        if self.n_steps is not None and (self.n_steps < 1 or int(self.n_steps) != self.n_steps):
-            raise UsageError(f"n_steps must be a whole number of at least 1, got {self.n_steps!r}.")
-        if self.n_steps is not None:
-            object.__setattr__(self, "n_steps", int(self.n_steps))
+        if self.max_step is not None:
+            _positive("max_step", self.max_step)
+        for name in ("n_steps", "max_steps"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _whole(name, value))
 
     def count(self, length: float) -> int:
         """The number of steps taken on an interval of this length (0 when the length is 0)."""
         length = abs(length)
         if length == 0:
             return 0
-        if self.n_steps is not None:
-            return self.n_steps
-        assert self.step_size is not None
-        ratio = length / self.step_size
-        if ratio == inf:
-            raise SolveError(
-                f"A step of {self.step_size:g} is too small for an interval of {length:g}.", "step_underflow"
-            )
-        return max(1, ceil(ratio - 1e-9 * ratio))
+        least = 1 if self.n_steps is None else self.n_steps
+        for step in (self.step_size, self.max_step):
+            if step is not None:
+                ratio = length / step
+                if ratio == inf:
+                    raise SolveError(
+                        f"A step of {step:g} is too small for an interval of {length:g}.", "step_underflow"
+                    )
+                least = max(least, ceil(ratio - 1e-9 * ratio))
+        return least
 
     def fractions(self, length: float) -> tuple[float, ...]:
         """The grid as fractions of the interval, from 0.0 to 1.0: no rounding accumulates."""
@@ -91,19 +117,19 @@ class FixedStep(_Method):
                 f"max_steps = {self.max_steps}: take a larger step or raise max_steps.",
                 "max_steps",
             )
-        if self.n_steps is not None or n <= 1:
+        if self.step_size is None or n <= 1 or (self.max_step or inf) < self.step_size:
             return tuple(i / n for i in range(n + 1)) if n else (0.0,)
-        assert self.step_size is not None
         return (*(i * self.step_size / abs(length) for i in range(n)), 1.0)
 
     def scaled(self, factor: float) -> FixedStep:
         """The same method with ``factor`` times the step size."""
         _positive("factor", factor)
+        longest = None if self.max_step is None else self.max_step * factor
         if self.step_size is not None:
-            return replace(self, step_size=self.step_size * factor)
+            return replace(self, step_size=self.step_size * factor, max_step=longest)
         assert self.n_steps is not None
         ratio = self.n_steps / factor
-        return replace(self, n_steps=max(1, ceil(ratio - 1e-9 * ratio)))
+        return replace(self, n_steps=max(1, ceil(ratio - 1e-9 * ratio)), max_step=longest)
 
     def refined(self, times: int = 2) -> FixedStep:
         """The same method with ``times`` as many steps."""
@@ -127,6 +153,8 @@ class Adaptive(_Method):
             the others; otherwise one step for all, from the root mean square error over the whole batch.
         first_step: the first step; None chooses it (Hairer, Nørsett & Wanner I, p. 169).
         max_steps: most attempted steps.
+        max_step: no step is longer, so that no feature of the field that lasts longer is stepped over.
+        breaks: times at which the field may jump: steps end there, and see the field as it is on their own side.
 
     Raises:
         UsageError: the method has no error estimate, or a number is out of range.
@@ -137,24 +165,31 @@ class Adaptive(_Method):
     per_sample: bool = False
     first_step: float | None = None
     max_steps: int = 10_000
+    max_step: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         tableau = get_tableau(self.method)
         if tableau.embedded is None:
             raise UsageError(
                 f"{tableau.name} has no error estimate and cannot be adaptive: use FixedStep({tableau.name!r}, …), "
                 "or an embedded method such as 'dopri5'."
             )
-        if (
-            not (isfinite(self.rtol) and isfinite(self.atol))
-            or min(self.rtol, self.atol) < 0
-            or self.rtol + self.atol == 0
-        ):
+        if not (_is_number(self.rtol) and _is_number(self.atol)):
+            raise UsageError(
+                f"rtol and atol must be numbers, got {self.rtol!r} and {self.atol!r}: for a tolerance of its own for each component, "
+                "scale the components of the state."
+            )
+        if min(self.rtol, self.atol) < 0 or self.rtol + self.atol == 0:
             raise UsageError(f"rtol and atol must not be negative nor both zero, got {self.rtol!r} and {self.atol!r}.")
-        if self.first_step is not None:
-            _positive("first_step", self.first_step)
-        if self.max_steps < 1:
-            raise UsageError(f"max_steps must be at least 1, got {self.max_steps!r}.")
+        for name in ("first_step", "max_step"):
+            if (value := getattr(self, name)) is not None:
+                _positive(name, value)
+        object.__setattr__(self, "max_steps", _whole("max_steps", self.max_steps))
+
+    def longest(self, length: float) -> float:
+        """The longest step as a fraction of an interval; a rest of a ten-thousandth is taken along with a step."""
+        return inf if self.max_step is None else self.max_step / (1.0001 * abs(length))
 
     def scaled(self, factor: float) -> Adaptive:
         """The same method with ``factor`` times the tolerances."""
@@ -177,12 +212,13 @@ class OnGrid(_Method):
     Args:
         method: a name or tableau.
         fractions: ascending from 0 to 1; for a grid per sample, one tuple of the samples' fractions per grid point.
+        breaks: times at which the field may jump; the grid must have points there.
     """
 
     grid: tuple[float, ...] | tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        get_tableau(self.method)
+        super().__post_init__()
         columns = zip(*self.grid, strict=True) if self.per_sample else [self.grid]
         for column in columns:
             ascending = all(x <= y for x, y in itertools.pairwise(column))
@@ -200,7 +236,7 @@ class OnGrid(_Method):
 
     def scaled(self, factor: float) -> FixedStep:
         """Equal steps, ``factor`` times the mean step."""
-        return FixedStep(self.method, n_steps=len(self.grid) - 1).scaled(factor)
+        return FixedStep(self.method, n_steps=len(self.grid) - 1, breaks=self.breaks).scaled(factor)
 
     def refined(self, times: int = 2) -> FixedStep:
         """Equal steps, ``times`` as many."""

@@ -2,87 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trueode.layers import Layer, LayerStack
+from trueode.layers import Layer, LayerStack, activations
 from trueode.solvers.step import Field
-
-aten = torch.ops.aten
-LEAK = 0.01  # torch's default slope of leaky_relu
 
 # One matrix for all rows beats a convolution of three taps: with no more rows than taps it has no more entries than the
 # convolution has products, and up to this width (rows x out) the smaller overhead outweighs them (measured).
 WIDEST_DENSE = 256
-
-
-class Activation(NamedTuple):
-    """An activation, its in-place or out-of-place form, and its derivative.
-
-    Attributes:
-        apply: differentiable form.
-        write: ``write(x, out)``; ``x`` and ``out`` are the same tensor when ``from_output``.
-        pull_back: ``pull_back(gradient, saved, out)`` writes the gradient of the input; ``saved`` is the output when
-            ``from_output``, otherwise the input.
-        from_output: whether the derivative is a function of the output, so that the input need not be kept.
-    """
-
-    apply: Callable[[Tensor], Tensor]
-    write: Callable[[Tensor, Tensor], Any]
-    pull_back: Callable[[Tensor, Tensor, Tensor], Any]
-    from_output: bool
-
-
-ACTIVATIONS = {
-    "identity": Activation(lambda x: x, lambda x, out: x, lambda g, y, out: out.copy_(g), True),
-    "relu": Activation(
-        torch.relu,
-        lambda x, out: x.relu_(),
-        lambda g, y, out: aten.threshold_backward.grad_input(g, y, 0, grad_input=out),
-        True,
-    ),
-    "lrelu": Activation(
-        partial(F.leaky_relu, negative_slope=LEAK),
-        lambda x, out: F.leaky_relu_(x, LEAK),
-        lambda g, y, out: aten.leaky_relu_backward.grad_input(g, y, LEAK, True, grad_input=out),
-        True,
-    ),
-    "sigmoid": Activation(
-        torch.sigmoid,
-        lambda x, out: x.sigmoid_(),
-        lambda g, y, out: aten.sigmoid_backward.grad_input(g, y, grad_input=out),
-        True,
-    ),
-    "tanh": Activation(
-        torch.tanh,
-        lambda x, out: x.tanh_(),
-        lambda g, y, out: aten.tanh_backward.grad_input(g, y, grad_input=out),
-        True,
-    ),
-    "silu": Activation(
-        F.silu,
-        lambda x, out: aten.silu.out(x, out=out),
-        lambda g, x, out: aten.silu_backward.grad_input(g, x, grad_input=out),
-        False,
-    ),
-    "softplus": Activation(
-        F.softplus,
-        lambda x, out: aten.softplus.out(x, out=out),
-        lambda g, x, out: aten.softplus_backward.grad_input(g, x, 1, 20, grad_input=out),
-        False,
-    ),
-    "gelu": Activation(
-        F.gelu,
-        lambda x, out: aten.gelu.out(x, out=out),
-        lambda g, x, out: aten.gelu_backward.grad_input(g, x, grad_input=out),
-        False,
-    ),
-}
 
 
 def shift(bias: Tensor, time_weight: Tensor | None, t: Any, rows: int) -> Tensor:
@@ -109,7 +41,7 @@ def stack_field(stack: LayerStack) -> Field:
                 rows = _windows(rows, per_sample, layer.taps)
             rows = torch.addmm(shift(layer.bias, layer.time_weight, t, per_sample), rows, layer.matrix)
             if layer.activation != "identity":
-                rows = ACTIVATIONS[layer.activation].apply(rows)
+                rows = activations(layer.activation)[0](rows)
             x = rows.view(x.shape[0], per_sample * fan_out)
         return x
 
@@ -144,7 +76,8 @@ def dense(stack: LayerStack, width: int) -> LayerStack | None:
 def _reach(rows: int, taps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(rows * rows, taps)``: 1 where row j of the input reaches row m of the output through a tap."""
     with torch.inference_mode(False):  # it is kept, also for a use with gradients
-        j, m, tap = torch.meshgrid(torch.arange(rows), torch.arange(rows), torch.arange(taps), indexing="ij")
+        places = (torch.arange(n, device="cpu") for n in (rows, rows, taps))
+        j, m, tap = torch.meshgrid(*places, indexing="ij")
         return (tap == j - m + taps // 2).to(dtype).view(-1, taps).to(device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trueode.solvers.clock import Clock, Span, Step
-from trueode.solvers.dense_output import interpolate
+from trueode.solvers.dense_output import Taken, interpolate
+from trueode.solvers.saving import Inside
 from trueode.solvers.tableau import ButcherTableau
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +50,7 @@ def weighted_sum(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     return total
 
 
+@dataclass(frozen=True)
 class Stepper:
     """Takes steps of a method by calling a field; autograd records them.
 
@@ -56,21 +59,18 @@ class Stepper:
         tableau: the method.
         clock: the times of the solve.
         recompute: keep only the state at the start of each step and compute the step again when gradients are taken.
+        watched: how many of the first entries of a flat state the error control looks at; None: all of any state.
     """
 
-    def __init__(self, field: Field, tableau: ButcherTableau, clock: Clock, *, recompute: bool = False) -> None:
-        self.field = field
-        self.tableau = tableau
-        self.clock = clock
-        self._recompute = recompute and torch.is_grad_enabled()
-
-    def spans(self, grid: Sequence[float]) -> Sequence[Span]:
-        """The steps of a grid of fractions."""
-        return self.clock.spans(torch.tensor(grid, dtype=torch.float64), self.tableau.c)
+    field: Field
+    tableau: ButcherTableau
+    clock: Clock
+    recompute: bool = False
+    watched: int | None = None
 
     def start(self, theta: float, z: Tensor) -> Tensor:
         """The field at a grid point."""
-        return self.field(self.clock.tensor(torch.tensor(theta, dtype=torch.float64)), z)
+        return self.field(self.clock.time(theta), z)
 
     def start_per_sample(self, theta: Tensor, z: Tensor) -> Tensor:
         """The field at a grid point of each sample: fractions ``(samples,)``, states ``(samples, …)``."""
@@ -78,27 +78,19 @@ class Stepper:
 
     def span_per_sample(self, before: Tensor, after: Tensor, z: Tensor) -> Span:
         """The step of each sample between two fractions ``(samples,)``: times and step sizes ``(samples, 1, …)``."""
-        theta = torch.stack([before, after]).view(2, -1, *[1] * (z.dim() - 1))
-        return self.clock.spans(theta, self.tableau.c)[0]
-
-    def probe(self, theta: float, z: Tensor) -> Tensor:
-        """The field at any point, without gradient."""
-        with torch.no_grad():
-            return self.start(theta, z)
+        start, end = (theta.view(-1, *[1] * (z.dim() - 1)) for theta in (before, after))
+        return self.clock.span_per_sample(start, end, self.tableau.c)
 
     def controlled(self, x: Tensor) -> Tensor:
-        """The part of a state, or of its error, that the error control looks at: all of it."""
-        return x
-
-    def accept(self) -> None:
-        """Keep the last step: nothing to do here, the caller holds its result."""
+        """The part of a state, or of its error, that the error control looks at."""
+        return x.detach() if self.watched is None else x.detach()[: self.watched]
 
     def step(
         self,
         span: Span,
         z: Tensor,
         first: Tensor | None = None,
-        inside: Tensor | None = None,
+        inside: Inside | None = None,
         with_error: bool = False,
     ) -> StepResult:
         """Take one step.
@@ -107,14 +99,14 @@ class Stepper:
             span: the step's times and size.
             z: state at the start.
             first: the field at the start, if known.
-            inside: fractions of the step at which the state is wanted, broadcastable against ``z``.
+            inside: where in the step the state is wanted.
             with_error: estimate the error; all stages are computed.
         """
-        if self._recompute:
+        if self.recompute and torch.is_grad_enabled():
             return StepResult(*checkpoint(self._step, span, z, first, inside, with_error, use_reentrant=False))
         return self._step(span, z, first, inside, with_error)
 
-    def _step(self, span: Span, z: Tensor, first: Tensor | None, inside: Tensor | None, with_error: bool) -> StepResult:
+    def _step(self, span: Span, z: Tensor, first: Tensor | None, inside: Inside | None, with_error: bool) -> StepResult:
         tableau, (times, h) = self.tableau, span
         whole = with_error or (inside is not None and tableau.dense is not None)
         stages = [self.field(times[0], z) if first is None else first]
@@ -129,7 +121,8 @@ class Stepper:
         if inside is not None:
             if end is None and tableau.dense is None:
                 end = self.field(times[-1], after)
-            saved = interpolate(tableau, inside, h, z, after, stages, stages[-1] if end is None else end)
+            taken = Taken(h, z, after, stages, stages[-1] if end is None else end)
+            saved = interpolate(tableau, inside.theta, taken.of(inside.rows))
         error = None
         if with_error:
             with torch.no_grad():

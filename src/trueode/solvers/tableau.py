@@ -89,6 +89,24 @@ class ButcherTableau:
         return self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
     @cached_property
+    def stability(self) -> float:
+        """The largest x such that steps of size h are stable for ``z' = -x z / h``: the real interval of stability.
+
+        Source: Hairer & Wanner, Solving Ordinary Differential Equations II, 2nd ed., section IV.2.
+        """
+
+        def growth(x: float) -> float:
+            stages: list[float] = []
+            for row in self.a:
+                stages.append(-x * (1 + sum(w * k for w, k in zip(row, stages, strict=True))))
+            return abs(1 + sum(w * k for w, k in zip(self.b, stages, strict=True)))
+
+        number = 1
+        while growth(number / 100) <= 1 + 1e-9:
+            number += 1
+        return (number - 1) / 100
+
+    @cached_property
     def error_weights(self) -> Coefficients:
         """``b - embedded``: the weights of the error estimate."""
         if self.embedded is None:

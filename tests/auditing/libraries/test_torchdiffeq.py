@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.interception import recorded, replaced
-from trueode.auditing.problem import Problem, Solved
+from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.stand_in import in_place
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep
@@ -95,9 +95,9 @@ def test_tuples_of_states(field: Field, x: Tensor) -> None:
     def pair(t: Tensor, z: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return field(t, z[0]), -z[1] * z[0].mean()
 
-    z0, seen = (x, torch.ones(3, 1, dtype=torch.float64)), list[Problem]()
+    z0, seen = (x, torch.ones(3, 1, dtype=torch.float64)), list[ForeignProblem]()
 
-    def look(problem: Problem) -> tuple[Tensor, Solved]:
+    def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         seen.append(problem)
         return TIGHT(problem)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.interception import recorded, replaced
-from trueode.auditing.problem import Problem, Solved
+from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.stand_in import in_place
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep
@@ -183,9 +183,9 @@ def test_saved_times_are_those_that_the_library_saves(x: Tensor) -> None:
 
 
 def test_functions_imported_earlier_and_problems_as_posed(x: Tensor) -> None:
-    seen = list[Problem]()
+    seen = list[ForeignProblem]()
 
-    def look(problem: Problem) -> tuple[Tensor, Solved]:
+    def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         seen.append(problem)
         return TIGHT(problem)
 

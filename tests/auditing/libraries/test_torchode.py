@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.interception import recorded, replaced
-from trueode.auditing.problem import Problem, Solved
+from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.stand_in import in_place
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep
@@ -279,9 +279,9 @@ def test_gradients_after_the_block_are_the_librarys(field: Field, x: Tensor, kin
         assert isinstance(grad, Tensor)
         return grad.clone()
 
-    own, seen = gradient(), list[Problem]()
+    own, seen = gradient(), list[ForeignProblem]()
 
-    def look(posed: Problem) -> tuple[Tensor, Solved]:
+    def look(posed: ForeignProblem) -> tuple[Tensor, Solved]:
         seen.append(posed)
         return TIGHT(posed)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trueode.auditing.interception import Library, Session
-from trueode.auditing.problem import FoundSolver, Problem, Solved, has_samples, plain_tolerance, status_of
+from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, has_samples, plain_tolerance, status_of
 from trueode.errors import UsageError
 
 METHODS = {
@@ -83,7 +83,9 @@ class _Replaced:
         _refuse_callbacks(func)
         found = _found(self._original, self._method, self._arguments, t)
         breaks = tuple(x for name in ("step_t", "jump_t") for x in _numbers(self._arguments.get(name)))
-        problem = Problem(lambda t, z: func(t, z), y0, t.detach(), tuple(sorted(breaks)), _has_samples(func, y0), found)
+        problem = ForeignProblem(
+            lambda t, z: func(t, z), y0, t.detach(), tuple(sorted(breaks)), _has_samples(func, y0), found
+        )
         return self._session.solve(problem)[0]
 
     def integrate_until_event(self, t0: Tensor, event_fn: Any) -> Any:

@@ -15,8 +15,8 @@ from torch import Tensor
 from trueode.auditing.interception import Library, Session
 from trueode.auditing.problem import (
     Field,
+    ForeignProblem,
     FoundSolver,
-    Problem,
     Solved,
     has_samples,
     plain_tolerance,
@@ -132,9 +132,11 @@ def _replace_adaptive(given: Given, session: Session) -> tuple[Tensor, Tensor]:
     return given["t_span"], states
 
 
-def _posed(given: Given, times: Tensor) -> Problem:
+def _posed(given: Given, times: Tensor) -> ForeignProblem:
     field, x = given["f"], given["x"]
-    return Problem(with_times(lambda t, z: field(t, z), times, x), x, times.detach(), (), has_samples(x), _found(given))
+    return ForeignProblem(
+        with_times(lambda t, z: field(t, z), times, x), x, times.detach(), (), has_samples(x), _found(given)
+    )
 
 
 class _Counted:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trueode.auditing.interception import Library, Session
-from trueode.auditing.problem import FoundSolver, Problem, Solved, has_samples
+from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, has_samples
 from trueode.errors import UsageError
 
 METHODS = {"Euler": "euler", "Heun": "heun2", "Dopri5": "dopri5", "Tsit5": "tsit5"}
@@ -158,7 +158,7 @@ def _replace(session: Session, solver: Any, problem: Any, term: Any, args: Any, 
         return clock.stretch(term.vf(clock.times(s), y, stats, args))
 
     points, index = clock.points()
-    posed = Problem(field, problem.y0, points, (), _has_samples(problem, term), found)
+    posed = ForeignProblem(field, problem.y0, points, (), _has_samples(problem, term), found)
     states, solved = session.solve(posed)
     batch = torch.arange(problem.batch_size, device=states.device)
     ys = states[index, batch[:, None]]

@@ -5,43 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trueode.auditing.interception import Library, Session
-from trueode.auditing.problem import FoundSolver, Problem, Solved, has_samples
+from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, has_samples
 from trueode.solvers import Adaptive, FixedStep, Solution, Solver, solve
-from trueode.solvers.clock import Clock, seconds
-from trueode.solvers.problem import pack_tuple
+from trueode.solvers.problem import Problem
 from trueode.solvers.saving import as_times
-from trueode.solvers.solve import direct_solve
-
-NAME = "trueode.solvers.solve"  # as an attribute of its package, the name is that of the function
+from trueode.solvers.solve import replacement, solve_problem
 
 
 @contextmanager
 def patched(session: Session) -> Iterator[None]:
-    """All solves go through a session."""
-    module: Any = import_module(NAME)
+    """All solves of this context go through a session."""
 
-    def hooked(field: Any, z0: Any, t: Any, *, solver: Solver, **how: Any) -> Solution[Any]:
+    def hooked(problem: Problem) -> Solution[Any]:
         if not session.is_mine():
-            return direct_solve(field, z0, t, solver=solver, **how)
-        found = _found(solver, abs(seconds(t[1]) - seconds(t[0])))
-        if not session.replaces:
-            solution = direct_solve(field, z0, t, solver=solver, **{**how, "on_failure": "return"})
-            _note(session, found, solution, t)
-            return solution if solution.status == "success" else _failed(solution)
-        return _replaced(field, z0, t, how.get("save_at"), found, solver, session)
+            return solve_problem(problem)
+        found = _found(problem.solver, abs(problem.clock.length))
+        if session.replaces:
+            return _replaced(problem, found, session)
+        solution = solve_problem(problem)
+        _note(session, found, solution, abs(problem.clock.length))
+        return solution if solution.status == "success" else _failed(solution)
 
-    module.override = hooked
+    token = replacement.set(hooked)
     try:
         yield
     finally:
-        module.override = None
+        replacement.reset(token)
 
 
 def probe() -> Tensor:
@@ -51,17 +46,17 @@ def probe() -> Tensor:
     return final
 
 
-LIBRARY = Library("trueode", NAME, patched, probe)
+LIBRARY = Library("trueode", "trueode.solvers.solve", patched, probe)
 
 
-def _note(session: Session, found: FoundSolver, solution: Solution[Any], t: Any) -> None:
+def _note(session: Session, found: FoundSolver, solution: Solution[Any], length: float) -> None:
     rejected = solution.n_rejected
     solved = Solved(
         found,
         solution.nfe,
         solution.mean_steps,
         float(rejected.double().mean()) if isinstance(rejected, Tensor) else rejected,
-        abs(seconds(t[1]) - seconds(t[0])),
+        length,
         solution.status,
         solution.message,
     )
@@ -78,46 +73,57 @@ def _failed(solution: Solution[Any]) -> Solution[Any]:
     return replace(solution, z=blank(solution.z), zs=None if solution.zs is None else blank(solution.zs))
 
 
-def _replaced(
-    field: Any, z0: Any, t: Any, save_at: Any, found: FoundSolver, solver: Solver, session: Session
-) -> Solution[Any]:
+def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solution[Any]:
     """The solution with the states of the session; where it failed these are NaN."""
-    start, end = seconds(t[0]), seconds(t[1])
+    (start, end), z0 = (problem.clock.t0, problem.clock.t1), problem.z0
     sign = 1.0 if end >= start else -1.0
-    unpack = None
-    samples = isinstance(z0, Tensor) and has_samples(z0)
-    if isinstance(z0, tuple):
-        field, z0, unpack = pack_tuple(field, z0, per_sample=False)
-    saved = [] if save_at is None else [sign * x for x in as_times(save_at).detach().double().tolist()]
+    field, z0, unpack = problem.form
+    samples = unpack is None and has_samples(z0)
+    wanted = None if problem.save_at is None else sign * as_times(problem.save_at).detach().double().cpu()
     # times within rounding of an end are that end
     near = 8 * torch.finfo(torch.float32).eps * max(abs(start), abs(end), 1e-30)
+    saved = [] if wanted is None else wanted[~wanted.isnan()].tolist()
     saved = [next((e for e in (sign * start, sign * end) if abs(x - e) <= near), x) for x in saved]
     times = sorted({sign * start, sign * end, *saved})
     if len(times) == 1:
         times = times * 2
     forward = field if sign > 0 else lambda s, z: -field(-s, z)
-    problem = Problem(forward, z0, torch.tensor(times, dtype=torch.float64), (), samples, found)
-    states, solved = session.solve(problem)
-    zs = None if save_at is None else states[[times.index(x) for x in saved]]
-    z = states[-1]
-    fractions = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    posed = ForeignProblem(forward, z0, torch.tensor(times, dtype=torch.float64, device="cpu"), (), samples, found)
+    states, solved = session.solve(posed)
+    z, zs = states[-1], None
+    if wanted is not None:
+        zs = _gathered(states, wanted, [times.index(x) for x in saved])
     if unpack is not None:
         z, zs = unpack(z), None if zs is None else unpack(zs)
-    blank = direct_solve(lambda t, z: z, torch.zeros(1), (0.0, 0.0), solver=FixedStep("euler", n_steps=1))
-    return replace(
-        blank,
+    return Solution(
         z=z,
         zs=zs,
-        t=t[1],
+        t=problem.t[1],
         nfe=round(solved.nfe),
         n_steps=round(solved.n_steps),
         n_rejected=round(solved.n_rejected),
+        errors=None,
         status=solved.status,
         message=solved.message,
-        _tableau=solver.tableau,
-        _fractions=fractions,
-        _clock=Clock(start, end, torch.zeros(1)),
+        statuses=None,
+        _solver=problem.solver,
+        _fractions=torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu"),
+        _clock=problem.clock,
+        _counter=problem.counter,
     )
+
+
+def _gathered(states: Tensor, wanted: Tensor, index: list[int]) -> Tensor:
+    """The states at wanted times, ``(times,)`` or ``(batch, times)``: their numbers among all; NaN where there is no time."""
+    present = ~wanted.isnan()
+    place = torch.zeros(wanted.shape, dtype=torch.long, device="cpu").masked_scatter(
+        present, torch.tensor(index, device="cpu")
+    )
+    if wanted.dim() == 1:
+        return states[place.to(states.device)]
+    found = states[place.T.to(states.device), torch.arange(len(wanted), device=states.device)]
+    absent = ~present.T.to(states.device).view(*present.T.shape, *[1] * (found.dim() - 2))
+    return found.masked_fill(absent, float("nan"))
 
 
 def _found(solver: Solver, length: float) -> FoundSolver:

@@ -1,8 +1,5 @@
 """How gradients flow through a solve."""
 
-from trueode.solvers.gradients.adjoint import Adjoint
-from trueode.solvers.gradients.discrete import Backprop, Checkpoint
-
-Gradient = Backprop | Checkpoint | Adjoint
+from trueode.solvers.gradients.methods import Adjoint, Backprop, Checkpoint, Gradient
 
 __all__ = ["Adjoint", "Backprop", "Checkpoint", "Gradient"]

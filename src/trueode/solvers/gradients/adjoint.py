@@ -2,69 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trueode.errors import SolveError, UsageError
 from trueode.solvers.clock import Clock
 from trueode.solvers.control import Reduce
+from trueode.solvers.gradients.methods import Adjoint
+from trueode.solvers.gradients.replay import must_be_recorded
 from trueode.solvers.integrate import Outcome, integrate
-from trueode.solvers.problem import pack_tuple
-from trueode.solvers.saving import SavePoints
+from trueode.solvers.problem import Problem
+from trueode.solvers.saving import SavePoints, as_times
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
+from trueode.solvers.states import pack_tuple
 from trueode.solvers.step import Field, Stepper
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+
+def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
+    """Solve without a graph; gradients come from the adjoint equation, solved backwards from the end.
+
+    At each saved time the state is set back to the saved one, so that errors of the backward solve do not pile up. Times of
+    each sample are all times of every sample here: there is a piece of the backward solve between any two.
+
+    Raises:
+        UsageError: derivatives by times of each sample are asked for.
+    """
+    field, z0, _ = problem.form
+    clock, points, position = problem.clock.still(), problem.points, None
+    times = None if points is None or points.moving is None else as_times(problem.save_at)  # type: ignore[arg-type]
+    if points is not None and points.per_sample:
+        if points.moving is not None:
+            raise UsageError("Adjoint has no derivative by times of each sample: take gradient=Backprop().")
+        points, position = _union(points)
+    still = None if points is None else replace(points, moving=None)
+    recorded = _Recorded(field, adjoint.parameters_of(problem.field))
+    with torch.no_grad():
+        stepper = Stepper(recorded.value, problem.solver.tableau, clock)
+        outcome = integrate(stepper, problem.solver, z0.detach(), still, problem.reduce)
+    recorded.settle()
+    task = _Task(recorded, adjoint.solver or problem.solver, clock, still, problem.reduce)
+    saved = z0.new_empty((0, *z0.shape)) if outcome.zs is None else outcome.zs
+    final, zs = _AdjointSolve.apply(task, outcome.z, saved, z0, *problem.t, times, *recorded.params)
+    if position is not None:
+        zs = _gather(zs, position)
+    return outcome._replace(z=final, zs=None if points is None else zs)
 
 
-@dataclass(frozen=True)
-class Adjoint:
-    """The continuous adjoint method: memory of one state, a gradient that is exact only up to the solver's error.
+class _Recorded:
+    """Evaluations of a field with a graph of their own, and the tensors that they use beside the state.
 
-    Source: Chen, Rubanova, Bettencourt & Duvenaud, Neural Ordinary Differential Equations, 2018, Algorithm 1. The error
-    control of an adaptive backward solve watches state and adjoint, not the parameters' gradients (Kidger, Chen &
-    Lyons, "Hey, that's not an ODE", 2021); with several samples it is coupled over the batch.
-
-    Args:
-        solver: the solver of the backward solve; None takes that of the forward solve.
-        params: the parameters that the field uses; None takes those of a field that is a Module.
+    Leaves that the forward solve shows are differentiated; whatever else the graph leads to would lose its gradient without
+    a word, and is an error.
     """
 
-    solver: Solver | None = None
-    params: Iterable[Tensor] | None = None
+    def __init__(self, field: Field, params: tuple[Tensor, ...]) -> None:
+        self._field = field
+        self.params = list(params)
+        self._leaves = {id(p) for p in params if p.is_leaf}
+        self._nodes = {p.grad_fn for p in params if not p.is_leaf}
+        self._settled = False
 
-    def __post_init__(self) -> None:
-        if self.params is not None and not isinstance(self.params, tuple):
-            object.__setattr__(self, "params", tuple(self.params))
+    def settle(self) -> None:
+        """From now on no parameter can be added."""
+        self._settled = True
 
-    def parameters_of(self, field: Any) -> tuple[Tensor, ...]:
-        """The parameters to differentiate.
+    def evaluate(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The state that the graph begins with, and the field there."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            before: Any = z.view_as(z).grad_fn  # nodes with lower numbers are not of this evaluation
+            value = self._field(t, z)
+        if value.grad_fn is not None:
+            self._look(value.grad_fn, before._sequence_nr(), z)
+        elif value.requires_grad:
+            self._leaf(value, z)
+        return z, value
 
-        Raises:
-            UsageError: the field is not a Module and ``params`` was not given.
-        """
-        found: Iterable[Tensor]
-        if self.params is not None:
-            found = self.params
-        elif isinstance(field, nn.Module):
-            found = field.parameters()
-        else:
+    def value(self, t: Tensor, z: Tensor) -> Tensor:
+        """The field, without a graph."""
+        return self.evaluate(t, z)[1].detach()
+
+    def _look(self, root: Any, number: int, z: Tensor) -> None:
+        seen, open_ = {root}, [root]
+        while open_:
+            for node, _ in open_.pop().next_functions:
+                if node is None or node in seen or node in self._nodes:
+                    continue
+                seen.add(node)
+                leaf = getattr(node, "variable", None)
+                if leaf is not None:
+                    self._leaf(leaf, z)
+                elif node._sequence_nr() < number:
+                    raise UsageError(
+                        "The field uses a tensor that was computed from others, whose gradient Adjoint would lose: name it, as "
+                        "Adjoint(params=(*field.parameters(), tensor)), or take Backprop() or Checkpoint()."
+                    )
+                else:
+                    open_.append(node)
+
+    def _leaf(self, leaf: Tensor, z: Tensor) -> None:
+        if leaf is z or id(leaf) in self._leaves:
+            return
+        if self._settled:
             raise UsageError(
-                "Adjoint cannot see the parameters of a field that is not a Module: pass Adjoint(params=(…)), "
-                "with an empty tuple if it has none."
+                f"The field uses a parameter of shape {tuple(leaf.shape)} during the backward solve that it did not use in the "
+                "forward one: name it, as Adjoint(params=(*field.parameters(), tensor)), or take Backprop() or Checkpoint()."
             )
-        return tuple({id(p): p for p in found if p.requires_grad}.values())  # each once, however often it is named
+        self._leaves.add(id(leaf))
+        self.params.append(leaf)
 
 
 def backward_solver(solver: Solver, length: float) -> Solver:
     """The solver of a piece of the backward solve: the same steps, not the same number of them."""
     if isinstance(solver, Adaptive):
-        return Adaptive(solver.method, solver.rtol, solver.atol, max_steps=solver.max_steps)
+        return Adaptive(solver.method, solver.rtol, solver.atol, max_steps=solver.max_steps, max_step=solver.max_step)
     steps = len(solver.grid) - 1 if isinstance(solver, OnGrid) else solver.count(length)
     return (
         FixedStep(solver.method, step_size=abs(length) / max(steps, 1))
@@ -73,125 +127,126 @@ def backward_solver(solver: Solver, length: float) -> Solver:
     )
 
 
-class _AdjointSolve(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        solve: Callable[[], Outcome],
-        box: list[Outcome],
-        backward: Any,
-        z: Tensor,
-        t0: Any,
-        t1: Any,
-        *params: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        outcome = solve()
-        box.append(outcome)
-        ctx.backward_solve, ctx.ends = backward, (t0, t1)
-        zs = z.new_empty((0, *z.shape)) if outcome.zs is None else outcome.zs
-        ctx.save_for_backward(z, outcome.z, zs, *params)
-        return outcome.z.clone(), zs  # what the user may change in place is not what is saved
+@dataclass(frozen=True)
+class _Task:
+    """What the backward solve takes over from the forward solve.
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g_final: Tensor, g_saved: Tensor) -> tuple[Any, ...]:
-        z, final, zs, *_ = ctx.saved_tensors
-        with_times = any(ctx.needs_input_grad[4:6])
-        a, g_times, g_params = ctx.backward_solve(z, final, zs, g_final, g_saved, with_times)
-        times = (
-            g.to(t) if isinstance(t, Tensor) and g is not None else None for g, t in zip(g_times, ctx.ends, strict=True)
-        )
-        return None, None, None, a, *times, *g_params
-
-
-def integrate_adjoint(
-    adjoint: Adjoint,
-    field: Field,
-    params: tuple[Tensor, ...],
-    solver: Solver,
-    clock: Clock,
-    z0: Tensor,
-    ends: Sequence[float | Tensor],
-    save_at: SavePoints | None,
-    reduce: Reduce | None,
-) -> Outcome:
-    """Solve without a graph; gradients come from the adjoint equation, solved backwards from the end.
-
-    At each saved time the state is set back to the saved one, so that errors of the backward solve do not pile up.
+    Attributes:
+        recorded: the field.
+        solver: of the backward solve.
+        clock: the times, constants.
+        points: where states were saved.
+        reduce: sums over the ranks that share one batch.
     """
-    reverse = adjoint.solver or solver
 
-    def forward() -> Outcome:
-        return integrate(Stepper(field, solver.tableau, clock), solver, z0.detach(), save_at, reduce)
+    recorded: _Recorded
+    solver: Solver
+    clock: Clock
+    points: SavePoints | None
+    reduce: Reduce | None
 
-    def augmented(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        z, a = state[0].detach(), state[1]
-        with torch.enable_grad():
-            z.requires_grad_()
-            value = field(t, z)
-            if not value.requires_grad:
-                return value, *(torch.zeros_like(x) for x in state[1:])
-            found = torch.autograd.grad(value, (z, *params), -a, allow_unused=True)
-        grads = (torch.zeros_like(x) if g is None else g for g, x in zip(found, (z, *params), strict=True))
+    def rate(self, theta: float, z: Tensor, g: Tensor) -> Tensor:
+        """By how much a loss changes, whose gradient is ``g``, when the state moves along with time."""
+        return (g.conj() * self.recorded.value(self.clock.time(theta), z)).real.sum()
+
+    def augmented(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The field of state, adjoint and the parameters' gradients."""
+        params, a = self.recorded.params, state[1]
+        z, value = self.recorded.evaluate(t, state[0])
+        if not value.requires_grad:
+            return value, *(torch.zeros_like(x) for x in state[1:])
+        found = torch.autograd.grad(value, (z, *params), -a, allow_unused=True)
+        grads = (torch.zeros_like(x) if g is None else g.to(a.dtype) for g, x in zip(found, state[1:], strict=True))
         return value.detach(), *grads
 
-    def backward(
-        z_start: Tensor, final: Tensor, zs: Tensor, g_final: Tensor, g_saved: Tensor, with_times: bool
-    ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None], list[Tensor]]:
-        # stations of the backward solve, from the end: fraction, state, gradient that enters there
-        stations = [(1.0, final, g_final)]
-        stations += sorted(
-            zip(save_at.fractions if save_at else [], zs.unbind(0), g_saved.unbind(0), strict=True),
-            key=lambda s: s[0],
-            reverse=True,
-        )
-        a, grads = torch.zeros_like(final), [torch.zeros_like(p) for p in params]
-        at, current = 1.0, final
-        for theta, state, entering in [*stations, (0.0, z_start, torch.zeros_like(final))]:
-            if theta < at:
-                current, a, grads = piece(at, theta, current, a, grads)
-                at, current = theta, state
-            a = a + entering
-        if not with_times:
-            return a, (None, None), grads
-        a_end = g_final + sum(g for theta, _, g in stations[1:] if theta == 1.0)
-        at_start = -(a * field(time(0.0), z_start)).sum()
-        return a, (at_start, (a_end * field(time(1.0), final)).sum()), grads
-
-    def time(theta: float) -> Tensor:
-        return clock.tensor(torch.tensor(theta, dtype=torch.float64))
-
-    def piece(
-        start: float, end: float, z: Tensor, a: Tensor, grads: list[Tensor]
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        flat, packed, unpack = pack_tuple(augmented, (z, a, *grads), per_sample=False)
-        length = clock.at(end) - clock.at(start)
-        piece_solver = backward_solver(reverse, clock.length)
-        piece_clock = Clock(clock.at(start), clock.at(end), packed)
-        watched = 2 * z.numel()  # state and adjoint
-        stepper = _Watching(flat, piece_solver.tableau, piece_clock, watched)
-        outcome = integrate(stepper, piece_solver, packed, None, reduce)
+    def piece(self, start: float, end: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Solve for state, adjoint and gradients back from one fraction of the interval to another."""
+        flat, packed, unpack = pack_tuple(self.augmented, state, per_sample=False)
+        solver = backward_solver(self.solver, self.clock.length)
+        clock = self.clock.part(start, end)
+        stepper = Stepper(flat, solver.tableau, clock, watched=2 * state[0].numel())  # state and adjoint
+        outcome = integrate(stepper, solver, packed, None, self.reduce)
         if outcome.status != "success":
             raise SolveError(
-                f"The backward solve of the adjoint over {length:g} failed. {outcome.message}", outcome.status
+                f"The backward solve of the adjoint over {clock.length:g} failed. {outcome.message}", outcome.status
             )
-        z, a, *rest = unpack(outcome.z)
-        return z, a, rest
-
-    box: list[Outcome] = []
-    t0, t1 = ends
-    final, zs = _AdjointSolve.apply(forward, box, backward, z0, t0, t1, *params)
-    outcome = box[0]
-    outcome.z, outcome.zs = final, None if save_at is None else zs
-    return outcome
+        found: tuple[Tensor, ...] = unpack(outcome.z)
+        return found
 
 
-class _Watching(Stepper):
-    """A stepper whose error control looks only at the first entries of a flat state."""
+class _AdjointSolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, task: _Task, *tensors: Any) -> tuple[Tensor, Tensor]:
+        """Of final state, saved states, initial state, both ends, saved times and parameters: the first two."""
+        final, zs, z0, t0, t1, times, *params = tensors
+        ctx.task, ctx.times = task, (t0, t1, times)
+        ctx.save_for_backward(z0, final, zs, *params)
+        return final.clone(), zs.clone()  # what the user may change in place is not what is saved
 
-    def __init__(self, field: Field, tableau: Any, clock: Clock, watched: int) -> None:
-        super().__init__(field, tableau, clock)
-        self._watched = watched
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        if must_be_recorded(gradients):
+            raise UsageError(
+                "Adjoint has no second derivatives and no batched gradients: take gradient=Backprop() or Checkpoint() where "
+                "a gradient is differentiated again (create_graph=True)."
+            )
+        z0, final, zs, *params = (
+            ctx.saved_tensors
+        )  # also tells whether a tensor was changed in place since the forward solve
+        task, (t0, t1, times) = ctx.task, ctx.times
+        g_final, g_saved = gradients
+        points = [] if task.points is None else task.points.fractions.tolist()
+        # stations of the backward solve, from the end: fraction, state, gradient that enters there
+        stations = [(1.0, final, g_final), *zip(points, zs.unbind(0), g_saved.unbind(0), strict=True)]
+        stations.sort(key=lambda station: station[0], reverse=True)
+        state: tuple[Tensor, ...] = (
+            final,
+            torch.zeros_like(final),
+            *(torch.zeros_like(p, dtype=final.dtype) for p in params),
+        )
+        at, g_ends = 1.0, [torch.zeros_like(final), torch.zeros_like(final)]
+        for theta, z, entering in stations:
+            if theta < at:
+                _, *rest = task.piece(at, theta, state)
+                state, at = (z, *rest), theta
+            if times is None and theta == 0.0:
+                g_ends[0] += entering  # the point moves with the start: its state stays
+            if theta == 1.0 and (times is None or z is final):
+                g_ends[1] += entering
+            state = (state[0], state[1] + entering, *state[2:])
+        if at > 0.0:
+            _, *rest = task.piece(at, 0.0, state)
+            state = (z0, *rest)
+        _, a, *g_params = state
+        g_times: list[Tensor | None] = [None, None, None]
+        if ctx.needs_input_grad[4]:
+            g_times[0] = -task.rate(0.0, z0, a - g_ends[0])
+        if ctx.needs_input_grad[5]:
+            g_times[1] = task.rate(1.0, final, g_ends[1])
+        if ctx.needs_input_grad[6]:
+            g_times[2] = torch.stack([task.rate(*each) for each in zip(points, zs, g_saved, strict=True)])
+        ends = (None if g is None else g.reshape(t.shape).to(t) for g, t in zip(g_times, (t0, t1, times), strict=True))
+        return None, None, None, a, *ends, *(_like(g, p) for g, p in zip(g_params, params, strict=True))
 
-    def controlled(self, x: Tensor) -> Tensor:
-        return x[: self._watched]
+
+def _like(g: Tensor, p: Tensor) -> Tensor:
+    """A gradient that was gathered in the dtype of the state, in that of its parameter."""
+    return (g.real if g.is_complex() and not p.is_complex() else g).to(p.dtype)
+
+
+def _union(points: SavePoints) -> tuple[SavePoints, Tensor]:
+    """All fractions that occur, ascending, and where each entry is found among them, ``(times, batch)``; -1: nowhere."""
+    absent = points.fractions.isnan()
+    every = torch.unique(points.fractions[~absent])
+    position = torch.searchsorted(every, points.fractions.nan_to_num(nan=0.0).contiguous())
+    return SavePoints(every, points.slack), position.masked_fill(absent, -1)
+
+
+def _gather(states: Tensor, position: Tensor) -> Tensor:
+    """From ``(union, batch, …)`` to each sample's own times, ``(times, batch, …)``; NaN where there is none."""
+    here = position.to(states.device)
+    absent = (here < 0).view(*here.shape, *[1] * (states.dim() - 2))
+    if not len(states):
+        return states.new_full((*here.shape, *states.shape[2:]), float("nan"))
+    found = states[here.clamp(min=0), torch.arange(here.shape[1], device=states.device)]
+    return torch.where(absent, torch.full_like(found, float("nan")), found)

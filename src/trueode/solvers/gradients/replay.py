@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from trueode.layers import LayerStack
+from trueode.solvers.checked import CheckedField
 from trueode.solvers.clock import Clock
 from trueode.solvers.fixed import integrate, integrate_per_sample
 from trueode.solvers.saving import SavePoints, Saver
@@ -69,17 +70,12 @@ def replay_gradients(
 
 def _again(given: Given, z: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """The final state and the saved ones."""
-    field, counter = stack_field(_stack_of(given.stack, tensors)), given.counter
-
-    def counted(t: Tensor, z: Tensor) -> Tensor:
-        counter.add()
-        return field(t, z)
-
-    stepper, grid = Stepper(counted, given.tableau, given.clock), given.grid.tolist()
+    field = CheckedField(stack_field(_stack_of(given.stack, tensors)), given.counter)
+    stepper = Stepper(field, given.tableau, given.clock)
     if given.grid.dim() == 2:
-        return integrate_per_sample(stepper, grid, z), None
-    saver = Saver(SavePoints([grid[i] for i in given.saved], 0.0), given.clock) if given.saved else None
-    final = integrate(stepper, grid, z, saver)
+        return integrate_per_sample(stepper, given.grid, z), None
+    saver = Saver(SavePoints(given.grid[list(given.saved)], 0.0)) if given.saved else None
+    final = integrate(stepper, given.grid.tolist(), z, saver)
     return final, None if saver is None else saver.stacked(final)
 
 

@@ -8,21 +8,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trueode.solvers.backends import generic
 from trueode.solvers.backends.native import library
 from trueode.solvers.backends.native.library import Convolution
 from trueode.solvers.gradients.replay import must_be_recorded
+from trueode.solvers.integrate import Outcome
+from trueode.solvers.problem import Problem
 
 MULTIPLE = 16  # of it are the numbers of channels: whole vectors of every instruction set
 NARROW = "baseline"  # vectors of four numbers do not outweigh that PyTorch's convolutions are made for the processor
 FLOPS_EACH = 1e6  # that a thread must have to do to be worth its waking
 
 
-def faster(field: Any) -> Any:
-    """The field, with its convolutions computed here if it offers that and the kernel is likely to take less time."""
-    offer, kernel = getattr(field, "with_convolution", None), library.kernel()
-    if offer is None or kernel is None or kernel.name == NARROW:
-        return field
-    return offer(convolve) or field
+def accepts(problem: Problem) -> bool:
+    """Whether the field offers to have its convolutions computed here, and that is likely to take less time."""
+    kernel = library.kernel()
+    if kernel is None or kernel.name == NARROW or not hasattr(problem.field, "with_convolution"):
+        return False
+    return problem.field.with_convolution(convolve) is not None
+
+
+def solve(problem: Problem) -> Outcome:
+    """Solve a problem; see `trueode.solvers.backends`."""
+    field: Any = problem.field
+    return generic.solve(problem.with_field(field.with_convolution(convolve)))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -99,7 +108,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x, weight = x.detach().contiguous(memory_format=torch.channels_last), weight.detach().contiguous()
     bias = None if bias is None else bias.detach().contiguous()
     shape = len(x), weight.shape[3], *x.shape[2:]
-    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
     task = _task(x, weight.shape[3])
     task.weight, task.bias, task.y = weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
     _kernel().convolve(x.dtype == torch.float64, task)

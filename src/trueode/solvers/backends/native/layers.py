@@ -1,6 +1,6 @@
-"""Solves by the compiled kernel, with their gradients: from tensors to addresses and back.
+"""Fields made of layers: whole solves by the compiled kernel, from tensors to addresses and back.
 
-The gradient is the discrete one, of the steps that were taken (Sandu, 2006, eq. 8), as in gradients/tape.py.
+The gradient is the discrete one, of the steps that were taken (Sandu, 2006, eq. 8).
 """
 
 from __future__ import annotations
@@ -12,134 +12,368 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from trueode.catalog import ACTIVATIONS
 from trueode.errors import SolveError
 from trueode.layers import LayerStack
-from trueode.solvers.backends.native import library
+from trueode.solvers.backends import generic
+from trueode.solvers.backends.native import library, runtime
 from trueode.solvers.backends.native.library import LAYER, Chosen, Kernel, Solve
+from trueode.solvers.backends.native.runtime import RUNTIME, Block
 from trueode.solvers.clock import Clock
-from trueode.solvers.control import Reduce
+from trueode.solvers.gradients import Checkpoint
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
-from trueode.solvers.saving import SavePoints
+from trueode.solvers.problem import Problem
+from trueode.solvers.saving import grid_positions
 from trueode.solvers.solution import Counter
-from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
+from trueode.solvers.solver import Adaptive, FixedStep, OnGrid
+from trueode.solvers.states import pack_stack
 from trueode.solvers.tableau import ButcherTableau
 
-ACTIVATIONS = {"identity": 0, "relu": 1, "lrelu": 2, "sigmoid": 3, "tanh": 4, "silu": 5, "softplus": 6}
-"""By the numbers of native.c."""
+NUMBERS = {"identity": 0, **{name: each.kernel for name, each in ACTIVATIONS.items() if each.kernel is not None}}
+"""Of activations, as in native.c."""
 NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
-LARGEST_TAPE = 2**25  # bytes: beyond them stages are computed again, which takes less time than fresh memory
 MOST_NUMBERS = 2**15  # in a stage of one sample: larger ones leave the cache, and PyTorch's convolutions take less time
 FLOPS_EACH = 1e6  # that a thread must have to do to be worth its waking
 
 
-def integrate(
-    stack: LayerStack,
-    clock: Clock,
-    z: Tensor,
-    solver: Solver,
-    points: SavePoints | None,
-    saved: Sequence[int] | None,
-    counter: Counter,
-    *,
-    recompute: bool,
-    reduce: Reduce | None,
-) -> Outcome | None:
-    """Solve by the kernel, with a gradient for the initial state and the layers where they require it.
-
-    Args:
-        stack: the field.
-        clock: the times.
-        z: the initial state ``(batch, width)``.
-        solver: the method and its steps.
-        points: where states are wanted.
-        saved: the numbers of these grid points; None: they lie elsewhere, or may do so.
-        counter: counts evaluations of the field.
-        recompute: keep only states, and compute stages again for the gradient.
-        reduce: sums over the ranks that share one batch.
-
-    Returns:
-        The outcome; None where the kernel is not there, is not made for this, or fails: the portable path serves all, and
-        tells what is wrong.
-    """
-    kernel = library.kernel()
-    if kernel is None or not _is_served(stack, clock, z):
-        return None
-    tensors = [x for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight)]
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors))
-    keep = NOTHING if not wanted else STATES if recompute else STAGES
-    run = _Run(kernel, stack, z.shape[1], solver.tableau, clock, counter)
-    try:
-        if isinstance(solver, Adaptive):
-            inside = points is not None and any(theta not in (0.0, 1.0) for theta in points.fractions)
-            return None if inside or reduce is not None else _chosen(run, solver, z, tensors, points, keep)
-        if saved is None:
-            return None
-        grid = _grid(solver, clock.length) if isinstance(solver, FixedStep) else _as_grid(solver, clock.length)
-    except SolveError:
-        return None
-    run.each = grid.dim() == 2
-    if run.each and grid.shape[1] != len(z):
-        return None
-    order = sorted(range(len(saved)), key=saved.__getitem__)
-    run.grid, run.saved = grid, tuple(saved[i] for i in order)
-    final, zs = _NativeSolve.apply(run, keep, z, *tensors) if keep else run.forward(z, tensors, keep)
-    counter.add((len(grid) - 1) * run.method.n_stages)
-    if list(run.saved) != list(saved):
-        zs = zs[torch.tensor(order).argsort()]
-    return Outcome(final, None if points is None else zs, grid, len(grid) - 1, 0)
-
-
-_expected: dict[Adaptive, int] = {}  # steps that solvers took when they were last used
-
-
-def _chosen(
-    run: _Run, solver: Adaptive, z: Tensor, tensors: list[Tensor | None], points: SavePoints | None, keep: int
-) -> Outcome | None:
-    run.each = solver.per_sample
-    with torch.no_grad():
-        outcome = run.choose(solver, z, tensors, keep)
-    if outcome is None:
-        return None
-    if keep:
-        outcome.z = _NativeSolve.apply(run, outcome.z, z, *tensors)[0]
-    if points is not None:  # the ends alone
-        states = [outcome.z if theta else z for theta in points.fractions]
-        outcome.zs = torch.stack(states) if states else z.new_empty(0, *z.shape)
-    return outcome
-
-
-def _is_served(stack: LayerStack, clock: Clock, z: Tensor) -> bool:
+def accepts(problem: Problem) -> bool:
     """Whether the kernel does what calling the field would do."""
-    return (
-        z.device.type == "cpu"
-        and z.dtype in (torch.float32, torch.float64)
-        and z.numel() > 0
-        and sum(stack.widths(z.shape[1])) <= MOST_NUMBERS
-        and clock.length != 0
-        and not clock.differentiable
-        and not torch._C._is_tracing()
-        and all(layer.activation in ACTIVATIONS for layer in stack.layers)
-        and stack.layers[-1].activation == "identity"
-        and _is_plain(z, z)
-        and all(_is_plain(x, z) for layer in stack.layers for x in (layer.weight, layer.bias, layer.time_weight))
+    if library.kernel() is None or problem.layers is None:
+        return False
+    z, stack, clock, solver = problem.first, problem.layers, problem.clock, problem.solver
+    if (
+        not (_is_plain(z, z.dtype) and z.dtype in (torch.float32, torch.float64))
+        or clock.length == 0
+        or clock.differentiable
+    ):
+        return False
+    if not all(
+        _is_plain(x, z.dtype)
+        for layer in stack.layers
+        for x in (layer.weight, layer.bias, layer.time_weight)
+        if x is not None
+    ):
+        return False
+    known = all(layer.activation in NUMBERS for layer in stack.layers) and stack.layers[-1].activation == "identity"
+    if not known or sum(stack.widths(z[0].numel())) > MOST_NUMBERS:
+        return False
+    if isinstance(solver, Adaptive):
+        return problem.reduce is None and (problem.points is None or problem.points.at_ends)
+    try:
+        grid = _grid_of(solver, clock.length)
+    except SolveError:  # the generic backend tells why
+        return False
+    if grid.dim() == 2:
+        return problem.points is None and grid.shape[1] == len(z)
+    return problem.points is None or grid_positions(problem.points, grid.tolist()) is not None
+
+
+def solve(problem: Problem) -> Outcome:
+    """Solve a problem; see `trueode.solvers.backends`. A solve that fails is done again by calling the field, which tells why."""
+    assert problem.layers is not None
+    z, unpack = pack_stack(problem.layers, problem.z0)
+    tensors = [x for layer in problem.layers.layers for x in (layer.weight, layer.bias, layer.time_weight)]
+    keep = NOTHING
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors)):
+        keep = STATES if isinstance(problem.gradient, Checkpoint) else STAGES
+    task, inputs = _Task.of(problem, z, tensors), (z, *tensors)
+    carry_out = _adaptive if isinstance(problem.solver, Adaptive) else _fixed
+    outcome = carry_out(task, problem, keep, inputs)
+    if outcome is None:
+        return generic.solve(problem)
+    return outcome._replace(z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs))
+
+
+class _Task(NamedTuple):
+    """What is solved, for the kernel.
+
+    Attributes:
+        addresses: of the layers' tensors.
+        values: the layers as the kernel takes them.
+        products: of the layers for one sample, as if there were all rows that the taps ask for.
+    """
+
+    kernel: Kernel
+    double: bool
+    stack: LayerStack
+    tableau: ButcherTableau
+    clock: Clock
+    counter: Counter
+    per_sample: bool
+    shape: tuple[int, int]
+    addresses: list[int]
+    values: list[int]
+    products: int
+
+    @classmethod
+    def of(cls, problem: Problem, z: Tensor, tensors: Sequence[Tensor | None]) -> _Task:
+        """The task of a problem, its state as ``(batch, width)``."""
+        kernel, stack = library.kernel(), problem.layers
+        assert kernel is not None
+        assert stack is not None
+        values, products = _described(stack, z.shape[1], tensors)
+        return cls(
+            kernel,
+            z.dtype == torch.float64,
+            stack,
+            problem.solver.tableau,
+            problem.clock,
+            problem.counter,
+            problem.per_sample,
+            (z.shape[0], z.shape[1]),
+            list(map(_address, tensors)),
+            values,
+            products,
+        )
+
+    def layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
+        """The layers with places for their gradients; the backward pass meets those of the forward pass where nothing moved them."""
+        values = self.values
+        if gradients and list(map(_address, tensors)) != self.addresses:
+            values = _described(self.stack, self.shape[1], tensors)[0]
+        array = (c_int64 * len(values))(*values)
+        for i, gradient in enumerate(gradients):
+            array[len(LAYER) * (i // 3 + 1) - 3 + i % 3] = _address(gradient)
+        return array
+
+    def solve(self, steps: _Steps, layers: Any) -> Solve:
+        """The solve as the kernel takes it, but for the addresses of states, gradients and the tape."""
+        (batch, width), method = self.shape, _method(self.tableau)
+        n_steps = max(len(steps.grid) - 1, 0)
+        flops = 2 * self.products * batch * max(n_steps, 8) * method.n_stages
+        threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
+        solve = Solve(
+            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved), steps.keep, threads, steps.capacity,
+            self.per_sample, self.clock.t0, self.clock.t1,
+            addressof(layers), *method.addresses, steps.grid.data_ptr(),
+        )  # fmt: skip
+        numbers = (c_int64 * len(steps.saved))(*steps.saved)
+        solve.saved = addressof(numbers)
+        solve.held = layers, numbers  # they live as long as their addresses are needed
+        return solve
+
+
+class _Steps(NamedTuple):
+    """The steps of a solve, and what is kept of them for the backward pass.
+
+    Attributes:
+        grid: the fractions, ``(steps + 1,)`` or ``(steps + 1, batch)``.
+        saved: numbers of the grid points at which states are saved, ascending.
+        keep: `NOTHING`, `STATES` or `STAGES`.
+        capacity: steps that there is room for on a tape of stages.
+        tape: the memory; None if nothing is kept.
+    """
+
+    grid: Tensor
+    saved: tuple[int, ...] = ()
+    keep: int = NOTHING
+    capacity: int = 0
+    tape: Block | None = None
+
+
+def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome:
+    """A solve with given steps; of stages no more are kept than is worth it."""
+    z, *tensors = inputs
+    grid = _grid_of(problem.solver, problem.clock.length)  # type: ignore[arg-type]
+    positions = [] if problem.points is None else grid_positions(problem.points, grid.tolist())
+    assert positions is not None
+    steps = _Steps(grid, tuple(sorted(positions)), keep, len(grid) - 1)
+    solve = task.solve(steps, task.layers(tensors))
+    if keep:
+        size = task.kernel.tape_size(task.double, solve)
+        if keep == STAGES and size > runtime.LARGEST_TAPE:
+            solve.keep = STATES
+            size = task.kernel.tape_size(task.double, solve)
+        tape = RUNTIME.take(size)
+        steps, solve.tape = steps._replace(keep=solve.keep, tape=tape), tape.address
+    final = torch.empty_like(z, memory_format=torch.contiguous_format)
+    zs = z.new_empty(len(positions), *z.shape) if positions else None
+    solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), _address(zs)
+    task.kernel.forward(task.double, solve)
+    task.counter.add((len(grid) - 1) * solve.n_stages)
+    if keep:
+        states = (final,) if zs is None else (final, zs)
+        final, *more = _NativeSolve.apply(_Kept(task, steps), states, z, *tensors)
+        zs = more[0] if more else None
+    if zs is not None and list(steps.saved) != positions:
+        order = sorted(range(len(positions)), key=positions.__getitem__)
+        zs = zs[torch.tensor(order, device="cpu").argsort()]
+    if problem.points is not None and zs is None:
+        zs = z.new_empty(0, *z.shape)
+    return Outcome(final, zs, grid, len(grid) - 1, 0)
+
+
+def _adaptive(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
+    """A solve that chooses its steps; None where it fails.
+
+    Stages are kept where there is room for those of all steps. Their number is not known beforehand: a solve that takes more
+    than were expected is done again, so that what is kept does not depend on solves before this one.
+    """
+    z, *tensors = inputs
+    solver, layers, most = problem.solver, task.layers(tensors), 0
+    assert isinstance(solver, Adaptive)
+    if keep == STAGES and not task.per_sample:
+        one = task.solve(_Steps(_NO_GRID, keep=STAGES, capacity=1), layers)
+        most = runtime.LARGEST_TAPE // task.kernel.tape_size(task.double, one)
+    expected = RUNTIME.expected.get(solver, 8)
+    wanted = _Steps(_NO_GRID, keep=keep, capacity=min(expected + expected // 4 + 2, most))
+    found = _chosen(task, solver, wanted, z.detach(), layers)
+    if found is not None:
+        n_steps = len(found.steps.grid) - 1
+        RUNTIME.expect(solver, n_steps)
+        if found.steps.keep == STATES and n_steps < most:
+            found = _chosen(task, solver, wanted._replace(capacity=n_steps + 1), z.detach(), layers)
+    if found is None:
+        return None
+    task.counter.add(found.calls)
+    final = found.final
+    if keep:
+        (final,) = _NativeSolve.apply(_Kept(task, found.steps), (final,), z, *tensors)
+    zs = None
+    if problem.points is not None:  # the ends alone
+        states = [final if theta else z for theta in problem.points.fractions.tolist()]
+        zs = torch.stack(states) if states else z.new_empty(0, *z.shape)
+    accepted, rejected = found.counts if task.per_sample else (int(x) for x in found.counts)
+    statuses = ("success",) * len(z) if task.per_sample else None
+    return Outcome(final, zs, found.steps.grid, accepted, rejected, found.errors, statuses=statuses)
+
+
+class _Found(NamedTuple):
+    """What an adaptive solve gave: its steps, final states, accepted and rejected steps of each column, and calls of the field."""
+
+    steps: _Steps
+    final: Tensor
+    counts: Tensor
+    errors: Tensor
+    calls: int
+
+
+def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: Any) -> _Found | None:
+    columns = len(z) if task.per_sample else 1
+    final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long, device="cpu")
+    if wanted.keep and not wanted.capacity:
+        wanted = wanted._replace(keep=STATES)
+    method, solve = _method(task.tableau), task.solve(wanted, layers)
+    solve.z0, solve.z1 = z.data_ptr(), final.data_ptr()
+    tape = None
+    if wanted.keep == STAGES:
+        tape = RUNTIME.take(task.kernel.tape_size(task.double, solve))
+        solve.tape = tape.address
+    chosen = Chosen(
+        solve,
+        task.tableau.stages,
+        task.tableau.fsal,
+        task.tableau.embedded_order + 1,
+        solver.max_steps,
+        *(addressof(x) for x in (method.all_a, method.all_b, method.all_c, method.error)),
+        solver.rtol,
+        solver.atol,
+        solver.first_step or 0.0,
+        accepted=counts[0].data_ptr(),
+        rejected=counts[1].data_ptr(),
     )
+    if not task.kernel.choose(task.double, chosen):
+        return None
+    shape = (columns,) if task.per_sample else ()
+    grid = torch.empty(chosen.n_rows + 1, *shape, dtype=torch.float64, device="cpu")
+    errors = torch.empty(chosen.n_rows, *shape, dtype=torch.float64, device="cpu")
+    kept, address = chosen.solve.keep, None
+    if kept == STATES:
+        solve.n_steps, solve.keep = chosen.n_rows, STATES
+        tape = RUNTIME.take(task.kernel.tape_size(task.double, solve))
+        address = tape.address
+    task.kernel.take(task.double, chosen, grid.data_ptr(), errors.data_ptr(), address)
+    steps = _Steps(grid, keep=kept, capacity=wanted.capacity, tape=tape)
+    return _Found(steps, final, counts, errors, chosen.calls)
 
 
-def _is_plain(x: Tensor | None, z: Tensor) -> bool:
-    """Whether a tensor is what lies at its address: numbers like those of the state, of no class of its own."""
-    if x is None:
-        return True
-    alike = x.dtype == z.dtype and x.device == z.device and x.layout == torch.strided and x.numel() > 0
-    return alike and type(x) in (Tensor, torch.nn.Parameter) and not x.is_neg()
+class _Kept(NamedTuple):
+    """What the backward pass takes over from the forward pass."""
+
+    task: _Task
+    steps: _Steps
 
 
-def _as_grid(solver: FixedStep | OnGrid, length: float) -> Tensor:
-    return torch.tensor(solver.fractions(length), dtype=torch.float64)
+class _NativeSolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kept: _Kept, states: tuple[Tensor, ...], z: Tensor, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """``states``: what the forward pass, which is done, has found: the final states and, if any, the saved ones."""
+        ctx.kept = kept
+        ctx.save_for_backward(z, *tensors)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        z, *tensors = ctx.saved_tensors  # also tells whether a weight was changed in place since the forward solve
+        task, steps = ctx.kept
+        if must_be_recorded(gradients):
+            given = Given(task.stack, task.tableau, task.clock, task.counter, steps.grid, steps.saved)
+            return None, None, *replay_gradients(given, z, tensors, gradients)
+        return None, None, *_backward(ctx.kept, tensors, gradients)
 
 
-_grid = lru_cache(maxsize=64)(_as_grid)  # for solvers that are quickly told from one another
+def _backward(kept: _Kept, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of the initial state and the layers from those of the final states and the saved ones."""
+    (task, steps), (gradient, *entering) = kept, [g.contiguous() for g in gradients]
+    start = torch.empty_like(gradient)
+    found = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in tensors]
+    solve = task.solve(steps, task.layers(tensors, found))
+    assert steps.tape is not None
+    solve.g1, solve.g0, solve.tape = gradient.data_ptr(), start.data_ptr(), steps.tape.address
+    if steps.saved:
+        solve.gs = entering[0].data_ptr()
+    if steps.keep == STATES:
+        task.counter.add((len(steps.grid) - 1) * solve.n_stages)
+    task.kernel.backward(task.double, solve)
+    return [start, *found]
+
+
+def _described(stack: LayerStack, width: int, tensors: Sequence[Tensor | None]) -> tuple[list[int], int]:
+    """The layers as the kernel takes them, and their products for one sample."""
+    values: list[int] = []
+    products = 0
+    for i, (layer, entering) in enumerate(zip(stack.layers, stack.widths(width), strict=True)):
+        weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
+        assert weight is not None
+        assert bias is not None
+        fan_out, fan_in, *taps = weight.shape
+        stride_out, stride_in, *tap_stride = weight.stride()
+        products += entering * fan_out * (taps[0] if taps else 1)
+        values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
+        values.append(0 if time_weight is None else time_weight.stride(0))
+        values += NUMBERS[layer.activation], weight.data_ptr(), bias.data_ptr(), _address(time_weight)
+        values += 0, 0, 0  # addresses of gradients
+    return values, products
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor is what lies at its address: numbers on the CPU, of no class of its own."""
+    known = type(x) is Parameter or type(x) is Tensor
+    return known and x.dtype is dtype and x.is_cpu and x.layout is torch.strided and not x.is_neg() and x.numel() > 0
+
+
+_NO_GRID = torch.empty(0, dtype=torch.float64, device="cpu")
+
+
+@lru_cache(maxsize=64)
+def _equal_steps(solver: FixedStep, length: float) -> Tensor:
+    return torch.tensor(solver.fractions(length), dtype=torch.float64, device="cpu")
+
+
+def _grid_of(solver: FixedStep | OnGrid, length: float) -> Tensor:
+    """The grid of given steps; that of solvers which are quickly told from one another is kept."""
+    if isinstance(solver, FixedStep):
+        return _equal_steps(solver, length)
+    return torch.tensor(solver.grid, dtype=torch.float64, device="cpu")
 
 
 class _Method(NamedTuple):
@@ -168,215 +402,5 @@ def _method(tableau: ButcherTableau) -> _Method:
     error = () if tableau.embedded is None else tableau.error_weights
     advancing = square(n), array(tableau.b[:n]), array(tableau.c[:n])
     a, b, c = map(addressof, advancing)
-    return _Method(
-        n,
-        (a, b, c),
-        *advancing,
-        square(tableau.stages),
-        array(tableau.b),
-        array(tableau.c),
-        array(error),
-    )
-
-
-class _Run:
-    """A solve on its way forward and back."""
-
-    def __init__(
-        self, kernel: Kernel, stack: LayerStack, width: int, tableau: ButcherTableau, clock: Clock, counter: Counter
-    ) -> None:
-        self.kernel, self.stack, self.tableau, self.clock, self.counter = kernel, stack, tableau, clock, counter
-        self.width = width
-        self.method = _method(tableau)
-        self.each = False
-        self.grid = torch.empty(0)
-        self.saved: tuple[int, ...] = ()
-        self.tape: _Tape | None = None
-        self.capacity = self.calls = 0
-        self.keep = NOTHING
-        self.solve: Solve | None = None
-        self.addresses: list[int] = []
-        self.values: list[int] = []
-
-    def forward(self, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> tuple[Tensor, Tensor]:
-        """The final state and the saved ones, ``(saved, batch, width)``; of stages no more are kept than is worth it."""
-        z, wide = z.detach(), z.dtype == torch.float64
-        final, zs = torch.empty_like(z), z.new_empty(len(self.saved), *z.shape)
-        self.capacity = len(self.grid) - 1
-        self.solve = solve = self._solve(z, self._layers(tensors), keep)
-        solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), zs.data_ptr()
-        if keep:
-            size = self.kernel.tape_size(wide, solve)
-            if keep == STAGES and size > LARGEST_TAPE:
-                solve.keep = STATES
-                size = self.kernel.tape_size(wide, solve)
-            self.tape = _Tape(size)
-            solve.tape = self.tape.address
-        self.keep = solve.keep
-        self.kernel.forward(wide, solve)
-        return final, zs
-
-    def choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> Outcome | None:
-        """A solve that chooses its steps; None where it fails.
-
-        Stages are kept where there is room for those of all steps. Their number is not known beforehand: a solve that
-        takes more than were expected is done again, so that what is kept does not depend on solves before this one.
-        """
-        wide, most = z.dtype == torch.float64, 0
-        if keep == STAGES and not self.each:
-            self.capacity = 1
-            most = LARGEST_TAPE // self.kernel.tape_size(wide, self._solve(z, self._layers(tensors), STAGES))
-        expected = _expected.get(solver, 8)
-        self.capacity = min(expected + expected // 4 + 2, most)
-        outcome = self._choose(solver, z, tensors, keep)
-        if outcome is None:
-            return None
-        if len(_expected) > 1000:
-            _expected.clear()
-        n_steps = _expected[solver] = len(self.grid) - 1
-        if self.keep == STATES and n_steps < most:
-            self.capacity = n_steps + 1
-            outcome = self._choose(solver, z, tensors, keep)
-            assert outcome is not None
-        self.counter.add(self.calls)
-        return outcome
-
-    def _choose(self, solver: Adaptive, z: Tensor, tensors: Sequence[Tensor | None], keep: int) -> Outcome | None:
-        z, wide, columns = z.detach(), z.dtype == torch.float64, len(z) if self.each else 1
-        final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long)
-        layers, method = self._layers(tensors), self.method
-        solve = self._solve(z, layers, STATES if keep and not self.capacity else keep)
-        solve.z0, solve.z1 = z.data_ptr(), final.data_ptr()
-        if solve.keep == STAGES:
-            self.tape = _Tape(self.kernel.tape_size(wide, solve))
-            solve.tape = self.tape.address
-        chosen = Chosen(
-            solve,
-            self.tableau.stages,
-            self.tableau.fsal,
-            self.tableau.embedded_order + 1,
-            solver.max_steps,
-            *(addressof(x) for x in (method.all_a, method.all_b, method.all_c, method.error)),
-            solver.rtol,
-            solver.atol,
-            solver.first_step or 0.0,
-            accepted=counts[0].data_ptr(),
-            rejected=counts[1].data_ptr(),
-        )
-        if not self.kernel.choose(wide, chosen):
-            return None
-        shape = (columns,) if self.each else ()
-        grid = torch.empty(chosen.n_rows + 1, *shape, dtype=torch.float64)
-        errors = torch.empty(chosen.n_rows, *shape, dtype=torch.float64)
-        self.grid, self.keep, self.calls, address = grid, chosen.solve.keep, chosen.calls, None
-        if self.keep == STATES:
-            solve.n_steps, solve.keep = chosen.n_rows, STATES
-            self.tape = _Tape(self.kernel.tape_size(wide, solve))
-            address = self.tape.address
-        self.kernel.take(wide, chosen, grid.data_ptr(), errors.data_ptr(), address)
-        accepted, rejected = counts if self.each else (int(x) for x in counts)
-        return Outcome(final, None, grid, accepted, rejected, errors)
-
-    def backward(
-        self, gradient: Tensor, entering: Tensor | None, tensors: Sequence[Tensor | None]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Gradients of the initial state and the layers from those of the final state and the saved ones."""
-        gradient, start = gradient.contiguous(), torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        found = [None if x is None else x.new_empty(x.shape) for x in tensors]
-        layers = self._layers(tensors, found)
-        solve = self.solve or self._solve(gradient, layers, self.keep)
-        assert self.tape is not None
-        solve.layers, solve.g1, solve.g0 = addressof(layers), gradient.data_ptr(), start.data_ptr()
-        solve.tape = self.tape.address
-        if entering is not None:
-            entering = entering.contiguous()
-            solve.gs = entering.data_ptr()
-        if self.keep == STATES:
-            self.counter.add((len(self.grid) - 1) * self.method.n_stages)
-        self.kernel.backward(gradient.dtype == torch.float64, solve)
-        return start, found
-
-    def _solve(self, z: Tensor, layers: Any, keep: int) -> Solve:
-        method, n_steps, saved = self.method, max(self.grid.shape[0] - 1, 0), self.saved
-        batch, width = z.shape
-        flops = 2 * self.products * batch * max(n_steps, 8) * method.n_stages
-        threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
-        solve = Solve(
-            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(saved), keep, threads, self.capacity, self.each,
-            self.clock.t0, self.clock.t1,
-            addressof(layers), *method.addresses, self.grid.data_ptr(),
-        )  # fmt: skip
-        numbers = (c_int64 * len(saved))(*saved)
-        solve.saved = addressof(numbers)
-        solve.held = layers, numbers  # they live as long as their addresses are needed
-        return solve
-
-    def _layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
-        """The layers as the kernel takes them; the backward pass meets those of the forward pass, where nothing moved them."""
-        addresses = list(map(_address, tensors))
-        if addresses != self.addresses:
-            self.addresses, self.values = addresses, self._described(tensors)
-        values = (c_int64 * len(self.values))(*self.values)
-        for i, gradient in enumerate(gradients):
-            values[len(LAYER) * (i // 3 + 1) - 3 + i % 3] = _address(gradient)
-        return values
-
-    def _described(self, tensors: Sequence[Tensor | None]) -> list[int]:
-        values: list[int] = []
-        self.products = 0  # of a sample, as if there were all rows that the taps ask for
-        widths = self.stack.widths(self.width)
-        for i, each in enumerate(self.stack.layers):
-            weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
-            assert weight is not None
-            assert bias is not None
-            fan_out, fan_in, *taps = weight.shape
-            stride_out, stride_in, *tap_stride = weight.stride()
-            self.products += widths[i] * fan_out * (taps[0] if taps else 1)
-            values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
-            values.append(0 if time_weight is None else time_weight.stride(0))
-            values += ACTIVATIONS[each.activation], weight.data_ptr(), bias.data_ptr(), _address(time_weight)
-            values += 0, 0, 0  # addresses of gradients
-        return values
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-class _Tape:
-    """Memory that is used again once the graph that needs it is gone: touching fresh memory takes as long as a solve."""
-
-    spare: list[Tensor] = []  # noqa: RUF012 - shared on purpose
-    MOST = 4
-
-    def __init__(self, size: int) -> None:
-        fitting = [x for x in self.spare if size <= x.numel() <= 2 * size + 4096]
-        self.memory = min(fitting, key=Tensor.numel) if fitting else torch.empty(size, dtype=torch.uint8)
-        self.spare[:] = [x for x in self.spare if x is not self.memory]
-        self.address = self.memory.data_ptr()
-
-    def __del__(self) -> None:
-        if self.memory.numel() <= LARGEST_TAPE:
-            self.spare.append(self.memory)
-            del self.spare[: -self.MOST]
-
-
-class _NativeSolve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, run: _Run, done: Any, z: Tensor, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``done``: what to keep, or the final state where the forward pass has been done."""
-        ctx.run = run
-        ctx.save_for_backward(z, *tensors)
-        if isinstance(done, Tensor):
-            return done, z.new_empty(0)
-        return run.forward(z, tensors, done)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        z, *tensors = ctx.saved_tensors  # also tells whether a weight was changed in place since the forward solve
-        run: _Run = ctx.run
-        if must_be_recorded(gradients):
-            given = Given(run.stack, run.tableau, run.clock, run.counter, run.grid, run.saved)
-            return None, None, *replay_gradients(given, z, tensors, gradients)
-        start, found = run.backward(gradients[0], gradients[1] if run.saved else None, tensors)
-        return None, None, start, *found
+    every = square(tableau.stages), array(tableau.b), array(tableau.c)
+    return _Method(n, (a, b, c), *advancing, *every, array(error))
