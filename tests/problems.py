@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trueode.fields import SequentialField
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,61 @@ class TanhField(nn.Module):
 def states(batch: int = 4, width: int = 2, seed: int = 1) -> Tensor:
     """Random float64 states ``(batch, width)``."""
     return torch.randn(batch, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Hamiltonian(nn.Module):
+    """Rotation along the level lines of an energy, which the field differentiates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([[0.4, -0.3], [0.2, 0.5]], dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        z = z if z.requires_grad else z.requires_grad_()
+        energy = (z @ self.w).tanh().square().sum() + 0.5 * z.square().sum()
+        (slope,) = torch.autograd.grad(energy, z, create_graph=True)
+        return torch.stack([slope[:, 1], -slope[:, 0]], 1)
+
+
+class Coupled(nn.Module):
+    """Two states of different shapes that drive one another, and time drives both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.3, -0.6, 0.2], dtype=torch.float64))
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, y = state
+        total = x.sum(1, keepdim=True)
+        return torch.sin(y @ self.w)[:, None] * x + 0.1 * t.reshape(-1, *[1] * (x.dim() - 1)), self.w * total - y
+
+
+class Gated(nn.Module):
+    """A field that is not made of layers, and does not see time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([[0.5, -0.8], [0.3, 0.7]], dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.sigmoid(z @ self.w) * torch.sin(z)
+
+
+def _layers() -> SequentialField:
+    torch.manual_seed(0)
+    return SequentialField(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), time_dependent=True).double()
+
+
+KINDS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "plain": lambda: (Gated(), states(3)),
+    "layers": lambda: (_layers(), states(3)),
+    "tuple": lambda: (Coupled(), (states(3), states(3, 3, seed=5))),
+    "timed": lambda: (TanhField(), states(3)),
+    "hamiltonian": lambda: (Hamiltonian(), states(3)),
+}
+"""Fields in float64 with an initial state of three samples, by what makes them special."""
+
+
+def parts_of(state: Any) -> tuple[Tensor, ...]:
+    """The tensors of a state."""
+    return state if isinstance(state, tuple) else (state,)

@@ -21,14 +21,15 @@ from trueode.layers import Layer, LayerStack
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, OnGrid, Solution, Solver, solve
 from trueode.solvers.backends import native
 from trueode.solvers.backends.native import layers as kernel
-from trueode.solvers.backends.native import library
+from trueode.solvers.backends.native import library, runtime
+from trueode.solvers.problem import Problem
 from trueode.solvers.stack import stack_field
 
 pytestmark = pytest.mark.skipif(not native.instruction_sets(), reason=f"there is no kernel: {native.describe()}")
 
 SETS = native.instruction_sets()
 BACKPROP = Backprop()
-ACTIVATIONS = [name for name in kernel.ACTIVATIONS if name != "identity"]
+ACTIVATIONS = [name for name in kernel.NUMBERS if name != "identity"]
 
 
 class Field(nn.Module):
@@ -136,14 +137,15 @@ def only_the_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """A solve that falls back to the portable path, where the test does not ask for it, is a failure."""
     if "falls_back" in request.keywords:
         return
-    original = kernel.integrate
+    original = kernel.accepts
 
-    def watched(*args: object, **options: object) -> object:
-        found = original(*args, **options)  # type: ignore[arg-type]
-        assert found is not None or native.library.kernel() is None
-        return found
+    def watched(problem: Problem) -> bool:
+        accepted = original(problem)
+        assert accepted or library.kernel() is None or problem.layers is None
+        return accepted
 
-    monkeypatch.setattr(kernel, "integrate", watched)
+    monkeypatch.setattr(kernel, "accepts", watched)
+    monkeypatch.setattr(kernel, "generic", None)  # to which failed solves are handed on
 
 
 GIVEN: list[Solver] = [FixedStep(name, n_steps=5) for name in METHODS]
@@ -298,10 +300,10 @@ def test_what_is_kept_does_not_depend_on_other_solves(method: str, name: str, mo
     solver = Adaptive(method, tol, tol, first_step=0.9)
     found = []
     with native.using(name):
-        for room in (kernel.LARGEST_TAPE, 0):
-            monkeypatch.setattr(kernel, "LARGEST_TAPE", room)
+        for room in (runtime.LARGEST_TAPE, 0):
+            monkeypatch.setattr(runtime, "LARGEST_TAPE", room)
             for expected in (0, 1, 2, 3, 5, 99, 10**6):
-                monkeypatch.setattr(kernel, "_expected", {solver: expected})
+                monkeypatch.setattr(runtime.RUNTIME, "expected", {solver: expected})
                 solution, tensors = results(field, z0, solver, (0.2, 2.5))
                 again = 0 if room else solution.n_steps * solver.tableau.advancing_stages
                 assert solution.nfe_backward == again
@@ -394,7 +396,7 @@ widths = st.integers(1, 20)
     taps=st.lists(st.sampled_from([1, 1, 3, 5]), min_size=4, max_size=4),
     inner=st.lists(widths, min_size=3, max_size=3),
     width=st.integers(1, 12),
-    activations=st.lists(st.sampled_from(list(kernel.ACTIVATIONS)), min_size=4, max_size=4),
+    activations=st.lists(st.sampled_from(list(kernel.NUMBERS)), min_size=4, max_size=4),
     batch=st.integers(1, 70),
     timed=st.booleans(),
     method=st.sampled_from(list(METHODS)),
