@@ -54,7 +54,9 @@ def error_scale(state: Tensor, rtol: float, atol: float) -> Tensor:
 
 
 def step_factor(error_ratio: float, error_order: int) -> float:
-    """The factor from a step to the next one (Hairer, Nørsett & Wanner I, eq. II.4.13).
+    """The factor from a step to the next one: the elementary controller (Hairer, Nørsett & Wanner I, eq. II.4.13).
+
+    An accepted step may shrink the next one too: where the error grows along the way, a step as long would be rejected.
 
     Args:
         error_ratio: norm of the scaled error of the step; at most 1 when the step was accepted.
@@ -64,16 +66,13 @@ def step_factor(error_ratio: float, error_order: int) -> float:
         return SHRINK
     if error_ratio == 0:
         return GROW
-    least = 1.0 if error_ratio <= 1 else SHRINK
-    return min(GROW, max(SAFETY * float(error_ratio ** (-1 / error_order)), least))
+    return min(GROW, max(SAFETY * float(error_ratio ** (-1 / error_order)), SHRINK))
 
 
 def step_factors(error_ratio: Tensor, error_order: int) -> Tensor:
     """``step_factor`` for each sample: shape ``(batch,)``."""
-    least = torch.where(error_ratio <= 1, 1.0, SHRINK)
-    factor = SAFETY * error_ratio ** (-1 / error_order)
-    factor = torch.maximum(factor.clamp(max=GROW), least)
-    return torch.where(error_ratio.isfinite(), factor, torch.full_like(factor, SHRINK))
+    factor = (SAFETY * error_ratio ** (-1 / error_order)).clamp(SHRINK, GROW)
+    return torch.where(error_ratio.isfinite(), factor, SHRINK)
 
 
 def trial_step(d0: float, d1: float) -> float:

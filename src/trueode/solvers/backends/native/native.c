@@ -198,8 +198,8 @@ static double ulp(double x) { return nextafter(x, INFINITY) - x; }
 static double step_factor(double ratio, int64_t order) {
     if (!isfinite(ratio)) return 0.2;
     if (ratio == 0) return 10;
-    double factor = 0.9 * pow(ratio, -1.0 / order), least = ratio <= 1 ? 1 : 0.2;
-    factor = factor > least ? factor : least;
+    double factor = 0.9 * pow(ratio, -1.0 / order);
+    factor = factor > 0.2 ? factor : 0.2;
     return factor < 10 ? factor : 10;
 }
 

@@ -1,0 +1,46 @@
+"""The choice of the next step: the elementary controller, and what it costs beside SciPy's."""
+
+from __future__ import annotations
+
+from math import inf, nan, prod
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.detest import ratio
+from trueode.solvers.control import GROW, SAFETY, SHRINK, step_factor, step_factors
+
+ORDERS = st.integers(2, 8)
+
+
+@given(st.floats(0, 1e12), ORDERS)
+def test_the_next_step_aims_at_the_same_error(error: float, order: int) -> None:
+    """The error grows with a power of the step: it would become SAFETY ** order, between the bounds of the factor."""
+    factor = step_factor(error, order)
+    assert SHRINK <= factor <= GROW
+    if SHRINK < factor < GROW:
+        assert error * factor**order == pytest.approx(SAFETY**order)
+    if error <= 1:
+        assert factor >= SAFETY
+    else:
+        assert factor <= SAFETY
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1e12) | st.sampled_from([0.0, 1.0, inf, nan]), max_size=5), ORDERS)
+def test_samples_are_controlled_like_a_batch(errors: list[float], order: int) -> None:
+    found = step_factors(torch.tensor(errors, dtype=torch.float64), order)
+    expected = torch.tensor([step_factor(error, order) for error in errors], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_is_not_finite_shrinks_the_step() -> None:
+    assert step_factor(nan, 5) == step_factor(inf, 5) == SHRINK
+
+
+def test_evaluations_for_the_same_error_beside_scipy() -> None:
+    """At most three per cent more than RK45: the geometric mean over problems of DETEST."""
+    problems = ("B4", "B5", "E5")
+    assert prod(ratio(problem, "dopri5") for problem in problems) ** (1 / len(problems)) <= 1.03
