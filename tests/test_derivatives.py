@@ -60,7 +60,12 @@ class Setting:
     def value(self, solver: Solver, gradient: Gradient, save: bool = False) -> Tensor:
         """A number of the solution."""
         solution = solve(
-            self.field, self.z0, (self.start, self.end), solver=solver, gradient=gradient, save_at=self.times if save else None
+            self.field,
+            self.z0,
+            (self.start, self.end),
+            solver=solver,
+            gradient=gradient,
+            save_at=self.times if save else None,
         )
         self.replay = solution.replay() if solution.statuses is None else solver
         return numbers(solution.z) + (numbers(solution.zs) if save else 0)
@@ -112,8 +117,12 @@ class _Replaced:
             setting.z0 = tuple(by.get(id(x), x) for x in setting.z0)
         else:
             setting.z0 = by.get(id(setting.z0), setting.z0)
-        setting.start, setting.end, setting.times = (by.get(id(x), x) for x in (setting.start, setting.end, setting.times))
-        self.owners = [(m, name, p) for m in setting.field.modules() for name, p in m._parameters.items() if p is not None]
+        setting.start, setting.end, setting.times = (
+            by.get(id(x), x) for x in (setting.start, setting.end, setting.times)
+        )
+        self.owners = [
+            (m, name, p) for m in setting.field.modules() for name, p in m._parameters.items() if p is not None
+        ]
         for module, name, p in self.owners:
             if id(p) in by:
                 del module._parameters[name]
@@ -136,7 +145,9 @@ def test_first_derivatives(kind: str, method: str, gradient: str) -> None:
         found = setting.along(setting.reverse(setting.value(solver, GRADIENTS[gradient], save=True)))
         if setting.replay is not solver:  # steps are constants
             steps = setting.replay
-            expected = setting.difference(lambda setting=setting, steps=steps: setting.value(steps, Backprop(), save=True))
+            expected = setting.difference(
+                lambda setting=setting, steps=steps: setting.value(steps, Backprop(), save=True)
+            )
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
         else:
             reference = Setting(kind)
@@ -184,9 +195,7 @@ def test_second_derivatives(kind: str, method: str, gradient: str) -> None:
             setting.reverse(value, create_graph=True)
         return
     found = setting.along(setting.reverse(setting.along(setting.reverse(value, create_graph=True))))
-    expected = setting.difference(
-        lambda: setting.along(setting.reverse(setting.value(solver, Backprop(), save=True)))
-    )
+    expected = setting.difference(lambda: setting.along(setting.reverse(setting.value(solver, Backprop(), save=True))))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "trueode"
 FLOORS = {
     "errors": 0,
     "catalog": 0,
-    "layers": 0,
+    "layers": 0.25,  # of the same floor, above the names
     "seeds": 0,
     "interrupts": 0,
     "options": 0.5,  # of the same floor, above its single files

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trueode.auditing.problem import Field, FoundSolver, ForeignProblem
+from trueode.auditing.problem import Field, ForeignProblem, FoundSolver
 from trueode.auditing.stand_in import in_place
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep, OnGrid, solve
@@ -18,7 +18,9 @@ FOUND = FoundSolver("torchdiffeq", "euler", {"step_size": 0.125}, False, 1, "eul
 EULER = in_place(FixedStep("euler", n_steps=4))
 
 
-def problem(field: Field, times: list[float], breaks: tuple[float, ...] = (), z0: Tensor | None = None) -> ForeignProblem:
+def problem(
+    field: Field, times: list[float], breaks: tuple[float, ...] = (), z0: Tensor | None = None
+) -> ForeignProblem:
     start = torch.ones(3, 2, dtype=torch.float64) if z0 is None else z0
     return ForeignProblem(field, start, torch.tensor(times, dtype=torch.float64), breaks, True, FOUND)
 

@@ -144,14 +144,44 @@ def test_per_sample_statistics_and_replay() -> None:
         torch.testing.assert_close(replayed.z, solution.z, rtol=1e-13, atol=1e-14)
 
 
-def test_adjoint_of_a_function_needs_its_parameters() -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_adjoint_finds_the_parameters_of_a_function(named: bool) -> None:
     weight = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
-    z0 = states()
-    with pytest.raises(UsageError, match="not a Module"):
-        solve(lambda t, z: weight * z, z0, solver=RK4, gradient=Adjoint())
-    solution = solve(lambda t, z: weight * z, z0, solver=RK4, gradient=Adjoint(params=[weight]))
+    z0, gradient = states(), Adjoint(params=[weight]) if named else Adjoint()
+    solution = solve(lambda t, z: weight * z, z0, solver=RK4, gradient=gradient)
     (found,) = torch.autograd.grad(solution.z.sum(), weight)
     torch.testing.assert_close(found, (z0 * torch.exp(weight)).sum().detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_adjoint_finds_what_a_module_reads_and_does_not_own() -> None:
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    field = TanhField()
+    found = []
+    for gradient in (Backprop(), Adjoint()):
+        z = solve(lambda t, z: scale * field(t, z), states(), solver=FixedStep("rk4", n_steps=40), gradient=gradient).z
+        found.append(torch.autograd.grad(z.sum(), [scale, field.inner]))
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
+
+
+def test_adjoint_refuses_what_it_would_lose() -> None:
+    """A tensor computed from others, unless it is named; a parameter that only the backward solve meets."""
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    context = 2 * weight
+    with pytest.raises(UsageError, match="computed from others"):
+        solve(lambda t, z: context * z, states(), solver=RK4, gradient=Adjoint())
+    z = solve(lambda t, z: context * z, states(), solver=RK4, gradient=Adjoint(params=(context,))).z
+    (found,) = torch.autograd.grad(z.sum(), weight)
+    torch.testing.assert_close(found, (2 * states() * torch.exp(context)).sum().detach(), rtol=1e-3, atol=1e-3)
+    late, calls = torch.tensor(1.0, dtype=torch.float64, requires_grad=True), []
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        calls.append(t)
+        return weight * z + (late * z if len(calls) > 20 else 0)
+
+    z = solve(field, states(), solver=RK4, gradient=Adjoint()).z
+    with pytest.raises(UsageError, match="did not use in the forward one"):
+        z.sum().backward()
 
 
 def test_adjoint_of_a_frozen_field() -> None:
@@ -198,7 +228,7 @@ def test_checkpoint_keeps_the_states_only() -> None:
         (lambda f, z: solve(f, z, (0.0, 1.0, 2.0), solver=RK4), "two times"),
         (lambda f, z: solve(f, z, (0.0, float("inf")), solver=RK4), "finite"),
         (lambda f, z: solve(f, z, solver=RK4, save_at=[0.5, 1.5]), "outside of the interval"),
-        (lambda f, z: solve(f, z, solver=RK4, save_at=torch.zeros(2, 2)), "one-dimensional"),
+        (lambda f, z: solve(f, z, solver=RK4, save_at=torch.zeros(2, 2, 2)), r"shape \(times,\) or \(batch, times\)"),
         (lambda f, z: solve(f, z, solver=RK4, on_failure="ignore"), "on_failure"),
         (lambda f, z: solve(lambda t, z: z[:, :1], z, solver=RK4), r"shape \(4, 1\) for a state of shape \(4, 2\)"),
         (lambda f, z: solve(f, z[0, 0], solver=PER_SAMPLE), "batch dimension"),

@@ -103,7 +103,8 @@ def _first_fraction(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor
 
 def _give_up(trace: Trace, stepper: Stepper, solver: Adaptive, stop: Stop) -> None:
     clock, theta = stepper.clock, trace.grid[-1]
-    trace.status, what = reason(partial(stepper.start, theta), solver, stop)
+    field = partial(stepper.start, theta)
+    trace.status, what = reason(field, field(stop.z).detach(), solver, stop)
     ratio = f", scaled error {trace.errors[-1]:.3g}" if trace.errors else ""
     trace.message = (
         f"The solve with {stepper.tableau.name} stopped at t = {clock.at(theta):.6g} of [{clock.t0:g}, {clock.t1:g}] "

@@ -44,9 +44,8 @@ def status_of(stop: Stop, known: Tensor) -> str:
     return "max_steps" if stop.tired else "step_underflow"
 
 
-def reason(field: Autonomous, solver: Adaptive, stop: Stop) -> tuple[str, str]:
-    """The status of a solve that gave up, and the reason in words."""
-    known = field(stop.z).detach()
+def reason(field: Autonomous, known: Tensor, solver: Adaptive, stop: Stop) -> tuple[str, str]:
+    """The status of a solve that gave up, and the reason in words; ``known`` is the field where it did."""
     status = status_of(stop, known)
     if status == "non_finite":
         return status, "the state or the field is not finite"

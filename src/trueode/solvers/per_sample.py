@@ -185,7 +185,7 @@ class _Record:
             self._message = (
                 f"The solve of sample {int(active[k])} with {stepper.tableau.name} stopped at t = "
                 f"{clock.at(float(theta[k])):.6g} of [{clock.t0:g}, {clock.t1:g}] after {accepted} accepted and {rejected} "
-                f"rejected steps (the next one {abs(stop.h):.3g} long): {reason(field, solver, stop)[1]}."
+                f"rejected steps (the next one {abs(stop.h):.3g} long): {reason(field, known, solver, stop)[1]}."
             )
 
     def traces(self) -> SampleTraces:

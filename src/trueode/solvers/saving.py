@@ -181,9 +181,10 @@ class Saver:
         """The states in the order asked for, ``(times, *state)``; NaN where there is no time or a failed solve did not arrive."""
         one = z.shape if self._rows is None else z.shape[1:]
         missing = len(self._order) - self._done
-        pieces = (
-            [*self._pieces, z.new_full((missing, *one), torch.nan)] if missing or not self._pieces else self._pieces
-        )
+        # part of the graph also where it is empty
+        pieces = self._pieces or [z.expand(0, *z.shape) if self._rows is None else z[:0]]
+        if missing:
+            pieces = [*pieces, z.new_full((missing, *one), torch.nan)]
         states, place = torch.cat(pieces), self._order.argsort()
         if not bool((place.diff() == 1).all()):
             states = states[place.to(z.device)]
