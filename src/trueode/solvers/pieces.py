@@ -23,11 +23,11 @@ from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 
 
 class _Piece(NamedTuple):
-    """A part of the interval: its ends as fractions of it, and whether the field may jump there."""
+    """A part of the interval: its ends as fractions of it, and the breaks there, as times; None: there is none."""
 
     start: float
     end: float
-    jumps: tuple[bool, bool]
+    breaks: tuple[float | None, float | None]
 
 
 def in_pieces(problem: Problem, solve: Callable[[Problem], Outcome]) -> Outcome:
@@ -39,14 +39,14 @@ def in_pieces(problem: Problem, solve: Callable[[Problem], Outcome]) -> Outcome:
         problem: its solver has breaks.
         solve: solves a problem without breaks.
     """
-    clock, z, saved = problem.clock, problem.z0, _Saved(problem)
-    marks = {theta for t in problem.solver.breaks if 0 <= (theta := clock.fraction(t)) <= 1}
-    pieces = [_Piece(a, b, (a in marks, b in marks)) for a, b in pairwise(sorted({0.0, 1.0, *marks}))]
+    clock, solver, z, saved = problem.clock, problem.solver, problem.z0, _Saved(problem)
+    marks = {theta: t for t in solver.breaks if 0 <= (theta := clock.fraction(t)) <= 1}
+    pieces = [_Piece(a, b, (marks.get(a), marks.get(b))) for a, b in pairwise(sorted({0.0, 1.0, *marks}))]
     outcomes: list[Outcome] = []
     for piece in pieces:
         seen = _seen_from_inside(problem, piece)
-        ends = tuple(problem.t[int(theta)] if theta in (0.0, 1.0) else clock.at(theta) for theta in piece[:2])
-        steps = _steps(problem.solver, piece, clock, outcomes)
+        ends = tuple(problem.t[int(theta)] if theta in (0.0, 1.0) else marks[theta] for theta in piece[:2])
+        steps = _steps(solver, piece, clock, outcomes) if len(pieces) > 1 else replace(solver, breaks=())
         outcome = _after(outcomes, solve(replace(seen, z0=z, t=ends, solver=steps, save_at=saved.within(piece))))
         saved.take(outcome.zs)
         outcomes.append(outcome)
@@ -90,20 +90,26 @@ def _where(mask: Tensor, chosen: Any, other: Any) -> Any:
 
 def _seen_from_inside(problem: Problem, piece: _Piece) -> Problem:
     """The problem with its field as it is between two breaks; layers do not jump."""
-    if problem.layers is not None or not any(piece.jumps):
+    if problem.layers is not None or piece.breaks == (None, None):
         return problem
-    clock, field = problem.clock, problem.field
-    ends = torch.tensor([clock.at(piece.start), clock.at(piece.end)], dtype=clock.dtype, device="cpu")
-    nearest = ends.nextafter(ends.flip(0))
-    if clock.length < 0:
-        nearest = nearest.flip(0)
-    jumps = piece.jumps if clock.length > 0 else piece.jumps[::-1]
-    low, high = (x if jump else beyond for x, jump, beyond in zip(nearest.tolist(), jumps, (-inf, inf), strict=True))
+    field, sign = problem.field, 1 if problem.clock.length > 0 else -1
+    after, before = (
+        None if t is None else _next(t, direction * sign * inf, problem.clock.dtype)
+        for t, direction in zip(piece.breaks, (1, -1), strict=True)
+    )
+    low, high = (after, before)[::sign]
 
     def one_sided(t: Tensor, z: Any) -> Any:
         return field(t.clamp(low, high), z)
 
     return problem.with_field(one_sided)
+
+
+def _next(t: float, towards: float, dtype: torch.dtype) -> float:
+    """The number of a dtype that follows a time in a direction."""
+    rounded, end = torch.tensor([t, towards], dtype=dtype, device="cpu")
+    beyond = float(rounded) > t if towards > 0 else float(rounded) < t
+    return float(rounded if beyond else rounded.nextafter(end))
 
 
 def _steps(solver: Solver, piece: _Piece, clock: Clock, before: Sequence[Outcome]) -> Solver:

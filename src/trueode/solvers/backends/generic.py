@@ -25,7 +25,8 @@ def solve(problem: Problem) -> Outcome:
         recompute = isinstance(gradient, Checkpoint)
         stepper = Stepper(field, problem.solver.tableau, problem.clock, recompute)
         outcome = integrate(stepper, problem.solver, z0, problem.points, problem.reduce)
-        if outcome.z is z0 or problem.solver.tableau.fsal:  # the user's own tensor, or one that the field has seen
+        # the user's own tensor, or one that the field may have seen and autograd needs
+        if outcome.z is z0 or problem.solver.tableau.fsal or problem.points is not None:
             outcome = outcome._replace(z=outcome.z.clone())
     if unpack is None:
         return outcome
