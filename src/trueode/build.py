@@ -129,17 +129,19 @@ def build_model(options: Options, shape: Shape) -> NeuralODE:
     Raises:
         UsageError: the options do not fit the data.
     """
-    sample = shape.sample
-    upstream: nn.Module | None = None
-    if options.upstream_channels:
-        conv = nn.Conv1d if len(sample) == 2 else nn.Conv2d
-        upstream = conv(sample[0], options.upstream_channels, 1)
-        sample = (options.upstream_channels, *sample[1:])
-    field = build_field(options.network, sample, options.ch_residual_block, options.act, options.time_dependent)
+    with torch.device("cpu"):  # whatever the default device: the caller moves the model
+        sample = shape.sample
+        upstream: nn.Module | None = None
+        if options.upstream_channels:
+            conv = nn.Conv1d if len(sample) == 2 else nn.Conv2d
+            upstream = conv(sample[0], options.upstream_channels, 1)
+            sample = (options.upstream_channels, *sample[1:])
+        field = build_field(options.network, sample, options.ch_residual_block, options.act, options.time_dependent)
+        downstream = _downstream(options, shape, sample)
     model = NeuralODE(
         field,
         upstream,
-        _downstream(options, shape, sample),
+        downstream,
         solver=training_solver(options, shape.t_end),
         t=(0.0, shape.t_end),
         gradient=GRADIENTS[options.autodif],

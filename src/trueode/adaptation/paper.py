@@ -197,7 +197,7 @@ def paper_starting_step(
         max_steps: most steps.
         total: sums over the ranks that share the batch.
     """
-    count = float(total(torch.tensor(float(len(z0)))))
+    count = float(total(torch.tensor(float(len(z0)), device="cpu")))
 
     def mean_norm(x: Tensor) -> float:
         return float(total(x.flatten(1).double().norm(dim=1).sum())) / count

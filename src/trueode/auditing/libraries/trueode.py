@@ -96,14 +96,14 @@ def _replaced(
     if len(times) == 1:
         times = times * 2
     forward = field if sign > 0 else lambda s, z: -field(-s, z)
-    problem = Problem(forward, z0, torch.tensor(times, dtype=torch.float64), (), samples, found)
+    problem = Problem(forward, z0, torch.tensor(times, dtype=torch.float64, device="cpu"), (), samples, found)
     states, solved = session.solve(problem)
     zs = None if save_at is None else states[[times.index(x) for x in saved]]
     z = states[-1]
-    fractions = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    fractions = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
     if unpack is not None:
         z, zs = unpack(z), None if zs is None else unpack(zs)
-    blank = direct_solve(lambda t, z: z, torch.zeros(1), (0.0, 0.0), solver=FixedStep("euler", n_steps=1))
+    blank = direct_solve(lambda t, z: z, torch.zeros(1, device="cpu"), (0.0, 0.0), solver=FixedStep("euler", n_steps=1))
     return replace(
         blank,
         z=z,
@@ -116,7 +116,7 @@ def _replaced(
         message=solved.message,
         _tableau=solver.tableau,
         _fractions=fractions,
-        _clock=Clock(start, end, torch.zeros(1)),
+        _clock=Clock(start, end, torch.zeros(1, device="cpu")),
     )
 
 
