@@ -170,10 +170,9 @@ def test_optimisers_and_checkpoints(kind: type[Optimizer], tmp_path: Path) -> No
 
 
 RUNS = (
-    "--solver rk4 --n_steps 4 --evaluate_with_dif_solver true --test_solver_list euler dopri5",
-    "--dataset pendulum --network linear_odenet --act tanh --solver dopri5 --tol 1e-3 --optimizer rmsprop",
+    "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --n_steps 16 --optimizer rmsprop --serial_batches true",
     "--solver dopri5 --tol 1e-3 --per_sample true --use_step_adaption_algo true --adaption_interval 4",
-    "--solver euler --use_step_adaption_algo true --adaption_interval 4 --optimizer sgd",
+    "--solver euler --use_step_adaption_algo true --adaption_interval 4 --optimizer sgd --evaluate_with_dif_solver true",
     "--solver midpoint --use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.05 --adaption_interval 4",
 )
 
@@ -182,13 +181,15 @@ RUNS = (
 def test_whole_runs(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, tests, checkpoints, verdict and figures, a resumed run, an evaluation and an audit."""
     monkeypatch.chdir(tmp_path)
-    common = "--log_interval 4 --model_checkpoint_freq 4 --evaluate_test_acc true --eval_interval 4"
+    common = (
+        "--log_interval 4 --model_checkpoint_freq 4 --evaluate_test_acc true --eval_interval 4 --verdict_budget 0.5"
+    )
 
     def make(name: str) -> list[Any]:
         assert main(["train", "--name", name, "--niter", "8", *common.split(), *flags.split()]) == 0
         assert main(["train", "--name", name, "--niter", "12", "--resume", "true"]) == 0
         assert main(["train", "--name", name, "--phase", "infer", "--split", "test"]) == 0
-        assert main(["audit", f"experiments/{name}", "--samples", "30"]) in (0, 1, 3)
+        audited = main(["audit", f"experiments/{name}", "--samples", "10"])
         run = tmp_path / "experiments" / name
         rows = read_history(run / "history.csv")
         saved = load_latest(run / "checkpoints", pytest.fail)[1]
@@ -197,7 +198,7 @@ def test_whole_runs(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         found = json.loads((run / "evaluation_test.json").read_text())
         model, _ = load(run)
         x = torch.ones(3, 1, 2, device="cpu")
-        return [list(map(str, rows.items())), saved, str(found).replace(name, "run"), model(x).detach()]
+        return [audited, list(map(str, rows.items())), saved, str(found).replace(name, "run"), model(x).detach()]
 
     here = make("here")
     with torch.device("meta"):
