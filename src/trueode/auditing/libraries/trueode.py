@@ -89,10 +89,15 @@ def _replaced(
     if isinstance(z0, tuple):
         field, z0, unpack = pack_tuple(field, z0, per_sample=False)
     saved = [] if save_at is None else [sign * x for x in as_times(save_at).detach().double().tolist()]
-    # times within rounding of an end are that end
-    near = 8 * torch.finfo(torch.float32).eps * max(abs(start), abs(end), 1e-30)
-    saved = [next((e for e in (sign * start, sign * end) if abs(x - e) <= near), x) for x in saved]
-    times = sorted({sign * start, sign * end, *saved})
+    # times within rounding of an end are that end: of its size outside of the interval, of the interval's length inside
+    first, last, eps = sign * start, sign * end, 8 * torch.finfo(torch.float32).eps
+
+    def placed(x: float) -> float:
+        near = eps * max(last - first if first <= x <= last else max(abs(first), abs(last)), 1e-30)
+        return next((end for end in (first, last) if abs(x - end) <= near), x)
+
+    saved = [placed(x) for x in saved]
+    times = sorted({first, last, *saved})
     if len(times) == 1:
         times = times * 2
     forward = field if sign > 0 else lambda s, z: -field(-s, z)
