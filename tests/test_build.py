@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,15 @@ def test_fixed_steps() -> None:
     )
 
 
+@pytest.mark.parametrize("t_start", [-1.0, 2019.1])
+def test_the_block_starts_where_the_data_does(t_start: float) -> None:
+    shape = Shape("timeseries", (1, 2), 2, t_start + 0.8, t_start)
+    model = build_model(opt(solver="rk4", n_steps=8), shape)
+    assert model.t == (t_start, t_start + 0.8)
+    assert isinstance(model.solver, FixedStep)
+    assert model.solver.count(shape.length) == 8
+
+
 @pytest.mark.parametrize("n", [1, 3, 7, 49, 490, 499])
 @pytest.mark.parametrize("t_end", [0.1, 1.0, 2.0, 10.0])
 def test_a_number_of_steps_is_that_number_of_steps(n: int, t_end: float) -> None:
@@ -164,6 +174,12 @@ def test_the_end_of_time(tmp_path: Path) -> None:
     series = build_data(for_series(data_dir=str(tmp_path)))
     assert shape_of(for_series(), series) == SERIES
     assert shape_of(for_series(t_end=12.0), series).t_end == 12.0
+    late = replace(series, t_start=8.0)
+    assert shape_of(opt(n_steps=4), late) == replace(SERIES, t_start=8.0)
+    with pytest.raises(OptionError, match=r"--step_size 2\.5 is longer than the interval \[8, 10\].*at most 2\."):
+        shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=2.5), late)
+    ended = replace(series, t_start=-2.0, t_end=0.0)
+    assert shape_of(for_series(), ended).length == 2
     with pytest.raises(OptionError, match=r"--t_end 9 lies before.*10"):
         shape_of(for_series(t_end=9.0), series)
     spheres = build_data(opt(data_dir=str(tmp_path)))

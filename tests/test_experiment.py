@@ -277,6 +277,99 @@ def test_own_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("experiments/series/figures/time_series.png").is_file()
 
 
+def series(t0: float | None, shift: float, own: bool = False, **changes: Any) -> None:
+    """An oscillation in ``series.npz``: times in steps of an eighth, so that nothing is rounded where they are shifted."""
+    random = np.random.default_rng(0)
+    x, t = random.normal(size=(60, 2)), np.arange(5) / 8
+    if own:
+        t = np.sort(random.integers(0, 9, (60, 1)) + np.arange(3), axis=1) / 8
+    angle = np.broadcast_to(2 * t, (60, t.shape[-1]))
+    y = x[:, None] * np.cos(angle)[..., None] + (x[:, ::-1] * [1, -1])[:, None] * np.sin(angle)[..., None]
+    given = {} if t0 is None else {"t0": t0}
+    np.savez("series.npz", **{"x": x, "y": y, "t": t + shift, **given, **changes})
+
+
+SERIES = (
+    "--dataset arrays --data_dir series.npz --network linear_odenet --act tanh --niter 12 --log_interval 3 --lr 0.01"
+)
+SERIES_SOLVERS = {
+    "fixed": "--solver rk4 --n_steps 8 --evaluate_with_dif_solver true --test_solver_list euler dopri5",
+    "euler": "--solver euler --step_size 0.25 --autodif checkpoint",
+    "adaptive": "--solver dopri5 --tol 1e-3",
+    "per sample": "--solver dopri5 --tol 1e-3 --per_sample true --autodif adjoint",
+    "paper": "--solver euler --use_step_adaption_algo true --adaption_interval 3",
+    "fidelity": f"--solver rk4 {FIDELITY} --adaption_interval 3 --held_out 0.75",
+}
+
+
+@pytest.mark.parametrize("how", SERIES_SOLVERS)
+def test_a_series_may_start_at_any_time(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A field that does not depend on time gives what it gives on the times shifted to 0."""
+    flags = f"{SERIES} {SERIES_SOLVERS[how]} --evaluate_test_acc true --eval_interval 6 --verdict_budget 0.5"
+    results = []
+    for name, t0, shift in (("zero", None, 0.0), ("late", 2019.0, 2019.0)):
+        series(t0, shift, own=how in ("euler", "per sample"))
+        code, output = train(f"{flags} --name {name}", capsys)
+        assert code == 0, output
+        saved, model = state(name), load(f"experiments/{name}")[0]
+        assert model.t[0] == saved.pop("shape")["t_start"] == shift
+        results.append((saved, history(name)))
+    assert equal(results[0][0], results[1][0])
+    assert str(results[0][1]) == str(results[1][1])
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared times", "own times"])
+def test_a_series_is_judged_from_its_start(own: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    results: list[dict[str, Any]] = []
+    for name, t0, shift in (("zero", None, 0.0), ("early", -4.0, -4.0), ("late", 2019.0, 2019.0)):
+        series(t0, shift, own)
+        code, output = train(f"{SERIES} --solver rk4 --n_steps 8 --verdict_budget 0.5 --name {name}", capsys)
+        assert code == 0, output
+        flags = "--evaluate_with_dif_solver true --test_solver_list euler dopri5"
+        code, output = train(f"--phase infer --name {name} --split test {flags}", capsys)
+        assert code == 0, output
+        results.append(json.loads(Path(f"experiments/{name}/evaluation_test.json").read_text()))
+        assert main(["audit", f"experiments/{name}", "--samples", "10"]) != 2
+        capsys.readouterr()
+        audited = json.loads(Path(f"experiments/{name}/audit/audit.json").read_text())
+        results[-1] |= {"audited": audited["rows"]}
+    zero, *others = map(numbers, results)
+    for other in others:
+        assert other == pytest.approx(zero, rel=1e-9, nan_ok=True)
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers in JSON values, in order."""
+    if isinstance(value, dict | list):
+        return [x for part in (value.values() if isinstance(value, dict) else value) for x in numbers(part)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def test_a_series_has_one_start(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run goes on, is evaluated and is audited on data that starts when its own did; a start far from 0 is never guessed."""
+    flags = f"{SERIES} --solver rk4 --n_steps 8 --name run"
+    series(None, 2019.1)
+    code, output = train(flags, capsys)
+    assert code == 2, output
+    assert "2019.1" in output
+    series(2019.1, 2019.1)
+    code, output = train(flags, capsys)
+    assert code == 0, output
+    series(2018.5, 2019.1)
+    for flags in ("--resume true --niter 15", "--phase infer"):
+        code, output = train(f"{flags} --name run", capsys)
+        assert code == 2, output
+        assert "2018.5" in output
+        assert "2019.1" in output
+    assert main(["audit", "experiments/run"]) == 2
+    series(2019.1, 2019.1)
+    code, output = train("--resume true --niter 15 --name run", capsys)
+    assert code == 0, output
+    code, output = train(f"{SERIES} --solver rk4 --step_size 0.1 --t_end 2020.1 --name longer", capsys)
+    assert code == 0, output
+    assert load("experiments/longer")[0].t == (2019.1, 2020.1)
+
+
 def test_what_is_wrong_is_said_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("no folder")
     for flags, words in {

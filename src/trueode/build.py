@@ -40,12 +40,19 @@ class Shape:
         sample: shape of one input.
         n_outputs: classes, or numbers in a target or state.
         t_end: the end T of the ODE block.
+        t_start: its start.
     """
 
     task: str
     sample: tuple[int, ...]
     n_outputs: int
     t_end: float
+    t_start: float = 0.0
+
+    @property
+    def length(self) -> float:
+        """Of the ODE block's interval."""
+        return self.t_end - self.t_start
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,14 @@ def shape_of(options: Options, dataset: Dataset) -> Shape:
     Raises:
         OptionError: the options do not fit the data.
     """
-    t_end = options.t_end or dataset.t_end or 1.0
-    if dataset.t_end is not None and t_end < dataset.t_end:
+    last = 1.0 if dataset.t_end is None else dataset.t_end
+    t_end = options.t_end or last
+    if dataset.t_end is not None and t_end < last:
         raise OptionError(
-            f"--t_end {t_end:g} lies before the last time of the data, {dataset.t_end:g}: leave it out or raise it."
+            f"--t_end {t_end:.12g} lies before the last time of the data, {last:.12g}: leave it out or raise it."
         )
-    options.check_times(t_end)
-    return Shape(dataset.task, dataset.sample_shape, dataset.n_outputs, t_end)
+    options.check_times(t_end, dataset.t_start)
+    return Shape(dataset.task, dataset.sample_shape, dataset.n_outputs, t_end, dataset.t_start)
 
 
 def build_model(options: Options, shape: Shape) -> NeuralODE:
@@ -129,19 +137,21 @@ def build_model(options: Options, shape: Shape) -> NeuralODE:
     Raises:
         UsageError: the options do not fit the data.
     """
-    sample = shape.sample
-    upstream: nn.Module | None = None
-    if options.upstream_channels:
-        conv = nn.Conv1d if len(sample) == 2 else nn.Conv2d
-        upstream = conv(sample[0], options.upstream_channels, 1)
-        sample = (options.upstream_channels, *sample[1:])
-    field = build_field(options.network, sample, options.ch_residual_block, options.act, options.time_dependent)
+    with torch.device("cpu"):  # whatever the default device: the caller moves the model
+        sample = shape.sample
+        upstream: nn.Module | None = None
+        if options.upstream_channels:
+            conv = nn.Conv1d if len(sample) == 2 else nn.Conv2d
+            upstream = conv(sample[0], options.upstream_channels, 1)
+            sample = (options.upstream_channels, *sample[1:])
+        field = build_field(options.network, sample, options.ch_residual_block, options.act, options.time_dependent)
+        downstream = _downstream(options, shape, sample)
     model = NeuralODE(
         field,
         upstream,
-        _downstream(options, shape, sample),
-        solver=training_solver(options, shape.t_end),
-        t=(0.0, shape.t_end),
+        downstream,
+        solver=training_solver(options, shape.length),
+        t=(shape.t_start, shape.t_end),
         gradient=GRADIENTS[options.autodif],
     )
     generator = torch_stream(options.random_seed, "weights")
@@ -167,10 +177,10 @@ def _downstream(options: Options, shape: Shape, state: tuple[int, ...]) -> nn.Mo
     return nn.Sequential(*layers)
 
 
-def training_solver(options: Options, t_end: float) -> Solver:
-    """The solver that training starts with (an adaptation may choose another)."""
+def training_solver(options: Options, length: float) -> Solver:
+    """The solver that training starts with on an interval of a length (an adaptation may choose another)."""
     if options.fixed_step:
-        step = min(options.training_step(t_end), t_end)
+        step = min(options.training_step(length), length)
         return FixedStep(options.method, step_size=step, max_steps=options.max_steps)
     tol = options.initial_tol if options.use_step_adaption_algo else options.tol
     return Adaptive(options.method, tol, tol, per_sample=options.per_sample)
@@ -202,10 +212,16 @@ def build_rule(
         x = batches.split.batch(indices).x.to(ranks.device)
         z0 = x if model.upstream is None else model.upstream(x)
     step = paper_starting_step(
-        model.field, z0, shape.t_end, order=model.solver.order, max_steps=options.max_steps, total=ranks.sum
+        model.field,
+        z0,
+        shape.length,
+        start=shape.t_start,
+        order=model.solver.order,
+        max_steps=options.max_steps,
+        total=ranks.sum,
     )
     step_rule = PaperStepRule(
-        options.solver, shape.t_end, step, threshold=options.threshold, max_steps=options.max_steps
+        options.solver, shape.length, step, threshold=options.threshold, max_steps=options.max_steps
     )
     return step_rule, 2.0 * whole
 

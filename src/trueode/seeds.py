@@ -28,7 +28,7 @@ def torch_stream(seed: int, purpose: str, *keys: int) -> torch.Generator:
     import torch
 
     number = int(_sequence(seed, purpose, *keys).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(number >> 1)
+    return torch.Generator("cpu").manual_seed(number >> 1)
 
 
 def _sequence(seed: int, purpose: str, *keys: int) -> np.random.SeedSequence:

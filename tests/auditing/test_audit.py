@@ -63,6 +63,29 @@ def coarse() -> Audit:
     return audit(turning(euler(4)), labelled(), methods=("rk4", "bosh3"))
 
 
+class Late(nn.Module):
+    """A rotation that begins at a time, with states at given times."""
+
+    def __init__(self, start: float, times: Tensor) -> None:
+        super().__init__()
+        self.model = NeuralODE(rotation, solver=rk4(8), t=(start, start + 1))
+        self.times = start + times
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.model(x, save_at=self.times)
+        return states.transpose(0, 1)
+
+
+def test_times_near_a_start_far_from_0_are_kept_apart() -> None:
+    """They lie closer to it than float32 tells times of its size apart."""
+    x, times = points(40), torch.tensor([0.0, 1.0, 2.0, 3.0, 4096.0], dtype=torch.float64) / 4096
+    y = torch.stack([turned(x, SPEED * float(t)) for t in times], 1)
+    for start in (0.0, 2019.0, -2020.0):
+        found = audit(Late(start, times), (x, y), task="timeseries", methods=("rk4",))
+        assert found.reference is not None
+        torch.testing.assert_close(found.reference.outputs, y, rtol=0, atol=1e-5)
+
+
 # Verdicts
 
 

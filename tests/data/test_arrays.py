@@ -16,6 +16,12 @@ TIMES = np.array([0.0, 0.5, 2.0])
 STATES = RNG.standard_normal((10, 3, 3))
 
 
+def changed(value, index, to):
+    value = np.array(value, dtype=float)
+    value[index] = to
+    return value
+
+
 def save(path, **arrays):
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **arrays)
@@ -68,10 +74,48 @@ def test_time_series(own_times, tmp_path):
     assert torch.cat([data.train.y, data.test.y]).isnan().sum() == 3
 
 
-def changed(value, index, to):
-    value = np.array(value, dtype=float)
-    value[index] = to
-    return value
+@pytest.mark.parametrize("own_times", [False, True])
+def test_time_series_that_start_elsewhere(own_times, tmp_path):
+    for t0, t in ((2019.0, TIMES + 2019), (-3.5, TIMES - 3), (0.0, TIMES + 7), (np.float32(1.5), TIMES + 2)):
+        save(tmp_path / "data.npz", x=X, y=STATES, t=np.tile(t, (10, 1)) if own_times else t, t0=t0)
+        data = load_dataset("arrays", tmp_path)
+        assert (data.t_start, data.t_end) == (float(t0), t[-1])
+        assert data.to(torch.float64).t_start == float(t0)
+    save(tmp_path / "train.npz", x=X, y=STATES, t=TIMES + 7, t0=np.array(5))
+    save(tmp_path / "test.npz", x=X, y=STATES, t=TIMES + 9, t0=5)
+    assert (data := load_dataset("arrays", tmp_path)).t_start == 5
+    assert data.t_end == 11
+    save(tmp_path / "test.npz", x=X, y=STATES, t=TIMES + 7, t0=6)
+    with pytest.raises(DataError, match=r"t0 is 5 in .*train\.npz and 6 in .*test\.npz"):
+        load_dataset("arrays", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("t", "accepted"),
+    [
+        (TIMES + 2, True),  # as far from 0 as from each other
+        (TIMES + 2.01, False),
+        (TIMES[:1] + 3, True),  # a single time has no neighbour to compare with
+        (np.tile(TIMES, (10, 1)) + np.arange(10)[:, None], True),  # all samples count together
+        (np.tile(TIMES, (10, 1)) + np.arange(10)[:, None] + 12, False),
+        (changed(np.tile(TIMES, (10, 1)), (3, 0), np.nan) + 9, False),
+    ],
+)
+def test_times_far_from_0_are_refused_unless_the_file_tells_when_x_is(t, accepted, tmp_path):
+    path = save(tmp_path / "data.npz", x=X, y=STATES[:, : t.shape[-1]], t=t)
+    if accepted:
+        assert load_dataset("arrays", tmp_path).t_start == 0
+    else:
+        with pytest.raises(DataError, match=r"t = 0.*t0=") as caught:
+            load_dataset("arrays", tmp_path)
+        assert f"{path}: the first time is {np.nanmin(t):.12g}" in str(caught.value)
+    save(path, x=X, y=STATES[:, : t.shape[-1]], t=t, t0=0)
+    assert load_dataset("arrays", tmp_path).t_start == 0
+
+
+def test_without_times_t0_means_nothing(tmp_path):
+    save(tmp_path / "data.npz", x=X, y=LABELS, t0=np.array(["of something else"]))
+    assert load_dataset("arrays", tmp_path).t_start == 0
 
 
 @pytest.mark.parametrize(
@@ -95,6 +139,13 @@ def changed(value, index, to):
         ({"x": X, "y": STATES[:, :1], "t": TIMES[:1]}, "auto", ["end at 0"]),
         ({"x": X, "y": STATES, "t": changed(TIMES, 1, np.nan)}, "auto", ["NaN", "(n, times)"]),
         ({"x": X, "y": STATES, "t": TIMES[:2]}, "auto", ["(8, 3, 3)", "(8, 2, 3)"]),
+        ({"x": X, "y": STATES, "t": TIMES, "t0": 0.1}, "auto", ["start at 0.1 or later", "t0"]),
+        ({"x": X, "y": STATES[:, :1], "t": TIMES[2:], "t0": 2}, "auto", ["end at 2"]),
+        ({"x": X, "y": STATES, "t": TIMES, "t0": np.nan}, "auto", ["t0 is nan", "finite"]),
+        ({"x": X, "y": STATES, "t": TIMES, "t0": -np.inf}, "auto", ["t0 is -inf", "finite"]),
+        ({"x": X, "y": STATES, "t": TIMES, "t0": np.zeros(2)}, "auto", ["t0 is [0. 0.]", "one"]),
+        ({"x": X, "y": STATES, "t": TIMES, "t0": np.zeros(1)}, "auto", ["t0 is [0.]", "one"]),
+        ({"x": X, "y": STATES, "t": TIMES, "t0": "noon"}, "auto", ["t0", "number"]),
         ({"x": X, "y": STATES, "t": np.zeros((4, 3))}, "auto", ["each of the 10"]),
         ({"x": X, "y": STATES, "t": np.zeros((10, 3, 1))}, "auto", ["(times,) or (n, times)"]),
         ({"x": X, "y": changed(STATES, slice(None), np.inf), "t": TIMES}, "auto", ["infinite"]),

@@ -19,8 +19,9 @@ from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, solve
 
 EMBEDDED = [name for name, method in METHODS.items() if method.kind == "adaptive"]
-quiet = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
-pytestmark = quiet
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
 
 
 def field(t: Tensor, z: Tensor) -> Tensor:

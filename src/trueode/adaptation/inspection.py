@@ -64,5 +64,5 @@ class ModelInspection:
     def _unlabelled(self, x: Tensor) -> Split:
         """Samples with anything for labels: flips do not depend on them."""
         classes = self._task.name == "classification"
-        y = torch.zeros(len(x), dtype=torch.int64) if classes else x.new_zeros(len(x), 1)
-        return Split(x, y, dtype=x.dtype)
+        shape, dtype = ((len(x),), torch.int64) if classes else ((len(x), 1), x.dtype)
+        return Split(x, torch.zeros(shape, dtype=dtype, device="cpu"), dtype=x.dtype)  # where outputs are compared

@@ -180,6 +180,7 @@ def paper_starting_step(
     z0: Tensor,
     length: float,
     *,
+    start: float = 0.0,
     order: int,
     max_steps: int,
     total: Callable[[Tensor], Tensor] = lambda x: x,
@@ -191,21 +192,22 @@ def paper_starting_step(
 
     Args:
         field: the vector field.
-        z0: states ``(batch, …)`` at time 0.
+        z0: states ``(batch, …)`` at the start of the interval.
         length: of the interval; the step lies between ``length / max_steps`` and ``length``.
+        start: of the interval.
         order: of the training method.
         max_steps: most steps.
         total: sums over the ranks that share the batch.
     """
-    count = float(total(torch.tensor(float(len(z0)))))
+    count = float(total(torch.tensor(float(len(z0)), device="cpu")))
 
     def mean_norm(x: Tensor) -> float:
         return float(total(x.flatten(1).double().norm(dim=1).sum())) / count
 
-    f0 = field(z0.new_tensor(0.0), z0)
+    f0 = field(z0.new_tensor(start), z0)
     d0, d1 = mean_norm(z0), mean_norm(f0)
     h0 = trial_step(d0, d1)
-    f1 = field(z0.new_tensor(h0), z0 + h0 * f0)
+    f1 = field(z0.new_tensor(start + h0), z0 + h0 * f0)
     step = starting_step(h0, d1, mean_norm(f1 - f0) / h0, order + 1)
     least = length / max_steps
     return min(max(step, least), length) if isfinite(step) else least

@@ -154,12 +154,12 @@ def _separable(subject: Subject) -> bool:
     if size < 2:  # there are no parts
         return True
     some = min(FEW, size // 2)
-    first = chosen(subject.batches[0], torch.arange(size)[: 2 * some], size)
+    first = chosen(subject.batches[0], torch.arange(size, device="cpu")[: 2 * some], size)
     whole = _only(subject, first, 2 * some)
     solver = FixedStep("rk4", n_steps=2)
     try:
         together = whole.run(solver).outputs
-        alone = _only(subject, chosen(first, torch.arange(some), 2 * some), some).run(solver).outputs
+        alone = _only(subject, chosen(first, torch.arange(some, device="cpu"), 2 * some), some).run(solver).outputs
     except ModelError:  # the model holds something of the size of its batch
         return False
     scale = together.double().std().clamp(min=1e-30)

@@ -166,7 +166,7 @@ def _probe(subject: Subject, solver: Solver | None) -> _Probe:
     """Look at the field of the first ODE block, from inside a call of the model."""
     batch, size = subject.batches[0], subject.sizes[0]
     n = min(PROBED, size)
-    few = chosen(batch, torch.arange(n), size) if subject.separable else batch
+    few = chosen(batch, torch.arange(n, device="cpu"), size) if subject.separable else batch
     found = _Probe()
 
     inner = in_place(FixedStep("rk4", n_steps=FINE))
@@ -184,12 +184,12 @@ def _probe(subject: Subject, solver: Solver | None) -> _Probe:
 def _look(problem: ForeignProblem, solver: Solver | None, found: _Probe) -> None:
     start, end = float(problem.times[0]), float(problem.times[-1])
     found.length = abs(end - start)
-    grid = torch.linspace(start, end, FINE + 1, dtype=torch.float64)
+    grid = torch.linspace(start, end, FINE + 1, dtype=torch.float64, device="cpu")
     rk4 = FixedStep("rk4", n_steps=FINE)
     exact = solve_problem(Problem(problem.field, problem.z0, (start, end), solver=rk4, save_at=grid))
     states = exact.zs
     assert states is not None
-    chosen_times = torch.linspace(0, FINE, TIMES).round().long().tolist()
+    chosen_times = torch.linspace(0, FINE, TIMES, device="cpu").round().long().tolist()
     found.lipschitz = max(
         growth(problem.field, grid[k].to(problem.z0.dtype), states[k], problem.samples) for k in chosen_times
     )
@@ -203,7 +203,7 @@ def _look(problem: ForeignProblem, solver: Solver | None, found: _Probe) -> None
         # between its steps Euler's method goes straight; chords of higher methods could cross where their solutions do not
         points = grid
         if isinstance(solver, FixedStep) and solver.order == 1 and solver.count(end - start) < LONGEST:
-            points = torch.linspace(start, end, solver.count(end - start) + 1, dtype=torch.float64)
+            points = torch.linspace(start, end, solver.count(end - start) + 1, dtype=torch.float64, device="cpu")
         own = solve_problem(Problem(problem.field, problem.z0, (start, end), solver=solver, save_at=points))
         if own.status == "success" and own.zs is not None:
             found.own = own.zs.flatten(2)[:, :PROBED].cpu()
@@ -213,8 +213,8 @@ def growth(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor, samp
     """The largest factor by which the field stretches small differences, by power iteration with finite differences."""
     if not bool(z.isfinite().all()):
         return nan
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
+    generator = torch.Generator("cpu").manual_seed(0)
+    direction = torch.randn(z.shape, generator=generator, dtype=torch.float64, device="cpu").to(z)
     kept = (0,) if samples else ()
     over = tuple(k for k in range(z.dim()) if k not in kept)
     size = torch.finfo(z.dtype).eps ** 0.5 * (1 + float(z.abs().amax()))
@@ -238,15 +238,15 @@ def stability_limit(tableau: ButcherTableau) -> float:
     Source: Hairer & Wanner, Solving Ordinary Differential Equations II, section IV.2.
     """
     s = tableau.advancing_stages
-    a = torch.zeros(s, s, dtype=torch.float64)
+    a = torch.zeros(s, s, dtype=torch.float64, device="cpu")
     for i in range(s):
         for j, weight in enumerate(tableau.a[i][:s]):
             a[i, j] = weight
-    b = torch.tensor(tableau.b[:s], dtype=torch.float64)
-    one = torch.ones(s, dtype=torch.float64)
+    b = torch.tensor(tableau.b[:s], dtype=torch.float64, device="cpu")
+    one = torch.ones(s, dtype=torch.float64, device="cpu")
 
     def factor(x: float) -> float:
-        return float(1 - x * b @ torch.linalg.solve(torch.eye(s, dtype=torch.float64) + x * a, one))
+        return float(1 - x * b @ torch.linalg.solve(torch.eye(s, dtype=torch.float64, device="cpu") + x * a, one))
 
     x, step = 0.0, 1.0
     while step > 1e-6:
@@ -267,7 +267,7 @@ def count_crossings(paths: Tensor, labels: Tensor) -> tuple[int, int]:
         The pairs that cross, and all pairs of different labels.
     """
     n = paths.shape[1]
-    first, second = torch.triu_indices(n, n, offset=1)
+    first, second = torch.triu_indices(n, n, offset=1, device=paths.device)
     other = labels[first] != labels[second]
     first, second = first[other], second[other]
     a = paths.double().transpose(0, 1)
@@ -291,7 +291,7 @@ def _halved(subject: Subject, own: Ran) -> int | None:
         return None
     batches, sizes = [], []
     for batch, size in zip(subject.batches, subject.sizes, strict=True):
-        for rows in torch.arange(size).chunk(2):
+        for rows in torch.arange(size, device="cpu").chunk(2):
             batches.append(chosen(batch, rows, size))
             sizes.append(len(rows))
     halves = Subject(subject.model, tuple(batches), tuple(sizes), subject.y, subject.task, subject.call, subject.solver)

@@ -77,7 +77,7 @@ def find_reference(subject: Subject, *, double: bool) -> Reference:
     """
     task, spent = subject.task, 0.0
     states: list[Tensor | None] = [None]
-    change = torch.zeros(subject.n, dtype=torch.float64)
+    change = torch.zeros(subject.n, dtype=torch.float64, device="cpu")
     last: list[Tensor] = []
 
     def run(indices: Tensor, steps: int) -> Tensor:
@@ -99,7 +99,7 @@ def find_reference(subject: Subject, *, double: bool) -> Reference:
     # from few steps, however fine training was: what would settle by chance does not agree with dopri5
     exact = settle(run, subject.n, task, COARSEST)
     scale = task.scale(exact.outputs)
-    left = torch.arange(subject.n)
+    left = torch.arange(subject.n, device="cpu")
     tolerance = TOLERANCES[double][0]
     for tolerance in TOLERANCES[double]:
         second = subject.run(Adaptive("dopri5", tolerance, tolerance), indices=left, double=double)
@@ -112,7 +112,7 @@ def find_reference(subject: Subject, *, double: bool) -> Reference:
     settled[left] = False
     finite = subject.finite(exact.outputs)
     known = exact.outputs[finite].double()
-    spread = known[known.isfinite()].std() if int(finite.sum()) > 1 else torch.tensor(1.0)
+    spread = known[known.isfinite()].std() if int(finite.sum()) > 1 else torch.tensor(1.0, device="cpu")
     return Reference(
         exact.outputs,
         states[0],

@@ -22,7 +22,7 @@ def batches_of(data: Any, samples: int) -> Iterator[Any]:
     left = samples
     for batch in _told_of(_all_batches(data)):
         size = size_of(batch)
-        yield batch if size <= left else chosen(batch, torch.arange(left), size)
+        yield batch if size <= left else chosen(batch, torch.arange(left, device="cpu"), size)
         left -= min(size, left)
         if left <= 0:  # another batch is not asked for: the data may have no end, or be slow
             return

@@ -161,9 +161,9 @@ def _advance(
 
 def _one_sided(call: Field, segment: _Segment, like: Tensor) -> Field:
     """The field as seen from inside of a segment, whose ends may be points where it jumps."""
-    ends = torch.tensor([segment.times[0], segment.times[-1]], dtype=torch.float64).to(like.dtype)
-    towards = torch.tensor([inf, -inf], dtype=like.dtype)
-    first, last = torch.where(torch.tensor(segment.breaks), ends.nextafter(towards), ends).tolist()
+    ends = torch.tensor([segment.times[0], segment.times[-1]], dtype=torch.float64, device="cpu").to(like.dtype)
+    towards = torch.tensor([inf, -inf], dtype=like.dtype, device="cpu")
+    first, last = torch.where(torch.tensor(segment.breaks, device="cpu"), ends.nextafter(towards), ends).tolist()
 
     def one_sided(t: Tensor, z: Tensor) -> Tensor:
         return call(t.clamp(first, last), z)

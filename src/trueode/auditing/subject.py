@@ -123,7 +123,7 @@ class Subject:
             ModelError: the model raises something; errors of this package pass as they are.
         """
         module = self.model if isinstance(self.model, nn.Module) else None
-        device = next(iter(module.parameters()), torch.zeros(0)).device if module is not None else None
+        device = next((p.device for p in module.parameters()), torch.device("cpu")) if module is not None else None
         moved = mapped(batch, lambda x: _cast(x, device, double))
         try:
             return (

@@ -74,7 +74,7 @@ def load_dataset(
         from trueode.data.folder import image_folder
 
         train, test, classes = image_folder(root, seed=seed, image_size=image_size, num_workers=num_workers)
-        shape = tuple(train.batch(torch.zeros(1, dtype=torch.int64)).x.shape[1:])
+        shape = tuple(train.batch(torch.zeros(1, dtype=torch.int64, device="cpu")).x.shape[1:])
         dataset = Dataset(name, own_task, train, test, shape, len(classes), classes)
     elif kind == "image":
         dataset = _published(name, root, image_size)

@@ -27,7 +27,9 @@ def arrays(root: Path, *, seed: int, task: str) -> Dataset:
     * classification (``auto``: integers): labels ``(n,)``, 0 … classes - 1;
     * regression (``auto``: other numbers): ``(n,)`` or ``(n, outputs)``;
     * timeseries (``auto``: where there is t): states of the shape of x at each time, ``(n, times, …)``, NaN where not
-      observed, with times t ascending from 0 at the earliest, ``(times,)`` or ``(n, times)``, NaN where there is none.
+      observed, with ascending times t, ``(times,)`` or ``(n, times)``, NaN where there is none. x is the state at t = 0,
+      or at the time t0, a number, if the file has it; no time lies before it. Without t0, several times that lie farther
+      from 0 than from each other are refused: the solve would mostly cross a stretch without data.
 
     Args:
         root: the file or the folder.
@@ -49,14 +51,14 @@ def arrays(root: Path, *, seed: int, task: str) -> Dataset:
             f"Samples differ in shape: {train_path} has x {shape}, y {tuple(train.y.shape[1:])} and {test_path} has "
             f"x {tuple(test.x.shape[1:])}, y {tuple(test.y.shape[1:])} (without the number of samples)."
         )
-    n_outputs, t_end = int(np.prod(shape)), None
+    n_outputs, t_start, t_end = int(np.prod(shape)), 0.0, None
     if task == "classification":
         n_outputs = _count_classes(train, test, train_path, test_path)
     elif task == "regression":
         n_outputs = train.y.shape[1]
     else:
-        t_end = max(float(split.t[~split.t.isnan()].max()) for split in splits if split.t is not None)
-    return Dataset("arrays", task, train, test, shape, n_outputs, t_end=t_end)
+        t_start, t_end = _ends(parts)
+    return Dataset("arrays", task, train, test, shape, n_outputs, t_start=t_start, t_end=t_end)
 
 
 def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
@@ -74,7 +76,7 @@ def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
             f"{path}: x {whole['x'].shape} and y {whole['y'].shape} must hold the same two or more samples."
         )
     order = stream(seed, "split").permutation(n)
-    each = {key for key, value in whole.items() if key != "t" or value.ndim == 2}
+    each = {key for key, value in whole.items() if key in ("x", "y") or (key == "t" and value.ndim == 2)}
     if "t" in each and len(whole["t"]) != n:
         raise DataError(f"{path}: t of shape {whole['t'].shape} needs one row for each of the {n} samples.")
     held_out = max(1, n // 5)
@@ -87,7 +89,8 @@ def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
 def _read(path: Path) -> Arrays:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {key: file[key] for key in ("x", "y", "t") if key in file}
+            known = ("x", "y", "t", "t0") if "t" in file else ("x", "y")
+            found = {key: file[key] for key in known if key in file}
             names = sorted(file)
     except Exception as error:  # numpy fails in as many ways as files can be damaged
         raise DataError(f"{path} cannot be read as an .npz file of plain arrays ({error}).") from error
@@ -127,7 +130,7 @@ def _split(path: Path, part: Arrays, task: str) -> Split:
         return Split(read, torch.from_numpy(_floats(y.reshape(len(y), -1))))
     if "t" not in part:
         raise DataError(f"{path}: time series need an array t with the times, (times,) or (n, times).")
-    states, t = _series(path, x.shape[1:], y, part["t"])
+    states, t = _series(path, x.shape[1:], y, part["t"], _start(path, part))
     return Split(read, torch.from_numpy(states).view(*states.shape[:2], *read.shape[1:]), torch.from_numpy(t))
 
 
@@ -166,8 +169,32 @@ def _count_classes(train: Split, test: Split, train_path: Path, test_path: Path)
     return classes
 
 
-def _series(path: Path, sample: Sequence[int], y: Array, t: Array) -> tuple[Array, Array]:
-    """States and times of a time series, checked."""
+def _start(path: Path, part: Arrays) -> float:
+    """The time at which x is the state."""
+    t0 = part.get("t0", np.zeros(()))
+    if t0.shape or not np.isfinite(t0):
+        raise DataError(f"{path}: t0 is {t0}; it is one finite number, the time at which x is the state.")
+    return float(t0)
+
+
+def _ends(parts: Sequence[tuple[Path, Arrays]]) -> tuple[float, float]:
+    """The time at which x is the state, and the last time of all."""
+    (path, _), (test_path, _) = parts
+    t_start, other = (_start(*part) for part in parts)
+    if other != t_start:
+        raise DataError(f"t0 is {t_start:.12g} in {path} and {other:.12g} in {test_path}: they must agree.")
+    times = [_floats(part["t"]) for _, part in parts]
+    first, last = min(float(np.nanmin(t)) for t in times), max(float(np.nanmax(t)) for t in times)
+    if not any("t0" in part for _, part in parts) and 0 < last - first < first:
+        raise DataError(
+            f"{path}: the first time is {first:.12g} and the last {last:.12g}, but x is taken as the state at t = 0, long "
+            "before. Put the time of x into the file, as t0=…, or shift the times t so that it is 0."
+        )
+    return t_start, last
+
+
+def _series(path: Path, sample: Sequence[int], y: Array, t: Array, t0: float) -> tuple[Array, Array]:
+    """States and times of a time series, checked; ``t0``: the time at which x is the state."""
     y, t = _floats(y), _floats(t)
     if t.ndim not in (1, 2) or not t.size or (t.ndim == 2 and len(t) != len(y)):
         raise DataError(f"{path}: t has shape {t.shape}; (times,) or (n, times) with n = {len(y)} is needed.")
@@ -182,10 +209,13 @@ def _series(path: Path, sample: Sequence[int], y: Array, t: Array) -> tuple[Arra
     for i, (row, there) in enumerate(zip(np.atleast_2d(t), np.atleast_2d(present), strict=True)):
         times = row[there]
         of = f" of sample {i}" if t.ndim == 2 else ""
-        if not len(times) or not np.isfinite(times).all() or times[0] < 0 or (np.diff(times) <= 0).any():
-            raise DataError(f"{path}: the times t{of} must be finite, ascend strictly and start at 0 or later.")
-        if times[-1] == 0:
-            raise DataError(f"{path}: the times t{of} end at 0, where x is; later ones are needed.")
+        if not len(times) or not np.isfinite(times).all() or times[0] < t0 or (np.diff(times) <= 0).any():
+            raise DataError(
+                f"{path}: the times t{of} must be finite, ascend strictly and start at {t0:.12g} or later, where x is (it is "
+                "at t0, if the file has it, else at 0)."
+            )
+        if times[-1] == t0:
+            raise DataError(f"{path}: the times t{of} end at {t0:.12g}, where x is; later ones are needed.")
     if np.isinf(y).any():
         raise DataError(f"{path}: y holds infinite values; use NaN for what was not observed.")
     observed = ~np.isnan(y).reshape(*y.shape[:2], -1).all(axis=2) & present

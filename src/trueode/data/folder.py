@@ -57,7 +57,7 @@ class FolderSplit:
             _same_size(image, self.size, path, self.sized_by)
             x[i] = image[..., : x.shape[-1]]
         numbers = as_numbers(torch.from_numpy(x), self.dtype).permute(0, 3, 1, 2)
-        return Batch(numbers, torch.tensor(chosen.labels, dtype=torch.int64))
+        return Batch(numbers, torch.tensor(chosen.labels, dtype=torch.int64, device="cpu"))
 
     def first(self, n: int) -> FolderSplit:
         """The first ``n`` samples, or all if there are fewer."""
@@ -81,9 +81,11 @@ class FolderSplit:
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=num_workers,
-            generator=torch.Generator().manual_seed(0),  # else it would draw from the global random state
+            generator=torch.Generator("cpu").manual_seed(0),  # else it would draw from the global random state
         )
-        for item in loader:
+        with torch.device("cpu"):  # the loader draws a seed from this generator, on the default device
+            items = iter(loader)
+        for item in items:
             if isinstance(item, DataError):
                 raise item
             yield item
@@ -243,7 +245,7 @@ def _load(files: Files, n_train: int, image_size: int | None, threads: int) -> t
     with ThreadPoolExecutor(threads) as pool:
         grey = min(_each(pool, fill, n))
     pixels = torch.from_numpy(np.ascontiguousarray(x[..., :1]) if grey else x).permute(0, 3, 1, 2)
-    labels = torch.tensor(files.labels, dtype=torch.int64)
+    labels = torch.tensor(files.labels, dtype=torch.int64, device="cpu")
     return Split(pixels[:n_train], labels[:n_train]), Split(pixels[n_train:], labels[n_train:])
 
 

@@ -103,7 +103,7 @@ def _published(name: str, root: Path) -> dict[str, Any]:
     for split in (dataset.train, dataset.test):
         samples += len(split)
         for start in range(0, len(split), 1000):
-            batch = split.batch(torch.arange(start, min(start + 1000, len(split))))
+            batch = split.batch(torch.arange(start, min(start + 1000, len(split)), device="cpu"))
             total.update(np.ascontiguousarray(batch.x.numpy()).tobytes())
             total.update(batch.y.numpy().tobytes())
     return {"samples": samples, "sha256": total.hexdigest()}

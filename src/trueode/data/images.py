@@ -70,7 +70,7 @@ def cifar10(root: Path) -> Images:
             _download(reader, root, Path(reader.base_folder), where, reader.url)
     parts = [_read(partial(reader, root, train=train), folder) for train in (True, False)]
     (x, y), (x_test, y_test) = (
-        (torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets, device="cpu")) for part in parts
     )
     return Images((x, y), (x_test, y_test), tuple(parts[0].classes))
 

@@ -62,7 +62,7 @@ class Batches:
     def order(self, epoch: int) -> Tensor:
         """The order of the samples in an epoch, ``(samples,)``."""
         if not self.shuffle:
-            return torch.arange(len(self.split))
+            return torch.arange(len(self.split), device="cpu")
         return torch.from_numpy(stream(self.seed, "order", epoch).permutation(len(self.split)))
 
     def from_iteration(self, i: int) -> Iterator[tuple[Batch, int]]:
@@ -71,7 +71,7 @@ class Batches:
 
     def in_order(self) -> Iterator[Batch]:
         """All batches once, in the order of the split: this rank's part, left out where it is empty."""
-        parts = map(self._part, self._batches(torch.arange(len(self.split))))
+        parts = map(self._part, self._batches(torch.arange(len(self.split), device="cpu")))
         return (batch for batch, _ in self._read(part for part in parts if len(part[0])))
 
     def first(self) -> tuple[Tensor, int]:

@@ -84,6 +84,7 @@ class Dataset:
         n_outputs: classes, or numbers in a target (time series: in a state).
         classes: names of the classes, if they have any.
         t_end: the last time of a time series.
+        t_start: the time at which the inputs of a time series are its states.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Dataset:
     n_outputs: int
     classes: tuple[str, ...] | None = None
     t_end: float | None = None
+    t_start: float = 0.0
 
     def to(self, dtype: torch.dtype) -> Dataset:
         """The same data with floating point numbers of another type."""

@@ -71,6 +71,6 @@ def held_out(dataset: Dataset, share: float, size: int, *, seed: int) -> tuple[D
 
     def attempt(number: int) -> Split | FolderSplit:
         start = (number - 1) % whole * size
-        return pool.take(torch.arange(start, start + size))
+        return pool.take(torch.arange(start, start + size, device="cpu"))
 
     return replace(dataset, train=train), Unseen(control, size, attempt)

@@ -99,5 +99,5 @@ def compare_with_exact_flow(
 
 
 def _metric(task: Task, outputs: Tensor, split: Split | FolderSplit) -> float:
-    batch = split.batch(torch.arange(len(split)))
-    return float(task.metric_sum(outputs, Batch(*batch))) / len(split)
+    x, y, t = split.batch(torch.arange(len(split), device="cpu"))
+    return float(task.metric_sum(outputs, Batch(x, y.cpu(), t))) / len(split)

@@ -70,7 +70,7 @@ def evaluate(
         SolveError: the solver failed.
     """
     outputs: list[Tensor] = []
-    total = torch.zeros(5, dtype=torch.float64)
+    total = torch.zeros(5, dtype=torch.float64, device="cpu")
     with evaluating(model):
         for batch in batches_of(split, batch_size, model, ranks):
             output, solution = task.predict(model, batch, solver)
@@ -79,6 +79,7 @@ def evaluate(
             total += torch.tensor(
                 [n, float(loss), float(metric), n * solution.nfe, n * solution.mean_steps if n else 0.0],
                 dtype=torch.float64,
+                device="cpu",
             )
             if keep_outputs:
                 outputs.append(output.cpu())

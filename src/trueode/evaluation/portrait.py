@@ -46,9 +46,9 @@ def phase_portrait(model: NeuralODE, split: Split | FolderSplit, solver: Solver)
         if grid.dim() == 1 and len(grid) <= TIMES:
             times = grid
         elif grid.dim() == 1:  # some of the steps' ends: between them there is interpolation, not the solver
-            times = grid[torch.linspace(0, len(grid) - 1, TIMES).round().long()]
+            times = grid[torch.linspace(0, len(grid) - 1, TIMES, device="cpu").round().long()]
         else:
-            times = torch.linspace(start, end, TIMES, dtype=torch.float64)
+            times = torch.linspace(start, end, TIMES, dtype=torch.float64, device="cpu")
         solution = solve(model.field, z0, model.t, solver=solver, save_at=times)
         assert solution.zs is not None
         paths = solution.zs.flatten(2)
@@ -57,7 +57,8 @@ def phase_portrait(model: NeuralODE, split: Split | FolderSplit, solver: Solver)
         flat = output.flatten(1)
         low, high = flat.amin(0), flat.amax(0)
         margin = 0.15 * (high - low).clamp(min=1e-6)
-        axes = [torch.linspace(float(a), float(b), GRID) for a, b in zip(low - margin, high + margin, strict=True)]
+        ends = zip((low - margin).tolist(), (high + margin).tolist(), strict=True)
+        axes = [torch.linspace(a, b, GRID, device="cpu") for a, b in ends]
         points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1).view(-1, *output.shape[1:])
         regions = model.downstream(points.to(output)).argmax(1).view(GRID, GRID)
     return {

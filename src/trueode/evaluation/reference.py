@@ -118,10 +118,10 @@ def settle(
         budget: field evaluations, counted in samples, that may be spent.
     """
     finest = max(FINEST, steps << (SUCCESSIVE + 1))
-    left = torch.arange(n)
+    left = torch.arange(n, device="cpu")
     spent = 4 * steps * n
     outputs = run(left, steps)
-    calm = torch.zeros(n, dtype=torch.int64)
+    calm = torch.zeros(n, dtype=torch.int64, device="cpu")
     complete = True
     while len(left) and 2 * steps <= finest:
         if spent + 8 * steps * len(left) > budget:

@@ -15,7 +15,7 @@ from torch import nn
 from trueode.auditing import Audit, audit
 from trueode.build import build_data
 from trueode.errors import RunNotFoundError, TrueodeError, UsageError, nearest, told
-from trueode.experiment.saved import open_run
+from trueode.experiment.saved import open_run, refuse_other_start
 from trueode.options import make_options, read_file
 from trueode.runs import RunDirectory
 
@@ -133,6 +133,7 @@ def _of_run(path: Path, data_dir: str | None, split: str, console: Console) -> t
         options = options.model_copy(update={"data_dir": data_dir})
     model, shape, _ = open_run(options, directory, console)
     dataset = build_data(options)
+    refuse_other_start(shape, dataset)
     return model.eval(), dataset.train if split == "train" else dataset.test, shape.task
 
 

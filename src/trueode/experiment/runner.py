@@ -16,7 +16,7 @@ from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
 from trueode.evaluation import shown
 from trueode.experiment.closing import draw, judge, where
-from trueode.experiment.saved import resumed, start
+from trueode.experiment.saved import refuse_other_start, resumed, start
 from trueode.options import Options, dump_yaml, make_options, read_file
 from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
 from trueode.training import Hooks, Outcome, Row, State, train
@@ -73,6 +73,7 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
     if directory is not None and resuming:
         _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
         state.load_state_dict(saved)
+        refuse_other_start(Shape(**saved["shape"]), dataset)
         if state.iteration >= options.niter + state.extra:
             console.print(f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer.")
     if ranks.world_size > 1:

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from trueode import distributed
 from trueode.build import Shape, build_data, build_model
+from trueode.data import Dataset
 from trueode.distributed import Ranks
-from trueode.errors import CheckpointError, OptionError, told
+from trueode.errors import CheckpointError, DataError, OptionError, told
 from trueode.evaluation import evaluate, get_task, shown
 from trueode.experiment.closing import judge
 from trueode.models import NeuralODE
@@ -56,6 +57,7 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
     model, shape, saved = open_run(stored, directory, console)
     model.to(ranks.device)
     dataset = build_data(stored)
+    refuse_other_start(shape, dataset)
     split = dataset.train if options.split == "train" else dataset.test
     task = get_task(shape.task)
     found = evaluate(model, split, task)
@@ -91,6 +93,19 @@ def resumed(options: Options, given: frozenset[str], directory: RunDirectory) ->
     may_change = DEVICES | LOGGING | {"niter", "verdict_budget", "data_dir"}
     anew = {name: getattr(options, name) for name in given & may_change}
     return stored.model_copy(update={**anew, "name": directory.name, "output_dir": options.output_dir})
+
+
+def refuse_other_start(shape: Shape, dataset: Dataset) -> None:
+    """Check that data starts when that of the run did.
+
+    Raises:
+        DataError: its inputs are states at another time.
+    """
+    if dataset.t_start != shape.t_start:
+        raise DataError(
+            f"The inputs of the data are states at the time {dataset.t_start:.12g}, and the run was trained on states at "
+            f"{shape.t_start:.12g}: give data with that t0."
+        )
 
 
 def start(options: Options) -> tuple[Ranks, Console]:

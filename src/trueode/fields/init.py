@@ -35,7 +35,7 @@ def init_weights(
     for layer in module.modules():
         if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             continue
-        weight = torch.empty(layer.weight.shape, dtype=layer.weight.dtype)
+        weight = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device="cpu")
         if init_type == "kaiming":
             nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
         elif init_type == "normal":

@@ -219,28 +219,29 @@ class Options(BaseModel):
         """Whether the run ends with a certificate."""
         return self.use_step_adaption_algo and self.adaption_algo == "fidelity"
 
-    def training_step(self, t_end: float) -> float:
-        """The step size of a fixed-step training solver on [0, t_end]."""
-        return self.step_size if self.n_steps is None else t_end / self.n_steps
+    def training_step(self, length: float) -> float:
+        """The step size of a fixed-step training solver on an interval of a length."""
+        return self.step_size if self.n_steps is None else length / self.n_steps
 
-    def check_times(self, t_end: float) -> None:
-        """Check the training step against the end of time.
+    def check_times(self, t_end: float, t_start: float = 0.0) -> None:
+        """Check the training step against the interval.
 
         Raises:
             OptionError: the step is longer than the interval, or too many steps are needed.
         """
         if not self.fixed_step or self.use_step_adaption_algo:
             return
-        step = self.training_step(t_end)
-        if step > t_end * (1 + 1e-9):
+        length, interval = t_end - t_start, f"[{t_start:.12g}, {t_end:.12g}]"
+        step = self.training_step(length)
+        if step > length * (1 + 1e-9):
             raise OptionError(
-                f"--step_size {step:g} is longer than the interval [0, {t_end:g}]: a training step is at most {t_end:g}."
+                f"--step_size {step:g} is longer than the interval {interval}: a training step is at most {length:g}."
             )
-        count = ceil(t_end / step * (1 - 1e-9))
+        count = ceil(length / step * (1 - 1e-9))
         if count > self.max_steps:
             flag = f"--step_size {step:g}" if self.n_steps is None else f"--n_steps {self.n_steps}"
             raise OptionError(
-                f"{flag} takes {count} steps on [0, {t_end:g}], more than --max_steps {self.max_steps}: "
+                f"{flag} takes {count} steps on {interval}, more than --max_steps {self.max_steps}: "
                 f"take larger steps, or raise --max_steps."
             )
 
@@ -290,7 +291,9 @@ def _problems(o: Options) -> list[str]:
         )
     if o.resume and o.overwrite:
         found.append("--resume true and --overwrite true contradict each other: give one of them.")
-    if not found and (o.t_end is not None or (task not in ("timeseries", "any") and o.task != "timeseries")):
+    known = o.t_end is not None or (task not in ("timeseries", "any") and o.task != "timeseries")
+    own_start = task == "any" and o.task in ("auto", "timeseries")  # it may be in the data
+    if not found and known and not own_start:
         o.check_times(o.t_end or 1.0)
     return found
 

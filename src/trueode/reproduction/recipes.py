@@ -130,7 +130,7 @@ def figure_3(context: Context) -> Made:
     )
     run = context.plan.runs[0].options
     train = build_data(run).train
-    samples = train.batch(torch.arange(len(train)))
+    samples = train.batch(torch.arange(len(train), device="cpu"))
     spheres = (samples.x.flatten(1).numpy(), samples.y.numpy())
     return Made(figures.fan(panels, spheres), numbers, text)
 

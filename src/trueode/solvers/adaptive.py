@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, ulp
+from math import isfinite, isinf, ulp
 from sys import float_info
 
 import torch
@@ -92,6 +92,10 @@ def _first_fraction(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor
         return rms(stepper.controlled(x) / scale, reduce)
 
     d1 = norm(first)
+    if isinf(d1) and bool(
+        first.isfinite().all()
+    ):  # beyond the numbers of a norm, where the tolerance is next to nothing
+        d1 = float_info.max
     h0 = trial_step(norm(z), d1)
     fraction = min(h0 / length, 1.0)
     # recorded if anything is: a field may differentiate inside of itself

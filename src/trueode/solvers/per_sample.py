@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from sys import float_info
 
 import torch
 from torch import Tensor
@@ -112,6 +113,8 @@ def integrate(
             state, first = state[keep.to(device)], None if first is None else first[keep.to(device)]
             active, theta, dtheta, finite = active[keep], theta[keep], dtheta[keep], finite[keep]
             stepper = replace(stepper, field=whole.part(active))
+            if stepper.recompute and len(active):  # a step must do the same when it is computed again
+                whole.settle(stepper, theta, state)
     traces = record.traces()
     if saver is None:
         return final, None, traces
@@ -128,7 +131,7 @@ class _Whole:
     def __init__(self, field: Field, z: Tensor, clock: Clock) -> None:
         self._field, self._z = field, z.detach()
         self._t = clock.time(0.0).detach()
-        self._needs_all = False
+        self._needs_all = self._settled = False
 
     def part(self, rows: Tensor) -> Field:
         """The field of some samples, ``(rows,)``."""
@@ -148,6 +151,12 @@ class _Whole:
             return self._among_all(rows, t, z)
 
         return part
+
+    def settle(self, stepper: Stepper, theta: Tensor, z: Tensor) -> None:
+        """Find out once, outside of a step, whether the field takes a part of the batch."""
+        if not self._settled:
+            self._settled = True
+            stepper.start_per_sample(theta, z)
 
     def _among_all(self, rows: Tensor, t: Tensor, z: Tensor) -> Tensor:
         here = rows.to(z.device)
@@ -276,6 +285,8 @@ def _first_fractions(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tenso
         return rms_per_sample(x.detach() / scale)
 
     d0, d1 = norms(z), norms(first)
+    if bool(d1.isinf().any()):  # beyond the numbers of a norm, where the tolerance is next to nothing
+        d1 = torch.where(d1.isinf() & _all_finite(first).cpu(), float_info.max, d1)
     h0 = torch.tensor(list(map(trial_step, d0.tolist(), d1.tolist())), dtype=torch.float64, device="cpu")
     trial = h0.clamp(max=length) / length
     # recorded if anything is: a field may differentiate inside of itself

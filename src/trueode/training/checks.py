@@ -88,14 +88,14 @@ class Checks:
         size = min(self.size, len(pool))
         start = iteration // self.interval * size
         rank, world = self.ranks.rank, self.ranks.world_size
-        part = torch.arange(start + size * rank // world, start + size * (rank + 1) // world) % len(pool)
+        part = torch.arange(start + size * rank // world, start + size * (rank + 1) // world, device="cpu") % len(pool)
         return to_device(pool.batch(part), self.ranks.device), size
 
     def _noisy(self, batch: Batch, whole: int, iteration: int) -> Batch:
         """The batch with noise of a tenth of the inputs' standard deviation: the same whatever the number of ranks."""
         x, (rank, world) = batch.x, (self.ranks.rank, self.ranks.world_size)
         generator = torch_stream(self.seed, "noise", iteration)
-        noise = torch.randn((whole, *x.shape[1:]), generator=generator, dtype=x.dtype)
+        noise = torch.randn((whole, *x.shape[1:]), generator=generator, dtype=x.dtype, device="cpu")
         part = noise[whole * rank // world : whole * (rank + 1) // world].to(x.device)
         numbers = whole * prod(x.shape[1:])
         mean = self.ranks.sum(x.double().sum()) / numbers
@@ -121,14 +121,14 @@ class SharedInspection:
 
     def count(self, solver: Solver, attempt: int) -> Flips:
         """Flips among the inputs of an attempt."""
-        facts = torch.zeros(3, dtype=torch.float64)
+        facts = torch.zeros(3, dtype=torch.float64, device="cpu")
         if self._ranks.is_main:
             reduce, self._model.reduce = self._model.reduce, None  # the other ranks do not take part
             try:
                 found = self._inspection.count(solver, attempt)
             finally:
                 self._model.reduce = reduce
-            facts = torch.tensor([found.flips, found.constant, found.evaluations], dtype=torch.float64)
+            facts = torch.tensor([found.flips, found.constant, found.evaluations], dtype=torch.float64, device="cpu")
         flips, constant, evaluations = (round(x) for x in self._ranks.sum(facts).tolist())
         self.evaluations += evaluations
         return Flips(solver, self._unseen.size, flips, constant=bool(constant), evaluations=evaluations)
@@ -162,4 +162,4 @@ def calls(solution: Solution[Any], n: int, whole: int, ranks: Ranks) -> float:
     """
     if ranks.world_size == 1:
         return solution.nfe
-    return float(ranks.sum(torch.tensor(float(solution.nfe * n)))) / whole
+    return float(ranks.sum(torch.tensor(float(solution.nfe * n), device="cpu"))) / whole

@@ -283,7 +283,7 @@ class _Memory:
             )
 
     def _on_any_rank(self, short: bool) -> bool:
-        return bool(self._ranks.sum(torch.tensor(float(short))) > 0)
+        return bool(self._ranks.sum(torch.tensor(float(short), device="cpu")) > 0)
 
 
 def _shared(model: NeuralODE, ranks: Ranks) -> nn.Module:

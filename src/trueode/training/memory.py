@@ -27,7 +27,7 @@ def bytes_per_step(model: NeuralODE, x: Tensor, solver: Solver, field: nn.Module
         z = model.upstream(x) if model.upstream is not None else x
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             one_step = FixedStep(solver.method, n_steps=1)
-            solve(lambda t, state: called(t, state), z, (0.0, 1e-6), solver=one_step, on_failure="return")
+            solve(lambda t, state: called(t, state), z, model.t, solver=one_step, on_failure="return")
     return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
 
 

@@ -1,33 +1,19 @@
-"""Optimisers for CPUs without what costs more than a small model's step: torch.optim's bookkeeping, and its import of a compiler.
+"""Optimisers without what costs more than a small model's step: torch.optim's bookkeeping, and its import of a compiler.
 
 The arithmetic is PyTorch's own fused one, so that results are those of ``torch.optim`` with ``fused=True`` bit for bit.
+Where there is none, ``torch.optim`` computes. A saved state has the same form everywhere.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from copy import deepcopy
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class Optimizer(Protocol):
-    """What training asks of an optimiser; those of ``torch.optim`` are such."""
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-
-    def step(self) -> Any:
-        """Change the parameters by their gradients."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as plain values and tensors."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state."""
+from trueode.errors import CheckpointError
 
 
 def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> Optimizer:
@@ -40,75 +26,98 @@ def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float, weight_de
         weight_decay: the factor of the parameters that is added to their gradients.
     """
     params = list(parameters)
-    kind = {"adam": FusedAdam, "sgd": FusedSGD}.get(name)
-    if kind is not None and all(p.device.type == "cpu" for p in params) and hasattr(torch, kind.NEEDS):
-        return kind(params, lr, weight_decay)
-    others: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
-    fused = {"fused": True} if kind is not None and params[0].device.type == "cuda" else {}
-    optimizer: Optimizer = others[name](params, lr=lr, weight_decay=weight_decay, **fused)
-    return optimizer
+    kinds: dict[str, type[Optimizer]] = {"adam": TorchAdam, "sgd": TorchSGD, "rmsprop": TorchRMSprop}
+    # the fused functions take parameters of one kind
+    if len({(p.device, p.dtype) for p in params}) == 1 and params[0].device.type in ("cpu", "cuda"):
+        kinds |= {"adam": FusedAdam, "sgd": FusedSGD}
+    return kinds[name](params, lr, weight_decay)
 
 
-class _Fused(ABC):
-    """Parameters and a state for each of them; parameters without a gradient stay as they are."""
+class Optimizer(ABC):
+    """Changes parameters by their gradients; parameters without one stay as they are."""
 
-    NEEDS: str  # of torch
+    NAMES: tuple[str, ...] = ()  # of the tensors in a parameter's state
+    COUNTS_ON: str | None = None  # device of "step"; None: that of the parameter
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
-        self.state: dict[int, dict[str, Tensor]] = {}  # by the number of the parameter, from its first gradient on
+        self.state: dict[Tensor, dict[str, Tensor]] = {}  # of each parameter, from its first gradient on
 
     @abstractmethod
-    def new_state(self, param: Tensor) -> dict[str, Tensor]:
-        """The state of a parameter before its first step."""
-
-    @abstractmethod
-    def update(self, params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
         """One step of those parameters that have a gradient."""
+
+    def step(self) -> None:
+        """Change the parameters by their gradients."""
+        pairs = [(param, gradient) for param in self.params if (gradient := param.grad) is not None]
+        if pairs:
+            with torch.no_grad():
+                self.update([param for param, _ in pairs], [gradient for _, gradient in pairs])
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for param in self.params:
             param.grad = None
 
-    def step(self) -> None:
-        """Change the parameters by their gradients."""
-        params, gradients, states = [], [], []
-        for number, param in enumerate(self.params):
-            if (gradient := param.grad) is not None:
-                if number not in self.state:
-                    self.state[number] = self.new_state(param)
-                params.append(param)
-                gradients.append(gradient)
-                states.append(self.state[number])
-        if params:
-            with torch.no_grad():
-                self.update(params, gradients, states)
-
     def state_dict(self) -> dict[str, Any]:
-        """The state as tensors, by the numbers of the parameters; the tensors are those in use."""
-        return {"state": {number: dict(state) for number, state in self.state.items()}}
+        """``{"state": {number of the parameter: {name: tensor}}}``; the tensors are those in use."""
+        return {"state": {number: dict(self.state.get(param, {})) for number, param in enumerate(self.params)}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a copy of a saved state."""
-        self.state = {int(number): state for number, state in deepcopy(state_dict["state"]).items()}
+        """Take over a copy of a saved state, of any device and class, or of ``torch.optim``.
+
+        Raises:
+            CheckpointError: it is not the state of such parameters.
+        """
+        states = state_dict.get("state")
+        if not isinstance(states, dict):
+            raise CheckpointError("The saved optimiser has no state.")
+        groups = state_dict.get("param_groups")  # of torch.optim; it leaves out parameters without a state
+        n = sum(len(group["params"]) for group in groups) if groups else len(states) or len(self.params)
+        if n != len(self.params) or not states.keys() <= set(range(n)):
+            raise CheckpointError(f"The saved optimiser changes {n} parameters; the model has {len(self.params)}.")
+        loaded = {
+            param: self._loaded(number, param, states[number])
+            for number, param in enumerate(self.params)
+            if states.get(number)
+        }
+        self.state.clear()
+        self.state.update(loaded)
+
+    def _loaded(self, number: int, param: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
+        """A copy of a saved state, with the devices and types of a new one."""
+        own = self._new(param)
+        needed = {name: tuple(value.shape) for name, value in own.items()}
+        found = {name: tuple(value.shape) for name, value in saved.items() if isinstance(value, Tensor)}
+        if found != needed:
+            raise CheckpointError(f"The saved optimiser has {found} for parameter {number}; {needed} is needed.")
+        return {name: value.copy_(saved[name]) for name, value in own.items()}
+
+    def _new(self, param: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter before its first step."""
+        count = param.new_zeros((), dtype=torch.float32, device=self.COUNTS_ON)
+        return {name: count if name == "step" else torch.zeros_like(param, requires_grad=False) for name in self.NAMES}
 
 
-class FusedAdam(_Fused):
-    """Adam (Kingma & Ba, 2015, Algorithm 1), with PyTorch's defaults."""
+class FusedAdam(Optimizer):
+    """Adam (Kingma & Ba, 2015, Algorithm 1), with PyTorch's defaults.
 
-    NEEDS = "_fused_adam_"
+    Parameters that have always stepped together share one tensor that counts their steps.
+    """
+
+    NAMES = "step", "exp_avg", "exp_avg_sq"
     BETAS = 0.9, 0.999
     EPS = 1e-8
 
-    def new_state(self, param: Tensor) -> dict[str, Tensor]:
-        """Steps done, one tensor for all parameters that begin together, and the two moments."""
-        begin = (state["step"] for state in self.state.values() if not state["step"])
-        moments = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in range(2))
-        return {"step": next(begin, torch.zeros(())), **dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))}
-
-    def update(self, params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
         """Algorithm 1, for all parameters at once."""
+        if new := {param: self._new(param) for param in params if param not in self.state}:
+            count = next(iter(new.values()))["step"]
+            self.state |= {param: state | {"step": count} for param, state in new.items()}
+        states = [self.state[param] for param in params]
+        if len(states) < len(self.state):  # the others stand still
+            for state in states:
+                state["step"] = state["step"].clone()
         first, second, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         for step in {id(step): step for step in steps}.values():
             step += 1
@@ -118,20 +127,51 @@ class FusedAdam(_Fused):
             amsgrad=False, maximize=False,
         )  # fmt: skip
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a copy of a saved state, of any device and class, or of ``torch.optim``."""
+        super().load_state_dict(state_dict)
+        counts: dict[float, Tensor] = {}
+        for state in self.state.values():
+            state["step"] = counts.setdefault(float(state["step"]), state["step"])
 
-class FusedSGD(_Fused):
+
+class FusedSGD(Optimizer):
     """Steepest descent."""
 
-    NEEDS = "_fused_sgd_"
-
-    def new_state(self, param: Tensor) -> dict[str, Tensor]:
-        """Nothing is remembered."""
-        return {}
-
-    def update(self, params: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
         """One step, for all parameters at once."""
         torch._fused_sgd_(
             params, gradients, [],
             weight_decay=self.weight_decay, momentum=0.0, lr=self.lr, dampening=0.0, nesterov=False, maximize=False,
             is_first_step=False,
         )  # fmt: skip
+
+
+class TorchAdam(Optimizer):
+    """An optimiser of ``torch.optim``: Adam."""
+
+    NAMES: tuple[str, ...] = FusedAdam.NAMES
+    KIND = "Adam"
+    COUNTS_ON = "cpu"
+
+    def __init__(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(params, lr, weight_decay)
+        self.inner = getattr(torch.optim, self.KIND)(params, lr=lr, weight_decay=weight_decay)
+        self.state = self.inner.state
+
+    def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
+        """One step."""
+        with torch.device("cpu"):  # where torch.optim counts steps; some count on the default device
+            self.inner.step()
+
+
+class TorchSGD(TorchAdam):
+    """The same: steepest descent."""
+
+    NAMES, KIND = FusedSGD.NAMES, "SGD"
+
+
+class TorchRMSprop(TorchAdam):
+    """The same: RMSprop (Hinton, 2012)."""
+
+    NAMES, KIND = ("step", "square_avg"), "RMSprop"

@@ -244,4 +244,4 @@ def _plain(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[float]:
-    return [] if value is None else torch.as_tensor(value).detach().flatten().double().tolist()
+    return [] if value is None else torch.as_tensor(value, device="cpu").detach().flatten().double().tolist()

@@ -119,7 +119,7 @@ def _replace_fixed(given: Given, session: Session) -> tuple[Tensor, Tensor]:
     """States at those times of ``t_span``, the library's steps, that are to be saved; all of them unless asked otherwise."""
     t, x = given["t_span"], given["x"]
     saved = given["save_at"] if len(given["save_at"]) else t
-    saved = torch.as_tensor(saved)
+    saved = torch.as_tensor(saved, device=t.device)
     kept = [i for i, time in enumerate(t) if bool(torch.isclose(time, saved.to(time)).any())]
     wanted = sorted({0, *kept, len(t) - 1})
     states, _ = session.solve(_posed(given, t[wanted]))

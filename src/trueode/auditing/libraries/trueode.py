@@ -80,11 +80,15 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
     field, z0, unpack = problem.form
     samples = unpack is None and has_samples(z0)
     wanted = None if problem.save_at is None else sign * as_times(problem.save_at).detach().double().cpu()
-    # times within rounding of an end are that end
-    near = 8 * torch.finfo(torch.float32).eps * max(abs(start), abs(end), 1e-30)
-    saved = [] if wanted is None else wanted[~wanted.isnan()].tolist()
-    saved = [next((e for e in (sign * start, sign * end) if abs(x - e) <= near), x) for x in saved]
-    times = sorted({sign * start, sign * end, *saved})
+    # times within rounding of an end are that end: of its size outside of the interval, of the interval's length inside
+    first, last, eps = sign * start, sign * end, 8 * torch.finfo(torch.float32).eps
+
+    def placed(x: float) -> float:
+        near = eps * max(last - first if first <= x <= last else max(abs(first), abs(last)), 1e-30)
+        return next((end for end in (first, last) if abs(x - end) <= near), x)
+
+    saved = [] if wanted is None else list(map(placed, wanted[~wanted.isnan()].tolist()))
+    times = sorted({first, last, *saved})
     if len(times) == 1:
         times = times * 2
     forward = field if sign > 0 else lambda s, z: -field(-s, z)
