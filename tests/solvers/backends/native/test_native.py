@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not native.instruction_sets(), reason=f"there is
 
 SETS = native.instruction_sets()
 BACKPROP = Backprop()
-ACTIVATIONS = [name for name in kernel.ACTIVATIONS if name != "identity"]
+ACTIVATIONS = [name for name in library.ACTIVATIONS if name != "identity"]
 
 
 class Field(nn.Module):
@@ -394,7 +394,7 @@ widths = st.integers(1, 20)
     taps=st.lists(st.sampled_from([1, 1, 3, 5]), min_size=4, max_size=4),
     inner=st.lists(widths, min_size=3, max_size=3),
     width=st.integers(1, 12),
-    activations=st.lists(st.sampled_from(list(kernel.ACTIVATIONS)), min_size=4, max_size=4),
+    activations=st.lists(st.sampled_from(list(library.ACTIVATIONS)), min_size=4, max_size=4),
     batch=st.integers(1, 70),
     timed=st.booleans(),
     method=st.sampled_from(list(METHODS)),

@@ -16,7 +16,7 @@ from torch import Tensor
 from trueode.errors import SolveError
 from trueode.layers import LayerStack
 from trueode.solvers.backends.native import library
-from trueode.solvers.backends.native.library import LAYER, Chosen, Kernel, Solve
+from trueode.solvers.backends.native.library import ACTIVATIONS, LAYER, AdaptiveSolve, Kernel, Solve
 from trueode.solvers.clock import Clock
 from trueode.solvers.control import Reduce
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
@@ -26,8 +26,6 @@ from trueode.solvers.solution import Counter
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 from trueode.solvers.tableau import ButcherTableau
 
-ACTIVATIONS = {"identity": 0, "relu": 1, "lrelu": 2, "sigmoid": 3, "tanh": 4, "silu": 5, "softplus": 6}
-"""By the numbers of native.c."""
 NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
 LARGEST_TAPE = 2**25  # bytes: beyond them stages are computed again, which takes less time than fresh memory
 MOST_NUMBERS = 2**15  # in a stage of one sample: larger ones leave the cache, and PyTorch's convolutions take less time
@@ -250,7 +248,7 @@ class _Run:
         if solve.keep == STAGES:
             self.tape = _Tape(self.kernel.tape_size(wide, solve))
             solve.tape = self.tape.address
-        chosen = Chosen(
+        adaptive = AdaptiveSolve(
             solve,
             self.tableau.stages,
             self.tableau.fsal,
@@ -263,17 +261,17 @@ class _Run:
             accepted=counts[0].data_ptr(),
             rejected=counts[1].data_ptr(),
         )
-        if not self.kernel.choose(wide, chosen):
+        if not self.kernel.solve_adaptive(wide, adaptive):
             return None
         shape = (columns,) if self.each else ()
-        grid = torch.empty(chosen.n_rows + 1, *shape, dtype=torch.float64)
-        errors = torch.empty(chosen.n_rows, *shape, dtype=torch.float64)
-        self.grid, self.keep, self.calls, address = grid, chosen.solve.keep, chosen.calls, None
+        grid = torch.empty(adaptive.n_rows + 1, *shape, dtype=torch.float64)
+        errors = torch.empty(adaptive.n_rows, *shape, dtype=torch.float64)
+        self.grid, self.keep, self.calls, address = grid, adaptive.solve.keep, adaptive.calls, None
         if self.keep == STATES:
-            solve.n_steps, solve.keep = chosen.n_rows, STATES
+            solve.n_steps, solve.keep = adaptive.n_rows, STATES
             self.tape = _Tape(self.kernel.tape_size(wide, solve))
             address = self.tape.address
-        self.kernel.take(wide, chosen, grid.data_ptr(), errors.data_ptr(), address)
+        self.kernel.take(wide, adaptive, grid.data_ptr(), errors.data_ptr(), address)
         accepted, rejected = counts if self.each else (int(x) for x in counts)
         return Outcome(final, None, grid, accepted, rejected, errors)
 

@@ -22,6 +22,9 @@ def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
     return [(name, kind) for name in names.split()]
 
 
+ACTIVATIONS = {"identity": 0, "relu": 1, "lrelu": 2, "sigmoid": 3, "tanh": 4, "silu": 5, "softplus": 6}
+"""The number of each activation in native.c."""
+
 LAYER = (
     *("fan_in", "fan_out", "taps", "stride_in", "stride_out", "tap_stride", "bias_stride", "time_stride", "activation"),
     *("weight", "bias", "time_weight", "weight_gradient", "bias_gradient", "time_gradient"),  # addresses
@@ -35,13 +38,13 @@ class Solve(Structure):
     held: Any
 
     _fields_ = (
-        *_fields(c_int64, "batch width n_layers n_steps n_stages n_saved keep threads capacity each"),
+        *_fields(c_int64, "batch width n_layers n_steps n_stages n_saved keep threads capacity per_sample"),
         *_fields(c_double, "t0 t1"),
         *_fields(c_void_p, "layers a b c grid saved z0 z1 zs tape g1 gs g0"),
     )
 
 
-class Chosen(Structure):
+class AdaptiveSolve(Structure):
     """As in native.c."""
 
     _fields_ = (
@@ -70,41 +73,41 @@ class Kernel(NamedTuple):
     number: int
     name: str
 
-    def forward(self, wide: bool, solve: Solve) -> None:
-        """Solve with given steps; ``wide``: in double precision, here and below."""
-        _done(self.library.trueode_forward(self.number, wide, byref(solve)))
+    def forward(self, double: bool, solve: Solve) -> None:
+        """Solve with fixed steps; ``double``: in double precision, here and below."""
+        _done(self.library.trueode_forward(self.number, double, byref(solve)))
 
-    def backward(self, wide: bool, solve: Solve) -> None:
+    def backward(self, double: bool, solve: Solve) -> None:
         """Gradients of such a solve."""
-        _done(self.library.trueode_backward(self.number, wide, byref(solve)))
+        _done(self.library.trueode_backward(self.number, double, byref(solve)))
 
-    def choose(self, wide: bool, chosen: Chosen) -> bool:
-        """Solve with steps of its own choice; whether that went well."""
-        code = self.library.trueode_choose(self.number, wide, byref(chosen))
+    def solve_adaptive(self, double: bool, adaptive: AdaptiveSolve) -> bool:
+        """Solve with adaptive steps; whether that went well."""
+        code = self.library.trueode_solve_adaptive(self.number, double, byref(adaptive))
         if code != FAILED:
             _done(code)
         return bool(code != FAILED)
 
-    def take(self, wide: bool, chosen: Chosen, grid: int, errors: int, tape: int | None) -> None:
-        """Take the steps of `choose`, at the addresses given."""
-        _done(self.library.trueode_take(self.number, wide, byref(chosen), grid, errors, tape))
+    def take(self, double: bool, adaptive: AdaptiveSolve, grid: int, errors: int, tape: int | None) -> None:
+        """Take the steps of `solve_adaptive`, at the addresses given."""
+        _done(self.library.trueode_take(self.number, double, byref(adaptive), grid, errors, tape))
 
-    def convolve(self, wide: bool, task: Convolution) -> None:
+    def convolve(self, double: bool, task: Convolution) -> None:
         """A convolution of images."""
-        _done(self.library.trueode_convolve(self.number, wide, byref(task)))
+        _done(self.library.trueode_convolve(self.number, double, byref(task)))
 
-    def convolution_gradient(self, wide: bool, task: Convolution) -> None:
+    def convolution_gradient(self, double: bool, task: Convolution) -> None:
         """Gradients of the weights and the bias of such a convolution."""
-        _done(self.library.trueode_convolution_gradient(self.number, wide, byref(task)))
+        _done(self.library.trueode_convolution_gradient(self.number, double, byref(task)))
 
-    def tape_size(self, wide: bool, solve: Solve) -> int:
+    def tape_size(self, double: bool, solve: Solve) -> int:
         """Bytes that a forward pass keeps for the backward pass."""
-        size = int(self.library.trueode_tape_size(self.number, wide, byref(solve)))
+        size = int(self.library.trueode_tape_size(self.number, double, byref(solve)))
         _done(NO_MEMORY if size < 0 else 0)
         return size
 
 
-FAILED, NO_MEMORY = 1, 2
+FAILED, NO_MEMORY = 1, 2  # as in native.c
 
 
 def _done(code: int) -> None:
@@ -126,7 +129,7 @@ def _load() -> tuple[Any, str]:
         declare(library)
     except (OSError, AttributeError) as failure:
         return None, f"{found[0].name} cannot be loaded: {failure}"
-    structures = Solve, Chosen, Convolution
+    structures = Solve, AdaptiveSolve, Convolution
     sizes = (c_int64 * (1 + len(structures)))()
     library.trueode_sizes(sizes)
     if list(sizes) != [8 * len(LAYER), *(ctypes.sizeof(each) for each in structures)]:
@@ -150,8 +153,8 @@ def declare(library: Any) -> None:
         getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Solve))
     for name in ("convolve", "convolution_gradient"):
         getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Convolution))
-    library.trueode_choose.argtypes = (c_int64, c_int64, POINTER(Chosen))
-    library.trueode_take.argtypes = (c_int64, c_int64, POINTER(Chosen), c_void_p, c_void_p, c_void_p)
+    library.trueode_solve_adaptive.argtypes = (c_int64, c_int64, POINTER(AdaptiveSolve))
+    library.trueode_take.argtypes = (c_int64, c_int64, POINTER(AdaptiveSolve), c_void_p, c_void_p, c_void_p)
     library.trueode_tape_size.argtypes = (c_int64, c_int64, POINTER(Solve))
     library.trueode_tape_size.restype = c_int64
     library.trueode_has.argtypes = (c_int64,)

@@ -35,7 +35,7 @@ typedef struct {
 typedef struct {
     int64_t batch, width, n_layers, n_steps, n_stages, n_saved, keep, threads;
     int64_t capacity;      /* steps that there is room for on a tape of stages */
-    int64_t each;          /* whether every sample has steps of its own */
+    int64_t per_sample;    /* whether every sample has steps of its own */
     double t0, t1;
     const Layer *layers;
     const double *a, *b, *c; /* (n_stages, n_stages), (n_stages), (n_stages): the stages that advance the solution */
@@ -50,7 +50,7 @@ typedef struct {
 
 enum { SUCCESS, FAILED, NO_MEMORY };
 
-/* A solve that chooses its steps, and the steps that it took. */
+/* An adaptive solve, and the steps that it took. */
 typedef struct {
     Solve solve; /* without n_steps and grid; `keep`: for the backward pass. With KEEP_STAGES and steps of the whole batch
                   * stages go to the tape, if its room (for one step more than will be taken) is enough; what comes back tells. */
@@ -61,7 +61,7 @@ typedef struct {
     int64_t calls, n_rows;         /* calls of the field; accepted steps, the most of a column */
     int64_t *accepted, *rejected;  /* (columns), given by the caller */
     void *trace;                   /* taken and freed by take */
-} Chosen;
+} AdaptiveSolve;
 
 /* A convolution of images (batch, height, width, fan_in) by weights (3, 3, fan_in, fan_out), zeros around them, plus a bias
  * (fan_out) that may be NULL; both numbers of channels are multiples of 16. */
@@ -189,7 +189,7 @@ static void *aligned(size_t bytes) {
     return posix_memalign(&found, 64, bytes ? bytes : 64) ? NULL : found;
 }
 
-/* ---- the choice of steps: as in control.py, which gives the sources ---- */
+/* ---- adaptive steps: as in control.py, which gives the sources ---- */
 
 enum { START, PROBE, FIRST, TRIAL };
 
@@ -337,15 +337,15 @@ static int keep_state(Column *column, int64_t steps, const void *state, size_t b
 
 typedef struct {
     const char *name;
-    int (*forward[2])(const Solve *), (*backward[2])(const Solve *), (*choose_steps[2])(Chosen *);
-    int (*take[2])(Chosen *, double *, double *, void *);
+    int (*forward[2])(const Solve *), (*backward[2])(const Solve *), (*solve_adaptive[2])(AdaptiveSolve *);
+    int (*take[2])(AdaptiveSolve *, double *, double *, void *);
     int64_t (*tape_size[2])(const Solve *);
     int (*convolve[2])(const Convolution *), (*convolution_gradient[2])(const Convolution *);
 } Set;
 
 #define FOR(set, function) {function##_##set##_f32, function##_##set##_f64}
 #define A_SET(set) \
-    {#set, FOR(set, forward), FOR(set, backward), FOR(set, choose_steps), FOR(set, take), FOR(set, tape_size), \
+    {#set, FOR(set, forward), FOR(set, backward), FOR(set, solve_adaptive), FOR(set, take), FOR(set, tape_size), \
      FOR(set, convolve_images), FOR(set, convolution_gradient)}
 
 static const Set sets[] = {
@@ -379,23 +379,23 @@ const char *trueode_name(int64_t set) { return sets[set].name; }
 void trueode_sizes(int64_t *sizes) {
     sizes[0] = sizeof(Layer);
     sizes[1] = sizeof(Solve);
-    sizes[2] = sizeof(Chosen);
+    sizes[2] = sizeof(AdaptiveSolve);
     sizes[3] = sizeof(Convolution);
 }
 
-/* All return 0, FAILED (the steps cannot be chosen: the caller has another way, which tells why) or NO_MEMORY. */
-int trueode_forward(int64_t set, int64_t wide, const Solve *solve) { return sets[set].forward[wide](solve); }
-int trueode_backward(int64_t set, int64_t wide, const Solve *solve) { return sets[set].backward[wide](solve); }
-int trueode_choose(int64_t set, int64_t wide, Chosen *chosen) { return sets[set].choose_steps[wide](chosen); }
-int trueode_take(int64_t set, int64_t wide, Chosen *chosen, double *grid, double *errors, void *tape) {
-    return sets[set].take[wide](chosen, grid, errors, tape);
+/* All return 0, FAILED (an adaptive solve finds no steps: the caller has another way, which tells why) or NO_MEMORY. */
+int trueode_forward(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].forward[is_double](solve); }
+int trueode_backward(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].backward[is_double](solve); }
+int trueode_solve_adaptive(int64_t set, int64_t is_double, AdaptiveSolve *adaptive) { return sets[set].solve_adaptive[is_double](adaptive); }
+int trueode_take(int64_t set, int64_t is_double, AdaptiveSolve *adaptive, double *grid, double *errors, void *tape) {
+    return sets[set].take[is_double](adaptive, grid, errors, tape);
 }
 
 /* In bytes; -1 if there is no memory to find it. */
-int64_t trueode_tape_size(int64_t set, int64_t wide, const Solve *solve) { return sets[set].tape_size[wide](solve); }
+int64_t trueode_tape_size(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].tape_size[is_double](solve); }
 
 /* y from x, weight and bias; gradients of the weights and the bias from x and g (that of x is y of a convolution of g). */
-int trueode_convolve(int64_t set, int64_t wide, const Convolution *task) { return sets[set].convolve[wide](task); }
-int trueode_convolution_gradient(int64_t set, int64_t wide, const Convolution *task) {
-    return sets[set].convolution_gradient[wide](task);
+int trueode_convolve(int64_t set, int64_t is_double, const Convolution *task) { return sets[set].convolve[is_double](task); }
+int trueode_convolution_gradient(int64_t set, int64_t is_double, const Convolution *task) {
+    return sets[set].convolution_gradient[is_double](task);
 }

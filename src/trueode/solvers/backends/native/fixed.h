@@ -1,4 +1,4 @@
-/* Solves with given steps, forward and back; a part of kernel.h. */
+/* Solves with fixed steps, forward and back; a part of kernel.h. */
 
 /* The plan of a solve: where things lie, and who does what. What is known of a stage lies in two places: on its tape what the
  * backward pass cannot do without, in its slot what that computes again. */
@@ -147,7 +147,7 @@ static Span NAME(span)(const Solve *solve, double start, double end) {
     return span;
 }
 
-static Span NAME(span_each)(const Solve *solve, const double *starts, const double *ends) {
+static Span NAME(span_per_sample)(const Solve *solve, const double *starts, const double *ends) {
     Span span = {0, 0, 0, starts, ends, {{0}, {0}}};
     T *sizes = (T *)span.sizes;
     for (int64_t s = 0; s < BLOCK; s++) sizes[s] = (T)((ends[s] - starts[s]) * (solve->t1 - solve->t0));
@@ -233,13 +233,13 @@ static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) 
 
 /* The step of that number; `edges` has room for the fractions of a block's samples at both of its ends. */
 static Span NAME(span_of)(const Solve *solve, int64_t block, int64_t number, double *edges) {
-    if (!solve->each) return NAME(span)(solve, solve->grid[number], solve->grid[number + 1]);
+    if (!solve->per_sample) return NAME(span)(solve, solve->grid[number], solve->grid[number + 1]);
     for (int64_t s = 0; s < BLOCK; s++) {
         int64_t sample = smaller(block * BLOCK + s, solve->batch - 1);
         edges[s] = solve->grid[number * solve->batch + sample];
         edges[BLOCK + s] = solve->grid[(number + 1) * solve->batch + sample];
     }
-    return NAME(span_each)(solve, edges, edges + BLOCK);
+    return NAME(span_per_sample)(solve, edges, edges + BLOCK);
 }
 
 /* Whether a step moves no sample of a block: all have arrived. */
