@@ -326,6 +326,43 @@ def test_chosen_steps_in_single_precision(name: str) -> None:
         assert_as_accurate(found, portable(field, z0, solver)[1], exact)
 
 
+UNBOUNDED = library.Kernel.solve_adaptive
+
+
+def with_max_step(patch: pytest.MonkeyPatch, max_step: float) -> None:
+    def bounded(self: library.Kernel, double: bool, adaptive: library.AdaptiveSolve) -> bool:
+        adaptive.max_step = max_step
+        return UNBOUNDED(self, double, adaptive)
+
+    patch.setattr(library.Kernel, "solve_adaptive", bounded)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("per_sample", [False, True], ids=["together", "apart"])
+def test_no_step_is_longer_than_max_step(per_sample: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it alone bounds the steps, they are those of a fixed grid."""
+    field, z0, t = dense(3, 10, "tanh", True), states(37, 3), (0.2, 2.2)
+    solver = Adaptive("bosh3", 1e3, 1e3, per_sample=per_sample, first_step=2.0)
+    for n_steps in (1, 3, 7, 100):
+        with native.using(name), monkeypatch.context() as patch:
+            with_max_step(patch, 2 / n_steps)
+            found = results(field, z0, solver, t)[1]
+            expected = results(field, z0, FixedStep("bosh3", n_steps=n_steps), t)[1]
+        assert_same(found, expected)
+    solver = Adaptive("bosh3", 1e-5, 1e-5, per_sample=per_sample)
+    with native.using(name), monkeypatch.context() as patch:
+        free, plain = results(field, z0, solver, t)
+        longest = float(free.grid.diff(dim=0).max())
+        with_max_step(patch, longest / 2)
+        bounded, close = results(field, z0, solver, t)
+        assert float(bounded.grid.diff(dim=0).max()) <= longest / 2 * (1 + 1e-8)
+        assert_same(close, plain, 1e-3)
+        for unbounded in (0.0, -1.0, 2.0):
+            with_max_step(patch, unbounded)
+            same = results(field, z0, solver, t)[1]
+            assert all(map(torch.equal, same, plain))
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_samples_on_grids_of_their_own(name: str) -> None:
     """A grid for each sample, with samples that arrive early and steps of size zero."""

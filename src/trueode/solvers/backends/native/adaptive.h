@@ -117,7 +117,7 @@ static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
     int code = NAME(make_plan)(&all.plan, solve) || NAME(pack_weights)(&all.plan, 0) ? NO_MEMORY : SUCCESS;
     if (code) return code;
     int64_t n = 2 * solve->width, vectors = all.plan.blocks * n;
-    double length = fabs(solve->t1 - solve->t0), theta = 0, dtheta, norm[2], ratio;
+    double length = fabs(solve->t1 - solve->t0), limit = step_limit(adaptive->max_step, length), theta = 0, dtheta, norm[2], ratio;
     Trace *trace = make_trace(1);
     vec *states = aligned(4 * vectors * sizeof(vec));
     all.norms = malloc(3 * all.plan.parts * sizeof(double));
@@ -139,13 +139,14 @@ static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
     }
     while (theta < 1) {
         Column *column = &trace->columns[0];
+        if (dtheta > limit) dtheta = limit;
         code = FAILED;
         if (column->n + adaptive->rejected[0] >= adaptive->max_steps || !(dtheta > 10 * ulp(theta)) || !isfinite(dtheta)) goto done;
         code = NO_MEMORY;
         all.number = column->n;
         if (column->n + 1 >= solve->capacity) solve->keep = smaller(solve->keep, KEEP_STATES); /* the tape is full */
         if (solve->keep && column->n % all.plan.group == 0 && !keep_state(column, column->n / all.plan.group, all.z, vectors * sizeof(vec))) goto done;
-        double target = theta + 1.0001 * dtheta >= 1 ? 1 : theta + dtheta;
+        double target = step_end(theta, dtheta, limit);
         if ((code = NAME(batch_piece)(&all, TRIAL, NAME(span)(solve, theta, target), norm))) goto done;
         adaptive->calls += adaptive->n_stages - 1;
         ratio = norm[1];

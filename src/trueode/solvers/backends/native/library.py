@@ -51,7 +51,7 @@ class AdaptiveSolve(Structure):
         ("solve", Solve),
         *_fields(c_int64, "n_stages fsal error_order max_steps"),
         *_fields(c_void_p, "a b c error"),
-        *_fields(c_double, "rtol atol first_step"),
+        *_fields(c_double, "rtol atol first_step max_step"),
         *_fields(c_int64, "calls n_rows"),
         *_fields(c_void_p, "accepted rejected trace"),
     )

@@ -56,7 +56,8 @@ typedef struct {
                   * stages go to the tape, if its room (for one step more than will be taken) is enough; what comes back tells. */
     int64_t n_stages, fsal, error_order, max_steps;
     const double *a, *b, *c, *error; /* with all stages; weights of the estimate of the error */
-    double rtol, atol, first_step;   /* first_step: 0 where it is to be found */
+    double rtol, atol;
+    double first_step, max_step;     /* in units of time; 0 or less: to be found, and none */
     /* results, for each column: one, or one for each sample where every sample has steps of its own */
     int64_t calls, n_rows;         /* calls of the field; accepted steps, the most of a column */
     int64_t *accepted, *rejected;  /* (columns), given by the caller */
@@ -201,6 +202,15 @@ static double step_factor(double ratio, int64_t order) {
     double factor = 0.9 * pow(ratio, -1.0 / order), least = ratio <= 1 ? 1 : 0.2;
     factor = factor > least ? factor : least;
     return factor < 10 ? factor : 10;
+}
+
+/* The longest step, as a fraction of the interval. */
+static double step_limit(double max_step, double length) { return max_step > 0 ? max_step / length : INFINITY; }
+
+/* Where a step ends. A rest too short for a step of its own is taken along, as far as the limit, and rounding before it, allow. */
+static double step_end(double theta, double dtheta, double limit) {
+    double longest = (1 + 1e-9) * limit, reach = 1.0001 * dtheta;
+    return theta + (reach < longest ? reach : longest) >= 1 ? 1 : theta + dtheta;
 }
 
 static double trial_step(double d0, double d1) { return d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1; }

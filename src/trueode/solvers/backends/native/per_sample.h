@@ -16,7 +16,8 @@ static int NAME(per_sample_block)(const PerSample *all, int64_t block, vec *scra
     vec sums[2], selected[2];
     const T *each = (const T *)sums;
     I *lanes = (I *)selected;
-    double length = fabs(solve->t1 - solve->t0), theta[BLOCK], target[BLOCK], dtheta[BLOCK], h0[BLOCK], d1[BLOCK];
+    double length = fabs(solve->t1 - solve->t0), limit = step_limit(adaptive->max_step, length);
+    double theta[BLOCK], target[BLOCK], dtheta[BLOCK], h0[BLOCK], d1[BLOCK];
     int64_t going = count;
     int known = 1;
     NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
@@ -52,6 +53,7 @@ static int NAME(per_sample_block)(const PerSample *all, int64_t block, vec *scra
             Column *column = &all->trace->columns[first + s];
             target[s] = theta[s];
             if (theta[s] == 1) continue;
+            if (dtheta[s] > limit) dtheta[s] = limit;
             int64_t tried = column->n + adaptive->rejected[first + s];
             if (tried >= adaptive->max_steps || !(dtheta[s] > 10 * DBL_EPSILON * theta[s]) || !isfinite(dtheta[s])) return FAILED;
             if (solve->keep && column->n % plan->group == 0 && column->n / plan->group == column->kept) {
@@ -59,7 +61,7 @@ static int NAME(per_sample_block)(const PerSample *all, int64_t block, vec *scra
                 if (!state) return NO_MEMORY;
                 for (int64_t i = 0; i < width; i++) state[i] = ((const T *)z)[i * BLOCK + s];
             }
-            target[s] = theta[s] + 1.0001 * dtheta[s] >= 1 ? 1 : theta[s] + dtheta[s];
+            target[s] = step_end(theta[s], dtheta[s], limit);
         }
         span = NAME(span_per_sample)(solve, theta, target);
         if (!known) NAME(field_at)(plan, &span, 0, z, tape, slot, k);
