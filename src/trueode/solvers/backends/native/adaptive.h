@@ -103,7 +103,9 @@ static int NAME(batch_part)(void *context, int64_t part) {
 static int NAME(batch_piece)(WholeBatch *all, int piece, Span span, double *norm) {
     all->piece = piece;
     all->span = span;
-    int code = in_parallel(NAME(batch_part), all, all->plan.parts, all->plan.solve->threads);
+    double evaluations = piece == TRIAL ? all->adaptive->n_stages - 1 : 1;
+    int64_t threads = worth(all->plan.solve->threads, evaluations * all->plan.operations);
+    int code = in_parallel(NAME(batch_part), all, all->plan.parts, threads);
     norm[0] = norm[1] = 0;
     for (int64_t part = 0; part < all->plan.parts; part++)
         for (int i = 0; i < 2; i++) norm[i] += all->norms[3 * part + i];

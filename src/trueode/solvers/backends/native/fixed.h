@@ -11,6 +11,7 @@ typedef struct {
     int64_t *x_sum, *g_sum;        /* of pairs: where the sum of both rows lies, of the input and of the gradient of the output */
     int64_t kept, slot, g_slot;    /* sizes: vectors of a stage on the tape, in its slot, and of its gradients */
     int64_t sums;                  /* numbers in a part's sums */
+    double operations;             /* of an evaluation of the field for all samples, about */
     int64_t blocks, parts, group;  /* group: steps whose gradients of the weights are taken together */
     T *part_sums;
     int64_t tape_block;            /* vectors of a block on the tape */
@@ -57,6 +58,8 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
             slot += width;
             g_at += out;
         }
+        int64_t each = 2 * layer->taps * layer->fan_in + (layer->activation > LEAKY_RELU ? OF_ACTIVATION : 0);
+        plan->operations += (double)solve->batch * out * each;
         plan->w_at[j] = sums;
         sums += (layer->taps * layer->fan_in + 2) * layer->fan_out;
         width = out;
@@ -302,7 +305,8 @@ static int NAME(forward_part)(void *context, int64_t part) {
 static int NAME(forward)(const Solve *solve) {
     Plan plan;
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 0)) return NO_MEMORY;
-    int code = in_parallel(NAME(forward_part), &plan, plan.parts, solve->threads);
+    int code = in_parallel(NAME(forward_part), &plan, plan.parts,
+                           worth(solve->threads, plan.operations * solve->n_steps * solve->n_stages));
     NAME(free_plan)(&plan);
     return code;
 }
@@ -528,7 +532,8 @@ static int NAME(backward)(const Solve *solve) {
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 1)) return NO_MEMORY;
     plan.part_sums = calloc(larger(1, plan.parts * plan.sums), sizeof(T));
     if (!plan.part_sums) return NAME(free_plan)(&plan), NO_MEMORY;
-    int code = in_parallel(NAME(backward_part), &plan, plan.parts, solve->threads);
+    int code = in_parallel(NAME(backward_part), &plan, plan.parts,
+                           worth(solve->threads, 2 * plan.operations * solve->n_steps * solve->n_stages));
     T *total = plan.part_sums; /* of the first part, to which the others are added */
     for (int64_t part = 1; part < plan.parts; part++)
         for (int64_t i = 0; i < plan.sums; i++) total[i] += plan.part_sums[part * plan.sums + i];

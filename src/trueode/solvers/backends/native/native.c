@@ -13,14 +13,14 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <time.h>
 
 /* Identity and those activations whose derivative follows from their value come first. */
 enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
 /* stages in a group; parts of a batch; bytes that a group may fill; rows of weights whose gradients are summed together; vectors
- * that this reads beyond the last input */
-enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH };
+ * that this reads beyond the last input; operations of an activation, about */
+enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH, OF_ACTIVATION = 20 };
 
 /* A layer on rows of fan_in numbers: bias + t * time_weight + the sum over its taps of row r + tap - taps / 2 @ weight[tap],
  * where there is such a row; one tap is a matrix, applied to every row, more are a convolution. Strides in numbers. */
@@ -80,110 +80,7 @@ enum { POINTS = 36, TILES_AT_ONCE = 16, TILES_SUMMED = 32, TILES_EACH = 64, TILE
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* ---- threads: those of PyTorch, where OpenMP has them; others would compete with them, which wait actively for a while after
- * each operation. Otherwise helpers that sleep until the next call. ---- */
-
-typedef struct {
-    int (*work)(void *context, int64_t part);
-    void *context;
-    int64_t parts;
-    atomic_llong next; /* the next part to be done */
-    atomic_int failed;
-} Job;
-
-typedef struct {
-    Job *_Atomic job; /* what is to be done; NULL: nothing */
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
-} Helper;
-
-enum { MOST_HELPERS = 255 };
-
-static Helper helpers[MOST_HELPERS];
-static int64_t n_helpers;
-static atomic_flag in_use = ATOMIC_FLAG_INIT; /* by a call; other threads that call meanwhile work alone */
-static atomic_int process;                     /* that has the helpers; after a fork there are none */
-
-/* GOMP_parallel: `work` by as many threads. After a fork its threads are gone, and it would wait for them. */
-typedef void (*Parallel)(void (*work)(void *), void *context, unsigned threads, unsigned flags);
-static Parallel pool;
-static int pool_process;
-
-static void do_parts(void *context) {
-    Job *job = context;
-    for (;;) {
-        int64_t part = atomic_fetch_add(&job->next, 1);
-        if (part >= job->parts) return;
-        int code = job->work(job->context, part);
-        if (code) atomic_store(&job->failed, code);
-    }
-}
-
-static void breathe(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
-static void *help(void *argument) {
-    Helper *self = argument;
-    for (;;) {
-        pthread_mutex_lock(&self->mutex);
-        while (!atomic_load(&self->job)) pthread_cond_wait(&self->wake, &self->mutex);
-        pthread_mutex_unlock(&self->mutex);
-        do_parts(atomic_load(&self->job));
-        atomic_store(&self->job, NULL);
-    }
-    return NULL;
-}
-
-static void start_helpers(int64_t wanted) {
-    pthread_attr_t detached;
-    pthread_t thread;
-    sigset_t all, before;
-    sigfillset(&all); /* signals are for the caller's threads */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_attr_init(&detached);
-    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-    for (; n_helpers < wanted; n_helpers++) {
-        Helper *helper = &helpers[n_helpers];
-        atomic_store(&helper->job, NULL);
-        pthread_mutex_init(&helper->mutex, NULL);
-        pthread_cond_init(&helper->wake, NULL);
-        if (pthread_create(&thread, &detached, help, helper)) break;
-    }
-    pthread_attr_destroy(&detached);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-/* Does all parts; which thread does which makes no difference to the results. Returns 0, or what a part returned. */
-static int in_parallel(int (*work)(void *, int64_t), void *context, int64_t parts, int64_t threads) {
-    Job job = {work, context, parts, 0, 0};
-    int64_t wanted = smaller(smaller(threads, parts) - 1, MOST_HELPERS);
-    int me = (int)getpid();
-    if (atomic_exchange(&process, me) != me) {
-        n_helpers = 0;
-        atomic_flag_clear(&in_use);
-    }
-    if (wanted > 0 && pool && pool_process == me)
-        pool(do_parts, &job, wanted + 1, 0);
-    else if (wanted > 0 && !atomic_flag_test_and_set(&in_use)) {
-        start_helpers(wanted);
-        wanted = smaller(wanted, n_helpers);
-        for (int64_t i = 0; i < wanted; i++) {
-            atomic_store(&helpers[i].job, &job);
-            pthread_mutex_lock(&helpers[i].mutex);
-            pthread_cond_signal(&helpers[i].wake);
-            pthread_mutex_unlock(&helpers[i].mutex);
-        }
-        do_parts(&job);
-        for (int64_t i = 0; i < wanted; i++)
-            for (int turn = 1; atomic_load(&helpers[i].job); turn++) turn % 1024 ? breathe() : (void)sched_yield();
-        atomic_flag_clear(&in_use);
-    } else
-        do_parts(&job);
-    return atomic_load(&job.failed);
-}
+#include "threads.h"
 
 static void *aligned(size_t bytes) {
     void *found = NULL;
@@ -379,8 +276,7 @@ int trueode_has(int64_t set) {
 
 /* Which threads to take: of an OpenMP library by its GOMP_parallel, or, if that is NULL, helpers of our own. */
 void trueode_share(Parallel its) {
-    pool = its;
-    pool_process = (int)getpid();
+    atomic_store(&pool, its);
 }
 
 const char *trueode_name(int64_t set) { return sets[set].name; }
