@@ -246,13 +246,17 @@ def test_the_number_of_threads_plays_no_role(dtype: torch.dtype, name: str) -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
-def test_a_fork_of_a_process_that_has_used_threads_solves() -> None:
-    """OpenMP's threads do not live on in it, and waiting for them would never end."""
+@pytest.mark.parametrize("whose", ["OpenMP's", "our own"])
+def test_a_fork_of_a_process_that_has_used_threads_solves(whose: str) -> None:
+    """The threads do not live on in it, and waiting for them would never end."""
     script = """
-import os, signal, torch
+import os, signal, sys, torch
 from trueode import FixedStep, solve
 from trueode.fields import build_field
+from trueode.solvers.backends.native import library
 torch.set_num_threads(2)
+if sys.argv[1] == "our own":
+    library.kernel().library.trueode_share(None)
 field, z0 = build_field("linear_odenet", (2,), 32, "tanh"), torch.rand(500, 2)
 def solved():
     with torch.no_grad():
@@ -265,7 +269,7 @@ if not child:
 assert os.waitpid(child, 0)[1] == 0
 assert torch.equal(solved(), first)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", script, whose], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", SETS)
