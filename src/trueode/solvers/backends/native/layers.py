@@ -298,7 +298,7 @@ class _Run:
         method, n_steps, saved = self.method, max(self.grid.shape[0] - 1, 0), self.saved
         batch, width = z.shape
         flops = 2 * self.products * batch * max(n_steps, 8) * method.n_stages
-        threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
+        threads = min(library.threads(), 1 + int(flops / FLOPS_EACH))
         solve = Solve(
             batch, width, len(self.stack.layers), n_steps, method.n_stages, len(saved), keep, threads, self.capacity, self.each,
             self.clock.t0, self.clock.t1,

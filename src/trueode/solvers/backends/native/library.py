@@ -226,6 +226,32 @@ def using(name: str) -> Iterator[None]:
         _current[0] = before
 
 
+_threads: list[int] = []  # of the kernel, in blocks of `alone`
+
+
+def threads() -> int:
+    """How many threads the kernel may use: as many as PyTorch, outside of a block of `alone`."""
+    return _threads[-1] if _threads else torch.get_num_threads()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which PyTorch works with one thread, and the kernel goes on with as many as PyTorch had.
+
+    It is for tensors that are too small for several threads. PyTorch uses them all the same (for an optimiser, a softmax, a
+    product), which wins nothing, and beside a busy process costs milliseconds each time: all wait for the one thread that
+    does not get the processor.
+    """
+    had, kernel_had = torch.get_num_threads(), threads()
+    torch.set_num_threads(1)
+    _threads.append(kernel_had)
+    try:
+        yield
+    finally:
+        _threads.pop()
+        torch.set_num_threads(had)
+
+
 def describe() -> str:
     """Which path whole solves of fields made of layers take here, in words."""
     if os.environ.get(VARIABLE) == "off":
