@@ -38,11 +38,3 @@ def test_the_threads_come_back_after_a_failure() -> None:
     with pytest.raises(KeyboardInterrupt), spared(nn.Linear(2, 2), 1, (2,)):
         raise KeyboardInterrupt
     assert torch.get_num_threads() == native.library.threads() == 3
-
-
-def test_blocks_inside_of_one_another() -> None:
-    with native.alone():
-        with native.alone():
-            assert (torch.get_num_threads(), native.library.threads()) == (1, 3)
-        assert (torch.get_num_threads(), native.library.threads()) == (1, 3)
-    assert (torch.get_num_threads(), native.library.threads()) == (3, 3)

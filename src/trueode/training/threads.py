@@ -23,4 +23,4 @@ def spared(model: nn.Module, batch_size: int, sample: tuple[int, ...]) -> Abstra
     """
     parameters = list(model.parameters())
     small = batch_size * prod(sample) <= MOST_INPUTS and all(p.numel() <= MOST_PARAMETERS for p in parameters)
-    return native.alone() if small and all(p.device.type == "cpu" for p in parameters) else nullcontext()
+    return native.torch_on_one_thread() if small and all(p.device.type == "cpu" for p in parameters) else nullcontext()

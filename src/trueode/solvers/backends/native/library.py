@@ -226,16 +226,16 @@ def using(name: str) -> Iterator[None]:
         _current[0] = before
 
 
-_threads: list[int] = []  # of the kernel, in blocks of `alone`
+_threads: list[int] = []  # of the kernel, in blocks of `torch_on_one_thread`
 
 
 def threads() -> int:
-    """How many threads the kernel may use: as many as PyTorch, outside of a block of `alone`."""
+    """How many threads the kernel may use: as many as PyTorch, outside of a block of `torch_on_one_thread`."""
     return _threads[-1] if _threads else torch.get_num_threads()
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def torch_on_one_thread() -> Iterator[None]:
     """A block in which PyTorch works with one thread, and the kernel goes on with as many as PyTorch had.
 
     It is for tensors that are too small for several threads. PyTorch uses them all the same (for an optimiser, a softmax, a
