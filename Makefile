@@ -2,7 +2,7 @@
 # make test     install into .venv and run the tests              (ARGS="-k solve" adds pytest options)
 # make check    lint, formatting and types
 # make bench    speed and memory against torchdiffeq, torchode and diffrax   (ARGS="--rows euler": some of it)
-# make sanitize the compiled kernel under the sanitizers of addresses and undefined behaviour
+# make sanitize the compiled kernel under the sanitizers of addresses, undefined behaviour and threads
 # make generate files that follow from others: the default options file, requirements.txt
 # make licenses 3rd-party-licenses.txt from the installed dependencies
 PYTHON ?= python3
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test check bench sanitize generate licenses
+.PHONY: train test check bench sanitize race generate licenses
 .DEFAULT_GOAL := train
 
 $(BIN)/python:
@@ -50,12 +50,17 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 NATIVE := src/trueode/solvers/backends/native
-sanitize: $(VENV)/.test
+sanitize: $(VENV)/.test race
 	mkdir -p build
 	$(CC) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=gnu11 -pthread -Wall -Wextra -Wno-psabi -fPIC -shared \
 	    $(NATIVE)/native.c -o build/sanitized.so -lm
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 TRUEODE_NATIVE=$(CURDIR)/build/sanitized.so \
 	    OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/solvers/backends/native $(ARGS)
+
+race:
+	mkdir -p build
+	$(CC) -g -O1 -fsanitize=thread -std=gnu11 -pthread -Wall -Wextra -Wno-psabi -I$(NATIVE) tests/solvers/backends/native/race.c -o build/race -lm
+	build/race
 
 generate: $(VENV)/.train
 	$(BIN)/python tools/generate.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -169,15 +170,36 @@ def default_job(seconds: float) -> Found:
     jobs: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         bare = [sys.executable, "-c", "import torch"]
-        job = [sys.executable, str(ROOT / "train.py"), "--output_dir", folder, "--data_dir", folder]
         while len(jobs) <= FEWEST or sum(jobs) < seconds:
             imports.append(whole(bare))
-            jobs.append(whole(job))
+            jobs.append(whole(job_in(folder)))
     theirs, own = (
         statistics.median(times[1:]) for times in (imports, jobs)
     )  # the first warms the disk, makes the data
     title = "default job, `python train.py`, whole process"
     return Found([Row(title, "`import torch`", f"{theirs:.2f} s", f"{own:.2f} s", own / theirs, 2.5, False)])
+
+
+def job_in(folder: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), "--output_dir", folder, "--data_dir", folder]
+
+
+def neighbour(seconds: float) -> Found:
+    """``python train.py`` alone and beside a process that keeps one processor busy, by turns."""
+    alone: list[float] = []
+    beside: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        while len(beside) <= FEWEST or sum(beside) < seconds:
+            alone.append(whole(job_in(folder)))
+            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            try:
+                beside.append(whole(job_in(folder)))
+            finally:
+                busy.kill()
+                busy.wait()
+    theirs, own = (statistics.median(times[1:]) for times in (alone, beside))
+    title = "default job beside one busy process"
+    return Found([Row(title, "alone", f"{theirs:.2f} s", f"{own:.2f} s", own / theirs, 1.5, False)])
 
 
 def growth(seconds: float) -> Found:
@@ -221,6 +243,7 @@ ROWS: dict[str, Callable[[float], Found]] = {
     **{work: lambda seconds, work=work: compare(work, seconds) for work in COMPARISONS},  # type: ignore[misc]
     "memory": memory,
     "job": default_job,
+    "neighbour": neighbour,
     "growth": growth,
     "processes": two_processes,
     "audit": audit_cost,

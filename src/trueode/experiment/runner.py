@@ -21,6 +21,7 @@ from trueode.options import Options, dump_yaml, make_options, read_file
 from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
 from trueode.training import Hooks, Outcome, Row, State, train
 from trueode.training.progress import Progress
+from trueode.training.threads import spared
 
 
 def run(options: Options, given: frozenset[str] = frozenset()) -> int:
@@ -143,9 +144,18 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
 
 
 def _run_loop(parts: Parts, ranks: Ranks, hooks: Hooks) -> Outcome:
-    return train(
-        parts.state, parts.dataset, parts.task, parts.batches, parts.schedule, ranks, hooks, parts.checks, parts.field
-    )
+    with spared(parts.state.model, parts.batches.batch_size, parts.shape.sample):
+        return train(
+            parts.state,
+            parts.dataset,
+            parts.task,
+            parts.batches,
+            parts.schedule,
+            ranks,
+            hooks,
+            parts.checks,
+            parts.field,
+        )
 
 
 def _code(outcome: Outcome) -> int:

@@ -248,13 +248,17 @@ def test_the_number_of_threads_plays_no_role(dtype: torch.dtype, name: str) -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
-def test_a_fork_of_a_process_that_has_used_threads_solves() -> None:
-    """OpenMP's threads do not live on in it, and waiting for them would never end."""
+@pytest.mark.parametrize("whose", ["OpenMP's", "our own"])
+def test_a_fork_of_a_process_that_has_used_threads_solves(whose: str) -> None:
+    """The threads do not live on in it, and waiting for them would never end."""
     script = """
-import os, signal, torch
+import os, signal, sys, torch
 from trueode import FixedStep, solve
 from trueode.fields import build_field
+from trueode.solvers.backends.native import library
 torch.set_num_threads(2)
+if sys.argv[1] == "our own":
+    library.kernel().library.trueode_share(None)
 field, z0 = build_field("linear_odenet", (2,), 32, "tanh"), torch.rand(500, 2)
 def solved():
     with torch.no_grad():
@@ -267,7 +271,7 @@ if not child:
 assert os.waitpid(child, 0)[1] == 0
 assert torch.equal(solved(), first)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", script, whose], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -326,6 +330,43 @@ def test_chosen_steps_in_single_precision(name: str) -> None:
         with native.using(name):
             found = results(field, z0, solver)[1]
         assert_as_accurate(found, portable(field, z0, solver)[1], exact)
+
+
+UNBOUNDED = library.Kernel.solve_adaptive
+
+
+def with_max_step(patch: pytest.MonkeyPatch, max_step: float) -> None:
+    def bounded(self: library.Kernel, double: bool, adaptive: library.AdaptiveSolve) -> bool:
+        adaptive.max_step = max_step
+        return UNBOUNDED(self, double, adaptive)
+
+    patch.setattr(library.Kernel, "solve_adaptive", bounded)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("per_sample", [False, True], ids=["together", "apart"])
+def test_no_step_is_longer_than_max_step(per_sample: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it alone bounds the steps, they are those of a fixed grid."""
+    field, z0, t = dense(3, 10, "tanh", True), states(37, 3), (0.2, 2.2)
+    solver = Adaptive("bosh3", 1e3, 1e3, per_sample=per_sample, first_step=2.0)
+    for n_steps in (1, 3, 7, 100):
+        with native.using(name), monkeypatch.context() as patch:
+            with_max_step(patch, 2 / n_steps)
+            found = results(field, z0, solver, t)[1]
+            expected = results(field, z0, FixedStep("bosh3", n_steps=n_steps), t)[1]
+        assert_same(found, expected)
+    solver = Adaptive("bosh3", 1e-5, 1e-5, per_sample=per_sample)
+    with native.using(name), monkeypatch.context() as patch:
+        free, plain = results(field, z0, solver, t)
+        longest = float(free.grid.diff(dim=0).max())
+        with_max_step(patch, longest / 2)
+        bounded, close = results(field, z0, solver, t)
+        assert float(bounded.grid.diff(dim=0).max()) <= longest / 2 * (1 + 1e-8)
+        assert_same(close, plain, 1e-3)
+        for unbounded in (0.0, -1.0, 2.0):
+            with_max_step(patch, unbounded)
+            same = results(field, z0, solver, t)[1]
+            assert all(map(torch.equal, same, plain))
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,6 +1,6 @@
 /* Activations and their derivatives, vector by vector; a part of kernel.h. */
 
-static inline vec NAME(choose)(ivec condition, vec a, vec b) {
+static inline vec NAME(select)(ivec condition, vec a, vec b) {
     return (vec)(((ivec)a & condition) | ((ivec)b & ~condition));
 }
 
@@ -13,8 +13,8 @@ static inline vec NAME(exp_parts)(vec x, vec *scale) {
     const T high_part = single ? 0x1.62e4p-1 : 0x1.62e42feep-1;
     const T low_part = single ? 1.4286068203094172e-6 : 1.9082149292705877e-10;
     const vec zero = {0};
-    x = NAME(choose)(x < low, zero + low, x);
-    x = NAME(choose)(x > high, zero + high, x);
+    x = NAME(select)(x < low, zero + low, x);
+    x = NAME(select)(x > high, zero + high, x);
     vec shifted = x * (T)1.4426950408889634 + magic, n = shifted - magic;
     vec r = x - n * high_part - n * low_part;
     ivec exponent = (ivec)shifted - (ivec)(zero + magic) + (single ? 127 : 1023);
@@ -45,7 +45,7 @@ static inline vec NAME(sigmoid)(vec x) {
 /* expm1(2 x) / (expm1(2 x) + 2) */
 static inline vec NAME(tanh)(vec x) {
     const vec zero = {0};
-    x = NAME(choose)(x > 20, zero + 20, x);
+    x = NAME(select)(x > 20, zero + 20, x);
     vec scale, p = NAME(exp_parts)(2 * x, &scale), e = scale * p + (scale - 1);
     return e / (e + 2);
 }
@@ -54,10 +54,10 @@ static inline vec NAME(tanh)(vec x) {
  * is above the square root of 2. Beyond 20 it is x, as in PyTorch. */
 static inline vec NAME(softplus)(vec x) {
     const vec zero = {0};
-    vec positive = NAME(choose)(x < 0, zero, x), size = NAME(choose)(x < 0, -x, x);
+    vec positive = NAME(select)(x < 0, zero, x), size = NAME(select)(x < 0, -x, x);
     vec scale, p = NAME(exp_parts)(-size, &scale), u = scale * p + scale;
     ivec large = u > (T)0.41421356237309503;
-    vec s = NAME(choose)(large, (u - 1) / (u + 3), u / (u + 2)), q = s * s;
+    vec s = NAME(select)(large, (u - 1) / (u + 3), u / (u + 2)), q = s * s;
     vec sum = zero;
     if (sizeof(T) == 8) {
         sum = zero + (T)(1 / 21.0);
@@ -71,8 +71,8 @@ static inline vec NAME(softplus)(vec x) {
     sum = sum * q + (T)(1 / 7.0);
     sum = sum * q + (T)(1 / 5.0);
     sum = sum * q + (T)(1 / 3.0);
-    vec found = positive + (2 * (s * q * sum + s) + NAME(choose)(large, zero + (T)0.69314718055994531, zero));
-    return NAME(choose)(x > 20, x, found);
+    vec found = positive + (2 * (s * q * sum + s) + NAME(select)(large, zero + (T)0.69314718055994531, zero));
+    return NAME(select)(x > 20, x, found);
 }
 
 /* y = act(x) for n vectors; x and y may be the same. */
@@ -80,10 +80,10 @@ static void NAME(activate)(int64_t activation, const vec *x, vec *y, int64_t n) 
     const vec zero = {0};
     switch (activation) {
         case RELU:
-            for (int64_t i = 0; i < n; i++) y[i] = NAME(choose)(x[i] < 0, zero, x[i]);
+            for (int64_t i = 0; i < n; i++) y[i] = NAME(select)(x[i] < 0, zero, x[i]);
             break;
         case LEAKY_RELU:
-            for (int64_t i = 0; i < n; i++) y[i] = NAME(choose)(x[i] > 0, x[i], x[i] * (T)0.01);
+            for (int64_t i = 0; i < n; i++) y[i] = NAME(select)(x[i] > 0, x[i], x[i] * (T)0.01);
             break;
         case SIGMOID:
             for (int64_t i = 0; i < n; i++) y[i] = NAME(sigmoid)(x[i]);
@@ -107,10 +107,10 @@ static void NAME(pull_activation)(int64_t activation, const vec *known, vec *g, 
     const vec zero = {0};
     switch (activation) {
         case RELU:
-            for (int64_t i = 0; i < n; i++) g[i] = NAME(choose)(known[i] <= 0, zero, g[i]);
+            for (int64_t i = 0; i < n; i++) g[i] = NAME(select)(known[i] <= 0, zero, g[i]);
             break;
         case LEAKY_RELU:
-            for (int64_t i = 0; i < n; i++) g[i] = NAME(choose)(known[i] > 0, g[i], g[i] * (T)0.01);
+            for (int64_t i = 0; i < n; i++) g[i] = NAME(select)(known[i] > 0, g[i], g[i] * (T)0.01);
             break;
         case SIGMOID:
             for (int64_t i = 0; i < n; i++) g[i] *= known[i] * (1 - known[i]);
@@ -126,7 +126,7 @@ static void NAME(pull_activation)(int64_t activation, const vec *known, vec *g, 
             break;
         case SOFTPLUS:
             for (int64_t i = 0; i < n; i++)
-                g[i] = NAME(choose)(known[i] > 20, g[i], g[i] * NAME(sigmoid)(known[i]));
+                g[i] = NAME(select)(known[i] > 20, g[i], g[i] * NAME(sigmoid)(known[i]));
             break;
         default:
             break;

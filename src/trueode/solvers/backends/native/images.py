@@ -99,7 +99,7 @@ class _Convolution(torch.autograd.Function):
 def _task(x: Tensor, fan_out: int, taps: int = 9) -> Convolution:
     """A convolution of images that lie channels last."""
     batch, fan_in, height, width = x.shape
-    threads = min(torch.get_num_threads(), 1 + int(2 * taps * x.numel() * fan_out / FLOPS_EACH))
+    threads = min(library.threads(), 1 + int(2 * taps * x.numel() * fan_out / FLOPS_EACH))
     return Convolution(batch, height, width, fan_in, fan_out, threads, x.data_ptr())
 
 

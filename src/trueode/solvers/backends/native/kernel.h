@@ -11,8 +11,8 @@
 #define Packed NAME(Packed)
 #define Plan NAME(Plan)
 #define Span NAME(Span)
-#define Together NAME(Together)
-#define Apart NAME(Apart)
+#define WholeBatch NAME(WholeBatch)
+#define PerSample NAME(PerSample)
 #define loose NAME(loose)
 #define Transform NAME(Transform)
 #define Images NAME(Images)
@@ -24,8 +24,9 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 
 #include "activations.h"
 #include "layers.h"
-#include "given.h"
-#include "chosen.h"
+#include "fixed.h"
+#include "adaptive.h"
+#include "per_sample.h"
 #include "images.h"
 
 #undef vec
@@ -33,8 +34,8 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 #undef Packed
 #undef Plan
 #undef Span
-#undef Together
-#undef Apart
+#undef WholeBatch
+#undef PerSample
 #undef loose
 #undef Transform
 #undef Images

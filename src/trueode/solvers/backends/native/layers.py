@@ -19,7 +19,7 @@ from trueode.errors import SolveError
 from trueode.layers import LayerStack
 from trueode.solvers.backends import generic
 from trueode.solvers.backends.native import library, runtime
-from trueode.solvers.backends.native.library import LAYER, Chosen, Kernel, Solve
+from trueode.solvers.backends.native.library import LAYER, AdaptiveSolve, Kernel, Solve
 from trueode.solvers.backends.native.runtime import RUNTIME, Block
 from trueode.solvers.clock import Clock
 from trueode.solvers.gradients import Checkpoint
@@ -36,7 +36,6 @@ NUMBERS = {"identity": 0, **{name: each.kernel for name, each in ACTIVATIONS.ite
 """Of activations, as in native.c."""
 NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
 MOST_NUMBERS = 2**15  # in a stage of one sample: larger ones leave the cache, and PyTorch's convolutions take less time
-FLOPS_EACH = 1e6  # that a thread must have to do to be worth its waking
 
 
 def accepts(problem: Problem) -> bool:
@@ -93,7 +92,6 @@ class _Task(NamedTuple):
     Attributes:
         addresses: of the layers' tensors.
         values: the layers as the kernel takes them.
-        products: of the layers for one sample, as if there were all rows that the taps ask for.
     """
 
     kernel: Kernel
@@ -106,7 +104,6 @@ class _Task(NamedTuple):
     shape: tuple[int, int]
     addresses: list[int]
     values: list[int]
-    products: int
 
     @classmethod
     def of(cls, problem: Problem, z: Tensor, tensors: Sequence[Tensor | None]) -> _Task:
@@ -114,7 +111,6 @@ class _Task(NamedTuple):
         kernel, stack = library.kernel(), problem.layers
         assert kernel is not None
         assert stack is not None
-        values, products = _described(stack, z.shape[1], tensors)
         return cls(
             kernel,
             z.dtype == torch.float64,
@@ -125,15 +121,14 @@ class _Task(NamedTuple):
             problem.per_sample,
             (z.shape[0], z.shape[1]),
             list(map(_address, tensors)),
-            values,
-            products,
+            _described(stack, tensors),
         )
 
     def layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
         """The layers with places for their gradients; the backward pass meets those of the forward pass where nothing moved them."""
         values = self.values
         if gradients and list(map(_address, tensors)) != self.addresses:
-            values = _described(self.stack, self.shape[1], tensors)[0]
+            values = _described(self.stack, tensors)
         array = (c_int64 * len(values))(*values)
         for i, gradient in enumerate(gradients):
             array[len(LAYER) * (i // 3 + 1) - 3 + i % 3] = _address(gradient)
@@ -142,9 +137,7 @@ class _Task(NamedTuple):
     def solve(self, steps: _Steps, layers: Any) -> Solve:
         """The solve as the kernel takes it, but for the addresses of states, gradients and the tape."""
         (batch, width), method = self.shape, _method(self.tableau)
-        n_steps = max(len(steps.grid) - 1, 0)
-        flops = 2 * self.products * batch * max(n_steps, 8) * method.n_stages
-        threads = min(torch.get_num_threads(), 1 + int(flops / FLOPS_EACH))
+        n_steps, threads = max(len(steps.grid) - 1, 0), library.threads()
         solve = Solve(
             batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved), steps.keep, threads, steps.capacity,
             self.per_sample, self.clock.t0, self.clock.t1,
@@ -262,7 +255,7 @@ def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: An
     if wanted.keep == STAGES:
         tape = RUNTIME.take(task.kernel.tape_size(task.double, solve))
         solve.tape = tape.address
-    chosen = Chosen(
+    adaptive = AdaptiveSolve(
         solve,
         task.tableau.stages,
         task.tableau.fsal,
@@ -272,22 +265,23 @@ def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: An
         solver.rtol,
         solver.atol,
         solver.first_step or 0.0,
+        solver.max_step or 0.0,
         accepted=counts[0].data_ptr(),
         rejected=counts[1].data_ptr(),
     )
-    if not task.kernel.choose(task.double, chosen):
+    if not task.kernel.solve_adaptive(task.double, adaptive):
         return None
     shape = (columns,) if task.per_sample else ()
-    grid = torch.empty(chosen.n_rows + 1, *shape, dtype=torch.float64, device="cpu")
-    errors = torch.empty(chosen.n_rows, *shape, dtype=torch.float64, device="cpu")
-    kept, address = chosen.solve.keep, None
+    grid = torch.empty(adaptive.n_rows + 1, *shape, dtype=torch.float64, device="cpu")
+    errors = torch.empty(adaptive.n_rows, *shape, dtype=torch.float64, device="cpu")
+    kept, address = adaptive.solve.keep, None
     if kept == STATES:
-        solve.n_steps, solve.keep = chosen.n_rows, STATES
+        solve.n_steps, solve.keep = adaptive.n_rows, STATES
         tape = RUNTIME.take(task.kernel.tape_size(task.double, solve))
         address = tape.address
-    task.kernel.take(task.double, chosen, grid.data_ptr(), errors.data_ptr(), address)
+    task.kernel.take(task.double, adaptive, grid.data_ptr(), errors.data_ptr(), address)
     steps = _Steps(grid, keep=kept, capacity=wanted.capacity, tape=tape)
-    return _Found(steps, final, counts, errors, chosen.calls)
+    return _Found(steps, final, counts, errors, adaptive.calls)
 
 
 class _Kept(NamedTuple):
@@ -333,22 +327,20 @@ def _backward(kept: _Kept, tensors: Sequence[Tensor | None], gradients: Sequence
     return [start, *found]
 
 
-def _described(stack: LayerStack, width: int, tensors: Sequence[Tensor | None]) -> tuple[list[int], int]:
-    """The layers as the kernel takes them, and their products for one sample."""
+def _described(stack: LayerStack, tensors: Sequence[Tensor | None]) -> list[int]:
+    """The layers as the kernel takes them."""
     values: list[int] = []
-    products = 0
-    for i, (layer, entering) in enumerate(zip(stack.layers, stack.widths(width), strict=True)):
+    for i, layer in enumerate(stack.layers):
         weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
         assert weight is not None
         assert bias is not None
         fan_out, fan_in, *taps = weight.shape
         stride_out, stride_in, *tap_stride = weight.stride()
-        products += entering * fan_out * (taps[0] if taps else 1)
         values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
         values.append(0 if time_weight is None else time_weight.stride(0))
         values += NUMBERS[layer.activation], weight.data_ptr(), bias.data_ptr(), _address(time_weight)
         values += 0, 0, 0  # addresses of gradients
-    return values, products
+    return values
 
 
 def _address(x: Tensor | None) -> int:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from trueode.solvers.backends.native.runtime import NOT_ASKED, RUNTIME
+
 VARIABLE = "TRUEODE_NATIVE"  # of the environment: "off", the name of an instruction set, or the path of another build
 
 
@@ -35,20 +37,20 @@ class Solve(Structure):
     held: Any
 
     _fields_ = (
-        *_fields(c_int64, "batch width n_layers n_steps n_stages n_saved keep threads capacity each"),
+        *_fields(c_int64, "batch width n_layers n_steps n_stages n_saved keep threads capacity per_sample"),
         *_fields(c_double, "t0 t1"),
         *_fields(c_void_p, "layers a b c grid saved z0 z1 zs tape g1 gs g0"),
     )
 
 
-class Chosen(Structure):
+class AdaptiveSolve(Structure):
     """As in native.c."""
 
     _fields_ = (
         ("solve", Solve),
         *_fields(c_int64, "n_stages fsal error_order max_steps"),
         *_fields(c_void_p, "a b c error"),
-        *_fields(c_double, "rtol atol first_step"),
+        *_fields(c_double, "rtol atol first_step max_step"),
         *_fields(c_int64, "calls n_rows"),
         *_fields(c_void_p, "accepted rejected trace"),
     )
@@ -70,41 +72,41 @@ class Kernel(NamedTuple):
     number: int
     name: str
 
-    def forward(self, wide: bool, solve: Solve) -> None:
-        """Solve with given steps; ``wide``: in double precision, here and below."""
-        _done(self.library.trueode_forward(self.number, wide, byref(solve)))
+    def forward(self, double: bool, solve: Solve) -> None:
+        """Solve with fixed steps; ``double``: in double precision, here and below."""
+        _done(self.library.trueode_forward(self.number, double, byref(solve)))
 
-    def backward(self, wide: bool, solve: Solve) -> None:
+    def backward(self, double: bool, solve: Solve) -> None:
         """Gradients of such a solve."""
-        _done(self.library.trueode_backward(self.number, wide, byref(solve)))
+        _done(self.library.trueode_backward(self.number, double, byref(solve)))
 
-    def choose(self, wide: bool, chosen: Chosen) -> bool:
-        """Solve with steps of its own choice; whether that went well."""
-        code = self.library.trueode_choose(self.number, wide, byref(chosen))
+    def solve_adaptive(self, double: bool, adaptive: AdaptiveSolve) -> bool:
+        """Solve with adaptive steps; whether that went well."""
+        code = self.library.trueode_solve_adaptive(self.number, double, byref(adaptive))
         if code != FAILED:
             _done(code)
         return bool(code != FAILED)
 
-    def take(self, wide: bool, chosen: Chosen, grid: int, errors: int, tape: int | None) -> None:
-        """Take the steps of `choose`, at the addresses given."""
-        _done(self.library.trueode_take(self.number, wide, byref(chosen), grid, errors, tape))
+    def take(self, double: bool, adaptive: AdaptiveSolve, grid: int, errors: int, tape: int | None) -> None:
+        """Take the steps of `solve_adaptive`, at the addresses given."""
+        _done(self.library.trueode_take(self.number, double, byref(adaptive), grid, errors, tape))
 
-    def convolve(self, wide: bool, task: Convolution) -> None:
+    def convolve(self, double: bool, task: Convolution) -> None:
         """A convolution of images."""
-        _done(self.library.trueode_convolve(self.number, wide, byref(task)))
+        _done(self.library.trueode_convolve(self.number, double, byref(task)))
 
-    def convolution_gradient(self, wide: bool, task: Convolution) -> None:
+    def convolution_gradient(self, double: bool, task: Convolution) -> None:
         """Gradients of the weights and the bias of such a convolution."""
-        _done(self.library.trueode_convolution_gradient(self.number, wide, byref(task)))
+        _done(self.library.trueode_convolution_gradient(self.number, double, byref(task)))
 
-    def tape_size(self, wide: bool, solve: Solve) -> int:
+    def tape_size(self, double: bool, solve: Solve) -> int:
         """Bytes that a forward pass keeps for the backward pass."""
-        size = int(self.library.trueode_tape_size(self.number, wide, byref(solve)))
+        size = int(self.library.trueode_tape_size(self.number, double, byref(solve)))
         _done(NO_MEMORY if size < 0 else 0)
         return size
 
 
-FAILED, NO_MEMORY = 1, 2
+FAILED, NO_MEMORY = 1, 2  # as in native.c
 
 
 def _done(code: int) -> None:
@@ -126,7 +128,7 @@ def _load() -> tuple[Any, str]:
         declare(library)
     except (OSError, AttributeError) as failure:
         return None, f"{found[0].name} cannot be loaded: {failure}"
-    structures = Solve, Chosen, Convolution
+    structures = Solve, AdaptiveSolve, Convolution
     sizes = (c_int64 * (1 + len(structures)))()
     library.trueode_sizes(sizes)
     if list(sizes) != [8 * len(LAYER), *(ctypes.sizeof(each) for each in structures)]:
@@ -150,8 +152,8 @@ def declare(library: Any) -> None:
         getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Solve))
     for name in ("convolve", "convolution_gradient"):
         getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Convolution))
-    library.trueode_choose.argtypes = (c_int64, c_int64, POINTER(Chosen))
-    library.trueode_take.argtypes = (c_int64, c_int64, POINTER(Chosen), c_void_p, c_void_p, c_void_p)
+    library.trueode_solve_adaptive.argtypes = (c_int64, c_int64, POINTER(AdaptiveSolve))
+    library.trueode_take.argtypes = (c_int64, c_int64, POINTER(AdaptiveSolve), c_void_p, c_void_p, c_void_p)
     library.trueode_tape_size.argtypes = (c_int64, c_int64, POINTER(Solve))
     library.trueode_tape_size.restype = c_int64
     library.trueode_has.argtypes = (c_int64,)
@@ -183,14 +185,12 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(_kernels())
 
 
-_current: list[Kernel | None] = []  # one entry, once it was asked for
-
-
 def kernel() -> Kernel | None:
     """The kernel in use; None where there is none, which is told once."""
-    if not _current:
-        _current.append(_first())
-    return _current[0]
+    if RUNTIME.kernel is NOT_ASKED:
+        RUNTIME.kernel = _first()
+    found: Kernel | None = RUNTIME.kernel
+    return found
 
 
 def _first() -> Kernel | None:
@@ -216,11 +216,34 @@ def _first() -> Kernel | None:
 def using(name: str) -> Iterator[None]:
     """A block in which another instruction set is used, or none: ``"off"``."""
     before = kernel()
-    _current[0] = None if name == "off" else _kernels()[name]
+    RUNTIME.kernel = None if name == "off" else _kernels()[name]
     try:
         yield
     finally:
-        _current[0] = before
+        RUNTIME.kernel = before
+
+
+def threads() -> int:
+    """How many threads the kernel may use: as many as PyTorch, outside of a block of `torch_on_one_thread`."""
+    return RUNTIME.threads or torch.get_num_threads()
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """A block in which PyTorch works with one thread, and the kernel goes on with as many as PyTorch had.
+
+    It is for tensors that are too small for several threads. PyTorch uses them all the same (for an optimiser, a softmax, a
+    product), which wins nothing, and beside a busy process costs milliseconds each time: all wait for the one thread that
+    does not get the processor.
+    """
+    had, before = torch.get_num_threads(), RUNTIME.threads
+    RUNTIME.threads = threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        RUNTIME.threads = before
+        torch.set_num_threads(had)
 
 
 def describe() -> str:

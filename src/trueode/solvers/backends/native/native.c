@@ -13,14 +13,14 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <time.h>
 
 /* Identity and those activations whose derivative follows from their value come first. */
 enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
 /* stages in a group; parts of a batch; bytes that a group may fill; rows of weights whose gradients are summed together; vectors
- * that this reads beyond the last input */
-enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH };
+ * that this reads beyond the last input; operations of an activation, about */
+enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH, OF_ACTIVATION = 20 };
 
 /* A layer on rows of fan_in numbers: bias + t * time_weight + the sum over its taps of row r + tap - taps / 2 @ weight[tap],
  * where there is such a row; one tap is a matrix, applied to every row, more are a convolution. Strides in numbers. */
@@ -35,7 +35,7 @@ typedef struct {
 typedef struct {
     int64_t batch, width, n_layers, n_steps, n_stages, n_saved, keep, threads;
     int64_t capacity;      /* steps that there is room for on a tape of stages */
-    int64_t each;          /* whether every sample has steps of its own */
+    int64_t per_sample;    /* whether every sample has steps of its own */
     double t0, t1;
     const Layer *layers;
     const double *a, *b, *c; /* (n_stages, n_stages), (n_stages), (n_stages): the stages that advance the solution */
@@ -50,18 +50,19 @@ typedef struct {
 
 enum { SUCCESS, FAILED, NO_MEMORY };
 
-/* A solve that chooses its steps, and the steps that it took. */
+/* An adaptive solve, and the steps that it took. */
 typedef struct {
     Solve solve; /* without n_steps and grid; `keep`: for the backward pass. With KEEP_STAGES and steps of the whole batch
                   * stages go to the tape, if its room (for one step more than will be taken) is enough; what comes back tells. */
     int64_t n_stages, fsal, error_order, max_steps;
     const double *a, *b, *c, *error; /* with all stages; weights of the estimate of the error */
-    double rtol, atol, first_step;   /* first_step: 0 where it is to be found */
+    double rtol, atol;
+    double first_step, max_step;     /* in units of time; 0 or less: to be found, and none */
     /* results, for each column: one, or one for each sample where every sample has steps of its own */
     int64_t calls, n_rows;         /* calls of the field; accepted steps, the most of a column */
     int64_t *accepted, *rejected;  /* (columns), given by the caller */
     void *trace;                   /* taken and freed by take */
-} Chosen;
+} AdaptiveSolve;
 
 /* A convolution of images (batch, height, width, fan_in) by weights (3, 3, fan_in, fan_out), zeros around them, plus a bias
  * (fan_out) that may be NULL; both numbers of channels are multiples of 16. */
@@ -79,117 +80,14 @@ enum { POINTS = 36, TILES_AT_ONCE = 16, TILES_SUMMED = 32, TILES_EACH = 64, TILE
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* ---- threads: those of PyTorch, where OpenMP has them; others would compete with them, which wait actively for a while after
- * each operation. Otherwise helpers that sleep until the next call. ---- */
-
-typedef struct {
-    int (*work)(void *context, int64_t part);
-    void *context;
-    int64_t parts;
-    atomic_llong next; /* the next part to be done */
-    atomic_int failed;
-} Job;
-
-typedef struct {
-    Job *_Atomic job; /* what is to be done; NULL: nothing */
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
-} Helper;
-
-enum { MOST_HELPERS = 255 };
-
-static Helper helpers[MOST_HELPERS];
-static int64_t n_helpers;
-static atomic_flag in_use = ATOMIC_FLAG_INIT; /* by a call; other threads that call meanwhile work alone */
-static atomic_int process;                     /* that has the helpers; after a fork there are none */
-
-/* GOMP_parallel: `work` by as many threads. After a fork its threads are gone, and it would wait for them. */
-typedef void (*Parallel)(void (*work)(void *), void *context, unsigned threads, unsigned flags);
-static Parallel pool;
-static int pool_process;
-
-static void do_parts(void *context) {
-    Job *job = context;
-    for (;;) {
-        int64_t part = atomic_fetch_add(&job->next, 1);
-        if (part >= job->parts) return;
-        int code = job->work(job->context, part);
-        if (code) atomic_store(&job->failed, code);
-    }
-}
-
-static void breathe(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
-static void *help(void *argument) {
-    Helper *self = argument;
-    for (;;) {
-        pthread_mutex_lock(&self->mutex);
-        while (!atomic_load(&self->job)) pthread_cond_wait(&self->wake, &self->mutex);
-        pthread_mutex_unlock(&self->mutex);
-        do_parts(atomic_load(&self->job));
-        atomic_store(&self->job, NULL);
-    }
-    return NULL;
-}
-
-static void start_helpers(int64_t wanted) {
-    pthread_attr_t detached;
-    pthread_t thread;
-    sigset_t all, before;
-    sigfillset(&all); /* signals are for the caller's threads */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_attr_init(&detached);
-    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-    for (; n_helpers < wanted; n_helpers++) {
-        Helper *helper = &helpers[n_helpers];
-        atomic_store(&helper->job, NULL);
-        pthread_mutex_init(&helper->mutex, NULL);
-        pthread_cond_init(&helper->wake, NULL);
-        if (pthread_create(&thread, &detached, help, helper)) break;
-    }
-    pthread_attr_destroy(&detached);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-/* Does all parts; which thread does which makes no difference to the results. Returns 0, or what a part returned. */
-static int in_parallel(int (*work)(void *, int64_t), void *context, int64_t parts, int64_t threads) {
-    Job job = {work, context, parts, 0, 0};
-    int64_t wanted = smaller(smaller(threads, parts) - 1, MOST_HELPERS);
-    int me = (int)getpid();
-    if (atomic_exchange(&process, me) != me) {
-        n_helpers = 0;
-        atomic_flag_clear(&in_use);
-    }
-    if (wanted > 0 && pool && pool_process == me)
-        pool(do_parts, &job, wanted + 1, 0);
-    else if (wanted > 0 && !atomic_flag_test_and_set(&in_use)) {
-        start_helpers(wanted);
-        wanted = smaller(wanted, n_helpers);
-        for (int64_t i = 0; i < wanted; i++) {
-            atomic_store(&helpers[i].job, &job);
-            pthread_mutex_lock(&helpers[i].mutex);
-            pthread_cond_signal(&helpers[i].wake);
-            pthread_mutex_unlock(&helpers[i].mutex);
-        }
-        do_parts(&job);
-        for (int64_t i = 0; i < wanted; i++)
-            for (int turn = 1; atomic_load(&helpers[i].job); turn++) turn % 1024 ? breathe() : (void)sched_yield();
-        atomic_flag_clear(&in_use);
-    } else
-        do_parts(&job);
-    return atomic_load(&job.failed);
-}
+#include "threads.h"
 
 static void *aligned(size_t bytes) {
     void *found = NULL;
     return posix_memalign(&found, 64, bytes ? bytes : 64) ? NULL : found;
 }
 
-/* ---- the choice of steps: as in control.py, which gives the sources ---- */
+/* ---- adaptive steps: as in control.py, which gives the sources ---- */
 
 enum { START, PROBE, FIRST, TRIAL };
 
@@ -201,6 +99,15 @@ static double step_factor(double ratio, int64_t order) {
     double factor = 0.9 * pow(ratio, -1.0 / order);
     factor = factor > 0.2 ? factor : 0.2;
     return factor < 10 ? factor : 10;
+}
+
+/* The longest step, as a fraction of the interval. */
+static double step_limit(double max_step, double length) { return max_step > 0 ? max_step / length : INFINITY; }
+
+/* Where a step ends. A rest too short for a step of its own is taken along, as far as the limit, and rounding before it, allow. */
+static double step_end(double theta, double dtheta, double limit) {
+    double longest = (1 + 1e-9) * limit, reach = 1.0001 * dtheta;
+    return theta + (reach < longest ? reach : longest) >= 1 ? 1 : theta + dtheta;
 }
 
 static double trial_step(double d0, double d1) { return d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1; }
@@ -337,15 +244,15 @@ static int keep_state(Column *column, int64_t steps, const void *state, size_t b
 
 typedef struct {
     const char *name;
-    int (*forward[2])(const Solve *), (*backward[2])(const Solve *), (*choose_steps[2])(Chosen *);
-    int (*take[2])(Chosen *, double *, double *, void *);
+    int (*forward[2])(const Solve *), (*backward[2])(const Solve *), (*solve_adaptive[2])(AdaptiveSolve *);
+    int (*take[2])(AdaptiveSolve *, double *, double *, void *);
     int64_t (*tape_size[2])(const Solve *);
     int (*convolve[2])(const Convolution *), (*convolution_gradient[2])(const Convolution *);
 } Set;
 
 #define FOR(set, function) {function##_##set##_f32, function##_##set##_f64}
 #define A_SET(set) \
-    {#set, FOR(set, forward), FOR(set, backward), FOR(set, choose_steps), FOR(set, take), FOR(set, tape_size), \
+    {#set, FOR(set, forward), FOR(set, backward), FOR(set, solve_adaptive), FOR(set, take), FOR(set, tape_size), \
      FOR(set, convolve_images), FOR(set, convolution_gradient)}
 
 static const Set sets[] = {
@@ -369,8 +276,7 @@ int trueode_has(int64_t set) {
 
 /* Which threads to take: of an OpenMP library by its GOMP_parallel, or, if that is NULL, helpers of our own. */
 void trueode_share(Parallel its) {
-    pool = its;
-    pool_process = (int)getpid();
+    atomic_store(&pool, its);
 }
 
 const char *trueode_name(int64_t set) { return sets[set].name; }
@@ -379,23 +285,23 @@ const char *trueode_name(int64_t set) { return sets[set].name; }
 void trueode_sizes(int64_t *sizes) {
     sizes[0] = sizeof(Layer);
     sizes[1] = sizeof(Solve);
-    sizes[2] = sizeof(Chosen);
+    sizes[2] = sizeof(AdaptiveSolve);
     sizes[3] = sizeof(Convolution);
 }
 
-/* All return 0, FAILED (the steps cannot be chosen: the caller has another way, which tells why) or NO_MEMORY. */
-int trueode_forward(int64_t set, int64_t wide, const Solve *solve) { return sets[set].forward[wide](solve); }
-int trueode_backward(int64_t set, int64_t wide, const Solve *solve) { return sets[set].backward[wide](solve); }
-int trueode_choose(int64_t set, int64_t wide, Chosen *chosen) { return sets[set].choose_steps[wide](chosen); }
-int trueode_take(int64_t set, int64_t wide, Chosen *chosen, double *grid, double *errors, void *tape) {
-    return sets[set].take[wide](chosen, grid, errors, tape);
+/* All return 0, FAILED (an adaptive solve finds no steps: the caller has another way, which tells why) or NO_MEMORY. */
+int trueode_forward(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].forward[is_double](solve); }
+int trueode_backward(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].backward[is_double](solve); }
+int trueode_solve_adaptive(int64_t set, int64_t is_double, AdaptiveSolve *adaptive) { return sets[set].solve_adaptive[is_double](adaptive); }
+int trueode_take(int64_t set, int64_t is_double, AdaptiveSolve *adaptive, double *grid, double *errors, void *tape) {
+    return sets[set].take[is_double](adaptive, grid, errors, tape);
 }
 
 /* In bytes; -1 if there is no memory to find it. */
-int64_t trueode_tape_size(int64_t set, int64_t wide, const Solve *solve) { return sets[set].tape_size[wide](solve); }
+int64_t trueode_tape_size(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].tape_size[is_double](solve); }
 
 /* y from x, weight and bias; gradients of the weights and the bias from x and g (that of x is y of a convolution of g). */
-int trueode_convolve(int64_t set, int64_t wide, const Convolution *task) { return sets[set].convolve[wide](task); }
-int trueode_convolution_gradient(int64_t set, int64_t wide, const Convolution *task) {
-    return sets[set].convolution_gradient[wide](task);
+int trueode_convolve(int64_t set, int64_t is_double, const Convolution *task) { return sets[set].convolve[is_double](task); }
+int trueode_convolution_gradient(int64_t set, int64_t is_double, const Convolution *task) {
+    return sets[set].convolution_gradient[is_double](task);
 }

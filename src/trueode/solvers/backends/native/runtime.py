@@ -1,6 +1,8 @@
-"""What the solves of a process share: memory that is used again, and how many steps they may expect."""
+"""What the solves of a process share: the kernel, memory that is used again, and how many steps they may expect."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ MOST_SIZES, MOST_SPARE = 6, 2  # of memory that is kept: sizes, and pieces of ea
 MOST_EXPECTED = 1000
 
 
+NOT_ASKED = object()
+
+
 class Runtime:
     """The one object of the process that solves change.
 
@@ -19,10 +24,14 @@ class Runtime:
     takes a piece of memory is the only one to have it.
 
     Attributes:
+        kernel: the `Kernel` in use, None where there is none, `NOT_ASKED` until one is needed.
+        threads: how many the kernel may use; None: as many as PyTorch.
         expected: steps that solvers took when they were last used.
     """
 
     def __init__(self) -> None:
+        self.kernel: Any = NOT_ASKED
+        self.threads: int | None = None
         self.expected: dict[Adaptive, int] = {}
         self._spare: dict[int, list[Tensor]] = {}
 

@@ -1,4 +1,4 @@
-/* Solves with given steps, forward and back; a part of kernel.h. */
+/* Solves with fixed steps, forward and back; a part of kernel.h. */
 
 /* The plan of a solve: where things lie, and who does what. What is known of a stage lies in two places: on its tape what the
  * backward pass cannot do without, in its slot what that computes again. */
@@ -11,6 +11,7 @@ typedef struct {
     int64_t *x_sum, *g_sum;        /* of pairs: where the sum of both rows lies, of the input and of the gradient of the output */
     int64_t kept, slot, g_slot;    /* sizes: vectors of a stage on the tape, in its slot, and of its gradients */
     int64_t sums;                  /* numbers in a part's sums */
+    double operations;             /* of an evaluation of the field for all samples, about */
     int64_t blocks, parts, group;  /* group: steps whose gradients of the weights are taken together */
     T *part_sums;
     int64_t tape_block;            /* vectors of a block on the tape */
@@ -57,6 +58,8 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
             slot += width;
             g_at += out;
         }
+        int64_t each = 2 * layer->taps * layer->fan_in + (layer->activation > LEAKY_RELU ? OF_ACTIVATION : 0);
+        plan->operations += (double)solve->batch * out * each;
         plan->w_at[j] = sums;
         sums += (layer->taps * layer->fan_in + 2) * layer->fan_out;
         width = out;
@@ -147,7 +150,7 @@ static Span NAME(span)(const Solve *solve, double start, double end) {
     return span;
 }
 
-static Span NAME(span_each)(const Solve *solve, const double *starts, const double *ends) {
+static Span NAME(span_per_sample)(const Solve *solve, const double *starts, const double *ends) {
     Span span = {0, 0, 0, starts, ends, {{0}, {0}}};
     T *sizes = (T *)span.sizes;
     for (int64_t s = 0; s < BLOCK; s++) sizes[s] = (T)((ends[s] - starts[s]) * (solve->t1 - solve->t0));
@@ -233,13 +236,13 @@ static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) 
 
 /* The step of that number; `edges` has room for the fractions of a block's samples at both of its ends. */
 static Span NAME(span_of)(const Solve *solve, int64_t block, int64_t number, double *edges) {
-    if (!solve->each) return NAME(span)(solve, solve->grid[number], solve->grid[number + 1]);
+    if (!solve->per_sample) return NAME(span)(solve, solve->grid[number], solve->grid[number + 1]);
     for (int64_t s = 0; s < BLOCK; s++) {
         int64_t sample = smaller(block * BLOCK + s, solve->batch - 1);
         edges[s] = solve->grid[number * solve->batch + sample];
         edges[BLOCK + s] = solve->grid[(number + 1) * solve->batch + sample];
     }
-    return NAME(span_each)(solve, edges, edges + BLOCK);
+    return NAME(span_per_sample)(solve, edges, edges + BLOCK);
 }
 
 /* Whether a step moves no sample of a block: all have arrived. */
@@ -302,7 +305,8 @@ static int NAME(forward_part)(void *context, int64_t part) {
 static int NAME(forward)(const Solve *solve) {
     Plan plan;
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 0)) return NO_MEMORY;
-    int code = in_parallel(NAME(forward_part), &plan, plan.parts, solve->threads);
+    int code = in_parallel(NAME(forward_part), &plan, plan.parts,
+                           worth(solve->threads, plan.operations * solve->n_steps * solve->n_stages));
     NAME(free_plan)(&plan);
     return code;
 }
@@ -528,7 +532,8 @@ static int NAME(backward)(const Solve *solve) {
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 1)) return NO_MEMORY;
     plan.part_sums = calloc(larger(1, plan.parts * plan.sums), sizeof(T));
     if (!plan.part_sums) return NAME(free_plan)(&plan), NO_MEMORY;
-    int code = in_parallel(NAME(backward_part), &plan, plan.parts, solve->threads);
+    int code = in_parallel(NAME(backward_part), &plan, plan.parts,
+                           worth(solve->threads, 2 * plan.operations * solve->n_steps * solve->n_stages));
     T *total = plan.part_sums; /* of the first part, to which the others are added */
     for (int64_t part = 1; part < plan.parts; part++)
         for (int64_t i = 0; i < plan.sums; i++) total[i] += plan.part_sums[part * plan.sums + i];

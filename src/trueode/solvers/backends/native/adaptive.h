@@ -1,0 +1,234 @@
+/* Adaptive solves: what they share, and those with the same steps for the whole batch; a part of kernel.h. per_sample.h has the
+ * others. */
+
+/* A trial step from z; k[0], the field there, is known. It leaves all stages in `k` (the last one of a method that is FSAL is the
+ * field at the end), the state at the end in `after`, the estimate of the error in `error`; tapes and `slot` are room for the
+ * stages, `on` vectors from a tape to the next. */
+static void NAME(trial)(const Plan *plan, const AdaptiveSolve *adaptive, const Span *span, const vec *z, vec *k, vec *tapes, int64_t on,
+                        vec *slot, vec *after, vec *error) {
+    int64_t n = 2 * plan->solve->width, stages = adaptive->n_stages;
+    const vec zero = {0};
+    for (int64_t i = 1; i < stages; i++) {
+        vec *tape = tapes + i * on, t[2];
+        NAME(combine)(z, span, adaptive->a + i * stages, 1, i, k, tape, n);
+        if (i == stages - 1 && adaptive->fsal) memcpy(after, tape, n * sizeof(vec));
+        NAME(stage_time)(plan->solve, span, adaptive->c[i], t);
+        NAME(evaluate)(plan, t, tape, slot, k + i * n);
+    }
+    if (!adaptive->fsal) NAME(combine)(z, span, adaptive->b, 1, stages, k, after, n);
+    for (int64_t m = 0; m < n; m++) error[m] = zero;
+    NAME(combine)(error, span, adaptive->error, 1, stages, k, error, n);
+}
+
+static inline vec NAME(size)(vec x) { return NAME(select)(x < 0, -x, x); }
+
+/* Adds up, for each sample of a block, (x / scale)^2, scale = atol + rtol max(|z|, |after|); sums: two vectors. */
+static void NAME(add_squares)(const AdaptiveSolve *adaptive, const vec *x, const vec *z, const vec *after, int64_t n, vec *sums) {
+    const vec zero = {0};
+    const T tiny = sizeof(T) == 4 ? 0x1p-126 : 0x1p-1022;
+    sums[0] = sums[1] = zero;
+    for (int64_t m = 0; m < n; m++) {
+        vec a = NAME(size)(z[m]), b = NAME(size)(after[m]), scale = NAME(select)(a < b, b, a) * (T)adaptive->rtol + (T)adaptive->atol;
+        if (adaptive->atol == 0) scale = NAME(select)(scale < tiny, zero + tiny, scale);
+        vec q = x[m] / scale;
+        sums[m % 2] += q * q;
+    }
+}
+
+/* The field at one time, or at one for each sample. */
+static void NAME(field_at)(const Plan *plan, const Span *span, double c, const vec *z, vec *tape, vec *slot, vec *k) {
+    vec t[2];
+    memcpy(tape, z, 2 * plan->solve->width * sizeof(vec));
+    NAME(stage_time)(plan->solve, span, c, t);
+    NAME(evaluate)(plan, t, tape, slot, k);
+}
+
+/* Steps of the whole batch: the parts of the batch do a piece of work each, then the caller decides. */
+typedef struct {
+    Plan plan;
+    const AdaptiveSolve *adaptive;
+    int piece;
+    int64_t number; /* of the step */
+    Span span;
+    vec *z, *first, *after, *end; /* states of all blocks, one after the other */
+    double *norms;                /* sums of squares of each part */
+} WholeBatch;
+
+static int NAME(batch_part)(void *context, int64_t part) {
+    WholeBatch *all = context;
+    const Plan *plan = &all->plan;
+    const Solve *solve = plan->solve;
+    const AdaptiveSolve *adaptive = all->adaptive;
+    int64_t n = 2 * solve->width, width = solve->width, stages = adaptive->n_stages;
+    vec *k = aligned((n * (stages + 1) + plan->kept + plan->slot) * sizeof(vec)), sums[2];
+    if (!k) return NO_MEMORY;
+    vec *error = k + stages * n, *own = error + n, *slot = own + plan->kept;
+    double *norms = all->norms + 3 * part;
+    norms[0] = norms[1] = 0;
+    for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++) {
+        int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
+        vec *z = all->z + block * n, *start = all->first + block * n, *after = all->after + block * n;
+        const T *each = (const T *)sums;
+        /* The last stage of a method that is FSAL comes to lie where the first one of the next step has its place. */
+        int kept = solve->keep == KEEP_STAGES;
+        vec *tape = kept ? (vec *)solve->tape + block * plan->tape_block + all->number * solve->n_stages * plan->kept : own;
+        if (all->piece == START) {
+            NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
+            NAME(field_at)(plan, &all->span, 0, z, tape, slot, start);
+            NAME(add_squares)(adaptive, z, z, z, n, sums);
+            for (int64_t s = 0; s < count; s++) norms[0] += each[s];
+            NAME(add_squares)(adaptive, start, z, z, n, sums);
+        } else if (all->piece == FIRST) {
+            NAME(field_at)(plan, &all->span, 0, z, tape, slot, start);
+            continue;
+        } else if (all->piece == PROBE) {
+            const double whole = 1;
+            NAME(combine)(z, &all->span, &whole, 1, 1, start, after, n);
+            NAME(field_at)(plan, &all->span, 1, after, own, slot, k);
+            for (int64_t m = 0; m < n; m++) k[m] -= start[m];
+            NAME(add_squares)(adaptive, k, z, z, n, sums);
+        } else {
+            memcpy(k, start, n * sizeof(vec));
+            NAME(trial)(plan, adaptive, &all->span, z, k, tape, kept ? plan->kept : 0, slot, after, error);
+            memcpy(all->end + block * n, k + (stages - 1) * n, n * sizeof(vec));
+            NAME(add_squares)(adaptive, error, z, after, n, sums);
+        }
+        for (int64_t s = 0; s < count; s++) norms[1] += each[s];
+    }
+    free(k);
+    return 0;
+}
+
+/* Lets all parts do a piece of work; the root mean squares that come of it go to norm[0] and norm[1]. */
+static int NAME(batch_piece)(WholeBatch *all, int piece, Span span, double *norm) {
+    all->piece = piece;
+    all->span = span;
+    double evaluations = piece == TRIAL ? all->adaptive->n_stages - 1 : 1;
+    int64_t threads = worth(all->plan.solve->threads, evaluations * all->plan.operations);
+    int code = in_parallel(NAME(batch_part), all, all->plan.parts, threads);
+    norm[0] = norm[1] = 0;
+    for (int64_t part = 0; part < all->plan.parts; part++)
+        for (int i = 0; i < 2; i++) norm[i] += all->norms[3 * part + i];
+    for (int i = 0; i < 2; i++) norm[i] = sqrt(norm[i] / (all->plan.solve->batch * all->plan.solve->width));
+    return code;
+}
+
+static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
+    Solve *solve = &adaptive->solve;
+    WholeBatch all = {.adaptive = adaptive};
+    int code = NAME(make_plan)(&all.plan, solve) || NAME(pack_weights)(&all.plan, 0) ? NO_MEMORY : SUCCESS;
+    if (code) return code;
+    int64_t n = 2 * solve->width, vectors = all.plan.blocks * n;
+    double length = fabs(solve->t1 - solve->t0), limit = step_limit(adaptive->max_step, length), theta = 0, dtheta, norm[2], ratio;
+    Trace *trace = make_trace(1);
+    vec *states = aligned(4 * vectors * sizeof(vec));
+    all.norms = malloc(3 * all.plan.parts * sizeof(double));
+    code = NO_MEMORY;
+    if (!trace || !states || !all.norms) goto done;
+    all.z = states, all.first = states + vectors, all.after = all.first + vectors, all.end = all.after + vectors;
+    adaptive->calls = 1;
+    if ((code = NAME(batch_piece)(&all, START, NAME(span)(solve, 0, 0), norm))) goto done;
+    if (adaptive->first_step > 0)
+        dtheta = adaptive->first_step / length < 1 ? adaptive->first_step / length : 1;
+    else {
+        double d0 = norm[0], d1 = norm[1], h0 = trial_step(d0, d1), fraction = h0 / length < 1 ? h0 / length : 1;
+        adaptive->calls++;
+        code = FAILED;
+        if (!isfinite(d0) || !isfinite(d1)) goto done;
+        if ((code = NAME(batch_piece)(&all, PROBE, NAME(span)(solve, 0, fraction), norm))) goto done;
+        double size = fraction * length, step = starting_step(h0, d1, norm[1] / (size > DBL_MIN ? size : DBL_MIN), adaptive->error_order);
+        dtheta = step / length < 1 ? step / length : 1;
+    }
+    while (theta < 1) {
+        Column *column = &trace->columns[0];
+        if (dtheta > limit) dtheta = limit;
+        code = FAILED;
+        if (column->n + adaptive->rejected[0] >= adaptive->max_steps || !(dtheta > 10 * ulp(theta)) || !isfinite(dtheta)) goto done;
+        code = NO_MEMORY;
+        all.number = column->n;
+        if (column->n + 1 >= solve->capacity) solve->keep = smaller(solve->keep, KEEP_STATES); /* the tape is full */
+        if (solve->keep && column->n % all.plan.group == 0 && !keep_state(column, column->n / all.plan.group, all.z, vectors * sizeof(vec))) goto done;
+        double target = step_end(theta, dtheta, limit);
+        if ((code = NAME(batch_piece)(&all, TRIAL, NAME(span)(solve, theta, target), norm))) goto done;
+        adaptive->calls += adaptive->n_stages - 1;
+        ratio = norm[1];
+        dtheta = (target - theta) * step_factor(ratio, adaptive->error_order);
+        if (!(ratio <= 1)) {
+            adaptive->rejected[0]++;
+            continue;
+        }
+        theta = target;
+        if (!append(column, theta, ratio)) { code = NO_MEMORY; goto done; }
+        vec *before = all.z;
+        all.z = all.after, all.after = before;
+        all.number++;
+        if (adaptive->fsal) {
+            vec *start = all.first;
+            all.first = all.end, all.end = start;
+        } else if (theta < 1) {
+            adaptive->calls++;
+            if ((code = NAME(batch_piece)(&all, FIRST, NAME(span)(solve, theta, theta), norm))) goto done;
+        }
+    }
+    code = SUCCESS;
+    for (int64_t block = 0; block < all.plan.blocks; block++)
+        NAME(store)(all.z + block * n, solve->width, smaller(BLOCK, solve->batch - block * BLOCK),
+                    (T *)solve->z1 + block * BLOCK * solve->width);
+    adaptive->accepted[0] = adaptive->n_rows = trace->columns[0].n;
+    adaptive->trace = trace;
+    trace = NULL;
+done:
+    if (trace) free_trace(trace);
+    free(states);
+    free(all.norms);
+    NAME(free_plan)(&all.plan);
+    return code;
+}
+
+static int NAME(adaptive_per_sample)(AdaptiveSolve *adaptive); /* in per_sample.h */
+
+static int NAME(solve_adaptive)(AdaptiveSolve *adaptive) {
+    return adaptive->solve.per_sample ? NAME(adaptive_per_sample)(adaptive) : NAME(adaptive_batch)(adaptive);
+}
+
+/* Writes the steps that were taken, (n_rows + 1) and (n_rows), or with a column for each sample, and the states that the
+ * backward pass starts from, where a tape is given; the trace is gone then. */
+static int NAME(take)(AdaptiveSolve *adaptive, double *grid, double *errors, void *tape) {
+    const Solve *solve = &adaptive->solve;
+    Trace *trace = adaptive->trace;
+    Plan plan;
+    int64_t columns = solve->per_sample ? solve->batch : 1, rows = adaptive->n_rows, n = 2 * solve->width;
+    for (int64_t s = 0; s < columns; s++) {
+        const Column *column = &trace->columns[s];
+        grid[s] = 0;
+        for (int64_t i = 0; i < rows; i++) {
+            grid[(i + 1) * columns + s] = i < column->n ? column->grid[i] : 1;
+            errors[i * columns + s] = i < column->n ? column->errors[i] : NAN;
+        }
+    }
+    if (tape) {
+        Solve replay = *solve;
+        replay.n_steps = rows;
+        replay.keep = KEEP_STATES;
+        int code = NAME(make_plan)(&plan, &replay);
+        if (code) return free_trace(trace), code;
+        int64_t groups = (rows + plan.group - 1) / plan.group;
+        for (int64_t block = 0; block < plan.blocks; block++)
+            for (int64_t g = 0; g < groups; g++) {
+                vec *to = (vec *)tape + block * plan.tape_block + g * n;
+                if (!solve->per_sample) {
+                    memcpy(to, (const vec *)trace->columns[0].states[g] + block * n, n * sizeof(vec));
+                    continue;
+                }
+                for (int64_t s = 0; s < BLOCK; s++) {
+                    int64_t sample = smaller(block * BLOCK + s, solve->batch - 1);
+                    const Column *column = &trace->columns[sample];
+                    const T *state = g < column->kept ? column->states[g] : (const T *)solve->z1 + sample * solve->width;
+                    for (int64_t i = 0; i < solve->width; i++) ((T *)to)[i * BLOCK + s] = state[i];
+                }
+            }
+        NAME(free_plan)(&plan);
+    }
+    free_trace(trace);
+    return SUCCESS;
+}
