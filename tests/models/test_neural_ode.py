@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -105,3 +107,40 @@ def test_a_tuple_state_at_times_per_sample() -> None:
     assert second.shape == (2, 2, 3)
     assert float(first[1, 0].abs().max()) == float(second[1, 0].abs().max()) == 0.0
     torch.testing.assert_close(first[:, 1, 0], torch.exp(-times[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_learnable_end_is_a_parameter_of_the_model() -> None:
+    """Trained, saved, moved and copied with it."""
+    end = nn.Parameter(torch.tensor(0.5))
+    model = NeuralODE(lambda t, z: z, t=(0.0, end), solver=FixedStep("rk4", n_steps=10))
+    assert dict(model.named_parameters()) == {"t_end": end}
+    assert "t_end" in model.state_dict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (model(torch.ones(1, 1)) - 2).square().sum().backward()
+        optimizer.step()
+    assert float(end) == pytest.approx(0.6931, abs=1e-3)
+    other = NeuralODE(lambda t, z: z, t=(0.0, nn.Parameter(torch.tensor(9.0))), solver=FixedStep("rk4", n_steps=10))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(torch.ones(1, 1)), model(torch.ones(1, 1)))
+    wide = copy.deepcopy(model).double()
+    assert isinstance(wide.t[1], nn.Parameter)
+    assert wide.t[1].dtype == torch.float64
+
+
+def test_other_ends_of_time() -> None:
+    """A tensor that is not learnt is a buffer; one that was computed, and numbers, stay what they are."""
+    assert dict(NeuralODE(lambda t, z: z, t=(0.0, torch.tensor(2.0))).named_buffers()) == {"t_end": torch.tensor(2.0)}
+    raw = torch.tensor(0.0, requires_grad=True)
+    model = NeuralODE(lambda t, z: z, t=(0.0, raw.exp()), solver=FixedStep("rk4", n_steps=4))
+    model(torch.ones(1, 1)).sum().backward()
+    assert float(raw.grad) == pytest.approx(2.718, abs=1e-2)  # type: ignore[arg-type]
+    assert not model.state_dict()
+    model.t = (0.0, nn.Parameter(torch.tensor(1.0)))
+    assert list(model.state_dict()) == ["t_end"]
+    model.t = (0, 3)
+    assert model.t == (0, 3)
+    assert not model.state_dict()
+    with pytest.raises(UsageError, match="two times"):
+        NeuralODE(lambda t, z: z, t=(0.0, 1.0, 2.0))  # type: ignore[arg-type]

@@ -113,6 +113,13 @@ def test_adjoint_and_autodif_are_synonyms() -> None:
             load(text)
 
 
+def test_a_step_and_a_number_of_steps_contradict_each_other() -> None:
+    """Also where one of them is the default."""
+    for text in ("--step_size 1.0 --n_steps 4", "--n_steps 4 --step_size 0.5"):
+        with pytest.raises(OptionError, match="contradict"):
+            load(f"--solver rk4 {text}")
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("lr: 1e-3\nsolver: rk4\nstep_size: 0.25\nadjoint: true\n")

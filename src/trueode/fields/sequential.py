@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,38 +47,41 @@ class SequentialField(nn.Module):
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
         """The field's layers as matrices for states ``(batch, …)``; None when calling it does more than that."""
-        modules = list(self.net)
-        if type(self).forward is not SequentialField.forward or type(self.net) is not nn.Sequential:
+        # this is asked before every solve, so attributes of modules are looked up where they lie
+        net = self._modules["net"]
+        if type(self).forward is not SequentialField.forward or type(net) is not nn.Sequential:
             return None
-        if not is_unwatched(self, self.net, *modules):
+        modules = net._modules.values()
+        if not is_unwatched(self, net, *modules):
             return None
         layers: list[Layer] = []
+        width = prod(state_shape[1:])
+        activated = True  # of the layers so far, whether the last one has its activation
         for module in modules:
             if type(module) is nn.Linear:
-                bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
-                layers.append(Layer(module.weight, bias, "identity"))
-            elif (name := _activation(module)) is None or not layers or layers[-1].activation != "identity":
+                weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+                if weight is None or weight.shape[1] != width + (self.time_dependent and not layers):
+                    return None
+                width, activated = weight.shape[0], False
+                layers.append(Layer(weight, weight.new_zeros(width) if bias is None else bias, "identity"))
+            elif (name := _activation(module)) is None or activated:
                 return None
-            else:
-                layers[-1] = layers[-1]._replace(activation=name)
-        if not layers or layers[-1].activation != "identity":
+            elif name != "identity":
+                layers[-1], activated = layers[-1]._replace(activation=name), True
+        if not layers or activated or width != prod(state_shape[1:]):
             return None
         if self.time_dependent:
-            first = layers[0]
-            layers[0] = first._replace(weight=first.weight[:, :-1], time_weight=first.weight[:, -1])
-        widths = [prod(state_shape[1:]), *(layer.weight.shape[0] for layer in layers)]
-        fits = all(layer.weight.shape[1] == width for layer, width in zip(layers, widths, strict=False))
-        return LayerStack(tuple(layers)) if fits and widths[-1] == widths[0] else None
+            first = layers[0].weight
+            layers[0] = layers[0]._replace(weight=first[:, :-1], time_weight=first[:, -1])
+        return LayerStack(tuple(layers))
 
 
 _NAMES: dict[type[nn.Module], str] = {getattr(nn, known.module): name for name, known in ACTIVATIONS.items()}
+_NAMES[nn.Identity] = "identity"
 
 
-def _activation(module: nn.Module) -> str | None:
+def _activation(module: Any) -> str | None:
     """The name of an activation, if a module is nothing but that."""
-    if type(module) is nn.Identity:
-        return "identity"
     name = _NAMES.get(type(module))
-    if name is None or any(getattr(module, key) != value for key, value in ACTIVATIONS[name].settings.items()):
-        return None
-    return name
+    settings = ACTIVATIONS[name].settings if name in ACTIVATIONS else {}
+    return name if all(getattr(module, key) == value for key, value in settings.items()) else None

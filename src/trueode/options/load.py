@@ -68,6 +68,9 @@ def load_options(argv: Sequence[str], parser: argparse.ArgumentParser | None = N
             raise OptionError(f"{text!r} is not an option: options are written --name value.{nearest(name, known)}")
         raise OptionError(f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options.")
     flags = vars(parsed)
+    if "step_size" in flags and flags.get("n_steps") is not None:
+        given = f"--n_steps {flags['n_steps']} and --step_size {flags['step_size']}"
+        raise OptionError(f"{given} contradict each other: give one of them.")
     path = flags.pop("options_file", None)
     file_values = read_file(path) if path else {}
     return merge(file_values, flags), frozenset(file_values) | frozenset(flags)

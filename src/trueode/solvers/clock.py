@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import cache
 from itertools import pairwise
-from math import isfinite, ulp
+from math import isfinite
 from numbers import Real
+from sys import float_info
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +36,8 @@ def seconds(t: Any) -> float:
     Raises:
         UsageError: it is none: neither a real number nor a tensor of one.
     """
+    if type(t) is float:
+        return t
     if isinstance(t, Tensor):
         if t.numel() == 1 and not t.is_complex() and not t.is_meta and not _is_batched(t):
             return float(t.detach())
@@ -111,15 +115,15 @@ class Clock:
         self.length = self.t1 - self.t0
         self.dtype, self._device = like.dtype.to_real(), like.device
         self._check_precision()
-        self.eps = max(map(precision, (start, end)))
+        self.eps = max(precision(start), precision(end))
         self._ends: tuple[Tensor, Tensor] | None = None
         if is_differentiable(start) or is_differentiable(end):
             first, last = map(double, (start, end))
             self._ends = first, last - first
 
     def _check_precision(self) -> None:
-        size, eps = max(abs(self.t0), abs(self.t1)), torch.finfo(self.dtype).eps
-        if size > torch.finfo(self.dtype).max:
+        size, (eps, largest) = max(abs(self.t0), abs(self.t1)), limits(self.dtype)
+        if size > largest:
             raise UsageError(
                 f"A time of {size:g} is beyond the numbers of {self.dtype}, in which the field would see it."
             )
@@ -207,6 +211,13 @@ class Clock:
         return Span(times, self.tensor_step(width))
 
 
+@cache
+def limits(dtype: torch.dtype) -> tuple[float, float]:
+    """The relative rounding error of a dtype, and its largest number."""
+    known = torch.finfo(dtype)
+    return known.eps, known.max
+
+
 def double(t: Any) -> Tensor:
     """A time in float64 on the CPU, where steps are controlled; derivatives flow to a tensor."""
     if isinstance(t, Tensor):
@@ -216,4 +227,4 @@ def double(t: Any) -> Tensor:
 
 def precision(t: Any) -> float:
     """The relative rounding error of a time: of numbers and of tensors of whole numbers that of float64."""
-    return torch.finfo(t.dtype).eps if isinstance(t, Tensor) and t.is_floating_point() else ulp(1.0)
+    return limits(t.dtype)[0] if isinstance(t, Tensor) and t.is_floating_point() else float_info.epsilon

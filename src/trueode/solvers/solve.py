@@ -104,7 +104,9 @@ def solve_problem(problem: Problem) -> Solution[Any]:
 def _outcome(problem: Problem) -> Outcome:
     if problem.solver.breaks:
         return in_pieces(problem, _outcome)
-    backend = next(backend for backend in BACKENDS if backend.accepts(problem))
+    for backend in BACKENDS:  # the last one accepts whatever is asked of it
+        if backend.accepts(problem):
+            break
     outcome = backend.solve(problem)
     return outcome if isinstance(problem.solver, Adaptive) else _looked_at(outcome, problem)
 

@@ -5,8 +5,9 @@ The gradient is the discrete one, of the steps that were taken (Sandu, 2006, eq.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from ctypes import addressof, c_double, c_int64
+from ctypes import addressof, c_double
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -124,28 +125,26 @@ class _Task(NamedTuple):
             _described(stack, tensors),
         )
 
-    def layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> Any:
+    def layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> array[int]:
         """The layers with places for their gradients; the backward pass meets those of the forward pass where nothing moved them."""
         values = self.values
         if gradients and list(map(_address, tensors)) != self.addresses:
             values = _described(self.stack, tensors)
-        array = (c_int64 * len(values))(*values)
+        numbers = array("q", values)
         for i, gradient in enumerate(gradients):
-            array[len(LAYER) * (i // 3 + 1) - 3 + i % 3] = _address(gradient)
-        return array
+            numbers[len(LAYER) * (i // 3 + 1) - 3 + i % 3] = _address(gradient)
+        return numbers
 
-    def solve(self, steps: _Steps, layers: Any) -> Solve:
+    def solve(self, steps: _Steps, layers: array[int]) -> Solve:
         """The solve as the kernel takes it, but for the addresses of states, gradients and the tape."""
         (batch, width), method = self.shape, _method(self.tableau)
-        n_steps, threads = max(len(steps.grid) - 1, 0), library.threads()
+        n_steps, threads, saved = max(steps.grid.shape[0] - 1, 0), library.threads(), array("q", steps.saved)
         solve = Solve(
             batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved), steps.keep, threads, steps.capacity,
             self.per_sample, self.clock.t0, self.clock.t1,
-            addressof(layers), *method.addresses, steps.grid.data_ptr(),
+            layers.buffer_info()[0], *method.addresses, steps.grid.data_ptr(), saved.buffer_info()[0],
         )  # fmt: skip
-        numbers = (c_int64 * len(steps.saved))(*steps.saved)
-        solve.saved = addressof(numbers)
-        solve.held = layers, numbers  # they live as long as their addresses are needed
+        solve.held = layers, saved  # they live as long as their addresses are needed
         return solve
 
 
@@ -244,7 +243,7 @@ class _Found(NamedTuple):
     calls: int
 
 
-def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: Any) -> _Found | None:
+def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: array[int]) -> _Found | None:
     columns = len(z) if task.per_sample else 1
     final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long, device="cpu")
     if wanted.keep and not wanted.capacity:
@@ -384,15 +383,15 @@ class _Method(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _method(tableau: ButcherTableau) -> _Method:
-    def array(values: Sequence[float]) -> Any:
+    def numbers(values: Sequence[float]) -> Any:
         return (c_double * len(values))(*values)
 
     def square(n: int) -> Any:
-        return array([x for row in tableau.a[:n] for x in (*row, *[0.0] * (n - len(row)))])
+        return numbers([x for row in tableau.a[:n] for x in (*row, *[0.0] * (n - len(row)))])
 
     n = tableau.advancing_stages
     error = () if tableau.embedded is None else tableau.error_weights
-    advancing = square(n), array(tableau.b[:n]), array(tableau.c[:n])
+    advancing = square(n), numbers(tableau.b[:n]), numbers(tableau.c[:n])
     a, b, c = map(addressof, advancing)
-    every = square(tableau.stages), array(tableau.b), array(tableau.c)
-    return _Method(n, (a, b, c), *advancing, *every, array(error))
+    every = square(tableau.stages), numbers(tableau.b), numbers(tableau.c)
+    return _Method(n, (a, b, c), *advancing, *every, numbers(error))
