@@ -174,7 +174,7 @@ def _fault(library: Library, session: Session) -> str | None:
     session.replacement = in_place(FixedStep("midpoint", n_steps=1)) if session.replaces else None
     session.solves = []
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"):  # whatever new tensors of the library lie on by default
             final = float(library.probe())
         seen = session.solves
     finally:

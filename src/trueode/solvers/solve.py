@@ -27,8 +27,8 @@ from trueode.solvers.solver import Adaptive, Solver
 
 _BACKPROP = Backprop()
 
-replacement: ContextVar[Callable[[Problem], Solution[Any]] | None] = ContextVar("replacement", default=None)
-"""What solves in place of `solve_problem` in this context, while an audit tries other solvers."""
+replacement: ContextVar[Callable[[Problem], Solution[Any] | None] | None] = ContextVar("replacement", default=None)
+"""What solves in place of `solve_problem` in this context, while an audit tries other solvers; None where it leaves a solve alone."""
 
 
 def solve(
@@ -71,7 +71,11 @@ def solve(
     if on_failure not in ("raise", "return"):
         raise UsageError(f"on_failure must be 'raise' or 'return', got {on_failure!r}.")
     problem = Problem(field, z0, t, solver=solver, gradient=gradient, save_at=save_at, reduce=reduce)
-    solution = (replacement.get() or solve_problem)(problem)
+    replace_solve = replacement.get()
+    replaced = None if replace_solve is None else replace_solve(problem)
+    if replaced is not None:  # an audit notes failures by itself
+        return replaced
+    solution = solve_problem(problem)
     if solution.status != "success" and on_failure == "raise":
         raise SolveError(solution.message, solution.status)
     return solution

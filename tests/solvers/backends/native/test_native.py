@@ -529,16 +529,16 @@ def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
     ]
     for field, z0, options in calls:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernel._Run, "forward", None)  # would be called
+            patch.setattr(kernel, "solve", None)  # would be called
             solve(field, z0, solver=FixedStep("rk4", n_steps=2), **options)  # type: ignore[arg-type]
 
 
 def test_memory_of_a_tape_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel._Tape, "spare", [])
+    monkeypatch.setattr(runtime.RUNTIME, "_spare", {})
     field, z0, solver = dense(3, 10, "tanh"), states(5, 3), FixedStep("rk4", n_steps=5)
     for _ in range(5):
         results(field, z0, solver)
-    assert len(kernel._Tape.spare) == 1
+    assert [len(spare) for spare in runtime.RUNTIME._spare.values()] == [1]
     kept = [solve(field, z0, solver=solver).z for _ in range(3)]  # graphs that live share no memory
     expected = [torch.autograd.grad(z.sum(), list(field.parameters())) for z in kept]
     for x, *others in zip(*expected, strict=True):
