@@ -27,6 +27,7 @@ class Outcome(NamedTuple):
     status: str = "success"
     message: str = ""
     statuses: tuple[str, ...] | None = None  # of each sample, under per-sample control
+    is_finite: bool = False  # whether the final state is known to be finite
 
 
 def is_per_sample(solver: Solver) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +24,18 @@ from trueode.solvers.states import Unpack, pack_tuple
 from trueode.solvers.step import Field
 
 _BACKPROP = Backprop()
+Made = TypeVar("Made")
+
+
+class lazy(Generic[Made]):  # noqa: N801 - used like a property
+    """``functools.cached_property`` without its lock, which costs more than what most properties here do."""
+
+    def __init__(self, make: Callable[[Any], Made]) -> None:
+        self._make, self._name, self.__doc__ = make, make.__name__, make.__doc__
+
+    def __get__(self, owner: Any, _: Any = None) -> Made:
+        found = owner.__dict__[self._name] = self._make(owner)
+        return found
 
 
 class Form(NamedTuple):
@@ -100,19 +111,19 @@ class Problem:
         """Whether every sample has steps of its own."""
         return bool(getattr(self.solver, "per_sample", False))
 
-    @cached_property
+    @lazy
     def clock(self) -> Clock:
         """The times."""
         return Clock(self.t, self.first)
 
-    @cached_property
+    @lazy
     def points(self) -> SavePoints | None:
         """Where states are wanted."""
         if self.save_at is None:
             return None
         return save_points(self.save_at, self.clock, len(self.first) if self.first.dim() else None)
 
-    @cached_property
+    @lazy
     def form(self) -> Form:
         """The problem as loops take it."""
         if not isinstance(self.z0, tuple):
@@ -121,7 +132,7 @@ class Problem:
         inner, state, unpack = pack_tuple(self.field, self.z0, per_sample=per_sample)
         return Form(CheckedField(inner, self.counter), state, unpack)
 
-    @cached_property
+    @lazy
     def layers(self) -> LayerStack | None:
         """The field's layers, where it is willing to tell them and may be evaluated by them here and now."""
         z0, offer = self.z0, getattr(self.field, "layer_stack", None)

@@ -112,7 +112,7 @@ def _outcome(problem: Problem) -> Outcome:
         if backend.accepts(problem):
             break
     outcome = backend.solve(problem)
-    return outcome if isinstance(problem.solver, Adaptive) else _looked_at(outcome, problem)
+    return outcome if outcome.is_finite or isinstance(problem.solver, Adaptive) else _looked_at(outcome, problem)
 
 
 def _looked_at(outcome: Outcome, problem: Problem) -> Outcome:

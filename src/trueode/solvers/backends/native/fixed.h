@@ -302,12 +302,26 @@ static int NAME(forward_part)(void *context, int64_t part) {
     return 0;
 }
 
+/* By the bits of the exponents, which no sum can overflow. */
+static int NAME(is_finite)(const T *x, int64_t n) {
+    const I beyond = sizeof(T) == 4 ? (I)0x7f800000 : (I)0x7ff0000000000000;
+    I found = 0;
+    for (int64_t i = 0; i < n; i++) {
+        I bits;
+        memcpy(&bits, x + i, sizeof bits);
+        found |= (bits & beyond) == beyond;
+    }
+    return !found;
+}
+
+/* Returns FAILED where the final states, which are there all the same, are not finite. */
 static int NAME(forward)(const Solve *solve) {
     Plan plan;
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 0)) return NO_MEMORY;
     int code = in_parallel(NAME(forward_part), &plan, plan.parts,
                            worth(solve->threads, plan.operations * solve->n_steps * solve->n_stages));
     NAME(free_plan)(&plan);
+    if (!code && !NAME(is_finite)(solve->z1, solve->batch * solve->width)) code = FAILED;
     return code;
 }
 

@@ -62,13 +62,14 @@ def accepts(problem: Problem) -> bool:
         return False
     if isinstance(solver, Adaptive):
         return problem.reduce is None and (problem.points is None or problem.points.at_ends)
+    if isinstance(solver, OnGrid) and solver.per_sample:
+        return problem.points is None and len(solver.grid[0]) == z.shape[0]  # type: ignore[arg-type]
+    if problem.points is None:
+        return True
     try:
-        grid = _grid_of(solver, clock.length)
+        return grid_positions(problem.points, _grid_of(solver, clock.length).tolist()) is not None
     except SolveError:  # the generic backend tells why
         return False
-    if grid.dim() == 2:
-        return problem.points is None and grid.shape[1] == len(z)
-    return problem.points is None or grid_positions(problem.points, grid.tolist()) is not None
 
 
 def solve(problem: Problem) -> Outcome:
@@ -166,13 +167,17 @@ class _Steps(NamedTuple):
     tape: Block | None = None
 
 
-def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome:
-    """A solve with given steps; of stages no more are kept than is worth it."""
+def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
+    """A solve with given steps, None where they are too many; of stages no more are kept than is worth it."""
     z, *tensors = inputs
-    grid = _grid_of(problem.solver, problem.clock.length)  # type: ignore[arg-type]
+    try:
+        grid = _grid_of(problem.solver, problem.clock.length)  # type: ignore[arg-type]
+    except SolveError:
+        return None
     positions = [] if problem.points is None else grid_positions(problem.points, grid.tolist())
     assert positions is not None
-    steps = _Steps(grid, tuple(sorted(positions)), keep, len(grid) - 1)
+    n_steps = grid.shape[0] - 1
+    steps = _Steps(grid, tuple(sorted(positions)), keep, n_steps)
     solve = task.solve(steps, task.layers(tensors))
     if keep:
         size = task.kernel.tape_size(task.double, solve)
@@ -184,18 +189,18 @@ def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> O
     final = torch.empty_like(z, memory_format=torch.contiguous_format)
     zs = z.new_empty(len(positions), *z.shape) if positions else None
     solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), _address(zs)
-    task.kernel.forward(task.double, solve)
-    task.counter.add((len(grid) - 1) * solve.n_stages)
+    is_finite = task.kernel.forward(task.double, solve)
+    task.counter.add(n_steps * solve.n_stages)
     if keep:
         states = (final,) if zs is None else (final, zs)
-        final, *more = _NativeSolve.apply(_Kept(task, steps), states, z, *tensors)
+        final, *more = _NativeSolve.apply(_Kept(task, steps, solve), states, z, *tensors)
         zs = more[0] if more else None
     if zs is not None and list(steps.saved) != positions:
         order = sorted(range(len(positions)), key=positions.__getitem__)
         zs = zs[torch.tensor(order, device="cpu").argsort()]
     if problem.points is not None and zs is None:
         zs = z.new_empty(0, *z.shape)
-    return Outcome(final, zs, grid, len(grid) - 1, 0)
+    return Outcome(final, zs, grid, n_steps, 0, is_finite=is_finite)
 
 
 def _adaptive(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
@@ -223,7 +228,7 @@ def _adaptive(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -
     task.counter.add(found.calls)
     final = found.final
     if keep:
-        (final,) = _NativeSolve.apply(_Kept(task, found.steps), (final,), z, *tensors)
+        (final,) = _NativeSolve.apply(_Kept(task, found.steps, found.solve), (final,), z, *tensors)
     zs = None
     if problem.points is not None:  # the ends alone
         states = [final if theta else z for theta in problem.points.fractions.tolist()]
@@ -234,9 +239,13 @@ def _adaptive(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -
 
 
 class _Found(NamedTuple):
-    """What an adaptive solve gave: its steps, final states, accepted and rejected steps of each column, and calls of the field."""
+    """What an adaptive solve gave: its steps, final states, accepted and rejected steps of each column, and calls of the field.
+
+    ``solve`` is the solve that takes these steps.
+    """
 
     steps: _Steps
+    solve: Solve
     final: Tensor
     counts: Tensor
     errors: Tensor
@@ -274,20 +283,23 @@ def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: ar
     grid = torch.empty(adaptive.n_rows + 1, *shape, dtype=torch.float64, device="cpu")
     errors = torch.empty(adaptive.n_rows, *shape, dtype=torch.float64, device="cpu")
     kept, address = adaptive.solve.keep, None
+    solve.n_steps, solve.keep, solve.grid = adaptive.n_rows, kept, grid.data_ptr()
     if kept == STATES:
-        solve.n_steps, solve.keep = adaptive.n_rows, STATES
         tape = RUNTIME.take(task.kernel.tape_size(task.double, solve))
         address = tape.address
     task.kernel.take(task.double, adaptive, grid.data_ptr(), errors.data_ptr(), address)
     steps = _Steps(grid, keep=kept, capacity=wanted.capacity, tape=tape)
-    return _Found(steps, final, counts, errors, adaptive.calls)
+    if tape is not None:
+        solve.tape = tape.address
+    return _Found(steps, solve, final, counts, errors, adaptive.calls)
 
 
 class _Kept(NamedTuple):
-    """What the backward pass takes over from the forward pass."""
+    """What the backward pass takes over from the forward pass; it changes none of it."""
 
     task: _Task
     steps: _Steps
+    solve: Solve
 
 
 class _NativeSolve(torch.autograd.Function):
@@ -303,7 +315,7 @@ class _NativeSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         z, *tensors = ctx.saved_tensors  # also tells whether a weight was changed in place since the forward solve
-        task, steps = ctx.kept
+        task, steps, _ = ctx.kept
         if must_be_recorded(gradients):
             given = Given(task.stack, task.tableau, task.clock, task.counter, steps.grid, steps.saved)
             return None, None, *replay_gradients(given, z, tensors, gradients)
@@ -312,12 +324,11 @@ class _NativeSolve(torch.autograd.Function):
 
 def _backward(kept: _Kept, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients of the initial state and the layers from those of the final states and the saved ones."""
-    (task, steps), (gradient, *entering) = kept, [g.contiguous() for g in gradients]
+    (task, steps, done), (gradient, *entering) = kept, [g.contiguous() for g in gradients]
     start = torch.empty_like(gradient)
-    found = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in tensors]
-    solve = task.solve(steps, task.layers(tensors, found))
-    assert steps.tape is not None
-    solve.g1, solve.g0, solve.tape = gradient.data_ptr(), start.data_ptr(), steps.tape.address
+    found = [None if x is None else x.new_empty(x.shape) for x in tensors]
+    solve, layers = Solve.from_buffer_copy(done), task.layers(tensors, found)
+    solve.layers, solve.g1, solve.g0 = layers.buffer_info()[0], gradient.data_ptr(), start.data_ptr()
     if steps.saved:
         solve.gs = entering[0].data_ptr()
     if steps.keep == STATES:

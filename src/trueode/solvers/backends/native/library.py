@@ -72,9 +72,12 @@ class Kernel(NamedTuple):
     number: int
     name: str
 
-    def forward(self, double: bool, solve: Solve) -> None:
-        """Solve with fixed steps; ``double``: in double precision, here and below."""
-        _done(self.library.trueode_forward(self.number, double, byref(solve)))
+    def forward(self, double: bool, solve: Solve) -> bool:
+        """Solve with fixed steps; whether the final states are finite. ``double``: in double precision, here and below."""
+        code = self.library.trueode_forward(self.number, double, byref(solve))
+        if code != FAILED:
+            _done(code)
+        return bool(code != FAILED)
 
     def backward(self, double: bool, solve: Solve) -> None:
         """Gradients of such a solve."""
