@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from tests.problems import KINDS, TanhField, parts_of, states
 from trueode.catalog import METHODS
 from trueode.errors import SolveError
+from trueode.fields import SequentialField
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, solve, step
+from trueode.solvers.backends import native
 
 EMBEDDED = [name for name, method in METHODS.items() if method.kind == "adaptive"]
 SOLVERS: list[Solver] = [
@@ -203,3 +205,22 @@ def test_times_of_no_time_at_all() -> None:
     times = torch.full((4, 3), math.nan)
     zs = solve(TanhField(), states(), solver=SOLVERS[0], save_at=times).zs
     assert bool(zs.isnan().all())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [*native.instruction_sets(), "off"])
+def test_times_of_each_sample_on_the_grid(name: str) -> None:
+    """Layers are solved by the kernel then; values and gradients are those of any field."""
+    torch.manual_seed(0)
+    layers = SequentialField(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    times = torch.tensor(
+        [[0.25, 0.5, 1.0], [0.0, 0.75, math.nan], [0.5, 0.5, 0.125], [1.0, 0.25, 0.0]], dtype=torch.float64
+    )
+    found = []
+    with native.using(name):
+        for field in (layers, lambda t, z: layers(t, z)):
+            zs = solve(field, states(), solver=FixedStep("rk4", n_steps=8), save_at=times).zs
+            assert zs is not None
+            total = zs.nan_to_num().square().sum()
+            found.append([zs, *torch.autograd.grad(total, list(layers.parameters()))])
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11, equal_nan=True)

@@ -119,9 +119,27 @@ class Inside(NamedTuple):
         return cls(theta.to(dtype=z.dtype.to_real(), device=z.device).view(-1, *ones), rows)
 
 
+def union(points: SavePoints) -> tuple[SavePoints, Tensor]:
+    """All fractions that occur, ascending, and where each entry is found among them, ``(times, batch)``; -1: nowhere."""
+    absent = points.fractions.isnan()
+    every = torch.unique(points.fractions[~absent])
+    position = torch.searchsorted(every, points.fractions.nan_to_num(nan=0.0).contiguous())
+    return SavePoints(every, points.slack), position.masked_fill(absent, -1)
+
+
+def gather(states: Tensor, position: Tensor) -> Tensor:
+    """From ``(union, batch, …)`` to each sample's own times, ``(times, batch, …)``; NaN where there is none."""
+    here = position.to(states.device)
+    absent = (here < 0).view(*here.shape, *[1] * (states.dim() - 2))
+    if not len(states):
+        return states.new_full((*here.shape, *states.shape[2:]), float("nan"))
+    found = states[here.clamp(min=0), torch.arange(here.shape[1], device=states.device)]
+    return torch.where(absent, torch.full_like(found, float("nan")), found)
+
+
 def grid_positions(points: SavePoints, grid: Sequence[float]) -> list[int] | None:
-    """Where on the grid each point lies, as a `Saver` sees it; None if one lies, or may move, inside of a step."""
-    if points.per_sample or points.moving is not None:
+    """Where on the grid each point of all samples lies, as a `Saver` sees it; None if one lies, or may move, inside of a step."""
+    if points.moving is not None:
         return None
     wanted = points.fractions.tolist()
     positions = [bisect_left(grid, theta - points.slack) for theta in wanted]

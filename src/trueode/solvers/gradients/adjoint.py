@@ -15,7 +15,7 @@ from trueode.solvers.gradients.methods import Adjoint
 from trueode.solvers.gradients.replay import must_be_recorded
 from trueode.solvers.integrate import Outcome, integrate
 from trueode.solvers.problem import Problem
-from trueode.solvers.saving import SavePoints, as_times
+from trueode.solvers.saving import SavePoints, as_times, gather, union
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 from trueode.solvers.states import pack_tuple
 from trueode.solvers.step import Field, Stepper
@@ -36,7 +36,7 @@ def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
     if points is not None and points.per_sample:
         if points.moving is not None:
             raise UsageError("Adjoint has no derivative by times of each sample: take gradient=Backprop().")
-        points, position = _union(points)
+        points, position = union(points)
     still = None if points is None else replace(points, moving=None)
     recorded = _Recorded(field, adjoint.parameters_of(problem.field))
     with torch.no_grad():
@@ -47,7 +47,7 @@ def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
     saved = z0.new_empty((0, *z0.shape)) if outcome.zs is None else outcome.zs
     final, zs = _AdjointSolve.apply(task, outcome.z, saved, z0, *problem.t, times, *recorded.params)
     if position is not None:
-        zs = _gather(zs, position)
+        zs = gather(zs, position)
     return outcome._replace(z=final, zs=None if points is None else zs)
 
 
@@ -232,21 +232,3 @@ class _AdjointSolve(torch.autograd.Function):
 def _like(g: Tensor, p: Tensor) -> Tensor:
     """A gradient that was gathered in the dtype of the state, in that of its parameter."""
     return (g.real if g.is_complex() and not p.is_complex() else g).to(p.dtype)
-
-
-def _union(points: SavePoints) -> tuple[SavePoints, Tensor]:
-    """All fractions that occur, ascending, and where each entry is found among them, ``(times, batch)``; -1: nowhere."""
-    absent = points.fractions.isnan()
-    every = torch.unique(points.fractions[~absent])
-    position = torch.searchsorted(every, points.fractions.nan_to_num(nan=0.0).contiguous())
-    return SavePoints(every, points.slack), position.masked_fill(absent, -1)
-
-
-def _gather(states: Tensor, position: Tensor) -> Tensor:
-    """From ``(union, batch, …)`` to each sample's own times, ``(times, batch, …)``; NaN where there is none."""
-    here = position.to(states.device)
-    absent = (here < 0).view(*here.shape, *[1] * (states.dim() - 2))
-    if not len(states):
-        return states.new_full((*here.shape, *states.shape[2:]), float("nan"))
-    found = states[here.clamp(min=0), torch.arange(here.shape[1], device=states.device)]
-    return torch.where(absent, torch.full_like(found, float("nan")), found)

@@ -27,7 +27,7 @@ from trueode.solvers.gradients import Checkpoint
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.problem import Problem
-from trueode.solvers.saving import grid_positions
+from trueode.solvers.saving import SavePoints, gather, grid_positions, union
 from trueode.solvers.solution import Counter
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid
 from trueode.solvers.states import pack_stack
@@ -67,7 +67,7 @@ def accepts(problem: Problem) -> bool:
     if problem.points is None:
         return True
     try:
-        return grid_positions(problem.points, _grid_of(solver, clock.length).tolist()) is not None
+        return _saved(problem.points, _grid_of(solver, clock.length))[0] is not None
     except SolveError:  # the generic backend tells why
         return False
 
@@ -174,7 +174,7 @@ def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> O
         grid = _grid_of(problem.solver, problem.clock.length)  # type: ignore[arg-type]
     except SolveError:
         return None
-    positions = [] if problem.points is None else grid_positions(problem.points, grid.tolist())
+    positions, place = ([], None) if problem.points is None else _saved(problem.points, grid)
     assert positions is not None
     n_steps = grid.shape[0] - 1
     steps = _Steps(grid, tuple(sorted(positions)), keep, n_steps)
@@ -200,7 +200,18 @@ def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> O
         zs = zs[torch.tensor(order, device="cpu").argsort()]
     if problem.points is not None and zs is None:
         zs = z.new_empty(0, *z.shape)
+    if zs is not None and place is not None:
+        zs = gather(zs, place)
     return Outcome(final, zs, grid, n_steps, 0, is_finite=is_finite)
+
+
+def _saved(points: SavePoints, grid: Tensor) -> tuple[list[int] | None, Tensor | None]:
+    """The numbers of the grid points at which states are saved, None if some lie elsewhere; of times of each sample all of
+    them, and where each is found among these, `saving.union`: no more than there are grid points."""
+    place = None
+    if points.per_sample and points.moving is None:
+        points, place = union(points)
+    return grid_positions(points, grid.tolist()), place
 
 
 def _adaptive(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
