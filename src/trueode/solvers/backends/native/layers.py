@@ -1,4 +1,4 @@
-"""Fields made of layers: whole solves by the compiled kernel, from tensors to addresses and back.
+"""Fields made of layers: whole solves by the compiled kernel, and their gradients.
 
 The gradient is the discrete one, of the steps that were taken (Sandu, 2006, eq. 8).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from ctypes import addressof, c_double
+from ctypes import addressof
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,27 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from trueode.catalog import ACTIVATIONS
 from trueode.errors import SolveError
-from trueode.layers import LayerStack
 from trueode.solvers.backends import generic
 from trueode.solvers.backends.native import library, runtime
-from trueode.solvers.backends.native.library import LAYER, AdaptiveSolve, Kernel, Solve
-from trueode.solvers.backends.native.runtime import RUNTIME, Block
-from trueode.solvers.clock import Clock
+from trueode.solvers.backends.native.library import AdaptiveSolve, Solve
+from trueode.solvers.backends.native.runtime import RUNTIME
+from trueode.solvers.backends.native.task import NOTHING, NUMBERS, STAGES, STATES, Steps, Task, address, method_of
 from trueode.solvers.gradients import Checkpoint
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.problem import Problem
 from trueode.solvers.saving import SavePoints, gather, grid_positions, union
-from trueode.solvers.solution import Counter
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid
 from trueode.solvers.states import pack_stack
-from trueode.solvers.tableau import ButcherTableau
 
-NUMBERS = {"identity": 0, **{name: each.kernel for name, each in ACTIVATIONS.items() if each.kernel is not None}}
-"""Of activations, as in native.c."""
-NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
 MOST_NUMBERS = 2**15  # in a stage of one sample: larger ones leave the cache, and PyTorch's convolutions take less time
 
 
@@ -80,7 +73,7 @@ def solve(problem: Problem) -> Outcome:
     keep = NOTHING
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors)):
         keep = STATES if isinstance(problem.gradient, Checkpoint) else STAGES
-    task, inputs = _Task.of(problem, z, tensors), (z, *tensors)
+    task, inputs = Task.of(problem, z, tensors), (z, *tensors)
     carry_out = _adaptive if isinstance(problem.solver, Adaptive) else _fixed
     outcome = carry_out(task, problem, keep, inputs)
     if outcome is None:
@@ -88,86 +81,7 @@ def solve(problem: Problem) -> Outcome:
     return outcome._replace(z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs))
 
 
-class _Task(NamedTuple):
-    """What is solved, for the kernel.
-
-    Attributes:
-        addresses: of the layers' tensors.
-        values: the layers as the kernel takes them.
-    """
-
-    kernel: Kernel
-    double: bool
-    stack: LayerStack
-    tableau: ButcherTableau
-    clock: Clock
-    counter: Counter
-    per_sample: bool
-    shape: tuple[int, int]
-    addresses: list[int]
-    values: list[int]
-
-    @classmethod
-    def of(cls, problem: Problem, z: Tensor, tensors: Sequence[Tensor | None]) -> _Task:
-        """The task of a problem, its state as ``(batch, width)``."""
-        kernel, stack = library.kernel(), problem.layers
-        assert kernel is not None
-        assert stack is not None
-        return cls(
-            kernel,
-            z.dtype == torch.float64,
-            stack,
-            problem.solver.tableau,
-            problem.clock,
-            problem.counter,
-            problem.per_sample,
-            (z.shape[0], z.shape[1]),
-            list(map(_address, tensors)),
-            _described(stack, tensors),
-        )
-
-    def layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> array[int]:
-        """The layers with places for their gradients; the backward pass meets those of the forward pass where nothing moved them."""
-        values = self.values
-        if gradients and list(map(_address, tensors)) != self.addresses:
-            values = _described(self.stack, tensors)
-        numbers = array("q", values)
-        for i, gradient in enumerate(gradients):
-            numbers[len(LAYER) * (i // 3 + 1) - 3 + i % 3] = _address(gradient)
-        return numbers
-
-    def solve(self, steps: _Steps, layers: array[int]) -> Solve:
-        """The solve as the kernel takes it, but for the addresses of states, gradients and the tape."""
-        (batch, width), method = self.shape, _method(self.tableau)
-        n_steps, threads, saved = max(steps.grid.shape[0] - 1, 0), library.threads(), array("q", steps.saved)
-        solve = Solve(
-            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved), steps.keep, threads, steps.capacity,
-            self.per_sample, self.clock.t0, self.clock.t1,
-            layers.buffer_info()[0], *method.addresses, steps.grid.data_ptr(), saved.buffer_info()[0],
-        )  # fmt: skip
-        solve.held = layers, saved  # they live as long as their addresses are needed
-        return solve
-
-
-class _Steps(NamedTuple):
-    """The steps of a solve, and what is kept of them for the backward pass.
-
-    Attributes:
-        grid: the fractions, ``(steps + 1,)`` or ``(steps + 1, batch)``.
-        saved: numbers of the grid points at which states are saved, ascending.
-        keep: `NOTHING`, `STATES` or `STAGES`.
-        capacity: steps that there is room for on a tape of stages.
-        tape: the memory; None if nothing is kept.
-    """
-
-    grid: Tensor
-    saved: tuple[int, ...] = ()
-    keep: int = NOTHING
-    capacity: int = 0
-    tape: Block | None = None
-
-
-def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
+def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
     """A solve with given steps, None where they are too many; of stages no more are kept than is worth it."""
     z, *tensors = inputs
     try:
@@ -177,7 +91,7 @@ def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> O
     positions, place = ([], None) if problem.points is None else _saved(problem.points, grid)
     assert positions is not None
     n_steps = grid.shape[0] - 1
-    steps = _Steps(grid, tuple(sorted(positions)), keep, n_steps)
+    steps = Steps(grid, tuple(sorted(positions)), keep, n_steps)
     solve = task.solve(steps, task.layers(tensors))
     if keep:
         size = task.kernel.tape_size(task.double, solve)
@@ -188,7 +102,7 @@ def _fixed(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> O
         steps, solve.tape = steps._replace(keep=solve.keep, tape=tape), tape.address
     final = torch.empty_like(z, memory_format=torch.contiguous_format)
     zs = z.new_empty(len(positions), *z.shape) if positions else None
-    solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), _address(zs)
+    solve.z0, solve.z1, solve.zs = z.data_ptr(), final.data_ptr(), address(zs)
     is_finite = task.kernel.forward(task.double, solve)
     task.counter.add(n_steps * solve.n_stages)
     if keep:
@@ -214,7 +128,7 @@ def _saved(points: SavePoints, grid: Tensor) -> tuple[list[int] | None, Tensor |
     return grid_positions(points, grid.tolist()), place
 
 
-def _adaptive(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
+def _adaptive(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
     """A solve that chooses its steps; None where it fails.
 
     Stages are kept where there is room for those of all steps. Their number is not known beforehand: a solve that takes more
@@ -224,10 +138,10 @@ def _adaptive(task: _Task, problem: Problem, keep: int, inputs: Sequence[Any]) -
     solver, layers, most = problem.solver, task.layers(tensors), 0
     assert isinstance(solver, Adaptive)
     if keep == STAGES and not task.per_sample:
-        one = task.solve(_Steps(_NO_GRID, keep=STAGES, capacity=1), layers)
+        one = task.solve(Steps(_NO_GRID, keep=STAGES, capacity=1), layers)
         most = runtime.LARGEST_TAPE // task.kernel.tape_size(task.double, one)
     expected = RUNTIME.expected.get(solver, 8)
-    wanted = _Steps(_NO_GRID, keep=keep, capacity=min(expected + expected // 4 + 2, most))
+    wanted = Steps(_NO_GRID, keep=keep, capacity=min(expected + expected // 4 + 2, most))
     found = _chosen(task, solver, wanted, z.detach(), layers)
     if found is not None:
         n_steps = len(found.steps.grid) - 1
@@ -255,7 +169,7 @@ class _Found(NamedTuple):
     ``solve`` is the solve that takes these steps.
     """
 
-    steps: _Steps
+    steps: Steps
     solve: Solve
     final: Tensor
     counts: Tensor
@@ -263,12 +177,12 @@ class _Found(NamedTuple):
     calls: int
 
 
-def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: array[int]) -> _Found | None:
+def _chosen(task: Task, solver: Adaptive, wanted: Steps, z: Tensor, layers: array[int]) -> _Found | None:
     columns = len(z) if task.per_sample else 1
     final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long, device="cpu")
     if wanted.keep and not wanted.capacity:
         wanted = wanted._replace(keep=STATES)
-    method, solve = _method(task.tableau), task.solve(wanted, layers)
+    method, solve = method_of(task.tableau), task.solve(wanted, layers)
     solve.z0, solve.z1 = z.data_ptr(), final.data_ptr()
     tape = None
     if wanted.keep == STAGES:
@@ -299,7 +213,7 @@ def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: ar
         tape = RUNTIME.take(task.kernel.tape_size(task.double, solve))
         address = tape.address
     task.kernel.take(task.double, adaptive, grid.data_ptr(), errors.data_ptr(), address)
-    steps = _Steps(grid, keep=kept, capacity=wanted.capacity, tape=tape)
+    steps = Steps(grid, keep=kept, capacity=wanted.capacity, tape=tape)
     if tape is not None:
         solve.tape = tape.address
     return _Found(steps, solve, final, counts, errors, adaptive.calls)
@@ -308,8 +222,8 @@ def _chosen(task: _Task, solver: Adaptive, wanted: _Steps, z: Tensor, layers: ar
 class _Kept(NamedTuple):
     """What the backward pass takes over from the forward pass; it changes none of it."""
 
-    task: _Task
-    steps: _Steps
+    task: Task
+    steps: Steps
     solve: Solve
 
 
@@ -348,26 +262,6 @@ def _backward(kept: _Kept, tensors: Sequence[Tensor | None], gradients: Sequence
     return [start, *found]
 
 
-def _described(stack: LayerStack, tensors: Sequence[Tensor | None]) -> list[int]:
-    """The layers as the kernel takes them."""
-    values: list[int] = []
-    for i, layer in enumerate(stack.layers):
-        weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
-        assert weight is not None
-        assert bias is not None
-        fan_out, fan_in, *taps = weight.shape
-        stride_out, stride_in, *tap_stride = weight.stride()
-        values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
-        values.append(0 if time_weight is None else time_weight.stride(0))
-        values += NUMBERS[layer.activation], weight.data_ptr(), bias.data_ptr(), _address(time_weight)
-        values += 0, 0, 0  # addresses of gradients
-    return values
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether a tensor is what lies at its address: numbers on the CPU, of no class of its own."""
     known = type(x) is Parameter or type(x) is Tensor
@@ -387,33 +281,3 @@ def _grid_of(solver: FixedStep | OnGrid, length: float) -> Tensor:
     if isinstance(solver, FixedStep):
         return _equal_steps(solver, length)
     return torch.tensor(solver.grid, dtype=torch.float64, device="cpu")
-
-
-class _Method(NamedTuple):
-    """A method as arrays: the stages that advance the solution, and all of them."""
-
-    n_stages: int
-    addresses: tuple[int, int, int]  # of these three
-    a: Any
-    b: Any
-    c: Any
-    all_a: Any
-    all_b: Any
-    all_c: Any
-    error: Any
-
-
-@lru_cache(maxsize=64)
-def _method(tableau: ButcherTableau) -> _Method:
-    def numbers(values: Sequence[float]) -> Any:
-        return (c_double * len(values))(*values)
-
-    def square(n: int) -> Any:
-        return numbers([x for row in tableau.a[:n] for x in (*row, *[0.0] * (n - len(row)))])
-
-    n = tableau.advancing_stages
-    error = () if tableau.embedded is None else tableau.error_weights
-    advancing = square(n), numbers(tableau.b[:n]), numbers(tableau.c[:n])
-    a, b, c = map(addressof, advancing)
-    every = square(tableau.stages), numbers(tableau.b), numbers(tableau.c)
-    return _Method(n, (a, b, c), *advancing, *every, numbers(error))

@@ -1,0 +1,155 @@
+"""Solves of layers as the compiled kernel takes them: from tensors to addresses."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from ctypes import addressof, c_double
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trueode.catalog import ACTIVATIONS
+from trueode.layers import LayerStack
+from trueode.solvers.backends.native import library
+from trueode.solvers.backends.native.library import LAYER, Kernel, Solve
+from trueode.solvers.backends.native.runtime import Block
+from trueode.solvers.clock import Clock
+from trueode.solvers.problem import Problem
+from trueode.solvers.solution import Counter
+from trueode.solvers.tableau import ButcherTableau
+
+NUMBERS = {"identity": 0, **{name: each.kernel for name, each in ACTIVATIONS.items() if each.kernel is not None}}
+"""Of activations, as in native.c."""
+NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
+
+
+class Task(NamedTuple):
+    """What is solved, for the kernel.
+
+    Attributes:
+        addresses: of the layers' tensors.
+        values: the layers as the kernel takes them.
+    """
+
+    kernel: Kernel
+    double: bool
+    stack: LayerStack
+    tableau: ButcherTableau
+    clock: Clock
+    counter: Counter
+    per_sample: bool
+    shape: tuple[int, int]
+    addresses: list[int]
+    values: list[int]
+
+    @classmethod
+    def of(cls, problem: Problem, z: Tensor, tensors: Sequence[Tensor | None]) -> Task:
+        """The task of a problem, its state as ``(batch, width)``."""
+        kernel, stack = library.kernel(), problem.layers
+        assert kernel is not None
+        assert stack is not None
+        return cls(
+            kernel,
+            z.dtype == torch.float64,
+            stack,
+            problem.solver.tableau,
+            problem.clock,
+            problem.counter,
+            problem.per_sample,
+            (z.shape[0], z.shape[1]),
+            list(map(address, tensors)),
+            described(stack, tensors),
+        )
+
+    def layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> array[int]:
+        """The layers with places for their gradients; the backward pass meets those of the forward pass where nothing moved them."""
+        values = self.values
+        if gradients and list(map(address, tensors)) != self.addresses:
+            values = described(self.stack, tensors)
+        numbers = array("q", values)
+        for i, gradient in enumerate(gradients):
+            numbers[len(LAYER) * (i // 3 + 1) - 3 + i % 3] = address(gradient)
+        return numbers
+
+    def solve(self, steps: Steps, layers: array[int]) -> Solve:
+        """The solve as the kernel takes it, but for the addresses of states, gradients and the tape."""
+        (batch, width), method = self.shape, method_of(self.tableau)
+        n_steps, threads, saved = max(steps.grid.shape[0] - 1, 0), library.threads(), array("q", steps.saved)
+        solve = Solve(
+            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved), steps.keep, threads, steps.capacity,
+            self.per_sample, self.clock.t0, self.clock.t1,
+            layers.buffer_info()[0], *method.addresses, steps.grid.data_ptr(), saved.buffer_info()[0],
+        )  # fmt: skip
+        solve.held = layers, saved  # they live as long as their addresses are needed
+        return solve
+
+
+class Steps(NamedTuple):
+    """The steps of a solve, and what is kept of them for the backward pass.
+
+    Attributes:
+        grid: the fractions, ``(steps + 1,)`` or ``(steps + 1, batch)``.
+        saved: numbers of the grid points at which states are saved, ascending.
+        keep: `NOTHING`, `STATES` or `STAGES`.
+        capacity: steps that there is room for on a tape of stages.
+        tape: the memory; None if nothing is kept.
+    """
+
+    grid: Tensor
+    saved: tuple[int, ...] = ()
+    keep: int = NOTHING
+    capacity: int = 0
+    tape: Block | None = None
+
+
+def described(stack: LayerStack, tensors: Sequence[Tensor | None]) -> list[int]:
+    """The layers as the kernel takes them."""
+    values: list[int] = []
+    for i, layer in enumerate(stack.layers):
+        weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
+        assert weight is not None
+        assert bias is not None
+        fan_out, fan_in, *taps = weight.shape
+        stride_out, stride_in, *tap_stride = weight.stride()
+        values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
+        values.append(0 if time_weight is None else time_weight.stride(0))
+        values += NUMBERS[layer.activation], weight.data_ptr(), bias.data_ptr(), address(time_weight)
+        values += 0, 0, 0  # addresses of gradients
+    return values
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+class Method(NamedTuple):
+    """A method as arrays: the stages that advance the solution, and all of them."""
+
+    n_stages: int
+    addresses: tuple[int, int, int]  # of these three
+    a: Any
+    b: Any
+    c: Any
+    all_a: Any
+    all_b: Any
+    all_c: Any
+    error: Any
+
+
+@lru_cache(maxsize=64)
+def method_of(tableau: ButcherTableau) -> Method:
+    def numbers(values: Sequence[float]) -> Any:
+        return (c_double * len(values))(*values)
+
+    def square(n: int) -> Any:
+        return numbers([x for row in tableau.a[:n] for x in (*row, *[0.0] * (n - len(row)))])
+
+    n = tableau.advancing_stages
+    error = () if tableau.embedded is None else tableau.error_weights
+    advancing = square(n), numbers(tableau.b[:n]), numbers(tableau.c[:n])
+    a, b, c = map(addressof, advancing)
+    every = square(tableau.stages), numbers(tableau.b), numbers(tableau.c)
+    return Method(n, (a, b, c), *advancing, *every, numbers(error))
