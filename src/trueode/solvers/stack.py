@@ -54,15 +54,24 @@ def _windows(x: Tensor, per_sample: int, taps: int) -> Tensor:
     return torch.cat([padded[:, i : i + per_sample] for i in range(taps)], dim=2).flatten(0, 1)
 
 
-def dense(stack: LayerStack, width: int) -> LayerStack | None:
-    """The stack for states of a width, its weights matrices, those of convolutions too; None where calling the field takes less time."""
+def is_short(stack: LayerStack, width: int) -> bool:
+    """Whether the convolutions of a stack, on states of a width, take less time as one matrix each."""
+    for layer in stack.layers:
+        fan_out, fan_in, *_ = layer.weight.shape
+        rows = width // fan_in
+        if layer.taps > 1 and not (rows <= layer.taps or rows * fan_out <= WIDEST_DENSE):
+            return False
+        width = rows * fan_out
+    return True
+
+
+def dense(stack: LayerStack, width: int) -> LayerStack:
+    """The stack for states of a width, its weights matrices, those of convolutions too."""
     layers = []
     for layer in stack.layers:
         fan_out, fan_in, *_ = layer.weight.shape
         rows = width // fan_in
         if layer.taps > 1:
-            if not (rows <= layer.taps or rows * fan_out <= WIDEST_DENSE):
-                return None
             time_weight = None if layer.time_weight is None else layer.time_weight.repeat(rows)
             layer = Layer(dense_convolution(layer.weight, rows), layer.bias.repeat(rows), layer.activation, time_weight)
         elif layer.weight.dim() == 3:

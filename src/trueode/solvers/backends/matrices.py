@@ -7,7 +7,7 @@ from dataclasses import replace
 from trueode.solvers.backends import generic
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.problem import Problem
-from trueode.solvers.stack import dense, stack_field
+from trueode.solvers.stack import dense, is_short, stack_field
 from trueode.solvers.states import pack_stack
 
 
@@ -16,14 +16,13 @@ def accepts(problem: Problem) -> bool:
     stack, z0 = problem.layers, problem.first
     if stack is None or not any(layer.taps > 1 for layer in stack.layers):
         return False
-    return dense(stack, z0[0].numel() if len(z0) else 0) is not None
+    return z0.numel() > 0 and is_short(stack, z0[0].numel())
 
 
 def solve(problem: Problem) -> Outcome:
     """Solve a problem; see `trueode.solvers.backends`."""
     assert problem.layers is not None
     z, unpack = pack_stack(problem.layers, problem.z0)
-    plain = dense(problem.layers, z.shape[1])
-    assert plain is not None
-    outcome = generic.solve(replace(problem, field=stack_field(plain), z0=z))
+    field = stack_field(dense(problem.layers, z.shape[1]))
+    outcome = generic.solve(replace(problem, field=field, z0=z))
     return outcome._replace(z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs))
