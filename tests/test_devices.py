@@ -172,8 +172,8 @@ def test_optimisers_and_checkpoints(kind: type[Optimizer], tmp_path: Path) -> No
 RUNS = (
     "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --n_steps 16 --optimizer rmsprop --serial_batches true",
     "--solver dopri5 --tol 1e-3 --per_sample true --use_step_adaption_algo true --adaption_interval 4",
-    "--solver euler --use_step_adaption_algo true --adaption_interval 4 --optimizer sgd --evaluate_with_dif_solver true",
-    "--solver midpoint --use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.05 --adaption_interval 4",
+    "--solver midpoint --use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.05 --adaption_interval 4 "
+    "--optimizer sgd --evaluate_with_dif_solver true",
 )
 
 

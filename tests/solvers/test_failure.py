@@ -62,8 +62,7 @@ def test_what_is_not_stiff_is_not_called_so(field: Any, method: str, per_sample:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("told", [True, False])
-def test_fixed_steps_beyond_stability_are_named(method: str, told: bool) -> None:
+def test_fixed_steps_beyond_stability_are_named(method: str) -> None:
     rate = 1e4
     stable = get_tableau(method).stability / rate
 
@@ -71,7 +70,7 @@ def test_fixed_steps_beyond_stability_are_named(method: str, told: bool) -> None
         return -rate * z
 
     def run(step: float) -> tuple[str, str]:
-        return message(field, states(), FixedStep(method, step_size=step), (0.0, 4000 * step))
+        return message(field, states(), FixedStep(method, step_size=step), (0.0, 2000 * step))
 
     assert run(0.97 * stable)[0] == "success"
     status, text = run(2 * stable)
