@@ -30,11 +30,6 @@ class Outcome(NamedTuple):
     is_finite: bool = False  # whether the final state is known to be finite
 
 
-def is_per_sample(solver: Solver) -> bool:
-    """Whether every sample has steps of its own."""
-    return bool(getattr(solver, "per_sample", False))
-
-
 def integrate(
     stepper: Stepper, solver: Solver, z: Tensor, points: SavePoints | None, reduce: Reduce | None = None
 ) -> Outcome:

@@ -80,7 +80,7 @@ class Problem:
             raise UsageError("Per-sample control needs a state with a batch dimension, (batch, …).")
         self._check_transforms()
         if self.save_at is not None:
-            self.points  # noqa: B018 - wrong times are told before the field is called
+            self.points  # noqa: B018 - refuses wrong times before the field is called
 
     def _check_transforms(self) -> None:
         adaptive = isinstance(self.solver, Adaptive)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,13 +25,11 @@ def as_times(save_at: Times) -> Tensor:
     """
     if isinstance(save_at, Tensor) and not save_at.is_complex():
         return save_at
-    try:
+    with suppress(TypeError, ValueError, RuntimeError):
         if isinstance(save_at, (list, tuple)) and any(isinstance(t, Tensor) for t in save_at):
             return torch.stack([double(t) for t in save_at])
         if not isinstance(save_at, (str, Tensor)):
             return torch.as_tensor(save_at, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        pass
     raise UsageError(f"save_at must hold real times, (times,) or (batch, times), got {save_at!r}.")
 
 

@@ -82,7 +82,7 @@ def solve(
 
 
 def solve_problem(problem: Problem) -> Solution[Any]:
-    """What `solve` does with a problem, whether an audit is under way or not; a failure is told by the status."""
+    """What `solve` does with a problem, whether an audit is under way or not; the status names a failure."""
     outcome = _outcome(problem)
     problem.counter.solving = False
     if problem.reduce is not None:
