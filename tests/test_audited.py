@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from trueode import FixedStep, figures
+from trueode.auditing.model_under_test import model_under_test
 from trueode.auditing.reference import find_reference
-from trueode.auditing.subject import subject_of
 from trueode.auditing.swaps import Swaps
 from trueode.build import build_data
 from trueode.cli.main import main
@@ -144,7 +144,7 @@ def test_the_samples_that_flip_are_those_of_the_verdict(kind: str, capsys: pytes
     exact = exact_flow(model, test, task, n_steps=own.n_steps, order=1)
     assert own.outputs is not None
     expected = task.flipped(own.outputs.double(), exact.outputs, task.scale(exact.outputs)) | ~exact.settled
-    subject = subject_of(model, test, task=kind)
+    subject = model_under_test(model, test, task=kind)
     with torch.no_grad():
         ran = subject.run()
         reference = find_reference(subject, double=True)

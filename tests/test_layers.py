@@ -100,3 +100,17 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
         for module in imports(path, top_level=True):
             library = module.split(".")[0]
             assert allowed.get(library, room(path)) == room(path), f"{path} imports {module} at its top"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    names = {".".join(("trueode", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = imports(path, top_level=False)
+        found += [module.rpartition(".")[0] for module in found]
+        graph[name] = {module for module in found if module in names and module != name}
+    left = dict(graph)
+    while done := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in done:
+            del left[name]
+    assert not left, {name: sorted(needed & left.keys()) for name, needed in left.items()}

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trueode.auditing.interception import Library, recorded, replaced
+from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import ForeignProblem, Solved
-from trueode.auditing.stand_in import in_place
+from trueode.auditing.replacement import replace_by
+from trueode.auditing.session import Library
 from trueode.errors import UsageError
 from trueode.solvers import FixedStep
 
 torchdiffeq = pytest.importorskip("torchdiffeq")
 
-EULER = in_place(FixedStep("euler", n_steps=4))
+EULER = replace_by(FixedStep("euler", n_steps=4))
 
 
 def decay(t: Tensor, z: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def test_libraries_that_are_not_loaded_are_not_touched(monkeypatch: pytest.Monke
         raise AssertionError
 
     absent = Library("absent", "absent_library", never, never)  # type: ignore[arg-type]
-    monkeypatch.setattr("trueode.auditing.libraries.LIBRARIES", (absent,))
+    monkeypatch.setattr("trueode.auditing.interception.LIBRARIES", (absent,))
     with recorded() as solves:
         Model()(torch.ones(1, 2))
     assert not solves
@@ -165,7 +166,7 @@ def test_compiled_models_run_as_written() -> None:
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         own = compiled(x)
-        with replaced(in_place(FixedStep("rk4_38", n_steps=1))) as solves:
+        with replaced(replace_by(FixedStep("rk4_38", n_steps=1))) as solves:
             torch.testing.assert_close(compiled(x), own)
         assert len(solves) == 1
         with recorded() as solves:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trueode.data import Split
+from trueode.data import Samples, Split
 from trueode.evaluation import Flips, Task, count_flips
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
-
-if TYPE_CHECKING:
-    from trueode.data.folder import FolderSplit
 
 
 class ModelInspection:
@@ -34,14 +30,14 @@ class ModelInspection:
     def __init__(
         self,
         model: NeuralODE,
-        inputs: Callable[[int], Tensor | Split | FolderSplit],
+        inputs: Callable[[int], Tensor | Samples],
         task: Task,
         *,
         batch_size: int = 256,
     ) -> None:
         self._model, self._inputs, self._task = model, inputs, task
         self._batch_size = batch_size
-        self._known: tuple[int, Split | FolderSplit] | None = None
+        self._known: tuple[int, Samples] | None = None
         self.evaluations = 0
 
     def size(self, attempt: int) -> int:
@@ -54,7 +50,7 @@ class ModelInspection:
         self.evaluations += found.evaluations
         return found
 
-    def _of(self, attempt: int) -> Split | FolderSplit:
+    def _of(self, attempt: int) -> Samples:
         """The samples of an attempt, asked for once."""
         if self._known is None or self._known[0] != attempt:
             inputs = self._inputs(attempt)

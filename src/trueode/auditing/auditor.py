@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.convergence import find_safe, observed_orders
+from trueode.auditing.model_under_test import Call, ModelUnderTest, model_under_test
 from trueode.auditing.preconditions import Preparation, prepare
+from trueode.auditing.preserve_state import modules_of, preserve_state
 from trueode.auditing.ran import Ran
 from trueode.auditing.reasons import find_reasons
 from trueode.auditing.reference import Reference, find_reference
 from trueode.auditing.report import Audit
 from trueode.auditing.scores import Metric, losses_of, metric_of
-from trueode.auditing.subject import Call, Subject, subject_of
 from trueode.auditing.swaps import Row, Swaps, paired, swap_grid
-from trueode.auditing.untouched import modules_of, untouched
 from trueode.catalog import METHODS
 from trueode.errors import UsageError, nearest
 from trueode.evaluation import percent, samples_for, shown
@@ -74,8 +74,8 @@ def audit(
     """
     _check(margin, samples, methods)
     was_training = any(module.training for module in modules_of(model))
-    subject = subject_of(model, data, task=task, call=call, solver=solver, samples=samples)
-    with untouched(model):
+    subject = model_under_test(model, data, task=task, call=call, solver=solver, samples=samples)
+    with preserve_state(model):
         progress("training solver")
         prepared = prepare(subject, was_training)
         subject = replace(subject, separable=prepared.separable)
@@ -146,7 +146,7 @@ class Training(NamedTuple):
     solver: Solver | None
 
 
-def training_solver(subject: Subject, own: Ran) -> Training:
+def training_solver(subject: ModelUnderTest, own: Ran) -> Training:
     """The solver that a model was trained with, as it was found or given."""
     given, found = subject.solver, own.found[0]
     steps = max(1, round(own.n_steps))
@@ -184,7 +184,9 @@ def _flips_of_rounding(swaps: Swaps, margin: float) -> int:
     return int(swaps.flipped(swaps.subject.run(FixedStep("rk4", n_steps=reference.n_steps))).sum())
 
 
-def _decide(subject: Subject, own: Ran, reference: Reference, row: Row, margin: float, rounding: int) -> Decision:
+def _decide(
+    subject: ModelUnderTest, own: Ran, reference: Reference, row: Row, margin: float, rounding: int
+) -> Decision:
     decision = decide(row.flips, subject.n, margin)
     if not reference.converged:
         return replace(decision, verdict="inconclusive", needed=None, reason=reference.trouble)
@@ -204,7 +206,9 @@ def _decide(subject: Subject, own: Ran, reference: Reference, row: Row, margin: 
     return decision
 
 
-def _without_reference(subject: Subject, prepared: Preparation, training: Training, name: str, margin: float) -> Audit:
+def _without_reference(
+    subject: ModelUnderTest, prepared: Preparation, training: Training, name: str, margin: float
+) -> Audit:
     reason = "; ".join(each.text for each in prepared.violated)
     decision = Decision("inconclusive", subject.n, 0, 0.0, 1.0, None, reason)
     judged = Audit(
@@ -220,7 +224,7 @@ def _without_reference(subject: Subject, prepared: Preparation, training: Traini
     return replace(judged, sentence=_sentence(judged))
 
 
-def _chance(subject: Subject, metric: Metric | None) -> float:
+def _chance(subject: ModelUnderTest, metric: Metric | None) -> float:
     """Accuracy of always predicting the most frequent class; mean squared error of always predicting the mean."""
     y = subject.y
     if y is None or metric is not None:
@@ -231,7 +235,7 @@ def _chance(subject: Subject, metric: Metric | None) -> float:
     return float((flat - flat.nanmean(0)).square().nanmean())
 
 
-def _p_value(subject: Subject, own: Ran, exact: Ran, metric: Metric | None) -> float:
+def _p_value(subject: ModelUnderTest, own: Ran, exact: Ran, metric: Metric | None) -> float:
     if subject.task.name != "classification" or subject.y is None or metric is not None:
         return nan
     right, right_exact = metric_of(subject, own), metric_of(subject, exact)
@@ -260,7 +264,7 @@ def _sentence(judged: Audit) -> str:
     )
 
 
-def _notes(judged: Audit, subject: Subject, own: Ran, exact: Ran, row: Row) -> list[str]:
+def _notes(judged: Audit, subject: ModelUnderTest, own: Ran, exact: Ran, row: Row) -> list[str]:
     found = [f"{each.name}: {each.text}" for each in judged.preconditions if not each.holds]
     classes = subject.task.name == "classification"
     better = judged.metric > judged.chance if classes else judged.metric < judged.chance
@@ -310,7 +314,7 @@ def _notes(judged: Audit, subject: Subject, own: Ran, exact: Ran, row: Row) -> l
     return found
 
 
-def _distinct(subject: Subject) -> int:
+def _distinct(subject: ModelUnderTest) -> int:
     """Samples whose inputs differ, as far as these are tensors."""
     first = [batch[0] if isinstance(batch, tuple | list) else batch for batch in subject.batches]
     if not all(isinstance(x, Tensor) for x in first) or len({tuple(x.shape[1:]) for x in first}) > 1:
@@ -319,7 +323,7 @@ def _distinct(subject: Subject) -> int:
     return len({row.tobytes() for row in whole.float().numpy()})
 
 
-def provenance(subject: Subject, own: Ran) -> dict[str, Any]:
+def provenance(subject: ModelUnderTest, own: Ran) -> dict[str, Any]:
     """What was audited, and with what: hash of the weights, versions, device, solver as found in the model's own call."""
     from trueode import __version__
 

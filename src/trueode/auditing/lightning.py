@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from trueode.auditing.loops import SolverReport, check_solver
-from trueode.auditing.subject import Call
+from trueode.auditing.model_under_test import Call
 from trueode.errors import UsageError
 from trueode.solvers import Solver
 

@@ -7,11 +7,11 @@ from math import nan
 from typing import Any
 
 from trueode.auditing.auditor import training_solver
+from trueode.auditing.model_under_test import Call, ModelUnderTest, model_under_test
 from trueode.auditing.preconditions import prepare
+from trueode.auditing.preserve_state import modules_of, preserve_state
 from trueode.auditing.reference import find_reference
-from trueode.auditing.subject import Call, Subject, subject_of
 from trueode.auditing.swaps import Swaps
-from trueode.auditing.untouched import modules_of, untouched
 from trueode.evaluation import clopper_pearson
 from trueode.solvers import Solver
 
@@ -68,13 +68,13 @@ def check_solver(
         DataError: the data is not of such a form.
         UsageError: the model cannot be audited; the message tells why.
     """
-    subject = subject_of(model, data, task=task, call=call, solver=solver, samples=samples)
+    subject = model_under_test(model, data, task=task, call=call, solver=solver, samples=samples)
     was_training = any(module.training for module in modules_of(model))
-    with untouched(model):
+    with preserve_state(model):
         prepared = prepare(subject, was_training)
         if prepared.violated:
             return _without(subject, prepared.own.nfe, "; ".join(each.text for each in prepared.violated))
-        subject = Subject(**{**vars(subject), "separable": prepared.separable})
+        subject = ModelUnderTest(**{**vars(subject), "separable": prepared.separable})
         training = training_solver(subject, prepared.own)
         reference = find_reference(subject, double=prepared.double)
     if not reference.converged:
@@ -85,5 +85,5 @@ def check_solver(
     return SolverReport(subject.n, row.flips / subject.n, lower, upper, error, row.nfe)
 
 
-def _without(subject: Subject, nfe: float, trouble: str) -> SolverReport:
+def _without(subject: ModelUnderTest, nfe: float, trouble: str) -> SolverReport:
     return SolverReport(subject.n, nan, 0.0, 1.0, nan, nfe, trouble)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueode.auditing.model_under_test import ModelError, ModelUnderTest
+from trueode.auditing.preserve_state import modules_of, same
 from trueode.auditing.ran import Ran
 from trueode.auditing.samples import chosen
-from trueode.auditing.subject import ModelError, Subject
-from trueode.auditing.untouched import modules_of, same
 from trueode.errors import UsageError, told
 from trueode.solvers import FixedStep
 
@@ -58,7 +58,7 @@ class Preparation:
         return tuple(each for each in self.preconditions if each.decisive and not each.holds)
 
 
-def prepare(subject: Subject, was_training: bool) -> Preparation:
+def prepare(subject: ModelUnderTest, was_training: bool) -> Preparation:
     """Run the model under its training solver, twice, and look at what must hold.
 
     Args:
@@ -131,7 +131,7 @@ def prepare(subject: Subject, was_training: bool) -> Preparation:
     return Preparation(own, tuple(found), separable, failure is None)
 
 
-def _refuse_probabilities(subject: Subject, own: Ran) -> None:
+def _refuse_probabilities(subject: ModelUnderTest, own: Ran) -> None:
     """One output stands for the logit of two classes: probabilities would all count as the second class."""
     outputs = own.outputs
     if subject.task.name != "classification" or outputs.shape[1] != 2 or bool(outputs[:, 0].any()):
@@ -148,7 +148,7 @@ def _buffers(model: Any) -> list[Tensor]:
     return [buffer for module in modules_of(model) for buffer in module.buffers()]
 
 
-def _separable(subject: Subject) -> bool:
+def _separable(subject: ModelUnderTest) -> bool:
     """Whether part of a batch, run by itself under a solver of fixed steps, gives what the whole batch gives."""
     size = subject.sizes[0]
     if size < 2:  # there are no parts
@@ -167,7 +167,7 @@ def _separable(subject: Subject) -> bool:
     return bool(difference <= ROUNDING * scale)
 
 
-def _fails_in_double(subject: Subject) -> str | None:
+def _fails_in_double(subject: ModelUnderTest) -> str | None:
     """Why the model cannot be run in double precision; None if it can."""
     first = _only(subject, subject.batches[0], subject.sizes[0])
     try:
@@ -177,6 +177,6 @@ def _fails_in_double(subject: Subject) -> str | None:
     return None if outputs.dtype == torch.float64 else f"its outputs are {outputs.dtype}"
 
 
-def _only(subject: Subject, batch: Any, size: int) -> Subject:
+def _only(subject: ModelUnderTest, batch: Any, size: int) -> ModelUnderTest:
     """The same model with a single batch."""
-    return Subject(subject.model, (batch,), (size,), None, subject.task, subject.call, subject.solver)
+    return ModelUnderTest(subject.model, (batch,), (size,), None, subject.task, subject.call, subject.solver)

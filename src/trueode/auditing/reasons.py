@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from trueode.auditing.interception import replaced
+from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.ran import Ran
 from trueode.auditing.reference import Reference
+from trueode.auditing.replacement import replace_by
 from trueode.auditing.samples import chosen
-from trueode.auditing.stand_in import in_place
-from trueode.auditing.subject import Subject
 from trueode.auditing.swaps import Row
 from trueode.catalog import METHODS
 from trueode.solvers import ButcherTableau, FixedStep, Solver, get_tableau
@@ -93,7 +93,7 @@ class Paths:
 
 
 def find_reasons(
-    subject: Subject, own: Ran, reference: Reference, row: Row, solver: Solver | None
+    subject: ModelUnderTest, own: Ran, reference: Reference, row: Row, solver: Solver | None
 ) -> tuple[Reasons, Paths | None]:
     """Look for reasons, on some of the first samples.
 
@@ -162,14 +162,14 @@ class _Probe:
     exact: Tensor | None = None
 
 
-def _probe(subject: Subject, solver: Solver | None) -> _Probe:
+def _probe(subject: ModelUnderTest, solver: Solver | None) -> _Probe:
     """Look at the field of the first ODE block, from inside a call of the model."""
     batch, size = subject.batches[0], subject.sizes[0]
     n = min(PROBED, size)
     few = chosen(batch, torch.arange(n, device="cpu"), size) if subject.separable else batch
     found = _Probe()
 
-    inner = in_place(FixedStep("rk4", n_steps=FINE))
+    inner = replace_by(FixedStep("rk4", n_steps=FINE))
 
     def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         if found.length != found.length:  # the first block only
@@ -285,7 +285,7 @@ def _apart(p: Tensor, q: Tensor) -> Tensor:
     return side[..., :-1] * side[..., 1:] < 0
 
 
-def _halved(subject: Subject, own: Ran) -> int | None:
+def _halved(subject: ModelUnderTest, own: Ran) -> int | None:
     """Predictions that change when every batch is taken in two halves."""
     if not subject.separable:
         return None
@@ -294,7 +294,9 @@ def _halved(subject: Subject, own: Ran) -> int | None:
         for rows in torch.arange(size, device="cpu").chunk(2):
             batches.append(chosen(batch, rows, size))
             sizes.append(len(rows))
-    halves = Subject(subject.model, tuple(batches), tuple(sizes), subject.y, subject.task, subject.call, subject.solver)
+    halves = ModelUnderTest(
+        subject.model, tuple(batches), tuple(sizes), subject.y, subject.task, subject.call, subject.solver
+    )
     outputs = halves.run().outputs.double()
     reference = own.outputs.double()
     return int(subject.task.flipped(outputs, reference, subject.task.scale(reference)).sum())

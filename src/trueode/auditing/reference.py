@@ -8,7 +8,7 @@ from math import floor
 import torch
 from torch import Tensor
 
-from trueode.auditing.subject import Subject
+from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.evaluation.reference import COARSEST, settle
 from trueode.solvers import Adaptive, FixedStep
 
@@ -65,7 +65,7 @@ class Reference:
         )
 
 
-def find_reference(subject: Subject, *, double: bool) -> Reference:
+def find_reference(subject: ModelUnderTest, *, double: bool) -> Reference:
     """Solve with rk4, the steps doubled until samples settle, and with dopri5, tighter until it agrees.
 
     The two agree on a sample where the difference of the outputs is below a tenth of what decides: of the margin between

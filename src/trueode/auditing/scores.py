@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.ran import Ran
-from trueode.auditing.subject import Subject
 from trueode.data import Batch
 from trueode.errors import DataError, TrueodeError, UsageError, told
 
@@ -16,7 +16,7 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 """A metric of one's own: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""
 
 
-def metric_of(subject: Subject, ran: Ran, metric: Metric | None = None) -> Tensor | None:
+def metric_of(subject: ModelUnderTest, ran: Ran, metric: Metric | None = None) -> Tensor | None:
     """The metric of each sample, ``(n,)`` in float64; None without targets."""
     y = _matching(subject, ran)
     if y is None or subject.y is None:
@@ -40,13 +40,13 @@ def metric_of(subject: Subject, ran: Ran, metric: Metric | None = None) -> Tenso
     return values.double()
 
 
-def losses_of(subject: Subject, ran: Ran) -> Tensor | None:
+def losses_of(subject: ModelUnderTest, ran: Ran) -> Tensor | None:
     """The loss of each sample, ``(n,)`` in float64; None without targets."""
     y = _matching(subject, ran)
     return None if y is None else subject.task.losses(ran.outputs, Batch(y, y)).double()
 
 
-def _matching(subject: Subject, ran: Ran) -> Tensor | None:
+def _matching(subject: ModelUnderTest, ran: Ran) -> Tensor | None:
     """The targets, in the form that the task's loss and metric need."""
     y, outputs = subject.y, ran.outputs
     if y is None:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.ran import Ran
 from trueode.auditing.reference import Reference
 from trueode.auditing.scores import Metric, losses_of, metric_of
-from trueode.auditing.subject import Subject
 from trueode.catalog import METHODS
 from trueode.evaluation import clopper_pearson
 from trueode.solvers import Adaptive, FixedStep, get_tableau
@@ -87,7 +87,7 @@ class Swaps:
         rows: what has been run.
     """
 
-    subject: Subject
+    subject: ModelUnderTest
     own: Ran
     reference: Reference
     metric: Metric | None = None

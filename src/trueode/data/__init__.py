@@ -13,7 +13,7 @@ from trueode.catalog import DATA_SETS, TASKS
 from trueode.data.cache import Arrays, cached
 from trueode.data.identity import identity
 from trueode.data.loaders import Batches
-from trueode.data.splits import Batch, Dataset, Split
+from trueode.data.splits import Batch, Dataset, Samples, Split
 from trueode.data.unseen import Unseen, drawn, held_out
 from trueode.errors import DataError, nearest
 from trueode.seeds import stream
@@ -22,6 +22,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Dataset",
+    "Samples",
     "Split",
     "Unseen",
     "generator_version",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueode.data.splits import Batch, Split, as_numbers
+from trueode.data.splits import Batch, Samples, Split, as_numbers
 from trueode.errors import DataError
 from trueode.seeds import stream
 
@@ -35,7 +35,7 @@ class Files(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class FolderSplit:
+class FolderSplit(Samples):
     """Samples that are read from disk when they are asked for; otherwise like `Split`."""
 
     files: Files
@@ -58,10 +58,6 @@ class FolderSplit:
             x[i] = image[..., : x.shape[-1]]
         numbers = as_numbers(torch.from_numpy(x), self.dtype).permute(0, 3, 1, 2)
         return Batch(numbers, torch.tensor(chosen.labels, dtype=torch.int64, device="cpu"))
-
-    def first(self, n: int) -> FolderSplit:
-        """The first ``n`` samples, or all if there are fewer."""
-        return replace(self, files=Files(self.files.paths[:n], self.files.labels[:n]))
 
     def take(self, indices: Tensor) -> FolderSplit:
         """The samples of given indices ``(n,)`` as a split of their own."""
@@ -111,7 +107,7 @@ def _as_it_is(item: Any) -> Any:
 
 def image_folder(
     root: Path, *, seed: int, image_size: int | None, num_workers: int
-) -> tuple[Split | FolderSplit, Split | FolderSplit, tuple[str, ...]]:
+) -> tuple[Samples, Samples, tuple[str, ...]]:
     """Read ``root/{train,test}/CLASS/*``; where there is no ``test``, a seeded fifth is held out.
 
     The test images are in a seeded random order.

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trueode.data.splits import Batch, Split
+from trueode.data.splits import Batch, Samples
 from trueode.errors import UsageError
 from trueode.seeds import stream
-
-if TYPE_CHECKING:
-    from trueode.data.folder import FolderSplit
 
 
 class Batches:
@@ -32,7 +28,7 @@ class Batches:
 
     def __init__(
         self,
-        split: Split | FolderSplit,
+        split: Samples,
         batch_size: int,
         *,
         seed: int = 0,
@@ -67,12 +63,12 @@ class Batches:
 
     def from_iteration(self, i: int) -> Iterator[tuple[Batch, int]]:
         """All batches from iteration ``i`` on, without end: this rank's part, and the size of the whole batch."""
-        return self._read(self._indices(i))
+        return self.split.read(self._indices(i), self.num_workers)
 
     def in_order(self) -> Iterator[Batch]:
         """All batches once, in the order of the split: this rank's part, left out where it is empty."""
         parts = map(self._part, self._batches(torch.arange(len(self.split), device="cpu")))
-        return (batch for batch, _ in self._read(part for part in parts if len(part[0])))
+        return (batch for batch, _ in self.split.read((part for part in parts if len(part[0])), self.num_workers))
 
     def first(self) -> tuple[Tensor, int]:
         """The indices of this rank's part of the first batch, and the size of the whole batch."""
@@ -91,8 +87,3 @@ class Batches:
     def _part(self, whole: Tensor) -> tuple[Tensor, int]:
         n = len(whole)
         return whole[n * self.rank // self.world_size : n * (self.rank + 1) // self.world_size], n
-
-    def _read(self, indices: Iterator[tuple[Tensor, int]]) -> Iterator[tuple[Batch, int]]:
-        if isinstance(self.split, Split):
-            return ((self.split.batch(part), n) for part, n in indices)
-        return self.split.read(indices, self.num_workers)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from trueode.data.folder import FolderSplit
 
 
 class Batch(NamedTuple):
@@ -27,8 +26,42 @@ class Batch(NamedTuple):
     t: Tensor | None = None
 
 
+class Samples(ABC):
+    """Samples of a data set, in memory or on disk.
+
+    Attributes:
+        dtype: of the numbers that a batch gives.
+    """
+
+    dtype: torch.dtype
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def batch(self, indices: Tensor) -> Batch:
+        """The samples of given indices ``(batch,)``."""
+
+    @abstractmethod
+    def take(self, indices: Tensor) -> Samples:
+        """The samples of given indices ``(n,)`` as samples of their own."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> Samples:
+        """The same samples with floating point numbers of another type; times keep theirs, so that the last one stays it."""
+
+    def read(self, indices: Iterator[tuple[Tensor, int]], num_workers: int) -> Iterator[tuple[Batch, int]]:
+        """Batches of given indices (with what stands beside them), read ahead where that takes long."""
+        return ((self.batch(part), n) for part, n in indices)
+
+    def first(self, n: int) -> Samples:
+        """The first ``n`` samples, or all if there are fewer."""
+        return self if n >= len(self) else self.take(torch.arange(n, device="cpu"))
+
+
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(Samples):
     """Samples held in memory; fields as in `Batch`, over all samples.
 
     Images may be held as bytes: a batch gives them as numbers in [0, 1] of the type ``dtype``.
@@ -43,27 +76,19 @@ class Split:
         return len(self.x)
 
     def batch(self, indices: Tensor) -> Batch:
-        """The samples of given indices ``(batch,)``."""
-        t = self.t[indices] if self.t is not None and self.t.dim() == 2 else self.t
-        return Batch(as_numbers(self.x[indices], self.dtype), self.y[indices], t)
-
-    def first(self, n: int) -> Split:
-        """The first ``n`` samples, or all if there are fewer."""
-        t = self.t[:n] if self.t is not None and self.t.dim() == 2 else self.t
-        return replace(self, x=self.x[:n], y=self.y[:n], t=t)
+        return Batch(as_numbers(self.x[indices], self.dtype), self.y[indices], self._times(indices))
 
     def take(self, indices: Tensor) -> Split:
-        """The samples of given indices ``(n,)`` as a split of their own."""
-        t = self.t[indices] if self.t is not None and self.t.dim() == 2 else self.t
-        return replace(self, x=self.x[indices], y=self.y[indices], t=t)
+        return replace(self, x=self.x[indices], y=self.y[indices], t=self._times(indices))
 
     def to(self, dtype: torch.dtype) -> Split:
-        """The same samples with floating point numbers of another type; times keep theirs, so that the last one stays it."""
-
         def cast(part: Tensor) -> Tensor:
             return part.to(dtype) if part.is_floating_point() else part
 
         return replace(self, x=cast(self.x), y=cast(self.y), dtype=dtype)
+
+    def _times(self, indices: Tensor) -> Tensor | None:
+        return self.t[indices] if self.t is not None and self.t.dim() == 2 else self.t
 
 
 def as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,8 +114,8 @@ class Dataset:
 
     name: str
     task: str
-    train: Split | FolderSplit
-    test: Split | FolderSplit
+    train: Samples
+    test: Samples
     sample_shape: tuple[int, ...]
     n_outputs: int
     classes: tuple[str, ...] | None = None

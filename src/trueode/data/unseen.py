@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from trueode.data.splits import Dataset, Split
+from trueode.data.splits import Dataset, Samples, Split
 from trueode.errors import DataError
 from trueode.seeds import stream
-
-if TYPE_CHECKING:
-    from trueode.data.folder import FolderSplit
 
 CONTROL = 1024
 """Samples to control with: enough for a check not to meet the same ones again before others have been seen."""
@@ -30,9 +26,9 @@ class Unseen:
         attempt: the samples of an attempt, counted from 1: new ones each time where there are any.
     """
 
-    control: Split | FolderSplit
+    control: Samples
     size: int
-    attempt: Callable[[int], Split | FolderSplit]
+    attempt: Callable[[int], Samples]
 
 
 def drawn(draw: Callable[[int, int], Split], size: int) -> Unseen:
@@ -69,7 +65,7 @@ def held_out(dataset: Dataset, share: float, size: int, *, seed: int) -> tuple[D
     size = min(size, len(pool))
     whole = len(pool) // size
 
-    def attempt(number: int) -> Split | FolderSplit:
+    def attempt(number: int) -> Samples:
         start = (number - 1) % whole * size
         return pool.take(torch.arange(start, start + size, device="cpu"))
 

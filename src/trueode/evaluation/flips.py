@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trueode.data import Batch
+from trueode.data import Batch, Samples
 from trueode.errors import SolveError
 from trueode.evaluation.metrics import Evaluation, evaluate
 from trueode.evaluation.reference import exact_flow
 from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
-
-if TYPE_CHECKING:
-    from trueode.data import Split
-    from trueode.data.folder import FolderSplit
 
 
 @dataclass(frozen=True)
@@ -46,9 +41,7 @@ class Flips:
     evaluations: int = 0
 
 
-def count_flips(
-    model: NeuralODE, split: Split | FolderSplit, task: Task, solver: Solver, *, batch_size: int = 256
-) -> Flips:
+def count_flips(model: NeuralODE, split: Samples, task: Task, solver: Solver, *, batch_size: int = 256) -> Flips:
     """Count the samples whose prediction under a solver is another one than under the exact flow.
 
     Args:
@@ -68,7 +61,7 @@ def count_flips(
 
 def compare_with_exact_flow(
     model: NeuralODE,
-    split: Split | FolderSplit,
+    split: Samples,
     task: Task,
     solver: Solver,
     own: Evaluation,
@@ -98,6 +91,6 @@ def compare_with_exact_flow(
     )
 
 
-def _metric(task: Task, outputs: Tensor, split: Split | FolderSplit) -> float:
+def _metric(task: Task, outputs: Tensor, split: Samples) -> float:
     x, y, t = split.batch(torch.arange(len(split), device="cpu"))
     return float(task.metric_sum(outputs, Batch(x, y.cpu(), t))) / len(split)

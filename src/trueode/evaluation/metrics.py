@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trueode.data import Batch, Batches, Split
+from trueode.data import Batch, Batches, Samples
 from trueode.distributed import Ranks
 from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
-
-if TYPE_CHECKING:
-    from trueode.data.folder import FolderSplit
 
 BATCH = 256
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -47,7 +43,7 @@ class Evaluation:
 
 def evaluate(
     model: NeuralODE,
-    split: Split | FolderSplit,
+    split: Samples,
     task: Task,
     solver: Solver | None = None,
     *,
@@ -101,9 +97,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def batches_of(
-    split: Split | FolderSplit, batch_size: int, model: torch.nn.Module, ranks: Ranks = ALONE
-) -> Iterator[Batch]:
+def batches_of(split: Samples, batch_size: int, model: torch.nn.Module, ranks: Ranks = ALONE) -> Iterator[Batch]:
     """This rank's part of all batches in order, on the model's device; a part may be empty, so that ranks keep in step."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batches = Batches(split, batch_size, shuffle=False, rank=ranks.rank, world_size=ranks.world_size)

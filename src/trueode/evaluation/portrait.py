@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from trueode.data import Samples
 from trueode.evaluation.metrics import batches_of, evaluating
 from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver, solve
 from trueode.solvers.clock import seconds
 
-if TYPE_CHECKING:
-    from trueode.data import Split
-    from trueode.data.folder import FolderSplit
-
 SAMPLES, TIMES, GRID = 400, 129, 200
 SERIES = 4
 
 
-def phase_portrait(model: NeuralODE, split: Split | FolderSplit, solver: Solver) -> dict[str, Any] | None:
+def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str, Any] | None:
     """Paths of samples through the ODE block, and the classifier's regions around its output.
 
     Args:
@@ -76,7 +73,7 @@ def phase_portrait(model: NeuralODE, split: Split | FolderSplit, solver: Solver)
 
 
 def series_portrait(
-    model: NeuralODE, split: Split | FolderSplit, task: Task, solver: Solver
+    model: NeuralODE, split: Samples, task: Task, solver: Solver
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Times ``(times,)``, true and predicted states ``(n, times, d)`` of the first four time series.
 

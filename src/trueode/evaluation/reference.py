@@ -6,19 +6,15 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trueode.data import Split
+from trueode.data import Samples, Split
 from trueode.evaluation.metrics import batches_of, evaluating
 from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solver
-
-if TYPE_CHECKING:
-    from trueode.data.folder import FolderSplit
 
 COARSEST, FINEST = 32, 4096
 SUCCESSIVE = 2  # doublings that must leave a sample alone: one may do so by chance
@@ -66,7 +62,7 @@ def finer_solver(solver: Solver, n_steps: float) -> FixedStep:
 
 def exact_flow(
     model: NeuralODE,
-    split: Split | FolderSplit,
+    split: Samples,
     task: Task,
     *,
     n_steps: float,

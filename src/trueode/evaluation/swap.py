@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trueode.catalog import METHODS
+from trueode.data import Samples
 from trueode.errors import SolveError
 from trueode.evaluation.metrics import Evaluation, evaluate
 from trueode.evaluation.statistics import percent
@@ -20,9 +21,6 @@ from trueode.solvers.clock import seconds
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from trueode.data import Split
-    from trueode.data.folder import FolderSplit
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class SwapTable:
 
 def swap_table(
     model: NeuralODE,
-    split: Split | FolderSplit,
+    split: Samples,
     task: Task,
     training: Solver,
     solvers: Sequence[str],
@@ -199,7 +197,7 @@ def _key(solver: Solver, length: float) -> Any:
 
 def _row(
     model: NeuralODE,
-    split: Split | FolderSplit,
+    split: Samples,
     task: Task,
     solver: Solver,
     factors: tuple[float, ...],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trueode.data import Samples
 from trueode.errors import SolveError
 from trueode.evaluation.decision import decide
 from trueode.evaluation.flips import compare_with_exact_flow
@@ -14,10 +15,6 @@ from trueode.evaluation.statistics import percent, samples_for
 from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
-
-if TYPE_CHECKING:
-    from trueode.data import Split
-    from trueode.data.folder import FolderSplit
 
 MARGIN = 0.01
 SAMPLES = 1000
@@ -66,7 +63,7 @@ class Verdict:
 
 def verdict(
     model: NeuralODE,
-    split: Split | FolderSplit,
+    split: Samples,
     task: Task,
     solver: Solver,
     *,

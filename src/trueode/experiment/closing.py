@@ -5,21 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from trueode.build import Shape
-from trueode.data import Dataset
+from trueode.data import Dataset, Samples
 from trueode.errors import SolveError
 from trueode.evaluation import SwapTable, Verdict, get_task, phase_portrait, series_portrait, swap_table, verdict
 from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.runs import RunDirectory, read_history
-
-if TYPE_CHECKING:
-    from trueode.data import Split
-    from trueode.data.folder import FolderSplit
 
 
 def where(options: Options, directory: RunDirectory) -> str:
@@ -37,7 +33,7 @@ def judge(
     directory: RunDirectory,
     model: NeuralODE,
     shape: Shape,
-    split: Split | FolderSplit,
+    split: Samples,
     what: str,
     evaluations: float,
     console: Console,

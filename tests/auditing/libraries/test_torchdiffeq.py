@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import ForeignProblem, Solved
-from trueode.auditing.stand_in import in_place
+from trueode.auditing.replacement import replace_by
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep
 
 torchdiffeq = pytest.importorskip("torchdiffeq")
 from torchdiffeq import odeint, odeint_adjoint, odeint_event  # noqa: E402 - as a model would before the audit
 
-TIGHT = in_place(Adaptive("dopri5", 1e-10, 1e-10))
+TIGHT = replace_by(Adaptive("dopri5", 1e-10, 1e-10))
 
 
 class Field(nn.Module):
@@ -63,7 +63,7 @@ def test_fixed_steps_equal_the_librarys(
     field: Field, x: Tensor, solver: Any, method: str, ours: str, t: Tensor
 ) -> None:
     own = solver(field, x, t, method=method, options={"step_size": 0.125})
-    with replaced(in_place(FixedStep(ours, step_size=0.125))) as solves:
+    with replaced(replace_by(FixedStep(ours, step_size=0.125))) as solves:
         swapped = solver(field, x, t, method=method, options={"step_size": 0.125})
     torch.testing.assert_close(swapped, own, rtol=1e-12, atol=1e-12)
     with recorded() as noted:
@@ -85,7 +85,7 @@ def test_tight_solves_agree(field: Field, x: Tensor, solver: Any, method: str | 
     # steps that end at the times: the library's dense output is less accurate than its steps
     options = None if method is None else {"step_t": t[1:].clone()}
     own = solver(field, x, t, method=method, rtol=tolerance, atol=tolerance, options=options)
-    for stand_in in (TIGHT, in_place(FixedStep("rk4", n_steps=64))):
+    for stand_in in (TIGHT, replace_by(FixedStep("rk4", n_steps=64))):
         with replaced(stand_in):
             swapped = solver(field, x, t, method=method, options=options)
         torch.testing.assert_close(swapped, own, rtol=0, atol=100 * tolerance + 2e-8)
@@ -212,7 +212,7 @@ def test_jumps_are_passed_on() -> None:
     for t, jump in ((times(0, 1), 0.3), (times(1, 0), 0.3)):
         options = {"jump_t": times(jump)}
         own = odeint(jumping, z0, t, method="dopri5", rtol=1e-10, atol=1e-10, options=options)
-        with replaced(in_place(Adaptive("dopri5", 1e-10, 1e-10))) as solves:
+        with replaced(replace_by(Adaptive("dopri5", 1e-10, 1e-10))) as solves:
             swapped = odeint(jumping, z0, t, method="dopri5", options=options)
         torch.testing.assert_close(swapped, own, rtol=1e-8, atol=0)
         assert solves[0].n_rejected == 0
@@ -227,7 +227,7 @@ def test_nested_solves_are_seen(field: Field, x: Tensor) -> None:
     with recorded() as solves:
         assert torch.equal(odeint(outer, x, times(0, 1), method="midpoint"), own)
     assert [solve.found.method for solve in solves] == ["euler", "euler", "midpoint"]
-    with replaced(in_place(FixedStep("euler", n_steps=1))) as solves:
+    with replaced(replace_by(FixedStep("euler", n_steps=1))) as solves:
         swapped = odeint(outer, x, times(0, 1), method="midpoint")
     assert len(solves) == 2
     torch.testing.assert_close(swapped[-1], x + outer(torch.zeros(()), x))
@@ -237,7 +237,7 @@ def test_single_precision_steps_equal_the_librarys() -> None:
     net, z0 = nn.Linear(2, 2), torch.randn(4, 2)
     t = torch.linspace(0, 1, 11)
     own = odeint(lambda t, z: net(z), z0, t, method="euler")
-    with replaced(in_place(FixedStep("euler", n_steps=10))) as solves:
+    with replaced(replace_by(FixedStep("euler", n_steps=10))) as solves:
         swapped = odeint(lambda t, z: net(z), z0, t, method="euler")
     torch.testing.assert_close(swapped, own, rtol=1e-6, atol=1e-6)
     assert (swapped.dtype, solves[0].n_steps) == (torch.float32, 10)
@@ -288,7 +288,7 @@ def test_gradients_after_the_block_are_the_librarys(field: Field, x: Tensor, sol
 
 
 def test_the_adjoint_after_the_block_is_the_librarys(field: Field, x: Tensor) -> None:
-    with replaced(in_place(FixedStep("rk4_38", n_steps=4))) as solves:
+    with replaced(replace_by(FixedStep("rk4_38", n_steps=4))) as solves:
         output = odeint_adjoint(field, x, times(0, 1), method="rk4", options={"step_size": 0.25})[-1]
     output.square().sum().backward()
     assert len(solves) == 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import ForeignProblem, Solved
-from trueode.auditing.stand_in import in_place
+from trueode.auditing.replacement import replace_by
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep
 
@@ -22,7 +22,7 @@ from torchdyn.numerics import HyperEuler, odeint, odeint_mshooting, odeint_sympl
 from torchdyn.numerics import odeint as the_function
 from torchdyn.numerics.solvers.ode import AsynchronousLeapfrog, Euler, Midpoint
 
-TIGHT = in_place(Adaptive("dopri5", 1e-7, 1e-7))
+TIGHT = replace_by(Adaptive("dopri5", 1e-7, 1e-7))
 MODULE: Any = sys.modules["torchdyn.numerics.odeint"]
 
 
@@ -51,7 +51,7 @@ def test_fixed_steps_equal_the_librarys(field: nn.Module, x: Tensor, sensitivity
     model = NeuralODE(field, solver=method, sensitivity=sensitivity)
     t = torch.linspace(0, 1, 9)
     t_eval, own = model(x, t)
-    with replaced(in_place(FixedStep(ours, n_steps=8))) as solves:
+    with replaced(replace_by(FixedStep(ours, n_steps=8))) as solves:
         t_swapped, swapped = model(x, t)
         torch.testing.assert_close(model.trajectory(x, t), own, rtol=1e-5, atol=1e-6)
     assert torch.equal(t_swapped, t_eval)
@@ -70,7 +70,7 @@ def test_steps_depend_on_time_where_the_field_does() -> None:
     for t in (torch.linspace(0, 1, 9, dtype=torch.float64), torch.linspace(2, -1, 9, dtype=torch.float64)):
         for method in ("euler", "midpoint"):
             own = odeint(moving, x, t, method)
-            with replaced(in_place(FixedStep(method, n_steps=8))):
+            with replaced(replace_by(FixedStep(method, n_steps=8))):
                 swapped = odeint(moving, x, t, method)
             torch.testing.assert_close(swapped[0], own[0])
             torch.testing.assert_close(swapped[1], own[1], rtol=1e-12, atol=1e-12)
@@ -78,7 +78,7 @@ def test_steps_depend_on_time_where_the_field_does() -> None:
 
 def test_the_librarys_rk4_is_of_first_order_where_the_field_depends_on_time() -> None:
     x, start, end = torch.randn(5, 2, dtype=torch.float64), 0.0, 1.0
-    with replaced(in_place(Adaptive("dopri5", 1e-12, 1e-12))):
+    with replaced(replace_by(Adaptive("dopri5", 1e-12, 1e-12))):
         exact = odeint(moving, x, torch.tensor([start, end], dtype=torch.float64), "rk4")[1][-1]
     errors = []
     for n in (32, 64):
@@ -109,7 +109,7 @@ def test_several_times(x: Tensor, method: str) -> None:
     t = torch.tensor([0.5, 0.61, 1.3, 2.0], dtype=torch.float64)
     z = x.double()
     t_own, own = odeint(moving, z, t, method, atol=1e-9, rtol=1e-9)
-    with replaced(in_place(Adaptive("dopri5", 1e-9, 1e-9))):
+    with replaced(replace_by(Adaptive("dopri5", 1e-9, 1e-9))):
         t_swapped, swapped = odeint(moving, z, t, method)
     torch.testing.assert_close(t_swapped, t)
     torch.testing.assert_close(swapped[-1], own[-1], rtol=0, atol=1e-7)
@@ -170,14 +170,14 @@ def test_saved_times_are_those_that_the_library_saves(x: Tensor) -> None:
     t, z = torch.linspace(0, 1, 11), x
     for saved in (t[[10]], t[[0, 5]], [0.2, 0.7]):
         t_own, own = odeint(moving, z, t, "euler", save_at=saved)
-        with replaced(in_place(FixedStep("euler", n_steps=10))):
+        with replaced(replace_by(FixedStep("euler", n_steps=10))):
             t_swapped, swapped = odeint(moving, z, t, "euler", save_at=saved)
         assert torch.equal(t_swapped, t_own)
         torch.testing.assert_close(swapped, own, rtol=1e-5, atol=1e-6)
-    with replaced(in_place(FixedStep("euler", n_steps=4))) as solves:
+    with replaced(replace_by(FixedStep("euler", n_steps=4))) as solves:
         odeint(moving, z, t, "euler", save_at=t[[10]])
     assert solves[0].n_steps == 4  # only the times that are saved bind the steps
-    with replaced(in_place(FixedStep("euler", n_steps=4))) as solves:
+    with replaced(replace_by(FixedStep("euler", n_steps=4))) as solves:
         odeint(moving, z, t, "euler")
     assert solves[0].n_steps == 10
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import ForeignProblem, Solved
-from trueode.auditing.stand_in import in_place
+from trueode.auditing.replacement import replace_by
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep
 
 to = pytest.importorskip("torchode")
 
-TIGHT = in_place(Adaptive("dopri5", 1e-10, 1e-10, per_sample=True))
+TIGHT = replace_by(Adaptive("dopri5", 1e-10, 1e-10, per_sample=True))
 
 
 class Field(nn.Module):
@@ -77,7 +77,7 @@ def test_fixed_steps_equal_the_librarys(field: Field, x: Tensor, method: str, ou
     problem = to.InitialValueProblem(x, start.double(), end.double(), t_eval)
     dt0 = torch.full((3,), -0.125 if down else 0.125, dtype=torch.float64)
     own = solver.solve(problem, dt0=dt0)
-    with replaced(in_place(FixedStep(ours, step_size=0.125))) as solves:
+    with replaced(replace_by(FixedStep(ours, step_size=0.125))) as solves:
         swapped = solver.solve(problem, dt0=dt0)
     torch.testing.assert_close(swapped.ys, own.ys, rtol=1e-12, atol=1e-12)
     assert torch.equal(swapped.ts, own.ts)
@@ -97,7 +97,7 @@ def test_each_sample_has_its_own_times(field: Field, x: Tensor) -> None:
     lengths = OWN_TIMES[:, -1] - OWN_TIMES[:, 0]
     solver = fixed(field)
     own = solver.solve(to.InitialValueProblem(x, t_eval=OWN_TIMES), dt0=lengths / 8)
-    with replaced(in_place(FixedStep("euler", n_steps=8))) as solves:
+    with replaced(replace_by(FixedStep("euler", n_steps=8))) as solves:
         swapped = solver.solve(to.InitialValueProblem(x, t_eval=OWN_TIMES), dt0=lengths / 8)
     torch.testing.assert_close(swapped.ys, own.ys, rtol=1e-12, atol=1e-12)
     assert solves[0].n_steps == 8
@@ -107,10 +107,10 @@ def test_each_sample_has_its_own_times(field: Field, x: Tensor) -> None:
 def test_times_rounded_to_single_precision_are_no_further_steps() -> None:
     t_eval = torch.stack([torch.linspace(0, 5, 10), torch.linspace(3, 4, 10)])
     x, solver = torch.tensor([[1.2], [5.0]]), adaptive(lambda t, y: -0.5 * y, tolerance=1e-5)
-    with replaced(in_place(FixedStep("euler", n_steps=9))) as solves:
+    with replaced(replace_by(FixedStep("euler", n_steps=9))) as solves:
         solver.solve(to.InitialValueProblem(x, t_eval=t_eval))
     assert solves[0].n_steps == 9
-    with replaced(in_place(FixedStep("rk4", n_steps=36))):
+    with replaced(replace_by(FixedStep("rk4", n_steps=36))):
         swapped = solver.solve(to.InitialValueProblem(x, t_eval=t_eval))
     exact = x[:, None] * torch.exp(-0.5 * (t_eval - t_eval[:, :1]))[..., None]
     torch.testing.assert_close(swapped.ys, exact, rtol=1e-4, atol=0)
@@ -122,7 +122,7 @@ def test_times_rounded_to_single_precision_are_no_further_steps() -> None:
 def test_tight_solves_agree(field: Field, x: Tensor, method: str, t_eval: Tensor) -> None:
     solver = adaptive(field, method)
     own = solver.solve(to.InitialValueProblem(x, t_eval=t_eval))
-    for stand_in in (TIGHT, in_place(FixedStep("rk4", n_steps=64))):
+    for stand_in in (TIGHT, replace_by(FixedStep("rk4", n_steps=64))):
         with replaced(stand_in):
             swapped = solver.solve(to.InitialValueProblem(x, t_eval=t_eval))
         torch.testing.assert_close(swapped.ys, own.ys, rtol=0, atol=1e-6)
@@ -203,7 +203,7 @@ def test_failures_of_the_library_are_noted(x: Tensor) -> None:
 
 
 def test_failures_of_the_stand_in_are_nan_with_the_librarys_success(x: Tensor) -> None:
-    with replaced(in_place(FixedStep("euler", n_steps=9, max_steps=2))) as solves:
+    with replaced(replace_by(FixedStep("euler", n_steps=9, max_steps=2))) as solves:
         solution = adaptive(lambda t, y: -y).solve(to.InitialValueProblem(x, t_eval=shared(0, 1)))
     assert solves[0].status == "max_steps"
     assert torch.equal(solution.ys[:, 0], x)
@@ -232,7 +232,7 @@ def test_methods_bound_earlier_and_compiled_solvers(field: Field, x: Tensor) -> 
     bound, compiled = solver.solve, torch.compile(solver, backend="eager")
     problem = to.InitialValueProblem(x, t_eval=shared(0, 1))
     for call in (bound, compiled.solve):
-        with replaced(in_place(FixedStep("euler", n_steps=1))) as solves:
+        with replaced(replace_by(FixedStep("euler", n_steps=1))) as solves:
             swapped = call(problem)
         assert len(solves) == 1
         torch.testing.assert_close(swapped.ys[:, 1], x + field(torch.zeros(3, dtype=torch.float64), x))
@@ -256,7 +256,7 @@ def test_restored_after_success_and_after_exceptions(field: Field, x: Tensor) ->
 def test_other_threads_are_left_alone(field: Field, x: Tensor) -> None:
     solver, problem = adaptive(field), to.InitialValueProblem(x, t_eval=shared(0, 1))
     own, elsewhere = solver.solve(problem).ys, list[Tensor]()
-    with replaced(in_place(FixedStep("euler", n_steps=1))) as solves:
+    with replaced(replace_by(FixedStep("euler", n_steps=1))) as solves:
         thread = threading.Thread(target=lambda: elsewhere.append(solver.solve(problem).ys))
         thread.start()
         thread.join()
@@ -302,7 +302,7 @@ def test_times_are_wider_than_states_where_the_library_has_them_so() -> None:
     wide = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     for t_eval, y0, dtype in ((wide, torch.ones(1, 1), torch.float64), (wide.float(), torch.ones(1, 1), torch.float32)):
         seen.clear()
-        with replaced(in_place(FixedStep("rk4", n_steps=2))):
+        with replaced(replace_by(FixedStep("rk4", n_steps=2))):
             ys = adaptive(f).solve(to.InitialValueProblem(y0, t_eval=t_eval)).ys
         assert (set(seen), ys.dtype) == ({dtype}, torch.float32)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.interception import Library, Session
 from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, has_samples, plain_tolerance, status_of
+from trueode.auditing.session import Library, Session
 from trueode.errors import UsageError
 
 METHODS = {

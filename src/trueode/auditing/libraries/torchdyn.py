@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.interception import Library, Session
 from trueode.auditing.problem import (
     Field,
     ForeignProblem,
@@ -23,6 +22,7 @@ from trueode.auditing.problem import (
     status_of,
     with_times,
 )
+from trueode.auditing.session import Library, Session
 from trueode.errors import UsageError
 
 METHODS = {

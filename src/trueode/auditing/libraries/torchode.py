@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.interception import Library, Session
 from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, has_samples
+from trueode.auditing.session import Library, Session
 from trueode.errors import UsageError
 
 METHODS = {"Euler": "euler", "Heun": "heun2", "Dopri5": "dopri5", "Tsit5": "tsit5"}

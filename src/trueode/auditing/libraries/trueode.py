@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.interception import Library, Session
 from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, has_samples
+from trueode.auditing.session import Library, Session
 from trueode.solvers import Adaptive, FixedStep, Solution, Solver, solve
 from trueode.solvers.problem import Problem
 from trueode.solvers.saving import as_times

@@ -18,7 +18,7 @@ from trueode.solvers.problem import Problem
 from trueode.solvers.solve import solve_problem
 
 
-def in_place(solver: Solver) -> Replacement:
+def replace_by(solver: Solver) -> Replacement:
     """A solver of this package in the place of a model's.
 
     Steps end at all times at which states are wanted and at all breaks, so no state of a solver with given steps is
@@ -38,10 +38,10 @@ def in_place(solver: Solver) -> Replacement:
     elif isinstance(solver, OnGrid) and solver.per_sample:
         raise UsageError(f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive.")
 
-    def stand_in(problem: ForeignProblem) -> tuple[Tensor, Solved]:
+    def replacement(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         return _solve(solver, problem)
 
-    return stand_in
+    return replacement
 
 
 @dataclass

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trueode import Adaptive, FixedStep, NeuralODE
+from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
 from trueode.auditing.scores import losses_of, metric_of
-from trueode.auditing.subject import Subject, subject_of
 from trueode.data import Split
 from trueode.errors import DataError, UsageError
 
@@ -47,7 +47,7 @@ def model(n_steps: int = 3) -> NeuralODE:
 )
 def test_all_forms_of_data_give_the_same(data: Any) -> None:
     net = model()
-    subject = subject_of(net, data)
+    subject = model_under_test(net, data)
     assert (subject.n, subject.task.name) == (10, "classification")
     ran = subject.run()
     torch.testing.assert_close(ran.outputs, net(X).detach())
@@ -62,17 +62,17 @@ def test_all_forms_of_data_give_the_same(data: Any) -> None:
 
 
 def test_inputs_alone() -> None:
-    subject = subject_of(model(), X, task="classification")
+    subject = model_under_test(model(), X, task="classification")
     assert subject.y is None
     assert metric_of(subject, subject.run()) is None
     assert losses_of(subject, subject.run()) is None
     with pytest.raises(UsageError, match="no targets"):
-        subject_of(model(), X)
+        model_under_test(model(), X)
 
 
 @pytest.mark.parametrize("samples", [1, 4, 7, 10, 99])
 def test_only_the_first_samples_are_taken(samples: int) -> None:
-    subject = subject_of(model(), DataLoader(TensorDataset(X, LABELS), batch_size=4), samples=samples)
+    subject = model_under_test(model(), DataLoader(TensorDataset(X, LABELS), batch_size=4), samples=samples)
     assert subject.n == min(samples, 10)
     torch.testing.assert_close(subject.run().outputs, model()(X[:samples]).detach())
 
@@ -82,14 +82,14 @@ def test_an_endless_loader_is_left_after_the_samples() -> None:
         while True:
             yield X, LABELS
 
-    assert subject_of(model(), endless(), samples=25).sizes == (10, 10, 5)
+    assert model_under_test(model(), endless(), samples=25).sizes == (10, 10, 5)
 
 
 @pytest.mark.parametrize("separable", [True, False])
 def test_some_samples(separable: bool) -> None:
     net = model()
-    whole = subject_of(net, DataLoader(TensorDataset(X, LABELS), batch_size=4))
-    subject = Subject(**{**vars(whole), "separable": separable})
+    whole = model_under_test(net, DataLoader(TensorDataset(X, LABELS), batch_size=4))
+    subject = ModelUnderTest(**{**vars(whole), "separable": separable})
     for rows in ([0, 5, 9], [4, 5, 6, 7], list(range(10)), [3]):
         ran = subject.run(FixedStep("rk4", n_steps=2), indices=torch.tensor(rows))
         torch.testing.assert_close(ran.outputs, net(X, FixedStep("rk4", n_steps=2)).detach()[rows])
@@ -98,7 +98,7 @@ def test_some_samples(separable: bool) -> None:
 def test_double_precision_leaves_the_model_alone() -> None:
     net = model()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    ran = subject_of(net, (X, LABELS)).run(Adaptive("dopri5", 1e-10, 1e-10), double=True)
+    ran = model_under_test(net, (X, LABELS)).run(Adaptive("dopri5", 1e-10, 1e-10), double=True)
     assert ran.outputs.dtype == torch.float64
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.dtype == torch.float32 for p in net.parameters())
@@ -116,27 +116,27 @@ def test_double_precision_leaves_the_model_alone() -> None:
 )
 def test_the_task_follows_from_the_targets(y: Tensor, t: Tensor | None, task: str) -> None:
     data = (X, y) if t is None else (X, y, t)
-    assert subject_of(model(), data).task.name == task
+    assert model_under_test(model(), data).task.name == task
 
 
 def test_a_time_series_of_our_own_model() -> None:
     t = torch.tensor([0.2, 0.5, 1.0])
     net = model(10)
-    ran = subject_of(net, (X, torch.zeros(10, 3, 2), t)).run()
+    ran = model_under_test(net, (X, torch.zeros(10, 3, 2), t)).run()
     torch.testing.assert_close(ran.outputs, net(X, save_at=t).detach().transpose(0, 1))
 
 
 @pytest.mark.parametrize("shape", [(10,), (10, 1)])
 def test_one_logit_stands_for_two_classes(shape: tuple[int, ...]) -> None:
     net = NeuralODE(Tanh(), downstream=lambda z: z[:, 0].reshape(shape), solver=FixedStep("euler", n_steps=3))
-    subject = subject_of(net, (X, LABELS))
+    subject = model_under_test(net, (X, LABELS))
     accuracy = metric_of(subject, subject.run())
     assert accuracy is not None
     assert accuracy.tolist() == ((net(X).reshape(10) > 0).long() == LABELS).double().tolist()
 
 
 def test_a_metric_of_ones_own() -> None:
-    subject = subject_of(model(), (X, X))
+    subject = model_under_test(model(), (X, X))
     found = metric_of(subject, subject.run(), lambda outputs, y: (outputs - y).abs().amax(1))
     assert found is not None
     torch.testing.assert_close(found, (model()(X).detach() - X).abs().amax(1).double())
@@ -158,11 +158,11 @@ def test_a_metric_of_ones_own() -> None:
 )
 def test_bad_data(data: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        subject_of(model(), data, task="classification")
+        model_under_test(model(), data, task="classification")
 
 
 def test_labels_that_the_model_does_not_know() -> None:
-    subject = subject_of(model(), (X, LABELS + 1))
+    subject = model_under_test(model(), (X, LABELS + 1))
     with pytest.raises(DataError, match="2 classes"):
         metric_of(subject, subject.run())
 
@@ -178,12 +178,12 @@ def test_labels_that_the_model_does_not_know() -> None:
 )
 def test_bad_outputs(call: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        subject_of(model(), (X, LABELS), call=call).run()
+        model_under_test(model(), (X, LABELS), call=call).run()
 
 
 def test_a_model_without_a_solver_is_an_error() -> None:
     with pytest.raises(UsageError, match="no solver that can be replaced"):
-        subject_of(nn.Linear(2, 2), (X, LABELS)).run()
+        model_under_test(nn.Linear(2, 2), (X, LABELS)).run()
 
 
 def test_models_that_cannot_be_audited() -> None:
@@ -191,6 +191,6 @@ def test_models_that_cannot_be_audited() -> None:
         warnings.simplefilter("ignore")  # newer releases of torch announce the end of scripts
         scripted = torch.jit.script(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="scripted"):
-        subject_of(scripted, (X, LABELS))
+        model_under_test(scripted, (X, LABELS))
     with pytest.raises(UsageError, match="callable"):
-        subject_of("model", (X, LABELS))
+        model_under_test("model", (X, LABELS))

@@ -15,7 +15,7 @@ from trueode.evaluation import evaluating
 
 
 @contextmanager
-def untouched(model: Any) -> Iterator[None]:
+def preserve_state(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; after it parameters, buffers, modes, gradients and random state are as before."""
     modules = modules_of(model)
     devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from trueode.auditing.problem import Field, ForeignProblem, FoundSolver
-from trueode.auditing.stand_in import in_place
+from trueode.auditing.replacement import replace_by
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep, OnGrid, solve
 
 FOUND = FoundSolver("torchdiffeq", "euler", {"step_size": 0.125}, False, 1, "euler")
-EULER = in_place(FixedStep("euler", n_steps=4))
+EULER = replace_by(FixedStep("euler", n_steps=4))
 
 
 def problem(
@@ -32,7 +32,7 @@ def decay(t: Tensor, z: Tensor) -> Tensor:
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
 def test_equal_steps_are_those_of_solve(method: str) -> None:
     posed = problem(decay, [0.0, 1.0])
-    states, solved = in_place(FixedStep(method, n_steps=5))(posed)
+    states, solved = replace_by(FixedStep(method, n_steps=5))(posed)
     solution = solve(decay, posed.z0, (0.0, 1.0), solver=FixedStep(method, n_steps=5))
     assert torch.equal(states[0], posed.z0)
     torch.testing.assert_close(states[-1], solution.z, rtol=1e-14, atol=0)
@@ -57,10 +57,10 @@ def test_steps_end_at_the_times_and_no_state_is_interpolated(
     solver: FixedStep | OnGrid, times: list[float], steps: int
 ) -> None:
     posed = problem(lambda t, z: torch.ones_like(z) * t, times)
-    states, solved = in_place(solver)(posed)
+    states, solved = replace_by(solver)(posed)
     assert (solved.n_steps, solved.nfe) == (steps, steps)
     for i, end in enumerate(times[1:], 1):  # alone, up to each of the times, Euler comes to the same states
-        alone, _ = in_place(solver if len(times) < 3 else OnGrid("euler", _ends(solver, times, end)))(
+        alone, _ = replace_by(solver if len(times) < 3 else OnGrid("euler", _ends(solver, times, end)))(
             problem(posed.field, [times[0], end])
         )
         torch.testing.assert_close(states[i], alone[-1], rtol=1e-12, atol=1e-12)
@@ -85,7 +85,7 @@ def _ends(solver: FixedStep | OnGrid, times: list[float], end: float) -> tuple[f
 
 def test_adaptive_solves_once_with_states_between() -> None:
     times = [0.0, 0.1, 0.7, 2.0]
-    states, solved = in_place(Adaptive("dopri5", 1e-10, 1e-10, per_sample=True))(problem(decay, times))
+    states, solved = replace_by(Adaptive("dopri5", 1e-10, 1e-10, per_sample=True))(problem(decay, times))
     exact = torch.tensor(times, dtype=torch.float64).sin().neg().exp()
     torch.testing.assert_close(states, exact.view(-1, 1, 1).expand(-1, 3, 2), rtol=1e-8, atol=1e-8)
     alone = solve(
@@ -109,14 +109,14 @@ def test_steps_end_at_breaks_and_see_one_side_of_the_jump(solver: FixedStep | Ad
         after = t >= 0.3 if right else t > 0.3
         return torch.where(after, -3.0, 1.0) * torch.ones_like(z)
 
-    states, solved = in_place(solver)(problem(jumping, [0.0, 0.3, 0.5, 1.0], breaks=(0.3, 5.0)))
+    states, solved = replace_by(solver)(problem(jumping, [0.0, 0.3, 0.5, 1.0], breaks=(0.3, 5.0)))
     wanted = torch.tensor([1.0, 1.3, 0.7, -0.8], dtype=torch.float64).view(-1, 1, 1).expand(-1, 3, 2)
     torch.testing.assert_close(states, wanted, rtol=1e-12, atol=1e-12)
     assert solved.n_rejected == 0
 
 
 def test_a_break_between_times_is_no_state() -> None:
-    states, solved = in_place(FixedStep("euler", n_steps=2))(problem(decay, [0.0, 1.0], breaks=(0.25,)))
+    states, solved = replace_by(FixedStep("euler", n_steps=2))(problem(decay, [0.0, 1.0], breaks=(0.25,)))
     assert states.shape == (2, 3, 2)
     assert solved.n_steps == 1 + 2
 
@@ -124,7 +124,7 @@ def test_a_break_between_times_is_no_state() -> None:
 @pytest.mark.parametrize("solver", [FixedStep("euler", n_steps=3), Adaptive("dopri5", 1e-3, 1e-3)])
 def test_intervals_without_length(solver: FixedStep | Adaptive) -> None:
     for times in ([2.0], [2.0, 2.0]):
-        states, solved = in_place(solver)(problem(decay, times))
+        states, solved = replace_by(solver)(problem(decay, times))
         assert torch.equal(states, torch.ones(len(times), 3, 2, dtype=torch.float64))
         assert (solved.nfe, solved.n_steps, solved.length) == (0, 0, 0.0)
 
@@ -134,18 +134,18 @@ def test_failures_are_noted_and_states_are_nan_from_there() -> None:
         return z**2
 
     times = [0.0, 0.5, 2.0]
-    states, solved = in_place(Adaptive("dopri5", 1e-6, 1e-6, max_steps=60))(problem(exploding, times))
+    states, solved = replace_by(Adaptive("dopri5", 1e-6, 1e-6, max_steps=60))(problem(exploding, times))
     assert solved.status in ("max_steps", "step_underflow", "non_finite")
     assert solved.message
     assert states[:2].isfinite().all()
     torch.testing.assert_close(states[1], torch.full((3, 2), 2.0, dtype=torch.float64), rtol=1e-5, atol=0)
     assert states[2].isnan().all()
-    states, solved = in_place(FixedStep("euler", n_steps=50, max_steps=20))(problem(decay, times))
+    states, solved = replace_by(FixedStep("euler", n_steps=50, max_steps=20))(problem(decay, times))
     assert solved.status == "max_steps"
     assert states[1:].isnan().all()
     assert solved.nfe == 0
     after = problem(lambda t, z: torch.where(t > 0.7, math.nan, 1.0) * z, times, breaks=(1.0, 1.5))
-    states, solved = in_place(FixedStep("euler", n_steps=20))(after)
+    states, solved = replace_by(FixedStep("euler", n_steps=20))(after)
     assert solved.status == "non_finite"
     assert states.shape == (3, 3, 2)
     assert states[2].isnan().all()
@@ -153,6 +153,6 @@ def test_failures_are_noted_and_states_are_nan_from_there() -> None:
 
 def test_what_cannot_stand_in_is_refused() -> None:
     with pytest.raises(UsageError, match="grid for each sample"):
-        in_place(OnGrid("euler", ((0.0, 0.0), (1.0, 1.0))))
+        replace_by(OnGrid("euler", ((0.0, 0.0), (1.0, 1.0))))
     with pytest.raises(UsageError, match="complex"):
         EULER(problem(decay, [0.0, 1.0], z0=torch.ones(3, 2, dtype=torch.complex64)))

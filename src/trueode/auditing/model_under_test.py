@@ -14,6 +14,7 @@ from torch.func import functional_call
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import Solved
 from trueode.auditing.ran import Ran, checked_output, final_state, summed
+from trueode.auditing.replacement import replace_by
 from trueode.auditing.samples import (
     absent_times,
     batches_of,
@@ -25,7 +26,6 @@ from trueode.auditing.samples import (
     targets_of,
     times_of,
 )
-from trueode.auditing.stand_in import in_place
 from trueode.data import Batch
 from trueode.errors import DataError, TrueodeError, UsageError, told
 from trueode.evaluation import Task, get_task
@@ -37,7 +37,7 @@ Call = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelUnderTest:
     """A model, how it is called, and the samples that it is audited on.
 
     Attributes:
@@ -86,7 +86,7 @@ class Subject:
             UsageError: the model calls no solver that can be replaced, returns what cannot be audited, or raises.
         """
         solver = solver or self.solver
-        block: AbstractContextManager[list[Solved]] = recorded() if solver is None else replaced(in_place(solver))
+        block: AbstractContextManager[list[Solved]] = recorded() if solver is None else replaced(replace_by(solver))
         outputs, states, solves = [], [], list[tuple[int, list[Solved]]]()
         with block as noted:
             for batch, rows, n in self._parts(indices):
@@ -182,7 +182,7 @@ def in_double(model: nn.Module, call: Call, batch: Any) -> Any:
     return functional_call(called, places, (batch,), tie_weights=False)
 
 
-def subject_of(
+def model_under_test(
     model: Any,
     data: Any,
     *,
@@ -190,7 +190,7 @@ def subject_of(
     call: Call | None = None,
     solver: Solver | None = None,
     samples: int = 1000,
-) -> Subject:
+) -> ModelUnderTest:
     """A model with its data, ready for an audit.
 
     Args:
@@ -226,8 +226,10 @@ def subject_of(
         y = y.reshape(len(y), -1)
     kind = get_task(name)
     if call is None and isinstance(model, NeuralODE):  # it takes its solver, and times, as arguments
-        return Subject(model, batches, sizes, y, kind, _own_call(kind, solver), absent=absent_times(batches, sizes))
-    return Subject(model, batches, sizes, y, kind, call or _call, solver, absent=absent_times(batches, sizes))
+        return ModelUnderTest(
+            model, batches, sizes, y, kind, _own_call(kind, solver), absent=absent_times(batches, sizes)
+        )
+    return ModelUnderTest(model, batches, sizes, y, kind, call or _call, solver, absent=absent_times(batches, sizes))
 
 
 def _call(model: Any, batch: Any) -> Any:
