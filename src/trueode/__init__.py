@@ -33,7 +33,7 @@ _HOMES = {
         "Progress",
         "Refine",
     ),
-    "trueode.auditing": ("Audit", "SolverReport", "audit", "check_solver"),
+    "trueode.auditing": ("Audit", "audit", "check_solver"),
     "trueode.auditing.lightning": ("SolverCheck",),
     "trueode.options": ("Options",),
     "trueode.errors": ("SolveError", "TrueodeError", "UsageError"),

@@ -1,6 +1,6 @@
 """Rules that choose step size, tolerance or method while a model trains, and the certificate of what they achieve."""
 
-from trueode.adaptation.certificate import Attempt, Certificate, Certifier
+from trueode.adaptation.certificate import Certificate, Certifier
 from trueode.adaptation.fidelity import FidelityRule
 from trueode.adaptation.inspection import ModelInspection
 from trueode.adaptation.ladder import Ladder
@@ -9,7 +9,6 @@ from trueode.adaptation.paper import PaperStepRule, PaperToleranceRule, paper_st
 from trueode.adaptation.rule import Comparison, Evidence, Extrapolated, Inspection, Progress, Refine, Rule, Signal
 
 __all__ = [
-    "Attempt",
     "Certificate",
     "Certifier",
     "Comparison",

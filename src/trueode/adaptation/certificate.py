@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from trueode.evaluation import Flips, clopper_pearson, samples_for
+from trueode.evaluation import Decision, Flips, Status, decide, level_of, samples_for
+from trueode.solvers import Solver
 
-LEVEL = 0.05
 ATTEMPTS = 4
-
-
-def level_of(attempt: int) -> float:
-    """The error probability that an attempt may spend, counted from 1: half of what is left, so that all share 5 %."""
-    return LEVEL * 0.5**attempt
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt to certify.
-
-    Attributes:
-        solver: that the model was judged with.
-        n: inputs looked at; neither training nor the rule has seen them.
-        flips: those whose prediction under the exact flow is another one, or that never settle.
-        level: error probability of the bound.
-        upper: bound of the share of flips; the share is smaller with confidence 1 - level.
-    """
-
-    solver: str
-    n: int
-    flips: int
-    level: float
-    upper: float
 
 
 @dataclass(frozen=True)
@@ -40,43 +16,60 @@ class Certificate:
     """Whether a model is an ODE, up to a share of its predictions.
 
     Attributes:
-        status: ``"certified"``, ``"not_certified"`` or ``"cannot_certify"`` (too few inputs, or constant outputs).
-        fidelity: the share of flips that is allowed.
-        sentence: all of it in words.
+        decision: the answer.
+        sentence: the same in words.
         attempts: all that were made, the deciding one last.
     """
 
-    status: str
-    fidelity: float
+    decision: Decision
     sentence: str
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[Decision, ...]
+
+    @property
+    def status(self) -> Status:
+        """The answer in a word."""
+        return self.decision.status
+
+    @property
+    def certified(self) -> bool:
+        """Whether the model is an ODE, with confidence."""
+        return self.status is Status.ODE
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        attempts = [attempt.to_dict() for attempt in self.attempts]
+        return {
+            "status": self.status.value,
+            "sentence": self.sentence,
+            "decision": self.decision.to_dict(),
+            "attempts": attempts,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Certificate:
         """From plain values."""
-        return cls(**{**values, "attempts": tuple(Attempt(**attempt) for attempt in values["attempts"])})
+        attempts = tuple(Decision.from_dict(attempt) for attempt in values["attempts"])
+        return cls(Decision.from_dict(values["decision"]), values["sentence"], attempts)
 
 
 class Certifier:
     """Attempts to certify models, one after another, at a level that they share.
 
-    An attempt passes when the one-sided Clopper-Pearson upper bound of the share of flips is at most ``fidelity``. The
-    k-th attempt takes the level 0.05 / 2^k: whatever the number of attempts, a run ends with a wrong certificate in at
-    most 5 % of the cases (union bound). This holds for inputs that are used again as well: what follows a failure must
-    not depend on the number of flips, so that the models to be judged do not depend on the inputs.
+    An attempt passes when the one-sided Clopper-Pearson upper bound of the share of predictions that change, or may, is at
+    most ``fidelity``. The k-th attempt takes the level 0.05 / 2^k: whatever the number of attempts, a run ends with a wrong
+    certificate in at most 5 % of the cases (union bound). This holds for inputs that are used again as well: what follows a
+    failure must not depend on the number of flips, so that the models to be judged do not depend on the inputs.
 
     Args:
-        fidelity: the share of flips that is allowed.
+        fidelity: the share of predictions that may change.
         attempts: those made before.
+        source: where the inputs come from, in words.
     """
 
-    def __init__(self, fidelity: float, attempts: tuple[Attempt, ...] = ()) -> None:
+    def __init__(self, fidelity: float, attempts: tuple[Decision, ...] = (), source: str = "") -> None:
         self.fidelity = fidelity
         self.attempts = attempts
+        self.source = source
 
     @property
     def number(self) -> int:
@@ -92,42 +85,48 @@ class Certifier:
         """The answer when there are too few inputs for any hope, else None."""
         if n >= self.needed:
             return None
-        return self._end(
-            "cannot_certify",
-            f"cannot certify: needs n ≥ {self.needed} inputs that training has not seen, there are {n}",
+        reason = f"it needs at least {self.needed} inputs that training has not seen, there are {n}"
+        decision = Decision(
+            Status.INCONCLUSIVE, Flips(n), 0.0, 1.0, self.fidelity, level_of(self.number), self.needed, reason
         )
+        return Certificate(decision, f"not certified: {reason}", self.attempts)
 
-    def judge(self, found: Flips) -> Certificate | None:
-        """Make an attempt; None if it failed.
+    def judge(self, counts: Flips, solver: Solver) -> Certificate | None:
+        """Make an attempt; None if it failed and another one may pass.
 
         Args:
-            found: flips among inputs that neither training nor the rule has seen.
+            counts: of inputs that neither training nor the rule has seen.
+            solver: that the model was judged with.
         """
-        if found.constant:
-            return self._end("cannot_certify", "cannot certify: the model's output is constant in a component")
-        level = level_of(self.number)
-        upper = clopper_pearson(found.flips, found.n, 1 - level)[1]
-        self.attempts += (Attempt(str(found.solver), found.n, found.flips, level, upper),)
-        if upper > self.fidelity:
+        decision = replace(decide(counts, self.fidelity, level=level_of(self.number)), solver=str(solver))
+        if counts.constant:
+            return Certificate(decision, f"not certified: {decision.reason}", self.attempts)
+        self.attempts += (decision,)
+        if decision.status is not Status.ODE:
             return None
         again = f", attempt {len(self.attempts)}" if len(self.attempts) > 1 else ""
-        return self._end(
-            "certified",
-            f"certified: this model is an ODE with {found.solver}: {found.flips} of {found.n} unseen predictions depend on "
-            f"the solver, at most {_share(upper)} of all with {_share(1 - level)} confidence{again}",
+        return Certificate(
+            decision,
+            f"certified: this model is an ODE with {solver}: {self._found(decision)}, at most {_share(decision.upper)} of all with "
+            f"{_share(1 - decision.level)} confidence{again}",
+            self.attempts,
         )
 
     def give_up(self, why: str) -> Certificate:
         """The answer when the last attempt failed and no other is made."""
         last, made = self.attempts[-1], len(self.attempts)
-        return self._end(
-            "not_certified",
-            f"not certified: {last.flips} of {last.n} unseen predictions depend on the solver {last.solver}, up to "
-            f"{_share(last.upper)} of all where {_share(self.fidelity)} are allowed, after {made} attempt{'s' * (made > 1)}; {why}",
+        counts = last.counts
+        unresolved = f", {counts.unresolved} are unresolved" if counts.unresolved else ""
+        return Certificate(
+            last,
+            f"not certified: {self._found(last)} with {last.solver}{unresolved}, up to {_share(last.upper)} of all where "
+            f"{_share(self.fidelity)} are allowed, after {made} attempt{'s' * (made > 1)}; {why}",
+            self.attempts,
         )
 
-    def _end(self, status: str, sentence: str) -> Certificate:
-        return Certificate(status, self.fidelity, sentence, self.attempts)
+    def _found(self, decision: Decision) -> str:
+        inputs = f" ({self.source})" if self.source else ""
+        return f"{decision.counts.changed} of {decision.counts.n} predictions for unseen inputs{inputs} change under the exact flow"
 
 
 def _share(value: float) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isfinite, isnan
 from typing import Any
 
-from trueode.adaptation.certificate import ATTEMPTS, Attempt, Certificate, Certifier
+from trueode.adaptation.certificate import ATTEMPTS, Certificate, Certifier
 from trueode.adaptation.ladder import Ladder, error_ratio
 from trueode.adaptation.rule import Comparison, Extrapolated, Inspection, Progress, Refine, Signal
+from trueode.evaluation import Decision
 from trueode.solvers import Adaptive, Solver, from_plain, to_plain
 
 WEIGHT = 0.2  # of a new check in the running mean
@@ -46,7 +47,7 @@ class _State:
     total: float = 0.0
     saved: float = 0.0
     risen: bool = True
-    attempts: tuple[Attempt, ...] = ()
+    attempts: tuple[Decision, ...] = ()
 
 
 class FidelityRule:
@@ -183,9 +184,9 @@ class FidelityRule:
     def certify(self, inspection: Inspection) -> Certificate | Refine:
         """Judge the trained model: a certificate, or with which solver to train on before the next attempt."""
         state = self._state
-        certifier = Certifier(self._fidelity, state.attempts)
+        certifier = Certifier(self._fidelity, state.attempts, inspection.source)
         n = inspection.size(certifier.number)
-        answer = certifier.refuse(n) or certifier.judge(inspection.count(state.solver, certifier.number))
+        answer = certifier.refuse(n) or certifier.judge(inspection.count(state.solver, certifier.number), state.solver)
         self._state = replace(state, attempts=certifier.attempts)
         if answer is not None:
             return answer
@@ -203,12 +204,12 @@ class FidelityRule:
         """The state as plain values."""
         state = self._state
         candidate = None if state.candidate is None else to_plain(state.candidate)
-        attempts = [asdict(attempt) for attempt in state.attempts]
+        attempts = [attempt.to_dict() for attempt in state.attempts]
         return {**vars(state), "solver": to_plain(state.solver), "candidate": candidate, "attempts": attempts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state."""
-        attempts = tuple(Attempt(**attempt) for attempt in state["attempts"])
+        attempts = tuple(Decision.from_dict(attempt) for attempt in state["attempts"])
         candidate = state["candidate"] and from_plain(state["candidate"])
         self._state = _State(
             **{**state, "solver": from_plain(state["solver"]), "candidate": candidate, "attempts": attempts}

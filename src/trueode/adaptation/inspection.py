@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trueode.data import Samples, Split
-from trueode.evaluation import Flips, Task, count_flips
+from trueode.evaluation import Flips, ModelOnSamples, Task, count_flips, exact_flow
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
 
@@ -22,6 +22,7 @@ class ModelInspection:
             times). Neither training nor the rule has seen them, and they are new ones each time where possible.
         task: what is learned.
         batch_size: samples solved at once; for a solver that controls the error of a batch, that of the training.
+        source: where the inputs come from, in words: what a certificate says holds for such.
 
     Attributes:
         evaluations: field evaluations spent, counted in samples.
@@ -34,11 +35,12 @@ class ModelInspection:
         task: Task,
         *,
         batch_size: int = 256,
+        source: str = "",
     ) -> None:
         self._model, self._inputs, self._task = model, inputs, task
-        self._batch_size = batch_size
+        self._batch_size, self.source = batch_size, source
         self._known: tuple[int, Samples] | None = None
-        self.evaluations = 0
+        self.evaluations = 0.0
 
     def size(self, attempt: int) -> int:
         """The number of inputs of an attempt."""
@@ -46,9 +48,11 @@ class ModelInspection:
 
     def count(self, solver: Solver, attempt: int) -> Flips:
         """Flips among the inputs of an attempt."""
-        found = count_flips(self._model, self._of(attempt), self._task, solver, batch_size=self._batch_size)
-        self.evaluations += found.evaluations
-        return found
+        runnable = ModelOnSamples(self._model, self._of(attempt), self._task, solver, self._batch_size)
+        own = runnable.run()
+        counts = count_flips(runnable, None, own, exact_flow(runnable, own))
+        self.evaluations += own.nfe * own.n + counts.evaluations
+        return counts
 
     def _of(self, attempt: int) -> Samples:
         """The samples of an attempt, asked for once."""

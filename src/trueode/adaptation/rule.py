@@ -93,7 +93,13 @@ Comparison = Callable[[Solver, Solver | Extrapolated], Evidence]
 
 
 class Inspection(Protocol):
-    """Counts flips on inputs that neither training nor the rule has seen."""
+    """Counts flips on inputs that neither training nor the rule has seen.
+
+    Attributes:
+        source: where the inputs come from, in words.
+    """
+
+    source: str
 
     def size(self, attempt: int) -> int:
         """The number of inputs that there are for an attempt; attempts are counted from 1."""

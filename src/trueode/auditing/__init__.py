@@ -1,7 +1,6 @@
 """Is this model an ODE? The audit of any model, with evidence."""
 
-from trueode.auditing.auditor import audit
-from trueode.auditing.loops import SolverReport, check_solver
+from trueode.auditing.auditor import audit, check_solver, judge
 from trueode.auditing.report import Audit
 
-__all__ = ["Audit", "SolverReport", "audit", "check_solver"]
+__all__ = ["Audit", "audit", "check_solver", "judge"]

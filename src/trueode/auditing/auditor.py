@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from math import isfinite, nan
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trueode.auditing.convergence import find_safe, observed_orders
+from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.model_under_test import Call, ModelUnderTest, model_under_test
-from trueode.auditing.preconditions import Preparation, prepare
+from trueode.auditing.preconditions import Precondition, prepare
 from trueode.auditing.preserve_state import modules_of, preserve_state
-from trueode.auditing.ran import Ran
+from trueode.auditing.problem import FoundSolver, SeveralSolvers
 from trueode.auditing.reasons import find_reasons
-from trueode.auditing.reference import Reference, find_reference
 from trueode.auditing.report import Audit
-from trueode.auditing.scores import Metric, losses_of, metric_of
-from trueode.auditing.swaps import Row, Swaps, paired, swap_grid
 from trueode.catalog import METHODS
 from trueode.errors import UsageError, nearest
-from trueode.evaluation import percent, samples_for, shown
-from trueode.evaluation.decision import Decision, decide
-from trueode.evaluation.statistics import mcnemar
-from trueode.solvers import Adaptive, FixedStep, Solver
+from trueode.evaluation import (
+    Answer,
+    Decision,
+    Evaluation,
+    ExactFlow,
+    Flips,
+    Metric,
+    Performance,
+    Row,
+    Runnable,
+    SolverTable,
+    Status,
+    count_flips,
+    decide,
+    exact_flow,
+    level_of,
+    percent,
+    performance,
+    samples_for,
+    shown,
+)
+from trueode.evaluation.decision import MARGIN, check_margin
+from trueode.evaluation.exact_flow import PRECISE
+from trueode.evaluation.statistics import mean_bounds
+from trueode.solvers import Solver
 
 TRIED = ("euler", "midpoint", "rk4", "bosh3", "dopri5")
-FLAGGED = 3.0  # standard errors by which the training loss must beat that of the exact flow to be told of
+FLAGGED = 0.999  # confidence with which the training loss must lie below that of the exact flow to be remarked on
 MATERIAL = 0.01  # and the share of the latter: a difference may be sure and as small as rounding
 
 
@@ -42,299 +60,287 @@ def audit(
     solver: Solver | None = None,
     call: Call | None = None,
     metric: Metric | None = None,
-    margin: float = 0.01,
+    margin: float = MARGIN,
     samples: int = 1000,
     methods: Sequence[str] = TRIED,
+    decision: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float | None = None,
+    absolute: float | None = None,
+    ignore_index: int | None = None,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    population: str = "sample",
+    look: int | None = None,
+    held_out: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Audit:
     """Tell whether a model is an ODE, or depends on its solver.
 
     The predictions under the training solver are compared with those under the exact flow, found by two independent methods
     in double precision. The model is an ``ode`` where at most ``margin`` of its predictions change, ``solver-dependent``
-    where more do, each with 95 % confidence (Clopper & Pearson), and ``inconclusive`` otherwise. The model is left as it was.
+    where more do, each with 95 % confidence (Clopper & Pearson), and ``inconclusive`` otherwise. It is told not to be an ODE
+    where its accuracy, or mean squared error, depends on the solver as well. The model is left as it was.
 
     Args:
         model: a `NeuralODE`, or any module or function that calls ``trueode.solve``, torchdiffeq, torchdyn or torchode in its
             forward. A field alone becomes a model by ``NeuralODE(field, upstream, downstream, solver)``.
         data: samples that the model was not trained on: a pair ``(x, y)`` or triple ``(x, y, t)`` of tensors, inputs ``x``
-            alone, or an iterable of such batches (a ``DataLoader``). Batches are kept as they are given.
-        task: ``"classification"`` (outputs are logits ``(n, classes)``, or one logit), ``"regression"`` ``(n, outputs)``,
-            ``"timeseries"`` ``(n, times, …)``, or ``"auto"``: by the targets.
+            alone, or an iterable of such batches (a ``DataLoader``). Batches are kept as they are given. In the place of
+            times there may be a mask of bool: which predictions count.
+        task: ``"classification"`` (outputs are logits ``(n, classes)`` or ``(n, classes, …)``, or one logit), ``"regression"``
+            ``(n, outputs)``, ``"timeseries"`` ``(n, times, …)``, ``"density"`` (log densities in nats, ``(n,)``), or
+            ``"auto"``: by the targets.
         solver: the training solver, where it is not the one that the model itself uses.
         call: how the model is called for a batch, ``call(model, batch)``; None: ``model(x)``, with times ``model(x, t)``.
         metric: ``metric(outputs, y)`` with a value for each sample; None: accuracy, or mean squared error.
-        margin: share of flips that is allowed.
+        margin: share of predictions that may change.
         samples: the first so many samples are looked at.
-        methods: names of the methods that the model is tried with; none: the verdict without the swap grid.
+        methods: names of the methods that the model is tried with; none: the verdict alone.
+        decision: ``decision(outputs)``: what is decided by outputs, a sign for instance, ``(n,)`` or ``(n, …)``.
+        tolerance: how far numbers may move and count as the same prediction, relative to the spread of the outputs (0.01; for
+            a time series with targets at least a tenth of the RMS residual).
+        absolute: the same in the units of the outputs.
+        ignore_index: the label of predictions that do not count (-100).
+        mask: which predictions count, ``(n, …)`` of bool.
+        groups: ``(n,)``: rows of one number are one sample (windows of one series, nodes of one graph).
+        population: ``"all"`` where there are no other samples than these: their share needs no bound.
+        look: the number of this look at the model where several are planned, from 1: all of them together err in at most 5 %.
+        held_out: whether the model was not trained on the samples; only then its performance is judged.
         progress: told, in a few words, of what is being done.
 
     Raises:
         DataError: the data is not of such a form.
         UsageError: the model cannot be audited; the message tells why.
     """
-    _check(margin, samples, methods)
-    was_training = any(module.training for module in modules_of(model))
-    subject = model_under_test(model, data, task=task, call=call, solver=solver, samples=samples)
-    with preserve_state(model):
-        progress("training solver")
-        prepared = prepare(subject, was_training)
-        subject = replace(subject, separable=prepared.separable)
-        own = prepared.own
-        training = training_solver(subject, own)
-        name = getattr(metric, "__name__", "metric") if metric is not None else subject.task.metric_name
-        if prepared.violated:
-            return _without_reference(subject, prepared, training, name, margin)
-        progress("reference")
-        reference = find_reference(subject, double=prepared.double)
-        swaps = Swaps(subject, own, reference, metric)
-        row = swaps.training(training.method, training.kind, training.setting)
-        tried = _with(methods, training.method) if methods else []
-        swap_grid(swaps, tried, row, note=progress)
-        progress("cheapest safe solver")
-        safe = [find_safe(swaps, method, margin) for method in dict.fromkeys([row.method, *tried])]
-        rounding = _flips_of_rounding(swaps, margin) if decide(row.flips, subject.n, margin).lower > margin else 0
-        progress("reasons")
-        reasons, paths = find_reasons(subject, own, reference, row, training.solver)
-    found = sorted((each for each in safe if each is not None), key=lambda each: each.nfe)
-    rows = (row, *(each for method in tried for each in swaps.of(method) if not each.is_training))
-    floor = max(reference.floor if isfinite(reference.floor) else 0.0, 10 * torch.finfo(own.outputs.dtype).eps)
-    exact = Ran(reference.outputs, reference.states, nan, nan, nan, own.found)
-    metric_exact = metric_of(subject, exact, metric)
-    decision = _decide(subject, own, reference, row, margin, rounding)
-    judged = Audit(
-        verdict=decision.verdict,
-        margin=margin,
-        decision=decision,
-        solver=training.text,
-        task=subject.task.name,
-        metric_name=name,
-        metric=row.metric,
-        metric_exact=nan if metric_exact is None else float(metric_exact.mean()),
-        chance=_chance(subject, metric),
-        p_value=_p_value(subject, own, exact, metric),
-        preconditions=prepared.preconditions,
-        reference=reference,
-        rows=rows,
-        orders=observed_orders(rows, floor),
-        safe=tuple(found),
-        reasons=reasons,
-        provenance=provenance(subject, own),
-        paths=paths,
-    )
-    return replace(judged, sentence=_sentence(judged), notes=tuple(_notes(judged, subject, own, exact, row)))
-
-
-def _check(margin: float, samples: int, methods: Sequence[str]) -> None:
-    if not 0 < margin < 1:
-        raise UsageError(
-            f"margin must lie between 0 and 1, got {margin!r}: 0.01 allows one prediction in a hundred to change."
-        )
-    if samples < 1:
-        raise UsageError(f"samples must be at least 1, got {samples!r}.")
+    check_margin(margin)
+    if look is not None and look < 1:
+        raise UsageError(f"look must be at least 1, got {look!r}: looks are counted from 1.")
     for method in methods:
         if method not in METHODS:
             raise UsageError(f"method {method!r} is unknown; known are {', '.join(METHODS)}.{nearest(method, METHODS)}")
+    was_training = any(module.training for module in modules_of(model))
+    subject = model_under_test(
+        model, data, task=task, call=call, solver=solver, metric=metric, samples=samples, mask=mask, groups=groups,
+        held_out=held_out, decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
+    )  # fmt: skip
+    with preserve_state(model):
+        progress("training solver")
+        own, preconditions = prepare(subject, was_training)
+        return judge(
+            subject, own, preconditions, methods=methods, margin=margin, look=look, population=population, progress=progress
+        )  # fmt: skip
 
 
-class Training(NamedTuple):
-    """The training solver: as a row of the grid, in words, and as one of ours if it is one."""
+def check_solver(model: Any, data: Any, *, samples: int = 256, **how: Any) -> Audit:
+    """The smallest audit, for every loop: the verdict alone, on a few samples.
 
-    method: str
-    kind: str
-    setting: float
-    text: str
-    solver: Solver | None
+    Call it every so many steps; the model is left as it is, training mode, gradients and random state included.
 
+    Args:
+        model: as in `audit`.
+        data: as in `audit`; samples that the model is not trained on.
+        samples: the first so many samples are looked at.
+        how: other arguments of `audit`.
 
-def training_solver(subject: ModelUnderTest, own: Ran) -> Training:
-    """The solver that a model was trained with, as it was found or given."""
-    given, found = subject.solver, own.found[0]
-    steps = max(1, round(own.n_steps))
-    if given is not None:
-        if isinstance(given, Adaptive):
-            return Training(given.name, "adaptive", given.rtol, str(given), given)
-        return Training(given.name, "fixed", float(steps), str(given), given)
-    text = " and ".join(dict.fromkeys(map(str, own.found)))
-    if len({str(each) for each in own.found}) > 1:  # blocks of different solvers: no method of ours is all of them
-        return Training(text, "adaptive" if found.adaptive else "fixed", float(steps), text, None)
-    method = found.name or f"{found.library} {found.method}"
-    if not found.adaptive:
-        ours = FixedStep(found.name, n_steps=steps) if found.name else None
-        return Training(method, "fixed", float(steps), text, ours)
-    tolerance = float(found.settings.get("rtol", nan))
-    atol = float(found.settings.get("atol", tolerance))
-    if atol != tolerance:  # not a row of ours, which have one tolerance
-        method = text
-    own_adaptive = None  # steps are controlled in another way by each library
-    if found.library == "trueode" and found.name:
-        own_adaptive = Adaptive(found.name, tolerance, atol, per_sample=bool(found.settings.get("per_sample")))
-    return Training(method, "adaptive", tolerance, text, own_adaptive)
+    Raises:
+        DataError: the data is not of such a form.
+        UsageError: the model cannot be audited; the message tells why.
+    """
+    return audit(model, data, samples=samples, methods=(), **how)
 
 
-def _with(methods: Sequence[str], own: str) -> list[str]:
-    """The methods to try, the training one first."""
-    return [*([own] if own in METHODS else []), *(method for method in methods if method != own)]
-
-
-def _flips_of_rounding(swaps: Swaps, margin: float) -> int:
-    """Predictions that differ from the reference although the solver is as fine as that, in the model's own precision."""
-    reference = swaps.reference
-    if not reference.double or swaps.own.outputs.dtype == torch.float64:
-        return 0
-    return int(swaps.flipped(swaps.subject.run(FixedStep("rk4", n_steps=reference.n_steps))).sum())
-
-
-def _decide(
-    subject: ModelUnderTest, own: Ran, reference: Reference, row: Row, margin: float, rounding: int
-) -> Decision:
-    decision = decide(row.flips, subject.n, margin)
-    if not reference.converged:
-        return replace(decision, verdict="inconclusive", needed=None, reason=reference.trouble)
-    precision = str(own.outputs.dtype).removeprefix("torch.")
-    scale = subject.task.scale(reference.outputs)
-    if scale is not None:
-        known = reference.outputs[reference.outputs.isfinite()].abs()
-        if bool((scale <= 100 * torch.finfo(own.outputs.dtype).eps * known.amax()).any()):
-            reason = f"an output is the same for all samples, down to the rounding of {precision}: no gap can be measured by it"
-            return replace(decision, verdict="inconclusive", needed=None, reason=reason)
-    if decide(rounding, subject.n, margin).lower > margin:
-        reason = (
-            f"the rounding of {precision} decides: {rounding} of {subject.n} predictions change with a solver that is as fine "
-            "as the reference, in that precision. Audit the model in double precision"
-        )
-        return replace(decision, verdict="inconclusive", needed=None, reason=reason)
-    return decision
-
-
-def _without_reference(
-    subject: ModelUnderTest, prepared: Preparation, training: Training, name: str, margin: float
+def judge(
+    runnable: Runnable,
+    own: Evaluation,
+    preconditions: tuple[Precondition, ...] = (),
+    *,
+    methods: Sequence[str] = (),
+    margin: float = MARGIN,
+    look: int | None = None,
+    population: str = "sample",
+    budget: float = float("inf"),
+    what: str = "{}",
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Audit:
-    reason = "; ".join(each.text for each in prepared.violated)
-    decision = Decision("inconclusive", subject.n, 0, 0.0, 1.0, None, reason)
+    """The audit of anything that can be run: exact flow, flips, decision, performance, and with ``methods`` the table of solvers.
+
+    Args:
+        runnable: the model and its samples.
+        own: the model under its training solver.
+        preconditions: what must hold.
+        methods: names of the methods that the model is tried with.
+        margin: share of predictions that may change.
+        look: as in `audit`.
+        population: as in `audit`.
+        budget: field evaluations, counted in samples, that the exact flow may take; 0: it is not looked for.
+        what: how the metric of these samples is called in the sentence, ``{}`` standing for its name.
+        progress: told of what is being done.
+    """
+    level = level_of(look)
+    name = runnable.task.metric_name if runnable.metric is None else getattr(runnable.metric, "__name__", "metric")
     judged = Audit(
-        verdict="inconclusive",
-        margin=margin,
-        decision=decision,
-        solver=training.text,
-        task=subject.task.name,
-        metric_name=name,
-        preconditions=prepared.preconditions,
-        provenance=provenance(subject, prepared.own),
+        decision=Decision(Status.INCONCLUSIVE, Flips(runnable.n), 0.0, 1.0, margin, level),
+        performance=Performance(Answer.UNDECIDED, name, own.metric),
+        own=own,
+        task=runnable.task.name,
+        what=what,
+        chance=_chance(runnable),
+        preconditions=preconditions,
+        provenance=provenance(runnable, own),
     )
-    return replace(judged, sentence=_sentence(judged))
+    if violated := [each.text for each in preconditions if each.decisive and not each.holds]:
+        return replace(judged, decision=replace(judged.decision, reason="; ".join(violated)))
+    if not budget:
+        return judged
+    progress("exact flow")
+    exact = exact_flow(runnable, own, level=PRECISE if methods else 0, budget=budget)
+    counts = count_flips(runnable, None, own, exact)
+    how: dict[str, Any] = {"margin": margin, "level": level, "population": population}
+    found = decide(counts, **how)
+    table = SolverTable(runnable, own, exact, counts, **how)
+    judged = replace(
+        judged,
+        decision=found,
+        performance=performance(runnable, own, exact, counts, **how),
+        exact=exact,
+        rows=table.rows,
+    )
+    if not methods or not isinstance(runnable, ModelUnderTest):
+        return replace(judged, notes=tuple(_notes(judged, runnable)))
+    first = table.training.method
+    tried = [*([first] if first in METHODS else []), *(method for method in methods if method != first)]
+    explore(table, tried, note=progress)
+    progress("cheapest safe solver")
+    safe = [row for method in dict.fromkeys([first, *tried]) if (row := find_safe(table, method)) is not None]
+    progress("reasons")
+    reasons, paths = find_reasons(runnable, own, exact, table.training)
+    rows = (table.training, *(row for method in tried for row in table.of(method) if not row.is_training))
+    assert own.outputs is not None
+    floor = max(exact.floor if isfinite(exact.floor) else 0.0, 10 * torch.finfo(own.outputs.dtype).eps)
+    judged = replace(
+        judged,
+        rows=rows,
+        orders=observed_orders(rows, floor),
+        safe=tuple(sorted(safe, key=lambda row: row.nfe)),
+        reasons=reasons,
+        paths=paths,
+    )
+    return replace(judged, notes=tuple(_notes(judged, runnable)))
 
 
-def _chance(subject: ModelUnderTest, metric: Metric | None) -> float:
+def _chance(runnable: Runnable) -> float:
     """Accuracy of always predicting the most frequent class; mean squared error of always predicting the mean."""
-    y = subject.y
-    if y is None or metric is not None:
+    y, task = runnable.y, runnable.task
+    if y is None or runnable.metric is not None or task.decision is not None:
         return nan
-    if subject.task.name == "classification":
-        return float(torch.unique(y, return_counts=True)[1].max()) / len(y)
+    if task.name == "classification":
+        counted = y[y != getattr(task, "ignore_index", None)]
+        return float(torch.unique(counted, return_counts=True)[1].max()) / counted.numel() if counted.numel() else nan
     flat = y.double().flatten(1)
     return float((flat - flat.nanmean(0)).square().nanmean())
 
 
-def _p_value(subject: ModelUnderTest, own: Ran, exact: Ran, metric: Metric | None) -> float:
-    if subject.task.name != "classification" or subject.y is None or metric is not None:
-        return nan
-    right, right_exact = metric_of(subject, own), metric_of(subject, exact)
-    assert right is not None
-    assert right_exact is not None
-    return mcnemar(int((right > right_exact).sum()), int((right_exact > right).sum()))
-
-
-def _sentence(judged: Audit) -> str:
-    decision = judged.decision
-    share = f"{decision.flips} of {decision.n} predictions ({percent(decision.flips / decision.n)})"
-    if judged.verdict == "inconclusive":
-        return f"inconclusive: {decision.reason}."
-    means = ""
-    if judged.metric == judged.metric:
-        name = judged.metric_name
-        means = f" {name} {shown(name, judged.metric)} with {judged.solver}, {shown(name, judged.metric_exact)} under the exact flow."
-    if judged.verdict == "ode":
-        return (
-            f"ode: {share} change under the exact flow, at most {percent(decision.upper)} with 95 % confidence; the margin is "
-            f"{percent(judged.margin)}.{means}"
-        )
-    return (
-        f"solver-dependent: {share} change under the exact flow, at least {percent(decision.lower)} with 95 % confidence; the "
-        f"margin is {percent(judged.margin)}. This model is NOT an ODE.{means}"
-    )
-
-
-def _notes(judged: Audit, subject: ModelUnderTest, own: Ran, exact: Ran, row: Row) -> list[str]:
+def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     found = [f"{each.name}: {each.text}" for each in judged.preconditions if not each.holds]
-    classes = subject.task.name == "classification"
-    better = judged.metric > judged.chance if classes else judged.metric < judged.chance
-    constant = classes and len(torch.unique(own.outputs.argmax(1))) == 1
-    if constant:
-        found.append("vacuous: the model predicts the same class for every sample, which no solver changes")
-    elif judged.chance == judged.chance and judged.metric == judged.metric and not better:
+    own, exact, counts = judged.own, judged.exact, judged.decision.counts
+    assert own.outputs is not None
+    if counts.rounding:
+        precision = str(own.outputs.dtype).removeprefix("torch.")
         found.append(
-            f"vacuous: {judged.metric_name} {shown(judged.metric_name, judged.metric)} is no better than a constant prediction "
-            f"({shown(judged.metric_name, judged.chance)}), and what a model has not learned cannot flip"
+            f"the rounding of {precision} changes {counts.rounding} more of {counts.n} predictions; in double precision the training "
+            "solver does not"
         )
-    distinct = _distinct(subject)
-    if distinct < subject.n:
+    if judged.decision.level and abs(counts.share - counts.changed / counts.n) > 1e-12:
         found.append(
-            f"only {distinct} of the {subject.n} samples are distinct: the bounds hold for independent draws, so there is less "
+            f"of all predictions {percent(counts.share)} change, mean over samples; the bounds are those of one prediction of each "
+            "sample, drawn by chance"
+        )
+    found += _vacuous(judged, runnable)
+    if (distinct := _distinct(runnable)) < runnable.n:
+        found.append(
+            f"only {distinct} of the {runnable.n} samples are distinct: the bounds hold for independent draws, so there is less "
             "confidence than is stated"
         )
-    if judged.reference is None or not judged.reference.converged:
-        return found
-    if judged.p_value < 0.05:
-        found.append(f"the accuracy changes under the exact flow (McNemar, p = {judged.p_value:.2g})")
-    losses, losses_exact = losses_of(subject, own), losses_of(subject, exact)
-    if losses is not None and losses_exact is not None:
-        mean, deviation = paired(losses, losses_exact)
-        others = [each.loss for each in judged.rows if each.method == row.method and not each.is_training]
-        lower = 0 < FLAGGED * deviation < -mean and -mean > MATERIAL * losses_exact.mean()
-        if lower and others and all(row.loss <= other for other in others):
-            found.append(
-                f"the loss is lowest at the training step: {row.loss:.4g} against {row.loss - mean:.4g} under the exact flow "
-                f"({-mean / deviation:.1f} paired standard errors), so the error of the solver has become a feature"
-            )
+    if exact is not None and judged.rows:
+        found += _loss_note(judged, runnable, exact)
     if judged.safe:
-        best = judged.safe[0]
-        what = (
-            f"{best.method} x {best.setting:g}" if best.kind == "fixed" else f"{best.method}, tol = {best.setting:.2g}"
-        )
+        best, row = judged.safe[0], judged.rows[0]
         found.append(
-            f"the cheapest safe solver is {what}: {best.nfe:.4g} field evaluations for a sample, the training solver takes "
+            f"the cheapest safe solver is {best.solver}: {best.nfe:.4g} field evaluations for a sample, the training solver takes "
             f"{row.nfe:.4g}"
         )
-    elif subject.n < samples_for(judged.margin):
-        found.append(
-            f"no solver can be shown to be safe on {subject.n} samples: {samples_for(judged.margin)} are needed"
-        )
     elif len(judged.rows) > 1:
-        found.append("none of the solvers that were tried is safe")
+        needed = samples_for(judged.decision.margin, 1 - (judged.decision.level or 0.05))
+        found.append(
+            f"no solver can be shown to be safe on {counts.n} samples: {needed} are needed"
+            if counts.n < needed and judged.decision.level
+            else "none of the solvers that were tried is safe"
+        )
     return found
 
 
-def _distinct(subject: ModelUnderTest) -> int:
+def _vacuous(judged: Audit, runnable: Runnable) -> list[str]:
+    outputs, metric, chance = judged.own.outputs, judged.performance.own, judged.chance
+    assert outputs is not None
+    classes = runnable.task.name == "classification" and runnable.task.decision is None
+    if classes and len(torch.unique(outputs.argmax(1))) == 1:
+        return ["vacuous: the model predicts the same class for every sample, which no solver changes"]
+    if chance == chance and metric == metric and not (metric > chance if classes else metric < chance):
+        name = judged.performance.name
+        return [
+            f"vacuous: {name} {shown(name, metric)} is no better than a constant prediction ({shown(name, chance)}), and what a "
+            "model has not learned cannot change"
+        ]
+    return []
+
+
+def _loss_note(judged: Audit, runnable: Runnable, exact: ExactFlow) -> list[str]:
+    """Whether the loss is lowest at the training step: then the solver's error has become a feature."""
+    row: Row = judged.rows[0]
+    others = [each.loss for each in judged.rows if each.method == row.method and not each.is_training]
+    assert judged.own.outputs is not None
+    own, theirs = (
+        runnable.losses(judged.own.outputs[: len(exact.outputs)]),
+        runnable.losses(exact.outputs.to(judged.own.outputs.dtype)),
+    )
+    if own is None or theirs is None or len(own) < 2 or not others or any(other < row.loss for other in others):
+        return []
+    gain, lower, _ = mean_bounds((theirs - own).mean(1).tolist(), FLAGGED)
+    mean = float(theirs.mean())
+    if not (lower > 0 and gain > MATERIAL * mean):
+        return []
+    return [
+        f"the loss is lowest at the training step: {row.loss:.4g} against {row.loss + gain:.4g} under the exact flow, so the error "
+        "of the solver has become a feature"
+    ]
+
+
+def _distinct(runnable: Runnable) -> int:
     """Samples whose inputs differ, as far as these are tensors."""
-    first = [batch[0] if isinstance(batch, tuple | list) else batch for batch in subject.batches]
+    if not isinstance(runnable, ModelUnderTest):
+        return runnable.n
+    first = [batch[0] if isinstance(batch, tuple | list) else batch for batch in runnable.batches]
     if not all(isinstance(x, Tensor) for x in first) or len({tuple(x.shape[1:]) for x in first}) > 1:
-        return subject.n
+        return runnable.n
     whole = torch.cat([x.detach().cpu() for x in first]).flatten(1)
     return len({row.tobytes() for row in whole.float().numpy()})
 
 
-def provenance(subject: ModelUnderTest, own: Ran) -> dict[str, Any]:
+def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
     """What was audited, and with what: hash of the weights, versions, device, solver as found in the model's own call."""
     from trueode import __version__
 
-    module = subject.model if isinstance(subject.model, nn.Module) else None
+    model = getattr(runnable, "model", None)
+    module = model if isinstance(model, nn.Module) else None
     first = next(iter(module.parameters()), None) if module is not None else None
     versions = {"trueode": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    for found in own.found:
-        if found.library != "trueode":
-            versions[found.library] = _version(found.library)
+    solver = own.solver
+    solvers: list[FoundSolver] = (
+        list(solver.each) if isinstance(solver, SeveralSolvers) else [solver] if isinstance(solver, FoundSolver) else []
+    )
+    versions |= {found.library: _version(found.library) for found in solvers if found.library != "trueode"}
     return {
-        "model": type(subject.model).__name__,
+        "model": type(model).__name__,
         "weights": weights_hash(module) if module is not None else None,
         "parameters": sum(p.numel() for p in module.parameters()) if module is not None else 0,
         "device": str(first.device) if first is not None else "cpu",
@@ -342,10 +348,8 @@ def provenance(subject: ModelUnderTest, own: Ran) -> dict[str, Any]:
         "seed": torch.initial_seed(),
         "machine": platform.machine(),
         "versions": versions,
-        "solver": [
-            {"library": found.library, "method": found.method, "settings": found.settings} for found in own.found
-        ],
-        "batches": list(subject.sizes),
+        "solver": [{"library": found.library, "method": found.method, "settings": found.settings} for found in solvers],
+        "batches": list(runnable.sizes) if isinstance(runnable, ModelUnderTest) else [],
     }
 
 

@@ -7,10 +7,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from trueode.auditing.loops import SolverReport, check_solver
-from trueode.auditing.model_under_test import Call
+from trueode.auditing.auditor import check_solver
+from trueode.auditing.report import Audit
 from trueode.errors import UsageError
-from trueode.solvers import Solver
 
 
 def _callback() -> Any:
@@ -24,19 +23,17 @@ def _callback() -> Any:
 
 
 class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of is known at run time
-    """Every so many training steps, tell how much the model depends on its solver.
+    """Every so many training steps, log how much the model depends on its solver.
 
     Logged are ``solver/flips`` (share of predictions that change under the exact flow), ``solver/flips_upper`` (with 95 %
-    confidence), ``solver/state_error`` and ``solver/nfe``. The module is called as ``module(x)`` unless ``call`` tells
+    confidence), ``solver/state_error`` and ``solver/nfe``. The module is called as ``module(x)`` unless ``call`` says
     otherwise, and left as it is.
 
     Args:
         data: samples that the model is not trained on; as in `audit`.
         every_n_steps: training steps between checks.
-        task: as in `audit`.
-        solver: the training solver, where it is not the one that the module itself uses.
-        call: how the module is called for a batch.
         samples: the first so many samples are looked at.
+        how: other arguments of `audit`.
 
     Attributes:
         reports: what was found, by training step.
@@ -47,18 +44,16 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of 
         data: Any,
         every_n_steps: int = 500,
         *,
-        task: str = "auto",
-        solver: Solver | None = None,
-        call: Call | None = None,
         samples: int = 256,
+        **how: Any,
     ) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise UsageError(f"every_n_steps must be at least 1, got {every_n_steps!r}.")
         self.data = data
         self.every_n_steps = every_n_steps
-        self.how: dict[str, Any] = {"task": task, "solver": solver, "call": call, "samples": samples}
-        self.reports: dict[int, SolverReport] = {}
+        self.how = {"samples": samples, **how}
+        self.reports: dict[int, Audit] = {}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check, at every ``every_n_steps``-th step."""
@@ -68,10 +63,10 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of 
         found = check_solver(pl_module, self.data, **self.how)
         self.reports[step] = found
         values = {
-            "solver/flips": found.flips,
-            "solver/flips_upper": found.upper,
+            "solver/flips": found.flips / found.n if found.exact is not None else float("nan"),
+            "solver/flips_upper": found.decision.upper,
             "solver/state_error": found.state_error,
-            "solver/nfe": found.nfe,
+            "solver/nfe": found.own.nfe,
         }
         pl_module.log_dict(values, logger=False, rank_zero_only=True)  # for callbacks that monitor them
         for logger in trainer.loggers:  # at this step alone: log_dict would repeat them until the epoch ends

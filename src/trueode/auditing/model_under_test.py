@@ -1,4 +1,4 @@
-"""What is audited: a model with its data, run under any solver."""
+"""What is audited: any model with its data, run under any solver."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trueode.auditing.interception import recorded, replaced
-from trueode.auditing.problem import Solved
-from trueode.auditing.ran import Ran, checked_output, final_state, summed
+from trueode.auditing.problem import Solved, together
 from trueode.auditing.replacement import replace_by
 from trueode.auditing.samples import (
-    absent_times,
     batches_of,
     chosen,
     first_tensor,
     mapped,
+    marks_of,
     refuse_shapes,
     size_of,
     targets_of,
@@ -28,7 +27,8 @@ from trueode.auditing.samples import (
 )
 from trueode.data import Batch
 from trueode.errors import DataError, TrueodeError, UsageError, told
-from trueode.evaluation import Task, get_task
+from trueode.evaluation import Evaluation, Metric, Runnable, Task, get_task
+from trueode.evaluation.runnable import refuse_unknown
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
 
@@ -36,60 +36,56 @@ Call = Callable[[Any, Any], Tensor]
 """How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
 
 
-@dataclass(frozen=True)
-class ModelUnderTest:
+@dataclass
+class ModelUnderTest(Runnable):
     """A model, how it is called, and the samples that it is audited on.
 
     Attributes:
         model: the model; nothing of it is changed.
         batches: the samples, in the batches in which they were given.
         sizes: samples of each batch.
-        y: targets of all samples on the CPU: labels ``(n,)`` or as the outputs; None where there are none.
         task: what is learned.
         call: how the model is called.
         solver: the training solver, where it is not that of the model itself.
         separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
-        absent: of time series, ``(n, times)`` of bool: times that samples do not have; None where all have all.
     """
 
     model: Any
     batches: tuple[Any, ...]
     sizes: tuple[int, ...]
-    y: Tensor | None
     task: Task
     call: Call
     solver: Solver | None = None
     separable: bool = True
-    absent: Tensor | None = None
 
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return sum(self.sizes)
+    def __post_init__(self) -> None:
+        self.n = sum(self.sizes)
 
-    def finite(self, outputs: Tensor) -> Tensor:
-        """Which samples have finite outputs at all times that they have: ``(n,)`` of bool."""
-        known = outputs.isfinite().flatten(1)
-        if self.absent is not None and outputs.shape[:2] == self.absent.shape:
-            known = (outputs.isfinite().flatten(2).all(2)) | (self.absent & outputs.isnan().flatten(2).all(2))
-        return known.all(1)
+    def on(self, batches: tuple[Any, ...], sizes: tuple[int, ...]) -> ModelUnderTest:
+        """The same model on other batches."""
+        return ModelUnderTest(self.model, batches, sizes, self.task, self.call, self.solver, self.separable)
 
-    def run(self, solver: Solver | None = None, *, indices: Tensor | None = None, double: bool = False) -> Ran:
-        """Run the model on samples.
-
-        Args:
-            solver: the solver in the place of the model's own; None: the training solver.
-            indices: of the samples ``(m,)``, ascending; None: all.
-            double: run in double precision, on copies of the parameters and buffers.
+    def run(
+        self,
+        solver: Solver | None = None,
+        *,
+        indices: Tensor | None = None,
+        double: bool = False,
+        whole: bool = False,
+        nudge: float = 0.0,
+    ) -> Evaluation:
+        """See `Runnable`.
 
         Raises:
             UsageError: the model calls no solver that can be replaced, returns what cannot be audited, or raises.
         """
         solver = solver or self.solver
-        block: AbstractContextManager[list[Solved]] = recorded() if solver is None else replaced(replace_by(solver))
-        outputs, states, solves = [], [], list[tuple[int, list[Solved]]]()
+        block: AbstractContextManager[list[Solved]] = (
+            recorded() if solver is None else replaced(replace_by(solver, nudge))
+        )
+        outputs, states, solves = list[Tensor](), list[Tensor | None](), list[tuple[int, list[Solved]]]()
         with block as noted:
-            for batch, rows, n in self._parts(indices):
+            for batch, rows, n in self._parts(indices, whole or not self.separable):
                 before = len(noted)
                 output = self.forward(batch, double)
                 new = noted[before:]
@@ -100,9 +96,29 @@ class ModelUnderTest:
                 final = final_state(new[-1], n)
                 states.append(final if final is None or rows is None else final[rows])
                 solves.append((len(outputs[-1]), new))
-        return summed(outputs, states, solves)
+        refuse_shapes(outputs)
+        known = [part for part in states if part is not None]
+        together_known = len(known) == len(states) and len({part.shape[1] for part in known}) == 1
+        failed = next((solve for _, group in solves for solve in group if solve.status != "success"), None)
+        total = sum(map(len, outputs))
 
-    def _parts(self, indices: Tensor | None) -> Iterator[tuple[Any, Tensor | None, int]]:
+        def mean(value: Callable[[list[Solved]], float]) -> float:
+            return sum(size * value(group) for size, group in solves) / total
+
+        found = Evaluation(
+            total,
+            nfe=mean(lambda group: sum(solve.nfe for solve in group)),
+            n_steps=mean(lambda group: max(solve.n_steps for solve in group)),
+            n_rejected=mean(lambda group: max(solve.n_rejected for solve in group)),
+            solver=solver or together([solve.found for solve in solves[0][1]]),
+            outputs=torch.cat(outputs),
+            states=torch.cat(known) if together_known else None,
+            status="success" if failed is None else failed.status,
+            message="" if failed is None else failed.message,
+        )
+        return self.scored(found) if indices is None else found
+
+    def _parts(self, indices: Tensor | None, whole: bool) -> Iterator[tuple[Any, Tensor | None, int]]:
         """Batches to run, which rows of their outputs are wanted (None: all), and how many samples they hold."""
         start = 0
         for batch, size in zip(self.batches, self.sizes, strict=True):
@@ -110,7 +126,7 @@ class ModelUnderTest:
                 yield batch, None, size
             else:
                 rows = indices[(indices >= start) & (indices < start + size)] - start
-                if len(rows) == size or (len(rows) and not self.separable):
+                if len(rows) == size or (len(rows) and whole):
                     yield batch, rows, size
                 elif len(rows):
                     yield chosen(batch, rows, size), None, len(rows)
@@ -189,19 +205,14 @@ def model_under_test(
     task: str = "auto",
     call: Call | None = None,
     solver: Solver | None = None,
+    metric: Metric | None = None,
     samples: int = 1000,
+    mask: Tensor | None = None,
+    groups: Tensor | None = None,
+    held_out: bool = True,
+    **predictions: Any,
 ) -> ModelUnderTest:
-    """A model with its data, ready for an audit.
-
-    Args:
-        model: a `NeuralODE`, or any module or function that calls a known solver.
-        data: a `Split`; a pair ``(x, y)`` or triple ``(x, y, t)`` of tensors; inputs ``x`` alone; or an iterable of batches
-            of these kinds, such as a ``DataLoader``.
-        task: ``"classification"``, ``"regression"``, ``"timeseries"``, or ``"auto"``: by the targets.
-        call: how the model is called for a batch; None: ``model(x)``, with times ``model(x, t)`` (a `NeuralODE`:
-            ``model(x, save_at=t)``).
-        solver: the training solver, where it is not that of the model itself.
-        samples: the audit looks at so many of the first samples.
+    """A model with its data, ready for an audit; see `audit` for the arguments.
 
     Raises:
         DataError: there is no data, or it is not of such a form.
@@ -213,23 +224,105 @@ def model_under_test(
         )
     if not callable(model):
         raise UsageError(f"The model must be callable, got {type(model).__name__}.")
+    if samples < 1:
+        raise UsageError(f"samples must be at least 1, got {samples!r}.")
     batches = tuple(batches_of(data, samples))
     sizes = tuple(size_of(batch) for batch in batches)
     if not sum(sizes):
-        raise DataError("The data holds no samples: the loader gave no batch.")
-    targets = [targets_of(batch) for batch in batches]
-    known = [y for y in targets if y is not None]
-    refuse_shapes(known)
-    y = torch.cat(known) if len(known) == len(targets) else None
+        raise DataError("The data holds no samples.")
+    for batch in batches:
+        refuse_unknown("inputs", first_tensor(batch))
+    y, marks = (_joined([of(batch) for batch in batches]) for of in (targets_of, marks_of))
     name = _task_name(y, batches[0]) if task == "auto" else task
     if y is not None and name == "regression":
         y = y.reshape(len(y), -1)
-    kind = get_task(name)
-    if call is None and isinstance(model, NeuralODE):  # it takes its solver, and times, as arguments
-        return ModelUnderTest(
-            model, batches, sizes, y, kind, _own_call(kind, solver), absent=absent_times(batches, sizes)
+        refuse_unknown("targets", y)
+    kind = get_task(name, **predictions)
+    own = call is None and isinstance(model, NeuralODE)  # it takes its solver, and times, as arguments
+    found = ModelUnderTest(
+        model, batches, sizes, kind, _own_call(kind, solver) if own else call or _call, None if own else solver
+    )
+    found.y, found.metric, found.held_out = y, metric, held_out
+    found.t = _times(batches, sizes)
+    found.mask = _of_rows("mask", mask if mask is not None else marks, found.n, (torch.bool,))
+    found.groups = _of_rows("groups", groups, found.n, (torch.int64, torch.int32))
+    return found
+
+
+def _of_rows(name: str, given: Tensor | None, n: int, kinds: tuple[torch.dtype, ...]) -> Tensor | None:
+    """An argument that has an entry for each sample, cut to those that are looked at."""
+    if given is None:
+        return None
+    if not isinstance(given, Tensor) or given.dtype not in kinds or given.dim() == 0 or len(given) < n:
+        raise DataError(
+            f"{name}=… must be a tensor of {kinds[0]} with an entry for each of the {n} samples, got "
+            f"{f'{given.dtype} of shape {tuple(given.shape)}' if isinstance(given, Tensor) else type(given).__name__}."
         )
-    return ModelUnderTest(model, batches, sizes, y, kind, call or _call, solver, absent=absent_times(batches, sizes))
+    return given[:n].detach().cpu()
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """Parts of all batches; None where one of them has none."""
+    known = [part for part in parts if part is not None]
+    refuse_shapes(known)
+    return torch.cat(known) if len(known) == len(parts) else None
+
+
+def _times(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
+    """Times of the states, ``(times,)`` of all samples, or ``(n, times)``."""
+    times = [times_of(batch) for batch in batches]
+    if not all(isinstance(t, Tensor) for t in times):
+        return None
+    own = [t.detach().cpu() for t, n in zip(times, sizes, strict=True) if t.dim() == 2 and len(t) == n]
+    if len(own) == len(times) and len({t.shape[1] for t in own}) == 1:
+        return torch.cat(own)
+    return times[0].detach().cpu() if len(times) == 1 or all(t.equal(times[0]) for t in times) else None
+
+
+def checked_output(output: Any, n: int, task: Task) -> Tensor:
+    """Outputs on the CPU in the shape that the task needs.
+
+    Raises:
+        UsageError: they are no such outputs.
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        kind = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(
+            f"The model returned {kind}; outputs must be a floating point tensor, samples first. Say with call=… how it is "
+            "called, e.g. call=lambda model, batch: model(batch[0])[1][-1]."
+        )
+    if output.dtype in (torch.float16, torch.bfloat16):
+        raise UsageError(
+            f"The model computes in {output.dtype}, whose rounding hides what a solver does: audit it in single precision, "
+            "model.float(), with inputs of float32."
+        )
+    if output.dim() == 0 or len(output) != n:
+        raise UsageError(
+            f"The model returned shape {tuple(output.shape)} for {n} samples; they must come first. Say with call=… how it "
+            "is called, e.g. call=lambda model, batch: model(*batch).transpose(0, 1)."
+        )
+    checked: Tensor = output.detach().cpu()
+    if task.name == "classification" and task.decision is None:
+        if checked.dim() == 1 or checked.shape[1] == 1:  # one logit for two classes
+            single = checked if checked.dim() == 1 else checked[:, 0]
+            checked = torch.stack([torch.zeros_like(single), single], dim=1)
+    elif task.name == "regression":
+        checked = checked.reshape(n, -1)
+    elif task.name == "density":
+        if checked.numel() != n:
+            raise UsageError(
+                f"The model returned shape {tuple(output.shape)}; log densities are one number for each sample, (n,)."
+            )
+        checked = checked.reshape(n, 1)
+    elif task.name == "timeseries" and checked.dim() < 3:
+        checked = checked.reshape(n, -1, 1)
+    return checked
+
+
+def final_state(solved: Solved, n: int) -> Tensor | None:
+    """The final states of a solve of ``n`` samples, ``(n, d)`` on the CPU; None where they are not known."""
+    final = solved.final
+    return None if final is None or len(final) != n else final.detach().flatten(1).cpu()
 
 
 def _call(model: Any, batch: Any) -> Any:
@@ -259,10 +352,10 @@ def _task_name(y: Tensor | None, batch: Any) -> str:
         )
     if not y.is_floating_point():
         return "classification"
-    if y.numel() == len(y) and bool(((y == 0) | (y == 1)).all()):
+    if bool(((y == 0) | (y == 1)).all()):
         raise UsageError(
             "The targets are numbers, and all are 0 or 1: pass task='classification' (for a model of one or more logits), or "
-            "task='regression'."
+            "task='regression' or 'timeseries'."
         )
     return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from trueode.auditing.model_under_test import ModelError, ModelUnderTest
 from trueode.auditing.preserve_state import modules_of, same
-from trueode.auditing.ran import Ran
 from trueode.auditing.samples import chosen
 from trueode.errors import UsageError, told
+from trueode.evaluation import Evaluation
 from trueode.solvers import FixedStep
 
 FEW = 16  # samples of the two parts that a batch is taken apart into
@@ -36,44 +36,28 @@ class Precondition:
     text: str
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """What was found before the audit.
-
-    Attributes:
-        own: the model under its training solver.
-        preconditions: all of them.
-        separable: whether a part of a batch may be run by itself.
-        double: whether the model runs in double precision.
-    """
-
-    own: Ran
-    preconditions: tuple[Precondition, ...]
-    separable: bool
-    double: bool
-
-    @property
-    def violated(self) -> tuple[Precondition, ...]:
-        """Those that leave no verdict."""
-        return tuple(each for each in self.preconditions if each.decisive and not each.holds)
-
-
-def prepare(subject: ModelUnderTest, was_training: bool) -> Preparation:
+def prepare(subject: ModelUnderTest, was_training: bool) -> tuple[Evaluation, tuple[Precondition, ...]]:
     """Run the model under its training solver, twice, and look at what must hold.
 
     Args:
-        subject: the model, in evaluation mode by now.
+        subject: the model, in evaluation mode by now; it learns whether its samples are separable, and whether it runs in
+            double precision.
         was_training: whether it was in training mode.
+
+    Returns:
+        The model under its training solver, and what must hold.
     """
     before = [buffer.detach().clone() for buffer in _buffers(subject.model)]
     own = subject.run()
     updated = not all(map(same, _buffers(subject.model), before))
     again = subject.run()
+    assert own.outputs is not None
+    assert again.outputs is not None
     deterministic = same(own.outputs, again.outputs)
-    finite = bool(subject.finite(own.outputs).all())
-    _refuse_probabilities(subject, own)
-    separable = _separable(subject)
+    _refuse_probabilities(subject, own.outputs)
+    subject.separable = separable = _separable(subject)
     failure = _fails_in_double(subject)
+    subject.double = failure is None
     found = [
         Precondition(
             "evaluation mode",
@@ -102,15 +86,6 @@ def prepare(subject: ModelUnderTest, was_training: bool) -> Preparation:
             "called before",
         ),
         Precondition(
-            "finite",
-            finite,
-            True,
-            "all outputs under the training solver are finite"
-            if finite
-            else f"{int((~subject.finite(own.outputs)).sum())} of {subject.n} samples have outputs that are not "
-            f"finite under the training solver{': ' + own.message if own.message else ''}",
-        ),
-        Precondition(
             "independent samples",
             separable,
             False,
@@ -128,13 +103,12 @@ def prepare(subject: ModelUnderTest, was_training: bool) -> Preparation:
             "down to its rounding",
         ),
     ]
-    return Preparation(own, tuple(found), separable, failure is None)
+    return own, tuple(found)
 
 
-def _refuse_probabilities(subject: ModelUnderTest, own: Ran) -> None:
+def _refuse_probabilities(subject: ModelUnderTest, outputs: Tensor) -> None:
     """One output stands for the logit of two classes: probabilities would all count as the second class."""
-    outputs = own.outputs
-    if subject.task.name != "classification" or outputs.shape[1] != 2 or bool(outputs[:, 0].any()):
+    if subject.task.name != "classification" or outputs.dim() < 2 or outputs.shape[1] != 2 or bool(outputs[:, 0].any()):
         return
     single = outputs[:, 1]
     if len(single) >= FEW and bool(((single >= 0) & (single <= 1)).all()) and bool(single.any()):
@@ -155,13 +129,16 @@ def _separable(subject: ModelUnderTest) -> bool:
         return True
     some = min(FEW, size // 2)
     first = chosen(subject.batches[0], torch.arange(size, device="cpu")[: 2 * some], size)
-    whole = _only(subject, first, 2 * some)
+    whole = subject.on((first,), (2 * some,))
     solver = FixedStep("rk4", n_steps=2)
+    part = chosen(first, torch.arange(some, device="cpu"), 2 * some)
     try:
         together = whole.run(solver).outputs
-        alone = _only(subject, chosen(first, torch.arange(some, device="cpu"), 2 * some), some).run(solver).outputs
+        alone = subject.on((part,), (some,)).run(solver).outputs
     except ModelError:  # the model holds something of the size of its batch
         return False
+    assert together is not None
+    assert alone is not None
     scale = together.double().std().clamp(min=1e-30)
     difference = (together[:some] - alone).double().abs().nan_to_num(0.0, 0.0, 0.0).amax()
     return bool(difference <= ROUNDING * scale)
@@ -169,14 +146,10 @@ def _separable(subject: ModelUnderTest) -> bool:
 
 def _fails_in_double(subject: ModelUnderTest) -> str | None:
     """Why the model cannot be run in double precision; None if it can."""
-    first = _only(subject, subject.batches[0], subject.sizes[0])
+    first = subject.on(subject.batches[:1], subject.sizes[:1])
     try:
         outputs = first.run(FixedStep("euler", n_steps=1), double=True).outputs
     except ModelError as failure:
         return told(failure.__cause__ or failure)
+    assert outputs is not None
     return None if outputs.dtype == torch.float64 else f"its outputs are {outputs.dtype}"
-
-
-def _only(subject: ModelUnderTest, batch: Any, size: int) -> ModelUnderTest:
-    """The same model with a single batch."""
-    return ModelUnderTest(subject.model, (batch,), (size,), None, subject.task, subject.call, subject.solver)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trueode.solvers import Adaptive, FixedStep, Solver
+
+MOST_NAMED = 3  # solvers of a model that are all named
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -34,6 +38,26 @@ class FoundSolver:
     order: int
     name: str | None
 
+    @property
+    def rtol(self) -> float:
+        """The relative tolerance; NaN where there is none."""
+        return float(self.settings.get("rtol", nan))
+
+    @property
+    def label(self) -> str:
+        """The method by its name here, if it is one of ours with one tolerance; else as its library names it."""
+        if self.adaptive and self.settings.get("atol", self.rtol) != self.rtol:
+            return str(self)  # rows of ours have one
+        return self.name or f"{self.library} {self.method}"
+
+    def ours(self, n_steps: float) -> Solver | None:
+        """The same as one of our solvers; None where there is none: each library controls steps in another way."""
+        if not self.adaptive:
+            return FixedStep(self.name, n_steps=max(1, round(n_steps))) if self.name else None
+        if self.library != "trueode" or not self.name:
+            return None
+        return Adaptive(self.name, self.rtol, self.settings["atol"], per_sample=bool(self.settings.get("per_sample")))
+
     def __str__(self) -> str:
         settings, text = self.settings, self.method
         if self.library != "trueode":
@@ -44,6 +68,56 @@ class FoundSolver:
         if rtol is None or atol is None:
             return text
         return f"{text}, tol = {rtol:.3g}" if rtol == atol else f"{text}, tol = {rtol:.3g} (rel), {atol:.3g} (abs)"
+
+
+@dataclass(frozen=True)
+class SeveralSolvers:
+    """The solvers of a model of several ODE blocks that differ.
+
+    Attributes:
+        each: of each block.
+    """
+
+    each: tuple[FoundSolver, ...]
+
+    name = None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the first one is."""
+        return self.each[0].adaptive
+
+    @property
+    def rtol(self) -> float:
+        """Of the first one."""
+        return self.each[0].rtol
+
+    @property
+    def order(self) -> int:
+        """The highest one."""
+        return max(found.order for found in self.each)
+
+    @property
+    def label(self) -> str:
+        """All of them in words."""
+        return str(self)
+
+    def ours(self, n_steps: float) -> None:
+        """No solver of ours is all of them."""
+
+    def __str__(self) -> str:
+        texts = list(dict.fromkeys(map(str, self.each)))
+        if len(texts) <= MOST_NAMED:
+            return " and ".join(texts)
+        methods = dict.fromkeys(f"{found.library} {found.method}" for found in self.each)
+        sizes = [x for found in self.each if (x := found.settings.get("rtol" if found.adaptive else "step_size"))]
+        between = f", {'tol' if self.adaptive else 'h'} = {min(sizes):.3g} to {max(sizes):.3g}" if sizes else ""
+        return f"{len(self.each)} solves with {', '.join(list(methods)[:MOST_NAMED])}{between}"
+
+
+def together(found: Sequence[FoundSolver]) -> FoundSolver | SeveralSolvers:
+    """The solver of a model, or the solvers of its blocks."""
+    return found[0] if len({str(each) for each in found}) == 1 else SeveralSolvers(tuple(found))
 
 
 @dataclass(frozen=True)

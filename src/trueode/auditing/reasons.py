@@ -12,13 +12,11 @@ from torch import Tensor
 
 from trueode.auditing.interception import replaced
 from trueode.auditing.model_under_test import ModelUnderTest
-from trueode.auditing.problem import ForeignProblem, Solved
-from trueode.auditing.ran import Ran
-from trueode.auditing.reference import Reference
+from trueode.auditing.problem import ForeignProblem, SeveralSolvers, Solved
 from trueode.auditing.replacement import replace_by
 from trueode.auditing.samples import chosen
-from trueode.auditing.swaps import Row
 from trueode.catalog import METHODS
+from trueode.evaluation import Evaluation, ExactFlow, Row
 from trueode.solvers import ButcherTableau, FixedStep, Solver, get_tableau
 from trueode.solvers.problem import Problem
 from trueode.solvers.solve import solve_problem
@@ -92,38 +90,38 @@ class Paths:
     predictions_exact: Tensor
 
 
-def find_reasons(
-    subject: ModelUnderTest, own: Ran, reference: Reference, row: Row, solver: Solver | None
-) -> tuple[Reasons, Paths | None]:
+def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row: Row) -> tuple[Reasons, Paths | None]:
     """Look for reasons, on some of the first samples.
 
     Args:
         subject: the model and the samples.
         own: the model under its training solver.
-        reference: the model under its exact flow.
+        exact: the model under its exact flow.
         row: of the training solver.
-        solver: the training solver as one of ours; None if it is not one.
 
     Returns:
         The reasons, and for two-dimensional states the trajectories.
     """
-    shares = _margin_shares(own.outputs.double(), reference) if subject.task.name == "classification" else None
+    assert own.outputs is not None
+    logits = subject.task.name == "classification" and subject.task.decision is None and own.outputs.dim() == 2
+    shares = _margin_shares(own.outputs.double(), exact) if logits else None
+    solver = own.solver.ours(own.n_steps) if hasattr(own.solver, "ours") else own.solver
     probe = _probe(subject, solver)
     length = probe.length
-    single = len({str(found) for found in own.found}) == 1  # else the first block's steps are not known
+    single = not isinstance(own.solver, SeveralSolvers)  # else the first block's steps are not known
     step = length / max(own.n_steps, 1.0) if single else nan
     limit = stability_limit(get_tableau(row.method)) if row.method in METHODS else nan
     halved = _halved(subject, own) if row.kind == "adaptive" else None
     idle = row.kind == "adaptive" and own.n_rejected == 0
     paths, crossings, crossings_exact, pairs = None, None, None, 0
-    if probe.own is not None and probe.exact is not None and subject.task.name == "classification":
+    if probe.own is not None and probe.exact is not None and logits:
         n = probe.exact.shape[1]
         paths = Paths(
             probe.own,
             probe.exact,
             probe.autonomous,
             own.outputs[:n].argmax(1),
-            reference.outputs[:n].argmax(1),
+            exact.outputs[:n].argmax(1),
         )
         if probe.autonomous:
             crossings, pairs = count_crossings(paths.own, paths.predictions)
@@ -143,9 +141,9 @@ def find_reasons(
     return Reasons(**{**vars(reasons), "texts": tuple(_texts(reasons, row, subject.n))}), paths
 
 
-def _margin_shares(own: Tensor, reference: Reference) -> tuple[float, float, float] | None:
-    exact = reference.outputs.double()
-    there = reference.settled & exact.isfinite().all(1) & own.isfinite().all(1)
+def _margin_shares(own: Tensor, flow: ExactFlow) -> tuple[float, float, float] | None:
+    exact = flow.outputs.double()
+    there = flow.settled[:, 0] & exact.isfinite().all(1) & own.isfinite().all(1)
     if not bool(there.any()) or exact.shape[1] < 2:
         return None
     first, second = exact[there].topk(2, dim=1).values.unbind(1)
@@ -285,7 +283,7 @@ def _apart(p: Tensor, q: Tensor) -> Tensor:
     return side[..., :-1] * side[..., 1:] < 0
 
 
-def _halved(subject: ModelUnderTest, own: Ran) -> int | None:
+def _halved(subject: ModelUnderTest, own: Evaluation) -> int | None:
     """Predictions that change when every batch is taken in two halves."""
     if not subject.separable:
         return None
@@ -294,12 +292,11 @@ def _halved(subject: ModelUnderTest, own: Ran) -> int | None:
         for rows in torch.arange(size, device="cpu").chunk(2):
             batches.append(chosen(batch, rows, size))
             sizes.append(len(rows))
-    halves = ModelUnderTest(
-        subject.model, tuple(batches), tuple(sizes), subject.y, subject.task, subject.call, subject.solver
-    )
-    outputs = halves.run().outputs.double()
-    reference = own.outputs.double()
-    return int(subject.task.flipped(outputs, reference, subject.task.scale(reference)).sum())
+    halves = subject.on(tuple(batches), tuple(sizes)).run().outputs
+    assert halves is not None
+    assert own.outputs is not None
+    whole = own.outputs.double()
+    return int(subject.task.flipped(halves.double(), whole, subject.task.allowed(whole)).any(1).sum())
 
 
 def _texts(reasons: Reasons, row: Row, n: int) -> list[str]:
@@ -313,11 +310,12 @@ def _texts(reasons: Reasons, row: Row, n: int) -> list[str]:
     if reasons.step_lipschitz == reasons.step_lipschitz:
         stable = ""
         if reasons.stability == reasons.stability and row.kind == "fixed":
-            beyond = reasons.step_lipschitz > reasons.stability
-            stable = f", {'beyond' if beyond else 'within'} the stability limit {reasons.stability:.3g} of {row.method}"
+            # a lower bound of a Lipschitz constant: what is below the limit may yet be unstable
+            place = "above" if reasons.step_lipschitz > reasons.stability else "below"
+            stable = f", {place} the stability limit {reasons.stability:.3g} of {row.method}"
         found.append(
-            f"one step stretches small differences up to {reasons.step_lipschitz:.2g} times its size (step x Lipschitz "
-            f"estimate {reasons.lipschitz:.3g}){stable}"
+            f"a step times the vector field's Lipschitz constant, estimated from below as {reasons.lipschitz:.3g}, is "
+            f"{reasons.step_lipschitz:.3g}{stable}"
         )
     if reasons.crossings is not None:
         found.append(

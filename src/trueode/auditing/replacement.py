@@ -18,7 +18,7 @@ from trueode.solvers.problem import Problem
 from trueode.solvers.solve import solve_problem
 
 
-def replace_by(solver: Solver) -> Replacement:
+def replace_by(solver: Solver, nudge: float = 0.0) -> Replacement:
     """A solver of this package in the place of a model's.
 
     Steps end at all times at which states are wanted and at all breaks, so no state of a solver with given steps is
@@ -29,6 +29,7 @@ def replace_by(solver: Solver) -> Replacement:
 
     Args:
         solver: takes the steps.
+        nudge: the initial state of the first solve is multiplied by 1 + ``nudge``.
 
     Raises:
         UsageError: the solver has a grid for each sample.
@@ -38,8 +39,12 @@ def replace_by(solver: Solver) -> Replacement:
     elif isinstance(solver, OnGrid) and solver.per_sample:
         raise UsageError(f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive.")
 
+    factor = 1 + nudge
+
     def replacement(problem: ForeignProblem) -> tuple[Tensor, Solved]:
-        return _solve(solver, problem)
+        nonlocal factor
+        start, factor = factor, 1.0
+        return _solve(solver, problem if start == 1 else replace(problem, z0=start * problem.z0))
 
     return replacement
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueode.auditing.convergence import Order, Safe, pareto
+from trueode.auditing.convergence import Order, pareto
 from trueode.auditing.preconditions import Precondition
 from trueode.auditing.reasons import Paths, Reasons
-from trueode.auditing.reference import Reference, description
-from trueode.auditing.swaps import Row
 from trueode.errors import UsageError
-from trueode.evaluation import percent, shown
-from trueode.evaluation.decision import Decision
-from trueode.runs.files import write_text
+from trueode.evaluation import Decision, Evaluation, ExactFlow, Performance, Row, Status, sentence
+from trueode.evaluation.solver_table import to_rich
+from trueode.runs.audits import SCHEMA
+from trueode.runs.files import finite, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SCHEMA = 1
 FIGURES = ("swap", "order", "cost", "trajectories")
-EXIT_CODES = {"ode": 0, "solver-dependent": 3, "inconclusive": 4}
+EXIT_CODES = {Status.ODE: 0, Status.SOLVER_DEPENDENT: 3, Status.INCONCLUSIVE: 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,101 +30,159 @@ class Audit:
     """Whether a model is an ODE, with the evidence.
 
     Attributes:
-        verdict: ``"ode"``, ``"solver-dependent"`` or ``"inconclusive"``.
-        sentence: the verdict in words.
-        margin: share of flips that is allowed.
-        decision: what the flips say.
-        solver: the training solver in words.
+        decision: what the predictions say.
+        performance: what the metric says.
+        own: the model under its training solver.
+        exact: its exact flow; None where preconditions left nothing to compare.
         task: what is learned.
-        metric_name: accuracy, mse, or the name of one's own.
-        metric: mean under the training solver; NaN without targets. Shown; never decides.
-        metric_exact: mean under the exact flow.
+        what: how the metric of these samples is called, ``{}`` standing for its name.
         chance: the metric of the best constant prediction; NaN where there is none.
-        p_value: of the exact McNemar test that the accuracy is the same under both; NaN where there is no accuracy.
         preconditions: what must hold.
-        reference: how the exact flow was found; None where the preconditions left nothing to compare.
-        rows: the swap grid, the training solver first.
+        rows: the table of solvers, the training solver first.
+        basis: what the factors of the rows multiply, in words.
         orders: observed orders.
-        safe: the coarsest safe setting of each method that has one, the cheapest first.
-        reasons: what explains the verdict; None where there is no reference.
+        safe: the coarsest safe row of each method that has one, the cheapest first.
+        reasons: what explains the verdict; None where it was not asked for.
         notes: what a reader should know beside the verdict.
         provenance: what was audited, with what.
+        certificate: of the training run, as plain values; where there is one its answer is the answer.
         paths: trajectories of two-dimensional states, for the figure.
     """
 
-    verdict: str
-    sentence: str = ""
-    margin: float
     decision: Decision
-    solver: str
+    performance: Performance
+    own: Evaluation = field(repr=False)
+    exact: ExactFlow | None = field(default=None, repr=False)
     task: str
-    metric_name: str
-    metric: float = nan
-    metric_exact: float = nan
+    what: str = "{}"
     chance: float = nan
-    p_value: float = nan
     preconditions: tuple[Precondition, ...]
-    reference: Reference | None = None
     rows: tuple[Row, ...] = ()
+    basis: str = ""
     orders: tuple[Order, ...] = ()
-    safe: tuple[Safe, ...] = ()
+    safe: tuple[Row, ...] = ()
     reasons: Reasons | None = None
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any]
+    certificate: Mapping[str, Any] | None = None
     paths: Paths | None = field(default=None, repr=False)
+
+    @property
+    def status(self) -> Status:
+        """The answer."""
+        return self.decision.status if self.certificate is None else Status(self.certificate["status"])
+
+    @property
+    def verdict(self) -> str:
+        """The answer in a word: ``"ode"``, ``"solver-dependent"`` or ``"inconclusive"``."""
+        return self.status.value
+
+    @property
+    def sentence(self) -> str:
+        """The answer in a sentence: that of the certificate, where there is one, with the share of the samples beside it."""
+        if self.certificate is None:
+            best = next((str(row.solver) for row in self.safe if not row.is_training), "")
+            return sentence(self.decision, self.performance, self.solver, self.what, best)
+        counts = self.decision.counts
+        return f"{self.certificate['sentence']}. Of {counts.n} test predictions {counts.changed} change"
+
+    @property
+    def n(self) -> int:
+        """Samples that were counted."""
+        return self.decision.counts.n
+
+    @property
+    def flips(self) -> int:
+        """Predictions that the exact flow changes, blow-ups included."""
+        return self.decision.counts.changed
+
+    @property
+    def state_error(self) -> float:
+        """RMS error of the final states relative to their spread, of the outputs where the states are not known; NaN without an exact flow."""
+        if not self.rows:
+            return nan
+        row = self.rows[0]
+        return row.state_error if row.state_error == row.state_error else row.output_error
+
+    @property
+    def solver(self) -> str:
+        """The training solver in words."""
+        return str(self.own.solver)
+
+    @property
+    def metric_name(self) -> str:
+        """Accuracy, mse, or the name of one's own."""
+        return self.performance.name
+
+    @property
+    def metric(self) -> float:
+        """Its mean under the training solver; NaN without targets."""
+        return self.performance.own
+
+    @property
+    def metric_exact(self) -> float:
+        """Its mean under the exact flow."""
+        return self.performance.exact
+
+    @property
+    def reference(self) -> ExactFlow | None:
+        """The exact flow."""
+        return self.exact
 
     @property
     def exit_code(self) -> int:
         """0 for an ODE, 3 for a model that depends on its solver, 4 where that was not decided."""
-        return EXIT_CODES[self.verdict]
+        return EXIT_CODES[self.status]
 
     def to_dict(self) -> dict[str, Any]:
         """The audit as plain values, as in ``audit.json``; docs/audit.md describes them."""
-        reference, decision = self.reference, self.decision
+        exact, decision, counts = self.exact, self.decision, self.decision.counts
         return {
             "schema": SCHEMA,
             "verdict": self.verdict,
             "sentence": self.sentence,
-            "margin": self.margin,
-            "n": decision.n,
-            "flips": decision.flips,
-            "flips_lower": decision.lower,
-            "flips_upper": decision.upper,
+            "margin": decision.margin,
+            "level": decision.level,
+            "n": counts.n,
+            "flips": counts.flips,
+            "blown_up": counts.blown_up,
+            "unresolved": counts.unresolved,
+            "rounding": counts.rounding,
+            "share": counts.share,
+            "lower": decision.lower,
+            "upper": decision.upper,
             "samples_needed": decision.needed,
+            "reason": decision.reason,
             "solver": self.solver,
             "task": self.task,
-            "metric_name": self.metric_name,
-            "metric": self.metric,
-            "metric_exact": self.metric_exact,
+            "performance": self.performance.to_dict(),
             "chance": self.chance,
-            "p_value": self.p_value,
             "preconditions": [vars(each) for each in self.preconditions],
-            "reference": None
-            if reference is None
+            "exact_flow": None
+            if exact is None
             else {
-                "description": description(reference),
-                "n_steps": reference.n_steps,
-                "tolerance": reference.tolerance,
-                "disagreeing": reference.disagreeing,
-                "floor": reference.floor,
-                "double": reference.double,
-                "evaluations": reference.evaluations,
+                "description": str(exact),
+                "n_steps": exact.n_steps,
+                "tolerance": exact.tolerance,
+                "floor": exact.floor,
+                "double": exact.double,
+                "evaluations": counts.evaluations,
             },
+            "trajectory": None if counts.trajectory is None else counts.trajectory.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
+            "basis": self.basis,
             "orders": [order.to_dict() for order in self.orders],
-            "safe": [safe.to_dict() for safe in self.safe],
-            "pareto": [
-                {"method": row.method, "setting": row.setting, "nfe": row.nfe, "output_error": row.output_error}
-                for row in pareto(self.rows)
-            ],
+            "safe": [row.to_dict() for row in self.safe],
+            "pareto": [row.to_dict() for row in pareto(self.rows)],
             "reasons": None if self.reasons is None else self.reasons.to_dict(),
             "notes": list(self.notes),
+            "certificate": None if self.certificate is None else dict(self.certificate),
             "provenance": dict(self.provenance),
         }
 
     def to_json(self) -> str:
         """`to_dict` as JSON text; what is not a finite number is null."""
-        return json.dumps(_finite(self.to_dict()), indent=2) + "\n"
+        return json.dumps(finite(self.to_dict()), indent=2) + "\n"
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``audit.json`` and the figures into a folder.
@@ -157,11 +213,10 @@ class Audit:
         if not self.rows:
             return {}
         rows = [row.to_dict() for row in self.rows]
-        n = self.decision.n
         drawn = {
-            "swap": figures.audit_swap(rows, n, self.metric_name, self.metric_exact, self.solver),
+            "swap": figures.solver_swap(rows, self.solver, name=self.metric_name, exact=self.metric_exact),
             "order": figures.audit_order(rows, [order.to_dict() for order in self.orders]),
-            "cost": figures.audit_cost(rows, self.margin, [safe.to_dict() for safe in self.safe]),
+            "cost": figures.audit_cost(rows, self.decision.margin, [row.to_dict() for row in self.safe]),
         }
         if self.paths is not None:
             paths = self.paths
@@ -174,53 +229,19 @@ class Audit:
             )
         return drawn
 
-    def to_rich(self) -> Table:
-        """The swap grid as a table for the terminal."""
-        from rich import box
-        from rich.table import Table
+    def to_rich(self, *, everything: bool = True) -> Table:
+        """The table of solvers for the terminal: all rows, or the training solver, the cheapest safe one and the Pareto front."""
+        rows = self.rows
+        if not everything:
+            kept = [*self.safe[:1], *pareto(self.rows)]
+            rows = tuple(row for row in (*self.rows, *self.safe[:1]) if row.is_training or row in kept)
+            rows = tuple(dict.fromkeys(rows))
+        caption = "" if self.exact is None else f"Exact flow: {self.exact}."
+        return to_rich(rows, self.metric_name, caption)
 
-        caption = "" if self.reference is None else f"flips: against {description(self.reference)}"
-        table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-        for column in ("solver", "steps", "NFE", self.metric_name, "loss", "error", "changed", "flips", "at most"):
-            table.add_column(column, justify="left" if column == "solver" else "right")
-        n = self.decision.n
-        for row in self.rows:
-            style = "bold" if row.is_training else None
-            name = row.solver + (" (training)" if row.is_training else "")
-            if row.status != "success":
-                table.add_row(name, f"{row.n_steps:.4g}", f"{row.nfe:.4g}", row.status, *[""] * 5, style=style)
-                continue
-            table.add_row(
-                name,
-                f"{row.n_steps:.4g}",
-                f"{row.nfe:.4g}",
-                _shown(self.metric_name, row.metric),
-                _shown("loss", row.loss),
-                f"{row.output_error:.2g}",
-                percent(row.changed / n),
-                percent(row.flips / n),
-                percent(row.upper),
-                style=style,
-            )
-        return table
-
-    def lines(self) -> list[str]:
-        """The verdict, its reasons and the recommendation, a sentence each."""
+    def lines(self, *, everything: bool = True) -> list[str]:
+        """The verdict, what to know beside it, and with ``everything`` its reasons, a sentence each."""
         found = [self.sentence, *self.notes]
-        if self.reasons is not None:
+        if self.reasons is not None and everything:
             found += self.reasons.texts
         return found
-
-
-def _shown(name: str, value: float) -> str:
-    return shown(name, value) if isfinite(value) else "-"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(each) for each in value]
-    return value

@@ -50,11 +50,22 @@ def _all_batches(data: Any) -> Iterable[Any]:
         t = rest[1] if len(rest) > 1 else None
         if y is not None and len(y) != len(x):
             raise DataError(f"x has {len(x)} samples and y {len(y)}: they must agree.")
-        whole = Split(x, x if y is None else y, t, dtype=x.dtype)
+        if t is not None and t.dtype == torch.bool:
+            return zip(*(part.split(BATCH) for part in data), strict=True)
         if y is None:
             return data[0].split(BATCH)  # type: ignore[no-any-return]
+        whole = Split(x, y, t, dtype=x.dtype)
         batches = Batches(whole, BATCH, shuffle=False)
         return (batch for batch, _ in islice(batches.from_iteration(0), len(batches)))
+    parts = data if isinstance(data, tuple | list) else (data,)
+    foreign = next((part for part in parts if hasattr(part, "__array__") and not isinstance(part, Tensor)), None)
+    if foreign is not None:
+        jax = type(foreign).__module__.split(".")[0] in ("jax", "jaxlib")
+        raise DataError(
+            "The data are arrays of JAX. trueode audits PyTorch models, on tensors: give such a model, and torch.tensor(…) of the arrays."
+            if jax
+            else f"The data are of type {type(foreign).__name__}; trueode audits PyTorch models, on tensors: torch.from_numpy(…)."
+        )
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise DataError(
             f"The data is of type {type(data).__name__}; needed is a pair of tensors (x, y), inputs x alone, or an iterable "
@@ -92,7 +103,14 @@ def targets_of(batch: Any) -> Tensor | None:
 
 def times_of(batch: Any) -> Any:
     """The times of a triple (x, y, t)."""
-    return batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
+    third = batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
+    return None if isinstance(third, Tensor) and third.dtype == torch.bool else third
+
+
+def marks_of(batch: Any) -> Tensor | None:
+    """The mask of a triple (x, y, mask): which predictions count."""
+    third = batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
+    return third.detach().cpu() if isinstance(third, Tensor) and third.dtype == torch.bool else None
 
 
 def _shared_times(batch: Any) -> Tensor | None:
@@ -132,14 +150,3 @@ def refuse_shapes(parts: list[Tensor]) -> None:
             "The samples of batches differ in shape: bring targets and outputs of all to one, with NaN for times and values "
             "that a sample does not have."
         )
-
-
-def absent_times(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
-    """Which times samples do not have, where each has its own, ``(n, times)``."""
-    times = [times_of(batch) for batch in batches]
-    own = [
-        t.isnan().cpu()
-        for t, n in zip(times, sizes, strict=True)
-        if isinstance(t, Tensor) and t.dim() == 2 and len(t) == n
-    ]
-    return torch.cat(own) if len(own) == len(times) and len({t.shape[1] for t in own}) == 1 else None

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from trueode.catalog import METHODS, TASKS
-from trueode.cli.flags import Parser, add_flag, positive, share
+from trueode.cli.flags import Parser, add_flag, positive, positive_number, share
 from trueode.errors import nearest
 
 DESCRIPTION = (
@@ -25,7 +25,12 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         help="the directory of a run, or module:name of a model or of a function that makes one",
     )
     add("--data", metavar="MODULE:NAME", help="the samples, or a function that makes them: a loader of batches (x, y)")
-    add("--task", choices=("auto", *TASKS), default="auto", help="what a model has learned (auto: by its targets)")
+    add(
+        "--task",
+        choices=("auto", *TASKS, "density"),
+        default="auto",
+        help="what a model has learned (auto: by its targets)",
+    )
     add("--call", metavar="MODULE:NAME", help="function (model, batch) -> outputs (default: model(x))")
     add("--metric", metavar="MODULE:NAME", help="function (outputs, y) -> a value for each sample")
     add("--split", choices=("test", "train"), default="test", help="samples of a run (default: test)")
@@ -45,6 +50,18 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         metavar="LIST",
         help="methods to try, by commas (default: euler,midpoint,rk4,bosh3,dopri5)",
     )
+    add("--decision", metavar="MODULE:NAME", help="function outputs -> what they decide (a sign, a threshold)")
+    add(
+        "--tolerance",
+        type=positive_number,
+        metavar="SHARE",
+        help="how far numbers may move, of their spread (default: 0.01)",
+    )
+    add("--absolute", type=positive_number, metavar="SIZE", help="the same in the units of the outputs")
+    add("--ignore_index", type=int, metavar="LABEL", help="label of predictions that do not count (default: -100)")
+    add("--population", choices=("sample", "all"), default="sample", help="all: there are no other samples than these")
+    add("--look", type=positive, metavar="K", help="the K-th look of several planned ones, which share 5 %% of error")
+    add("--all", dest="everything", action="store_true", help="show every row of the table, and the reasons")
     add("--output_dir", metavar="DIR", help="folder of the results (default: RUN/audit, or experiments/audits/NAME)")
     add_flag(parser, "--overwrite", "replace an audit there")
     add("--json", dest="as_json", action="store_true", help="print audit.json on standard output")

@@ -44,6 +44,11 @@ def positive(text: str) -> int:
     return int(number(text, "a whole number of at least 1", lambda value: value >= 1 and value == int(value)))
 
 
+def positive_number(text: str) -> float:
+    """A number above 0."""
+    return number(text, "a number above 0", lambda value: 0 < value < float("inf"))
+
+
 def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
     """A number of which a condition holds."""
     try:

@@ -135,7 +135,7 @@ def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tupl
         x, y, *t = (torch.from_numpy(part.copy()) for part in draw(n, stream(seed, "unseen", key)))
         return Split(x, y, t[0] if t else None).to(dataset.train.dtype)
 
-    return dataset, drawn(fresh, size)
+    return dataset, drawn(fresh, size, dataset.name)
 
 
 def generator_version(name: str) -> int:

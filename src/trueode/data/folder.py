@@ -45,8 +45,14 @@ class FolderSplit(Samples):
     sized_by: Path  # the file that has this size
     dtype: torch.dtype = torch.float32
 
+    t = None
+
     def __len__(self) -> int:
         return len(self.files.paths)
+
+    @property
+    def y(self) -> Tensor:  # type: ignore[override]  # the labels, made when they are asked for
+        return torch.tensor(self.files.labels, dtype=torch.int64, device="cpu")
 
     def batch(self, indices: Tensor) -> Batch:
         """The samples of given indices ``(batch,)``."""
@@ -57,7 +63,7 @@ class FolderSplit(Samples):
             _same_size(image, self.size, path, self.sized_by)
             x[i] = image[..., : x.shape[-1]]
         numbers = as_numbers(torch.from_numpy(x), self.dtype).permute(0, 3, 1, 2)
-        return Batch(numbers, torch.tensor(chosen.labels, dtype=torch.int64, device="cpu"))
+        return Batch(numbers, self.y[indices])
 
     def take(self, indices: Tensor) -> FolderSplit:
         """The samples of given indices ``(n,)`` as a split of their own."""

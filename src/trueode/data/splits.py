@@ -30,9 +30,13 @@ class Samples(ABC):
     """Samples of a data set, in memory or on disk.
 
     Attributes:
+        y: what belongs to them, as in `Batch`.
+        t: times of the states, as in `Batch`.
         dtype: of the numbers that a batch gives.
     """
 
+    y: Tensor
+    t: Tensor | None
     dtype: torch.dtype
 
     @abstractmethod

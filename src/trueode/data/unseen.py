@@ -24,16 +24,18 @@ class Unseen:
         control: to control with.
         size: samples of an attempt to certify.
         attempt: the samples of an attempt, counted from 1: new ones each time where there are any.
+        source: where they come from, in words.
     """
 
     control: Samples
     size: int
     attempt: Callable[[int], Samples]
+    source: str
 
 
-def drawn(draw: Callable[[int, int], Split], size: int) -> Unseen:
-    """Fresh draws; ``draw(n, key)`` gives ``n`` samples, other ones for each key."""
-    return Unseen(draw(CONTROL, 0), size, lambda attempt: draw(size, attempt))
+def drawn(draw: Callable[[int, int], Split], size: int, name: str) -> Unseen:
+    """Fresh draws of the data set ``name``; ``draw(n, key)`` gives ``n`` samples, other ones for each key."""
+    return Unseen(draw(CONTROL, 0), size, lambda attempt: draw(size, attempt), f"drawn afresh from {name}")
 
 
 def held_out(dataset: Dataset, share: float, size: int, *, seed: int) -> tuple[Dataset, Unseen]:
@@ -69,4 +71,6 @@ def held_out(dataset: Dataset, share: float, size: int, *, seed: int) -> tuple[D
         start = (number - 1) % whole * size
         return pool.take(torch.arange(start, start + size, device="cpu"))
 
-    return replace(dataset, train=train), Unseen(control, size, attempt)
+    return replace(dataset, train=train), Unseen(
+        control, size, attempt, f"held out of the training samples of {dataset.name}"
+    )

@@ -1,24 +1,32 @@
-"""Any model under any solver: metrics, other solvers, the exact flow, the verdict."""
+"""Any model under any solver: metrics, the exact flow, flips, the decision, the table of solvers."""
 
-from trueode.evaluation.decision import Decision, decide
+from trueode.evaluation.decision import Decision, Status, decide, level_of
+from trueode.evaluation.exact_flow import ExactFlow, exact_flow, finer_solver
 from trueode.evaluation.flips import Flips, count_flips
 from trueode.evaluation.metrics import Evaluation, evaluate, evaluating, to_device
+from trueode.evaluation.performance import Answer, Performance, performance
 from trueode.evaluation.portrait import phase_portrait, series_portrait
-from trueode.evaluation.reference import ExactFlow, exact_flow, finer_solver
+from trueode.evaluation.runnable import Metric, ModelOnSamples, Runnable
+from trueode.evaluation.solver_table import Row, SolverTable, by_factors
 from trueode.evaluation.statistics import clopper_pearson, percent, samples_for
-from trueode.evaluation.swap import SwapRow, SwapTable, swap_table
 from trueode.evaluation.tasks import Task, get_task
-from trueode.evaluation.verdict import Verdict, shown, verdict
+from trueode.evaluation.wording import sentence, shown
 
 __all__ = [
+    "Answer",
     "Decision",
     "Evaluation",
     "ExactFlow",
     "Flips",
-    "SwapRow",
-    "SwapTable",
+    "Metric",
+    "ModelOnSamples",
+    "Performance",
+    "Row",
+    "Runnable",
+    "SolverTable",
+    "Status",
     "Task",
-    "Verdict",
+    "by_factors",
     "clopper_pearson",
     "count_flips",
     "decide",
@@ -27,12 +35,13 @@ __all__ = [
     "exact_flow",
     "finer_solver",
     "get_task",
+    "level_of",
     "percent",
+    "performance",
     "phase_portrait",
     "samples_for",
+    "sentence",
     "series_portrait",
     "shown",
-    "swap_table",
     "to_device",
-    "verdict",
 ]

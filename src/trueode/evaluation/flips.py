@@ -2,95 +2,145 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trueode.data import Batch, Samples
-from trueode.errors import SolveError
-from trueode.evaluation.metrics import Evaluation, evaluate
-from trueode.evaluation.reference import exact_flow
-from trueode.evaluation.tasks import Task
-from trueode.models import NeuralODE
-from trueode.solvers import Solver
+from trueode.evaluation.exact_flow import ExactFlow
+from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.runnable import Runnable
+from trueode.evaluation.trajectory import Trajectory, follow
+from trueode.solvers import FixedStep, OnGrid, Solver
 
 
 @dataclass(frozen=True)
 class Flips:
-    """Predictions of a model under a solver, compared with those under its exact flow.
+    """Predictions of a model under a solver, one of each sample, compared with those under its exact flow.
 
     Attributes:
-        solver: the solver.
         n: samples.
-        flips: those whose prediction is another one, or that no refinement settles, or all where the solver fails.
-        unknown: those that had not settled when the budget was spent.
-        constant: whether the output is constant in a component, so that there is nothing to compare.
-        metric: under the exact flow, mean over the samples.
-        n_steps_exact: steps of the finest solve of the exact flow.
-        evaluations: field evaluations spent, counted in samples.
+        flips: predictions that are other ones.
+        blown_up: samples whose exact solution ceases to exist before the end.
+        unresolved: samples for which there is no exact flow, or for which the solver itself fails.
+        rounding: predictions that the rounding of the model's own precision changes, and the solver does not.
+        share: of the predictions of a sample those that flip or blow up, mean over samples; it differs from
+            ``changed / n`` where samples have several.
+        constant: whether the output is the same for all samples, so that no gap can be measured.
+        evaluations: field evaluations spent on the exact flow and the comparison, counted in samples.
+        trouble: why samples are unresolved, and what to do.
+        trajectory: where there is a single one: how far it follows its exact flow.
+        drawn: the predictions that are counted, numbers ``row * predictions + prediction``.
+        doubtful: of each prediction whether it is unresolved, ``(rows, predictions)`` of bool.
     """
 
-    solver: Solver
     n: int
-    flips: int
-    unknown: int = 0
+    flips: int = 0
+    blown_up: int = 0
+    unresolved: int = 0
+    rounding: int = 0
+    share: float = nan
     constant: bool = False
-    metric: float = float("nan")
-    n_steps_exact: int = 0
-    evaluations: int = 0
+    evaluations: float = 0.0
+    trouble: str = ""
+    trajectory: Trajectory | None = field(default=None, repr=False, compare=False)
+    drawn: Tensor | None = field(default=None, repr=False, compare=False)
+    doubtful: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def changed(self) -> int:
+        """Flips and blow-ups."""
+        return self.flips + self.blown_up
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
 
 
-def count_flips(model: NeuralODE, split: Samples, task: Task, solver: Solver, *, batch_size: int = 256) -> Flips:
-    """Count the samples whose prediction under a solver is another one than under the exact flow.
+def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exact: ExactFlow) -> Flips:
+    """Compare the predictions under a solver with those under the exact flow.
+
+    Predictions are compared in double precision, as far as they differ in the model's own: what only the latter changes is
+    rounding.
 
     Args:
-        model: the model.
-        split: the samples.
-        task: what is learned.
-        solver: the solver to judge.
-        batch_size: samples solved at once.
+        runnable: the model and its samples.
+        solver: what it was run with; None: the training solver.
+        ran: the model under it.
+        exact: the exact flow of the first samples.
     """
-    try:
-        own = evaluate(model, split, task, solver, batch_size=batch_size, keep_outputs=True)
-    except SolveError:
-        return Flips(solver, len(split), len(split))
-    found = compare_with_exact_flow(model, split, task, solver, own, batch_size=batch_size)
-    return replace(found, evaluations=found.evaluations + round(own.nfe * own.n))
-
-
-def compare_with_exact_flow(
-    model: NeuralODE,
-    split: Samples,
-    task: Task,
-    solver: Solver,
-    own: Evaluation,
-    *,
-    budget: float = float("inf"),
-    batch_size: int = 256,
-) -> Flips:
-    """The same for outputs under the solver that are there already, within a budget of field evaluations."""
-    assert own.outputs is not None
-    exact = exact_flow(
-        model, split, task, n_steps=own.n_steps, order=solver.order, budget=budget, batch_size=batch_size
-    )
-    scale = task.scale(exact.outputs)
-    flipped = task.flipped(own.outputs.double(), exact.outputs, scale)
-    # Samples that no refinement settles count as flips; those for which the budget was not enough are unknown.
-    unsettled = int((~exact.settled).sum())
-    unknown = 0 if exact.complete else unsettled
+    assert ran.outputs is not None
+    task, n = runnable.task, len(exact.outputs)
+    own = ran.outputs[:n]
+    finite = runnable.finite(own)[:, None]
+    flipped = task.flipped(own.double(), exact.outputs.double(), exact.allowed)
+    shape = flipped.shape
+    blown_up = (exact.blown_up[:, None] & finite).expand(shape)
+    unresolved = ~(exact.settled & finite) & ~blown_up
+    flipped &= ~unresolved & ~blown_up
+    rounding = torch.zeros(shape, dtype=torch.bool, device="cpu")
+    evaluations = float(exact.evaluations)
+    trajectory = None
+    if own.dtype != torch.float64 and exact.double and bool(flipped.any()):
+        rows = flipped.any(1).nonzero()[:, 0]
+        again = runnable.run(solver, indices=rows, double=True, whole=not isinstance(solver, FixedStep | OnGrid))
+        assert again.outputs is not None
+        evaluations += again.nfe * len(rows)
+        still = task.flipped(again.outputs, exact.outputs[rows].double(), exact.allowed)
+        rounding[rows] = flipped[rows] & ~still & runnable.finite(own)[rows, None]
+        flipped &= ~rounding
+        own = own.double()
+        own[rows] = again.outputs
+    drawn = runnable.drawn(*shape)
+    if len(drawn) == 1 and task.name == "timeseries":
+        trajectory = follow(runnable, own.double(), exact)
+        if not bool(unresolved.any() | blown_up.any()):
+            flipped = torch.full(shape, trajectory.horizon < trajectory.predictable)
+            unresolved = torch.full(shape, trajectory.predictable <= trajectory.horizon < trajectory.end)
+    masks = (flipped, blown_up, unresolved, rounding)
+    flips, gone, open_, rounded = (int(mask.flatten()[drawn].sum()) for mask in masks)
+    share, constant = mean_share(runnable, flipped | blown_up), _constant(runnable, exact, ran.outputs.dtype)
     return Flips(
-        solver,
-        own.n,
-        int((flipped & exact.settled).sum()) + unsettled - unknown,
-        unknown,
-        scale is not None and bool((scale == 0).any()),
-        _metric(task, exact.outputs, split),
-        exact.n_steps,
-        exact.evaluations,
+        len(drawn), flips, gone, open_, rounded, share, constant, evaluations, _trouble(ran, exact) if open_ else "",
+        trajectory, drawn, unresolved,
+    )  # fmt: skip
+
+
+def mean_share(runnable: Runnable, changed: Tensor) -> float:
+    """Of the predictions of a sample those that changed, mean over samples."""
+    valid, sample = runnable.valid(*changed.shape).flatten(), runnable.samples_of(*changed.shape)
+    _, place = sample[valid].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    total = torch.zeros(int(place.max()) + 1, dtype=torch.float64, device="cpu")
+    found = total.index_add(0, place, changed.flatten()[valid].double())
+    return float((found / total.index_add(0, place, torch.ones(len(place), dtype=torch.float64, device="cpu"))).mean())
+
+
+def _constant(runnable: Runnable, exact: ExactFlow, dtype: torch.dtype) -> bool:
+    """Whether what is relative to the spread of the outputs has none, down to rounding, in a component."""
+    task = runnable.task
+    spread = task.spread(exact.outputs)
+    known = exact.outputs[exact.outputs.isfinite()].abs()
+    if spread is None or not len(known) or task.decision is not None or getattr(task, "absolute", None) is not None:
+        return False
+    return bool((spread <= 100 * torch.finfo(dtype).eps * known.amax()).any())
+
+
+def _trouble(own: Evaluation, exact: ExactFlow) -> str:
+    """Why samples are unresolved, and what to do."""
+    if own.status != "success":
+        return f"the training solver fails ({own.message.rstrip('.')})"
+    if not exact.complete:
+        return f"the budget of field evaluations was spent after {exact.n_steps} steps of rk4"
+    if not bool(exact.outputs.isfinite().all()):
+        return (
+            "their solution is not finite under finer solvers, and it cannot be told whether it blows up or a solver becomes "
+            "unstable"
+        )
+    if exact.converged:
+        return "the prediction lies beyond the horizon up to which a perturbation of 1e-9 stays small"
+    return (
+        f"{exact} do not agree on them. The vector field may be stiff, rough or discontinuous: if it jumps at known times, name "
+        "these to the solver"
     )
-
-
-def _metric(task: Task, outputs: Tensor, split: Samples) -> float:
-    x, y, t = split.batch(torch.arange(len(split), device="cpu"))
-    return float(task.metric_sum(outputs, Batch(x, y.cpu(), t))) / len(split)

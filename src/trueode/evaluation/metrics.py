@@ -1,4 +1,4 @@
-"""A model on a data set, under any solver."""
+"""A model on samples under one solver: what comes out, and what it costs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,23 +24,33 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on a data set; every mean is over samples, whatever the sizes of the batches.
+    """A model on samples under one solver; every mean is over samples, whatever the sizes of the batches.
 
     Attributes:
         n: samples.
-        loss: mean loss.
-        metric: mean metric: accuracy as a share, or mse.
-        nfe: field evaluations for a sample.
-        n_steps: accepted steps for a sample.
-        outputs: ``(n, …)`` on the CPU, if they were asked for.
+        loss: mean loss; NaN without targets.
+        metric: mean metric: accuracy as a share, or mse; NaN without targets.
+        nfe: field evaluations for a sample, over all ODE blocks.
+        n_steps: accepted steps for a sample; the largest number over the ODE blocks.
+        n_rejected: rejected steps, likewise.
+        solver: the solver; one of this package, or as another library names it.
+        outputs: ``(n, …)`` on the CPU, NaN where the solver failed; None unless they were asked for.
+        states: final states of the last ODE block ``(n, d)``; None where they are not known.
+        status: ``"success"``, or why the first solve that failed did so.
+        message: what happened, for a failure.
     """
 
     n: int
-    loss: float
-    metric: float
-    nfe: float
-    n_steps: float
+    loss: float = nan
+    metric: float = nan
+    nfe: float = nan
+    n_steps: float = nan
+    n_rejected: float = 0.0
+    solver: Any = None
     outputs: Tensor | None = None
+    states: Tensor | None = None
+    status: str = "success"
+    message: str = ""
 
 
 def evaluate(
@@ -49,9 +61,8 @@ def evaluate(
     *,
     ranks: Ranks = ALONE,
     batch_size: int = BATCH,
-    keep_outputs: bool = False,
 ) -> Evaluation:
-    """Evaluate a model in evaluation mode, without gradients.
+    """Evaluate a model in evaluation mode, without gradients and without keeping its outputs.
 
     Args:
         model: the model; it is left in the mode in which it was.
@@ -60,12 +71,10 @@ def evaluate(
         solver: under which; None takes the model's default.
         ranks: the processes that share the work; all must call.
         batch_size: samples of a batch; the steps of a solver that controls the error of a batch depend on it.
-        keep_outputs: whether the outputs are wanted (on one process only).
 
     Raises:
         SolveError: the solver failed.
     """
-    outputs: list[Tensor] = []
     total = torch.zeros(5, dtype=torch.float64, device="cpu")
     with evaluating(model):
         for batch in batches_of(split, batch_size, model, ranks):
@@ -77,11 +86,8 @@ def evaluate(
                 dtype=torch.float64,
                 device="cpu",
             )
-            if keep_outputs:
-                outputs.append(output.cpu())
     n, loss_sum, metric_sum, nfe, n_steps = ranks.sum(total).tolist()
-    kept = torch.cat(outputs) if keep_outputs else None
-    return Evaluation(int(n), loss_sum / n, metric_sum / n, nfe / n, n_steps / n, kept)
+    return Evaluation(int(n), loss_sum / n, metric_sum / n, nfe / n, n_steps / n, solver=solver or model.solver)
 
 
 @contextmanager

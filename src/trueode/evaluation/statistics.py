@@ -1,4 +1,4 @@
-"""Exact bounds of a share from a count, the test of paired counts, the slope of a line."""
+"""Exact bounds of a share from a count, bounds of paired differences, the slope of a line."""
 
 from __future__ import annotations
 
@@ -31,19 +31,27 @@ def samples_for(margin: float, confidence: float = 0.95) -> int:
     return n
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact p-value, two-sided, that two shares of the same samples are equal.
+def share_difference(first: tuple[int, int], second: tuple[int, int], n: int, confidence: float) -> tuple[float, float]:
+    """Bounds of the difference of two probabilities, from counts among the same ``n`` samples; each holds with ``confidence``.
 
-    Args:
-        only_first: samples that count for the first share only (a prediction that is right with one solver only).
-        only_second: for the second only.
-
-    Source: Q. McNemar, Psychometrika 12 (1947), 153-157; exact as a binomial test of the discordant pairs.
+    Each count is known to lie between two numbers. The bounds are those of Clopper & Pearson, of each probability at half of the
+    error (union bound): they hold however the two events depend on one another.
     """
-    from scipy.special import bdtr
+    half = (1 + confidence) / 2
+    low = clopper_pearson(first[0], n, half)[0] - clopper_pearson(second[1], n, half)[1]
+    high = clopper_pearson(first[1], n, half)[1] - clopper_pearson(second[0], n, half)[0]
+    return low, high
 
-    n = only_first + only_second
-    return min(1.0, 2 * float(bdtr(min(only_first, only_second), n, 0.5))) if n else 1.0
+
+def mean_bounds(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
+    """The mean, and the bounds of its t-interval; each holds with ``confidence``. Two values or more."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    mean = sum(values) / n
+    deviation = sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
+    half = float(stdtrit(n - 1, confidence)) * deviation
+    return mean, mean - half, mean + half
 
 
 def slope(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:

@@ -32,6 +32,13 @@ def audit_target(
     margin: float,
     samples: int,
     methods: Sequence[str],
+    decision: str | None,
+    tolerance: float | None,
+    absolute: float | None,
+    ignore_index: int | None,
+    population: str,
+    look: int | None,
+    everything: bool,
     output_dir: str | None,
     overwrite: bool,
     as_json: bool,
@@ -49,6 +56,13 @@ def audit_target(
         margin: share of flips that is allowed.
         samples: the first so many samples are looked at.
         methods: names of the methods that the model is tried with.
+        decision: ``module:name`` of what is decided by outputs.
+        tolerance: as in `audit`.
+        absolute: as in `audit`.
+        ignore_index: as in `audit`.
+        population: as in `audit`.
+        look: as in `audit`.
+        everything: print all rows and reasons.
         output_dir: folder of the results; None: ``RUN/audit``, or ``experiments/audits/NAME``.
         overwrite: whether an audit in that folder may be replaced.
         as_json: print ``audit.json`` instead of words.
@@ -92,13 +106,20 @@ def audit_target(
             margin=margin,
             samples=samples,
             methods=methods,
+            decision=_named(decision, "--decision") if decision else None,
+            tolerance=tolerance,
+            absolute=absolute,
+            ignore_index=ignore_index,
+            population=population,
+            look=look,
+            held_out=split == "test",
             progress=lambda text: status.update(f"audit: {text}"),
         )
     found.save(folder, overwrite=overwrite)
     if as_json:
         print(found.to_json(), end="")
     else:
-        _tell(found, console)
+        _show(found, console, everything)
     console.print(f"results: {path}")
     return found.exit_code
 
@@ -112,13 +133,17 @@ def _refuse(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _tell(found: Audit, console: Console) -> None:
-    if found.rows:
-        console.print(found.to_rich())
-    verdict, *rest = found.lines()
+def _show(found: Audit, console: Console, everything: bool) -> None:
+    """The answer first, then what a reader needs at once, or everything."""
+    verdict, *rest = found.lines(everything=everything)
+    console.print(verdict, style="bold")
+    console.print(f"* training solver: {found.solver}, {found.own.nfe:.4g} field evaluations for a sample")
     for line in rest:
         console.print(f"* {line}")
-    console.print(verdict, style="bold")
+    if len(found.rows) > 1:
+        console.print(found.to_rich(everything=everything))
+        if not everything:
+            console.print("The rows are those that no other one beats; --all shows every row, and the reasons.")
 
 
 def _of_run(path: Path, data_dir: str | None, split: str, console: Console) -> tuple[nn.Module, Any, str]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
+from trueode.adaptation import Certificate
+from trueode.auditing import Audit
+from trueode.auditing import judge as audit
 from trueode.build import Shape
 from trueode.data import Dataset, Samples
 from trueode.errors import SolveError
-from trueode.evaluation import SwapTable, Verdict, get_task, phase_portrait, series_portrait, swap_table, verdict
+from trueode.evaluation import ModelOnSamples, SolverTable, by_factors, get_task, phase_portrait, series_portrait
+from trueode.evaluation.exact_flow import least_cost
+from trueode.evaluation.solver_table import to_rich
 from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.runs import RunDirectory, read_history
@@ -28,6 +34,11 @@ def where(options: Options, directory: RunDirectory) -> str:
     return f"--name {shlex.quote(directory.name)}{place}"
 
 
+SAMPLES = 1000
+FEWEST = 100  # a check of fewer samples than this, for want of budget, would not be worth its name
+LEAST_FLOPS = 50e9
+
+
 def judge(
     options: Options,
     directory: RunDirectory,
@@ -37,36 +48,58 @@ def judge(
     what: str,
     evaluations: float,
     console: Console,
-) -> tuple[SwapTable | None, Verdict]:
-    """Evaluate with other solvers if asked to, and tell whether the model is an ODE."""
-    task = get_task(shape.task)
-    table = None
-    if options.evaluate_with_dif_solver:
-        try:
-            table = swap_table(
-                model, split, task, model.solver, options.test_solver_list, options.test_factor_list, tol=options.tol
-            )
-            console.print(table.to_rich())
-        except SolveError as failure:
-            console.print(f"note: no other solvers were tried, the training solver fails on the {what} data. {failure}")
+    certificate: Certificate | None = None,
+) -> Audit:
+    """Evaluate with other solvers if asked to, and say whether the model is an ODE, as exactly as the budget allows.
+
+    As many of the first 1000 samples are looked at as the budget, counted in field evaluations and not in seconds, is enough for:
+    equal runs have equal verdicts. It is a share of those of the run, ``evaluations``, and never less than 50 Gflop.
+    """
+    task, solver = get_task(shape.task), model.solver
+    runnable = ModelOnSamples(model, split, task, solver, held_out=what == "test")
     channels = getattr(model.upstream, "out_channels", shape.sample[0])
+    flops: float = model.field.flops((channels, *shape.sample[1:]))  # type: ignore[attr-defined]
+    budget = max(options.verdict_budget * evaluations, LEAST_FLOPS / flops)
     with console.status("comparing with the exact flow"):
-        judged = verdict(
-            model,
-            split,
-            task,
-            model.solver,
-            run_evaluations=evaluations,
-            share=options.verdict_budget,
-            flops=model.field.flops((channels, *shape.sample[1:])),  # type: ignore[attr-defined]
-            what=what,
-            command=f"python train.py --phase infer --split {what} {where(options, directory)}",
-        )
-    console.print(judged.sentence, style="bold")
-    return table, judged
+        own = runnable.first(SAMPLES).run()
+        cost = least_cost(own.n_steps, solver.order)
+        n = min(own.n, int(budget / cost))
+        if n < own.n and n >= runnable.batch_size:
+            n -= n % runnable.batch_size  # steps that a batch shares are those of the whole
+        enough = n >= min(FEWEST, own.n)
+        judged = runnable.first(n if enough else own.n)
+        own = own if judged.n == own.n else judged.run()
+        name = f"{what} {{}}" + ("" if judged.n == runnable.n else f" of the first {judged.n} samples")
+        found = audit(judged, own, budget=budget if enough else 0.0, what=name)
+    if found.exact is None or not found.exact.complete or (found.decision.needed and n < min(SAMPLES, runnable.n)):
+        share = 2 * max(cost, 4 * budget / SAMPLES) * SAMPLES / max(evaluations, 1.0)
+        how = f"python train.py --phase infer --split {what} {where(options, directory)} --verdict_budget {share:.2g}"
+        reason = found.decision.reason or f"it takes more than the budget of {budget:.2g} field evaluations"
+        found = replace(found, decision=replace(found.decision, reason=f"{reason}; check it with: {how}"))
+    if certificate is not None:
+        found = replace(found, certificate=certificate.to_dict())
+    if options.evaluate_with_dif_solver:
+        found = _with_rows(options, runnable, found, console, what)
+    console.print(found.sentence, style="bold")
+    return found
 
 
-def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Dataset, table: SwapTable | None) -> None:
+def _with_rows(options: Options, runnable: ModelOnSamples, found: Audit, console: Console, what: str) -> Audit:
+    """The same with the table of solvers, which is printed."""
+    own = runnable.run()
+    if own.status != "success":
+        console.print(f"note: no other solvers were tried, the training solver fails on the {what} data. {own.message}")
+        return found
+    counts = None if found.exact is None else found.decision.counts
+    table = SolverTable(runnable, own, found.exact, counts, margin=found.decision.margin, level=found.decision.level)
+    basis = by_factors(
+        table, options.test_solver_list, options.test_factor_list, length=runnable.length, tol=options.tol
+    )
+    console.print(to_rich(table.rows, found.metric_name, basis))
+    return replace(found, rows=table.rows, basis=basis)
+
+
+def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Dataset, found: Audit) -> None:
     """Draw what the run has to show."""
     import numpy as np
 
@@ -81,9 +114,9 @@ def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Datas
     }
     if "signal" in history:
         drawn["adaptation"] = lambda: figures.adaptation(history, task.metric_name)
-    if table is not None:
-        rows = [row.to_dict() for row in table.rows]
-        drawn["solver_swap"] = lambda: figures.solver_swap(rows, str(table.training))
+    if len(found.rows) > 1:
+        rows = [row.to_dict() for row in found.rows]
+        drawn["solver_swap"] = lambda: figures.solver_swap(rows, found.solver, name=task.metric_name)
     with suppress(SolveError):  # on the test data: the verdict has told of it
         portrait = phase_portrait(model, dataset.test, model.solver) if shape.task == "classification" else None
         if portrait is not None:

@@ -15,6 +15,7 @@ from trueode.build import Parts, Shape, build_run
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
 from trueode.evaluation import shown
+from trueode.evaluation.solver_table import to_csv
 from trueode.experiment.closing import draw, judge, where
 from trueode.experiment.saved import refuse_other_start, resumed, start
 from trueode.options import Options, dump_yaml, make_options, read_file
@@ -127,17 +128,15 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
         return _code(outcome)
     ranks.close()
     model.reduce, model.solver = None, state.solver
-    if state.certificate is not None:
-        console.print(state.certificate.sentence, style="bold")
-        write_json(directory.path / "certificate.json", {"iteration": state.iteration, **state.certificate.to_dict()})
-    table, judged = judge(options, directory, model, shape, dataset.test, "test", state.evaluations, console)
-    write_json(directory.path / "audit.json", {"iteration": state.iteration, **judged.to_dict()})
-    if table is not None:
-        write_json(directory.path / "solver_swap.json", table.to_dict())
-        write_text(directory.path / "solver_swap.csv", table.to_csv())
-    draw(directory, model, shape, dataset, table)
+    found = judge(
+        options, directory, model, shape, dataset.test, "test", state.evaluations, console, state.certificate
+    )  # fmt: skip
+    write_json(directory.path / "audit.json", {"iteration": state.iteration, **found.to_dict()})
+    if len(found.rows) > 1:
+        write_text(directory.path / "solver_swap.csv", to_csv(found.rows))
+    draw(directory, model, shape, dataset, found)
     directory.update(
-        verdict=judged.status, sentence=judged.sentence, solver=str(state.solver), seconds=time.time() - begin
+        verdict=found.verdict, sentence=found.sentence, solver=str(state.solver), seconds=time.time() - begin
     )
     console.print(f"results: {directory.path}")
     return 0

@@ -66,11 +66,9 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
         f"{model.solver}: loss {found.loss:.4g}, {task.metric_name} {shown(task.metric_name, found.metric)}, "
         f"NFE {found.nfe:.4g}"
     )
-    table, judged = judge(stored, directory, model, shape, split, options.split, saved["evaluations"], console)
+    judged = judge(stored, directory, model, shape, split, options.split, saved["evaluations"], console)
     result = {"iteration": saved["iteration"], "n": found.n, "loss": found.loss, task.metric_name: found.metric}
-    result |= {"nfe": found.nfe, "n_steps": found.n_steps, "verdict": judged.to_dict()}
-    if table is not None:
-        result["solver_swap"] = table.to_dict()
+    result |= {"nfe": found.nfe, "n_steps": found.n_steps, "audit": judged.to_dict()}
     path = directory.path / f"evaluation_{options.split}.json"
     write_json(path, result)
     console.print(f"results: {path}")

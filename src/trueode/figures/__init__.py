@@ -1,7 +1,7 @@
 """Figures of a run: numpy arrays in, a matplotlib Figure out. No torch, no pyplot, no global state."""
 
 from trueode.figures.adaptation import adaptation, adaptation_runs
-from trueode.figures.audit import audit_cost, audit_order, audit_swap, audit_trajectories
+from trueode.figures.audit import audit_cost, audit_order, audit_trajectories
 from trueode.figures.history import effort, loss, metric
 from trueode.figures.paper import critical_steps, fan, fine_and_coarse, swap_sweep, two_outputs
 from trueode.figures.portrait import regions, trajectories
@@ -15,7 +15,6 @@ __all__ = [
     "adaptation_runs",
     "audit_cost",
     "audit_order",
-    "audit_swap",
     "audit_trajectories",
     "critical_steps",
     "effort",

@@ -14,38 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from trueode.figures.swap import MARKS, solver_swap
+from trueode.figures.swap import MARKS
 from trueode.figures.theme import DARK, GREY, colour, logarithmic_y, new_figure, tell_empty, themed
 
 Row = Mapping[str, Any]
 
 BESIDE, WIDE = 1.85, 21  # inches for a legend beside the axes; letters that one of its lines has room for
-
-
-def audit_swap(rows: Sequence[Row], n: int, metric_name: str, exact: float, training: str) -> Figure:
-    """The metric under each solver, and the share of predictions unlike those of the exact flow; see `solver_swap`.
-
-    Args:
-        rows: of the audit.
-        n: samples.
-        metric_name: name of the metric.
-        exact: the metric under the exact flow.
-        training: the training solver in words.
-    """
-    shown = [
-        {
-            "solver": row["method"],
-            "kind": row["kind"],
-            "n_steps": row["n_steps"],
-            "tol": row["setting"],
-            metric_name: row["metric"],
-            "flips": row["flips"] / n,
-            "is_training": row["is_training"],
-        }
-        for row in rows
-        if row["status"] == "success"
-    ]
-    return solver_swap(shown, training, name=metric_name, exact=exact)
 
 
 @themed

@@ -43,21 +43,22 @@ MARKS: dict[str, tuple[str, str]] = {
 
 @themed
 def solver_swap(
-    rows: Sequence[Row], training: object = "", *, name: str | None = None, exact: float = float("nan")
+    rows: Sequence[Row], training: object = "", *, name: str = "accuracy", exact: float = float("nan")
 ) -> Figure:
     """Accuracy (or mse) above, share of changed predictions below, against the fineness of the solver.
 
     Args:
-        rows: one per solver value, with ``solver``, ``kind`` (``"fixed"`` or ``"adaptive"``), ``n_steps`` (realised),
-            ``tol``, ``accuracy`` or ``mse``, ``flips`` (share of predictions that differ from the training solver's) and
-            ``is_training``.
+        rows: one per solver, as in ``audit.json``: with ``method``, ``kind`` (``"fixed"`` or ``"adaptive"``), ``setting``
+            (realised steps, or tolerance), ``metric``, ``changed`` and ``flips`` (shares of predictions unlike the training
+            solver's, and unlike the exact flow's), ``is_training`` and ``status``.
         training: the training solver in words, for the label of its point.
-        name: of the metric; None: ``mse`` or ``accuracy``, whichever the rows have.
-        exact: the metric under the exact flow: a line across, and ``flips`` are then against that flow.
+        name: of the metric.
+        exact: the metric under the exact flow: a line across, and ``flips`` are drawn in the place of ``changed``.
 
     Fixed solvers stand on a logarithmic axis of realised steps, adaptive ones on 1/tolerance, side by side.
     """
-    name = name or ("mse" if any("mse" in row for row in rows) else "accuracy")
+    rows = [row for row in rows if row.get("status", "success") == "success"]
+    share = "flips" if np.isfinite(exact) else "changed"
     kinds = [kind for kind in ("fixed", "adaptive") if any(row.get("kind") == kind for row in rows)] or ["fixed"]
     figure = new_figure(6.8 if len(kinds) == 1 else 9.2, 5.0)
     panels = figure.subplots(
@@ -75,15 +76,15 @@ def solver_swap(
             tell_empty(upper)
             tell_empty(lower)
             continue
-        _draw(upper, chosen, name, scale=100.0 if name == "accuracy" else 1.0)
-        _draw(lower, chosen, "flips", scale=100.0)
+        _draw(upper, chosen, "metric", scale=100.0 if name == "accuracy" else 1.0)
+        _draw(lower, chosen, share, scale=100.0)
         _fineness_axis(lower, chosen, kind)
         if np.isfinite(exact):
             across = exact * (100.0 if name == "accuracy" else 1.0)
             upper.axhline(across, color=GREY, linewidth=1.0, linestyle="--", label="exact flow")
         for row in chosen:
             if row.get("is_training"):
-                _point_out(upper, row, name, training, scale=100.0 if name == "accuracy" else 1.0)
+                _point_out(upper, row, training, scale=100.0 if name == "accuracy" else 1.0)
     first, below = panels[:, 0]
     first.set_ylabel("accuracy (%)" if name == "accuracy" else name)
     first.set_title("One model, many solvers")
@@ -96,7 +97,7 @@ def solver_swap(
 
 def _draw(axes: Axes, rows: Sequence[Row], name: str, scale: float) -> None:
     """One line per solver through its points."""
-    for solver in dict.fromkeys(str(row["solver"]) for row in rows):
+    for solver in dict.fromkeys(str(row["method"]) for row in rows):
         own = sorted((row for row in rows if row["solver"] == solver), key=_fineness)
         marker, tint = MARKS.get(solver, ("P", GREY))
         axes.plot(
@@ -113,12 +114,12 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, scale: float) -> None:
         )
 
 
-def _point_out(axes: Axes, row: Row, name: str, training: object, scale: float) -> None:
+def _point_out(axes: Axes, row: Row, training: object, scale: float) -> None:
     """The training point: dark, larger, with its name above."""
-    x, y = _fineness(row), _number(row, name) * scale
+    x, y = _fineness(row), _number(row, "metric") * scale
     if not np.isfinite(y):
         return
-    marker, _ = MARKS.get(str(row["solver"]), ("P", GREY))
+    marker, _ = MARKS.get(str(row["method"]), ("P", GREY))
     axes.plot(
         [x],
         [y],
@@ -212,11 +213,10 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 def _fineness(row: Row) -> float:
     """Realised steps of a fixed solver, 1/tolerance of an adaptive one; NaN where there is none."""
-    if row.get("kind") == "adaptive":
-        tolerance = _number(row, "tol")
-        return 1.0 / tolerance if tolerance > 0 else float("nan")
-    steps = _number(row, "n_steps")
-    return steps if steps > 0 else float("nan")
+    setting = _number(row, "setting")
+    if not setting > 0:
+        return float("nan")
+    return 1.0 / setting if row.get("kind") == "adaptive" else setting
 
 
 def _number(row: Row, name: str) -> float:

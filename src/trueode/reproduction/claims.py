@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import isnan
 
-from trueode.evaluation.verdict import MARGIN
+from trueode.evaluation.decision import MARGIN
 from trueode.reproduction.numbers import Row, fraction, grouped, percent, spread
 from trueode.solvers import get_tableau
 
@@ -50,7 +50,7 @@ def swap_claims(rows: Sequence[Row], key: str) -> str:
         lost = spread([loss_under_better(each) for each in runs])
         if lost["n"]:
             found.append((setting, accuracy["mean"], lost["mean"]))
-            flips[setting] = spread([each[0]["flips_exact"] for each in runs])["mean"]
+            flips[setting] = spread([each[0]["flips"] for each in runs])["mean"]
     if not found:
         return ""
     low, high = min(accuracy for _, accuracy, _ in found), max(accuracy for _, accuracy, _ in found)

@@ -234,7 +234,7 @@ def critical(by: str, name: str = "training steps") -> Callable[[Context], Made]
             ends = (
                 f"{fraction(point['step_size'])}: {percent(point['accuracy'])}" for point in (ordered[0], ordered[-1])
             )
-            there = (at["accuracy"], at["mean"], at["flips_exact"])
+            there = (at["accuracy"], at["mean"], at["flips"])
             table.append((label, first, *map(percent, there), ", ".join(ends)))
         head = (
             by,
@@ -273,7 +273,7 @@ def flips_text(rows: Sequence[Row], *keys: str) -> str:
                 ", ".join(fraction(value) if isinstance(value, float) else str(value) for value in values),
                 plus_minus([row["metric"] for row in own]),
                 plus_minus([row["metric_exact"] for row in own]),
-                plus_minus([row["flips_exact"] for row in own]),
+                plus_minus([row["flips"] for row in own]),
                 f"{sum(row['verdict'] == 'ode' for row in own)} of {len(own)}",
             )
         )
@@ -289,7 +289,7 @@ def flips_text(rows: Sequence[Row], *keys: str) -> str:
 
 def samples_text(rows: Sequence[Row]) -> str:
     """How many samples the exact flow was computed for."""
-    samples = sorted({row["samples"] for row in rows if row["flips_exact"] is not None})
+    samples = sorted({row["samples"] for row in rows if row["flips"] is not None})
     if not samples:
         return ""
     if len(samples) == 1:

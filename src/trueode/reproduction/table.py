@@ -35,7 +35,7 @@ def better_solver_losses(rows: Sequence[Row], by: str | None = None) -> list[Row
 
     Returns:
         Rows with ``group``, ``step_size``, ``x`` (steps), ``mean``, ``std``, ``low``, ``high``, ``n`` of the loss, the mean
-        ``accuracy`` as trained, ``flips_exact`` against the exact flow, and ``hashes``.
+        ``accuracy`` as trained, ``flips`` against the exact flow, and ``hashes``.
     """
     found = []
     keys = [*([by] if by else []), "step_size"]
@@ -47,7 +47,7 @@ def better_solver_losses(rows: Sequence[Row], by: str | None = None) -> list[Row
             known = [value for value in better if value is not None]
             own.append(trained["metric"])
             lost.append(trained["metric"] - min(known) if known else nan)
-            flips.append(trained["flips_exact"])
+            flips.append(trained["flips"])
             hashes.append(run)
         found.append(
             {
@@ -57,7 +57,7 @@ def better_solver_losses(rows: Sequence[Row], by: str | None = None) -> list[Row
                 **spread(lost),
                 "accuracy": spread(own)["mean"],
                 "accuracy_std": spread(own)["std"],
-                "flips_exact": spread(flips)["mean"],
+                "flips": spread(flips)["mean"],
                 "hashes": " ".join(hashes),
             }
         )
@@ -119,7 +119,7 @@ def _lost(group: Sequence[Row]) -> list[float | None]:
 def _numbers(name: str, group: Sequence[Row], nfe: str) -> Row:
     own = _trained(group)
     found: dict[str, Any] = {"rule": name, "nfe": nfe, "lost_under_better": spread(_lost(group))["mean"]}
-    for column in ("metric", "metric_exact", "flips_exact", "nfe_per_iteration"):
+    for column in ("metric", "metric_exact", "flips", "nfe_per_iteration"):
         values = spread([row[column] for row in own])
         found |= {column: values["mean"], f"{column}_std": values["std"]}
     found["nfe_final_solver"] = spread([row["nfe"] for row in own])["mean"]
@@ -129,7 +129,7 @@ def _numbers(name: str, group: Sequence[Row], nfe: str) -> Row:
 def _line(name: str, group: Sequence[Row], nfe: str, paper_nfe: str, paper_accuracy: str) -> tuple[str, ...]:
     own = _trained(group)
     accuracy, exact, flips = (
-        plus_minus([row[column] for row in own]) for column in ("metric", "metric_exact", "flips_exact")
+        plus_minus([row[column] for row in own]) for column in ("metric", "metric_exact", "flips")
     )
     certain = f"{sum(row['verdict'] == 'ode' for row in own)} of {len(own)}"
     final = spread([row["nfe"] for row in own])["mean"]
@@ -154,7 +154,7 @@ def _steps(grid: Sequence[Row]) -> str:
             fraction(row["step_size"]),
             f"{100 * row['accuracy']:.1f} ± {100 * row['accuracy_std']:.1f} %",
             f"{100 * row['mean']:.1f} %",
-            "–" if isnan(row["flips_exact"]) else f"{100 * row['flips_exact']:.1f} %",
+            "–" if isnan(row["flips"]) else f"{100 * row['flips']:.1f} %",
         )
         for row in grid
     ]

@@ -1,5 +1,6 @@
 """Run directories, histories, checkpoints: what a run leaves behind, and how it is found again."""
 
+from trueode.runs.audits import read_audit
 from trueode.runs.checkpoints import load_latest, read_checkpoint, save_checkpoint
 from trueode.runs.directory import RunDirectory
 from trueode.runs.files import write_json, write_text
@@ -10,6 +11,7 @@ __all__ = [
     "RunDirectory",
     "cut_history",
     "load_latest",
+    "read_audit",
     "read_checkpoint",
     "read_history",
     "save_checkpoint",

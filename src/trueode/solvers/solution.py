@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from trueode.solvers.clock import Clock
-from trueode.solvers.solver import OnGrid, Solver
+from trueode.solvers.solver import Adaptive, OnGrid, Solver
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
@@ -80,6 +81,16 @@ class Solution(Generic[State]):
     def mean_steps(self) -> float:
         """The number of accepted steps, averaged over the samples."""
         return float(self.n_steps.double().mean()) if isinstance(self.n_steps, Tensor) else float(self.n_steps)
+
+    def lost(self) -> Tensor:
+        """Which samples (first dimension of the state) did not reach the end with finite numbers: ``(batch,)`` of bool."""
+        parts: tuple[Tensor, ...] = self.z if isinstance(self.z, tuple) else (self.z,)
+        whole = torch.zeros(len(parts[0]), dtype=torch.bool, device=parts[0].device)
+        if self.statuses is not None:
+            return torch.tensor([status != "success" for status in self.statuses], device=whole.device)
+        if self.status == "non_finite" and not isinstance(self._solver, Adaptive):  # the other samples went their way
+            return ~torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
+        return whole if self.status == "success" else ~whole
 
     def replay(self) -> OnGrid:
         """The solver that takes just these steps again."""

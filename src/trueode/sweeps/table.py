@@ -9,15 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from trueode.runs import write_text
+from trueode.runs import read_audit, write_text
 from trueode.runs.files import write_atomic
 from trueode.sweeps.directory import SweepDirectory, facts
 from trueode.sweeps.plan import Plan, PlannedRun, told
 
 TIMINGS = ("seconds",)
 """Columns in which equal sweeps may differ."""
-TESTED = ("test_solver", "kind", "factor", "setting", "n_steps", "nfe", "metric_name", "metric", "loss", "flips")
-ENDED = ("verdict", "samples", "metric_exact", "flips_exact", "final_solver", "nfe_per_iteration")
+TESTED = ("test_solver", "kind", "factor", "setting", "n_steps", "nfe", "metric_name", "metric", "loss", "changed")
+ENDED = ("verdict", "samples", "metric_exact", "flips", "final_solver", "nfe_per_iteration")
 
 Row = dict[str, Any]
 
@@ -26,10 +26,10 @@ def rows_of(directory: SweepDirectory, plan: Plan) -> list[Row]:
     """The table of a plan, in the order of its runs.
 
     Columns: ``run``, ``hash``, ``grid`` (where the plan names its grids), the axes; of the test solver ``test_solver``,
-    ``kind``, ``factor``, ``setting`` (step size or tolerance), ``n_steps``, ``nfe`` (for a sample), ``metric_name``,
-    ``metric`` (accuracy as a share, or mse), ``loss``, ``flips`` (share of predictions unlike the training solver's),
+    ``kind``, ``factor``, ``setting`` (number of steps, or tolerance), ``n_steps``, ``nfe`` (for a sample), ``metric_name``,
+    ``metric`` (accuracy as a share, or mse), ``loss``, ``changed`` (share of predictions unlike the training solver's),
     ``is_training``, ``status``; of the run, the same in each of its rows, ``verdict``, ``samples`` that were compared with the
-    exact flow, ``metric_exact``, ``flips_exact`` (share of them whose prediction the exact flow changes), ``final_solver``
+    exact flow, ``metric_exact``, ``flips`` (share of them whose prediction the exact flow changes), ``final_solver``
     (that training ended with), ``nfe_per_iteration`` (all evaluations counted) and ``seconds``.
 
     A run without other test solvers has one row, of its closing check. A run that failed has one row, whose status says so;
@@ -49,35 +49,31 @@ def _rows(directory: SweepDirectory, plan: Plan, run: PlannedRun) -> Iterator[Ro
     if state != "finished":
         return
     path = directory.place(run)
-    info, judged = facts(path, "run.json"), facts(path, "audit.json")
-    checked = judged["n_steps_exact"] > 0
+    info, judged = facts(path, "run.json"), read_audit(path)
+    performance = judged["performance"]
     row |= {
-        "verdict": judged["status"],
+        "verdict": judged["verdict"],
         "samples": judged["n"],
-        "metric_exact": judged["metric_exact"],
-        "flips_exact": judged["flips"] / judged["n"] if checked else None,
+        "metric_exact": performance["exact"],
+        "flips": None if judged["exact_flow"] is None else (judged["flips"] + judged["blown_up"]) / judged["n"],
         "final_solver": judged["solver"],
         "nfe_per_iteration": info["nfe_per_iteration"],
         "seconds": info["seconds"],
     }
-    tested = facts(path, "solver_swap.json").get("rows")
-    if not tested:
-        closing = {"metric_name": judged["metric_name"], "metric": judged["metric"], "flips": 0.0, "is_training": True}
-        yield {**row, **closing, "test_solver": run.options.method, "factor": 1.0, "status": "success"}
-    for found in tested or ():
-        metric = "accuracy" if "accuracy" in found else "mse"
-        shared = {
-            "test_solver": found["solver"],
-            "kind": found["kind"],
-            "setting": found["step_size" if found["kind"] == "fixed" else "tol"],
-            "n_steps": found["n_steps"],
-            "nfe": found["nfe"],
-            "metric_name": metric,
-            "metric": found[metric],
-            "loss": found["loss"],
-            "flips": found["flips"],
-            "status": found["status"],
+    rows = judged["rows"] if len(judged["rows"]) > 1 else []
+    if not rows:
+        closing = {
+            "metric_name": performance["name"],
+            "metric": performance["own"],
+            "changed": 0.0,
+            "is_training": True,
         }
+        yield {**row, **closing, "test_solver": run.options.method, "factor": 1.0, "status": "success"}
+    for found in rows:
+        shared = {
+            name: found[name] for name in ("kind", "setting", "n_steps", "nfe", "metric", "loss", "changed", "status")
+        }
+        shared |= {"test_solver": found["method"], "metric_name": performance["name"]}
         for factor in found["factors"]:  # solvers that take equal steps were solved once
             yield {**row, **shared, "factor": factor, "is_training": found["is_training"] and factor == 1}
 

@@ -113,7 +113,8 @@ class SharedInspection:
     def __init__(self, model: NeuralODE, unseen: Unseen, task: Task, ranks: Ranks, batch_size: int) -> None:
         self._model, self._unseen, self._ranks = model, unseen, ranks
         self._inspection = ModelInspection(model, unseen.attempt, task, batch_size=batch_size)
-        self.evaluations = 0
+        self.source = unseen.source
+        self.evaluations = 0.0
 
     def size(self, attempt: int) -> int:
         """The number of inputs of an attempt."""
@@ -121,17 +122,19 @@ class SharedInspection:
 
     def count(self, solver: Solver, attempt: int) -> Flips:
         """Flips among the inputs of an attempt."""
-        facts = torch.zeros(3, dtype=torch.float64, device="cpu")
+        facts, trouble = torch.zeros(8, dtype=torch.float64, device="cpu"), ""
         if self._ranks.is_main:
             reduce, self._model.reduce = self._model.reduce, None  # the other ranks do not take part
             try:
                 found = self._inspection.count(solver, attempt)
             finally:
                 self._model.reduce = reduce
-            facts = torch.tensor([found.flips, found.constant, found.evaluations], dtype=torch.float64, device="cpu")
-        flips, constant, evaluations = (round(x) for x in self._ranks.sum(facts).tolist())
+            trouble = found.trouble
+            facts[:] = torch.tensor([float(x) for x in found.to_dict().values() if not isinstance(x, str)])
+        *counts, share, constant, evaluations = self._ranks.sum(facts).tolist()
         self.evaluations += evaluations
-        return Flips(solver, self._unseen.size, flips, constant=bool(constant), evaluations=evaluations)
+        n, flips, blown_up, unresolved, rounding = map(round, counts)
+        return Flips(n, flips, blown_up, unresolved, rounding, share, bool(constant), evaluations, trouble)
 
 
 def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
@@ -141,10 +144,10 @@ def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
         if task.name == "classification":
             count = task.metric_sum(one, batch) - task.metric_sum(other, batch)
         else:
-            scale = task.scale(other, ranks.sum)
-            if scale is not None and bool((scale == 0).any()):
+            allowed = task.allowed(other, None, ranks.sum)
+            if allowed is not None and bool((allowed == 0).any()):
                 return 0.0  # equal outputs, as of a single sample: nothing to measure a difference by
-            count = task.flipped(one, other, scale).sum()
+            count = task.flipped(one, other, allowed).sum()
         return abs(float(ranks.sum(count.double()))) / whole
 
     return difference

@@ -1,0 +1,191 @@
+"""The exact flow: outputs of a model on which two independent methods agree, in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, nan
+
+import torch
+from torch import Tensor
+
+from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.runnable import Runnable
+from trueode.solvers import Adaptive, FixedStep, Solver
+
+COARSEST, FINEST = 17, 4700  # steps of rk4, the number of which is doubled and one added
+LOOSEST, TIGHTER, TIGHTEST = 1e-4, 1e-2, {True: 1e-12, False: 1e-6}  # tolerances of dopri5, in double precision or not
+AT_FIRST, LATER = 0.05, 0.1  # share of what could change a prediction by which the two may differ
+PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
+DOPRI5 = 150.0  # field evaluations of dopri5 for a sample on which the two agree at once, at most about
+
+
+@dataclass(frozen=True)
+class ExactFlow:
+    """Outputs of a model under the exact flow.
+
+    Attributes:
+        outputs: ``(n, …)`` by rk4, each row of the finest solve that it took part in.
+        states: final states of the last ODE block ``(n, d)``, likewise; None where they are not known.
+        settled: ``(n, predictions)`` of bool: rk4 and dopri5 agree on the prediction.
+        blown_up: ``(n,)`` of bool: the solution ceases to exist before the end, for both methods.
+        allowed: by how much numbers may move, for each component; see `Task.allowed`.
+        complete: whether unsettled rows were refined to the end, rather than until the budget was spent.
+        n_steps: steps of rk4 in the finest solve.
+        tolerance: of dopri5 in the finest solve.
+        floor: RMS difference of the two methods, relative to the outputs' deviation from their mean.
+        double: whether it was computed in double precision.
+        evaluations: field evaluations spent, counted in samples.
+    """
+
+    outputs: Tensor
+    states: Tensor | None
+    settled: Tensor
+    blown_up: Tensor
+    allowed: Tensor | None
+    complete: bool
+    n_steps: int
+    tolerance: float
+    floor: float
+    double: bool
+    evaluations: int
+
+    @property
+    def disagreeing(self) -> int:
+        """Rows for which there is no exact flow, those that blow up left out."""
+        return int((~self.settled.all(1) & ~self.blown_up).sum())
+
+    @property
+    def converged(self) -> bool:
+        """Whether there is an exact flow for all rows that do not blow up."""
+        return not self.disagreeing
+
+    def __str__(self) -> str:
+        precision = "double" if self.double else "the model's own"
+        return f"rk4 with up to {self.n_steps} steps and dopri5 with a tolerance down to {self.tolerance:.3g}, in {precision} precision"
+
+
+def finer_solver(solver: Solver, n_steps: float) -> FixedStep:
+    """A solver to refer to while a model trains, quick and much finer than ``solver`` with its ``n_steps`` steps.
+
+    It is rk4 with as many steps, twice as many where the solver's order is rk4's or higher. It shows; it never decides.
+    """
+    return FixedStep("rk4", n_steps=max(16, ceil(n_steps) * (2 if solver.order >= 4 else 1)))
+
+
+def first_steps(n_steps: float, order: int) -> int:
+    """Steps of rk4 to begin with, for a training solver of ``n_steps`` steps and an order.
+
+    They are at least four times as many where the order is four or more, and no multiple: equal nodes hide equal errors.
+    """
+    training = ceil(n_steps) if n_steps == n_steps else 1
+    steps = max(COARSEST, 4 * training + 1 if order >= 4 else 0)
+    return steps + (training > 1 and steps % training == 0)
+
+
+def least_cost(n_steps: float, order: int) -> float:
+    """Field evaluations for a sample on which the two methods agree at once, about."""
+    return 4 * first_steps(n_steps, order) + DOPRI5
+
+
+def _levels(steps: int, double: bool, level: int) -> Iterator[tuple[int, float]]:
+    """Steps of rk4 and tolerances of dopri5, finer each time."""
+    most = max(FINEST, 8 * steps)
+    for number in range(64):
+        tolerance = max(LOOSEST * TIGHTER**number, TIGHTEST[double])
+        if number >= level:
+            yield steps, tolerance
+        steps = 2 * steps + 1
+        if steps > most:
+            return
+
+
+def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: float = float("inf")) -> ExactFlow:
+    """Solve by rk4 and by dopri5, finer each time, the rows on which they do not agree yet.
+
+    They agree on a prediction where it is the same, and the outputs differ by less than a twentieth (in later solves: a tenth) of
+    what decides: of the margin between the two largest logits, or of the tolerance. A row is refined until the
+    predictions that are drawn of it have settled.
+
+    Args:
+        runnable: the model and its samples.
+        own: the model under its training solver; its first rows are those of ``runnable``.
+        level: begin so many refinements later: `PRECISE` where errors are to be measured.
+        budget: field evaluations, counted in samples, that may be spent.
+    """
+    n, task, double = runnable.n, runnable.task, runnable.double
+    assert own.outputs is not None
+    residual = runnable.residual(own.outputs[:n])
+    steps = first_steps(own.n_steps, getattr(own.solver, "order", 4) or 4)
+    left = torch.arange(n, device="cpu")
+    outputs = states = allowed = None
+    settled = torch.zeros(n, 1, dtype=torch.bool, device="cpu")
+    blown_up = torch.zeros(n, dtype=torch.bool, device="cpu")
+    needed = settled
+    apart = torch.full((n,), nan, dtype=torch.float64, device="cpu")
+    spent, each, complete, done = 0.0, 0.0, True, (0, nan)
+    for number, (count, tolerance) in enumerate(_levels(steps, double, level)):
+        if number and spent + (4 * count + 2 * each) * len(left) > budget:
+            complete = False
+            break
+        done = count, tolerance
+        first = runnable.run(FixedStep("rk4", n_steps=count), indices=left, double=double)
+        assert first.outputs is not None
+        spent += first.nfe * len(left)
+        if outputs is None:
+            outputs, states = first.outputs.clone(), first.states
+        else:
+            outputs[left] = first.outputs
+            if states is not None and first.states is not None:
+                states[left] = first.states
+        finite = runnable.finite(outputs)[left]
+        dopri5 = Adaptive("dopri5", tolerance, tolerance)
+        second = torch.full_like(first.outputs, nan)
+        if bool(finite.any()):  # one that blows up would end the solve of its batch
+            ran = runnable.run(dopri5, indices=left[finite], double=double)
+            assert ran.outputs is not None
+            each = ran.nfe
+            spent += each * int(finite.sum())
+            second[finite] = ran.outputs
+        if number and not bool(finite.all()):
+            suspects = left[~finite]
+            ran = runnable.run(dopri5, indices=suspects, double=double)
+            assert ran.outputs is not None
+            spent += ran.nfe * len(suspects)
+            if ran.status in ("non_finite", "step_underflow"):
+                blown_up[suspects] = ~ran.outputs.isfinite().flatten(1).all(1)
+        allowed = task.allowed(outputs, residual)
+        agree = task.settled(second, first.outputs, allowed, LATER if number else AT_FIRST) & finite[:, None]
+        if agree.shape[1] != settled.shape[1]:
+            settled = settled.expand(n, agree.shape[1]).clone()
+        if not number:
+            needed = torch.zeros(n * agree.shape[1], dtype=torch.bool, device="cpu")
+            needed[runnable.drawn(n, agree.shape[1])] = True
+            needed = needed.view(n, -1)
+        settled[left] = agree
+        apart[left] = (second - first.outputs).double().flatten(1).square().nanmean(1).sqrt()
+        left = left[(needed[left] & ~agree).any(1) & ~blown_up[left]]
+        if not len(left):
+            break
+    assert outputs is not None
+    good = settled.any(1)
+    return ExactFlow(
+        outputs,
+        states,
+        settled,
+        blown_up,
+        allowed,
+        complete,
+        *done,
+        _relative(apart[good], outputs[good]),
+        double,
+        round(spent),
+    )
+
+
+def _relative(apart: Tensor, outputs: Tensor) -> float:
+    known = outputs.double().flatten(1)
+    if len(known) < 2:
+        return nan
+    spread = (known - known.nanmean(0)).square().nanmean().sqrt()
+    return float(apart.square().nanmean().sqrt() / spread.clamp(min=1e-30))

@@ -1,0 +1,133 @@
+"""Does a model's performance depend on its solver? Only this says that it is not an ODE: it uses its solver's error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from math import nan
+from typing import Any
+
+from torch import Tensor
+
+from trueode.evaluation.decision import LEVEL, MARGIN
+from trueode.evaluation.exact_flow import ExactFlow
+from trueode.evaluation.flips import Flips
+from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.runnable import Runnable
+from trueode.evaluation.statistics import mean_bounds, share_difference
+
+FEWEST = 100  # samples from which on the mean of squared errors has a t-interval
+RELATIVE = 0.1  # of a mean squared error: the change that is allowed
+
+
+class Answer(str, Enum):
+    """Which way a model performs better."""
+
+    SOLVER = "better with its solver"
+    SAME = "the same"
+    EXACT = "better under the exact flow"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Performance:
+    """How much better a model performs under its training solver than under its exact flow, on held-out samples.
+
+    Attributes:
+        answer: in a word; ``UNDECIDED`` where there are no held-out targets.
+        name: of the metric.
+        own: its mean under the training solver.
+        exact: its mean under the exact flow; a prediction that blows up is wrong.
+        gain: accuracy under the training solver less that under the exact flow, of one prediction of each sample; of mean squared
+            errors what they grow by under the exact flow, relative to that under the training solver.
+        lower: bound of the gain.
+        upper: bound of the gain.
+        margin: gain that is no difference.
+    """
+
+    answer: Answer
+    name: str
+    own: float = nan
+    exact: float = nan
+    gain: float = nan
+    lower: float = nan
+    upper: float = nan
+    margin: float = MARGIN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "answer": self.answer.value}
+
+
+def performance(
+    runnable: Runnable,
+    own: Evaluation,
+    exact: ExactFlow,
+    counts: Flips,
+    *,
+    margin: float = MARGIN,
+    level: float = LEVEL,
+    population: str = "sample",
+) -> Performance:
+    """Compare the metric of a model under its training solver with that under its exact flow.
+
+    For accuracies, with b predictions right under the training solver alone and c under the exact flow alone, the gain is (b - c) / n,
+    and its bounds are those of both counts at half the level. For mean squared errors they are those of the mean of paired differences
+    (t), from 100 samples on. A test whether the two are equal would not do: training minimises the loss at its solver, so that any
+    model differs once there are samples enough.
+
+    Args:
+        runnable: the model and its samples.
+        own: the model under its training solver.
+        exact: its exact flow.
+        counts: of the predictions that differ.
+        margin: share that is allowed.
+        level: error probability of each bound.
+        population: as in `decide`.
+    """
+    assert own.outputs is not None
+    name = runnable.task.metric_name if runnable.metric is None else getattr(runnable.metric, "__name__", "metric")
+    n = len(exact.outputs)
+    mine, theirs = runnable.metrics(own.outputs[:n]), runnable.metrics(exact.outputs.to(own.outputs.dtype))
+    if mine is None or theirs is None:
+        return Performance(Answer.UNDECIDED, name)
+    if runnable.metric is None and name == "accuracy":
+        theirs = theirs.masked_fill(exact.blown_up[:, None], 0.0)
+    valid = runnable.valid(*mine.shape)
+    shown = float(mine[valid].mean()), float(theirs[valid].mean())
+    if runnable.metric is not None or not runnable.held_out:
+        return Performance(Answer.UNDECIDED, name, *shown)
+    drawn, doubtful = counts.drawn, counts.doubtful
+    assert doubtful is not None
+    if name == "accuracy":
+        right, right_exact, unknown = (
+            each.flatten()[drawn] > 0 for each in (mine, theirs, doubtful.expand(mine.shape))
+        )
+        b = _count(right & ~right_exact & ~unknown, right & unknown)
+        c = _count(right_exact & ~right & ~unknown, ~right & unknown)
+        gain = (b[0] - c[0]) / counts.n
+        if population == "all":
+            lower, upper = (b[0] - c[1]) / counts.n, (b[1] - c[0]) / counts.n
+        else:
+            lower, upper = share_difference(b, c, counts.n, 1 - level)
+        return Performance(_answer(lower, upper, margin), name, *shown, gain, lower, upper, margin)
+    errors, errors_exact = mine.flatten()[drawn], theirs.flatten()[drawn]
+    mean = float(errors.mean())
+    if name != "mse" or counts.n < FEWEST or counts.unresolved or counts.blown_up or not mean > 0:
+        return Performance(Answer.UNDECIDED, name, *shown, margin=RELATIVE)
+    gain, lower, upper = mean_bounds(((errors_exact - errors) / mean).tolist(), 1 - level / 2)
+    if population == "all":
+        lower = upper = gain
+    return Performance(_answer(lower, upper, RELATIVE), name, *shown, gain, lower, upper, RELATIVE)
+
+
+def _count(certain: Tensor, unknown: Tensor) -> tuple[int, int]:
+    return int(certain.sum()), int((certain | unknown).sum())
+
+
+def _answer(lower: float, upper: float, margin: float) -> Answer:
+    if lower > margin:
+        return Answer.SOLVER
+    if upper < -margin:
+        return Answer.EXACT
+    return Answer.SAME if -margin <= lower and upper <= margin else Answer.UNDECIDED

@@ -1,0 +1,81 @@
+"""One trajectory: how far it follows its exact flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trueode.evaluation.exact_flow import ExactFlow
+from trueode.evaluation.runnable import Runnable
+from trueode.evaluation.tasks import TimeSeries
+from trueode.solvers import Adaptive
+
+NUDGE = 1e-9
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How far a trajectory follows its exact flow.
+
+    Attributes:
+        times: at which its states are known ``(times,)``; their numbers where they have none.
+        error: of the training solver, relative to what is allowed, ``(times,)``.
+        growth: of a perturbation of 1e-9 of the initial state: its size, relative to 1e-9 of the state's, ``(times,)``.
+        horizon: the last time up to which the error is at most what is allowed.
+        predictable: the last time up to which the perturbation is so: beyond it there is no statement on single states.
+    """
+
+    times: Tensor
+    error: Tensor
+    growth: Tensor
+    horizon: float
+    predictable: float
+
+    @property
+    def end(self) -> float:
+        """The last time."""
+        return float(self.times[-1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in vars(self).items()}
+
+
+def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
+    """Compare a single trajectory with its exact flow, and with that from a perturbed start.
+
+    Args:
+        runnable: the model and its sample.
+        own: outputs under the training solver ``(1, times, …)``, in double precision.
+        exact: the exact flow.
+    """
+    task = runnable.task
+    assert isinstance(task, TimeSeries)
+    assert exact.allowed is not None
+    outputs = exact.outputs.double()
+    tolerance = exact.tolerance
+    plain, nudged = (
+        runnable.run(Adaptive("dopri5", tolerance, tolerance), double=exact.double, nudge=nudge).outputs
+        for nudge in (0.0, NUDGE)
+    )
+    assert plain is not None
+    assert nudged is not None
+    moved = (nudged - plain).double().flatten(2).square().mean(2).sqrt()[0]
+    size = outputs.flatten(2).square().mean(2).sqrt()[0]
+    times = torch.arange(len(moved), dtype=torch.float64, device="cpu")
+    if runnable.t is not None and runnable.t.shape[-1] == len(times):
+        times = runnable.t.reshape(-1)[-len(times) :].double()
+    error = task.error_over_time(own, outputs, exact.allowed)[0]
+    drift = task.error_over_time(nudged.double(), plain.double(), exact.allowed)[0]
+    growth = moved / (NUDGE * size[0].clamp(min=1e-30))
+    return Trajectory(times, error, growth, _last(times, error <= 1), _last(times, drift <= 1))
+
+
+def _last(times: Tensor, holds: Tensor) -> float:
+    """The last time up to which something holds; minus infinity where it never does."""
+    broken = (~holds).nonzero()
+    first = int(broken[0]) if len(broken) else len(times)
+    return float(times[first - 1]) if first else -float("inf")
