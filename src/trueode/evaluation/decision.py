@@ -102,7 +102,7 @@ def decide(counts: Flips, margin: float = MARGIN, *, level: float = LEVEL, popul
     if population not in POPULATIONS:
         raise UsageError(f"population must be 'sample' or 'all', got {population!r}.")
     n, changed, most = counts.n, counts.changed, counts.changed + counts.unresolved
-    whole = population == "all"
+    whole = population == "all" or counts.trajectory is not None  # a single trajectory is no sample
     lower = changed / n if whole else clopper_pearson(changed, n, 1 - level)[0]
     upper = most / n if whole else clopper_pearson(most, n, 1 - level)[1]
 
