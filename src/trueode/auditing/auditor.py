@@ -16,7 +16,7 @@ from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.model_under_test import Call, ModelUnderTest, model_under_test
 from trueode.auditing.preconditions import Precondition, prepare
 from trueode.auditing.preserve_state import modules_of, preserve_state
-from trueode.auditing.problem import FoundSolver, SeveralSolvers
+from trueode.auditing.problem import FoundSolver
 from trueode.auditing.reasons import find_reasons
 from trueode.auditing.report import Audit
 from trueode.catalog import METHODS
@@ -335,9 +335,7 @@ def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
     first = next(iter(module.parameters()), None) if module is not None else None
     versions = {"trueode": __version__, "torch": torch.__version__, "python": platform.python_version()}
     solver = own.solver
-    solvers: list[FoundSolver] = (
-        list(solver.each) if isinstance(solver, SeveralSolvers) else [solver] if isinstance(solver, FoundSolver) else []
-    )
+    solvers = (solver.blocks or (solver,)) if isinstance(solver, FoundSolver) else ()
     versions |= {found.library: _version(found.library) for found in solvers if found.library != "trueode"}
     return {
         "model": type(model).__name__,

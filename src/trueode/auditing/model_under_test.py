@@ -28,7 +28,7 @@ from trueode.auditing.samples import (
 from trueode.data import Batch
 from trueode.errors import DataError, TrueodeError, UsageError, told
 from trueode.evaluation import Evaluation, Metric, Runnable, Task, get_task
-from trueode.evaluation.runnable import refuse_unknown
+from trueode.evaluation.runnable import ALL, Part, refuse_unknown
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
 
@@ -65,15 +65,7 @@ class ModelUnderTest(Runnable):
         """The same model on other batches."""
         return ModelUnderTest(self.model, batches, sizes, self.task, self.call, self.solver, self.separable)
 
-    def run(
-        self,
-        solver: Solver | None = None,
-        *,
-        indices: Tensor | None = None,
-        double: bool = False,
-        whole: bool = False,
-        nudge: float = 0.0,
-    ) -> Evaluation:
+    def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """See `Runnable`.
 
         Raises:
@@ -81,13 +73,13 @@ class ModelUnderTest(Runnable):
         """
         solver = solver or self.solver
         block: AbstractContextManager[list[Solved]] = (
-            recorded() if solver is None else replaced(replace_by(solver, nudge))
+            recorded() if solver is None else replaced(replace_by(solver, part.nudge))
         )
         outputs, states, solves = list[Tensor](), list[Tensor | None](), list[tuple[int, list[Solved]]]()
         with block as noted:
-            for batch, rows, n in self._parts(indices, whole or not self.separable):
+            for batch, rows, n in self._parts(part.indices, part.whole or not self.separable):
                 before = len(noted)
-                output = self.forward(batch, double)
+                output = self.forward(batch, part.double)
                 new = noted[before:]
                 if not new:
                     raise UsageError(NO_SOLVER)
@@ -116,7 +108,7 @@ class ModelUnderTest(Runnable):
             status="success" if failed is None else failed.status,
             message="" if failed is None else failed.message,
         )
-        return self.scored(found) if indices is None else found
+        return self.scored(found) if part.indices is None else found
 
     def _parts(self, indices: Tensor | None, whole: bool) -> Iterator[tuple[Any, Tensor | None, int]]:
         """Batches to run, which rows of their outputs are wanted (None: all), and how many samples they hold."""

@@ -13,6 +13,7 @@ from trueode.auditing.preserve_state import modules_of, same
 from trueode.auditing.samples import chosen
 from trueode.errors import UsageError, told
 from trueode.evaluation import Evaluation
+from trueode.evaluation.runnable import Part
 from trueode.solvers import FixedStep
 
 FEW = 16  # samples of the two parts that a batch is taken apart into
@@ -27,7 +28,7 @@ class Precondition:
         name: which.
         holds: whether it does.
         decisive: whether there can be no verdict where it does not hold.
-        text: in words, with what to do.
+        text: where it does not hold: in words, with what to do.
     """
 
     name: str
@@ -58,52 +59,20 @@ def prepare(subject: ModelUnderTest, was_training: bool) -> tuple[Evaluation, tu
     subject.separable = separable = _separable(subject)
     failure = _fails_in_double(subject)
     subject.double = failure is None
-    found = [
-        Precondition(
-            "evaluation mode",
-            not was_training,
-            False,
-            "the model was in training mode; it is audited in evaluation mode, as it predicts"
-            if was_training
-            else "the model is in evaluation mode",
-        ),
-        Precondition(
-            "deterministic",
-            deterministic,
-            True,
-            "two calls gave equal outputs"
-            if deterministic
-            else "two calls of the model gave different outputs: it is stochastic (dropout called as a function, noise, a "
-            "random projection). Fix what is random for the audit",
-        ),
-        Precondition(
-            "buffers",
-            not updated,
-            True,
-            "a call updates no buffers"
-            if not updated
-            else "a call of the model updates its buffers, although it is in evaluation mode: its outputs depend on what was "
-            "called before",
-        ),
-        Precondition(
-            "independent samples",
-            separable,
-            False,
-            "a sample's output does not depend on the others of its batch"
-            if separable
-            else "a sample's output depends on the others of its batch, beside the solver: the batches are kept as given",
-        ),
-        Precondition(
-            "double precision",
-            failure is None,
-            False,
-            "the reference is computed in double precision"
-            if failure is None
-            else f"the model does not run in double precision ({failure}): the reference is computed in that of the model, "
-            "down to its rounding",
-        ),
-    ]
-    return own, tuple(found)
+    found = (
+        ("evaluation mode", was_training, False, "the model was in training mode; it is audited in evaluation mode, as it predicts"),
+        ("deterministic", not deterministic, True, "two calls of the model gave different outputs: it is stochastic (dropout called as "
+         "a function, noise, a random projection). Fix what is random for the audit"),
+        ("buffers", updated, True, "a call of the model updates its buffers, although it is in evaluation mode: its outputs depend on "
+         "what was called before"),
+        ("independent samples", not separable, False, "a sample's output depends on the others of its batch, beside the solver: the "
+         "batches are kept as given"),
+        ("double precision", failure is not None, False, f"the model does not run in double precision ({failure}): the exact flow is "
+         "computed in that of the model, down to its rounding"),
+    )  # fmt: skip
+    return own, tuple(
+        Precondition(name, not broken, decisive, text if broken else "") for name, broken, decisive, text in found
+    )
 
 
 def _refuse_probabilities(subject: ModelUnderTest, outputs: Tensor) -> None:
@@ -148,7 +117,7 @@ def _fails_in_double(subject: ModelUnderTest) -> str | None:
     """Why the model cannot be run in double precision; None if it can."""
     first = subject.on(subject.batches[:1], subject.sizes[:1])
     try:
-        outputs = first.run(FixedStep("euler", n_steps=1), double=True).outputs
+        outputs = first.run(FixedStep("euler", n_steps=1), Part(double=True)).outputs
     except ModelError as failure:
         return told(failure.__cause__ or failure)
     assert outputs is not None

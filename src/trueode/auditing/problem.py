@@ -29,6 +29,7 @@ class FoundSolver:
         order: of the method; 0 where it varies.
         name: the same method's name in ``catalog.METHODS``, None where there is none. An embedded method is the same if
             it advances the same solution; estimates of its error differ.
+        blocks: the solvers of a model's ODE blocks, where they differ.
     """
 
     library: str
@@ -37,6 +38,7 @@ class FoundSolver:
     adaptive: bool
     order: int
     name: str | None
+    blocks: tuple[FoundSolver, ...] = ()
 
     @property
     def rtol(self) -> float:
@@ -48,7 +50,7 @@ class FoundSolver:
         """The method by its name here, if it is one of ours with one tolerance; else as its library names it."""
         if self.adaptive and self.settings.get("atol", self.rtol) != self.rtol:
             return str(self)  # rows of ours have one
-        return self.name or f"{self.library} {self.method}"
+        return self.name or f"{self.library} {self.method}".strip()
 
     def ours(self, n_steps: float) -> Solver | None:
         """The same as one of our solvers; None where there is none: each library controls steps in another way."""
@@ -60,7 +62,7 @@ class FoundSolver:
 
     def __str__(self) -> str:
         settings, text = self.settings, self.method
-        if self.library != "trueode":
+        if self.library not in ("trueode", ""):
             text = f"{self.library} {text}"
         if not self.adaptive:
             return f"{text}, h = {settings['step_size']:.6g}" if "step_size" in settings else text
@@ -70,54 +72,20 @@ class FoundSolver:
         return f"{text}, tol = {rtol:.3g}" if rtol == atol else f"{text}, tol = {rtol:.3g} (rel), {atol:.3g} (abs)"
 
 
-@dataclass(frozen=True)
-class SeveralSolvers:
-    """The solvers of a model of several ODE blocks that differ.
-
-    Attributes:
-        each: of each block.
-    """
-
-    each: tuple[FoundSolver, ...]
-
-    name = None
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the first one is."""
-        return self.each[0].adaptive
-
-    @property
-    def rtol(self) -> float:
-        """Of the first one."""
-        return self.each[0].rtol
-
-    @property
-    def order(self) -> int:
-        """The highest one."""
-        return max(found.order for found in self.each)
-
-    @property
-    def label(self) -> str:
-        """All of them in words."""
-        return str(self)
-
-    def ours(self, n_steps: float) -> None:
-        """No solver of ours is all of them."""
-
-    def __str__(self) -> str:
-        texts = list(dict.fromkeys(map(str, self.each)))
-        if len(texts) <= MOST_NAMED:
-            return " and ".join(texts)
-        methods = dict.fromkeys(f"{found.library} {found.method}" for found in self.each)
-        sizes = [x for found in self.each if (x := found.settings.get("rtol" if found.adaptive else "step_size"))]
-        between = f", {'tol' if self.adaptive else 'h'} = {min(sizes):.3g} to {max(sizes):.3g}" if sizes else ""
-        return f"{len(self.each)} solves with {', '.join(list(methods)[:MOST_NAMED])}{between}"
-
-
-def together(found: Sequence[FoundSolver]) -> FoundSolver | SeveralSolvers:
-    """The solver of a model, or the solvers of its blocks."""
-    return found[0] if len({str(each) for each in found}) == 1 else SeveralSolvers(tuple(found))
+def together(found: Sequence[FoundSolver]) -> FoundSolver:
+    """The solver of a model; where its ODE blocks have different ones, all of them, and each is in ``blocks``."""
+    texts = list(dict.fromkeys(map(str, found)))
+    if len(texts) == 1:
+        return found[0]
+    text, first = " and ".join(texts), found[0]
+    if len(texts) > MOST_NAMED:
+        methods = dict.fromkeys(f"{each.library} {each.method}" for each in found)
+        sizes = [x for each in found if (x := each.settings.get("rtol" if each.adaptive else "step_size"))]
+        between = f", {'tol' if first.adaptive else 'h'} = {min(sizes):.3g} to {max(sizes):.3g}" if sizes else ""
+        text = f"{len(found)} solves with {', '.join(list(methods)[:MOST_NAMED])}{between}"
+    return FoundSolver(
+        "", text, {"rtol": first.rtol}, first.adaptive, max(each.order for each in found), None, tuple(found)
+    )
 
 
 @dataclass(frozen=True)

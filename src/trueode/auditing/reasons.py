@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trueode.auditing.interception import replaced
 from trueode.auditing.model_under_test import ModelUnderTest
-from trueode.auditing.problem import ForeignProblem, SeveralSolvers, Solved
+from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.replacement import replace_by
 from trueode.auditing.samples import chosen
 from trueode.catalog import METHODS
@@ -108,7 +108,7 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     solver = own.solver.ours(own.n_steps) if hasattr(own.solver, "ours") else own.solver
     probe = _probe(subject, solver)
     length = probe.length
-    single = not isinstance(own.solver, SeveralSolvers)  # else the first block's steps are not known
+    single = not getattr(own.solver, "blocks", ())  # else the first block's steps are not known
     step = length / max(own.n_steps, 1.0) if single else nan
     limit = stability_limit(get_tableau(row.method)) if row.method in METHODS else nan
     halved = _halved(subject, own) if row.kind == "adaptive" else None

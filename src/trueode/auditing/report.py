@@ -39,7 +39,6 @@ class Audit:
         chance: the metric of the best constant prediction; NaN where there is none.
         preconditions: what must hold.
         rows: the table of solvers, the training solver first.
-        basis: what the factors of the rows multiply, in words.
         orders: observed orders.
         safe: the coarsest safe row of each method that has one, the cheapest first.
         reasons: what explains the verdict; None where it was not asked for.
@@ -58,7 +57,6 @@ class Audit:
     chance: float = nan
     preconditions: tuple[Precondition, ...]
     rows: tuple[Row, ...] = ()
-    basis: str = ""
     orders: tuple[Order, ...] = ()
     safe: tuple[Row, ...] = ()
     reasons: Reasons | None = None
@@ -170,7 +168,6 @@ class Audit:
             },
             "trajectory": None if counts.trajectory is None else counts.trajectory.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
-            "basis": self.basis,
             "orders": [order.to_dict() for order in self.orders],
             "safe": [row.to_dict() for row in self.safe],
             "pareto": [row.to_dict() for row in pareto(self.rows)],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trueode.evaluation.metrics import Evaluation
-from trueode.evaluation.runnable import Runnable
+from trueode.evaluation.runnable import Part, Runnable
 from trueode.solvers import Adaptive, FixedStep, Solver
 
 COARSEST, FINEST = 17, 4700  # steps of rk4, the number of which is doubled and one added
@@ -129,7 +129,7 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
             complete = False
             break
         done = count, tolerance
-        first = runnable.run(FixedStep("rk4", n_steps=count), indices=left, double=double)
+        first = runnable.run(FixedStep("rk4", n_steps=count), Part(left, double))
         assert first.outputs is not None
         spent += first.nfe * len(left)
         if outputs is None:
@@ -142,14 +142,14 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         dopri5 = Adaptive("dopri5", tolerance, tolerance)
         second = torch.full_like(first.outputs, nan)
         if bool(finite.any()):  # one that blows up would end the solve of its batch
-            ran = runnable.run(dopri5, indices=left[finite], double=double)
+            ran = runnable.run(dopri5, Part(left[finite], double))
             assert ran.outputs is not None
             each = ran.nfe
             spent += each * int(finite.sum())
             second[finite] = ran.outputs
         if number and not bool(finite.all()):
             suspects = left[~finite]
-            ran = runnable.run(dopri5, indices=suspects, double=double)
+            ran = runnable.run(dopri5, Part(suspects, double))
             assert ran.outputs is not None
             spent += ran.nfe * len(suspects)
             if ran.status in ("non_finite", "step_underflow"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trueode.evaluation.exact_flow import ExactFlow
 from trueode.evaluation.metrics import Evaluation
-from trueode.evaluation.runnable import Runnable
+from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.trajectory import Trajectory, follow
 from trueode.solvers import FixedStep, OnGrid, Solver
 
@@ -85,7 +85,7 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
     trajectory = None
     if own.dtype != torch.float64 and exact.double and bool(flipped.any()):
         rows = flipped.any(1).nonzero()[:, 0]
-        again = runnable.run(solver, indices=rows, double=True, whole=not isinstance(solver, FixedStep | OnGrid))
+        again = runnable.run(solver, Part(rows, True, not isinstance(solver, FixedStep | OnGrid)))
         assert again.outputs is not None
         evaluations += again.nfe * len(rows)
         still = task.flipped(again.outputs, exact.outputs[rows].double(), exact.allowed)
@@ -94,7 +94,7 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
         own = own.double()
         own[rows] = again.outputs
     drawn = runnable.drawn(*shape)
-    if len(drawn) == 1 and task.name == "timeseries":
+    if n == 1 and task.name == "timeseries":
         trajectory = follow(runnable, own.double(), exact)
         if not bool(unresolved.any() | blown_up.any()):
             flipped = torch.full(shape, trajectory.horizon < trajectory.predictable)

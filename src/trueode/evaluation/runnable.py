@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,25 @@ from trueode.solvers.solve import replacement, solve_problem
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """A metric of one's own: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""
+
+
+class Part(NamedTuple):
+    """Of what and how a model is run.
+
+    Attributes:
+        indices: of the rows that are wanted ``(m,)``, ascending; None: all.
+        double: whether in double precision.
+        whole: whether batches stay whole where some of their rows are wanted: for solvers whose steps a batch shares.
+        nudge: initial states of the first ODE block are multiplied by 1 + ``nudge``.
+    """
+
+    indices: Tensor | None = None
+    double: bool = False
+    whole: bool = False
+    nudge: float = 0.0
+
+
+ALL = Part()
 
 
 class Runnable(ABC):
@@ -53,24 +72,8 @@ class Runnable(ABC):
     metric: Metric | None = None
 
     @abstractmethod
-    def run(
-        self,
-        solver: Solver | None = None,
-        *,
-        indices: Tensor | None = None,
-        double: bool = False,
-        whole: bool = False,
-        nudge: float = 0.0,
-    ) -> Evaluation:
-        """Run the model, with its outputs kept. A solver that fails leaves NaN.
-
-        Args:
-            solver: the solver; None: the training solver.
-            indices: of the rows that are wanted ``(m,)``, ascending; None: all.
-            double: whether in double precision.
-            whole: whether batches stay whole where some of their rows are wanted: for solvers whose steps a batch shares.
-            nudge: initial states of the first ODE block are multiplied by 1 + ``nudge``.
-        """
+    def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
+        """Run the model under a solver (None: the training solver), with its outputs kept. A solver that fails leaves NaN."""
 
     def grid(self, solver: Any) -> Any:
         """What is equal for solvers of the same method that take the same steps, where it is known beforehand; else None."""
@@ -270,31 +273,23 @@ class ModelOnSamples(Runnable):
         """The same model on the first samples."""
         return self if n >= self.n else replace(self, samples=self.samples.first(n))
 
-    def run(
-        self,
-        solver: Solver | None = None,
-        *,
-        indices: Tensor | None = None,
-        double: bool = False,
-        whole: bool = False,
-        nudge: float = 0.0,
-    ) -> Evaluation:
+    def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """See `Runnable`."""
         solver = solver or self.solver
-        model = self._in_double if double else self.model
-        samples = self.samples.to(torch.float64) if double else self.samples
+        model = self._in_double if part.double else self.model
+        samples = self.samples.to(torch.float64) if part.double else self.samples
         rows = None
-        if indices is not None:
-            taken = indices
-            if whole:
-                starts = (indices // self.batch_size).unique() * self.batch_size  # type: ignore[no-untyped-call]
+        if part.indices is not None:
+            taken = part.indices
+            if part.whole:
+                starts = (taken // self.batch_size).unique() * self.batch_size  # type: ignore[no-untyped-call]
                 taken = (starts[:, None] + torch.arange(self.batch_size, device="cpu")).flatten()
                 taken = taken[taken < self.n]
-                rows = torch.searchsorted(taken, indices)
+                rows = torch.searchsorted(taken, part.indices)
             samples = samples.take(taken)
         outputs, states, status, message = list[Tensor](), list[Tensor](), "success", ""
         nfe = n_steps = n_rejected = 0.0
-        with evaluating(model), _nudged(nudge):
+        with evaluating(model), _nudged(part.nudge):
             for batch in batches_of(samples, self.batch_size, model):
                 output, solution = self.task.predict(model, batch, solver, on_failure="return")
                 lost = solution.lost()
@@ -315,7 +310,7 @@ class ModelOnSamples(Runnable):
             kept, final = kept[rows], None if final is None else final[rows]
         found = Evaluation(len(kept), nfe=nfe, n_steps=n_steps, n_rejected=n_rejected, solver=solver, outputs=kept,
                            states=final, status=status, message=message)  # fmt: skip
-        return self.scored(found) if indices is None else found
+        return self.scored(found) if part.indices is None else found
 
     def grid(self, solver: Any) -> Any:
         """The method's name and the ends of its steps as fractions of the interval."""

@@ -203,7 +203,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 def by_factors(
     table: SolverTable, solvers: Sequence[str], factors: Sequence[float], *, length: float, tol: float
-) -> str:
+) -> None:
     """Run a model under other methods, with multiples of the training step and tolerance: the paper's Figure 4.
 
     The step of a fixed solver is factor x the training step (under adaptive training: x the mean step), a step above the
@@ -216,12 +216,8 @@ def by_factors(
         factors: see above.
         length: of the interval.
         tol: tolerance of adaptive solvers where training took fixed steps.
-
-    Returns:
-        What the factors multiply, in words.
     """
     training: Solver = table.own.solver
-    adaptive = isinstance(training, Adaptive)
     step = length / max(table.own.n_steps, 1.0)
     step = training.step_size if isinstance(training, FixedStep) and training.step_size else step
     table.row(training, 1.0)
@@ -233,13 +229,6 @@ def by_factors(
                 table.row(replace(training.scaled(factor), method=name), factor)
             else:
                 table.row(Adaptive(name, factor * tol, factor * tol), factor)
-    kinds, basis = {row.kind for row in table.rows}, []
-    if "fixed" in kinds:
-        basis.append(f"Steps: factor x {'the mean step of the training solve, ' if adaptive else ''}{step:.6g}.")
-    if "adaptive" in kinds:
-        base = training.rtol if isinstance(training, Adaptive) else tol
-        basis.append(f"Tolerances: factor x {base:.6g}{'' if adaptive else ' (--tol)'}.")
-    return " ".join(basis)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trueode.evaluation.exact_flow import ExactFlow
-from trueode.evaluation.runnable import Runnable
+from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.tasks import TimeSeries
 from trueode.solvers import Adaptive
 
@@ -56,11 +56,8 @@ def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
     assert isinstance(task, TimeSeries)
     assert exact.allowed is not None
     outputs = exact.outputs.double()
-    tolerance = exact.tolerance
-    plain, nudged = (
-        runnable.run(Adaptive("dopri5", tolerance, tolerance), double=exact.double, nudge=nudge).outputs
-        for nudge in (0.0, NUDGE)
-    )
+    dopri5 = Adaptive("dopri5", exact.tolerance, exact.tolerance)
+    plain, nudged = (runnable.run(dopri5, Part(double=exact.double, nudge=nudge)).outputs for nudge in (0.0, NUDGE))
     assert plain is not None
     assert nudged is not None
     moved = (nudged - plain).double().flatten(2).square().mean(2).sqrt()[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +18,8 @@ from trueode.experiment.saved import open_run, refuse_other_start
 from trueode.options import make_options, read_file
 from trueode.runs import RunDirectory
 
+FUNCTIONS = ("call", "metric", "decision")  # arguments of `audit` that are named by module and function
+
 
 def audit_target(
     target: str,
@@ -26,22 +27,11 @@ def audit_target(
     data: str | None,
     data_dir: str | None,
     split: str,
-    task: str,
-    call: str | None,
-    metric: str | None,
-    margin: float,
-    samples: int,
-    methods: Sequence[str],
-    decision: str | None,
-    tolerance: float | None,
-    absolute: float | None,
-    ignore_index: int | None,
-    population: str,
-    look: int | None,
-    everything: bool,
     output_dir: str | None,
     overwrite: bool,
     as_json: bool,
+    everything: bool,
+    **how: Any,
 ) -> int:
     """Audit a run or a model, print what was found, save it, and return the exit code of the verdict.
 
@@ -50,22 +40,11 @@ def audit_target(
         data: ``module:name`` of the data, or of a function that makes it; for models.
         data_dir: where the data of a run lies, if not where its options say.
         split: ``"test"`` or ``"train"``, of a run.
-        task: as in `audit`.
-        call: ``module:name`` of how the model is called.
-        metric: ``module:name`` of a metric.
-        margin: share of flips that is allowed.
-        samples: the first so many samples are looked at.
-        methods: names of the methods that the model is tried with.
-        decision: ``module:name`` of what is decided by outputs.
-        tolerance: as in `audit`.
-        absolute: as in `audit`.
-        ignore_index: as in `audit`.
-        population: as in `audit`.
-        look: as in `audit`.
-        everything: print all rows and reasons.
         output_dir: folder of the results; None: ``RUN/audit``, or ``experiments/audits/NAME``.
         overwrite: whether an audit in that folder may be replaced.
         as_json: print ``audit.json`` instead of words.
+        everything: print all rows and reasons.
+        how: arguments of `audit`; functions by ``module:name``.
 
     Raises:
         TrueodeError: the model or the data cannot be audited.
@@ -74,14 +53,17 @@ def audit_target(
     if not console.is_terminal:
         console.width = 140  # tables in a log are not squeezed
     if Path(target).is_dir() or ":" not in target:
-        for flag, value in (("--data", data), ("--call", call), ("--metric", metric)):
-            if value:
-                raise UsageError(f"{flag} goes with a model module:name; the run {target} has its own.")
-        if task != "auto":
-            raise UsageError(f"--task goes with a model module:name; what the run {target} has learned is known.")
+        own = {
+            "data": data,
+            **{name: how[name] for name in FUNCTIONS},
+            "task": None if how["task"] == "auto" else how["task"],
+        }
+        for name, value in own.items():
+            if value and name != "decision":
+                raise UsageError(f"--{name} goes with a model module:name; the run {target} has its own.")
         folder = Path(output_dir) if output_dir else Path(target) / "audit"
         _refuse(folder, overwrite)
-        model, samples_of, task = _of_run(Path(target), data_dir, split, console)
+        model, samples_of, how["task"] = _of_run(Path(target), data_dir, split, console)
     else:
         if data_dir is not None or split != "test":
             flag = "--split" if data_dir is None else "--data_dir"
@@ -97,24 +79,9 @@ def audit_target(
         samples_of = _made(data, "The data")
     path = folder / "audit.json"
     with console.status("audit") as status:
-        found = audit(
-            model,
-            samples_of,
-            task=task,
-            call=_named(call, "--call") if call else None,
-            metric=_named(metric, "--metric") if metric else None,
-            margin=margin,
-            samples=samples,
-            methods=methods,
-            decision=_named(decision, "--decision") if decision else None,
-            tolerance=tolerance,
-            absolute=absolute,
-            ignore_index=ignore_index,
-            population=population,
-            look=look,
-            held_out=split == "test",
-            progress=lambda text: status.update(f"audit: {text}"),
-        )
+        functions = {name: _named(how.pop(name), f"--{name}") for name in FUNCTIONS if how[name]}
+        how |= {**dict.fromkeys(FUNCTIONS), **functions, "held_out": split == "test"}
+        found = audit(model, samples_of, progress=lambda text: status.update(f"audit: {text}"), **how)
     found.save(folder, overwrite=overwrite)
     if as_json:
         print(found.to_json(), end="")

@@ -92,11 +92,9 @@ def _with_rows(options: Options, runnable: ModelOnSamples, found: Audit, console
         return found
     counts = None if found.exact is None else found.decision.counts
     table = SolverTable(runnable, own, found.exact, counts, margin=found.decision.margin, level=found.decision.level)
-    basis = by_factors(
-        table, options.test_solver_list, options.test_factor_list, length=runnable.length, tol=options.tol
-    )
-    console.print(to_rich(table.rows, found.metric_name, basis))
-    return replace(found, rows=table.rows, basis=basis)
+    by_factors(table, options.test_solver_list, options.test_factor_list, length=runnable.length, tol=options.tol)
+    console.print(to_rich(table.rows, found.metric_name))
+    return replace(found, rows=table.rows)
 
 
 def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Dataset, found: Audit) -> None:
