@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from trueode.data import Samples, Split
+from trueode.distributed import Ranks
 from trueode.evaluation import Flips, ModelOnSamples, Task, count_flips, exact_flow
+from trueode.evaluation.metrics import ALONE, BATCH
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
 
@@ -23,21 +25,17 @@ class ModelInspection:
         task: what is learned.
         batch_size: samples solved at once; for a solver that controls the error of a batch, that of the training.
         source: where the inputs come from, in words: what a certificate says holds for such.
+        ranks: the processes that train together: the main one counts, and the others learn what it found.
 
     Attributes:
         evaluations: field evaluations spent, counted in samples.
     """
 
     def __init__(
-        self,
-        model: NeuralODE,
-        inputs: Callable[[int], Tensor | Samples],
-        task: Task,
-        *,
-        batch_size: int = 256,
-        source: str = "",
-    ) -> None:
-        self._model, self._inputs, self._task = model, inputs, task
+        self, model: NeuralODE, inputs: Callable[[int], Tensor | Samples], task: Task, *, batch_size: int = BATCH,
+        source: str = "", ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        self._model, self._inputs, self._task, self._ranks = model, inputs, task, ranks
         self._batch_size, self.source = batch_size, source
         self._known: tuple[int, Samples] | None = None
         self.evaluations = 0.0
@@ -48,11 +46,21 @@ class ModelInspection:
 
     def count(self, solver: Solver, attempt: int) -> Flips:
         """Flips among the inputs of an attempt."""
-        runnable = ModelOnSamples(self._model, self._of(attempt), self._task, solver, self._batch_size)
-        own = runnable.run()
-        counts = count_flips(runnable, None, own, exact_flow(runnable, own))
-        self.evaluations += own.nfe * own.n + counts.evaluations
-        return counts
+        facts, trouble = torch.zeros(8, dtype=torch.float64, device="cpu"), ""
+        if self._ranks.is_main:
+            reduce, self._model.reduce = self._model.reduce, None  # the other ranks do not take part
+            try:
+                runnable = ModelOnSamples(self._model, self._of(attempt), self._task, solver, self._batch_size)
+                own = runnable.run()
+                found = count_flips(runnable, None, own, exact_flow(runnable, own))
+            finally:
+                self._model.reduce = reduce
+            *numbers, evaluations, trouble = found.to_dict().values()
+            facts[:] = torch.tensor([*map(float, numbers), evaluations + own.nfe * own.n])
+        *counts, share, constant, evaluations = self._ranks.sum(facts).tolist()
+        self.evaluations += evaluations
+        n, flips, blown_up, unresolved, rounding = map(round, counts)
+        return Flips(n, flips, blown_up, unresolved, rounding, share, bool(constant), evaluations, trouble)
 
     def _of(self, attempt: int) -> Samples:
         """The samples of an attempt, asked for once."""

@@ -25,11 +25,9 @@ from trueode.evaluation import (
     Answer,
     Decision,
     Evaluation,
-    ExactFlow,
     Flips,
     Metric,
     Performance,
-    Row,
     Runnable,
     SolverTable,
     Status,
@@ -44,12 +42,9 @@ from trueode.evaluation import (
 )
 from trueode.evaluation.decision import MARGIN, check_margin
 from trueode.evaluation.exact_flow import PRECISE
-from trueode.evaluation.statistics import mean_bounds
 from trueode.solvers import Solver
 
 TRIED = ("euler", "midpoint", "rk4", "bosh3", "dopri5")
-FLAGGED = 0.999  # confidence with which the training loss must lie below that of the exact flow to be remarked on
-MATERIAL = 0.01  # and the share of the latter: a difference may be sure and as small as rounding
 
 
 def audit(
@@ -242,7 +237,7 @@ def _chance(runnable: Runnable) -> float:
 
 def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     found = [f"{each.name}: {each.text}" for each in judged.preconditions if not each.holds]
-    own, exact, counts = judged.own, judged.exact, judged.decision.counts
+    own, counts = judged.own, judged.decision.counts
     assert own.outputs is not None
     if counts.rounding:
         precision = str(own.outputs.dtype).removeprefix("torch.")
@@ -261,8 +256,6 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
             f"only {distinct} of the {runnable.n} samples are distinct: the bounds hold for independent draws, so there is less "
             "confidence than is stated"
         )
-    if exact is not None and judged.rows:
-        found += _loss_note(judged, runnable, exact)
     if judged.safe:
         best, row = judged.safe[0], judged.rows[0]
         found.append(
@@ -292,27 +285,6 @@ def _vacuous(judged: Audit, runnable: Runnable) -> list[str]:
             "model has not learned cannot change"
         ]
     return []
-
-
-def _loss_note(judged: Audit, runnable: Runnable, exact: ExactFlow) -> list[str]:
-    """Whether the loss is lowest at the training step: then the solver's error has become a feature."""
-    row: Row = judged.rows[0]
-    others = [each.loss for each in judged.rows if each.method == row.method and not each.is_training]
-    assert judged.own.outputs is not None
-    own, theirs = (
-        runnable.losses(judged.own.outputs[: len(exact.outputs)]),
-        runnable.losses(exact.outputs.to(judged.own.outputs.dtype)),
-    )
-    if own is None or theirs is None or len(own) < 2 or not others or any(other < row.loss for other in others):
-        return []
-    gain, lower, _ = mean_bounds((theirs - own).mean(1).tolist(), FLAGGED)
-    mean = float(theirs.mean())
-    if not (lower > 0 and gain > MATERIAL * mean):
-        return []
-    return [
-        f"the loss is lowest at the training step: {row.loss:.4g} against {row.loss + gain:.4g} under the exact flow, so the error "
-        "of the solver has become a feature"
-    ]
 
 
 def _distinct(runnable: Runnable) -> int:

@@ -116,27 +116,12 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     paths, crossings, crossings_exact, pairs = None, None, None, 0
     if probe.own is not None and probe.exact is not None and logits:
         n = probe.exact.shape[1]
-        paths = Paths(
-            probe.own,
-            probe.exact,
-            probe.autonomous,
-            own.outputs[:n].argmax(1),
-            exact.outputs[:n].argmax(1),
-        )
+        paths = Paths(probe.own, probe.exact, probe.autonomous, own.outputs[:n].argmax(1), exact.outputs[:n].argmax(1))
         if probe.autonomous:
             crossings, pairs = count_crossings(paths.own, paths.predictions)
             crossings_exact, _ = count_crossings(paths.exact, paths.predictions_exact)
     reasons = Reasons(
-        shares,
-        probe.lipschitz,
-        step * probe.lipschitz,
-        limit,
-        crossings,
-        crossings_exact,
-        pairs,
-        halved,
-        idle,
-        (),
+        shares, probe.lipschitz, step * probe.lipschitz, limit, crossings, crossings_exact, pairs, halved, idle, ()
     )
     return Reasons(**{**vars(reasons), "texts": tuple(_texts(reasons, row, subject.n))}), paths
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import torch
@@ -40,8 +39,7 @@ def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
 
 def _all_batches(data: Any) -> Iterable[Any]:
     if isinstance(data, Split) or hasattr(data, "batch"):
-        batches = Batches(data, BATCH, shuffle=False)
-        return (batch for batch, _ in islice(batches.from_iteration(0), len(batches)))
+        return Batches(data, BATCH, shuffle=False).in_order()
     if isinstance(data, Tensor):
         return data.split(BATCH)  # type: ignore[no-untyped-call, no-any-return]
     if isinstance(data, tuple) and data and all(isinstance(part, Tensor) for part in data):
@@ -54,9 +52,7 @@ def _all_batches(data: Any) -> Iterable[Any]:
             return zip(*(part.split(BATCH) for part in data), strict=True)
         if y is None:
             return data[0].split(BATCH)  # type: ignore[no-any-return]
-        whole = Split(x, y, t, dtype=x.dtype)
-        batches = Batches(whole, BATCH, shuffle=False)
-        return (batch for batch, _ in islice(batches.from_iteration(0), len(batches)))
+        return Batches(Split(x, y, t, dtype=x.dtype), BATCH, shuffle=False).in_order()
     parts = data if isinstance(data, tuple | list) else (data,)
     foreign = next((part for part in parts if hasattr(part, "__array__") and not isinstance(part, Tensor)), None)
     if foreign is not None:

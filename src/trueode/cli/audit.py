@@ -19,44 +19,24 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     """The parser of the command."""
     parser = Parser(prog, description=DESCRIPTION, formatter_class=formatter)
     add = parser.add_argument
-    add(
-        "target",
-        metavar="TARGET",
-        help="the directory of a run, or module:name of a model or of a function that makes one",
-    )
+    add("target", metavar="TARGET", help="directory of a run, or module:name of a model or what makes one")
     add("--data", metavar="MODULE:NAME", help="the samples, or a function that makes them: a loader of batches (x, y)")
-    add(
-        "--task",
-        choices=("auto", *TASKS, "density"),
-        default="auto",
-        help="what a model has learned (auto: by its targets)",
-    )
+    add("--task", choices=("auto", *TASKS, "density"), default="auto", help="what is learned (auto: by targets)")
     add("--call", metavar="MODULE:NAME", help="function (model, batch) -> outputs (default: model(x))")
     add("--metric", metavar="MODULE:NAME", help="function (outputs, y) -> a value for each sample")
     add("--split", choices=("test", "train"), default="test", help="samples of a run (default: test)")
     add("--data_dir", metavar="DIR", help="where the data of a run lies (default: where it was)")
-    add(
-        "--margin",
-        type=share,
-        default=0.01,
-        metavar="SHARE",
-        help="share of predictions that may change (default: 0.01)",
-    )
+    add("--margin", type=share, default=0.01, metavar="SHARE", help="share of predictions that may change (0.01)")
     add("--samples", type=positive, default=1000, metavar="N", help="look at the first N samples (default: 1000)")
     add(
         "--methods",
         type=_methods,
         default=("euler", "midpoint", "rk4", "bosh3", "dopri5"),
         metavar="LIST",
-        help="methods to try, by commas (default: euler,midpoint,rk4,bosh3,dopri5)",
+        help="methods to try, by commas",
     )
     add("--decision", metavar="MODULE:NAME", help="function outputs -> what they decide (a sign, a threshold)")
-    add(
-        "--tolerance",
-        type=positive_number,
-        metavar="SHARE",
-        help="how far numbers may move, of their spread (default: 0.01)",
-    )
+    add("--tolerance", type=positive_number, metavar="SHARE", help="how far numbers may move, of their spread (0.01)")
     add("--absolute", type=positive_number, metavar="SIZE", help="the same in the units of the outputs")
     add("--ignore_index", type=int, metavar="LABEL", help="label of predictions that do not count (default: -100)")
     add("--population", choices=("sample", "all"), default="sample", help="all: there are no other samples than these")

@@ -66,9 +66,9 @@ class Batches:
         return self.split.read(self._indices(i), self.num_workers)
 
     def in_order(self) -> Iterator[Batch]:
-        """All batches once, in the order of the split: this rank's part, left out where it is empty."""
+        """All batches once, in the order of the split: this rank's part, which may be empty."""
         parts = map(self._part, self._batches(torch.arange(len(self.split), device="cpu")))
-        return (batch for batch, _ in self.split.read((part for part in parts if len(part[0])), self.num_workers))
+        return (batch for batch, _ in self.split.read(parts, self.num_workers))
 
     def first(self) -> tuple[Tensor, int]:
         """The indices of this rank's part of the first batch, and the size of the whole batch."""

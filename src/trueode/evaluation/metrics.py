@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from math import nan
 from typing import Any
 
@@ -106,8 +105,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def batches_of(split: Samples, batch_size: int, model: torch.nn.Module, ranks: Ranks = ALONE) -> Iterator[Batch]:
     """This rank's part of all batches in order, on the model's device; a part may be empty, so that ranks keep in step."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batches = Batches(split, batch_size, shuffle=False, rank=ranks.rank, world_size=ranks.world_size)
-    for batch, _ in islice(batches.from_iteration(0), len(batches)):
+    for batch in Batches(split, batch_size, shuffle=False, rank=ranks.rank, world_size=ranks.world_size).in_order():
         yield to_device(batch, device)
 
 

@@ -1,4 +1,4 @@
-"""Where and how an adaptation looks at the model: solvers compared on a batch, flips counted on unseen inputs."""
+"""Where and how an adaptation looks at the model: solvers compared on a batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.adaptation import Measure, ModelInspection
+from trueode.adaptation import Measure
 from trueode.data import Batch, Unseen
 from trueode.distributed import Ranks
-from trueode.evaluation import Flips, Task, to_device
-from trueode.models import NeuralODE
+from trueode.evaluation import Task, to_device
 from trueode.seeds import torch_stream
 from trueode.solvers import Solution, Solver
 from trueode.training.state import State
@@ -101,40 +100,6 @@ class Checks:
         mean = self.ranks.sum(x.double().sum()) / numbers
         deviation = (self.ranks.sum((x.double() - mean).square().sum()) / numbers).sqrt()
         return batch._replace(x=x + (NOISE * deviation).to(x.dtype) * part)
-
-
-class SharedInspection:
-    """An `Inspection` by the main rank; the others learn what it found.
-
-    Attributes:
-        evaluations: field evaluations spent, counted in samples.
-    """
-
-    def __init__(self, model: NeuralODE, unseen: Unseen, task: Task, ranks: Ranks, batch_size: int) -> None:
-        self._model, self._unseen, self._ranks = model, unseen, ranks
-        self._inspection = ModelInspection(model, unseen.attempt, task, batch_size=batch_size)
-        self.source = unseen.source
-        self.evaluations = 0.0
-
-    def size(self, attempt: int) -> int:
-        """The number of inputs of an attempt."""
-        return self._unseen.size
-
-    def count(self, solver: Solver, attempt: int) -> Flips:
-        """Flips among the inputs of an attempt."""
-        facts, trouble = torch.zeros(8, dtype=torch.float64, device="cpu"), ""
-        if self._ranks.is_main:
-            reduce, self._model.reduce = self._model.reduce, None  # the other ranks do not take part
-            try:
-                found = self._inspection.count(solver, attempt)
-            finally:
-                self._model.reduce = reduce
-            trouble = found.trouble
-            facts[:] = torch.tensor([float(x) for x in found.to_dict().values() if not isinstance(x, str)])
-        *counts, share, constant, evaluations = self._ranks.sum(facts).tolist()
-        self.evaluations += evaluations
-        n, flips, blown_up, unresolved, rounding = map(round, counts)
-        return Flips(n, flips, blown_up, unresolved, rounding, share, bool(constant), evaluations, trouble)
 
 
 def accuracy_difference(task: Task, ranks: Ranks) -> Difference:

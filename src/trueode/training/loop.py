@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trueode.adaptation import Progress, Refine
+from trueode.adaptation import ModelInspection, Progress, Refine
 from trueode.data import Batch, Batches, Dataset
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
@@ -21,7 +21,7 @@ from trueode.interrupts import interrupts
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solution, Solver
 from trueode.solvers.clock import seconds
-from trueode.training.checks import Checks, SharedInspection, calls
+from trueode.training.checks import Checks, calls
 from trueode.training.memory import bytes_per_step, free_memory
 from trueode.training.state import State
 
@@ -211,7 +211,9 @@ def _certify(state: State, task: Task, checks: Checks, ranks: Ranks, hooks: Hook
     """Ask the rule for a certificate of the trained model; if it wants another solver and more iterations, provide them."""
     assert state.rule is not None
     assert checks.unseen is not None
-    inspection = SharedInspection(state.model, checks.unseen, task, ranks, checks.batch_size)
+    inspection = ModelInspection(
+        state.model, checks.unseen.attempt, task, batch_size=checks.batch_size, source=checks.unseen.source, ranks=ranks
+    )
     hooks.doing("certifying on unseen inputs")
     answer = state.rule.certify(inspection)
     state.evaluations += inspection.evaluations
