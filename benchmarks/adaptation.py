@@ -69,13 +69,12 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     from trueode.data.spheres import concentric_spheres
     from trueode.distributed import Ranks
     from trueode.options import load_options
-    from trueode.training import Hooks, State, train
+    from trueode.training import Hooks, State
 
     words = f"{RULES[rule_name]} --random_seed {seed} --niter {NITER} --data_dir {os.environ['TRUEODE_DATA']}".split()
     options, _ = load_options(words)
-    ranks = Ranks(0, 1, torch.device("cpu"))
-    parts = build_run(options, ranks)
-    state, rule, model = parts.state, parts.state.rule, parts.state.model
+    _, trainer = build_run(options, Ranks(0, 1, torch.device("cpu")))
+    state, rule, model = trainer.state, trainer.state.rule, trainer.state.model
     fresh, labels = concentric_spheres(MANY, 2, np.random.default_rng([2026, seed]))
     points, classes = torch.from_numpy(fresh), torch.from_numpy(labels)
 
@@ -96,13 +95,12 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
         accuracy.append((current.iteration, right[0], right[1]))
         clock["looking"] += time.perf_counter() - start
 
-    checks: Any = parts.checks
     if rule is not None:
         state.rule = _Timed(rule, clock, {"propose": "checking", "certify": "certifying"})  # type: ignore[assignment]
-        checks = _Timed(checks, clock, {"measure": "checking"})
-    schedule = replace(parts.schedule, checkpoint=EVERY)
-    hooks = Hooks(rows.append, look, lambda text: None)
-    finish(train(state, parts.dataset, parts.task, parts.batches, schedule, ranks, hooks, checks))
+        trainer.checks = _Timed(trainer.checks, clock, {"measure": "checking"})  # type: ignore[assignment]
+    trainer.schedule = replace(trainer.schedule, checkpoint=EVERY)
+    trainer.hooks = Hooks(rows.append, look)
+    finish(trainer)
     seconds = time.perf_counter() - begin - clock["looking"]
 
     own, exact = predictions(model, state.solver, points)
@@ -184,9 +182,9 @@ def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> t
     return torch.cat(own), torch.cat(exact)
 
 
-def finish(outcome: Any) -> None:
-    """Refuse to measure a model whose training was interrupted by a signal."""
-    if outcome.status != "finished":
+def finish(trainer: Any) -> None:
+    """Train to the end; refuse to measure a model whose training was interrupted by a signal."""
+    if not trainer.run():
         raise SystemExit("The training was interrupted, so nothing is measured.")
 
 

@@ -60,7 +60,7 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
     from trueode.distributed import Ranks
     from trueode.evaluation import count_flips, evaluate, finer_solver
     from trueode.options import load_options
-    from trueode.training import Hooks, State, train
+    from trueode.training import Hooks, State
 
     flags, n_test = DATA[name]
     method, _, steps = way.partition(" x ")
@@ -69,10 +69,9 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
     if "--data_dir" not in words:
         words += ["--data_dir", where]
     options, _ = load_options(words)
-    ranks = Ranks(0, 1, torch.device("cpu"))
-    parts = build_run(options, ranks)
-    state, task, rule, model = parts.state, parts.task, parts.state.rule, parts.state.model
-    test, niter = parts.dataset.test.first(n_test), options.niter
+    _, trainer = build_run(options, Ranks(0, 1, torch.device("cpu")))
+    state, task, rule, model = trainer.state, trainer.task, trainer.state.rule, trainer.state.model
+    test, niter = trainer.dataset.test.first(n_test), options.niter
     worst, trained = [0.0], {"evaluations": 0.0}
     begin = time.perf_counter()
 
@@ -98,9 +97,9 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
 
     if rule is not None:
         state.rule = Observed()  # type: ignore[assignment]
-    hooks = Hooks(lambda row: None, look, lambda text: None)
-    schedule = replace(parts.schedule, checkpoint=niter // 10)
-    finish(train(state, parts.dataset, task, parts.batches, schedule, ranks, hooks, parts.checks))
+    trainer.hooks = Hooks(checkpoint=look)
+    trainer.schedule = replace(trainer.schedule, checkpoint=niter // 10)
+    finish(trainer)
     total = state.evaluations / state.samples
     nfe = trained["evaluations"] or total
     found = count_flips(model, test, task, state.solver)

@@ -75,18 +75,15 @@ def trained(method: str, n_steps: int, seed: int, data_dir: str) -> Any:
     from trueode.build import build_run
     from trueode.distributed import Ranks
     from trueode.options import load_options
-    from trueode.training import Hooks, train
 
     niter = NITER if n_steps <= 100 else NITER_FINE
     words = f"--solver {method} --n_steps {n_steps} --random_seed {seed} --niter {niter} --data_dir {data_dir}".split()
     words += ["--max_steps", "512"]
     options, _ = load_options(words)
-    ranks = Ranks(0, 1, torch.device("cpu"))
-    parts = build_run(options, ranks)
-    hooks = Hooks(lambda row: None, lambda state: None, lambda text: None)
-    finish(train(parts.state, parts.dataset, parts.task, parts.batches, parts.schedule, ranks, hooks, parts.checks))
-    model = parts.state.model.eval()
-    model.solver = parts.state.solver
+    _, trainer = build_run(options, Ranks(0, 1, torch.device("cpu")))
+    finish(trainer)
+    model = trainer.state.model.eval()
+    model.solver = trainer.state.solver
     return model
 
 

@@ -335,11 +335,11 @@ def test_the_wanted_fidelity_reaches_target_and_certificate(tmp_path: Path) -> N
 
 def test_what_is_kept_from_training(tmp_path: Path) -> None:
     options = opt(data_dir=str(tmp_path), use_step_adaption_algo=True, solver="rk4", fidelity=0.02, **FIDELITY)
-    parts = build_run(options, ALONE)
-    assert parts.checks.unseen is not None
-    assert parts.checks.unseen.size == 500
-    assert (parts.checks.on, parts.checks.interval) == ("held_out", options.adaption_interval)
-    assert len(parts.dataset.train) == 2000
-    paper = build_run(opt(data_dir=str(tmp_path), use_step_adaption_algo=True), ALONE)
+    _, trainer = build_run(options, ALONE)
+    assert trainer.checks.unseen is not None
+    assert trainer.checks.unseen.size == 500
+    assert (trainer.checks.on, trainer.checks.interval) == ("held_out", options.adaption_interval)
+    assert len(trainer.dataset.train) == 2000
+    _, paper = build_run(opt(data_dir=str(tmp_path), use_step_adaption_algo=True), ALONE)
     assert paper.checks.unseen is None
     assert paper.checks.on == "batch"

@@ -84,6 +84,7 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.is_main
     x = torch.randn(3, requires_grad=True)
     assert ranks.sum(x) is x
+    assert [ranks.any(fact) for fact in (True, False)] == [True, False]
     with ranks.main_first():
         pass
     ranks.close()
@@ -112,6 +113,7 @@ def work(folder: Path, rank: int, world_size: int, port: int) -> None:
     total = ranks.sum(x)
     assert not total.requires_grad
     assert x.tolist() == [1.0, 0.1 * (rank + 1)]  # not changed in place
+    assert [ranks.any(rank == one) for one in (0, 1, 2)] == [True, True, False]
     for _ in range(2):  # again: nothing of the first time is left
         with ranks.main_first():
             if ranks.is_main:

@@ -19,7 +19,7 @@ from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.seeds import torch_stream
 from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, get_tableau
-from trueode.training import Schedule, State
+from trueode.training import Schedule, State, Trainer
 from trueode.training.checks import Checks, accuracy_difference, prediction_difference
 from trueode.training.optimizers import Optimizer, make_optimizer
 
@@ -55,22 +55,8 @@ class Shape:
         return self.t_end - self.t_start
 
 
-@dataclass(frozen=True)
-class Parts:
-    """All that a run is made of; fields as the arguments of `train`."""
-
-    shape: Shape
-    dataset: Dataset
-    task: Task
-    batches: Batches
-    state: State
-    schedule: Schedule
-    checks: Checks
-    field: nn.Module | None
-
-
-def build_run(options: Options, ranks: Ranks) -> Parts:
-    """The parts of a new run, on this rank.
+def build_run(options: Options, ranks: Ranks) -> tuple[Shape, Trainer]:
+    """The training of a new run on this rank, and what its model must know of the data.
 
     Raises:
         DataError: the data is not there or not usable.
@@ -95,7 +81,7 @@ def build_run(options: Options, ranks: Ranks) -> Parts:
         options.model_checkpoint_freq,
     )
     checks, field = build_checks(options, task, unseen, ranks), build_training_field(options, model)
-    return Parts(shape, dataset, task, batches, state, schedule, checks, field)
+    return shape, Trainer(state, dataset, task, batches, schedule, ranks, checks, field)
 
 
 def build_data(options: Options) -> Dataset:
@@ -255,13 +241,12 @@ def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | No
 
 def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ranks) -> Checks:
     """What the adaptation sees of the training."""
-    if not options.certifies:
-        return Checks(task, ranks, accuracy_difference(task, ranks), interval=options.adaption_interval)
+    difference = prediction_difference if options.certifies else accuracy_difference
     return Checks(
         task,
         ranks,
-        prediction_difference(task, ranks),
-        on=options.check_on,
+        difference(task, ranks),
+        on=options.check_on if options.certifies else "batch",
         unseen=unseen,
         seed=options.random_seed,
         size=CHECKED,

@@ -44,6 +44,10 @@ class Ranks:
         torch.distributed.all_reduce(total)
         return total
 
+    def any(self, fact: bool) -> bool:
+        """Whether something is so on any rank; all must ask."""
+        return bool(self.sum(torch.tensor(float(fact), device="cpu")) > 0)
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Do something on the main rank before the others do it: they find what it left on the disk."""

@@ -16,7 +16,7 @@ from trueode.models import NeuralODE
 from trueode.options import make_options
 from trueode.runs import read_checkpoint, save_checkpoint
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solver, get_tableau, solve
-from trueode.training import Hooks, Row, Schedule, State, loop, train
+from trueode.training import Hooks, Row, Schedule, State, memory
 from trueode.training.memory import bytes_per_step, free_memory
 
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, **values: Any
 ) -> tuple[State, list[str], list[Row]]:
     """Three iterations of a run on a machine with so much memory (None: plenty): state, notices, rows."""
-    monkeypatch.setattr(loop, "free_memory", lambda device: 2**60 if free is None else free)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**60 if free is None else free)
     how = {
         "niter": 3,
         "batch_size": 32,
@@ -112,17 +112,14 @@ def trained(
         **values,
     }
     options = make_options(how)
-    ranks = Ranks(0, 1, CPU)
-    parts = build_run(options, ranks)
-    state = parts.state
+    _, trainer = build_run(options, Ranks(0, 1, CPU))
     notices: list[str] = []
     rows: list[Row] = []
-    schedule = Schedule(options.niter, log=1, test=None, check=options.adaption_interval, checkpoint=10)
-    hooks = Hooks(rows.append, lambda state: None, notices.append)
-    outcome = train(state, parts.dataset, parts.task, parts.batches, schedule, ranks, hooks, parts.checks)
-    assert outcome.status == "finished"
-    assert state.iteration == 3
-    return state, notices, rows
+    trainer.schedule = Schedule(options.niter, log=1, test=None, check=options.adaption_interval, checkpoint=10)
+    trainer.hooks = Hooks(rows.append, notice=notices.append)
+    assert trainer.run()
+    assert trainer.state.iteration == 3
+    return trainer.state, notices, rows
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -181,7 +178,7 @@ def test_a_state_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     state, _, _ = trained(tmp_path, monkeypatch, None, **how)
     saved = read_checkpoint(save_checkpoint(tmp_path, 3, state.state_dict()))
     options = make_options({"data_dir": str(tmp_path / "data"), "precision": "float64", "random_seed": 1, **how})
-    fresh = build_run(options, Ranks(0, 1, CPU)).state
+    fresh = build_run(options, Ranks(0, 1, CPU))[1].state
     rule = fresh.rule
     assert rule is not None
     assert fresh.solver != state.solver

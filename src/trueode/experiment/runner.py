@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from rich.console import Console
 
 from trueode import distributed
 from trueode.adaptation import Certifier
-from trueode.build import Parts, Shape, build_run
+from trueode.build import Shape, build_run
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
 from trueode.evaluation import shown
@@ -20,9 +22,10 @@ from trueode.experiment.closing import draw, judge, where
 from trueode.experiment.saved import refuse_other_start, resumed, start
 from trueode.options import Options, dump_yaml, make_options, read_file
 from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
-from trueode.training import Hooks, Outcome, Row, State, train
+from trueode.training import Hooks, Row, State, Trainer
 from trueode.training.progress import Progress
-from trueode.training.threads import spared
+
+INTERRUPTED = 130  # the exit code of a command that the user interrupted
 
 
 def run(options: Options, given: frozenset[str] = frozenset()) -> int:
@@ -42,76 +45,64 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
     if len(gpus) > 1 and not distributed.launched():
         return distributed.launch(["-m", "trueode", "train", *options.flags(given)], len(gpus))
     ranks, console = start(options)
-    directory = None
     try:
-        if options.resume:
-            directory = RunDirectory.open(options.output_dir, options.name)
-            if ranks.is_main:
-                directory.lock()
-            options = resumed(options, given, directory)
-        elif ranks.is_main:
-            directory = RunDirectory.create(
-                options.output_dir, options.name, explicit="name" in given, overwrite=options.overwrite
-            )
-            if directory.name != options.name:
-                console.print(f"{options.output_dir}/{options.name} exists: this run is called {directory.name}.")
-                options = options.model_copy(update={"name": directory.name})
-        return _train(options, directory, ranks, console)
+        work = _lead if ranks.is_main else _follow
+        return work(options, given, ranks, console)
     finally:
         ranks.close()
-        if directory is not None:
-            directory.release()
 
 
-def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, console: Console) -> int:
-    """Train on this rank; the main rank writes, evaluates and speaks."""
+def _follow(options: Options, given: frozenset[str], ranks: Ranks, console: Console) -> int:
+    """Train on a rank that only computes."""
+    earlier = RunDirectory.open(options.output_dir, options.name) if options.resume else None
+    options = options if earlier is None else resumed(options, given, earlier)
+    _, trainer = build_run(options, ranks)
+    if earlier is not None:
+        _restore(trainer, earlier, console)
+    return 0 if trainer.run() else INTERRUPTED
+
+
+def _lead(options: Options, given: frozenset[str], ranks: Ranks, console: Console) -> int:
+    """Train on the main rank, which also writes, evaluates and speaks."""
+    place, name = options.output_dir, options.name
+    if options.resume:
+        directory = RunDirectory.open(place, name)
+        directory.lock()
+    else:
+        directory = RunDirectory.create(place, name, explicit="name" in given, overwrite=options.overwrite)
+    try:
+        if options.resume:
+            options = resumed(options, given, directory)
+        elif directory.name != name:
+            console.print(f"{place}/{name} exists: this run is called {directory.name}.")
+            options = options.model_copy(update={"name": directory.name})
+        return _train(options, directory, ranks, console)
+    finally:
+        directory.release()
+
+
+def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Console) -> int:
+    """Train and tell how it ended."""
     begin = time.time()
-    parts = build_run(options, ranks)
-    shape, dataset, task, state = parts.shape, parts.dataset, parts.task, parts.state
-    model = state.model
-    if directory is not None and options.overwrite:  # not before all that the options ask for is there
+    shape, trainer = build_run(options, ranks)
+    state = trainer.state
+    if options.overwrite:  # not before all that the options ask for is there
         directory.clear()
-    resuming = directory is not None and any(directory.checkpoints.glob("*.pt"))
-    if directory is not None and resuming:
-        _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
-        state.load_state_dict(saved)
-        refuse_other_start(Shape(**saved["shape"]), dataset)
-        if state.iteration >= options.niter + state.extra:
-            console.print(f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer.")
-    if ranks.world_size > 1:
-        model.reduce = ranks.sum
-    if not ranks.is_main:
-        silent = Hooks(lambda row: None, lambda state: None, lambda text: None)
-        return _code(_run_loop(parts, ranks, silent))
-
-    assert directory is not None
-    _describe(options, directory, state, resuming)
-    if parts.checks.unseen is not None:
-        hopeless = Certifier(options.fidelity).refuse(parts.checks.unseen.size)
-        if hopeless is not None:
-            console.print(
-                f"note: in the end it will be said: {hopeless.sentence}. A larger --held_out keeps more of them."
-            )
-    console.print(
-        f"{options.dataset}, {options.network}, {state.solver}: {options.niter} iterations, results in {directory.path}"
-    )
+    _restore(trainer, directory, console)
+    _announce(options, directory, trainer, console)
     status = "failed"
     try:
-        with ExitStack() as stack:
-            hooks = _hooks(options, directory, task.metric_name, shape, state, console, stack)
+        with _recorded(options, directory, shape, trainer, console):
             if state.iteration == 0:
-                hooks.checkpoint(state)
-            outcome = _run_loop(parts, ranks, hooks)
-            status = outcome.status
+                trainer.hooks.checkpoint(state)
+            status = "finished" if trainer.run() else "interrupted"
     except (DivergenceError, SolveError) as failure:
         status = "diverged"
         kept = f"The last checkpoint from before is kept in {directory.checkpoints}."
-        message = f"Training stopped. {failure} {kept}"
-        if isinstance(failure, SolveError):
-            raise SolveError(message, failure.status) from None
-        raise DivergenceError(message) from None
+        failure.args = (f"Training stopped. {failure} {kept}",)
+        raise
     except KeyboardInterrupt:
-        status, outcome = "interrupted", Outcome("interrupted")
+        status = "interrupted"
     finally:
         directory.update(
             status=status,
@@ -120,13 +111,100 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
             nfe_per_iteration=state.evaluations / max(state.samples, 1),
             seconds=time.time() - begin,
         )
-    if outcome.status == "interrupted":
-        console.print(
-            f"interrupted after iteration {state.iteration}; go on with: python train.py --resume true "
-            f"{where(options, directory)}"
-        )
-        return _code(outcome)
+    if status == "interrupted":
+        go_on = f"go on with: python train.py --resume true {where(options, directory)}"
+        console.print(f"interrupted after iteration {state.iteration}; {go_on}")
+        return INTERRUPTED
     ranks.close()
+    _close(options, directory, shape, trainer, console, begin)
+    return 0
+
+
+def _restore(trainer: Trainer, directory: RunDirectory, console: Console) -> None:
+    """Take over the newest checkpoint of a directory, if there is one."""
+    if directory.has_checkpoints:
+        _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
+        trainer.state.load_state_dict(saved)
+        refuse_other_start(Shape(**saved["shape"]), trainer.dataset)
+
+
+def _announce(options: Options, directory: RunDirectory, trainer: Trainer, console: Console) -> None:
+    """Tell what runs, also in ``config.yaml`` and ``run.json``."""
+    state, unseen = trainer.state, trainer.checks.unseen
+    if trainer.done:
+        console.print(f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer.")
+    facts: dict[str, Any] = {"status": "running", "seed": options.random_seed, "iteration": state.iteration}
+    if directory.has_checkpoints and options.niter != (before := make_options(read_file(directory.config)).niter):
+        facts["continued"] = f"--niter was raised from {before} to {options.niter} at iteration {state.iteration}"
+    write_text(directory.config, dump_yaml(options.model_copy(update={"resume": False, "overwrite": False})))
+    directory.start(facts)
+    hopeless = None if unseen is None else Certifier(options.fidelity).refuse(unseen.size)
+    if hopeless is not None:
+        console.print(f"note: in the end it will be said: {hopeless.sentence}. A larger --held_out keeps more of them.")
+    console.print(
+        f"{options.dataset}, {options.network}, {state.solver}: {options.niter} iterations, results in {directory.path}"
+    )
+
+
+@contextmanager
+def _recorded(
+    options: Options, directory: RunDirectory, shape: Shape, trainer: Trainer, console: Console
+) -> Iterator[None]:
+    """A block in which what a trainer finds is written to the directory and shown on the console."""
+    metric, iteration = trainer.task.metric_name, trainer.state.iteration
+    columns = _columns(options, metric)
+    cut_history(directory.history, iteration)
+    with ExitStack() as stack:
+        history = stack.enter_context(History(directory.history, columns))
+        progress = stack.enter_context(Progress(trainer.total, iteration, console))
+        board = None
+        if options.use_tensorboard:
+            from trueode.training.board import Board
+
+            board = stack.enter_context(Board(directory.tensorboard_logs, iteration))
+
+        def row(values: Row) -> None:
+            values = {name: value for name, value in values.items() if name in columns}
+            history.append(values)
+            texts = {"loss": f"{values['loss']:.4g}", metric: shown(metric, values[metric])}
+            texts |= {"NFE": f"{values['nfe']:.4g}", "steps": f"{values['n_steps']:.4g}"}
+            if f"test_{metric}" in values:
+                texts[f"test {metric}"] = shown(metric, values[f"test_{metric}"])
+            progress.update(int(values["iteration"]), texts, trainer.total)
+            if board is not None:
+                board.add(values)
+
+        def checkpoint(state: State) -> None:
+            history.flush()  # rows first: a checkpoint never knows more than the history
+            directory.forget_audit()
+            save_checkpoint(directory.checkpoints, state.iteration, {**state.state_dict(), "shape": asdict(shape)})
+
+        @cache  # each notice comes once
+        def notice(text: str) -> None:
+            console.print(f"note: {text}")
+
+        trainer.hooks = Hooks(row, checkpoint, notice, progress.doing)
+        yield
+
+
+def _columns(options: Options, metric: str) -> list[str]:
+    """The columns of the history, in their order."""
+    adapts, auto = options.use_step_adaption_algo, options.solver == "auto"
+    columns = ["iteration", "loss", metric, "test_loss", f"test_{metric}"]
+    columns += [f"test_{metric}_reference"] if adapts else []
+    columns += ["nfe", "nfe_backward", "nfe_total", "n_steps"]
+    columns += ["tolerance"] if auto or not options.fixed_step else []
+    columns += ["step_size"] if options.fixed_step else []
+    columns += ["order"] if auto else []
+    columns += ["signal", "target"] if adapts else []
+    return [*columns, "seconds"]
+
+
+def _close(
+    options: Options, directory: RunDirectory, shape: Shape, trainer: Trainer, console: Console, begin: float
+) -> None:
+    """Certificate, verdict and figures of the trained model; ``begin``: when the run began."""
+    state, model, dataset = trainer.state, trainer.state.model, trainer.dataset
     model.reduce, model.solver = None, state.solver
     found = judge(
         options, directory, model, shape, dataset.test, "test", state.evaluations, console, state.certificate
@@ -139,88 +217,3 @@ def _train(options: Options, directory: RunDirectory | None, ranks: Ranks, conso
         verdict=found.verdict, sentence=found.sentence, solver=str(state.solver), seconds=time.time() - begin
     )
     console.print(f"results: {directory.path}")
-    return 0
-
-
-def _run_loop(parts: Parts, ranks: Ranks, hooks: Hooks) -> Outcome:
-    with spared(parts.state.model, parts.batches.batch_size, parts.shape.sample):
-        return train(
-            parts.state,
-            parts.dataset,
-            parts.task,
-            parts.batches,
-            parts.schedule,
-            ranks,
-            hooks,
-            parts.checks,
-            parts.field,
-        )
-
-
-def _code(outcome: Outcome) -> int:
-    return 130 if outcome.status == "interrupted" else 0
-
-
-def _describe(options: Options, directory: RunDirectory, state: State, resuming: bool) -> None:
-    """Write what runs: ``config.yaml`` and ``run.json``."""
-    facts: dict[str, Any] = {"status": "running", "seed": options.random_seed, "iteration": state.iteration}
-    if resuming:
-        before = make_options(read_file(directory.config)).niter
-        if options.niter != before:
-            facts["continued"] = f"--niter was raised from {before} to {options.niter} at iteration {state.iteration}"
-    again = options.model_copy(update={"resume": False, "overwrite": False})
-    write_text(directory.config, dump_yaml(again))
-    directory.start(facts)
-
-
-def _hooks(
-    options: Options,
-    directory: RunDirectory,
-    metric: str,
-    shape: Shape,
-    state: State,
-    console: Console,
-    stack: ExitStack,
-) -> Hooks:
-    """Where the main rank's results go."""
-    columns = ["iteration", "loss", metric, "test_loss", f"test_{metric}"]
-    columns += [f"test_{metric}_reference"] if state.rule is not None else []
-    columns += ["nfe", "nfe_backward", "nfe_total", "n_steps"]
-    columns += ["tolerance"] if options.solver == "auto" or not options.fixed_step else []
-    columns += ["step_size"] if options.fixed_step else []
-    columns += ["order"] if options.solver == "auto" else []
-    columns += ["signal", "target"] if state.rule is not None else []
-    columns += ["seconds"]
-    cut_history(directory.history, state.iteration)
-    history = stack.enter_context(History(directory.history, columns))
-    progress = stack.enter_context(Progress(options.niter + state.extra, state.iteration, console))
-    board = None
-    if options.use_tensorboard:
-        from trueode.training.board import Board
-
-        board = stack.enter_context(Board(directory.tensorboard_logs, state.iteration))
-    told: set[str] = set()
-
-    def row(values: Row) -> None:
-        values = {name: value for name, value in values.items() if name in columns}
-        history.append(values)
-        known = {name: value for name, value in values.items() if value is not None}
-        texts = {"loss": f"{known['loss']:.4g}", metric: shown(metric, known[metric])}
-        texts |= {"NFE": f"{known['nfe']:.4g}", "steps": f"{known['n_steps']:.4g}"}
-        if f"test_{metric}" in known:
-            texts[f"test {metric}"] = shown(metric, known[f"test_{metric}"])
-        progress.update(int(known["iteration"]), texts, options.niter + state.extra)
-        if board is not None:
-            board.add(values)
-
-    def checkpoint(current: State) -> None:
-        history.flush()  # rows first: a checkpoint never knows more than the history
-        directory.forget_audit()
-        save_checkpoint(directory.checkpoints, current.iteration, {**current.state_dict(), "shape": asdict(shape)})
-
-    def notice(text: str) -> None:
-        if text not in told:
-            told.add(text)
-            console.print(f"note: {text}")
-
-    return Hooks(row, checkpoint, notice, progress.doing)

@@ -105,6 +105,11 @@ class RunDirectory:
             raise RunNotFoundError(f"There is no run {root / name} (no config.yaml in it).{there}")
         return cls(root / name)
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether there is something to go on from."""
+        return any(self.checkpoints.glob("*.pt"))
+
     def lock(self) -> None:
         """Keep others from writing here.
 

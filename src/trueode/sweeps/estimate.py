@@ -6,9 +6,7 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass
-from itertools import islice
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich import box
@@ -17,17 +15,16 @@ from rich.table import Table
 
 from trueode.build import build_run
 from trueode.catalog import METHODS
-from trueode.data import Batches
 from trueode.distributed import Ranks
 from trueode.errors import TrueodeError
-from trueode.evaluation import evaluate, get_task
+from trueode.evaluation import evaluate
 from trueode.options import Options
 from trueode.solvers import get_tableau
 from trueode.sweeps.bar import shown_time
 from trueode.sweeps.directory import SweepDirectory, done_share
 from trueode.sweeps.local import cores
 from trueode.sweeps.plan import Plan
-from trueode.training import Hooks, Schedule, train
+from trueode.training import Schedule
 
 ITERATIONS = 20
 WARM = 5  # iterations before the clock starts: the first ones allocate
@@ -55,24 +52,18 @@ def estimate(options: Options) -> Cost:
     with tempfile.TemporaryDirectory() as scratch:
         place: dict[str, Any] = {"niter": ITERATIONS + WARM, "output_dir": scratch, "evaluate_test_acc": False}
         few = options.model_copy(update=place)
-        parts = build_run(few, ALONE)
-        state, silent = parts.state, Hooks(lambda row: None, lambda state: None, lambda text: None)
-
-        def train_for(n: int) -> None:
-            """Some iterations of an endless run: at its end there would be a certificate."""
-            first = SimpleNamespace(from_iteration=lambda start: islice(parts.batches.from_iteration(start), n))
-            schedule = Schedule(NEVER, NEVER, None, options.adaption_interval, NEVER)
-            train(state, parts.dataset, parts.task, cast(Batches, first), schedule, ALONE, silent, parts.checks)
-
-        train_for(WARM)
+        _, trainer = build_run(few, ALONE)
+        state = trainer.state
+        trainer.schedule = Schedule(NEVER, NEVER, None, options.adaption_interval, NEVER)  # in the end it would certify
+        trainer.run(WARM)
         begin, before, seen = time.perf_counter(), state.evaluations, state.samples
-        train_for(ITERATIONS)
+        trainer.run(ITERATIONS)
         iteration = (time.perf_counter() - begin) / ITERATIONS
         nfe = (state.evaluations - before) / (state.samples - seen)
         begin = time.perf_counter()
-        tested = evaluate(state.model, parts.dataset.test.first(256), get_task(parts.shape.task), state.solver)
+        tested = evaluate(state.model, trainer.dataset.test.first(256), trainer.task, state.solver)
         each = (time.perf_counter() - begin) / (tested.n * tested.nfe)  # seconds for an evaluation of a sample
-    samples = len(parts.dataset.test)
+    samples = len(trainer.dataset.test)
     tests = options.niter // options.eval_interval if options.evaluate_test_acc else 0
     others = _swaps(options, tested.nfe) if options.evaluate_with_dif_solver else 0.0
     exact = options.verdict_budget * nfe * options.niter * options.batch_size / max(samples, 1)  # at most

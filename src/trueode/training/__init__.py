@@ -1,6 +1,6 @@
 """Training: the loop, what it keeps and what it shows."""
 
-from trueode.training.loop import Hooks, Outcome, Row, Schedule, train
+from trueode.training.loop import Hooks, Row, Schedule, Trainer
 from trueode.training.state import State
 
-__all__ = ["Hooks", "Outcome", "Row", "Schedule", "State", "train"]
+__all__ = ["Hooks", "Row", "Schedule", "State", "Trainer"]

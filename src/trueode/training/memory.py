@@ -1,19 +1,60 @@
-"""How much memory back-propagation needs, and how much there is."""
+"""How much memory back-propagation needs, how much there is, and what is done where it is too little."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from trueode.distributed import Ranks
 from trueode.models import NeuralODE
-from trueode.solvers import FixedStep, Solver, solve
+from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solver, solve
+from trueode.solvers.clock import seconds
+
+ADAPTIVE_STEPS = 100  # if this many steps fit, those of an adaptive solve are not counted beforehand
+
+
+class MemoryGuard:
+    """Changes from back-propagation to checkpoints where the activations would not fit, on all ranks or on none.
+
+    Args:
+        notice: told of the change.
+        ranks: the processes that train together.
+        field: as in `Trainer`.
+    """
+
+    def __init__(self, notice: Callable[[str], None], ranks: Ranks, field: nn.Module | None) -> None:
+        self._notice, self._ranks, self._field = notice, ranks, field
+        self._seen: Solver | None = None
+        self._step = 0
+
+    def choose_gradient(self, model: NeuralODE, x: Tensor, solver: Solver) -> None:
+        """Look whenever the solver changes, until the change is made."""
+        if self._seen == solver or not isinstance(model.gradient, Backprop):
+            return
+        self._step = self._step or bytes_per_step(model, x, solver, self._field)
+        self._seen = solver
+        free = free_memory(x.device)
+        length = seconds(model.t[1]) - seconds(model.t[0])
+        steps: float = solver.count(length) if isinstance(solver, FixedStep) else ADAPTIVE_STEPS
+        short = self._ranks.any(self._step * steps > free / 2)
+        if short and isinstance(solver, Adaptive):
+            with torch.no_grad():
+                steps = model(x, solver, field=self._field, return_solution=True)[1].mean_steps
+            short = self._ranks.any(self._step * steps > free / 2)
+        if short:
+            model.gradient = Checkpoint()
+            self._notice(
+                f"back-propagation would keep about {self._step * steps / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
+                "free: the run goes on with `--autodif checkpoint`, which gives the same gradient."
+            )
 
 
 def bytes_per_step(model: NeuralODE, x: Tensor, solver: Solver, field: nn.Module | None = None) -> int:
-    """Bytes that autograd keeps for one step of the solver on inputs ``x``, weights left out; ``field``: as in `train`."""
+    """Bytes that autograd keeps for one step of the solver on inputs ``x``, weights left out; ``field``: as in `Trainer`."""
     kept: dict[tuple[int, int], Tensor] = {}  # tensors, not sizes: an address must not be given out twice
     called = field or model.field
     weights = {p.data_ptr() for p in model.parameters()}
