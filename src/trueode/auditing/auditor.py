@@ -21,27 +21,15 @@ from trueode.auditing.reasons import find_reasons
 from trueode.auditing.report import Audit
 from trueode.catalog import METHODS
 from trueode.errors import UsageError, nearest
-from trueode.evaluation import (
-    Answer,
-    Decision,
-    Evaluation,
-    Flips,
-    Metric,
-    Performance,
-    Runnable,
-    SolverTable,
-    Status,
-    count_flips,
-    decide,
-    exact_flow,
-    level_of,
-    percent,
-    performance,
-    samples_for,
-    shown,
-)
-from trueode.evaluation.decision import MARGIN, check_margin
-from trueode.evaluation.exact_flow import PRECISE
+from trueode.evaluation.decision import LEVEL, MARGIN, Decision, Status, check_margin, decide, level_of
+from trueode.evaluation.exact_flow import PRECISE, exact_flow
+from trueode.evaluation.flips import Flips, count_flips
+from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.performance import Answer, Performance, performance
+from trueode.evaluation.runnable import Metric, Runnable
+from trueode.evaluation.solver_table import SolverTable
+from trueode.evaluation.statistics import percent, samples_for
+from trueode.evaluation.wording import shown
 from trueode.solvers import Solver
 
 TRIED = ("euler", "midpoint", "rk4", "bosh3", "dopri5")
@@ -167,7 +155,7 @@ def judge(
         margin: share of predictions that may change.
         look: as in `audit`.
         population: as in `audit`.
-        budget: field evaluations, counted in samples, that the exact flow may take; 0: it is not looked for.
+        budget: field evaluations, counted in samples, that the exact flow may take.
         what: how the metric of these samples is called in the sentence, ``{}`` standing for its name.
         progress: told of what is being done.
     """
@@ -185,8 +173,6 @@ def judge(
     )
     if violated := [each.text for each in preconditions if each.decisive and not each.holds]:
         return replace(judged, decision=replace(judged.decision, reason="; ".join(violated)))
-    if not budget:
-        return judged
     progress("exact flow")
     exact = exact_flow(runnable, own, level=PRECISE if methods else 0, budget=budget)
     counts = count_flips(runnable, None, own, exact)
@@ -263,7 +249,7 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
             f"{row.nfe:.4g}"
         )
     elif len(judged.rows) > 1:
-        needed = samples_for(judged.decision.margin, 1 - (judged.decision.level or 0.05))
+        needed = samples_for(judged.decision.margin, 1 - (judged.decision.level or LEVEL))
         found.append(
             f"no solver can be shown to be safe on {counts.n} samples: {needed} are needed"
             if counts.n < needed and judged.decision.level

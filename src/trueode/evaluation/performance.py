@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from math import nan
-from typing import Any
 
 from torch import Tensor
 
@@ -53,10 +52,6 @@ class Performance:
     lower: float = nan
     upper: float = nan
     margin: float = MARGIN
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**vars(self), "answer": self.answer.value}
 
 
 def performance(

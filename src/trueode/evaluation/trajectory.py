@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +37,6 @@ class Trajectory:
     def end(self) -> float:
         """The last time."""
         return float(self.times[-1])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in vars(self).items()}
 
 
 def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
