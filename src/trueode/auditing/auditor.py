@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.convergence import explore, find_safe, observed_orders
+from trueode.auditing.interception import version_of
 from trueode.auditing.model_under_test import Call, ModelUnderTest, model_under_test
 from trueode.auditing.preconditions import Precondition, prepare
 from trueode.auditing.preserve_state import modules_of, preserve_state
@@ -236,7 +237,7 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
             f"of all predictions {percent(counts.share)} change, mean over samples; the bounds are those of one prediction of each "
             "sample, drawn by chance"
         )
-    found += _vacuous(judged, runnable)
+    found += filter(None, [_vacuous(judged, runnable)])
     if (distinct := _distinct(runnable)) < runnable.n:
         found.append(
             f"only {distinct} of the {runnable.n} samples are distinct: the bounds hold for independent draws, so there is less "
@@ -258,19 +259,18 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     return found
 
 
-def _vacuous(judged: Audit, runnable: Runnable) -> list[str]:
+def _vacuous(judged: Audit, runnable: Runnable) -> str:
     outputs, metric, chance = judged.own.outputs, judged.performance.own, judged.chance
     assert outputs is not None
     classes = runnable.task.name == "classification" and runnable.task.decision is None
     if classes and len(torch.unique(outputs.argmax(1))) == 1:
-        return ["vacuous: the model predicts the same class for every sample, which no solver changes"]
-    if chance == chance and metric == metric and not (metric > chance if classes else metric < chance):
-        name = judged.performance.name
-        return [
-            f"vacuous: {name} {shown(name, metric)} is no better than a constant prediction ({shown(name, chance)}), and what a "
-            "model has not learned cannot change"
-        ]
-    return []
+        return "vacuous: the model predicts the same class for every sample, which no solver changes"
+    if not (metric <= chance if classes else metric >= chance):  # also where one is NaN
+        return ""
+    values = (shown(judged.performance.name, value) for value in (metric, chance))
+    return "vacuous: {} {} is no better than a constant prediction ({}), and what a model has not learned cannot change".format(
+        judged.performance.name, *values
+    )
 
 
 def _distinct(runnable: Runnable) -> int:
@@ -294,13 +294,15 @@ def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
     versions = {"trueode": __version__, "torch": torch.__version__, "python": platform.python_version()}
     solver = own.solver
     solvers = (solver.blocks or (solver,)) if isinstance(solver, FoundSolver) else ()
-    versions |= {found.library: _version(found.library) for found in solvers if found.library != "trueode"}
+    versions |= {found.library: version_of(found.library) for found in solvers if found.library != "trueode"}
+    known: dict[str, Any] = {"weights": None, "parameters": 0, "device": "cpu", "dtype": None}
+    if module is not None:
+        known |= {"weights": weights_hash(module), "parameters": sum(p.numel() for p in module.parameters())}
+    if first is not None:
+        known |= {"device": str(first.device), "dtype": str(first.dtype).removeprefix("torch.")}
     return {
         "model": type(model).__name__,
-        "weights": weights_hash(module) if module is not None else None,
-        "parameters": sum(p.numel() for p in module.parameters()) if module is not None else 0,
-        "device": str(first.device) if first is not None else "cpu",
-        "dtype": str(first.dtype).removeprefix("torch.") if first is not None else None,
+        **known,
         "seed": torch.initial_seed(),
         "machine": platform.machine(),
         "versions": versions,
@@ -319,12 +321,3 @@ def weights_hash(module: nn.Module) -> str:
         value = value if value.layout == torch.strided else value.to_dense()
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _version(library: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return "unknown"

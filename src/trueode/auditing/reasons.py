@@ -68,14 +68,12 @@ class Paths:
     Attributes:
         own: under the training solver, ``(points, n, d)``.
         exact: under the exact flow, ``(points, n, d)``.
-        autonomous: whether the field does not depend on time.
         predictions: of the samples under the training solver, ``(n,)``.
         predictions_exact: of the samples under the exact flow, ``(n,)``.
     """
 
     own: Tensor
     exact: Tensor
-    autonomous: bool
     predictions: Tensor
     predictions_exact: Tensor
 
@@ -106,7 +104,7 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     paths, crossings, crossings_exact, pairs = None, None, None, 0
     if probe.own is not None and probe.exact is not None and logits:
         n = probe.exact.shape[1]
-        paths = Paths(probe.own, probe.exact, probe.autonomous, own.outputs[:n].argmax(1), exact.outputs[:n].argmax(1))
+        paths = Paths(probe.own, probe.exact, own.outputs[:n].argmax(1), exact.outputs[:n].argmax(1))
         if probe.autonomous:
             crossings, pairs = count_crossings(paths.own, paths.predictions)
             crossings_exact, _ = count_crossings(paths.exact, paths.predictions_exact)

@@ -65,12 +65,15 @@ def _note(session: Session, found: FoundSolver, solution: Solution[Any], length:
 
 
 def _failed(solution: Solution[Any]) -> Solution[Any]:
-    """A solution whose states are NaN: what was reached is not what was asked for."""
+    """A solution in which samples that did not reach the end are NaN: what they reached is not what was asked for."""
+    lost = solution.lost()
 
-    def blank(state: Any) -> Any:
-        return tuple(map(blank, state)) if isinstance(state, tuple) else torch.full_like(state, torch.nan)
+    def blank(state: Any, before: int = 0) -> Any:
+        if isinstance(state, tuple):
+            return tuple(blank(each, before) for each in state)
+        return state.masked_fill(lost.view(-1, *[1] * (state.dim() - before - 1)), torch.nan)
 
-    return replace(solution, z=blank(solution.z), zs=None if solution.zs is None else blank(solution.zs))
+    return replace(solution, z=blank(solution.z), zs=None if solution.zs is None else blank(solution.zs, 1))
 
 
 def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solution[Any]:
@@ -92,7 +95,8 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
     if len(times) == 1:
         times = times * 2
     forward = field if sign > 0 else lambda s, z: -field(-s, z)
-    posed = ForeignProblem(forward, z0, torch.tensor(times, dtype=torch.float64, device="cpu"), (), samples, found)
+    breaks = tuple(sorted(sign * x for x in problem.solver.breaks))
+    posed = ForeignProblem(forward, z0, torch.tensor(times, dtype=torch.float64, device="cpu"), breaks, samples, found)
     states, solved = session.solve(posed)
     z, zs = states[-1], None
     if wanted is not None:
