@@ -161,10 +161,9 @@ def judge(
         progress: told of what is being done.
     """
     level = level_of(look)
-    name = runnable.task.metric_name if runnable.metric is None else getattr(runnable.metric, "__name__", "metric")
     judged = Audit(
         decision=Decision(Status.INCONCLUSIVE, Flips(runnable.n), 0.0, 1.0, margin, level),
-        performance=Performance(Answer.UNDECIDED, name, own.metric),
+        performance=Performance(Answer.UNDECIDED, runnable.metric_name, own.metric),
         own=own,
         task=runnable.task.name,
         what=what,
@@ -197,7 +196,6 @@ def judge(
     progress("reasons")
     reasons, paths = find_reasons(runnable, own, exact, table.training)
     rows = (table.training, *(row for method in tried for row in table.of(method) if not row.is_training))
-    assert own.outputs is not None
     floor = max(exact.floor if isfinite(exact.floor) else 0.0, 10 * torch.finfo(own.outputs.dtype).eps)
     judged = replace(
         judged,
@@ -225,7 +223,6 @@ def _chance(runnable: Runnable) -> float:
 def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     found = [f"{each.name}: {each.text}" for each in judged.preconditions if not each.holds]
     own, counts = judged.own, judged.decision.counts
-    assert own.outputs is not None
     if counts.rounding:
         precision = str(own.outputs.dtype).removeprefix("torch.")
         found.append(
@@ -261,7 +258,6 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
 
 def _vacuous(judged: Audit, runnable: Runnable) -> str:
     outputs, metric, chance = judged.own.outputs, judged.performance.own, judged.chance
-    assert outputs is not None
     classes = runnable.task.name == "classification" and runnable.task.decision is None
     if classes and len(torch.unique(outputs.argmax(1))) == 1:
         return "vacuous: the model predicts the same class for every sample, which no solver changes"

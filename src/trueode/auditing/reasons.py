@@ -90,7 +90,6 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     Returns:
         The reasons, and for two-dimensional states the trajectories.
     """
-    assert own.outputs is not None
     logits = subject.task.name == "classification" and subject.task.decision is None and own.outputs.dim() == 2
     shares = _margin_shares(own.outputs.double(), exact) if logits else None
     solver = own.solver.ours(own.n_steps) if hasattr(own.solver, "ours") else own.solver
@@ -267,8 +266,6 @@ def _halved(subject: ModelUnderTest, own: Evaluation) -> int | None:
             batches.append(chosen(batch, rows, size))
             sizes.append(len(rows))
     halves = subject.on(tuple(batches), tuple(sizes)).run().outputs
-    assert halves is not None
-    assert own.outputs is not None
     whole = own.outputs.double()
     return int(subject.task.flipped(halves.double(), whole, subject.task.allowed(whole)).any(1).sum())
 

@@ -114,7 +114,6 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         budget: field evaluations, counted in samples, that may be spent.
     """
     n, task, double = runnable.n, runnable.task, runnable.double
-    assert own.outputs is not None
     residual = runnable.residual(own.outputs[:n])
     steps = first_steps(own.n_steps, getattr(own.solver, "order", 4) or 4)
     left = torch.arange(n, device="cpu")
@@ -130,7 +129,6 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
             break
         done = count, tolerance
         first = runnable.run(FixedStep("rk4", n_steps=count), Part(left, double))
-        assert first.outputs is not None
         spent += first.nfe * len(left)
         if outputs is None:
             outputs, states = first.outputs.clone(), first.states
@@ -143,14 +141,12 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         second = torch.full_like(first.outputs, nan)
         if bool(finite.any()):  # one that blows up would end the solve of its batch
             ran = runnable.run(dopri5, Part(left[finite], double))
-            assert ran.outputs is not None
             each = ran.nfe
             spent += each * int(finite.sum())
             second[finite] = ran.outputs
         if number and not bool(finite.all()):
             suspects = left[~finite]
             ran = runnable.run(dopri5, Part(suspects, double))
-            assert ran.outputs is not None
             spent += ran.nfe * len(suspects)
             if ran.status in ("non_finite", "step_underflow"):
                 blown_up[suspects] = ~ran.outputs.isfinite().flatten(1).all(1)

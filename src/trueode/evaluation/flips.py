@@ -71,7 +71,6 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
         ran: the model under it.
         exact: the exact flow of the first samples.
     """
-    assert ran.outputs is not None
     task, n = runnable.task, len(exact.outputs)
     own = ran.outputs[:n]
     finite = runnable.finite(own)[:, None]
@@ -86,7 +85,6 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
     if own.dtype != torch.float64 and exact.double and bool(flipped.any()):
         rows = flipped.any(1).nonzero()[:, 0]
         again = runnable.run(solver, Part(rows, True, not isinstance(solver, FixedStep | OnGrid)))
-        assert again.outputs is not None
         evaluations += again.nfe * len(rows)
         still = task.flipped(again.outputs, exact.outputs[rows].double(), exact.allowed)
         rounding[rows] = flipped[rows] & ~still & runnable.finite(own)[rows, None]

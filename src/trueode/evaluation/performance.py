@@ -80,8 +80,7 @@ def performance(
         level: error probability of each bound.
         population: as in `decide`.
     """
-    assert own.outputs is not None
-    name = runnable.task.metric_name if runnable.metric is None else getattr(runnable.metric, "__name__", "metric")
+    name = runnable.metric_name
     n = len(exact.outputs)
     mine, theirs = runnable.metrics(own.outputs[:n]), runnable.metrics(exact.outputs.to(own.outputs.dtype))
     if mine is None or theirs is None:

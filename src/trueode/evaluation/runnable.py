@@ -75,13 +75,17 @@ class Runnable(ABC):
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """Run the model under a solver (None: the training solver), with its outputs kept. A solver that fails leaves NaN."""
 
+    @property
+    def metric_name(self) -> str:
+        """What the metric is called."""
+        return self.task.metric_name if self.metric is None else getattr(self.metric, "__name__", "metric")
+
     def grid(self, solver: Any) -> Any:
         """What is equal for solvers of the same method that take the same steps, where it is known beforehand; else None."""
         return None
 
     def scored(self, found: Evaluation) -> Evaluation:
         """The same with the means of loss and metric; without them where the solver failed."""
-        assert found.outputs is not None
         if found.status != "success":
             return found
         losses, metrics = self.losses(found.outputs), self.metrics(found.outputs)

@@ -155,13 +155,10 @@ class SolverTable:
         return self.runnable.grid(solver) or (row.method, row.n_steps, row.nfe)
 
     def _allowed_by_own(self) -> Tensor | None:
-        assert self.own.outputs is not None
         return self.runnable.task.allowed(self.own.outputs.double(), self.runnable.residual(self.own.outputs))
 
     def _judged(self, solver: Any, ran: Evaluation, counts: Flips | None, *, is_training: bool = False) -> Row:
         runnable, exact = self.runnable, self.exact
-        assert ran.outputs is not None
-        assert self.own.outputs is not None
         changed = runnable.task.flipped(ran.outputs.double(), self.own.outputs.double(), self._allowed)
         flips, upper, safe = nan, nan, False
         if exact is not None:

@@ -53,8 +53,6 @@ def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
     outputs = exact.outputs.double()
     dopri5 = Adaptive("dopri5", exact.tolerance, exact.tolerance)
     plain, nudged = (runnable.run(dopri5, Part(double=exact.double, nudge=nudge)).outputs for nudge in (0.0, NUDGE))
-    assert plain is not None
-    assert nudged is not None
     moved = (nudged - plain).double().flatten(2).square().mean(2).sqrt()[0]
     size = outputs.flatten(2).square().mean(2).sqrt()[0]
     times = torch.arange(len(moved), dtype=torch.float64, device="cpu")
