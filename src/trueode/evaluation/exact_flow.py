@@ -114,69 +114,43 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         budget: field evaluations, counted in samples, that may be spent.
     """
     n, task, double = runnable.n, runnable.task, runnable.double
-    residual = runnable.residual(own.outputs[:n])
+    dtype = torch.float64 if double else own.outputs.dtype
+    outputs = torch.full_like(own.outputs[:n], nan, dtype=dtype)
+    states = None if own.states is None else torch.full_like(own.states[:n], nan, dtype=dtype)
+    settled = torch.zeros_like(task.flipped(own.outputs[:n], own.outputs[:n]))
+    needed = settled.flatten().index_fill(0, runnable.drawn(*settled.shape), True).view(settled.shape)
+    blown_up, apart = settled.any(1), torch.full((n,), nan, dtype=torch.float64, device="cpu")
+    residual, allowed = runnable.residual(own.outputs[:n]), None
+    left, complete, spent, each, done = torch.arange(n, device="cpu"), True, 0.0, 0.0, (0, nan)
     steps = first_steps(own.n_steps, getattr(own.solver, "order", 4) or 4)
-    left = torch.arange(n, device="cpu")
-    outputs = states = allowed = None
-    settled = torch.zeros(n, 1, dtype=torch.bool, device="cpu")
-    blown_up = torch.zeros(n, dtype=torch.bool, device="cpu")
-    needed = settled
-    apart = torch.full((n,), nan, dtype=torch.float64, device="cpu")
-    spent, each, complete, done = 0.0, 0.0, True, (0, nan)
     for number, (count, tolerance) in enumerate(_levels(steps, double, level)):
-        if number and spent + (4 * count + 2 * each) * len(left) > budget:
-            complete = False
+        complete = not number or spent + (4 * count + 2 * each) * len(left) <= budget
+        if not complete:
             break
-        done = count, tolerance
+        done, dopri5 = (count, tolerance), Adaptive("dopri5", tolerance, tolerance)
         first = runnable.run(FixedStep("rk4", n_steps=count), Part(left, double))
         spent += first.nfe * len(left)
-        if outputs is None:
-            outputs, states = first.outputs.clone(), first.states
-        else:
-            outputs[left] = first.outputs
-            if states is not None and first.states is not None:
-                states[left] = first.states
-        finite = runnable.finite(outputs)[left]
-        dopri5 = Adaptive("dopri5", tolerance, tolerance)
-        second = torch.full_like(first.outputs, nan)
-        if bool(finite.any()):  # one that blows up would end the solve of its batch
-            ran = runnable.run(dopri5, Part(left[finite], double))
-            each = ran.nfe
-            spent += each * int(finite.sum())
-            second[finite] = ran.outputs
-        if number and not bool(finite.all()):
-            suspects = left[~finite]
-            ran = runnable.run(dopri5, Part(suspects, double))
-            spent += ran.nfe * len(suspects)
-            if ran.status in ("non_finite", "step_underflow"):
-                blown_up[suspects] = ~ran.outputs.isfinite().flatten(1).all(1)
+        outputs[left] = first.outputs
+        if states is not None and first.states is not None:
+            states[left] = first.states
+        finite, second = runnable.finite(outputs)[left], torch.full_like(first.outputs, nan)
+        for rows in (finite, ~finite):  # one that blows up would end the solve of its batch
+            if bool(rows.any()):
+                ran = runnable.run(dopri5, Part(left[rows], double))
+                second[rows], each = ran.outputs, ran.nfe
+                spent += each * int(rows.sum())
+                if rows is not finite and number and ran.status in ("non_finite", "step_underflow"):
+                    blown_up[left[rows]] = ~ran.outputs.isfinite().flatten(1).all(1)
         allowed = task.allowed(outputs, residual)
         agree = task.settled(second, first.outputs, allowed, LATER if number else AT_FIRST) & finite[:, None]
-        if agree.shape[1] != settled.shape[1]:
-            settled = settled.expand(n, agree.shape[1]).clone()
-        if not number:
-            needed = torch.zeros(n * agree.shape[1], dtype=torch.bool, device="cpu")
-            needed[runnable.drawn(n, agree.shape[1])] = True
-            needed = needed.view(n, -1)
         settled[left] = agree
         apart[left] = (second - first.outputs).double().flatten(1).square().nanmean(1).sqrt()
         left = left[(needed[left] & ~agree).any(1) & ~blown_up[left]]
         if not len(left):
             break
-    assert outputs is not None
     good = settled.any(1)
-    return ExactFlow(
-        outputs,
-        states,
-        settled,
-        blown_up,
-        allowed,
-        complete,
-        *done,
-        _relative(apart[good], outputs[good]),
-        double,
-        round(spent),
-    )
+    floor = _relative(apart[good], outputs[good])
+    return ExactFlow(outputs, states, settled, blown_up, allowed, complete, *done, floor, double, round(spent))
 
 
 def _relative(apart: Tensor, outputs: Tensor) -> float:
