@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import nan
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ class Flips:
     blown_up: int = 0
     unresolved: int = 0
     rounding: int = 0
-    share: float = nan
+    share: float = 0.0
     constant: bool = False
     evaluations: float = 0.0
     trouble: str = ""
