@@ -39,6 +39,7 @@ class Runnable(ABC):
         groups: ``(n,)``: rows of one number count as one sample; None: each is one.
         held_out: whether the model was not trained on the samples: only then targets tell of its performance.
         double: whether the model can be run in double precision.
+        separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
         metric: of one's own, in the place of the task's.
     """
 
@@ -50,6 +51,7 @@ class Runnable(ABC):
     groups: Tensor | None = None
     held_out: bool = True
     double: bool = True
+    separable: bool = True
     metric: Metric | None = None
 
     @abstractmethod
@@ -292,7 +294,7 @@ class ModelOnSamples(Runnable):
                 taken = taken[taken < self.n]
                 rows = torch.searchsorted(taken, indices)
             samples = samples.take(taken)
-        outputs, states, status, message = list[Tensor](), list[Tensor](), "success", ""
+        outputs, states, status, message, statuses = list[Tensor](), list[Tensor](), "success", "", tuple[str, ...]()
         nfe = n_steps = n_rejected = 0.0
         with evaluating(model), _nudged(nudge):
             for batch in batches_of(samples, self.batch_size, model):
@@ -303,6 +305,7 @@ class ModelOnSamples(Runnable):
                     if status == "success":
                         status, message = solution.status, solution.message
                 outputs.append(output.cpu())
+                statuses += solution.statuses or ()
                 if isinstance(solution.z, Tensor):
                     states.append(
                         solution.z.masked_fill(lost.view(-1, *[1] * (solution.z.dim() - 1)), torch.nan).flatten(1).cpu()
@@ -314,7 +317,8 @@ class ModelOnSamples(Runnable):
         if rows is not None:
             kept, final = kept[rows], None if final is None else final[rows]
         found = Evaluation(len(kept), nfe=nfe, n_steps=n_steps, n_rejected=n_rejected, solver=solver, outputs=kept,
-                           states=final, status=status, message=message)  # fmt: skip
+                           states=final, status=status, message=message,
+                           statuses=() if rows is not None else statuses)  # fmt: skip
         return self.scored(found) if indices is None else found
 
     def grid(self, solver: Any) -> Any:
