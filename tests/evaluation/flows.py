@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from trueode.data import Split
-from trueode.evaluation import Evaluation, ExactFlow, Flips, ModelOnSamples, Runnable, Task, count_flips, exact_flow, get_task
+from trueode.evaluation import (
+    Evaluation,
+    ExactFlow,
+    Flips,
+    ModelOnSamples,
+    Runnable,
+    Task,
+    count_flips,
+    exact_flow,
+    get_task,
+)
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solver
 
@@ -80,6 +90,8 @@ def counted(runnable: Runnable, **how: Any) -> tuple[Evaluation, ExactFlow, Flip
 class Given(Runnable):
     """Outputs that are given: under the training solver, rk4 and dopri5 (those of rk4 if not given)."""
 
+    growth: float | Tensor = 1.0
+
     def __init__(
         self, own: Tensor, exact: Tensor, other: Tensor | None = None, task: Task = CLASSES, *, in_double: Tensor | None = None,
         **fields: Any,
@@ -97,7 +109,8 @@ class Given(Runnable):
         solver = solver or self.solver
         own = self.own_in_double if double else self.own
         outputs = own if solver == self.solver else self.exact if solver.name == "rk4" else self.other
-        outputs = (outputs.double() if double else outputs)[slice(None) if indices is None else indices]
+        outputs = (outputs.double() if double else outputs) * (1 + nudge * self.growth)
+        outputs = outputs if indices is None else outputs[indices]
         found = Evaluation(len(outputs), nfe=10.0, n_steps=8.0, solver=solver, outputs=outputs)
         return self.scored(found) if indices is None else found
 
