@@ -86,10 +86,13 @@ class Runnable(ABC):
         losses, metrics = self.losses(found.outputs), self.metrics(found.outputs)
         if losses is None or metrics is None:
             return found
-        valid = self.valid(*losses.shape)
-        loss = float(losses[valid].mean())
-        by_row = metrics.shape != losses.shape
-        return replace(found, loss=loss, metric=float((metrics if by_row else metrics[valid]).mean()))
+        return replace(found, loss=self.mean(losses), metric=self.mean(metrics))
+
+    def mean(self, values: Tensor) -> float:
+        """Of values of the predictions that count; of all rows where rows of several predictions have one value each."""
+        n, k = values.shape
+        one = k == 1 and any(given.shape[1] > 1 for given in self._counting(n))
+        return float((values if one else values[self.valid(n, k)]).mean())
 
     def losses(self, outputs: Tensor) -> Tensor | None:
         """The loss of each prediction, ``(rows, predictions)`` in float64; None without targets."""
@@ -145,17 +148,19 @@ class Runnable(ABC):
     def valid(self, n: int, k: int) -> Tensor:
         """Which predictions of the first rows count: ``(n, k)`` of bool. Labels to ignore and masks take others away."""
         count = torch.ones(n, k, dtype=torch.bool, device="cpu")
-        given = [] if self.mask is None else [self.mask]
-        if self.y is not None and isinstance(self.task, Classification):
-            given.append(self.y != self.task.ignore_index)
-        for each in given:
-            each = each[:n].reshape(n, -1)
+        for each in self._counting(n):
             if each.shape[1] not in (1, k):
                 raise DataError(
                     f"A mask or labels of shape {tuple(each.shape)} do not fit the {k} predictions of each of {n} samples."
                 )
             count &= each
         return count
+
+    def _counting(self, n: int) -> list[Tensor]:
+        given = [] if self.mask is None else [self.mask]
+        if self.y is not None and isinstance(self.task, Classification):
+            given.append(self.y != self.task.ignore_index)
+        return [each[:n].reshape(n, -1) for each in given]
 
     def drawn(self, n: int, k: int) -> Tensor:
         """One prediction of each sample, by chance but always the same: numbers ``row * k + prediction``, ascending.
