@@ -144,7 +144,7 @@ class SolverTable:
             self._asked[solver] = self._asked[self.runnable.grid(solver) or solver] = key
             known = self._rows.get(key)
             if known is None or (not known.is_training and row.solver == solver):
-                self._rows[key] = row
+                self._rows[key] = replace(row, factors=() if known is None else known.factors)
         else:
             key = self._asked[asked]
         if factor is not None and factor not in self._rows[key].factors:
