@@ -10,9 +10,20 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from tests.evaluation.flows import CLASSES, EULER, NUMBERS, SERIES, Given, Turn, counted, logits, on, sides, turn, turned
+from tests.evaluation.flows import (
+    CLASSES,
+    NUMBERS,
+    SERIES,
+    Given,
+    Turn,
+    counted,
+    logits,
+    on,
+    sides,
+    turned,
+)
 from tests.problems import PROBLEMS, states
-from trueode.evaluation import ExactFlow, Flips, ModelOnSamples, Runnable, exact_flow, finer_solver
+from trueode.evaluation import ExactFlow, Runnable, exact_flow, finer_solver
 from trueode.evaluation.exact_flow import FINEST, PRECISE, least_cost, levels
 from trueode.solvers import Adaptive, FixedStep, Solver
 
@@ -170,7 +181,14 @@ def test_explicit_instability_is_no_blow_up(n: int) -> None:
 
     x = torch.cat([torch.full((n, 1), -1.0), torch.linspace(1.0, 2.0, n)[:, None]], 1).double()
     for start in (x, torch.cat([x, torch.tensor([[1.02, 0.0], [1.05, 0.0], [1.3, 0.0], [5.0, 0.0]]).double()])):
-        found = flow(on(field, start, downstream=lambda z: torch.cat([z[:, :1], -z[:, :1]], 1), solver=FixedStep("rk4", n_steps=4)))
+        found = flow(
+            on(
+                field,
+                start,
+                downstream=lambda z: torch.cat([z[:, :1], -z[:, :1]], 1),
+                solver=FixedStep("rk4", n_steps=4),
+            )
+        )
         assert not bool(found.blown_up[:n].any())
         assert bool(found.blown_up[n:].all())
         assert bool(found.settled[:n].all())

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, linregress, t
+from scipy.stats import binom, binomtest, linregress, t, ttest_1samp
 
 from trueode.evaluation import clopper_pearson
-from trueode.evaluation.statistics import mcnemar, samples_for, slope
+from trueode.evaluation.statistics import mean_bounds, samples_for, share_difference, slope
 
 
 @settings(deadline=None, max_examples=60)
@@ -63,11 +63,21 @@ def test_samples_for_is_the_smallest_number_that_is_enough(margin: float, confid
     assert clopper_pearson(0, n - 1, confidence)[1] > margin
 
 
-@given(st.integers(0, 400), st.integers(0, 400))
-def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(first: int, second: int) -> None:
-    expected = binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
-    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
-    assert mcnemar(first, second) == mcnemar(second, first)
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 400), st.integers(0, 100), st.integers(0, 400), st.integers(0, 100))
+def test_the_bounds_of_a_difference_are_those_of_both_shares(b: int, more: int, c: int, others: int) -> None:
+    low, high = share_difference((b, b + more), (c, c + others), 1000, 0.95)
+    bounds = [binomtest(k, 1000).proportion_ci(0.95, "exact") for k in (b, c + others, b + more, c)]
+    assert low == pytest.approx(bounds[0].low - bounds[1].high, rel=1e-6, abs=1e-9)
+    assert high == pytest.approx(bounds[2].high - bounds[3].low, rel=1e-6, abs=1e-9)
+    assert share_difference((c, c + others), (b, b + more), 1000, 0.95) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("n", [2, 100])
+def test_bounds_of_a_mean_are_those_of_student(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    low, high = ttest_1samp(values, 0).confidence_interval(0.9)
+    assert mean_bounds(values.tolist(), 0.95) == pytest.approx((values.mean(), low, high))
 
 
 @pytest.mark.parametrize("n", [3, 4, 9])
