@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 from math import pi
 
 import pytest
@@ -67,8 +67,8 @@ def test_steps_are_no_multiples_of_the_trainings(training: float, order: int) ->
     """Equal nodes hide equal errors; a method of the same order needs a margin."""
     steps, tolerances = zip(*levels(training, order, True, 0), strict=True)
     assert steps[0] == next(levels(training, order))[0] >= (4 * training if order >= 4 else 17)
-    assert all(b >= 2 * a for a, b in zip(steps, steps[1:], strict=False))
-    assert all(b <= a for a, b in zip(tolerances, tolerances[1:], strict=False))
+    assert all(b >= 2 * a for a, b in pairwise(steps))
+    assert all(b <= a for a, b in pairwise(tolerances))
     assert steps[-1] >= FINEST / 2.1
     if training > 1:
         assert all(n % -(-training // 1) for n in steps)

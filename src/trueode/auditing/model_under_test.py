@@ -64,14 +64,9 @@ class ModelUnderTest(Runnable):
         return replace(self, batches=batches, sizes=sizes)
 
     def run(
-        self,
-        solver: Solver | None = None,
-        *,
-        indices: Tensor | None = None,
-        double: bool = False,
-        whole: bool = False,
+        self, solver: Solver | None = None, *, indices: Tensor | None = None, double: bool = False, whole: bool = False,
         nudge: float = 0.0,
-    ) -> Evaluation:
+    ) -> Evaluation:  # fmt: skip
         """See `Runnable`.
 
         Raises:

@@ -177,18 +177,8 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
             break
     assert outputs is not None
     good = settled.any(1)
-    return ExactFlow(
-        outputs,
-        states,
-        settled,
-        blown_up,
-        allowed,
-        complete,
-        *done,
-        _relative(apart[good], outputs[good]),
-        double,
-        round(spent),
-    )
+    floor = _relative(apart[good], outputs[good])
+    return ExactFlow(outputs, states, settled, blown_up, allowed, complete, *done, floor, double, round(spent))
 
 
 def _relative(apart: Tensor, outputs: Tensor) -> float:

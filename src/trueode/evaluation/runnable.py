@@ -56,14 +56,9 @@ class Runnable(ABC):
 
     @abstractmethod
     def run(
-        self,
-        solver: Solver | None = None,
-        *,
-        indices: Tensor | None = None,
-        double: bool = False,
-        whole: bool = False,
+        self, solver: Solver | None = None, *, indices: Tensor | None = None, double: bool = False, whole: bool = False,
         nudge: float = 0.0,
-    ) -> Evaluation:
+    ) -> Evaluation:  # fmt: skip
         """Run the model, with its outputs kept. A solver that fails leaves NaN.
 
         Args:
@@ -278,14 +273,9 @@ class ModelOnSamples(Runnable):
         return self if n >= self.n else replace(self, samples=self.samples.first(n))
 
     def run(
-        self,
-        solver: Solver | None = None,
-        *,
-        indices: Tensor | None = None,
-        double: bool = False,
-        whole: bool = False,
+        self, solver: Solver | None = None, *, indices: Tensor | None = None, double: bool = False, whole: bool = False,
         nudge: float = 0.0,
-    ) -> Evaluation:
+    ) -> Evaluation:  # fmt: skip
         """See `Runnable`."""
         solver = solver or self.solver
         model = self._in_double if double else self.model
