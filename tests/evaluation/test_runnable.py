@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.evaluation.flows import CLASSES, NUMBERS, RK4, SERIES, Given, Turn, logits, on, turn
+from tests.evaluation.flows import CLASSES, NUMBERS, RK4, Given, Turn, logits, on, turn
 from tests.problems import TanhField, states
 from trueode.data import Split
 from trueode.errors import DataError, UsageError
@@ -26,14 +26,11 @@ def test_outputs_do_not_depend_on_the_batches_and_means_are_those_of_evaluate(ba
     with torch.no_grad():
         torch.testing.assert_close(found.outputs, runnable.model(runnable.samples.x))
     torch.testing.assert_close(found.states[:, 0], found.outputs[:, 0])
-
-
-def test_some_rows_in_double_precision() -> None:
-    runnable, rows = turn(11, RK4, batch_size=4), torch.tensor([1, 5, 6, 10])
-    found = runnable.run(indices=rows, double=True)
-    assert (len(found.outputs), found.outputs.dtype) == (4, torch.float64)
-    torch.testing.assert_close(found.outputs.float(), runnable.run().outputs[rows])
-    assert found.loss != found.loss, "means are those of all rows"
+    rows = torch.tensor([1, 5, 6, 10])
+    plain, nudged = (runnable.run(indices=rows, double=True, nudge=nudge) for nudge in (0.0, 1e-6))
+    assert (plain.outputs.dtype, plain.loss != plain.loss) == (torch.float64, True), "means are those of all rows"
+    torch.testing.assert_close(plain.outputs.float(), found.outputs[rows])
+    torch.testing.assert_close(nudged.outputs - plain.outputs, 1e-6 * plain.outputs, rtol=1e-6, atol=1e-14)
 
 
 def test_steps_that_a_batch_shares_are_those_of_whole_batches() -> None:
@@ -42,12 +39,6 @@ def test_steps_that_a_batch_shares_are_those_of_whole_batches() -> None:
     whole = runnable.run().outputs
     assert runnable.run(indices=rows, whole=True).outputs.equal(whole[rows])
     assert not runnable.run(indices=rows).outputs.equal(whole[rows])
-
-
-def test_a_nudge_moves_the_start() -> None:
-    runnable = turn(5, RK4)
-    plain, nudged = (runnable.run(double=True, nudge=nudge).outputs for nudge in (0.0, 1e-6))
-    torch.testing.assert_close(nudged - plain, 1e-6 * plain, rtol=1e-6, atol=1e-14)
 
 
 def test_a_solver_that_fails_leaves_nan_and_no_means() -> None:
@@ -146,6 +137,8 @@ def test_labels_to_ignore_and_masks_take_predictions_away() -> None:
     runnable.mask = mask[:, 0]
     with pytest.raises(DataError, match="fit"):
         runnable.valid(3, 4)
+    runnable.mask, runnable.groups = None, torch.tensor([5, 3, 5])  # rows of a group are one sample
+    assert runnable.drawn(3, 4).shape == (1,)
     runnable.mask, runnable.y = torch.tensor([True, False, True]), None  # of whole samples
     assert runnable.valid(3, 4).all(1).tolist() == [True, False, True]
 
@@ -158,19 +151,3 @@ def test_one_prediction_of_each_sample_is_drawn_and_always_the_same() -> None:
     counts = torch.bincount(drawn % 5, minlength=5)
     assert int(counts.min()) > 20, "each prediction of a sample has its chance"
     assert Given(image(4), image(4)).drawn(4, 1).tolist() == [0, 1, 2, 3]
-
-
-def test_rows_of_a_group_are_one_sample() -> None:
-    groups = torch.tensor([5, 2, 5, 5, 9, 2])
-    runnable = Given(image(6, 3), image(6, 3), groups=groups)
-    drawn = runnable.drawn(6, 3)
-    assert sorted(groups[drawn // 3].tolist()) == [2, 5, 9]
-    runnable.mask = (groups != 2)[:, None]
-    assert sorted(groups[runnable.drawn(6, 3) // 3].tolist()) == [5, 9]
-
-
-def test_times_that_rows_do_not_have_are_no_failures() -> None:
-    t = torch.tensor([[0.5, torch.nan], [0.5, 1.0], [0.1, 1.0]])
-    outputs = torch.ones(3, 2, 2).masked_fill(t.isnan()[..., None], torch.nan)
-    outputs[2, 1, 0] = torch.nan
-    assert Given(outputs, outputs, task=SERIES, t=t).finite(outputs).tolist() == [True, True, False]

@@ -20,17 +20,6 @@ def test_bounds_are_those_of_the_two_sided_interval_at_90_percent(n: int, part: 
     assert clopper_pearson(count, n) == pytest.approx((exact.low, exact.high), rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize("n", [1, 2, 40, 299, 1000])
-def test_none_and_all(n: int) -> None:
-    """Where the event was never seen, the upper bound p solves (1 - p)^n = 5 %."""
-    lower, upper = clopper_pearson(0, n)
-    assert lower == 0.0
-    assert upper == pytest.approx(1 - 0.05 ** (1 / n), rel=1e-9)
-    lower, upper = clopper_pearson(n, n)
-    assert lower == pytest.approx(0.05 ** (1 / n), rel=1e-9)
-    assert upper == 1.0
-
-
 @given(st.integers(1, 500), st.data(), st.floats(0.5, 0.999))
 def test_what_was_seen_is_just_as_improbable_as_allowed_at_the_bounds(
     n: int, data: st.DataObject, confidence: float
@@ -42,17 +31,6 @@ def test_what_was_seen_is_just_as_improbable_as_allowed_at_the_bounds(
         assert binom.sf(count - 1, n, lower) == pytest.approx(1 - confidence, rel=1e-6)
     if count < n:
         assert binom.cdf(count, n, upper) == pytest.approx(1 - confidence, rel=1e-6)
-
-
-@given(st.integers(1, 500), st.data())
-def test_the_absence_of_an_event_is_an_event(n: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(0, n))
-    lower, upper = clopper_pearson(count, n)
-    assert clopper_pearson(n - count, n) == pytest.approx((1 - upper, 1 - lower), rel=1e-9, abs=1e-12)
-
-
-def test_samples_for_one_percent() -> None:
-    assert samples_for(0.01) == 299
 
 
 @given(st.floats(0.002, 0.9), st.floats(0.6, 0.99))
@@ -87,7 +65,3 @@ def test_slope_and_its_interval_are_those_of_linear_regression(n: int) -> None:
     found = linregress(x, y)
     half = float(t.ppf(0.975, n - 2)) * found.stderr
     assert slope(x, y) == pytest.approx((found.slope, found.slope - half, found.slope + half), rel=1e-9)
-
-
-def test_slope_of_a_line_has_no_width() -> None:
-    assert slope([0.0, 1.0, 2.0], [5.0, 7.0, 9.0]) == pytest.approx((2.0, 2.0, 2.0))
