@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.evaluation.test_verdict import CLASSES, EULER, NUMBERS, RK4, SERIES, Turn, circle, sides, turned
+from tests.evaluation.flows import CLASSES, EULER, NUMBERS, RK4, SERIES, Turn, circle, sides, turned
 from trueode.adaptation import Certificate, FidelityRule, ModelInspection
 from trueode.data import Split
 from trueode.models import NeuralODE

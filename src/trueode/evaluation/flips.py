@@ -83,7 +83,7 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
     trajectory = None
     if own.dtype != torch.float64 and exact.double and bool(flipped.any()):
         rows = flipped.any(1).nonzero()[:, 0]
-        again = runnable.run(solver, Part(rows, True, not isinstance(solver, FixedStep | OnGrid)))
+        again = runnable.run(solver, Part(rows, True, not isinstance(ran.solver, FixedStep | OnGrid)))
         evaluations += again.nfe * len(rows)
         still = task.flipped(again.outputs, exact.outputs[rows].double(), exact.allowed)
         rounding[rows] = flipped[rows] & ~still & runnable.finite(own)[rows, None]
@@ -94,8 +94,9 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
     if n == 1 and task.name == "timeseries":
         trajectory = follow(runnable, own.double(), exact)
         if not bool(unresolved.any() | blown_up.any()):
-            flipped = torch.full(shape, trajectory.horizon < trajectory.predictable)
-            unresolved = torch.full(shape, trajectory.predictable <= trajectory.horizon < trajectory.end)
+            flipped = torch.full(shape, trajectory.horizon < trajectory.predictable, device="cpu")
+            lost = trajectory.predictable <= trajectory.horizon < trajectory.end
+            unresolved = torch.full(shape, lost, device="cpu")
     masks = (flipped, blown_up, unresolved, rounding)
     flips, gone, open_, rounded = (int(mask.flatten()[drawn].sum()) for mask in masks)
     share, constant = mean_share(runnable, flipped | blown_up), _constant(runnable, exact, ran.outputs.dtype)

@@ -38,6 +38,7 @@ class Evaluation:
         states: final states of the last ODE block ``(n, d)``; None where they are not known.
         status: ``"success"``, or why the first solve that failed did so.
         message: what happened, for a failure.
+        statuses: of each row, where the solver controls each by itself.
     """
 
     n: int
@@ -51,6 +52,7 @@ class Evaluation:
     states: Tensor | None = None
     status: str = "success"
     message: str = ""
+    statuses: tuple[str, ...] = ()
 
 
 def evaluate(

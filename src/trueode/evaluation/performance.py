@@ -85,10 +85,10 @@ def performance(
     mine, theirs = runnable.metrics(own.outputs[:n]), runnable.metrics(exact.outputs.to(own.outputs.dtype))
     if mine is None or theirs is None:
         return Performance(Answer.UNDECIDED, name)
-    if runnable.metric is None and name == "accuracy":
-        theirs = theirs.masked_fill(exact.blown_up[:, None], 0.0)
-    valid = runnable.valid(*mine.shape)
-    shown = float(mine[valid].mean()), float(theirs[valid].mean())
+    if runnable.metric is None and name == "accuracy":  # what is not finite is wrong
+        mine = mine.masked_fill(~runnable.finite(own.outputs[:n])[:, None], 0.0)
+        theirs = theirs.masked_fill(~runnable.finite(exact.outputs)[:, None], 0.0)
+    shown = runnable.mean(mine), runnable.mean(theirs)
     if runnable.metric is not None or not runnable.held_out:
         return Performance(Answer.UNDECIDED, name, *shown)
     drawn, doubtful = counts.drawn, counts.doubtful

@@ -58,6 +58,7 @@ class Runnable(ABC):
         groups: ``(n,)``: rows of one number count as one sample; None: each is one.
         held_out: whether the model was not trained on the samples: only then targets tell of its performance.
         double: whether the model can be run in double precision.
+        separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
         metric: of one's own, in the place of the task's.
     """
 
@@ -69,6 +70,7 @@ class Runnable(ABC):
     groups: Tensor | None = None
     held_out: bool = True
     double: bool = True
+    separable: bool = True
     metric: Metric | None = None
 
     @abstractmethod
@@ -91,10 +93,13 @@ class Runnable(ABC):
         losses, metrics = self.losses(found.outputs), self.metrics(found.outputs)
         if losses is None or metrics is None:
             return found
-        valid = self.valid(*losses.shape)
-        loss = float(losses[valid].mean())
-        by_row = metrics.shape != losses.shape
-        return replace(found, loss=loss, metric=float((metrics if by_row else metrics[valid]).mean()))
+        return replace(found, loss=self.mean(losses), metric=self.mean(metrics))
+
+    def mean(self, values: Tensor) -> float:
+        """Of values of the predictions that count; of all rows where rows of several predictions have one value each."""
+        n, k = values.shape
+        one = k == 1 and any(given.shape[1] > 1 for given in self._counting(n))
+        return float((values if one else values[self.valid(n, k)]).mean())
 
     def losses(self, outputs: Tensor) -> Tensor | None:
         """The loss of each prediction, ``(rows, predictions)`` in float64; None without targets."""
@@ -150,17 +155,19 @@ class Runnable(ABC):
     def valid(self, n: int, k: int) -> Tensor:
         """Which predictions of the first rows count: ``(n, k)`` of bool. Labels to ignore and masks take others away."""
         count = torch.ones(n, k, dtype=torch.bool, device="cpu")
-        given = [] if self.mask is None else [self.mask]
-        if self.y is not None and isinstance(self.task, Classification):
-            given.append(self.y != self.task.ignore_index)
-        for each in given:
-            each = each[:n].reshape(n, -1)
+        for each in self._counting(n):
             if each.shape[1] not in (1, k):
                 raise DataError(
                     f"A mask or labels of shape {tuple(each.shape)} do not fit the {k} predictions of each of {n} samples."
                 )
             count &= each
         return count
+
+    def _counting(self, n: int) -> list[Tensor]:
+        given = [] if self.mask is None else [self.mask]
+        if self.y is not None and isinstance(self.task, Classification):
+            given.append(self.y != self.task.ignore_index)
+        return [each[:n].reshape(n, -1) for each in given]
 
     def drawn(self, n: int, k: int) -> Tensor:
         """One prediction of each sample, by chance but always the same: numbers ``row * k + prediction``, ascending.
@@ -291,7 +298,7 @@ class ModelOnSamples(Runnable):
                 taken = taken[taken < self.n]
                 rows = torch.searchsorted(taken, part.indices)
             samples = samples.take(taken)
-        outputs, states, status, message = list[Tensor](), list[Tensor](), "success", ""
+        outputs, states, status, message, statuses = list[Tensor](), list[Tensor](), "success", "", tuple[str, ...]()
         nfe = n_steps = n_rejected = 0.0
         with evaluating(model), _nudged(part.nudge):
             for batch in batches_of(samples, self.batch_size, model):
@@ -302,6 +309,7 @@ class ModelOnSamples(Runnable):
                     if status == "success":
                         status, message = solution.status, solution.message
                 outputs.append(output.cpu())
+                statuses += solution.statuses or ()
                 if isinstance(solution.z, Tensor):
                     states.append(
                         solution.z.masked_fill(lost.view(-1, *[1] * (solution.z.dim() - 1)), torch.nan).flatten(1).cpu()
@@ -313,7 +321,8 @@ class ModelOnSamples(Runnable):
         if rows is not None:
             kept, final = kept[rows], None if final is None else final[rows]
         found = Evaluation(len(kept), nfe=nfe, n_steps=n_steps, n_rejected=n_rejected, solver=solver, outputs=kept,
-                           states=final, status=status, message=message)  # fmt: skip
+                           states=final, status=status, message=message,
+                           statuses=() if rows is not None else statuses)  # fmt: skip
         return self.scored(found) if part.indices is None else found
 
     def grid(self, solver: Any) -> Any:

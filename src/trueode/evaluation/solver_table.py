@@ -136,7 +136,7 @@ class SolverTable:
             self._asked[asked] = key
             known = self._rows.get(key)
             if known is None or (not known.is_training and row.solver == solver):
-                self._rows[key] = row
+                self._rows[key] = replace(row, factors=() if known is None else known.factors)
         key = self._asked[asked]
         if factor is not None and factor not in self._rows[key].factors:
             self._rows[key] = replace(self._rows[key], factors=tuple(sorted((*self._rows[key].factors, factor))))

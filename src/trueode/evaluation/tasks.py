@@ -171,7 +171,7 @@ class Classification(Task):
         return F.cross_entropy(output, batch.y, reduction="none", ignore_index=self.ignore_index)
 
     def loss_sum(self, output: Tensor, batch: Batch) -> Tensor:  # of each training step: one call
-        return F.cross_entropy(output, batch.y, reduction="sum")
+        return F.cross_entropy(output, batch.y, reduction="sum", ignore_index=self.ignore_index)
 
     def metrics(self, output: Tensor, batch: Batch) -> Tensor:
         if self.decision is not None:
