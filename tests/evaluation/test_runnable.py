@@ -11,6 +11,7 @@ from tests.problems import TanhField, states
 from trueode.data import Split
 from trueode.errors import DataError, UsageError
 from trueode.evaluation import ModelOnSamples, evaluate, get_task
+from trueode.evaluation.runnable import Part
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, FixedStep
 
@@ -27,7 +28,7 @@ def test_outputs_do_not_depend_on_the_batches_and_means_are_those_of_evaluate(ba
         torch.testing.assert_close(found.outputs, runnable.model(runnable.samples.x))
     torch.testing.assert_close(found.states[:, 0], found.outputs[:, 0])
     rows = torch.tensor([1, 5, 6, 10])
-    plain, nudged = (runnable.run(indices=rows, double=True, nudge=nudge) for nudge in (0.0, 1e-6))
+    plain, nudged = (runnable.run(part=Part(rows, True, nudge=nudge)) for nudge in (0.0, 1e-6))
     assert (plain.outputs.dtype, plain.loss != plain.loss) == (torch.float64, True), "means are those of all rows"
     torch.testing.assert_close(plain.outputs.float(), found.outputs[rows])
     torch.testing.assert_close(nudged.outputs - plain.outputs, 1e-6 * plain.outputs, rtol=1e-6, atol=1e-14)
@@ -37,7 +38,7 @@ def test_steps_that_a_batch_shares_are_those_of_whole_batches() -> None:
     x = states(11) * torch.linspace(0.1, 9, 11)[:, None]
     runnable, rows = on(TanhField(), x, solver=SHARED, batch_size=4), torch.tensor([1, 5, 10])
     whole = runnable.run().outputs
-    assert runnable.run(indices=rows, whole=True).outputs.equal(whole[rows])
+    assert runnable.run(part=Part(rows, whole=True)).outputs.equal(whole[rows])
     assert not runnable.run(part=Part(rows)).outputs.equal(whole[rows])
 
 
@@ -54,7 +55,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model = runnable.model.train()
     model.reduce = reduce = lambda x: 1 / 0  # sums over ranks are not for the exact flow
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = runnable.run(double=True, indices=torch.arange(4))
+    found = runnable.run(part=Part(torch.arange(4), True))
     assert not found.outputs.requires_grad
     assert (model.training, model.reduce, runnable.samples.x.dtype) == (True, reduce, torch.float32)
     assert all(value.dtype == torch.float32 and value.equal(before[name]) for name, value in model.state_dict().items())
