@@ -148,20 +148,18 @@ def test_a_blow_up_close_to_the_end_takes_no_others_along() -> None:
     assert found.settled[:, 0].tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("n", [1, 40])
-def test_explicit_instability_is_no_blow_up(n: int) -> None:
+def test_explicit_instability_is_no_blow_up() -> None:
     """rk4 leaves the range of numbers with 71 steps; dopri5 does not, alone or beside samples that do blow up."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         stiff, blows = z[:, 1:], z[:, :1]
         return torch.cat([blows * blows, -2000 * stiff], 1)
 
-    x = torch.cat([torch.full((n, 1), -1.0), torch.linspace(1.0, 2.0, n)[:, None]], 1).double()
-    for start in (x, torch.cat([x, torch.tensor([[1.02, 0.0], [1.05, 0.0], [1.3, 0.0], [5.0, 0.0]]).double()])):
+    x = torch.tensor([[-1.0, 1.0], [-1.0, 2.0], [1.05, 0.0], [1.3, 0.0], [5.0, 0.0]], dtype=torch.float64)
+    for start in (x[:1], x):
         found = flow(on(field, start, downstream=lambda z: torch.cat([z[:, :1], -z[:, :1]], 1)))
-        assert not bool(found.blown_up[:n].any())
-        assert bool(found.blown_up[n:].all())
-        assert bool(found.settled[:n].all())
+        assert found.blown_up.tolist() == (start[:, 0] > 1).tolist()
+        assert found.settled[:, 0].tolist() == (~found.blown_up).tolist()
 
 
 def test_time_series_at_shared_and_at_own_times() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ from torch import Tensor
 from tests.evaluation.flows import CLASSES, NUMBERS, Given, counted, logits
 from trueode.evaluation import Answer, Performance, performance
 from trueode.evaluation.statistics import mean_bounds, share_difference
+from trueode.runs.files import plain
 
 
 def compared(own: Tensor, exact: Tensor, y: Tensor | None, other: Tensor | None = None, **fields: Any) -> Performance:
     runnable = Given(own, exact, other, NUMBERS if own.shape[1] == 1 else CLASSES, y=y, **fields)
-    ran, flow, counts = counted(runnable)
-    return performance(runnable, ran, flow, counts)
+    return performance(runnable, *counted(runnable))
 
 
 def labelled(n: int, b: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,20 +31,17 @@ def labelled(n: int, b: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("b", "c", "answer"),
     [
-        (60, 0, Answer.SOLVER),
-        (0, 60, Answer.EXACT),
-        (2, 2, Answer.SAME),
-        (30, 30, Answer.UNDECIDED),
+        (60, 0, Answer.SOLVER), (0, 60, Answer.EXACT), (2, 2, Answer.SAME), (30, 30, Answer.UNDECIDED),
         (15, 0, Answer.UNDECIDED),
     ],
-)
+)  # fmt: skip
 def test_accuracy_is_better_with_the_solver_or_not(b: int, c: int, answer: Answer) -> None:
     found = compared(*labelled(1000, b, c))
     assert (found.answer, found.name, found.margin) == (answer, "accuracy", 0.01)
     assert (found.own, found.exact) == (1 - c / 1000, 1 - b / 1000)
     assert found.gain == pytest.approx((b - c) / 1000)
     assert (found.lower, found.upper) == share_difference((b, b), (c, c), 1000, 0.95)
-    assert json.loads(json.dumps(found.to_dict()))["answer"] == answer.value
+    assert plain(found)["answer"] == answer.value
 
 
 def test_what_is_unresolved_widens_the_bounds() -> None:
@@ -72,7 +68,7 @@ def test_bounds_of_the_gain_hold(p: float, q: float) -> None:
     assert times[within].sum() / 20_000 >= 0.95
 
 
-def test_blow_ups_are_wrong_predictions() -> None:
+def test_blow_ups_are_wrong_and_drawn_predictions_count() -> None:
     own, exact, y = labelled(500, 0, 0)
     exact[:50] = torch.inf
     runnable = Given(own, exact, y=y)
@@ -81,22 +77,13 @@ def test_blow_ups_are_wrong_predictions() -> None:
     counts = type(counts)(500, blown_up=50, drawn=counts.drawn, doubtful=torch.zeros(500, 1, dtype=torch.bool))
     found = performance(runnable, ran, flow, counts)
     assert (found.own, found.exact, found.gain, found.answer) == (1.0, 0.9, 0.1, Answer.SOLVER)
-
-
-def test_of_several_predictions_the_drawn_ones_count() -> None:
-    y = torch.zeros(200, 3, dtype=torch.int64)
+    y = torch.zeros(200, 3, dtype=torch.int64)  # of several predictions the drawn ones count
     y[:, 2] = -100
     own, exact = torch.zeros(200, 3), torch.zeros(200, 3)
     exact[:, 0], exact[:, 2] = 1, 1
     found = compared(logits(own), logits(exact), y)
     assert (found.own, found.exact) == (1.0, 0.5)
     assert found.gain == pytest.approx(0.5, abs=0.15)
-
-
-def squares(n: int, share: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers whose squared errors are larger by a share of their mean under the exact flow; targets are zero."""
-    errors = torch.rand(n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5
-    return errors.sqrt(), ((1 + share) * errors).sqrt(), torch.zeros(n, 1)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +94,11 @@ def squares(n: int, share: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor
     ],
 )  # fmt: skip
 def test_squared_errors(n: int, share: float, answer: Answer) -> None:
-    own, exact, y = squares(n, share)
+    errors = torch.rand(n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    own, exact, y = errors.sqrt(), ((1 + share) * errors).sqrt(), torch.zeros(n, 1)
     found = compared(own, exact, y)
     assert (found.answer, found.name, found.margin) == (answer, "mse", 0.1)
-    assert (found.own, found.exact) == (
-        pytest.approx(float(own.square().mean())),
-        pytest.approx(float(exact.square().mean())),
-    )
+    assert (found.own, found.exact) == pytest.approx([float(x.square().mean()) for x in (own, exact)])
     if n >= 100:
         gains = ((exact.square() - own.square()) / own.square().mean())[:, 0].tolist()
         assert (found.gain, found.lower, found.upper) == pytest.approx(mean_bounds(gains, 0.975))

@@ -68,7 +68,8 @@ def test_regions_are_what_the_classifier_says_around_the_output() -> None:
 
     solver = FixedStep("rk4", n_steps=4)
     model = NeuralODE(TanhField(), downstream=quadrant, solver=solver)
-    found = phase_portrait(model, samples(30), solver)
+    found = phase_portrait(model.train(), samples(SAMPLES + 20), solver)
+    assert (len(found["labels"]), found["paths"].shape, model.training) == (SAMPLES, (5, SAMPLES, 2), True)
     x, y = found["grid_x"], found["grid_y"]
     assert found["regions"].shape == (len(y), len(x)) == (GRID, GRID)
     for axis, values in ((x, found["output"][:, 0]), (y, found["output"][:, 1])):
@@ -91,16 +92,6 @@ def test_there_is_none_unless_the_state_has_two_components_and_there_is_a_classi
     assert phase_portrait(lifted, Split(torch.randn(4, 2), labels), solver) is None
     lowered = NeuralODE(lambda t, z: -z, nn.Linear(3, 2), nn.Linear(2, 2))
     assert phase_portrait(lowered, Split(torch.randn(4, 3), labels), solver) is not None
-
-
-def test_the_first_samples_are_taken_and_the_mode_is_left() -> None:
-    solver = FixedStep("euler", n_steps=2)
-    model, split = classifier(solver), samples(SAMPLES + 20)
-    model.train()
-    found = phase_portrait(model, split, solver)
-    assert found["paths"].shape == (3, SAMPLES, 2)
-    assert found["labels"].tolist() == split.y[:SAMPLES].tolist()
-    assert model.training
 
 
 def exact(times: Tensor) -> Tensor:

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 
 from tests.evaluation.flows import CLASSES, NUMBERS, RK4, Given, Turn, logits, on, turn
 from tests.problems import TanhField, states
-from trueode.data import Split
 from trueode.errors import DataError, UsageError
-from trueode.evaluation import ModelOnSamples, evaluate, get_task
+from trueode.evaluation import evaluate, get_task
 from trueode.evaluation.runnable import Part
-from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, FixedStep
 
 SHARED = Adaptive("bosh3", 1e-3, 1e-3)
@@ -63,21 +61,15 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_images_held_as_bytes_are_numbers_in_double_precision() -> None:
     pixels = torch.randint(256, (3, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    model = NeuralODE(lambda t, z: -z, downstream=nn.Flatten())
-    runnable = ModelOnSamples(
-        model, Split(pixels, torch.zeros(3, dtype=torch.int64)), CLASSES, FixedStep("rk4", n_steps=99)
-    )
+    runnable = on(lambda t, z: -z, pixels, downstream=nn.Flatten(), solver=FixedStep("rk4", n_steps=99))
     expected = pixels.double().flatten(1) / 255 * torch.tensor(-1.0, dtype=torch.float64).exp()
     torch.testing.assert_close(runnable.run(part=Part(double=True)).outputs, expected, rtol=1e-8, atol=0)
 
 
 def test_equal_steps_are_one_grid() -> None:
     grid = turn(2, end=2.0).grid
-    assert (
-        grid(FixedStep("rk4", n_steps=2))
-        == grid(FixedStep("rk4", step_size=1.0))
-        != grid(FixedStep("euler", n_steps=2))
-    )
+    rk4, euler = FixedStep("rk4", n_steps=2), FixedStep("euler", n_steps=2)
+    assert grid(rk4) == grid(FixedStep("rk4", step_size=1.0)) != grid(euler)
     assert grid(FixedStep("rk4", step_size=9.0)) == grid(FixedStep("rk4", step_size=2.0))
     assert grid(FixedStep("rk4", step_size=0.8)) != grid(FixedStep("rk4", n_steps=3))
     assert grid(SHARED) is None
@@ -102,11 +94,7 @@ def test_a_metric_of_ones_own() -> None:
     pixels, y = logits(torch.tensor([[0, 1], [1, 1]])), torch.tensor([[0, 0], [1, -100]])
     found = Given(pixels, pixels, y=y, metric=lambda outputs, y: (outputs.argmax(1) == y).double().mean(1)).run()
     assert found.metric == 0.5
-    for metric, word in (
-        (lambda outputs, y: y[:1], "shape"),
-        (lambda outputs, y: 1.0, "float"),
-        (lambda *a: 1 / 0, "failed"),
-    ):
+    for metric, word in ((lambda x, y: y[:1], "shape"), (lambda x, y: 1.0, "float"), (lambda x, y: 1 / 0, "failed")):
         with pytest.raises(UsageError, match=word):
             Given(pixels, pixels, y=y, metric=metric).run()
 

@@ -31,12 +31,6 @@ def series_batch(n: int = 3, seed: int = 0) -> Batch:
     return Batch(states(n).unsqueeze(1), y, torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64))
 
 
-def flat_model() -> NeuralODE:
-    """On states ``(batch, 1, 2)``."""
-    inner = TanhField()
-    return NeuralODE(lambda t, z: inner(t, z.flatten(1)).view_as(z), solver=RK4)
-
-
 def test_tasks_by_name() -> None:
     assert [get_task(name).name for name in TASKS] == list(TASKS)
     assert [get_task(name).metric_name for name in TASKS] == ["accuracy", "mse", "mse"]
@@ -65,7 +59,8 @@ def test_losses_and_metrics() -> None:
 
 
 def test_a_time_series_is_predicted_at_its_times() -> None:
-    batch, model = series_batch(), flat_model()
+    batch, field = series_batch(), TanhField()
+    model = NeuralODE(lambda t, z: field(t, z.flatten(1)).view_as(z), solver=RK4)
     output, solution = SERIES.predict(model, batch)
     assert output.shape == (3, 4, 1, 2)
     assert solution.nfe == 24

@@ -7,28 +7,22 @@ from math import pi
 import pytest
 import torch
 
-from tests.evaluation.flows import NUMBERS, Field, Given, Turn, counted, on
-from trueode.evaluation import Flips, Status, decide, get_task
+from tests.evaluation.flows import NUMBERS, Given, Turn, counted, on
+from trueode.evaluation import Status, decide, get_task
+from trueode.runs.files import plain
 from trueode.solvers import FixedStep
 
 SERIES = get_task("timeseries", absolute=0.05)
 
 
-def follow(field: Field, start: list[float], end: float, n_steps: int) -> Flips:
-    times = torch.linspace(0, end, 41, dtype=torch.float64)
-    x = torch.tensor([start], dtype=torch.float64)
-    y = torch.zeros(1, 41, len(start))
-    return counted(on(field, x, y, times, task=SERIES, end=end, solver=FixedStep("rk4", n_steps=n_steps)))[2]
-
-
 def test_one_that_follows_to_the_end_is_an_ode() -> None:
-    found = follow(Turn(1.0).double(), [1.0, 0.0], 2 * pi, 60)
-    path = found.trajectory
-    assert path is not None
+    times, x = torch.linspace(0, 2 * pi, 41, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    how = {"task": SERIES, "end": 2 * pi, "solver": FixedStep("rk4", n_steps=60)}
+    found = counted(on(Turn(1.0).double(), x, torch.zeros(1, 41, 2), times, **how))[2]
+    path, decided = found.trajectory, decide(found)
     assert (path.horizon, path.predictable, path.end) == (path.end, path.end, pytest.approx(2 * pi))
     assert float(path.error.max()) < 1
     torch.testing.assert_close(path.growth, torch.ones(41).double(), rtol=1e-3, atol=0)
-    decided = decide(found)
     assert (decided.status, decided.level, decided.lower, decided.upper) == (Status.ODE, 0.0, 0.0, 0.0)
 
 
@@ -36,13 +30,11 @@ def test_the_horizon_is_where_the_error_exceeds_what_is_allowed() -> None:
     """Euler on a rotation spirals out: after t = n h its radius is (1 + h²)^(n/2)."""
     h, times = 0.02, torch.linspace(0, 10, 41, dtype=torch.float64)
     x, how = torch.tensor([[1.0, 0.0]], dtype=torch.float64), {"task": SERIES, "end": 10.0}
-    found = counted(
-        on(Turn(1.0).double(), x, torch.zeros(1, 41, 2), times, solver=FixedStep("euler", step_size=h), **how)
-    )[2]
+    how["solver"] = FixedStep("euler", step_size=h)
+    found = counted(on(Turn(1.0).double(), x, torch.zeros(1, 41, 2), times, **how))[2]
     turned = torch.polar((1 + h * h) ** (times / h / 2), times / h * torch.tensor(h, dtype=torch.float64).atan())
     gap = (turned - torch.polar(torch.ones_like(times), times)).abs() / 2**0.5 / 0.05
     path = found.trajectory
-    assert path is not None
     torch.testing.assert_close(path.error, gap, rtol=0.02, atol=0.002)
     assert path.horizon == float(times[gap <= 1][-1])
     assert (found.n, found.flips) == (1, 1)
@@ -52,27 +44,20 @@ def test_the_horizon_is_where_the_error_exceeds_what_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("wrong", "grown", "status"),
     [
-        (10, 10, "ode"),
-        (9, 5, "inconclusive"),
-        (5, 5, "inconclusive"),
-        (4, 5, "solver-dependent"),
-        (0, 10, "solver-dependent"),
-        (10, 0, "ode"),
+        (10, 10, "ode"), (9, 5, "inconclusive"), (5, 5, "inconclusive"), (4, 5, "solver-dependent"),
+        (0, 10, "solver-dependent"), (10, 0, "ode"),
     ],
-)
+)  # fmt: skip
 def test_beyond_the_horizon_of_a_perturbation_nothing_is_said(wrong: int, grown: int, status: str) -> None:
     """The error exceeds what is allowed from one time on, and a perturbation of 1e-9 from another."""
     exact, number = torch.ones(1, 10, 1, dtype=torch.float64), torch.arange(10.0)
     own = exact + 0.06 * (number >= wrong)[:, None]
     growth = torch.where(number >= grown, 6e7, 1.0)[:, None]
     found = counted(Given(own, exact, task=SERIES, growth=growth, t=number / 2))[2]
-    path = found.trajectory
-    assert path is not None
-    assert (path.horizon, path.predictable, path.end) == (
-        (wrong - 1) / 2 if wrong else -torch.inf, (grown - 1) / 2 if grown else -torch.inf, 4.5,
-    )  # fmt: skip
+    path, known = found.trajectory, [(n - 1) / 2 if n else -torch.inf for n in (wrong, grown)]
+    assert [path.horizon, path.predictable, path.end] == [*known, 4.5]
     assert decide(found).status == status
-    assert path.to_dict()["times"] == (number / 2).tolist()
+    assert plain(path)["times"] == (number / 2).tolist()
 
 
 def test_only_a_single_series_is_a_trajectory() -> None:

@@ -65,12 +65,7 @@ class ModelInspection:
     def _of(self, attempt: int) -> Samples:
         """The samples of an attempt, asked for once."""
         if self._known is None or self._known[0] != attempt:
-            inputs = self._inputs(attempt)
-            self._known = attempt, self._unlabelled(inputs) if isinstance(inputs, Tensor) else inputs
+            x = self._inputs(attempt)
+            unlabelled = torch.empty(len(x), 0, device="cpu")
+            self._known = attempt, Split(x, unlabelled, dtype=x.dtype) if isinstance(x, Tensor) else x
         return self._known[1]
-
-    def _unlabelled(self, x: Tensor) -> Split:
-        """Samples with anything for labels: flips do not depend on them."""
-        classes = self._task.name == "classification"
-        shape, dtype = ((len(x),), torch.int64) if classes else ((len(x), 1), x.dtype)
-        return Split(x, torch.zeros(shape, dtype=dtype, device="cpu"), dtype=x.dtype)  # where outputs are compared

@@ -101,7 +101,7 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
     flips, gone, open_, rounded = (int(mask.flatten()[drawn].sum()) for mask in masks)
     share, constant = mean_share(runnable, flipped | blown_up), _constant(runnable, exact, ran.outputs.dtype)
     return Flips(
-        len(drawn), flips, gone, open_, rounded, share, constant, evaluations, _trouble(ran, exact) if open_ else "",
+        len(drawn), flips, gone, open_, rounded, share, constant, evaluations, _trouble(runnable, ran, exact) if open_ else "",
         trajectory, drawn, unresolved,
     )  # fmt: skip
 
@@ -125,13 +125,13 @@ def _constant(runnable: Runnable, exact: ExactFlow, dtype: torch.dtype) -> bool:
     return bool((spread <= 100 * torch.finfo(dtype).eps * known.amax()).any())
 
 
-def _trouble(own: Evaluation, exact: ExactFlow) -> str:
+def _trouble(runnable: Runnable, own: Evaluation, exact: ExactFlow) -> str:
     """Why samples are unresolved, and what to do."""
     if own.status != "success":
         return f"the training solver fails ({own.message.rstrip('.')})"
     if not exact.complete:
         return f"the budget of field evaluations was spent after {exact.n_steps} steps of rk4"
-    if not bool(exact.outputs.isfinite().all()):
+    if not bool((runnable.finite(exact.outputs) | exact.blown_up).all()):
         return (
             "their solution is not finite under finer solvers, and it cannot be told whether it blows up or a solver becomes "
             "unstable"
