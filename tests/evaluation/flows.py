@@ -1,0 +1,120 @@
+"""Models whose exact flow is known, and outputs that are given, for the tests of the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import pi
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trueode.data import Split
+from trueode.evaluation import (
+    Evaluation,
+    ExactFlow,
+    Flips,
+    ModelOnSamples,
+    Runnable,
+    Task,
+    count_flips,
+    exact_flow,
+    get_task,
+)
+from trueode.models import NeuralODE
+from trueode.solvers import FixedStep, Solver
+
+CLASSES, NUMBERS, SERIES = get_task("classification"), get_task("regression"), get_task("timeseries")
+EULER, RK4 = FixedStep("euler", step_size=1.0), FixedStep("rk4", step_size=0.125)
+ANGLE = 2.0
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+class Turn(nn.Module):
+    """The field that turns the plane by an angle in a unit of time."""
+
+    def __init__(self, angle: float = ANGLE) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.tensor([[0.0, -angle], [angle, 0.0]]))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return z @ self.matrix.T
+
+
+def sides() -> nn.Linear:
+    """A classifier that tells positive from negative first components."""
+    layer = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    return layer
+
+
+def turned(x: Tensor, angle: float = ANGLE) -> Tensor:
+    """The exact solution of `Turn` at time 1."""
+    matrix = torch.linalg.matrix_exp(torch.tensor([[0.0, -angle], [angle, 0.0]], dtype=torch.float64))
+    return (x.double() @ matrix.T).to(x.dtype)
+
+
+def circle(n: int) -> Tensor:
+    """Points of the unit circle in random order whose images under `Turn` keep away from the classifier's boundary."""
+    phi = torch.linspace(0.05, pi - 0.05, (n + 1) // 2)
+    phi = torch.cat([phi, phi + pi])[:n] - pi / 2 - ANGLE
+    phi = phi[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    return torch.stack([phi.cos(), phi.sin()], 1)
+
+
+def on(
+    field: Field, x: Tensor, y: Tensor | None = None, t: Tensor | None = None, *, task: Task = CLASSES,
+    solver: Solver = EULER, downstream: Any = None, end: float = 1.0, **how: Any,
+) -> ModelOnSamples:  # fmt: skip
+    """A field as a model on samples; without targets these are zeros."""
+    if y is None:
+        y = torch.zeros(len(x), dtype=torch.int64) if task.name == "classification" else torch.zeros_like(x)
+    model = NeuralODE(field, downstream=downstream, solver=solver, t=(0.0, end))
+    return ModelOnSamples(model, Split(x, y, t, dtype=x.dtype), task, solver, **how)
+
+
+def turn(n: int, solver: Solver = EULER, **how: Any) -> ModelOnSamples:
+    """`Turn` on a circle, classes labelled by the exact flow."""
+    x = circle(n)
+    return on(Turn(), x, sides()(turned(x)).argmax(1), solver=solver, downstream=sides(), **how)
+
+
+def counted(runnable: Runnable, **how: Any) -> tuple[Evaluation, ExactFlow, Flips]:
+    """A model under its training solver, under the exact flow, and what differs."""
+    own = runnable.run()
+    exact = exact_flow(runnable, own, **how)
+    return own, exact, count_flips(runnable, None, own, exact)
+
+
+class Given(Runnable):
+    """Outputs that are given: under the training solver, rk4 and dopri5 (those of rk4 if not given)."""
+
+    growth: float | Tensor = 1.0
+
+    def __init__(
+        self, own: Tensor, exact: Tensor, other: Tensor | None = None, task: Task = CLASSES, *, in_double: Tensor | None = None,
+        **fields: Any,
+    ) -> None:  # fmt: skip
+        self.own, self.exact, self.other = own, exact, exact if other is None else other
+        self.own_in_double = own if in_double is None else in_double
+        self.task, self.n, self.solver = task, len(own), EULER
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def run(
+        self, solver: Solver | None = None, *, indices: Tensor | None = None, double: bool = False, whole: bool = False,
+        nudge: float = 0.0,
+    ) -> Evaluation:  # fmt: skip
+        solver = solver or self.solver
+        own = self.own_in_double if double else self.own
+        outputs = own if solver == self.solver else self.exact if solver.name == "rk4" else self.other
+        outputs = (outputs.double() if double else outputs) * (1 + nudge * self.growth)
+        outputs = outputs if indices is None else outputs[indices]
+        found = Evaluation(len(outputs), nfe=10.0, n_steps=8.0, solver=solver, outputs=outputs)
+        return self.scored(found) if indices is None else found
+
+
+def logits(classes: Tensor) -> Tensor:
+    """Sure logits of two classes, in float64: ``(n, …)`` to ``(n, 2, …)``."""
+    return torch.stack([1.0 - classes.double(), classes.double()], 1)
