@@ -66,11 +66,7 @@ class ModelInspection:
         """The samples of an attempt, asked for once."""
         if self._known is None or self._known[0] != attempt:
             inputs = self._inputs(attempt)
-            self._known = attempt, self._unlabelled(inputs) if isinstance(inputs, Tensor) else inputs
+            if isinstance(inputs, Tensor):  # without targets: flips do not depend on them
+                inputs = Split(inputs, inputs.new_zeros(len(inputs), 0), dtype=inputs.dtype)
+            self._known = attempt, inputs
         return self._known[1]
-
-    def _unlabelled(self, x: Tensor) -> Split:
-        """Samples with anything for labels: flips do not depend on them."""
-        classes = self._task.name == "classification"
-        shape, dtype = ((len(x),), torch.int64) if classes else ((len(x), 1), x.dtype)
-        return Split(x, torch.zeros(shape, dtype=dtype, device="cpu"), dtype=x.dtype)  # where outputs are compared

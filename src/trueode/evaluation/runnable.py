@@ -263,7 +263,8 @@ class ModelOnSamples(Runnable):
     def __post_init__(self) -> None:
         if not len(self.samples):
             raise DataError("The data holds no samples.")
-        self.n, self.y, self.t = len(self.samples), self.samples.y.cpu(), self.samples.t
+        self.n, self.t = len(self.samples), self.samples.t
+        self.y = self.samples.y.cpu() if self.samples.y.numel() else None
         if hasattr(self.samples, "x"):
             refuse_unknown("inputs", self.samples.x)
         if self.task.name == "regression":
