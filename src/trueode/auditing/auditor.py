@@ -276,6 +276,8 @@ def _vacuous(judged: Audit, runnable: Runnable) -> list[str]:
     outputs, metric, chance = judged.own.outputs, judged.performance.own, judged.chance
     assert outputs is not None
     classes = runnable.task.name == "classification" and runnable.task.decision is None
+    if judged.own.status != "success":
+        return []
     if classes and len(torch.unique(outputs.argmax(1))) == 1:
         return ["vacuous: the model predicts the same class for every sample, which no solver changes"]
     if chance == chance and metric == metric and not (metric > chance if classes else metric < chance):
