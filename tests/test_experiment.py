@@ -418,7 +418,7 @@ def test_a_continued_run_does_not_keep_the_verdict_of_before(
     assert "sentence" in json.loads(info.read_text())
     code, output = train("--resume true --niter 6 --name run --lr 1e-4", capsys)
     assert code == 0, output
-    assert json.loads(Path("experiments/run/audit.json").read_text())["iteration"] == 6
+    assert json.loads(Path("experiments/run/audit.json").read_text())["provenance"]["iteration"] == 6
     code, output = train("--niter 40 --name bad --optimizer sgd --lr 1e30", capsys)
     assert code == 1, output
     assert not {"sentence", "verdict"} & set(json.loads(Path("experiments/bad/run.json").read_text()))

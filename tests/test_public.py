@@ -12,7 +12,6 @@ import trueode
 PUBLIC = [
     "Audit",
     "SolverCheck",
-    "SolverReport",
     "audit",
     "check_solver",
     "Refine",

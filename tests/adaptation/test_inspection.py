@@ -28,7 +28,7 @@ def test_it_counts_on_the_inputs_of_the_attempt() -> None:
     assert asked == [], "the inputs of an attempt are asked for once"
     assert inspection.evaluations == found.evaluations
     inspection.count(RK4, 2)
-    assert inspection.evaluations > 2 * found.evaluations - 1
+    assert inspection.evaluations > found.evaluations + 200 * 32
 
 
 def test_numbers_and_series() -> None:
@@ -43,7 +43,8 @@ def test_numbers_and_series() -> None:
 
 def test_a_rule_certifies_a_model_in_any_loop() -> None:
     x = circle(1000)
-    inspection = ModelInspection(NeuralODE(Turn(), downstream=sides()), lambda attempt: x, CLASSES)
+    inspection = ModelInspection(NeuralODE(Turn(), downstream=sides()), lambda attempt: x, CLASSES, source="of noise")
     answer = FidelityRule(FixedStep("rk4", n_steps=8), 0.01).certify(inspection)
     assert isinstance(answer, Certificate)
-    assert answer.status == "certified"
+    assert answer.certified
+    assert "of noise" in answer.sentence

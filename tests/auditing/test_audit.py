@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import cache
 from math import cos, isnan, pi, sin
@@ -13,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trueode import Adaptive, Audit, FixedStep, NeuralODE, SolverReport, audit, check_solver, solve
+from trueode import Adaptive, Audit, FixedStep, NeuralODE, audit, check_solver, solve
 from trueode.errors import DataError, UsageError
+from trueode.evaluation import Answer
 from trueode.solvers import Solver
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,26 +96,26 @@ def test_coarse_euler_on_a_rotation_depends_on_the_solver() -> None:
     found = coarse()
     assert (found.verdict, found.exit_code) == ("solver-dependent", 3)
     assert found.reference is not None
-    torch.testing.assert_close(found.reference.outputs, turned(x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.reference.outputs, turned(x), rtol=0, atol=1e-5)
     own = x.double() @ torch.linalg.matrix_power(torch.eye(2).double() + MATRIX.double() / 4, 4)
     flips = int((own.argmax(1) != turned(x).argmax(1)).sum())
     assert flips > 30
-    assert (found.decision.flips, found.rows[0].flips, found.rows[0].changed) == (flips, flips, 0)
-    assert found.decision.lower > found.margin
+    assert (found.flips, found.rows[0].flips, found.rows[0].changed) == (flips, flips / found.n, 0)
+    assert found.decision.lower > found.decision.margin
     assert found.metric == pytest.approx(1 - flips / len(x))
     assert found.metric_exact == 1
     error = (own - turned(x)).square().mean().sqrt() / (turned(x) - turned(x).mean(0)).square().mean().sqrt()
     assert found.rows[0].output_error == pytest.approx(float(error), rel=1e-5)
     assert found.rows[0].state_error == pytest.approx(float(error), rel=1e-5)
-    assert "NOT an ODE" in found.sentence
-    assert found.solver in found.sentence
+    assert found.performance.answer is Answer.EXACT
+    assert all(words in found.sentence for words in ("too coarse", found.solver, f"take {found.safe[0].solver}"))
 
 
 def test_fine_rk4_on_a_rotation_is_an_ode() -> None:
     found = audit(turning(rk4(32)), labelled(), methods=())
-    assert (found.verdict, found.exit_code, found.decision.flips) == ("ode", 0, 0)
-    assert found.decision.upper <= found.margin
-    assert found.sentence.startswith("ode: 0 of 320")
+    assert (found.verdict, found.exit_code, found.flips) == ("ode", 0, 0)
+    assert found.decision.upper <= found.decision.margin
+    assert "behaves as an ODE (0 of 320" in found.sentence
 
 
 def test_a_field_that_euler_solves_exactly_is_an_ode() -> None:
@@ -126,7 +128,7 @@ def test_a_field_that_euler_solves_exactly_is_an_ode() -> None:
     x = points(320, 3)
     labels = (x + torch.tensor([1.0, -1.0, 0.0]) * x[:, 2:]).argmax(1)
     found = audit(model_of(constant, euler(1)), (x, labels), methods=("euler", "rk4"))
-    assert (found.verdict, found.decision.flips, found.metric, found.metric_exact) == ("ode", 0, 1, 1)
+    assert (found.verdict, found.flips, found.metric, found.metric_exact) == ("ode", 0, 1, 1)
     assert {row.flips for row in found.rows} == {0}
     assert found.orders == ()  # rounding is all the error that there is
     assert (found.safe[0].method, found.safe[0].setting, found.safe[0].nfe) == ("euler", 1, 1)
@@ -153,7 +155,7 @@ def test_a_model_no_better_than_chance_is_told_to_be_vacuous() -> None:
 @pytest.mark.parametrize(("n", "verdict"), [(298, "inconclusive"), (299, "ode")])
 def test_fewer_samples_than_299_cannot_show_an_ode(n: int, verdict: str) -> None:
     found = audit(turning(rk4(32)), labelled(n), methods=())
-    assert (found.verdict, found.decision.flips) == (verdict, 0)
+    assert (found.verdict, found.flips) == (verdict, 0)
     if verdict == "inconclusive":
         assert found.exit_code == 4
         assert found.decision.needed == 299
@@ -168,7 +170,7 @@ def test_the_margin_decides() -> None:
 
 
 def test_more_samples_than_are_asked_for_are_not_looked_at() -> None:
-    assert audit(turning(rk4(32)), labelled(400), samples=300, methods=()).decision.n == 300
+    assert audit(turning(rk4(32)), labelled(400), samples=300, methods=()).n == 300
 
 
 # No reference, no verdict
@@ -177,19 +179,18 @@ def test_more_samples_than_are_asked_for_are_not_looked_at() -> None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up sooner."""
-    monkeypatch.setattr("trueode.evaluation.reference.FINEST", 256)
-    monkeypatch.setattr("trueode.auditing.reference.TOLERANCES", {True: (1e-3, 1e-4), False: (1e-3, 1e-4)})
+    monkeypatch.setattr(sys.modules["trueode.evaluation.exact_flow"], "FINEST", 256)
 
 
-@pytest.mark.usefixtures("hurried")
-def test_a_solution_that_blows_up_is_inconclusive() -> None:
+def test_samples_that_blow_up_are_told_apart() -> None:
     """z' = z² leaves to infinity at t = 1/z(0), which coarse steps do not see."""
     x = 2 * torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
     x = x[((x - 1).abs() > 0.1).all(1)]
     found = audit(model_of(lambda t, z: z * z), (x, x.argmax(1)), methods=("rk4",))
-    assert (found.verdict, found.exit_code) == ("inconclusive", 4)
-    assert "blows up" in found.sentence
-    assert str(int((x > 1).any(1).sum())) in found.sentence
+    gone = int((x > 1).any(1).sum())
+    assert (found.verdict, found.exit_code) == ("solver-dependent", 3)
+    assert (found.decision.counts.blown_up, found.decision.counts.unresolved) == (gone, 0)
+    assert f"ceases to exist for {gone} of {len(x)} samples" in found.sentence
     assert found.safe == ()
 
 
@@ -201,11 +202,14 @@ def test_a_solution_that_blows_up_is_inconclusive() -> None:
 )
 def test_a_field_that_no_solver_resolves_is_inconclusive(field: Callable[[Tensor, Tensor], Tensor]) -> None:
     x = points(40)
-    found = audit(model_of(field), (x, x.argmax(1)), methods=())
-    assert (found.verdict, found.exit_code) == ("inconclusive", 4)
-    assert "stiff, rough or discontinuous" in found.sentence
-    assert found.reference is not None
-    assert found.reference.disagreeing > 0
+    for found in (
+        audit(model_of(field), (x, x.argmax(1)), methods=()),
+        check_solver(model_of(field), (x, x.argmax(1))),
+    ):
+        assert (found.verdict, found.exit_code) == ("inconclusive", 4)
+        assert "stiff, rough or discontinuous" in found.sentence
+        assert found.reference is not None
+        assert found.reference.disagreeing >= found.decision.counts.unresolved > 0
 
 
 class Odd(nn.Module):
@@ -223,7 +227,7 @@ class Odd(nn.Module):
             self.calls += 1
         if self.what == "new buffer":
             self.calls = self.calls + 1
-        return z / (z > 0) if self.what == "nan" else z
+        return z
 
     def field(self, t: Tensor, z: Tensor) -> Tensor:
         noise = 0.01 * torch.randn_like(z) if self.what == "stochastic" else 0.0
@@ -238,7 +242,6 @@ class Odd(nn.Module):
         ("dropout", "deterministic", "it is stochastic"),
         ("buffer", "buffers", "updates its buffers"),
         ("new buffer", "buffers", "updates its buffers"),
-        ("nan", "finite", "not finite under the training solver"),
     ],
 )
 def test_where_a_precondition_is_violated_there_is_no_verdict(what: str, precondition: str, words: str) -> None:
@@ -248,7 +251,7 @@ def test_where_a_precondition_is_violated_there_is_no_verdict(what: str, precond
     assert words in found.sentence
     assert [each.name for each in found.preconditions if each.decisive and not each.holds] == [precondition]
     assert (found.reference, found.reasons, found.rows, found.safe) == (None, None, (), ())
-    assert words in check_solver(model, labelled(40)).trouble
+    assert words in check_solver(model, labelled(40)).decision.reason
     json.loads(found.to_json())
     assert found.figures() == {}
 
@@ -289,13 +292,13 @@ def test_a_regression_is_judged_by_gaps_and_not_by_labels() -> None:
     scale = (exact - exact.mean(0)).square().mean(0).sqrt()
     gaps = ((own - exact) / scale).square().mean(1).sqrt()
     assert good.decision == bad.decision
+    assert (good.performance.answer, bad.performance.answer) == (Answer.EXACT, Answer.SAME)
     assert (good.verdict, bad.verdict) == ("solver-dependent", "solver-dependent")
-    assert good.decision.flips == int((gaps > 0.01).sum())
+    assert good.flips == int((gaps > 0.01).sum())
     assert good.metric_name == "mse"
     assert good.metric == pytest.approx(float((own - exact).square().mean()), rel=1e-3)
     assert good.chance == pytest.approx(float((exact - exact.mean(0)).square().mean()), rel=1e-5)
     assert bad.metric == pytest.approx(bad.metric_exact, rel=0.01)
-    assert isnan(good.p_value)
     assert squares(turning(rk4(32)), 100 * points(320, seed=1)).verdict == "ode"
 
 
@@ -324,7 +327,7 @@ def test_a_metric_of_ones_own() -> None:
     found = squares(turning(euler(64)), turned(x).float(), metric=closeness)
     assert found.metric_name == "closeness"
     assert found.metric < -0.01
-    assert found.metric_exact == pytest.approx(0, abs=1e-5)
+    assert found.metric_exact == pytest.approx(0, abs=1e-3)
     assert isnan(found.chance)
     assert found.decision == squares(turning(euler(64)), turned(x).float()).decision
 
@@ -347,7 +350,6 @@ def test_the_solver_can_be_given() -> None:
     # where it cannot be handed to the model it takes the place of the one that the model asks for
     inside = audit(lambda x: own(x), labelled(), solver=rk4(32), methods=())
     assert inside.decision == found.decision
-    assert inside.provenance["solver"][0]["method"] == "euler"
     tight = audit(own, labelled(), solver=Adaptive("dopri5", 1e-6, 1e-6), methods=())
     assert (tight.verdict, tight.rows[0].kind, tight.rows[0].setting) == ("ode", "adaptive", 1e-6)
     assert audit(turning(rk4(32)), labelled(), solver=euler(4), methods=()).decision == coarse().decision
@@ -375,13 +377,13 @@ def test_bad_data_and_audits_inside_of_audits() -> None:
     model = turning(euler(4))
     with pytest.raises(UsageError, match="nested"):
         audit(model, labelled(20), call=lambda net, batch: audit(net, labelled(20)))
-    assert audit(model, labelled(20), methods=()).decision.flips > 0  # nothing was left behind
+    assert audit(model, labelled(20), methods=()).flips > 0  # nothing was left behind
 
 
 def test_what_is_done_is_told() -> None:
     told: list[str] = []
     audit(turning(rk4(8)), labelled(20), methods=("midpoint", "bosh3"), progress=told.append)
-    assert told[:2] == ["training solver", "reference"]
+    assert told[:2] == ["training solver", "exact flow"]
     assert told[-1] == "reasons"
     assert {"rk4 x 1", "midpoint x 1", "bosh3, tol = 0.1"} <= set(told)
 
@@ -431,21 +433,22 @@ def test_kinks_keep_every_method_at_order_two() -> None:
     assert orders["euler"].observed == pytest.approx(1, abs=0.5)
 
 
-def test_mcnemar_is_the_binomial_test_of_the_samples_right_with_one_only() -> None:
-    from scipy.stats import binomtest
-
+def test_the_gain_is_of_the_samples_right_with_one_only() -> None:
     model, (x, y) = turning(euler(4)), labelled()
     noisy = torch.where(torch.rand(len(y), generator=torch.Generator().manual_seed(3)) < 0.35, 1 - y, y)
     found = audit(model, (x, noisy), methods=())
     right, right_exact = model(x).argmax(1) == noisy, turned(x).argmax(1) == noisy
     first, second = int((right & ~right_exact).sum()), int((right_exact & ~right).sum())
     assert first > 0
-    assert found.p_value == pytest.approx(binomtest(first, first + second, 0.5).pvalue)
+    answer = found.performance
+    assert answer.gain == pytest.approx((first - second) / len(y))
+    assert answer.lower < answer.gain < answer.upper
     assert (found.metric, found.metric_exact) == (
         pytest.approx(right.double().mean().item()),
         pytest.approx(right_exact.double().mean().item()),
     )
-    assert any("McNemar" in note for note in found.notes) == (found.p_value < 0.05)
+    trained = audit(model, (x, noisy), methods=(), held_out=False)
+    assert (trained.decision, trained.performance.answer) == (found.decision, Answer.UNDECIDED)
 
 
 @cache
@@ -466,13 +469,13 @@ def fitted(solver: Solver) -> NeuralODE:
     return model.eval()
 
 
-@pytest.mark.parametrize(("solver", "told"), [(euler(3), True), (rk4(4), False)], ids=["euler", "rk4"])
-def test_coarse_steps_that_became_a_feature_are_told(solver: Solver, told: bool) -> None:
+@pytest.mark.parametrize(("solver", "feature"), [(euler(3), True), (rk4(4), False)], ids=["euler", "rk4"])
+def test_coarse_steps_that_became_a_feature_are_told(solver: Solver, feature: bool) -> None:
     model = fitted(solver)
     found = audit(model, (model.x, model.y), methods=(solver.name,))
-    assert any(note.startswith("the loss is lowest at the training step") for note in found.notes) == told
+    assert (found.performance.answer is Answer.SOLVER) == ("NOT an ODE" in found.sentence) == feature
     own, *others = found.rows
-    if told:
+    if feature:
         assert own.loss < min(row.loss for row in others)
         assert found.reasons is not None
         assert found.reasons.margin_share is not None
@@ -482,7 +485,7 @@ def test_coarse_steps_that_became_a_feature_are_told(solver: Solver, told: bool)
 def test_the_cheapest_safe_solver_is_safe_and_the_next_coarser_one_is_not() -> None:
     found = coarse()
     best = found.safe[0]
-    assert best.upper <= found.margin
+    assert best.upper <= found.decision.margin
     assert [each.nfe for each in found.safe] == sorted(each.nfe for each in found.safe)
     assert any("the cheapest safe solver" in note for note in found.notes)
     steps = int(next(each.setting for each in found.safe if each.method == "rk4"))
@@ -498,7 +501,9 @@ def test_crossings_stability_and_idle_adaptivity_are_told() -> None:
     assert reasons.step_lipschitz == pytest.approx(SPEED / 4, rel=0.01)
     assert reasons.stability == pytest.approx(2)
     assert reasons.crossings_exact is not None
-    idle = audit(model_of(lambda t, z: 0 * z + 1, Adaptive("dopri5", 1e-3, 1e-3)), labelled(), methods=()).reasons
+    idle = audit(
+        model_of(lambda t, z: 0 * z + 1, Adaptive("dopri5", 1e-3, 1e-3)), labelled(), methods=("dopri5",)
+    ).reasons
     assert idle is not None
     assert idle.idle
     assert any("adaptivity is idle" in text for text in idle.texts)
@@ -511,21 +516,8 @@ def test_crossings_stability_and_idle_adaptivity_are_told() -> None:
 def test_a_check_has_the_numbers_of_the_audit(solver: Solver) -> None:
     model, data = turning(solver), labelled(300)
     report, found = check_solver(model, data, samples=300), audit(model, data, methods=())
-    assert isinstance(report, SolverReport)
-    decision, row = found.decision, found.rows[0]
-    assert report == SolverReport(
-        decision.n, decision.flips / decision.n, decision.lower, decision.upper, row.state_error, row.nfe
-    )
+    assert report.to_dict() == found.to_dict()
     assert check_solver(model, data).n == 256
-
-
-@pytest.mark.usefixtures("hurried")
-def test_a_check_tells_why_there_is_no_reference() -> None:
-    x = 2 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
-    report = check_solver(model_of(lambda t, z: z * z), (x, x.argmax(1)))
-    assert "blows up" in report.trouble
-    assert isnan(report.flips)
-    assert (report.lower, report.upper) == (0, 1)
 
 
 # What is written
@@ -541,11 +533,11 @@ def test_json_holds_what_the_audit_holds() -> None:
         written = json.loads(found.to_json(), parse_constant=refuse)
         plain = found.to_dict()
         assert list(written) == list(plain)
-        for key in ("verdict", "sentence", "n", "flips", "flips_lower", "flips_upper", "notes", "solver", "margin"):
+        for key in ("verdict", "sentence", "n", "flips", "lower", "upper", "notes", "solver", "margin"):
             assert written[key] == plain[key]
         assert [row["flips"] for row in written["rows"]] == [row.flips for row in found.rows]
-    assert written["metric"] is None
-    assert written["schema"] == 1
+    assert written["performance"]["own"] is None
+    assert written["schema"] == 2
 
 
 def keys_of(value: Any) -> set[str]:
@@ -562,8 +554,8 @@ def test_every_field_is_documented() -> None:
     text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     found = ordered(nn.Tanh)
     plain = found.to_dict()
-    assert all(plain[part] for part in ("rows", "orders", "safe", "pareto", "reasons", "reference", "preconditions"))
-    fields = keys_of(plain) | keys_of(coarse().to_dict()) | set(check_solver(turning(euler(4)), labelled(40)).to_dict())
+    assert all(plain[part] for part in ("rows", "orders", "safe", "pareto", "reasons", "exact_flow", "preconditions"))
+    fields = keys_of(plain) | keys_of(coarse().to_dict())
     assert {key for key in fields if f"`{key}`" not in text} == set()
 
 
@@ -572,7 +564,7 @@ def test_saving_writes_the_figures_and_never_overwrites_unasked(tmp_path: Path) 
     folder = tmp_path / "new" / "audit"
     path = found.save(folder)
     assert path == folder / "audit.json"
-    assert json.loads(path.read_text(encoding="utf-8"))["flips"] == found.decision.flips
+    assert json.loads(path.read_text(encoding="utf-8"))["flips"] == found.flips
     names = {f"audit_{name}.png" for name in found.figures()}
     assert {"audit_swap.png", "audit_order.png", "audit_cost.png", "audit_trajectories.png"} == names
     assert names <= {each.name for each in folder.iterdir()}

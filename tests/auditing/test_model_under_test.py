@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trueode import Adaptive, FixedStep, NeuralODE
-from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
-from trueode.auditing.scores import losses_of, metric_of
+from trueode.auditing.model_under_test import model_under_test
 from trueode.data import Split
 from trueode.errors import DataError, UsageError
+from trueode.evaluation.runnable import Part
 
 X = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
 LABELS = (X[:, 0] > 0).long()
@@ -53,19 +53,19 @@ def test_all_forms_of_data_give_the_same(data: Any) -> None:
     torch.testing.assert_close(ran.outputs, net(X).detach())
     assert (ran.nfe, ran.n_steps, ran.n_rejected, ran.status) == (3, 3, 0, "success")
     torch.testing.assert_close(ran.states, ran.outputs)
-    accuracy = metric_of(subject, ran)
+    assert ran.outputs is not None
+    accuracy, losses = subject.metrics(ran.outputs), subject.losses(ran.outputs)
     assert accuracy is not None
-    assert accuracy.tolist() == (net(X).argmax(1) == LABELS).double().tolist()
-    losses = losses_of(subject, ran)
+    assert accuracy[:, 0].tolist() == (net(X).argmax(1) == LABELS).double().tolist()
     assert losses is not None
-    torch.testing.assert_close(losses, nn.functional.cross_entropy(net(X), LABELS, reduction="none").double())
+    torch.testing.assert_close(losses[:, 0], nn.functional.cross_entropy(net(X), LABELS, reduction="none").double())
+    assert (ran.metric, ran.loss) == pytest.approx((float(accuracy.mean()), float(losses.mean())))
 
 
 def test_inputs_alone() -> None:
     subject = model_under_test(model(), X, task="classification")
     assert subject.y is None
-    assert metric_of(subject, subject.run()) is None
-    assert losses_of(subject, subject.run()) is None
+    assert subject.metrics(X) is subject.losses(X) is None
     with pytest.raises(UsageError, match="no targets"):
         model_under_test(model(), X)
 
@@ -88,17 +88,17 @@ def test_an_endless_loader_is_left_after_the_samples() -> None:
 @pytest.mark.parametrize("separable", [True, False])
 def test_some_samples(separable: bool) -> None:
     net = model()
-    whole = model_under_test(net, DataLoader(TensorDataset(X, LABELS), batch_size=4))
-    subject = ModelUnderTest(**{**vars(whole), "separable": separable})
+    subject = model_under_test(net, DataLoader(TensorDataset(X, LABELS), batch_size=4))
+    subject.separable = separable
     for rows in ([0, 5, 9], [4, 5, 6, 7], list(range(10)), [3]):
-        ran = subject.run(FixedStep("rk4", n_steps=2), indices=torch.tensor(rows))
+        ran = subject.run(FixedStep("rk4", n_steps=2), Part(torch.tensor(rows)))
         torch.testing.assert_close(ran.outputs, net(X, FixedStep("rk4", n_steps=2)).detach()[rows])
 
 
 def test_double_precision_leaves_the_model_alone() -> None:
     net = model()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    ran = model_under_test(net, (X, LABELS)).run(Adaptive("dopri5", 1e-10, 1e-10), double=True)
+    ran = model_under_test(net, (X, LABELS)).run(Adaptive("dopri5", 1e-10, 1e-10), Part(double=True))
     assert ran.outputs.dtype == torch.float64
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.dtype == torch.float32 for p in net.parameters())
@@ -111,7 +111,7 @@ def test_double_precision_leaves_the_model_alone() -> None:
         (LABELS.bool(), None, "classification"),
         (X, None, "regression"),
         (X[:, 0], None, "regression"),
-        (torch.zeros(10, 3, 2), torch.tensor([0.2, 0.5, 1.0]), "timeseries"),
+        (torch.randn(10, 3, 2), torch.tensor([0.2, 0.5, 1.0]), "timeseries"),
     ],
 )
 def test_the_task_follows_from_the_targets(y: Tensor, t: Tensor | None, task: str) -> None:
@@ -122,7 +122,7 @@ def test_the_task_follows_from_the_targets(y: Tensor, t: Tensor | None, task: st
 def test_a_time_series_of_our_own_model() -> None:
     t = torch.tensor([0.2, 0.5, 1.0])
     net = model(10)
-    ran = model_under_test(net, (X, torch.zeros(10, 3, 2), t)).run()
+    ran = model_under_test(net, (X, torch.randn(10, 3, 2), t)).run()
     torch.testing.assert_close(ran.outputs, net(X, save_at=t).detach().transpose(0, 1))
 
 
@@ -130,25 +130,21 @@ def test_a_time_series_of_our_own_model() -> None:
 def test_one_logit_stands_for_two_classes(shape: tuple[int, ...]) -> None:
     net = NeuralODE(Tanh(), downstream=lambda z: z[:, 0].reshape(shape), solver=FixedStep("euler", n_steps=3))
     subject = model_under_test(net, (X, LABELS))
-    accuracy = metric_of(subject, subject.run())
-    assert accuracy is not None
-    assert accuracy.tolist() == ((net(X).reshape(10) > 0).long() == LABELS).double().tolist()
+    assert subject.run().metric == float(((net(X).reshape(10) > 0).long() == LABELS).double().mean())
 
 
 def test_a_metric_of_ones_own() -> None:
-    subject = model_under_test(model(), (X, X))
-    found = metric_of(subject, subject.run(), lambda outputs, y: (outputs - y).abs().amax(1))
-    assert found is not None
-    torch.testing.assert_close(found, (model()(X).detach() - X).abs().amax(1).double())
+    found = model_under_test(model(), (X, X), metric=lambda outputs, y: (outputs - y).abs().amax(1)).run()
+    assert found.metric == pytest.approx(float((model()(X).detach() - X).abs().amax(1).mean()))
     with pytest.raises(UsageError, match="a value for each of the 10 samples"):
-        metric_of(subject, subject.run(), lambda outputs, y: outputs)
+        model_under_test(model(), (X, X), metric=lambda outputs, y: outputs).run()
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "no batch"),
-        (iter(()), "no batch"),
+        ([], "holds no samples"),
+        (iter(()), "holds no samples"),
         (3.0, "float"),
         ("data.csv", "str"),
         ([{"x": 3}], "no tensor"),
@@ -162,9 +158,8 @@ def test_bad_data(data: Any, message: str) -> None:
 
 
 def test_labels_that_the_model_does_not_know() -> None:
-    subject = model_under_test(model(), (X, LABELS + 1))
     with pytest.raises(DataError, match="2 classes"):
-        metric_of(subject, subject.run())
+        model_under_test(model(), (X, LABELS + 1)).run()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +168,7 @@ def test_labels_that_the_model_does_not_know() -> None:
         (lambda net, batch: net(batch[0])[0], r"shape \(2,\) for 10 samples"),
         (lambda net, batch: (net(batch[0]),), "tuple"),
         (lambda net, batch: net(batch[0]).argmax(1), "int64"),
-        (lambda net, batch: net(batch[0]).unsqueeze(2), "logits"),
+        (lambda net, batch: net(batch[0])[:, :, None].expand(-1, -1, 3), "labels of shape"),
     ],
 )
 def test_bad_outputs(call: Any, message: str) -> None:

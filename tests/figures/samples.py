@@ -29,21 +29,23 @@ def history(n: int = 50, *, adaptive: bool = False) -> dict[str, Array]:
     return columns
 
 
-def rows(metric: str = "accuracy", *, kind: str = "fixed") -> list[dict[str, Any]]:
-    """A solver swap of three solvers at three factors; the first solver at factor 1 is the training one."""
+def rows(*, kind: str = "fixed") -> list[dict[str, Any]]:
+    """Rows of three solvers at three factors; the first solver at factor 1 is the training one."""
     solvers = ("euler", "midpoint", "rk4") if kind == "fixed" else ("dopri5", "fehlberg2", "bosh3")
     return [
         {
-            "solver": solver,
+            "method": solver,
+            "solver": f"{solver} at {factor}",
             "factors": [factor],
             "kind": kind,
             "n_steps": round(64 / factor),
-            "step_size": factor / 64,
-            "tol": 1e-3 * factor,
-            metric: 0.9 if place == 0 else 0.5 + 0.01 * place,
+            "setting": round(64 / factor) if kind == "fixed" else 1e-3 * factor,
+            "metric": 0.9 if place == 0 else 0.5 + 0.01 * place,
             "loss": 0.3,
             "nfe": 64.0,
-            "flips": 0.0 if place == 0 and factor == 1 else 0.4,
+            "changed": 0.0 if place == 0 and factor == 1 else 0.4,
+            "flips": 0.2,
+            "status": "success",
             "is_training": place == 0 and factor == 1,
         }
         for place, solver in enumerate(solvers)

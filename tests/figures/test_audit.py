@@ -30,7 +30,9 @@ def row(method: str, setting: float, error: float, flips: int, **more: Any) -> d
         "nfe": 2 * steps,
         "metric": 0.9 - error / 10,
         "output_error": error,
-        "flips": flips,
+        "solver": f"{method} {setting}",
+        "changed": flips / N,
+        "flips": flips / N,
         "upper": (flips + 3) / N,
         "is_training": False,
         "status": "success",
@@ -81,7 +83,7 @@ def inside(figure: Figure, texts: list[Any]) -> bool:
 
 
 def test_swap_shows_shares_against_the_exact_flow() -> None:
-    figure = figures.audit_swap([*rows(), row("rk4", 8, np.inf, N, status="non_finite")], N, "accuracy", 0.8, TRAINING)
+    figure = figures.solver_swap([*rows(), row("rk4", 8, np.inf, N, status="non_finite")], TRAINING, exact=0.8)
     upper, _, lower, _ = figure.axes
     assert lines(lower)["euler"].get_ydata() == pytest.approx([60, 30, 3.8, 0.9, 0.2, 0.1])
     assert list(lines(lower)["rk4"].get_xdata()) == [1, 2, 4], "a solve that failed has no point"
@@ -93,9 +95,8 @@ def test_swap_shows_shares_against_the_exact_flow() -> None:
 
 def test_steps_are_written_out_as_they_double() -> None:
     """What was tried between them, by bisection, is named only where there is room."""
-    _, lower = figures.audit_swap(
-        [row("euler", s, 0.1, 1) for s in (1, 2, 4, 6, 7, 8, 16, 32, 64)], N, "mse", 0.8, ""
-    ).axes
+    tried = [row("euler", s, 0.1, 1) for s in (1, 2, 4, 6, 7, 8, 16, 32, 64)]
+    _, lower = figures.solver_swap(tried, name="mse", exact=0.8).axes
     ticks = list(lower.get_xticks())
     assert {1, 2, 4, 8, 16, 32, 64} <= set(ticks)
     assert 7 not in ticks
@@ -104,7 +105,7 @@ def test_steps_are_written_out_as_they_double() -> None:
 def test_the_title_makes_room_for_a_long_legend() -> None:
     many = [row(method, s, 0.1, 1) for method in METHODS for s in (0.5, 0.25)]
     for chosen, there in ((many, False), (rows(), True)):
-        figure = figures.audit_swap(chosen, N, "accuracy", 0.8, TRAINING)
+        figure = figures.solver_swap(chosen, TRAINING, exact=0.8)
         axes = figure.axes[0]
         assert bool(axes.get_title(loc="left")) is there
         shown = figure.axes[1].get_legend()
@@ -166,21 +167,19 @@ def test_trajectories_have_the_colour_of_the_prediction() -> None:
 
 NOTHING = np.empty((9, 0, 2)), np.empty(0, int)
 DEGENERATE = {
-    "no rows, swap": lambda: figures.audit_swap([], N, "mse", np.nan, TRAINING),
+    "no rows, swap": lambda: figures.solver_swap([], TRAINING, name="mse"),
     "no rows, order": lambda: figures.audit_order([], []),
     "no rows, cost": lambda: figures.audit_cost([], 0.01, []),
-    "one row, swap": lambda: figures.audit_swap(rows()[:1], N, "accuracy", 0.8, TRAINING),
+    "one row, swap": lambda: figures.solver_swap(rows()[:1], TRAINING, exact=0.8),
     "one row, order": lambda: figures.audit_order(rows()[:1], []),
     "one row, cost": lambda: figures.audit_cost(rows()[:1], 0.01, []),
-    "not finite, swap": lambda: figures.audit_swap(
-        [r | {"metric": np.nan} for r in rows()], N, "mse", np.nan, TRAINING
-    ),
+    "not finite, swap": lambda: figures.solver_swap([r | {"metric": np.nan} for r in rows()], TRAINING, name="mse"),
     "not finite, order": lambda: figures.audit_order([r | {"output_error": np.inf} for r in rows()], []),
     "null, order": lambda: figures.audit_order([r | {"output_error": None} for r in rows()], ORDERS),
     "no error, order": lambda: figures.audit_order([r | {"output_error": 0.0} for r in rows()], []),
     "all failed, cost": lambda: figures.audit_cost([r | {"status": "non_finite"} for r in rows()], 0.01, []),
-    "many methods, swap": lambda: figures.audit_swap(
-        [row(m, s, s, 1) for m in METHODS for s in (0.1, 0.2)], N, "mse", 1, ""
+    "many methods, swap": lambda: figures.solver_swap(
+        [row(m, s, s, 1) for m in METHODS for s in (0.1, 0.2)], name="mse", exact=1.0
     ),
     "many methods, cost": lambda: figures.audit_cost([row(m, s, s, 1) for m in METHODS for s in (0.1, 0.2)], 0.5, SAFE),
     "no paths": lambda: figures.audit_trajectories(NOTHING[0], NOTHING[0], NOTHING[1], NOTHING[1], TRAINING),

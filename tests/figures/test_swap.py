@@ -16,10 +16,10 @@ def test_each_solver_is_a_line_over_its_realised_steps():
     assert upper.get_xscale() == lower.get_xscale() == "log"
     assert lower.get_xlabel() == "steps"
     for solver in ("euler", "midpoint", "rk4"):
-        own = sorted((row for row in rows() if row["solver"] == solver), key=lambda row: row["n_steps"])
+        own = sorted((row for row in rows() if row["method"] == solver), key=lambda row: row["n_steps"])
         assert list(lines(upper)[solver].get_xdata()) == [row["n_steps"] for row in own]
-        assert lines(upper)[solver].get_ydata() == pytest.approx([100 * row["accuracy"] for row in own])
-        assert lines(lower)[solver].get_ydata() == pytest.approx([100 * row["flips"] for row in own])
+        assert lines(upper)[solver].get_ydata() == pytest.approx([100 * row["metric"] for row in own])
+        assert lines(lower)[solver].get_ydata() == pytest.approx([100 * row["changed"] for row in own])
 
 
 def test_circle_cross_and_triangle_as_in_the_paper():
@@ -52,11 +52,11 @@ def test_both_kinds_stand_side_by_side():
 
 
 def test_mse_is_not_turned_into_per_cent():
-    upper, _ = figures.solver_swap(rows("mse")).axes
+    upper, _ = figures.solver_swap(rows(), name="mse").axes
     assert upper.get_ylabel() == "mse"
     assert np.max(lines(upper)["euler"].get_ydata()) == 0.9
 
 
 def test_no_tick_above_100_per_cent():
-    upper, _ = figures.solver_swap([row | {"accuracy": 1.0} for row in rows()]).axes
+    upper, _ = figures.solver_swap([row | {"metric": 1.0} for row in rows()]).axes
     assert max(upper.get_yticks()) <= 100

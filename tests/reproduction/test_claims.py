@@ -32,9 +32,9 @@ def test_each_claim_is_answered_by_the_numbers(steps: dict[float, float], answer
 
 
 def test_the_exact_flow_can_tell_more_than_other_solvers_at_the_tested_settings() -> None:
-    table = [{**row, "flips_exact": 0.3} for row in rows("", {1.0: 0.4, 0.5: 0.01})]
+    table = [{**row, "flips": 0.3} for row in rows("", {1.0: 0.4, 0.5: 0.01})]
     assert swap_claims(table, "step_size").endswith("**no** (at 1/2 it changes 30.0 % of the predictions).")
-    unknown = [{**row, "flips_exact": None} for row in table]
+    unknown = [{**row, "flips": None} for row in table]
     assert "exact flow" not in swap_claims(unknown, "step_size")
 
 

@@ -41,7 +41,7 @@ def test_a_row_for_each_run_solver_and_factor(whole: Path) -> None:
     keys = [(row["run"], row["test_solver"], row["factor"]) for row in rows]
     assert len(set(keys)) == len(keys) == 4 * 2 * 3
     assert sum(row["is_training"] for row in rows) == 4
-    assert all(row["status"] == "success" and 0 <= row["metric"] <= 1 and 0 <= row["flips_exact"] <= 1 for row in rows)
+    assert all(row["status"] == "success" and 0 <= row["metric"] <= 1 and 0 <= row["flips"] <= 1 for row in rows)
     steps = {(row["step_size"], row["test_solver"], row["factor"]): row["n_steps"] for row in rows}
     assert steps[0.25, "rk4", 0.5] == 8
     assert steps[1, "euler", 2] == 1, "a step above the interval is one step"

@@ -42,7 +42,7 @@ class Flips:
     rounding: int = 0
     share: float = 0.0
     constant: bool = False
-    evaluations: float = 0.0
+    evaluations: float = field(default=0.0, compare=False)
     trouble: str = ""
     trajectory: Trajectory | None = field(default=None, repr=False, compare=False)
     drawn: Tensor | None = field(default=None, repr=False, compare=False)

@@ -209,7 +209,8 @@ def _close(
     found = judge(
         options, directory, model, shape, dataset.test, "test", state.evaluations, console, state.certificate
     )  # fmt: skip
-    write_json(directory.path / "audit.json", {"iteration": state.iteration, **found.to_dict()})
+    provenance = {**found.provenance, "iteration": state.iteration}
+    write_json(directory.path / "audit.json", {**found.to_dict(), "provenance": provenance})
     if len(found.rows) > 1:
         write_text(directory.path / "solver_swap.csv", to_csv(found.rows))
     draw(directory, model, shape, dataset, found)

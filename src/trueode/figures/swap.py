@@ -92,7 +92,7 @@ def solver_swap(
 def _draw(axes: Axes, rows: Sequence[Row], name: str, scale: float) -> None:
     """One line per solver through its points."""
     for solver in dict.fromkeys(str(row["method"]) for row in rows):
-        own = sorted((row for row in rows if row["solver"] == solver), key=_fineness)
+        own = sorted((row for row in rows if row["method"] == solver), key=_fineness)
         marker, tint = MARKS.get(solver, ("P", GREY))
         axes.plot(
             [_fineness(row) for row in own],
