@@ -260,7 +260,7 @@ def _vacuous(judged: Audit, runnable: Runnable) -> str:
     outputs, metric, chance = judged.own.outputs, judged.performance.own, judged.chance
     classes = runnable.task.name == "classification" and runnable.task.decision is None
     if judged.own.status != "success":
-        return []
+        return ""
     if classes and len(torch.unique(outputs.argmax(1))) == 1:
         return "vacuous: the model predicts the same class for every sample, which no solver changes"
     if not (metric <= chance if classes else metric >= chance):  # also where one is NaN
