@@ -144,7 +144,15 @@ def test_what_former_versions_wrote_is_read_and_what_later_ones_write_is_refused
     found = read_audit(Path("run"))
     assert (found["verdict"], found["exact_flow"], found["rows"]) == ("inconclusive", None, [])
     written.write_text(json.dumps({**FORMER, "status": "ode", "metric_exact": 0.8, "n_steps_exact": 64}))
-    row = {"solver": "euler", "kind": "fixed", "n_steps": 4, "tol": None, "accuracy": 0.9, "flips": 0.25, "factors": [1]}
+    row = {
+        "solver": "euler",
+        "kind": "fixed",
+        "n_steps": 4,
+        "tol": None,
+        "accuracy": 0.9,
+        "flips": 0.25,
+        "factors": [1],
+    }
     Path("run/solver_swap.json").write_text(json.dumps({"rows": [row]}))
     found = read_audit(Path("run"))
     assert (found["schema"], found["verdict"], found["performance"]["exact"]) == (2, "ode", 0.8)

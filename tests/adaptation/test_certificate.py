@@ -63,7 +63,15 @@ def test_it_tells_the_numbers() -> None:
     judge(certifier, 50)
     certificate = judge(certifier, 1)
     assert certificate is not None
-    for words in ("certified: this model is an ODE", "rk4 x 5", "1 of 1000", "(noise)", "0.636 %", "98.8 %", "attempt 2"):
+    for words in (
+        "certified: this model is an ODE",
+        "rk4 x 5",
+        "1 of 1000",
+        "(noise)",
+        "0.636 %",
+        "98.8 %",
+        "attempt 2",
+    ):
         assert words in certificate.sentence
 
 

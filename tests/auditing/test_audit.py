@@ -202,7 +202,10 @@ def test_samples_that_blow_up_are_told_apart() -> None:
 )
 def test_a_field_that_no_solver_resolves_is_inconclusive(field: Callable[[Tensor, Tensor], Tensor]) -> None:
     x = points(40)
-    for found in (audit(model_of(field), (x, x.argmax(1)), methods=()), check_solver(model_of(field), (x, x.argmax(1)))):
+    for found in (
+        audit(model_of(field), (x, x.argmax(1)), methods=()),
+        check_solver(model_of(field), (x, x.argmax(1))),
+    ):
         assert (found.verdict, found.exit_code) == ("inconclusive", 4)
         assert "stiff, rough or discontinuous" in found.sentence
         assert found.reference is not None
@@ -498,7 +501,9 @@ def test_crossings_stability_and_idle_adaptivity_are_told() -> None:
     assert reasons.step_lipschitz == pytest.approx(SPEED / 4, rel=0.01)
     assert reasons.stability == pytest.approx(2)
     assert reasons.crossings_exact is not None
-    idle = audit(model_of(lambda t, z: 0 * z + 1, Adaptive("dopri5", 1e-3, 1e-3)), labelled(), methods=("dopri5",)).reasons
+    idle = audit(
+        model_of(lambda t, z: 0 * z + 1, Adaptive("dopri5", 1e-3, 1e-3)), labelled(), methods=("dopri5",)
+    ).reasons
     assert idle is not None
     assert idle.idle
     assert any("adaptivity is idle" in text for text in idle.texts)

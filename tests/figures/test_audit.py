@@ -173,9 +173,7 @@ DEGENERATE = {
     "one row, swap": lambda: figures.solver_swap(rows()[:1], TRAINING, exact=0.8),
     "one row, order": lambda: figures.audit_order(rows()[:1], []),
     "one row, cost": lambda: figures.audit_cost(rows()[:1], 0.01, []),
-    "not finite, swap": lambda: figures.solver_swap(
-        [r | {"metric": np.nan} for r in rows()], TRAINING, name="mse"
-    ),
+    "not finite, swap": lambda: figures.solver_swap([r | {"metric": np.nan} for r in rows()], TRAINING, name="mse"),
     "not finite, order": lambda: figures.audit_order([r | {"output_error": np.inf} for r in rows()], []),
     "null, order": lambda: figures.audit_order([r | {"output_error": None} for r in rows()], ORDERS),
     "no error, order": lambda: figures.audit_order([r | {"output_error": 0.0} for r in rows()], []),
