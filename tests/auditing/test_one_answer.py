@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trueode import Adaptive, Audit, FixedStep, ModelInspection, NeuralODE, audit, check_solver
+from trueode import Adaptive, FixedStep, ModelInspection, NeuralODE, audit, check_solver
 from trueode.adaptation import Certifier
 from trueode.auditing import judge
 from trueode.cli.main import main
@@ -166,3 +169,86 @@ def test_every_entry_gives_the_same_answer(name: str) -> None:
         for expected, counted in zip(case.counts, counts_of(decision.counts)[1:], strict=True):
             assert counted == expected if expected is not None else counted > 0, entry
     assert len({counts_of(decision.counts) for decision, _ in found.values()}) == 1
+
+
+class Wrong:
+    """A request that nothing can be said of: a model, its data, options of the task and a margin."""
+
+    def __init__(self, y: Tensor, told: str, x: Tensor = X, model: NeuralODE | None = None, **how: Any) -> None:
+        self.model, self.data, self.told = model or NeuralODE(turn, solver=RK4).eval(), (x, y), told
+        self.margin = how.pop("margin", 0.01)
+        self.task = "regression" if y.is_floating_point() else "classification"
+        self.how, self.decision = how, how.get("decision")
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, 2)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        derivative: Tensor = self.line(z)
+        return derivative
+
+
+def but_one(value: float) -> Tensor:
+    x = X.clone()
+    x[3, 0] = value
+    return x
+
+
+LABELS = X.argmax(1)
+WRONG = SimpleNamespace(
+    empty=Wrong(LABELS[:0], "holds no samples", X[:0]),
+    nan=Wrong(LABELS, "inputs of 1 samples hold NaN", but_one(nan)),
+    infinite=Wrong(LABELS, "inputs of 1 samples hold NaN or infinite", but_one(inf)),
+    targets=Wrong(but_one(nan), "targets of 1 samples hold NaN"),
+    ignored=Wrong(torch.full_like(LABELS, -100), "No prediction counts"),
+    raises=Wrong(X, "decision=… failed .* ZeroDivisionError", decision=lambda outputs: 1 / 0),
+    short=Wrong(X, "decision=… returned shape", decision=lambda outputs: outputs[:5] > 0),
+    number=Wrong(X, "decision=… returned float", decision=lambda outputs: 3.0),
+    tolerance=Wrong(X, "tolerance", tolerance=0.0),
+    absolute=Wrong(X, "absolute", absolute=0.0),
+    classes=Wrong(LABELS, "tolerance goes with numbers", tolerance=0.1),
+    margin=Wrong(LABELS, "margin.* between 0 and 1.*1.5", margin=1.5),
+    half=Wrong(LABELS, "torch.float16.* single precision", X.half(), NeuralODE(Line(), solver=RK4).half().eval()),
+)
+
+
+def at_the_end(wrong: Wrong) -> None:
+    x, y = wrong.data
+    runnable = ModelOnSamples(wrong.model, Split(x, y, dtype=x.dtype), get_task(wrong.task, **wrong.how), RK4)
+    judge(runnable, runnable.run(), margin=wrong.margin)
+
+
+def certified(wrong: Wrong) -> None:
+    x, y = wrong.data
+    split = Split(x, y, dtype=x.dtype)
+    inspection = ModelInspection(wrong.model, lambda attempt: split, get_task(wrong.task, **wrong.how))
+    Certifier(wrong.margin).judge(inspection.count(RK4, 1), RK4)
+
+
+ENTRIES: dict[str, Callable[[Wrong], Any]] = {
+    "end of a run": at_the_end,
+    "certificate": certified,
+    "audit": lambda wrong: audit(
+        wrong.model, wrong.data, task=wrong.task, margin=wrong.margin, methods=(), **wrong.how
+    ),
+    "check": lambda wrong: check_solver(wrong.model, wrong.data, task=wrong.task, margin=wrong.margin, **wrong.how),
+}
+
+
+@pytest.mark.parametrize("name", vars(WRONG))
+def test_what_cannot_be_answered_is_told_alike(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong: Wrong = getattr(WRONG, name)
+    for entry in ENTRIES.values():
+        with pytest.raises(UsageError, match=wrong.told):
+            entry(wrong)
+    place = f"{__name__}:WRONG.{name}"
+    words = [f"{place}.model", "--data", f"{place}.data", "--task", wrong.task, "--margin", str(wrong.margin)]
+    for option, value in wrong.how.items():
+        words += [f"--{option}", f"{place}.decision" if option == "decision" else str(value)]
+    assert main(["audit", *words, "--methods", "", "--output_dir", str(tmp_path / "audit")]) == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(wrong.told, message)
+    assert not list(tmp_path.iterdir())
