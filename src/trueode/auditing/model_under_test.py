@@ -281,11 +281,6 @@ def checked_output(output: Any, n: int, task: Task) -> Tensor:
             f"The model returned {kind}; outputs must be a floating point tensor, samples first. Say with call=… how it is "
             "called, e.g. call=lambda model, batch: model(batch[0])[1][-1]."
         )
-    if output.dtype in (torch.float16, torch.bfloat16):
-        raise UsageError(
-            f"The model computes in {output.dtype}, whose rounding hides what a solver does: audit it in single precision, "
-            "model.float(), with inputs of float32."
-        )
     if output.dim() == 0 or len(output) != n:
         raise UsageError(
             f"The model returned shape {tuple(output.shape)} for {n} samples; they must come first. Say with call=… how it "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trueode.data.splits import Batch, Samples
-from trueode.errors import UsageError
+from trueode.errors import DataError, UsageError
 from trueode.seeds import stream
 
 
@@ -42,7 +42,7 @@ class Batches:
         if not 0 <= rank < world_size:
             raise UsageError(f"rank must be in 0 … {world_size - 1} for world_size = {world_size}, not {rank}.")
         if not len(split):
-            raise UsageError("There are no samples to make batches of.")
+            raise DataError("The data holds no samples.")
         self.split = split
         self.batch_size = batch_size
         self.seed = seed

@@ -87,7 +87,16 @@ class Runnable(ABC):
         return None
 
     def scored(self, found: Evaluation) -> Evaluation:
-        """The same with the means of loss and metric; without them where the solver failed."""
+        """The same with the means of loss and metric; without them where the solver failed.
+
+        Raises:
+            UsageError: the outputs are of half precision.
+        """
+        if found.outputs.dtype in (torch.float16, torch.bfloat16):
+            raise UsageError(
+                f"The model computes in {found.outputs.dtype}, whose rounding hides what a solver does: audit it in single "
+                "precision, model.float(), with inputs of float32."
+            )
         if found.status != "success":
             return found
         losses, metrics = self.losses(found.outputs), self.metrics(found.outputs)

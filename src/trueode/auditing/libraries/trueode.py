@@ -65,15 +65,18 @@ def _note(session: Session, found: FoundSolver, solution: Solution[Any], length:
 
 
 def _failed(solution: Solution[Any]) -> Solution[Any]:
-    """A solution in which samples that did not reach the end are NaN: what they reached is not what was asked for."""
-    lost = solution.lost()
+    """A solution whose states are NaN for the samples that did not arrive: what was reached is not what was asked for."""
+    z = solution.z
+    lost = solution.lost() if isinstance(z, Tensor) and has_samples(z) else None
 
     def blank(state: Any, before: int = 0) -> Any:
         if isinstance(state, tuple):
-            return tuple(blank(each, before) for each in state)
+            return tuple(blank(part, before) for part in state)
+        if lost is None:
+            return torch.full_like(state, torch.nan)
         return state.masked_fill(lost.view(-1, *[1] * (state.dim() - before - 1)), torch.nan)
 
-    return replace(solution, z=blank(solution.z), zs=None if solution.zs is None else blank(solution.zs, 1))
+    return replace(solution, z=blank(z), zs=None if solution.zs is None else blank(solution.zs, 1))
 
 
 def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solution[Any]:
