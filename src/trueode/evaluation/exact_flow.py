@@ -16,6 +16,7 @@ from trueode.solvers import Adaptive, FixedStep, Solver
 COARSEST, FINEST = 17, 4700  # steps of rk4, the number of which is doubled and one added
 LOOSEST, TIGHTER, TIGHTEST = 1e-4, 1e-2, {True: 1e-12, False: 1e-6}  # tolerances of dopri5, in double precision or not
 AT_FIRST, LATER = 0.05, 0.1  # share of what could change a prediction by which the two may differ
+TOGETHER, ALONE = 8, 3  # so few rows are solved again together; from this level on those that rk4 keeps finite are not
 PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
 ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends a solve
 DOPRI5 = 150.0  # field evaluations of dopri5 for a sample on which the two agree at once, at most about
@@ -96,19 +97,23 @@ def levels(n_steps: float, order: int, double: bool = True, level: int = 0) -> I
             return
 
 
-def _each(runnable: Runnable, solver: Adaptive, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+def _each(runnable: Runnable, solver: Adaptive, rows: Tensor, size: Tensor, least: int) -> tuple[Tensor, Tensor, float]:
     """Outputs of a solver, which rows have a solution that ends early, and the evaluations spent.
 
-    Rows that a solve lost are solved again, each by itself or in halves, so that none takes others along.
+    Rows that a solve lost are solved again, each by itself or in halves by their ``size`` down to the ``least`` number: those that
+    blow up are large, and are not to take others along.
     """
     ran = runnable.run(solver, Part(rows, runnable.double))
     outputs, spent = ran.outputs, ran.nfe * len(rows)
     lost = ~outputs.isfinite().flatten(1).all(1) & (ran.status != "success")
-    if ran.statuses or len(rows) == 1 or not runnable.separable:
+    again = lost.nonzero()[:, 0]
+    if ran.statuses or not runnable.separable or (len(rows) <= least and not runnable.per_sample):
         statuses = ran.statuses or [ran.status] * len(rows)
         return outputs, lost & torch.tensor([status in ENDED for status in statuses], device="cpu"), spent
-    for part in lost.nonzero()[:, 0].chunk(2) if bool(lost.any()) else ():
-        outputs[part], lost[part], cost = _each(runnable, replace(solver, per_sample=True), rows[part])
+    for half in again[size[again].argsort()].chunk(1 if runnable.per_sample else 2) if len(again) else ():
+        part = half.sort().values
+        single = replace(solver, per_sample=True)
+        outputs[part], lost[part], cost = _each(runnable, single, rows[part], size[part], least)
         spent += cost
     return outputs, lost, spent
 
@@ -147,9 +152,12 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         if states is not None and first.states is not None:
             states[left] = first.states
         finite, second = runnable.finite(outputs)[left], torch.full_like(first.outputs, nan)
+        size = first.outputs.double().abs().nan_to_num(torch.inf).flatten(1).amax(1)
         for rows in (finite, ~finite):
             if bool(rows.any()) and (number or rows is finite):
-                second[rows], ended, cost = _each(runnable, dopri5, left[rows])
+                second[rows], ended, cost = _each(
+                    runnable, dopri5, left[rows], size[rows], 1 if number >= ALONE and rows is finite else TOGETHER
+                )
                 spent += cost
                 if rows is finite:
                     each = cost / int(rows.sum())

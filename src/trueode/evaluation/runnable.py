@@ -59,6 +59,7 @@ class Runnable(ABC):
         held_out: whether the model was not trained on the samples: only then targets tell of its performance.
         double: whether the model can be run in double precision.
         separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
+        per_sample: whether an adaptive solver can control each sample by itself.
         metric: of one's own, in the place of the task's.
     """
 
@@ -71,6 +72,7 @@ class Runnable(ABC):
     held_out: bool = True
     double: bool = True
     separable: bool = True
+    per_sample: bool = False
     metric: Metric | None = None
 
     @abstractmethod
@@ -279,6 +281,7 @@ class ModelOnSamples(Runnable):
     solver: Solver
     batch_size: int = BATCH
     held_out: bool = True
+    per_sample = True
 
     def __post_init__(self) -> None:
         if not len(self.samples):
