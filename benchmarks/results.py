@@ -84,20 +84,17 @@ def percent(share: float) -> str:
 
 
 def verdict(audit: dict[str, Any]) -> str:
-    words = {
-        "ode": "behaves as an ODE",
-        "solver-dependent": "NOT an ODE",
-        "inconclusive": "undecided",
-        "not checked": "not checked",
-    }
-    return words[audit["status"]]
+    dependent = "NOT an ODE" if audit["performance"]["answer"] == "better with its solver" else "depends on its solver"
+    return {"ode": "behaves as an ODE", "solver-dependent": dependent, "inconclusive": "undecided"}[audit["verdict"]]
 
 
 def checked(audit: dict[str, Any]) -> str:
     """Own metric, that under the exact flow, changed predictions and the verdict, as cells of a table."""
-    value = percent if audit["metric_name"] == "accuracy" else "{:.2g}".format
-    flips = f"{percent(audit['flips'] / audit['n'])} of {audit['n']}"
-    return f"{value(audit['metric'])} | {value(audit['metric_exact'])} | {flips} | {verdict(audit)}"
+    found = audit["performance"]
+    value = percent if found["name"] == "accuracy" else "{:.2g}".format
+    own, exact = ("–" if found[key] is None else value(found[key]) for key in ("own", "exact"))
+    flips = f"{percent((audit['flips'] + audit['blown_up']) / audit['n'])} of {audit['n']}"
+    return f"{own} | {exact} | {flips} | {verdict(audit)}"
 
 
 HEAD = "own solver | exact flow | changed predictions | verdict |"
@@ -128,8 +125,8 @@ def figure_4a(trainer: Trainer) -> str:
     sentence = run.audit["sentence"]
     rows = [
         f"| {row['solver']}{' (training)' if row['is_training'] else ''} | {' '.join(f'{x:g}' for x in row['factors'])} "
-        f"| {row['n_steps']:g} | {row['nfe']:g} | {percent(row['accuracy'])} | {row['loss']:.4f} | {percent(row['flips'])} |"
-        for row in run.read("solver_swap.json")["rows"]
+        f"| {row['n_steps']:g} | {row['nfe']:g} | {percent(row['metric'])} | {row['loss']:.4f} | {percent(row['changed'])} |"
+        for row in run.audit["rows"]
     ]
     return "\n".join(
         [
@@ -142,20 +139,16 @@ def figure_4a(trainer: Trainer) -> str:
 
 
 def adaptation(title: str, flags: str, run: Run, figure: str) -> str:
-    """A run that adapts: its last sentences and its figure."""
-    certificate = run.path / "certificate.json"
-    sentences = [json.loads(certificate.read_text(encoding="utf-8"))["sentence"]] if certificate.is_file() else []
-    sentences.append(run.audit["sentence"])
+    """A run that adapts: its last sentence and its figure."""
     nfe = run.read("run.json")["nfe_per_iteration"]
-    told = "\n".join(f"* {sentence}" for sentence in sentences)
     return (
-        f"## {title}\n\n`python train.py {flags}`\n\n{told}\n* {nfe:.1f} evaluations per iteration, all counted\n\n"
+        f"## {title}\n\n`python train.py {flags}`\n\n* {run.audit['sentence']}\n* {nfe:.1f} evaluations per iteration, all counted\n\n"
         f"![Accuracy, steps, signal and effort over training]({figure})"
     )
 
 
 def single(title: str, command: str, run: Run, audit: dict[str, Any], note: str = "") -> str:
-    metric = audit["metric_name"]
+    metric = audit["performance"]["name"]
     return (
         f"## {title}\n\n`python train.py {command}`\n\n| test {metric}: {HEAD}\n|---|---|---|---|\n"
         f"| {checked(audit)} |\n\nWhole test set, training solver: {shown(run, metric)}.{note}"
@@ -198,7 +191,7 @@ def main() -> None:
     ):
         if folder:
             run = trainer.train(name, flags + tested, "--data_dir", folder)
-            audit = trainer.infer(name, "test", "--verdict_budget", budget)["verdict"]
+            audit = trainer.infer(name, "test", "--verdict_budget", budget)["audit"]
             note = f"\n\nVerdict: `python train.py --phase infer --split test --name {name} --verdict_budget {budget}`"
             parts.append(single(title, flags + tested, run, audit, note))
     text = "\n\n".join(parts) + "\n"
