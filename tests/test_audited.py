@@ -161,7 +161,7 @@ def test_what_former_versions_wrote_is_read_and_what_later_ones_write_is_refused
     assert "flips" not in row
     for content in ('{"schema": 3}', "[]", "nothing", "{}", None):
         written.unlink() if content is None else written.write_text(content)
-        with pytest.raises(RunNotFoundError, match="--resume true --output_dir . --name run"):
+        with pytest.raises(RunNotFoundError, match=r"--resume true --output_dir \. --name run"):
             read_audit(Path("run"))
 
 

@@ -20,7 +20,7 @@ from trueode.adaptation import paper_starting_step
 from trueode.cli.main import main
 from trueode.data import Batch, Split
 from trueode.errors import CheckpointError, OptionError
-from trueode.evaluation import evaluate, get_task, swap_table
+from trueode.evaluation import ModelOnSamples, SolverTable, by_factors, evaluate, get_task
 from trueode.models import NeuralODE
 from trueode.options import load_options
 from trueode.runs import History, load_latest, read_checkpoint, read_history
@@ -63,7 +63,9 @@ def test_3_test_step_is_factor_times_training_step() -> None:
     model = NeuralODE(lambda t, z: -z, downstream=torch.nn.Flatten())
     split = Split(torch.randn(10, 1, 2), torch.zeros(10, dtype=torch.int64))
     training = FixedStep("euler", step_size=0.25)
-    table = swap_table(model, split, get_task("classification"), training, ["euler"], [0.5, 1, 2], tol=1e-6)
+    runnable = ModelOnSamples(model, split, get_task("classification"), training)
+    table = SolverTable(runnable, runnable.run())
+    by_factors(table, ["euler"], [0.5, 1, 2], length=1.0, tol=1e-6)
     assert {row.factors: row.n_steps for row in table.rows} == {(1.0,): 4, (0.5,): 8, (2,): 2}
 
 

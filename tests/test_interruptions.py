@@ -136,7 +136,7 @@ def test_killed_while_it_certifies_and_trains_on(tmp_path: Path) -> None:
     kill_and_resume(CERTIFIED, broken, [(5, "in its place"), 0.7, (1, "in its place"), 0.9, (1, "half written")])
     assert equal(result(broken)[0], state)
     assert result(broken)[1] == rows
-    name = Path("experiments") / "run" / "certificate.json"
+    name = Path("experiments") / "run" / "audit.json"
     assert (broken / name).read_text() == (whole / name).read_text()
 
 

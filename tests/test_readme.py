@@ -238,15 +238,14 @@ def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:
     if options.get("evaluate_test_acc") == ["true"]:
         assert any(row["test_accuracy"] for row in history), told
     if options.get("adaption_algo") == ["fidelity"]:
-        certificate = json.loads((run / "certificate.json").read_text())
+        certificate = json.loads((run / "audit.json").read_text())["certificate"]
         assert certificate["sentence"] in told, told
         assert (run / "figures/adaptation.png").is_file(), told
     if options.get("use_step_adaption_algo") == ["true"]:
         assert float(history[-1]["step_size"]) < 1, told  # the start rule chose it, not the default
     if options.get("evaluate_with_dif_solver") == ["true"]:
-        rows = json.loads((run / "solver_swap.json").read_text())
-        rows = rows if isinstance(rows, list) else rows["rows"]
-        assert {row["solver"] for row in rows} >= set(options["test_solver_list"]), told
+        rows = json.loads((run / "audit.json").read_text())["rows"]
+        assert {row["method"] for row in rows} >= set(options["test_solver_list"]), told
         factors = {factor for row in rows for factor in row["factors"]}
         assert factors >= {float(word) for word in options["test_factor_list"]}, told
         assert (run / "solver_swap.csv").is_file(), told

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trueode.data import Split
-from trueode.evaluation import (
-    Evaluation,
-    ExactFlow,
-    Flips,
-    ModelOnSamples,
-    Runnable,
-    Task,
-    count_flips,
-    exact_flow,
-    get_task,
-)
+from trueode.evaluation import Evaluation, Flips, ModelOnSamples, Runnable, Task, count_flips, get_task
+from trueode.evaluation.exact_flow import ExactFlow, exact_flow
+from trueode.evaluation.runnable import ALL, Part
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solver
 
@@ -102,17 +94,14 @@ class Given(Runnable):
         for name, value in fields.items():
             setattr(self, name, value)
 
-    def run(
-        self, solver: Solver | None = None, *, indices: Tensor | None = None, double: bool = False, whole: bool = False,
-        nudge: float = 0.0,
-    ) -> Evaluation:  # fmt: skip
+    def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         solver = solver or self.solver
-        own = self.own_in_double if double else self.own
+        own = self.own_in_double if part.double else self.own
         outputs = own if solver == self.solver else self.exact if solver.name == "rk4" else self.other
-        outputs = (outputs.double() if double else outputs) * (1 + nudge * self.growth)
-        outputs = outputs if indices is None else outputs[indices]
+        outputs = (outputs.double() if part.double else outputs) * (1 + part.nudge * self.growth)
+        outputs = outputs if part.indices is None else outputs[part.indices]
         found = Evaluation(len(outputs), nfe=10.0, n_steps=8.0, solver=solver, outputs=outputs)
-        return self.scored(found) if indices is None else found
+        return self.scored(found) if part.indices is None else found
 
 
 def logits(classes: Tensor) -> Tensor:

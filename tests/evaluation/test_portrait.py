@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.problems import PROBLEMS, TanhField, states
 from trueode.data import Split
 from trueode.evaluation import get_task, phase_portrait, series_portrait
-from trueode.evaluation.portrait import GRID, SAMPLES, SERIES, TIMES
+from trueode.evaluation.portrait import GRID, SAMPLES, TIMES
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, FixedStep, Solver, solve
 
@@ -59,17 +59,6 @@ def test_paths_lead_from_the_states_to_the_output(solver: Solver, times: int | N
     assert found["solver"] == str(solver)
 
 
-def test_paths_of_few_steps_are_at_the_ends_of_the_steps() -> None:
-    """Between them there is interpolation, which crosses where steps do not."""
-    solver = FixedStep("euler", step_size=0.4)
-    found = phase_portrait(classifier(solver), samples(3), solver)
-    np.testing.assert_allclose(found["times"], [0.5, 0.9, 1.3, 1.7, 2.0])
-    many = FixedStep("euler", n_steps=1000)
-    found = phase_portrait(classifier(many), samples(3), many)
-    steps = (found["times"] - 0.5) / 1.5 * 1000
-    np.testing.assert_allclose(steps, steps.round(), atol=1e-9)
-
-
 def test_regions_are_what_the_classifier_says_around_the_output() -> None:
     def quadrant(z: Tensor) -> Tensor:
         """Class 1 right of 0, class 2 right of 0 and above 0.1."""
@@ -79,7 +68,8 @@ def test_regions_are_what_the_classifier_says_around_the_output() -> None:
 
     solver = FixedStep("rk4", n_steps=4)
     model = NeuralODE(TanhField(), downstream=quadrant, solver=solver)
-    found = phase_portrait(model, samples(30), solver)
+    found = phase_portrait(model.train(), samples(SAMPLES + 20), solver)
+    assert (len(found["labels"]), found["paths"].shape, model.training) == (SAMPLES, (5, SAMPLES, 2), True)
     x, y = found["grid_x"], found["grid_y"]
     assert found["regions"].shape == (len(y), len(x)) == (GRID, GRID)
     for axis, values in ((x, found["output"][:, 0]), (y, found["output"][:, 1])):
@@ -89,18 +79,6 @@ def test_regions_are_what_the_classifier_says_around_the_output() -> None:
     expected = np.where(x[None, :] > 0, np.where(y[:, None] > 0.1, 2, 1), 0)
     away = (abs(x[None, :]) > 1e-6) & (abs(y[:, None] - 0.1) > 1e-6)
     np.testing.assert_array_equal(found["regions"][away], expected[away])
-
-
-def test_states_of_one_channel_and_of_two() -> None:
-    """Two components in any arrangement."""
-    solver = FixedStep("rk4", n_steps=4)
-    inner, split = TanhField(), samples(5)
-    flat = phase_portrait(NeuralODE(inner, downstream=nn.Flatten(), solver=solver), split, solver)
-    for shape in ((5, 1, 2), (5, 2, 1), (5, 1, 1, 2)):
-        model = NeuralODE(lambda t, z: inner(t, z.flatten(1)).view_as(z), downstream=nn.Flatten(), solver=solver)
-        found = phase_portrait(model, Split(split.x.view(shape), split.y), solver)
-        for name in ("paths", "output", "regions"):
-            np.testing.assert_allclose(found[name], flat[name])
 
 
 def test_there_is_none_unless_the_state_has_two_components_and_there_is_a_classifier() -> None:
@@ -116,36 +94,9 @@ def test_there_is_none_unless_the_state_has_two_components_and_there_is_a_classi
     assert phase_portrait(lowered, Split(torch.randn(4, 3), labels), solver) is not None
 
 
-def test_the_first_samples_are_taken_and_the_mode_is_left() -> None:
-    solver = FixedStep("euler", n_steps=2)
-    model, split = classifier(solver), samples(SAMPLES + 20)
-    model.train()
-    found = phase_portrait(model, split, solver)
-    assert found["paths"].shape == (3, SAMPLES, 2)
-    assert found["labels"].tolist() == split.y[:SAMPLES].tolist()
-    assert model.training
-
-
 def exact(times: Tensor) -> Tensor:
     """``(samples, times, 2)``."""
     return torch.stack([LINEAR.exact(t) for t in times.tolist()], 1)
-
-
-def series(n: int) -> Split:
-    repeated = torch.arange(n) % 3
-    return Split(LINEAR.start[repeated], exact(SHARED)[repeated], SHARED)
-
-
-@pytest.mark.parametrize("n", [2, 9])
-def test_series_with_shared_times(n: int) -> None:
-    solver = FixedStep("rk4", n_steps=64)
-    model, split = NeuralODE(LINEAR.field, t=LINEAR.t), series(n)
-    t, truth, predicted = series_portrait(model, split, get_task("timeseries"), solver)
-    first = min(n, SERIES)
-    np.testing.assert_array_equal(t, SHARED.numpy())
-    np.testing.assert_array_equal(truth, split.y[:first].numpy())
-    assert predicted.shape == truth.shape == (first, 4, 2)
-    np.testing.assert_allclose(predicted, truth, rtol=1e-5, atol=1e-6)
 
 
 def test_series_with_times_of_their_own_are_predicted_at_all_of_them() -> None:
@@ -165,15 +116,3 @@ def test_series_with_times_of_their_own_are_predicted_at_all_of_them() -> None:
         known = np.isin(np.arange(4), place)
         assert np.isnan(truth[row, ~known]).all()
         np.testing.assert_array_equal(truth[row, known], whole[row, place].numpy())
-
-
-def test_series_of_states_with_channels_are_flattened() -> None:
-    split = series(3)
-    model = NeuralODE(lambda t, z: LINEAR.field(t, z.flatten(1)).view_as(z), t=LINEAR.t)
-    solver = FixedStep("rk4", n_steps=64)
-    found = series_portrait(
-        model, Split(split.x.unsqueeze(1), split.y.unsqueeze(2), SHARED), get_task("timeseries"), solver
-    )
-    flat = series_portrait(NeuralODE(LINEAR.field, t=LINEAR.t), split, get_task("timeseries"), solver)
-    for one, other in zip(found, flat, strict=True):
-        np.testing.assert_allclose(one, other)

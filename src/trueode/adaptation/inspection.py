@@ -65,8 +65,7 @@ class ModelInspection:
     def _of(self, attempt: int) -> Samples:
         """The samples of an attempt, asked for once."""
         if self._known is None or self._known[0] != attempt:
-            inputs = self._inputs(attempt)
-            if isinstance(inputs, Tensor):  # without targets: flips do not depend on them
-                inputs = Split(inputs, inputs.new_zeros(len(inputs), 0), dtype=inputs.dtype)
-            self._known = attempt, inputs
+            x = self._inputs(attempt)
+            unlabelled = torch.empty(len(x), 0, device="cpu")
+            self._known = attempt, Split(x, unlabelled, dtype=x.dtype) if isinstance(x, Tensor) else x
         return self._known[1]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.convergence import explore, find_safe, observed_orders
+from trueode.auditing.interception import version_of
 from trueode.auditing.model_under_test import Call, ModelUnderTest, model_under_test
 from trueode.auditing.preconditions import Precondition, prepare
 from trueode.auditing.preserve_state import modules_of, preserve_state
@@ -21,27 +22,15 @@ from trueode.auditing.reasons import find_reasons
 from trueode.auditing.report import Audit
 from trueode.catalog import METHODS
 from trueode.errors import UsageError, nearest
-from trueode.evaluation import (
-    Answer,
-    Decision,
-    Evaluation,
-    Flips,
-    Metric,
-    Performance,
-    Runnable,
-    SolverTable,
-    Status,
-    count_flips,
-    decide,
-    exact_flow,
-    level_of,
-    percent,
-    performance,
-    samples_for,
-    shown,
-)
-from trueode.evaluation.decision import MARGIN, check_margin
-from trueode.evaluation.exact_flow import PRECISE
+from trueode.evaluation.decision import LEVEL, MARGIN, Decision, Status, check_margin, decide, level_of
+from trueode.evaluation.exact_flow import PRECISE, exact_flow
+from trueode.evaluation.flips import Flips, count_flips
+from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.performance import Answer, Performance, performance
+from trueode.evaluation.runnable import Metric, Runnable
+from trueode.evaluation.solver_table import SolverTable
+from trueode.evaluation.statistics import percent, samples_for
+from trueode.evaluation.wording import shown
 from trueode.solvers import Solver
 
 TRIED = ("euler", "midpoint", "rk4", "bosh3", "dopri5")
@@ -167,15 +156,14 @@ def judge(
         margin: share of predictions that may change.
         look: as in `audit`.
         population: as in `audit`.
-        budget: field evaluations, counted in samples, that the exact flow may take; 0: it is not looked for.
+        budget: field evaluations, counted in samples, that the exact flow may take.
         what: how the metric of these samples is called in the sentence, ``{}`` standing for its name.
         progress: told of what is being done.
     """
     level = level_of(look)
-    name = runnable.task.metric_name if runnable.metric is None else getattr(runnable.metric, "__name__", "metric")
     judged = Audit(
         decision=Decision(Status.INCONCLUSIVE, Flips(runnable.n), 0.0, 1.0, margin, level),
-        performance=Performance(Answer.UNDECIDED, name, own.metric),
+        performance=Performance(Answer.UNDECIDED, runnable.metric_name, own.metric),
         own=own,
         task=runnable.task.name,
         what=what,
@@ -185,8 +173,6 @@ def judge(
     )
     if violated := [each.text for each in preconditions if each.decisive and not each.holds]:
         return replace(judged, decision=replace(judged.decision, reason="; ".join(violated)))
-    if not budget:
-        return judged
     progress("exact flow")
     exact = exact_flow(runnable, own, level=PRECISE if methods else 0, budget=budget)
     counts = count_flips(runnable, None, own, exact)
@@ -210,7 +196,6 @@ def judge(
     progress("reasons")
     reasons, paths = find_reasons(runnable, own, exact, table.training)
     rows = (table.training, *(row for method in tried for row in table.of(method) if not row.is_training))
-    assert own.outputs is not None
     floor = max(exact.floor if isfinite(exact.floor) else 0.0, 10 * torch.finfo(own.outputs.dtype).eps)
     judged = replace(
         judged,
@@ -238,7 +223,6 @@ def _chance(runnable: Runnable) -> float:
 def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     found = [f"{each.name}: {each.text}" for each in judged.preconditions if not each.holds]
     own, counts = judged.own, judged.decision.counts
-    assert own.outputs is not None
     if counts.rounding:
         precision = str(own.outputs.dtype).removeprefix("torch.")
         found.append(
@@ -250,7 +234,7 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
             f"of all predictions {percent(counts.share)} change, mean over samples; the bounds are those of one prediction of each "
             "sample, drawn by chance"
         )
-    found += _vacuous(judged, runnable)
+    found += filter(None, [_vacuous(judged, runnable)])
     if (distinct := _distinct(runnable)) < runnable.n:
         found.append(
             f"only {distinct} of the {runnable.n} samples are distinct: the bounds hold for independent draws, so there is less "
@@ -263,7 +247,7 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
             f"{row.nfe:.4g}"
         )
     elif len(judged.rows) > 1:
-        needed = samples_for(judged.decision.margin, 1 - (judged.decision.level or 0.05))
+        needed = samples_for(judged.decision.margin, 1 - (judged.decision.level or LEVEL))
         found.append(
             f"no solver can be shown to be safe on {counts.n} samples: {needed} are needed"
             if counts.n < needed and judged.decision.level
@@ -272,21 +256,19 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     return found
 
 
-def _vacuous(judged: Audit, runnable: Runnable) -> list[str]:
+def _vacuous(judged: Audit, runnable: Runnable) -> str:
     outputs, metric, chance = judged.own.outputs, judged.performance.own, judged.chance
-    assert outputs is not None
     classes = runnable.task.name == "classification" and runnable.task.decision is None
     if judged.own.status != "success":
-        return []
+        return ""
     if classes and len(torch.unique(outputs.argmax(1))) == 1:
-        return ["vacuous: the model predicts the same class for every sample, which no solver changes"]
-    if chance == chance and metric == metric and not (metric > chance if classes else metric < chance):
-        name = judged.performance.name
-        return [
-            f"vacuous: {name} {shown(name, metric)} is no better than a constant prediction ({shown(name, chance)}), and what a "
-            "model has not learned cannot change"
-        ]
-    return []
+        return "vacuous: the model predicts the same class for every sample, which no solver changes"
+    if not (metric <= chance if classes else metric >= chance):  # also where one is NaN
+        return ""
+    values = (shown(judged.performance.name, value) for value in (metric, chance))
+    return "vacuous: {} {} is no better than a constant prediction ({}), and what a model has not learned cannot change".format(
+        judged.performance.name, *values
+    )
 
 
 def _distinct(runnable: Runnable) -> int:
@@ -310,13 +292,15 @@ def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
     versions = {"trueode": __version__, "torch": torch.__version__, "python": platform.python_version()}
     solver = own.solver
     solvers = (solver.blocks or (solver,)) if isinstance(solver, FoundSolver) else ()
-    versions |= {found.library: _version(found.library) for found in solvers if found.library != "trueode"}
+    versions |= {found.library: version_of(found.library) for found in solvers if found.library != "trueode"}
+    known: dict[str, Any] = {"weights": None, "parameters": 0, "device": "cpu", "dtype": None}
+    if module is not None:
+        known |= {"weights": weights_hash(module), "parameters": sum(p.numel() for p in module.parameters())}
+    if first is not None:
+        known |= {"device": str(first.device), "dtype": str(first.dtype).removeprefix("torch.")}
     return {
         "model": type(model).__name__,
-        "weights": weights_hash(module) if module is not None else None,
-        "parameters": sum(p.numel() for p in module.parameters()) if module is not None else 0,
-        "device": str(first.device) if first is not None else "cpu",
-        "dtype": str(first.dtype).removeprefix("torch.") if first is not None else None,
+        **known,
         "seed": torch.initial_seed(),
         "machine": platform.machine(),
         "versions": versions,
@@ -335,12 +319,3 @@ def weights_hash(module: nn.Module) -> str:
         value = value if value.layout == torch.strided else value.to_dense()
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _version(library: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, isfinite, log
-from typing import Any
 
 from trueode.catalog import METHODS
 from trueode.evaluation import Row, SolverTable
@@ -99,10 +98,6 @@ class Order:
     upper: float
     floor: float
     steps: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "steps": list(self.steps)}
 
 
 def observed_orders(rows: Sequence[Row], floor: float) -> tuple[Order, ...]:

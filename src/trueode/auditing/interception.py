@@ -121,11 +121,15 @@ def _fault(library: Library, session: Session) -> str | None:
 
 
 def _unsupported(library: Library, reason: str) -> str:
-    try:
-        number = version(library.name)
-    except PackageNotFoundError:
-        number = "(unknown version)"
     return (
-        f"{library.name} {number} is not supported by this version of trueode: {reason}. Take a newer trueode or another "
-        f"version of {library.name}, or pass the field itself, as NeuralODE(field, …)."
+        f"{library.name} {version_of(library.name)} is not supported by this version of trueode: {reason}. Take a newer trueode or "
+        f"another version of {library.name}, or pass the field itself, as NeuralODE(field, …)."
     )
+
+
+def version_of(library: str) -> str:
+    """The installed version of a library."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "(unknown version)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,7 +47,6 @@ class ModelUnderTest(Runnable):
         task: what is learned.
         call: how the model is called.
         solver: the training solver, where it is not that of the model itself.
-        separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
     """
 
     model: Any
@@ -56,14 +55,13 @@ class ModelUnderTest(Runnable):
     task: Task
     call: Call
     solver: Solver | None = None
-    separable: bool = True
 
     def __post_init__(self) -> None:
         self.n = sum(self.sizes)
 
     def on(self, batches: tuple[Any, ...], sizes: tuple[int, ...]) -> ModelUnderTest:
         """The same model on other batches."""
-        return ModelUnderTest(self.model, batches, sizes, self.task, self.call, self.solver, self.separable)
+        return replace(self, batches=batches, sizes=sizes)
 
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """See `Runnable`.

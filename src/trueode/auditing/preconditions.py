@@ -52,8 +52,6 @@ def prepare(subject: ModelUnderTest, was_training: bool) -> tuple[Evaluation, tu
     own = subject.run()
     updated = not all(map(same, _buffers(subject.model), before))
     again = subject.run()
-    assert own.outputs is not None
-    assert again.outputs is not None
     deterministic = same(own.outputs, again.outputs)
     _refuse_probabilities(subject, own.outputs)
     subject.separable = separable = _separable(subject)
@@ -106,8 +104,6 @@ def _separable(subject: ModelUnderTest) -> bool:
         alone = subject.on((part,), (some,)).run(solver).outputs
     except ModelError:  # the model holds something of the size of its batch
         return False
-    assert together is not None
-    assert alone is not None
     known, part_known = (x.double().nan_to_num(0.0, 0.0, 0.0) for x in (together, alone))
     return bool((known[:some] - part_known).abs().amax() <= ROUNDING * known.std())
 
@@ -119,5 +115,4 @@ def _fails_in_double(subject: ModelUnderTest) -> str | None:
         outputs = first.run(FixedStep("euler", n_steps=1), Part(double=True)).outputs
     except ModelError as failure:
         return told(failure.__cause__ or failure)
-    assert outputs is not None
     return None if outputs.dtype == torch.float64 else f"its outputs are {outputs.dtype}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class Reasons:
 
     Attributes:
         margin_share: of classifiers: the error of the largest logit, relative to the margin between the two largest logits of
-            the reference: its median, its 90 % quantile, and the share of samples in which it exceeds a half.
+            the exact flow: its ``median``, its 90 % quantile ``q90``, and the share ``above_half`` of samples in which it exceeds a half.
         lipschitz: largest growth of a small difference per unit of time, along the exact trajectories of some samples; a lower
             bound of the field's Lipschitz constant there.
         step_lipschitz: the training step times ``lipschitz``.
@@ -50,7 +49,7 @@ class Reasons:
         texts: all of it in sentences.
     """
 
-    margin_share: tuple[float, float, float] | None
+    margin_share: dict[str, float] | None
     lipschitz: float
     step_lipschitz: float
     stability: float
@@ -61,15 +60,6 @@ class Reasons:
     idle: bool
     texts: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        share = self.margin_share
-        return {
-            **vars(self),
-            "margin_share": None if share is None else dict(zip(("median", "q90", "above_half"), share, strict=True)),
-            "texts": list(self.texts),
-        }
-
 
 @dataclass
 class Paths:
@@ -78,14 +68,12 @@ class Paths:
     Attributes:
         own: under the training solver, ``(points, n, d)``.
         exact: under the exact flow, ``(points, n, d)``.
-        autonomous: whether the field does not depend on time.
         predictions: of the samples under the training solver, ``(n,)``.
         predictions_exact: of the samples under the exact flow, ``(n,)``.
     """
 
     own: Tensor
     exact: Tensor
-    autonomous: bool
     predictions: Tensor
     predictions_exact: Tensor
 
@@ -102,7 +90,6 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     Returns:
         The reasons, and for two-dimensional states the trajectories.
     """
-    assert own.outputs is not None
     logits = subject.task.name == "classification" and subject.task.decision is None and own.outputs.dim() == 2
     shares = _margin_shares(own.outputs.double(), exact) if logits else None
     solver = own.solver.ours(own.n_steps) if hasattr(own.solver, "ours") else own.solver
@@ -116,7 +103,7 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     paths, crossings, crossings_exact, pairs = None, None, None, 0
     if probe.own is not None and probe.exact is not None and logits:
         n = probe.exact.shape[1]
-        paths = Paths(probe.own, probe.exact, probe.autonomous, own.outputs[:n].argmax(1), exact.outputs[:n].argmax(1))
+        paths = Paths(probe.own, probe.exact, own.outputs[:n].argmax(1), exact.outputs[:n].argmax(1))
         if probe.autonomous:
             crossings, pairs = count_crossings(paths.own, paths.predictions)
             crossings_exact, _ = count_crossings(paths.exact, paths.predictions_exact)
@@ -126,14 +113,15 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     return Reasons(**{**vars(reasons), "texts": tuple(_texts(reasons, row, subject.n))}), paths
 
 
-def _margin_shares(own: Tensor, flow: ExactFlow) -> tuple[float, float, float] | None:
+def _margin_shares(own: Tensor, flow: ExactFlow) -> dict[str, float] | None:
     exact = flow.outputs.double()
     there = flow.settled[:, 0] & exact.isfinite().all(1) & own.isfinite().all(1)
     if not bool(there.any()) or exact.shape[1] < 2:
         return None
     first, second = exact[there].topk(2, dim=1).values.unbind(1)
     share = (own - exact)[there].abs().amax(1) / (first - second).clamp(min=1e-30)
-    return float(share.median()), float(share.quantile(0.9)), float((share > 0.5).double().mean())
+    above = (share > 0.5).double().mean()
+    return {"median": float(share.median()), "q90": float(share.quantile(0.9)), "above_half": float(above)}
 
 
 @dataclass
@@ -278,8 +266,6 @@ def _halved(subject: ModelUnderTest, own: Evaluation) -> int | None:
             batches.append(chosen(batch, rows, size))
             sizes.append(len(rows))
     halves = subject.on(tuple(batches), tuple(sizes)).run().outputs
-    assert halves is not None
-    assert own.outputs is not None
     whole = own.outputs.double()
     return int(subject.task.flipped(halves.double(), whole, subject.task.allowed(whole)).any(1).sum())
 
@@ -287,7 +273,7 @@ def _halved(subject: ModelUnderTest, own: Evaluation) -> int | None:
 def _texts(reasons: Reasons, row: Row, n: int) -> list[str]:
     found = []
     if reasons.margin_share is not None:
-        median, _, half = reasons.margin_share
+        median, half = (reasons.margin_share[name] for name in ("median", "above_half"))
         found.append(
             f"the error of the logits is {median:.2g} of the decision margin in the median; it exceeds half of the margin, "
             f"which can change the prediction, in {100 * half:.1f} % of the samples"

@@ -16,7 +16,7 @@ from trueode.errors import UsageError
 from trueode.evaluation import Decision, Evaluation, ExactFlow, Performance, Row, Status, sentence
 from trueode.evaluation.solver_table import to_rich
 from trueode.runs.audits import SCHEMA
-from trueode.runs.files import finite, write_text
+from trueode.runs.files import plain, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,29 +133,19 @@ class Audit:
         return EXIT_CODES[self.status]
 
     def to_dict(self) -> dict[str, Any]:
-        """The audit as plain values, as in ``audit.json``; docs/audit.md describes them."""
+        """The audit as plain values, None for what is not finite, as in ``audit.json``; docs/audit.md describes them."""
         exact, decision, counts = self.exact, self.decision, self.decision.counts
-        return {
+        found: dict[str, Any] = plain({
             "schema": SCHEMA,
             "verdict": self.verdict,
             "sentence": self.sentence,
-            "margin": decision.margin,
-            "level": decision.level,
-            "n": counts.n,
-            "flips": counts.flips,
-            "blown_up": counts.blown_up,
-            "unresolved": counts.unresolved,
-            "rounding": counts.rounding,
-            "share": counts.share,
-            "lower": decision.lower,
-            "upper": decision.upper,
-            "samples_needed": decision.needed,
-            "reason": decision.reason,
+            **counts.to_dict(),
+            **{key: value for key, value in decision.to_dict().items() if key not in ("status", "counts")},
             "solver": self.solver,
             "task": self.task,
-            "performance": self.performance.to_dict(),
+            "performance": self.performance,
             "chance": self.chance,
-            "preconditions": [vars(each) for each in self.preconditions],
+            "preconditions": self.preconditions,
             "exact_flow": None
             if exact is None
             else {
@@ -164,22 +154,22 @@ class Audit:
                 "tolerance": exact.tolerance,
                 "floor": exact.floor,
                 "double": exact.double,
-                "evaluations": counts.evaluations,
             },
-            "trajectory": None if counts.trajectory is None else counts.trajectory.to_dict(),
+            "trajectory": counts.trajectory,
             "rows": [row.to_dict() for row in self.rows],
-            "orders": [order.to_dict() for order in self.orders],
+            "orders": self.orders,
             "safe": [row.to_dict() for row in self.safe],
             "pareto": [row.to_dict() for row in pareto(self.rows)],
-            "reasons": None if self.reasons is None else self.reasons.to_dict(),
-            "notes": list(self.notes),
-            "certificate": None if self.certificate is None else dict(self.certificate),
-            "provenance": dict(self.provenance),
-        }
+            "reasons": self.reasons,
+            "notes": self.notes,
+            "certificate": self.certificate,
+            "provenance": self.provenance,
+        })  # fmt: skip
+        return found
 
     def to_json(self) -> str:
-        """`to_dict` as JSON text; what is not a finite number is null."""
-        return json.dumps(finite(self.to_dict()), indent=2) + "\n"
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``audit.json`` and the figures into a folder.
@@ -212,7 +202,7 @@ class Audit:
         rows = [row.to_dict() for row in self.rows]
         drawn = {
             "swap": figures.solver_swap(rows, self.solver, name=self.metric_name, exact=self.metric_exact),
-            "order": figures.audit_order(rows, [order.to_dict() for order in self.orders]),
+            "order": figures.audit_order(rows, plain(self.orders)),
             "cost": figures.audit_cost(rows, self.decision.margin, [row.to_dict() for row in self.safe]),
         }
         if self.paths is not None:

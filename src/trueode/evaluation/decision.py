@@ -119,12 +119,14 @@ def decide(counts: Flips, margin: float = MARGIN, *, level: float = LEVEL, popul
         return ended(Status.ODE)
     if lower > margin:
         return ended(Status.SOLVER_DEPENDENT)
-    if counts.unresolved and (whole or clopper_pearson(changed, n, 1 - level)[1] <= margin or most / n > 2 * margin):
+    if counts.unresolved and (
+        whole or changed <= margin * n < most or clopper_pearson(changed, n, 1 - level)[1] <= margin
+    ):
         return ended(
             Status.INCONCLUSIVE,
             reason=f"{counts.unresolved} of {n} samples are unresolved{counts.trouble and f': {counts.trouble}'}",
         )
-    needed = samples_needed(most / n, margin, level)
+    needed = samples_needed((changed if changed > margin * n else most) / n, margin, level)
     how = (
         f"about {needed} samples would decide, ones that have not been looked at" if needed
         else "the share is too close to the margin to be told apart"

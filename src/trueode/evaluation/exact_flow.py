@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, nan
 
 import torch
@@ -17,6 +17,7 @@ COARSEST, FINEST = 17, 4700  # steps of rk4, the number of which is doubled and 
 LOOSEST, TIGHTER, TIGHTEST = 1e-4, 1e-2, {True: 1e-12, False: 1e-6}  # tolerances of dopri5, in double precision or not
 AT_FIRST, LATER = 0.05, 0.1  # share of what could change a prediction by which the two may differ
 PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
+ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends a solve
 DOPRI5 = 150.0  # field evaluations of dopri5 for a sample on which the two agree at once, at most about
 
 
@@ -73,31 +74,43 @@ def finer_solver(solver: Solver, n_steps: float) -> FixedStep:
     return FixedStep("rk4", n_steps=max(16, ceil(n_steps) * (2 if solver.order >= 4 else 1)))
 
 
-def first_steps(n_steps: float, order: int) -> int:
-    """Steps of rk4 to begin with, for a training solver of ``n_steps`` steps and an order.
+def least_cost(n_steps: float, order: int) -> float:
+    """Field evaluations for a sample on which the two methods agree at once, about."""
+    return 4 * next(levels(n_steps, order))[0] + DOPRI5
 
-    They are at least four times as many where the order is four or more, and no multiple: equal nodes hide equal errors.
+
+def levels(n_steps: float, order: int, double: bool = True, level: int = 0) -> Iterator[tuple[int, float]]:
+    """Steps of rk4 and tolerances of dopri5, finer each time, for a training solver of ``n_steps`` steps and an order.
+
+    Steps are at least four times as many where the order is four or more, and no multiples: equal nodes hide equal errors.
     """
     training = ceil(n_steps) if n_steps == n_steps else 1
     steps = max(COARSEST, 4 * training + 1 if order >= 4 else 0)
-    return steps + (training > 1 and steps % training == 0)
-
-
-def least_cost(n_steps: float, order: int) -> float:
-    """Field evaluations for a sample on which the two methods agree at once, about."""
-    return 4 * first_steps(n_steps, order) + DOPRI5
-
-
-def _levels(steps: int, double: bool, level: int) -> Iterator[tuple[int, float]]:
-    """Steps of rk4 and tolerances of dopri5, finer each time."""
     most = max(FINEST, 8 * steps)
     for number in range(64):
-        tolerance = max(LOOSEST * TIGHTER**number, TIGHTEST[double])
+        steps += training > 1 and steps % training == 0
         if number >= level:
-            yield steps, tolerance
+            yield steps, max(LOOSEST * TIGHTER**number, TIGHTEST[double])
         steps = 2 * steps + 1
         if steps > most:
             return
+
+
+def _each(runnable: Runnable, solver: Adaptive, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Outputs of a solver, which rows have a solution that ends early, and the evaluations spent.
+
+    Rows that a solve lost are solved again, each by itself or in halves, so that none takes others along.
+    """
+    ran = runnable.run(solver, Part(rows, runnable.double))
+    outputs, spent = ran.outputs, ran.nfe * len(rows)
+    lost = ~outputs.isfinite().flatten(1).all(1) & (ran.status != "success")
+    if ran.statuses or len(rows) == 1 or not runnable.separable:
+        statuses = ran.statuses or [ran.status] * len(rows)
+        return outputs, lost & torch.tensor([status in ENDED for status in statuses], device="cpu"), spent
+    for part in lost.nonzero()[:, 0].chunk(2) if bool(lost.any()) else ():
+        outputs[part], lost[part], cost = _each(runnable, replace(solver, per_sample=True), rows[part])
+        spent += cost
+    return outputs, lost, spent
 
 
 def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: float = float("inf")) -> ExactFlow:
@@ -114,73 +127,44 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         budget: field evaluations, counted in samples, that may be spent.
     """
     n, task, double = runnable.n, runnable.task, runnable.double
-    assert own.outputs is not None
-    residual = runnable.residual(own.outputs[:n])
-    steps = first_steps(own.n_steps, getattr(own.solver, "order", 4) or 4)
-    left = torch.arange(n, device="cpu")
-    outputs = states = allowed = None
-    settled = torch.zeros(n, 1, dtype=torch.bool, device="cpu")
-    blown_up = torch.zeros(n, dtype=torch.bool, device="cpu")
-    needed = settled
-    apart = torch.full((n,), nan, dtype=torch.float64, device="cpu")
-    spent, each, complete, done = 0.0, 0.0, True, (0, nan)
-    for number, (count, tolerance) in enumerate(_levels(steps, double, level)):
-        if number and spent + (4 * count + 2 * each) * len(left) > budget:
-            complete = False
+    dtype = torch.float64 if double else own.outputs.dtype
+    outputs = torch.full_like(own.outputs[:n], nan, dtype=dtype)
+    states = None if own.states is None else torch.full_like(own.states[:n], nan, dtype=dtype)
+    settled = torch.zeros_like(task.flipped(own.outputs[:n], own.outputs[:n]))
+    needed = settled.flatten().index_fill(0, runnable.drawn(*settled.shape), True).view(settled.shape)
+    blown_up, apart = settled.any(1), torch.full((n,), nan, dtype=torch.float64, device="cpu")
+    residual, allowed = runnable.residual(own.outputs[:n]), None
+    left, complete, spent, each, done = torch.arange(n, device="cpu"), True, 0.0, 0.0, (0, nan)
+    steps = levels(own.n_steps, getattr(own.solver, "order", 4) or 4, double, level)
+    for number, (count, tolerance) in enumerate(steps):
+        complete = not number or spent + (4 * count + 2 * each) * len(left) <= budget
+        if not complete:
             break
-        done = count, tolerance
+        done, dopri5 = (count, tolerance), Adaptive("dopri5", tolerance, tolerance)
         first = runnable.run(FixedStep("rk4", n_steps=count), Part(left, double))
-        assert first.outputs is not None
         spent += first.nfe * len(left)
-        if outputs is None:
-            outputs, states = first.outputs.clone(), first.states
-        else:
-            outputs[left] = first.outputs
-            if states is not None and first.states is not None:
-                states[left] = first.states
-        finite = runnable.finite(outputs)[left]
-        dopri5 = Adaptive("dopri5", tolerance, tolerance)
-        second = torch.full_like(first.outputs, nan)
-        if bool(finite.any()):  # one that blows up would end the solve of its batch
-            ran = runnable.run(dopri5, Part(left[finite], double))
-            assert ran.outputs is not None
-            each = ran.nfe
-            spent += each * int(finite.sum())
-            second[finite] = ran.outputs
-        if number and not bool(finite.all()):
-            suspects = left[~finite]
-            ran = runnable.run(dopri5, Part(suspects, double))
-            assert ran.outputs is not None
-            spent += ran.nfe * len(suspects)
-            if ran.status in ("non_finite", "step_underflow"):
-                blown_up[suspects] = ~ran.outputs.isfinite().flatten(1).all(1)
+        outputs[left] = first.outputs
+        if states is not None and first.states is not None:
+            states[left] = first.states
+        finite, second = runnable.finite(outputs)[left], torch.full_like(first.outputs, nan)
+        for rows in (finite, ~finite):
+            if bool(rows.any()) and (number or rows is finite):
+                second[rows], ended, cost = _each(runnable, dopri5, left[rows])
+                spent += cost
+                if rows is finite:
+                    each = cost / int(rows.sum())
+                else:
+                    blown_up[left[rows]] = ended
         allowed = task.allowed(outputs, residual)
         agree = task.settled(second, first.outputs, allowed, LATER if number else AT_FIRST) & finite[:, None]
-        if agree.shape[1] != settled.shape[1]:
-            settled = settled.expand(n, agree.shape[1]).clone()
-        if not number:
-            needed = torch.zeros(n * agree.shape[1], dtype=torch.bool, device="cpu")
-            needed[runnable.drawn(n, agree.shape[1])] = True
-            needed = needed.view(n, -1)
         settled[left] = agree
         apart[left] = (second - first.outputs).double().flatten(1).square().nanmean(1).sqrt()
         left = left[(needed[left] & ~agree).any(1) & ~blown_up[left]]
         if not len(left):
             break
-    assert outputs is not None
     good = settled.any(1)
-    return ExactFlow(
-        outputs,
-        states,
-        settled,
-        blown_up,
-        allowed,
-        complete,
-        *done,
-        _relative(apart[good], outputs[good]),
-        double,
-        round(spent),
-    )
+    floor = _relative(apart[good], outputs[good])
+    return ExactFlow(outputs, states, settled, blown_up, allowed, complete, *done, floor, double, round(spent))
 
 
 def _relative(apart: Tensor, outputs: Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import nan
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ class Flips:
     blown_up: int = 0
     unresolved: int = 0
     rounding: int = 0
-    share: float = nan
+    share: float = 0.0
     constant: bool = False
     evaluations: float = field(default=0.0, compare=False)
     trouble: str = ""
@@ -71,7 +70,6 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
         ran: the model under it.
         exact: the exact flow of the first samples.
     """
-    assert ran.outputs is not None
     task, n = runnable.task, len(exact.outputs)
     own = ran.outputs[:n]
     finite = runnable.finite(own)[:, None]
@@ -85,8 +83,7 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
     trajectory = None
     if own.dtype != torch.float64 and exact.double and bool(flipped.any()):
         rows = flipped.any(1).nonzero()[:, 0]
-        again = runnable.run(solver, Part(rows, True, not isinstance(solver, FixedStep | OnGrid)))
-        assert again.outputs is not None
+        again = runnable.run(solver, Part(rows, True, not isinstance(ran.solver, FixedStep | OnGrid)))
         evaluations += again.nfe * len(rows)
         still = task.flipped(again.outputs, exact.outputs[rows].double(), exact.allowed)
         rounding[rows] = flipped[rows] & ~still & runnable.finite(own)[rows, None]
@@ -97,13 +94,14 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
     if n == 1 and task.name == "timeseries":
         trajectory = follow(runnable, own.double(), exact)
         if not bool(unresolved.any() | blown_up.any()):
-            flipped = torch.full(shape, trajectory.horizon < trajectory.predictable)
-            unresolved = torch.full(shape, trajectory.predictable <= trajectory.horizon < trajectory.end)
+            flipped = torch.full(shape, trajectory.horizon < trajectory.predictable, device="cpu")
+            lost = trajectory.predictable <= trajectory.horizon < trajectory.end
+            unresolved = torch.full(shape, lost, device="cpu")
     masks = (flipped, blown_up, unresolved, rounding)
     flips, gone, open_, rounded = (int(mask.flatten()[drawn].sum()) for mask in masks)
     share, constant = mean_share(runnable, flipped | blown_up), _constant(runnable, exact, ran.outputs.dtype)
     return Flips(
-        len(drawn), flips, gone, open_, rounded, share, constant, evaluations, _trouble(ran, exact) if open_ else "",
+        len(drawn), flips, gone, open_, rounded, share, constant, evaluations, _trouble(runnable, ran, exact) if open_ else "",
         trajectory, drawn, unresolved,
     )  # fmt: skip
 
@@ -127,13 +125,13 @@ def _constant(runnable: Runnable, exact: ExactFlow, dtype: torch.dtype) -> bool:
     return bool((spread <= 100 * torch.finfo(dtype).eps * known.amax()).any())
 
 
-def _trouble(own: Evaluation, exact: ExactFlow) -> str:
+def _trouble(runnable: Runnable, own: Evaluation, exact: ExactFlow) -> str:
     """Why samples are unresolved, and what to do."""
     if own.status != "success":
         return f"the training solver fails ({own.message.rstrip('.')})"
     if not exact.complete:
         return f"the budget of field evaluations was spent after {exact.n_steps} steps of rk4"
-    if not bool(exact.outputs.isfinite().all()):
+    if not bool((runnable.finite(exact.outputs) | exact.blown_up).all()):
         return (
             "their solution is not finite under finer solvers, and it cannot be told whether it blows up or a solver becomes "
             "unstable"

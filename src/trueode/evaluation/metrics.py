@@ -18,6 +18,7 @@ from trueode.models import NeuralODE
 from trueode.solvers import Solver
 
 BATCH = 256
+NONE = torch.empty(0, device="cpu")
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -33,10 +34,11 @@ class Evaluation:
         n_steps: accepted steps for a sample; the largest number over the ODE blocks.
         n_rejected: rejected steps, likewise.
         solver: the solver; one of this package, or as another library names it.
-        outputs: ``(n, …)`` on the CPU, NaN where the solver failed; None unless they were asked for.
+        outputs: ``(n, …)`` on the CPU, NaN where the solver failed; empty unless they were asked for.
         states: final states of the last ODE block ``(n, d)``; None where they are not known.
         status: ``"success"``, or why the first solve that failed did so.
         message: what happened, for a failure.
+        statuses: of each row, where the solver controls each by itself.
     """
 
     n: int
@@ -46,10 +48,11 @@ class Evaluation:
     n_steps: float = nan
     n_rejected: float = 0.0
     solver: Any = None
-    outputs: Tensor | None = None
+    outputs: Tensor = NONE
     states: Tensor | None = None
     status: str = "success"
     message: str = ""
+    statuses: tuple[str, ...] = ()
 
 
 def evaluate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from math import nan
-from typing import Any
 
 from torch import Tensor
 
@@ -54,10 +53,6 @@ class Performance:
     upper: float = nan
     margin: float = MARGIN
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**vars(self), "answer": self.answer.value}
-
 
 def performance(
     runnable: Runnable,
@@ -85,16 +80,15 @@ def performance(
         level: error probability of each bound.
         population: as in `decide`.
     """
-    assert own.outputs is not None
-    name = runnable.task.metric_name if runnable.metric is None else getattr(runnable.metric, "__name__", "metric")
+    name = runnable.metric_name
     n = len(exact.outputs)
     mine, theirs = runnable.metrics(own.outputs[:n]), runnable.metrics(exact.outputs.to(own.outputs.dtype))
     if mine is None or theirs is None:
         return Performance(Answer.UNDECIDED, name)
-    if runnable.metric is None and name == "accuracy":
-        theirs = theirs.masked_fill(exact.blown_up[:, None], 0.0)
-    valid = runnable.valid(*mine.shape)
-    shown = float(mine[valid].mean()), float(theirs[valid].mean())
+    if runnable.metric is None and name == "accuracy":  # what is not finite is wrong
+        mine = mine.masked_fill(~runnable.finite(own.outputs[:n])[:, None], 0.0)
+        theirs = theirs.masked_fill(~runnable.finite(exact.outputs)[:, None], 0.0)
+    shown = runnable.mean(mine), runnable.mean(theirs)
     if runnable.metric is not None or not runnable.held_out:
         return Performance(Answer.UNDECIDED, name, *shown)
     drawn, doubtful = counts.drawn, counts.doubtful

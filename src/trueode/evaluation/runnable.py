@@ -58,6 +58,7 @@ class Runnable(ABC):
         groups: ``(n,)``: rows of one number count as one sample; None: each is one.
         held_out: whether the model was not trained on the samples: only then targets tell of its performance.
         double: whether the model can be run in double precision.
+        separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
         metric: of one's own, in the place of the task's.
     """
 
@@ -69,11 +70,17 @@ class Runnable(ABC):
     groups: Tensor | None = None
     held_out: bool = True
     double: bool = True
+    separable: bool = True
     metric: Metric | None = None
 
     @abstractmethod
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """Run the model under a solver (None: the training solver), with its outputs kept. A solver that fails leaves NaN."""
+
+    @property
+    def metric_name(self) -> str:
+        """What the metric is called."""
+        return self.task.metric_name if self.metric is None else getattr(self.metric, "__name__", "metric")
 
     def grid(self, solver: Any) -> Any:
         """What is equal for solvers of the same method that take the same steps, where it is known beforehand; else None."""
@@ -85,7 +92,6 @@ class Runnable(ABC):
         Raises:
             UsageError: the outputs are of half precision.
         """
-        assert found.outputs is not None
         if found.outputs.dtype in (torch.float16, torch.bfloat16):
             raise UsageError(
                 f"The model computes in {found.outputs.dtype}, whose rounding hides what a solver does: audit it in single "
@@ -96,10 +102,13 @@ class Runnable(ABC):
         losses, metrics = self.losses(found.outputs), self.metrics(found.outputs)
         if losses is None or metrics is None:
             return found
-        valid = self.valid(*losses.shape)
-        loss = float(losses[valid].mean())
-        by_row = metrics.shape != losses.shape
-        return replace(found, loss=loss, metric=float((metrics if by_row else metrics[valid]).mean()))
+        return replace(found, loss=self.mean(losses), metric=self.mean(metrics))
+
+    def mean(self, values: Tensor) -> float:
+        """Of values of the predictions that count; of all rows where rows of several predictions have one value each."""
+        n, k = values.shape
+        one = k == 1 and any(given.shape[1] > 1 for given in self._counting(n))
+        return float((values if one else values[self.valid(n, k)]).mean())
 
     def losses(self, outputs: Tensor) -> Tensor | None:
         """The loss of each prediction, ``(rows, predictions)`` in float64; None without targets."""
@@ -155,17 +164,19 @@ class Runnable(ABC):
     def valid(self, n: int, k: int) -> Tensor:
         """Which predictions of the first rows count: ``(n, k)`` of bool. Labels to ignore and masks take others away."""
         count = torch.ones(n, k, dtype=torch.bool, device="cpu")
-        given = [] if self.mask is None else [self.mask]
-        if self.y is not None and isinstance(self.task, Classification):
-            given.append(self.y != self.task.ignore_index)
-        for each in given:
-            each = each[:n].reshape(n, -1)
+        for each in self._counting(n):
             if each.shape[1] not in (1, k):
                 raise DataError(
                     f"A mask or labels of shape {tuple(each.shape)} do not fit the {k} predictions of each of {n} samples."
                 )
             count &= each
         return count
+
+    def _counting(self, n: int) -> list[Tensor]:
+        given = [] if self.mask is None else [self.mask]
+        if self.y is not None and isinstance(self.task, Classification):
+            given.append(self.y != self.task.ignore_index)
+        return [each[:n].reshape(n, -1) for each in given]
 
     def drawn(self, n: int, k: int) -> Tensor:
         """One prediction of each sample, by chance but always the same: numbers ``row * k + prediction``, ascending.
@@ -255,7 +266,7 @@ class ModelOnSamples(Runnable):
 
     Args:
         model: the model.
-        samples: the samples.
+        samples: the samples; targets without any number are none.
         task: what is learned.
         solver: the training solver.
         batch_size: samples solved at once.
@@ -297,7 +308,7 @@ class ModelOnSamples(Runnable):
                 taken = taken[taken < self.n]
                 rows = torch.searchsorted(taken, part.indices)
             samples = samples.take(taken)
-        outputs, states, status, message = list[Tensor](), list[Tensor](), "success", ""
+        outputs, states, status, message, statuses = list[Tensor](), list[Tensor](), "success", "", tuple[str, ...]()
         nfe = n_steps = n_rejected = 0.0
         with evaluating(model), _nudged(part.nudge):
             for batch in batches_of(samples, self.batch_size, model):
@@ -308,6 +319,7 @@ class ModelOnSamples(Runnable):
                     if status == "success":
                         status, message = solution.status, solution.message
                 outputs.append(output.cpu())
+                statuses += solution.statuses or ()
                 if isinstance(solution.z, Tensor):
                     states.append(
                         solution.z.masked_fill(lost.view(-1, *[1] * (solution.z.dim() - 1)), torch.nan).flatten(1).cpu()
@@ -319,7 +331,8 @@ class ModelOnSamples(Runnable):
         if rows is not None:
             kept, final = kept[rows], None if final is None else final[rows]
         found = Evaluation(len(kept), nfe=nfe, n_steps=n_steps, n_rejected=n_rejected, solver=solver, outputs=kept,
-                           states=final, status=status, message=message)  # fmt: skip
+                           states=final, status=status, message=message,
+                           statuses=() if rows is not None else statuses)  # fmt: skip
         return self.scored(found) if part.indices is None else found
 
     def grid(self, solver: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trueode.catalog import METHODS
-from trueode.evaluation.decision import LEVEL, MARGIN, Status, decide
+from trueode.evaluation.decision import Status, decide
 from trueode.evaluation.exact_flow import ExactFlow
 from trueode.evaluation.flips import Flips, count_flips, mean_share
 from trueode.evaluation.metrics import Evaluation
@@ -93,9 +93,7 @@ class SolverTable:
         own: the model under its training solver.
         exact: the exact flow of the first samples, if it is known.
         counts: of the training solver, if they are known.
-        margin: share that is allowed.
-        level: error probability of a bound.
-        population: as in `decide`.
+        how: ``margin``, ``level`` and ``population``, as in `decide`.
 
     Attributes:
         rows: of what has been run, the training solver first.
@@ -108,20 +106,16 @@ class SolverTable:
         own: Evaluation,
         exact: ExactFlow | None = None,
         counts: Flips | None = None,
-        *,
-        margin: float = MARGIN,
-        level: float = LEVEL,
-        population: str = "sample",
+        **how: Any,
     ) -> None:
-        self.runnable, self.own, self.exact = runnable, own, exact
-        self._how: dict[str, Any] = {"margin": margin, "level": level, "population": population}
+        self.runnable, self.own, self.exact, self._how = runnable, own, exact, how
         self._allowed = exact.allowed if exact is not None else self._allowed_by_own()
         self._rows: dict[Any, Row] = {}  # by the grid stepped through
         self._asked: dict[Any, Any] = {}  # the grid of each solver that was asked for
         self.training = self._judged(own.solver, own, counts, is_training=True)
         key = self._key(own.solver, self.training)
         self._rows[key] = self.training
-        self._asked[own.solver] = self._asked[runnable.grid(own.solver)] = key
+        self._asked[runnable.grid(own.solver) or own.solver] = key
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -135,18 +129,15 @@ class SolverTable:
             solver: the solver.
             factor: on the training step or tolerance, to be noted.
         """
-        asked = next(
-            (each for each in (solver, self.runnable.grid(solver)) if each is not None and each in self._asked), None
-        )
-        if asked is None:
+        asked = self.runnable.grid(solver) or solver
+        if asked not in self._asked:
             row = self._judged(solver, self.runnable.run(solver), None)
             key = self._key(solver, row)
-            self._asked[solver] = self._asked[self.runnable.grid(solver) or solver] = key
+            self._asked[asked] = key
             known = self._rows.get(key)
             if known is None or (not known.is_training and row.solver == solver):
-                self._rows[key] = row
-        else:
-            key = self._asked[asked]
+                self._rows[key] = replace(row, factors=() if known is None else known.factors)
+        key = self._asked[asked]
         if factor is not None and factor not in self._rows[key].factors:
             self._rows[key] = replace(self._rows[key], factors=tuple(sorted((*self._rows[key].factors, factor))))
             self.training = next(iter(self._rows.values()))
@@ -164,13 +155,10 @@ class SolverTable:
         return self.runnable.grid(solver) or (row.method, row.n_steps, row.nfe)
 
     def _allowed_by_own(self) -> Tensor | None:
-        assert self.own.outputs is not None
         return self.runnable.task.allowed(self.own.outputs.double(), self.runnable.residual(self.own.outputs))
 
     def _judged(self, solver: Any, ran: Evaluation, counts: Flips | None, *, is_training: bool = False) -> Row:
         runnable, exact = self.runnable, self.exact
-        assert ran.outputs is not None
-        assert self.own.outputs is not None
         changed = runnable.task.flipped(ran.outputs.double(), self.own.outputs.double(), self._allowed)
         flips, upper, safe = nan, nan, False
         if exact is not None:

@@ -171,7 +171,7 @@ class Classification(Task):
         return F.cross_entropy(output, batch.y, reduction="none", ignore_index=self.ignore_index)
 
     def loss_sum(self, output: Tensor, batch: Batch) -> Tensor:  # of each training step: one call
-        return F.cross_entropy(output, batch.y, reduction="sum")
+        return F.cross_entropy(output, batch.y, reduction="sum", ignore_index=self.ignore_index)
 
     def metrics(self, output: Tensor, batch: Batch) -> Tensor:
         if self.decision is not None:
@@ -384,12 +384,8 @@ def get_task(name: str, **options: Any) -> Task:
     if name not in _TASKS:
         raise UsageError(f"task = {name!r} is unknown; known are {', '.join(_TASKS)}.{nearest(name, _TASKS)}")
     given = {key: value for key, value in options.items() if value is not None}
-    kind = _TASKS[name]
-    for key in given:
-        if key not in kind.__dataclass_fields__:
-            raise UsageError(
-                f"{key} goes with numbers, not with {name}: classes change or they do not. Leave it out, or give task=…."
-                if kind is Classification
-                else f"{key} goes with classification, not with {name}."
-            )
-    return kind(**given) if given else _DEFAULT[name]
+    if foreign := given.keys() - _TASKS[name].__dataclass_fields__:
+        raise UsageError(
+            f"{' and '.join(sorted(foreign))} does not go with {name}: leave it out, or give another task=…."
+        )
+    return _TASKS[name](**given) if given else _DEFAULT[name]

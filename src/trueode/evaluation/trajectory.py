@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +38,6 @@ class Trajectory:
         """The last time."""
         return float(self.times[-1])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in vars(self).items()}
-
 
 def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
     """Compare a single trajectory with its exact flow, and with that from a perturbed start.
@@ -58,8 +53,6 @@ def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
     outputs = exact.outputs.double()
     dopri5 = Adaptive("dopri5", exact.tolerance, exact.tolerance)
     plain, nudged = (runnable.run(dopri5, Part(double=exact.double, nudge=nudge)).outputs for nudge in (0.0, NUDGE))
-    assert plain is not None
-    assert nudged is not None
     moved = (nudged - plain).double().flatten(2).square().mean(2).sqrt()[0]
     size = outputs.flatten(2).square().mean(2).sqrt()[0]
     times = torch.arange(len(moved), dtype=torch.float64, device="cpu")

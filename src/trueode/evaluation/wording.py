@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isinf
 from typing import Any
 
 from trueode.evaluation.decision import Decision, Status
@@ -56,7 +55,7 @@ def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
     if performance.answer is Answer.SAME:
         return f"the predictions of this model depend on its solver, its {what} does not ({changed}){take}"
     known = ""
-    if performance.lower == performance.lower and not isinf(performance.lower):
+    if performance.lower == performance.lower:
         known = f": it gains between {percent(performance.lower)} and {percent(performance.upper)} by it"
     return (
         f"the predictions of this model depend on its solver ({changed}); whether its {what} does is undecided{known}"

@@ -16,7 +16,15 @@ from trueode.auditing import judge as audit
 from trueode.build import Shape
 from trueode.data import Dataset, Samples
 from trueode.errors import SolveError
-from trueode.evaluation import ModelOnSamples, SolverTable, by_factors, get_task, phase_portrait, series_portrait
+from trueode.evaluation import (
+    ModelOnSamples,
+    SolverTable,
+    Status,
+    by_factors,
+    get_task,
+    phase_portrait,
+    series_portrait,
+)
 from trueode.evaluation.exact_flow import least_cost
 from trueode.evaluation.solver_table import to_rich
 from trueode.models import NeuralODE
@@ -35,7 +43,6 @@ def where(options: Options, directory: RunDirectory) -> str:
 
 
 SAMPLES = 1000
-FEWEST = 100  # a check of fewer samples than this, for want of budget, would not be worth its name
 LEAST_FLOPS = 50e9
 
 
@@ -63,19 +70,18 @@ def judge(
     with console.status("comparing with the exact flow"):
         own = runnable.first(SAMPLES).run()
         cost = least_cost(own.n_steps, solver.order)
-        n = min(own.n, int(budget / cost))
+        n = min(own.n, max(1, int(budget / cost)))
         if n < own.n and n >= runnable.batch_size:
             n -= n % runnable.batch_size  # steps that a batch shares are those of the whole
-        enough = n >= min(FEWEST, own.n)
-        judged = runnable.first(n if enough else own.n)
-        own = own if judged.n == own.n else judged.run()
-        name = f"{what} {{}}" + ("" if judged.n == runnable.n else f" of the first {judged.n} samples")
-        found = audit(judged, own, budget=budget if enough else 0.0, what=name)
-    if found.exact is None or not found.exact.complete or (found.decision.needed and n < min(SAMPLES, runnable.n)):
+        judged = runnable.first(n)
+        own = own if n == own.n else judged.run()
+        name = f"{what} {{}}" + ("" if n == runnable.n else f" of the first {n} samples")
+        found = audit(judged, own, budget=budget, what=name)
+    asked = found.decision
+    if asked.status is Status.INCONCLUSIVE and (asked.counts.unresolved or n < min(SAMPLES, runnable.n)):
         share = 2 * max(cost, 4 * budget / SAMPLES) * SAMPLES / max(evaluations, 1.0)
         how = f"python train.py --phase infer --split {what} {where(options, directory)} --verdict_budget {share:.2g}"
-        reason = found.decision.reason or f"it takes more than the budget of {budget:.2g} field evaluations"
-        found = replace(found, decision=replace(found.decision, reason=f"{reason}; check it with: {how}"))
+        found = replace(found, decision=replace(asked, reason=f"{asked.reason}; check it with: {how}"))
     if certificate is not None:
         found = replace(found, certificate=certificate.to_dict())
     if options.evaluate_with_dif_solver:
@@ -90,8 +96,8 @@ def _with_rows(options: Options, runnable: ModelOnSamples, found: Audit, console
     if own.status != "success":
         console.print(f"note: no other solvers were tried, the training solver fails on the {what} data. {own.message}")
         return found
-    counts = None if found.exact is None else found.decision.counts
-    table = SolverTable(runnable, own, found.exact, counts, margin=found.decision.margin, level=found.decision.level)
+    decision = found.decision
+    table = SolverTable(runnable, own, found.exact, decision.counts, margin=decision.margin, level=decision.level)
     by_factors(table, options.test_solver_list, options.test_factor_list, length=runnable.length, tol=options.tol)
     console.print(to_rich(table.rows, found.metric_name))
     return replace(found, rows=table.rows)

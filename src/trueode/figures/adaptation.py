@@ -24,6 +24,7 @@ from trueode.figures.theme import (
     new_figure,
     tell_empty,
     themed,
+    two_rows,
 )
 
 WIDE, NARROW = 0.09, 0.02  # shares of the width that "order 4" and "4" take
@@ -70,14 +71,7 @@ def adaptation_runs(
     width, height = max(6.4, 1.2 + 3.7 * len(groups)), 5.8
     figure = new_figure(width, height)
     figure.subplots_adjust(top=1 - (0.88 if moments else 0.66) / height)  # room for the legend above the titles
-    panels = figure.subplots(
-        2,
-        len(groups),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        gridspec_kw={"height_ratios": [1.5, 1], "hspace": 0.12, "wspace": 0.07},
-    )
+    panels = two_rows(figure, len(groups), 1.5, 0.12, 0.07, sharex="col", sharey="row")
     share = metric == "accuracy"
     scale = 100.0 if share else 1.0
     for (upper, lower), (name, histories) in zip(panels.T, groups.items(), strict=True):

@@ -89,10 +89,18 @@ def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figur
     for row in good:
         if row["is_training"]:
             pointed["marker"], _ = MARKS.get(row["method"], ("P", GREY))
-            axes.plot(row["nfe"], 100 * row["upper"], label=f"trained with\n{_named(row)}", zorder=4, **pointed)
+            axes.plot(
+                row["nfe"], 100 * row["upper"], label=f"trained with\n{fill(row['solver'], WIDE)}", zorder=4, **pointed
+            )
     if safe:
         star = {**pointed, "marker": "*", "markersize": 15, "markeredgewidth": 0.0}
-        axes.plot(safe[0]["nfe"], 100 * safe[0]["upper"], label=f"cheapest safe\n{_named(safe[0])}", zorder=5, **star)
+        axes.plot(
+            safe[0]["nfe"],
+            100 * safe[0]["upper"],
+            label=f"cheapest safe\n{fill(safe[0]['solver'], WIDE)}",
+            zorder=5,
+            **star,
+        )
     _line(axes, 100 * margin, f"margin {100 * margin:g} %")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _narrow(good) else (1,), numticks=12))
@@ -169,13 +177,6 @@ def _line(axes: Axes, height: float, text: str) -> None:
         color=GREY,
         fontsize=8.5,
     )
-
-
-def _named(row: Row) -> str:
-    """A solver in words, in lines that a legend has room for."""
-    if row["kind"] == "adaptive":
-        return fill(f"{row['method']}, tol\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{row['setting']:.2g}", WIDE)
-    return fill(f"{row['method']} x\N{NO-BREAK SPACE}{row['setting']:g}", WIDE)
 
 
 def _narrow(rows: Sequence[Row]) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from trueode.figures.portrait import Portrait, draw_paths, draw_regions
 from trueode.figures.swap import MARKS
-from trueode.figures.theme import DARK, GREY, PALETTE, colour, new_figure, tell_empty, themed
+from trueode.figures.theme import DARK, GREY, PALETTE, colour, new_figure, tell_empty, themed, two_rows
 
 Point = Mapping[str, Any]
 
@@ -154,12 +154,7 @@ def fine_and_coarse(portraits: Sequence[Portrait], curves: Sequence[Sequence[Poi
     """
     figure = new_figure(8.8, 7.8)
     figure.subplots_adjust(top=0.9)
-    panels = figure.subplots(
-        2,
-        len(names),
-        gridspec_kw={"height_ratios": [1.7, 1], "hspace": 0.3, "wspace": 0.12},
-        squeeze=False,
-    )
+    panels = two_rows(figure, len(names), 1.7, 0.3, 0.12)
     for place, ((upper, lower), portrait, points, name) in enumerate(
         zip(panels.T, portraits, curves, names, strict=True)
     ):

@@ -22,6 +22,7 @@ from trueode.figures.theme import (
     new_figure,
     tell_empty,
     themed,
+    two_rows,
 )
 
 Row = Mapping[str, Any]
@@ -61,14 +62,7 @@ def solver_swap(
     share = "flips" if np.isfinite(exact) else "changed"
     kinds = [kind for kind in ("fixed", "adaptive") if any(row.get("kind") == kind for row in rows)] or ["fixed"]
     figure = new_figure(6.8 if len(kinds) == 1 else 9.2, 5.0)
-    panels = figure.subplots(
-        2,
-        len(kinds),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        gridspec_kw={"height_ratios": [2.2, 1], "hspace": 0.14, "wspace": 0.08},
-    )
+    panels = two_rows(figure, len(kinds), 2.2, 0.14, 0.08, sharex="col", sharey="row")
     for (upper, lower), kind in zip(panels.T, kinds, strict=True):
         chosen = [row for row in rows if row.get("kind") == kind and np.isfinite(_fineness(row))]
         lower.set_xlabel("steps" if kind == "fixed" else "1 / tolerance")

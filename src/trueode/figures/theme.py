@@ -81,6 +81,12 @@ def new_figure(width: float = 6.4, height: float = 3.8) -> Figure:
     return figure
 
 
+def two_rows(figure: Figure, columns: int, upper: float, hspace: float, wspace: float, **shared: Any) -> Any:
+    """Axes ``(2, columns)``, those above so many times as high as those below."""
+    grid = {"height_ratios": [upper, 1], "hspace": hspace, "wspace": wspace}
+    return figure.subplots(2, columns, squeeze=False, gridspec_kw=grid, **shared)
+
+
 def footer(figure: Figure, text: str) -> None:
     """A line at the lower edge that says what a figure is of; the figure grows by it."""
     width, height = figure.get_size_inches()

@@ -27,7 +27,7 @@ FILES = (
     "evaluation_test.json",
 )
 CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
-JUDGEMENTS = ("audit.json",)  # of the model that training ended with
+JUDGEMENTS = ("audit.json", "certificate.json")  # the latter of earlier versions; of the model that training ended with
 AUDIT = {"audit": ("audit.json", "audit_*.png")}  # what `trueode audit` writes
 FOLDERS = {
     "checkpoints": ("iteration_*.pt", f"*{TEMPORARY}"),

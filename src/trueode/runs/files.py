@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,18 +34,21 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; numbers that are not finite become null."""
-    write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
 
-def finite(content: Any) -> Any:
-    """Plain values in which numbers that are not finite are None."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
+def plain(content: Any) -> Any:
+    """Content as JSON can hold it: records as dictionaries, tensors as lists, numbers that are not finite as None."""
+    if is_dataclass(content):
+        content = {each.name: getattr(content, each.name) for each in fields(content)}
+    if isinstance(content, Mapping):
+        return {key: plain(value) for key, value in content.items()}
+    content = content.tolist() if hasattr(content, "tolist") else content
     if isinstance(content, (list, tuple)):
-        return [finite(value) for value in content]
+        return [plain(value) for value in content]
     if isinstance(content, float) and content - content != 0:
         return None
-    return content
+    return content.value if isinstance(content, Enum) else content
 
 
 class Lock:

@@ -98,7 +98,8 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
     if len(times) == 1:
         times = times * 2
     forward = field if sign > 0 else lambda s, z: -field(-s, z)
-    posed = ForeignProblem(forward, z0, torch.tensor(times, dtype=torch.float64, device="cpu"), (), samples, found)
+    breaks = tuple(sorted(sign * x for x in problem.solver.breaks))
+    posed = ForeignProblem(forward, z0, torch.tensor(times, dtype=torch.float64, device="cpu"), breaks, samples, found)
     states, solved = session.solve(posed)
     z, zs = states[-1], None
     if wanted is not None:
