@@ -56,9 +56,10 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
     import torch
 
     torch.set_num_threads(1)
+    from trueode.auditing import judge
     from trueode.build import build_run
     from trueode.distributed import Ranks
-    from trueode.evaluation import count_flips, evaluate, finer_solver
+    from trueode.evaluation import ModelOnSamples, finer_solver
     from trueode.options import load_options
     from trueode.training import Hooks, State
 
@@ -78,11 +79,12 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
     def look(current: State) -> None:
         """At five moments of the second half."""
         if niter // 2 <= current.iteration < niter:
-            own = evaluate(model, test, task, current.solver, keep_outputs=True)
-            finer = evaluate(model, test, task, finer_solver(current.solver, own.n_steps), keep_outputs=True)
+            runnable = ModelOnSamples(model, test, task, current.solver)
+            own = runnable.run()
+            finer = runnable.run(finer_solver(current.solver, own.n_steps))
             assert own.outputs is not None
             assert finer.outputs is not None
-            flipped = task.flipped(own.outputs, finer.outputs, task.scale(finer.outputs))
+            flipped = task.flipped(own.outputs, finer.outputs, task.allowed(finer.outputs))
             worst.append(float(flipped.double().mean()))
 
     class Observed:
@@ -102,7 +104,8 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
     finish(trainer)
     total = state.evaluations / state.samples
     nfe = trained["evaluations"] or total
-    found = count_flips(model, test, task, state.solver)
+    runnable = ModelOnSamples(model, test, task, state.solver)
+    found = judge(runnable, runnable.run())
     certificate = state.certificate
     return {
         "data": name,
@@ -114,8 +117,8 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
         "flips": found.flips / found.n,
         "worst": max(worst),
         "metric": task.metric_name,
-        "exact": found.metric,
-        "certificate": "" if certificate is None else certificate.status,
+        "exact": found.metric_exact,
+        "certificate": "" if certificate is None else "certified" if certificate.certified else "not certified",
         "seconds": time.perf_counter() - begin,
         "commit": commit(),
     }
