@@ -5,7 +5,8 @@ A command ends with the ``exit_code`` of the error it meets: 2 for usage (the re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -72,3 +73,14 @@ def told(failure: BaseException) -> str:
     """An exception of somebody else's code in one line."""
     text = str(failure).strip()
     return f"{type(failure).__name__}: {text.splitlines()[0].rstrip('.') if text else 'no message'}"
+
+
+@contextmanager
+def calling(what: str, advice: str = "") -> Iterator[None]:
+    """A block that runs somebody else's code: whatever it raises becomes a `UsageError` that names it."""
+    try:
+        yield
+    except TrueodeError:
+        raise
+    except Exception as failure:
+        raise UsageError(f"{what}: {told(failure)}.{advice}") from failure

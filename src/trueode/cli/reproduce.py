@@ -86,14 +86,6 @@ def _one(name: str, arguments: argparse.Namespace, overrides: dict[str, Any]) ->
         from trueode.sweeps.estimate import print_estimate
 
         directory = SweepDirectory(arguments.output_dir)
-        code: int = print_estimate(planned(name, arguments.scale, overrides, directory), directory, arguments.workers)
-        return code
-    code = reproduce(
-        name,
-        arguments.scale,
-        output_dir=arguments.output_dir,
-        overrides=overrides,
-        workers=arguments.workers,
-        scheduler=arguments.scheduler,
-    )
-    return code
+        return print_estimate(planned(name, arguments.scale, overrides, directory), directory, arguments.workers)
+    how = {"workers": arguments.workers, "scheduler": arguments.scheduler}
+    return reproduce(name, arguments.scale, output_dir=arguments.output_dir, overrides=overrides, **how)

@@ -8,7 +8,7 @@ from trueode.evaluation.performance import Answer, Performance, performance
 from trueode.evaluation.portrait import phase_portrait, series_portrait
 from trueode.evaluation.runnable import Metric, ModelOnSamples, Runnable
 from trueode.evaluation.solver_table import Row, SolverTable, by_factors
-from trueode.evaluation.statistics import clopper_pearson, percent, samples_for
+from trueode.evaluation.statistics import clopper_pearson, samples_for
 from trueode.evaluation.tasks import Task, get_task
 from trueode.evaluation.wording import sentence, shown
 
@@ -36,7 +36,6 @@ __all__ = [
     "finer_solver",
     "get_task",
     "level_of",
-    "percent",
     "performance",
     "phase_portrait",
     "samples_for",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trueode.data import Batch, Samples
-from trueode.errors import DataError, TrueodeError, UsageError, told
+from trueode.errors import DataError, UsageError, calling
 from trueode.evaluation.metrics import BATCH, Evaluation, batches_of, evaluating
 from trueode.evaluation.tasks import Classification, Task, TimeSeries
 from trueode.models import NeuralODE
@@ -129,15 +129,10 @@ class Runnable(ABC):
         if self.metric is None:
             return _by_prediction(self.task.metrics(outputs, Batch(y, y)))
         given = self.y[: len(outputs)]
-        try:
+        with calling(
+            f"The metric failed on outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(given.shape)}"
+        ):
             values = self.metric(outputs, given)
-        except TrueodeError:
-            raise
-        except Exception as failure:  # it is somebody else's code
-            raise UsageError(
-                f"The metric failed on outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(given.shape)}: "
-                f"{told(failure)}."
-            ) from failure
         if not isinstance(values, Tensor) or values.shape != (len(outputs),):
             raise UsageError(
                 f"The metric must return a value for each of the {len(outputs)} samples, a tensor of shape ({len(outputs)},); "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trueode.data import Batch
-from trueode.errors import TrueodeError, UsageError, nearest, told
+from trueode.errors import UsageError, calling, nearest
 from trueode.solvers import Solution, Solver
 from trueode.solvers.control import Reduce
 
@@ -137,15 +137,9 @@ class Task(ABC):
             UsageError: it raised, or returned something else.
         """
         assert self.decision is not None
-        try:
+        advice = " It takes the outputs and returns what they decide, e.g. lambda outputs: outputs > 0."
+        with calling(f"decision=… failed on outputs of shape {tuple(outputs.shape)}", advice):
             found = self.decision(outputs)
-        except TrueodeError:
-            raise
-        except Exception as failure:  # it is somebody else's code
-            raise UsageError(
-                f"decision=… failed on outputs of shape {tuple(outputs.shape)}: {told(failure)}. It takes the outputs and "
-                "returns what they decide, e.g. lambda outputs: outputs > 0."
-            ) from failure
         if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != len(outputs):
             given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise UsageError(

@@ -13,7 +13,7 @@ from torch import nn
 
 from trueode.auditing import Audit, audit
 from trueode.build import build_data
-from trueode.errors import RunNotFoundError, TrueodeError, UsageError, nearest, told
+from trueode.errors import RunNotFoundError, UsageError, calling, nearest, told
 from trueode.experiment.saved import open_run, refuse_other_start
 from trueode.options import make_options, read_file
 from trueode.runs import RunDirectory
@@ -134,12 +134,8 @@ def _made(name: str, what: str) -> Any:
     found = _named(name, what)
     if isinstance(found, nn.Module) or not callable(found):
         return found
-    try:
+    with calling(f"{what}: {name}() raised"):
         return found()
-    except TrueodeError:
-        raise
-    except Exception as failure:  # it is somebody else's code
-        raise UsageError(f"{what}: {name}() raised {told(failure)}.") from failure
 
 
 def _named(name: str, what: str) -> Any:

@@ -34,11 +34,8 @@ from trueode.runs import RunDirectory, read_history
 
 def where(options: Options, directory: RunDirectory) -> str:
     """The flags that name a run."""
-    place = (
-        ""
-        if options.output_dir == Options.model_fields["output_dir"].default
-        else f" --output_dir {shlex.quote(options.output_dir)}"
-    )
+    usual = options.output_dir == Options.model_fields["output_dir"].default
+    place = "" if usual else f" --output_dir {shlex.quote(options.output_dir)}"
     return f"--name {shlex.quote(directory.name)}{place}"
 
 

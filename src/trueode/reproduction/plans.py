@@ -104,11 +104,7 @@ PAPER: dict[str, dict[str, Any]] = {
     },
     "spheres": {
         "base": {**SPHERE, **HIGHER},
-        "axes": {
-            "dataset": ["concentric_sphere3", "concentric_sphere10"],
-            "step_size": STEPS,
-            "random_seed": SEEDS,
-        },
+        "axes": {"dataset": ["concentric_sphere3", "concentric_sphere10"], "step_size": STEPS, "random_seed": SEEDS},
     },
     "sphere900": {
         "base": {**SPHERE, **HIGHER},
@@ -120,11 +116,7 @@ PAPER: dict[str, dict[str, Any]] = {
     },
     "tolerances": {
         "base": {**SPHERE, "test_solver_list": ["fehlberg2", "dopri5"], "test_factor_list": [0.1, 1.0, 10.0]},
-        "axes": {
-            "solver": ["fehlberg2", "dopri5"],
-            "tol": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6],
-            "random_seed": SEEDS,
-        },
+        "axes": {"solver": ["fehlberg2", "dopri5"], "tol": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6], "random_seed": SEEDS},
     },
     "mnist": {
         "base": {**CIFAR, **HIGHER, "solver": "euler", "batch_size": 128},

@@ -9,20 +9,15 @@ from typing import Any
 from trueode.reproduction.claims import ALLOWED, loss_under_better
 from trueode.reproduction.numbers import Row, fraction, grouped, markdown, percent, plus_minus, spread
 
+KEYS = ("grid", "grid accuracy", "adapted", "adapted accuracy")
 PAPER = {
-    "spheres": {
-        "grid": "65–129",
-        "grid accuracy": "98.7 ± 1.0 %",
-        "adapted": "100.5",
-        "adapted accuracy": "98.9 ± 0.6 %",
-    },
-    "cifar10": {
-        "grid": "17–33",
-        "grid accuracy": "54.7 ± 0.3 %",
-        "adapted": "21.9",
-        "adapted accuracy": "55.0 ± 0.8 %",
-    },
+    "spheres": dict(zip(KEYS, ("65–129", "98.7 ± 1.0 %", "100.5", "98.9 ± 0.6 %"), strict=True)),
+    "cifar10": dict(zip(KEYS, ("17–33", "54.7 ± 0.3 %", "21.9", "55.0 ± 0.8 %"), strict=True)),
 }
+HEAD = (
+    "rule | evaluations per iteration, checks included | paper | of the final solver alone | test accuracy | paper | accuracy under "
+    "the exact flow | flips against the exact flow | lost under a better solver | verdict: ODE"
+)
 ADAPTED = "adaptation of the paper"
 
 
@@ -90,19 +85,7 @@ def table_1(rows: Sequence[Row], data: str) -> tuple[list[Row], str]:
         theirs = (paper["adapted"], paper["adapted accuracy"]) if name == ADAPTED else ("–", "–")
         numbers.append(_numbers(name, group, told))
         lines.append(_line(name, group, told, *theirs))
-    head = (
-        "rule",
-        "evaluations per iteration, checks included",
-        "paper",
-        "of the final solver alone",
-        "test accuracy",
-        "paper",
-        "accuracy under the exact flow",
-        "flips against the exact flow",
-        "lost under a better solver",
-        "verdict: ODE",
-    )
-    parts = [markdown(head, lines), _steps(grid), _comparison(numbers, paper)]
+    parts = [markdown(tuple(HEAD.split(" | ")), lines), _steps(grid), _comparison(numbers, paper)]
     return numbers, "\n\n".join(part for part in parts if part)
 
 
@@ -132,19 +115,8 @@ def _line(name: str, group: Sequence[Row], nfe: str, paper_nfe: str, paper_accur
         plus_minus([row[column] for row in own]) for column in ("metric", "metric_exact", "flips")
     )
     certain = f"{sum(row['verdict'] == 'ode' for row in own)} of {len(own)}"
-    final = spread([row["nfe"] for row in own])["mean"]
-    return (
-        name,
-        nfe,
-        paper_nfe,
-        f"{final:.1f}",
-        accuracy,
-        paper_accuracy,
-        exact,
-        flips,
-        plus_minus(_lost(group)),
-        certain,
-    )
+    final = f"{spread([row['nfe'] for row in own])['mean']:.1f}"
+    return (name, nfe, paper_nfe, final, accuracy, paper_accuracy, exact, flips, plus_minus(_lost(group)), certain)
 
 
 def _steps(grid: Sequence[Row]) -> str:

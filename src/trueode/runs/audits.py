@@ -39,10 +39,15 @@ def _brought_up(old: dict[str, Any], run: Path) -> dict[str, Any]:
     swapped = run / "solver_swap.json"
     rows = json.loads(swapped.read_text(encoding="utf-8"))["rows"] if swapped.exists() else []
     for row in rows:
-        row |= {"method": row["solver"], "changed": row.pop("flips"), "metric": row.get(old["metric_name"])}
-        row["setting"] = row["tol"] if row["kind"] == "adaptive" else row["n_steps"]
-    return {
-        **{key: old[key] for key in ("sentence", "n", "flips", "lower", "upper", "solver")},
+        setting = row["tol"] if row["kind"] == "adaptive" else row["n_steps"]
+        row |= {
+            "method": row["solver"],
+            "changed": row["flips"],
+            "metric": row.get(old["metric_name"]),
+            "setting": setting,
+        }
+    known = {key: old[key] for key in ("sentence", "n", "flips", "lower", "upper", "solver")}
+    return known | {
         "schema": SCHEMA,
         "verdict": "inconclusive" if old["status"] == "not checked" else old["status"],
         "blown_up": 0,
