@@ -209,7 +209,7 @@ WRONG = SimpleNamespace(
     number=Wrong(X, "decision=… returned float", decision=lambda outputs: 3.0),
     tolerance=Wrong(X, "tolerance", tolerance=0.0),
     absolute=Wrong(X, "absolute", absolute=0.0),
-    classes=Wrong(LABELS, "tolerance goes with numbers", tolerance=0.1),
+    classes=Wrong(LABELS, "tolerance does not go with classification", tolerance=0.1),
     margin=Wrong(LABELS, "margin.* between 0 and 1.*1.5", margin=1.5),
     half=Wrong(LABELS, "torch.float16.* single precision", X.half(), NeuralODE(Line(), solver=RK4).half().eval()),
 )
