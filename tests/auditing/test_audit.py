@@ -479,7 +479,7 @@ def test_coarse_steps_that_became_a_feature_are_told(solver: Solver, feature: bo
         assert own.loss < min(row.loss for row in others)
         assert found.reasons is not None
         assert found.reasons.margin_share is not None
-        assert found.reasons.margin_share[2] > 0.01
+        assert found.reasons.margin_share["above_half"] > 0.01
 
 
 def test_the_cheapest_safe_solver_is_safe_and_the_next_coarser_one_is_not() -> None:

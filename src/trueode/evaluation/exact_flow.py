@@ -19,6 +19,7 @@ AT_FIRST, LATER = 0.05, 0.1  # share of what could change a prediction by which 
 TOGETHER, ALONE = 8, 3  # so few rows are solved again together; from this level on those that rk4 keeps finite are not
 PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
 ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends a solve
+LEAST_STEPS, PATIENT = 1000, 4  # most steps of dopri5: so many, and so many times those of rk4
 DOPRI5 = 150.0  # field evaluations of dopri5 for a sample on which the two agree at once, at most about
 
 
@@ -106,11 +107,11 @@ def _each(runnable: Runnable, solver: Adaptive, rows: Tensor, size: Tensor, leas
     ran = runnable.run(solver, Part(rows, runnable.double))
     outputs, spent = ran.outputs, ran.nfe * len(rows)
     lost = ~outputs.isfinite().flatten(1).all(1) & (ran.status != "success")
-    again = lost.nonzero()[:, 0]
-    if ran.statuses or not runnable.separable or (len(rows) <= least and not runnable.per_sample):
+    again = lost.nonzero()[:, 0] if ran.status in ENDED and runnable.separable else lost.nonzero()[:0, 0]
+    if ran.statuses or not len(again) or (len(rows) <= least and not runnable.per_sample):
         statuses = ran.statuses or [ran.status] * len(rows)
         return outputs, lost & torch.tensor([status in ENDED for status in statuses], device="cpu"), spent
-    for half in again[size[again].argsort()].chunk(1 if runnable.per_sample else 2) if len(again) else ():
+    for half in again[size[again].argsort()].chunk(1 if runnable.per_sample else 2):
         part = half.sort().values
         single = replace(solver, per_sample=True)
         outputs[part], lost[part], cost = _each(runnable, single, rows[part], size[part], least)
@@ -145,7 +146,10 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         complete = not number or spent + (4 * count + 2 * each) * len(left) <= budget
         if not complete:
             break
-        done, dopri5 = (count, tolerance), Adaptive("dopri5", tolerance, tolerance)
+        done, dopri5 = (
+            (count, tolerance),
+            Adaptive("dopri5", tolerance, tolerance, max_steps=max(LEAST_STEPS, PATIENT * count)),
+        )
         first = runnable.run(FixedStep("rk4", n_steps=count), Part(left, double))
         spent += first.nfe * len(left)
         outputs[left] = first.outputs
