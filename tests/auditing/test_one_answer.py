@@ -123,10 +123,10 @@ CASES = {
     "near the margin": Case(
         turn, EULER, near(0.01), torch.zeros(600).long(), (6, 0, 0, 0), OPEN, Answer.UNDECIDED, first
     ),
-    "blows up": Case(square, EULER, blowing(0.1), None, (0, 40, 0, 0), DEPENDENT, Answer.SOLVER, sided),
+    "blows up": Case(square, EULER, blowing(0.03), None, (0, 12, 0, 0), DEPENDENT, Answer.SOLVER, sided),
     "blows up, seldom": Case(square, EULER, blowing(0.01), None, (0, 4, 0, 0), OPEN, Answer.UNDECIDED, sided),
     "its solver fails": Case(
-        square, FAILING, blowing(0.1), torch.ones(400).long(), (0, 0, 40, 0), OPEN, Answer.UNDECIDED, sided
+        square, FAILING, blowing(0.03), torch.ones(400).long(), (0, 0, 12, 0), OPEN, Answer.UNDECIDED, sided
     ),
     "adaptive": Case(turn, Adaptive("dopri5", 1e-5, 1e-5), X, turned(X).argmax(1), (0, 0, 0, 0), ODE),
     "rounding": Case(turn, RK4, 0.01 * X, (turned(X)[:, 0] < 0).long(), (0, 0, 0, None), ODE, downstream=offset),
