@@ -436,7 +436,7 @@ def test_a_run_of_fidelity_ends_with_a_certificate(capsys: pytest.CaptureFixture
     assert audit["verdict"] == certificate["status"] == json.loads((run / "run.json").read_text())["verdict"]
     assert [attempt["counts"]["n"] for attempt in certificate["attempts"]] == [200] * len(certificate["attempts"])
     saved = state("run")
-    assert saved["iteration"] == audit["iteration"] == 120 + saved["extra"]
+    assert saved["iteration"] == audit["provenance"]["iteration"] == 120 + saved["extra"]
     assert saved["extra"] == 200 * (len(certificate["attempts"]) - 1)
     assert {"adaptation.png", "effort.png"} <= {path.name for path in (run / "figures").iterdir()}
     rows = history("run")
@@ -463,10 +463,10 @@ def test_a_certified_run_is_made_longer(capsys: pytest.CaptureFixture[str]) -> N
     flags = f"--lr 0.001 --solver rk4 {FIDELITY} --adaption_interval 10 --name run"
     train(f"{flags} --niter 40", capsys)
     before = json.loads(Path("experiments/run/audit.json").read_text())
-    code, output = train(f"--name run --resume true --niter {before['iteration'] + 40}", capsys)
+    code, output = train(f"--name run --resume true --niter {before['provenance']['iteration'] + 40}", capsys)
     assert code == 0, output
     after = json.loads(Path("experiments/run/audit.json").read_text())
-    assert after["iteration"] > before["iteration"]
+    assert after["provenance"]["iteration"] > before["provenance"]["iteration"]
     attempts, earlier = (found["certificate"]["attempts"] for found in (after, before))
     assert attempts[: len(earlier)] == earlier, "new attempts share what is left"
     code, output = train("--name run --resume true", capsys)
