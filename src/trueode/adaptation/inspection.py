@@ -56,7 +56,7 @@ class ModelInspection:
             finally:
                 self._model.reduce = reduce
             *numbers, evaluations, trouble = found.to_dict().values()
-            facts[:] = torch.tensor([*map(float, numbers), evaluations + own.nfe * own.n])
+            facts[:] = facts.new_tensor([*map(float, numbers), evaluations + own.nfe * own.n])
         *counts, share, constant, evaluations = self._ranks.sum(facts).tolist()
         self.evaluations += evaluations
         n, flips, blown_up, unresolved, rounding = map(round, counts)

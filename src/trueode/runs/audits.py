@@ -40,7 +40,7 @@ def _brought_up(old: dict[str, Any], run: Path) -> dict[str, Any]:
     rows = json.loads(swapped.read_text(encoding="utf-8"))["rows"] if swapped.exists() else []
     for row in rows:
         setting = row["tol"] if row["kind"] == "adaptive" else row["n_steps"]
-        row |= {"method": row["solver"], "changed": row["flips"], "setting": setting}
+        row |= {"method": row["solver"], "changed": row.pop("flips"), "setting": setting}
         row["metric"] = row.get(old["metric_name"])
     known = {key: old[key] for key in ("sentence", "n", "flips", "lower", "upper", "solver")}
     return known | {
