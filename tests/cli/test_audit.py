@@ -248,8 +248,8 @@ def test_wrong_requests(words: str, told: list[str], module: str, capsys: pytest
 @pytest.mark.parametrize(
     ("source", "words", "told"),
     [
-        ("def broken(): raise ValueError('no weights')", "broken --data {0}:loader", "broken() raised ValueError: no weights"),
-        ("def broken():\n    return 1 / 0", "model --data {0}:broken", "The data: {0}:broken() raised ZeroDivisionError"),
+        ("def broken(): raise ValueError('no weights')", "broken --data {0}:loader", "broken() raised: ValueError: no weights"),
+        ("def broken():\n    return 1 / 0", "model --data {0}:broken", "The data: {0}:broken() raised: ZeroDivisionError"),
         ("def wide(): return tensors(3)", "model --data {0}:wide", "the derivative must have the shape of the state"),
         (
             "def wide(): return tensors(3)\ndef linear(): return nn.Sequential(nn.Linear(2, 2), model())",
