@@ -232,7 +232,7 @@ def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:
     history = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
     assert history, told
     assert all(np.isfinite(float(row["loss"])) for row in history), told
-    assert "ODE" in told, told  # the closing sentence
+    assert json.loads((run / "audit.json").read_text())["sentence"] in told, told
     if options.get("adjoint") == ["true"]:
         assert config["autodif"] == "adjoint", told
     if options.get("evaluate_test_acc") == ["true"]:
