@@ -62,8 +62,8 @@ def audit(
 
     The predictions under the training solver are compared with those under the exact flow, found by two independent methods
     in double precision. The model is an ``ode`` where at most ``margin`` of its predictions change, ``solver-dependent``
-    where more do, each with 95 % confidence (Clopper & Pearson), and ``inconclusive`` otherwise. It is told not to be an ODE
-    where its accuracy, or mean squared error, depends on the solver as well. The model is left as it was.
+    where more do, each with 95 % confidence (Clopper & Pearson), and ``inconclusive`` otherwise. The sentence says
+    "NOT an ODE" only where its accuracy, or mean squared error, depends on the solver as well. The model is left as it was.
 
     Args:
         model: a `NeuralODE`, or any module or function that calls ``trueode.solve``, torchdiffeq, torchdyn or torchode in its

@@ -14,7 +14,7 @@ from trueode.solvers import Adaptive, FixedStep, Solver, get_tableau
 LOOSEST, TIGHTEST = 1e-1, 1e-6  # tolerances of adaptive methods; float32 can keep no tighter one
 LEAST_NFE = 256  # methods are tried up to so many evaluations, or four times those of the training solver
 AT_REST = 2  # rows without a flip after which finer ones are not tried
-ASYMPTOTIC, TELLING = 0.3, 3  # an order is told by so many rows of an error below this share of the outputs' scale
+ASYMPTOTIC, TELLING = 0.3, 3  # an order needs so many rows with an error below this share of the outputs' scale
 ABOVE_FLOOR = 10.0  # errors nearer to the floor than by this factor say nothing of the order
 POINTS, APART = 4, 1.5  # the finest ones that are left, each with so many times the steps of the one before
 
@@ -24,7 +24,7 @@ def explore(table: SolverTable, methods: Sequence[str], *, note: Callable[[str],
 
     The steps double; those of the training method are the training steps halved and doubled, to four times as many at
     least. Steps end at all times at which a model asks for states: there are no fewer than that. Methods go on until two
-    rows in turn have no flip and three tell of their order, or until their evaluations exceed four times those of the
+    rows in turn have no flip and three show their order, or until their evaluations exceed four times those of the
     training solver and 256.
 
     Args:

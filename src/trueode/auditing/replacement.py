@@ -1,4 +1,4 @@
-"""A solver of this package in the place of a model's."""
+"""Replaces a model's solver by one of this package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trueode.solvers.solve import solve_problem
 
 
 def replace_by(solver: Solver, nudge: float = 0.0) -> Replacement:
-    """A solver of this package in the place of a model's.
+    """Replace a model's solver by one of this package.
 
     Steps end at all times at which states are wanted and at all breaks, so no state of a solver with given steps is
     interpolated: ``FixedStep(n_steps=N)`` takes, on an interval of length T, equal steps of at most T / N between these
