@@ -71,12 +71,14 @@ class ModelUnderTest(Runnable):
         """
         solver = solver or self.solver
         block: AbstractContextManager[list[Solved]] = (
-            recorded() if solver is None else replaced(replace_by(solver, part.nudge))
+            recorded() if solver is None else replaced(replace_by(solver, part.solving))
         )
         outputs, states, solves = list[Tensor](), list[Tensor | None](), list[tuple[int, list[Solved]]]()
         with block as noted:
-            for batch, rows, n in self._parts(part.indices, part.whole or not self.separable):
+            for batch, numbers, rows, n in self._parts(part.indices, part.whole or not self.separable):
                 before = len(noted)
+                if part.solving is not None:
+                    part.solving.begin(numbers)
                 output = self.forward(batch, part.double)
                 new = noted[before:]
                 if not new:
@@ -108,18 +110,19 @@ class ModelUnderTest(Runnable):
         )
         return self.scored(found) if part.indices is None else found
 
-    def _parts(self, indices: Tensor | None, whole: bool) -> Iterator[tuple[Any, Tensor | None, int]]:
-        """Batches to run, which rows of their outputs are wanted (None: all), and how many samples they hold."""
+    def _parts(self, indices: Tensor | None, whole: bool) -> Iterator[tuple[Any, Tensor, Tensor | None, int]]:
+        """Batches to run, their rows, which of these are wanted (None: all), and how many they are."""
         start = 0
         for batch, size in zip(self.batches, self.sizes, strict=True):
+            every = torch.arange(start, start + size, device="cpu")
             if indices is None:
-                yield batch, None, size
+                yield batch, every, None, size
             else:
                 rows = indices[(indices >= start) & (indices < start + size)] - start
                 if len(rows) == size or (len(rows) and whole):
-                    yield batch, rows, size
+                    yield batch, every, rows, size
                 elif len(rows):
-                    yield chosen(batch, rows, size), None, len(rows)
+                    yield chosen(batch, rows, size), every[rows], None, len(rows)
             start += size
 
     def forward(self, batch: Any, double: bool = False) -> Any:

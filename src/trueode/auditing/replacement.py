@@ -12,12 +12,13 @@ from torch import Tensor
 
 from trueode.auditing.problem import ForeignProblem, Replacement, Solved
 from trueode.errors import SolveError, UsageError
+from trueode.evaluation.runnable import Solving
 from trueode.solvers import Adaptive, FixedStep, OnGrid, Solver
 from trueode.solvers.problem import Problem
 from trueode.solvers.solve import solve_problem
 
 
-def replace_by(solver: Solver, nudge: float = 0.0) -> Replacement:
+def replace_by(solver: Solver, solving: Solving | None = None) -> Replacement:
     """Replace a model's solver by one of this package.
 
     Steps end at all times at which states are wanted and at all breaks, so no state of a solver with given steps is
@@ -28,7 +29,7 @@ def replace_by(solver: Solver, nudge: float = 0.0) -> Replacement:
 
     Args:
         solver: takes the steps.
-        nudge: the initial state of the first solve is multiplied by 1 + ``nudge``.
+        solving: solves the problems in a way of its own, at all times at which states are wanted.
 
     Raises:
         UsageError: the solver has a grid for each sample.
@@ -38,17 +39,10 @@ def replace_by(solver: Solver, nudge: float = 0.0) -> Replacement:
     elif isinstance(solver, OnGrid) and solver.per_sample:
         raise UsageError(f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive.")
 
-    factor = 1 + nudge
-
-    def replacement(problem: ForeignProblem) -> tuple[Tensor, Solved]:
-        nonlocal factor
-        start, factor = factor, 1.0
-        return _solve(solver, problem if start == 1 else replace(problem, z0=start * problem.z0))
-
-    return replacement
+    return lambda problem: _solve(solver, problem, solving)
 
 
-def _solve(solver: Solver, problem: ForeignProblem) -> tuple[Tensor, Solved]:
+def _solve(solver: Solver, problem: ForeignProblem, solving: Solving | None) -> tuple[Tensor, Solved]:
     z0 = problem.z0
     if not z0.is_floating_point():
         raise UsageError(f"The model solves for a state of {z0.dtype}; only real floating point states can be audited.")
@@ -56,13 +50,15 @@ def _solve(solver: Solver, problem: ForeignProblem) -> tuple[Tensor, Solved]:
     start, end = times[0], times[-1]
     if start == end:
         return torch.stack([z0] * len(times)), Solved(problem.found, 0, 0, 0, 0.0)
+    breaks = _breaks(problem, times)
     try:
-        steps = _steps(solver, times, _breaks(problem, times))
+        steps = _steps(solver, times, breaks) if solving is None else replace(solver, breaks=breaks)
     except SolveError as failure:
         lost = torch.full_like(z0, float("nan"))
         states = torch.stack([z0, *[lost] * (len(times) - 1)])
         return states, Solved(problem.found, 0, 0, 0, end - start, failure.status, str(failure))
-    solution = solve_problem(Problem(problem.field, z0, (start, end), solver=steps, save_at=times[1:]))
+    posed = Problem(problem.field, z0, (start, end), solver=steps, save_at=times[1:])
+    solution = solve_problem(posed) if solving is None else solving(posed, problem.samples)
     assert isinstance(solution.zs, Tensor)
     counts = solution.nfe, int(solution.n_steps), int(solution.n_rejected)
     solved = Solved(problem.found, *counts, end - start, solution.status, solution.message)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +21,20 @@ from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solution, Solver
 from trueode.solvers.clock import seconds
 from trueode.solvers.problem import Problem
-from trueode.solvers.solve import replacement, solve_problem
+from trueode.solvers.solve import replacement
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """A metric of one's own: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""
+
+
+class Solving(Protocol):
+    """Solves the problems that a model poses in a way of its own, batch by batch."""
+
+    def begin(self, rows: Tensor) -> None:
+        """A batch begins, of these rows of the runnable; the problems that follow are those of its ODE blocks, in order."""
+
+    def __call__(self, problem: Problem, samples: bool) -> Solution[Any]:
+        """Solve a problem; ``samples``: whether the first dimension of its state counts the rows of the batch."""
 
 
 class Part(NamedTuple):
@@ -34,13 +44,13 @@ class Part(NamedTuple):
         indices: of the rows that are wanted ``(m,)``, ascending; None: all.
         double: whether in double precision.
         whole: whether batches stay whole where some of their rows are wanted: for solvers whose steps a batch shares.
-        nudge: initial states of the first ODE block are multiplied by 1 + ``nudge``.
+        solving: solves all problems, in the place of `solve_problem`; None: that does.
     """
 
     indices: Tensor | None = None
     double: bool = False
     whole: bool = False
-    nudge: float = 0.0
+    solving: Solving | None = None
 
 
 ALL = Part()
@@ -308,8 +318,13 @@ class ModelOnSamples(Runnable):
             samples = samples.take(taken)
         outputs, states, status, message, statuses = list[Tensor](), list[Tensor](), "success", "", tuple[str, ...]()
         nfe = n_steps = n_rejected = 0.0
-        with evaluating(model), _nudged(part.nudge):
+        begun = 0
+        with evaluating(model), _solving(part.solving):
             for batch in batches_of(samples, self.batch_size, model):
+                if part.solving is not None:
+                    numbers = torch.arange(begun, begun + len(batch.x), device="cpu")
+                    part.solving.begin(numbers if part.indices is None else taken[numbers])
+                    begun += len(batch.x)
                 output, solution = self.task.predict(model, batch, solver, on_failure="return")
                 lost = solution.lost()
                 if bool(lost.any()):
@@ -352,18 +367,15 @@ class ModelOnSamples(Runnable):
 
 
 @contextmanager
-def _nudged(nudge: float) -> Iterator[None]:
-    """Solves start from initial states that are off by a factor."""
-
-    def solve(problem: Problem) -> Solution[Any]:
-        z0 = problem.z0
-        return solve_problem(
-            replace(problem, z0=tuple(x * (1 + nudge) for x in z0) if isinstance(z0, tuple) else z0 * (1 + nudge))
-        )
-
-    if not nudge:
+def _solving(solving: Solving | None) -> Iterator[None]:
+    """All problems are solved in a way of its own."""
+    if solving is None:
         yield
         return
+
+    def solve(problem: Problem) -> Solution[Any]:
+        return solving(problem, isinstance(problem.z0, Tensor) and problem.z0.dim() > 0)
+
     token = replacement.set(solve)
     try:
         yield
