@@ -98,7 +98,9 @@ class Given(Runnable):
         solver = solver or self.solver
         own = self.own_in_double if part.double else self.own
         outputs = own if solver == self.solver else self.exact if solver.name == "rk4" else self.other
-        outputs = (outputs.double() if part.double else outputs) * (1 + part.nudge * self.growth)
+        outputs = (outputs.double() if part.double else outputs) * (
+            1 + getattr(part.solving, "nudge", 0.0) * self.growth
+        )
         outputs = outputs if part.indices is None else outputs[part.indices]
         found = Evaluation(len(outputs), nfe=10.0, n_steps=8.0, solver=solver, outputs=outputs)
         return self.scored(found) if part.indices is None else found

@@ -11,6 +11,7 @@ from tests.problems import TanhField, states
 from trueode.errors import DataError, UsageError
 from trueode.evaluation import evaluate, get_task
 from trueode.evaluation.runnable import Part
+from trueode.evaluation.witness import Course, Guided
 from trueode.solvers import Adaptive, FixedStep
 
 SHARED = Adaptive("bosh3", 1e-3, 1e-3)
@@ -26,7 +27,7 @@ def test_outputs_do_not_depend_on_the_batches_and_means_are_those_of_evaluate(ba
         torch.testing.assert_close(found.outputs, runnable.model(runnable.samples.x))
     torch.testing.assert_close(found.states[:, 0], found.outputs[:, 0])
     rows = torch.tensor([1, 5, 6, 10])
-    plain, nudged = (runnable.run(part=Part(rows, True, nudge=nudge)) for nudge in (0.0, 1e-6))
+    plain, nudged = (runnable.run(part=Part(rows, True, solving=Guided(Course(), nudge))) for nudge in (0.0, 1e-6))
     assert (plain.outputs.dtype, plain.loss != plain.loss) == (torch.float64, True), "means are those of all rows"
     torch.testing.assert_close(plain.outputs.float(), found.outputs[rows])
     torch.testing.assert_close(nudged.outputs - plain.outputs, 1e-6 * plain.outputs, rtol=1e-6, atol=1e-14)

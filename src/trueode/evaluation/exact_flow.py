@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, nan
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trueode.evaluation.metrics import Evaluation
-from trueode.evaluation.runnable import Part, Runnable
+from trueode.evaluation.runnable import Part, Runnable, Solving
+from trueode.evaluation.witness import Course, Guided, Takes, Witnessed
 from trueode.solvers import Adaptive, FixedStep, Solver
 
 COARSEST, FINEST = 17, 4700  # steps of rk4, the number of which is doubled and one added
@@ -20,6 +22,10 @@ TOGETHER, ALONE = 8, 3  # so few rows are solved again together; from this level
 PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
 ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends a solve
 LEAST_STEPS, PATIENT = 1000, 4  # most steps of dopri5: so many, and so many times those of rk4
+SAMPLED, LEAST_SAMPLED, MOST = 40, 20_000, 400  # defects looked at: of each row, of all together, most of a row of many
+LOCATED = 128  # of the largest defects are followed up
+ROUNDS = 5  # of solves with the features found before
+SAME_TIME = 0.01  # of the interval: both methods lose a row that blows up within so much of another
 DOPRI5 = 150.0  # field evaluations of dopri5 for a sample on which the two agree at once, at most about
 
 
@@ -39,6 +45,8 @@ class ExactFlow:
         floor: RMS difference of the two methods, relative to the outputs' deviation from their mean.
         double: whether it was computed in double precision.
         evaluations: field evaluations spent, counted in samples.
+        width: features of the field in time that are narrower than this part of the interval may be missed.
+        course: what ends of steps keep to.
     """
 
     outputs: Tensor
@@ -52,6 +60,8 @@ class ExactFlow:
     floor: float
     double: bool
     evaluations: int
+    width: float = nan
+    course: Course = field(default_factory=Course, repr=False, compare=False)
 
     @property
     def disagreeing(self) -> int:
@@ -78,7 +88,7 @@ def finer_solver(solver: Solver, n_steps: float) -> FixedStep:
 
 def least_cost(n_steps: float, order: int) -> float:
     """Field evaluations for a sample on which the two methods agree at once, about."""
-    return 4 * next(levels(n_steps, order))[0] + DOPRI5
+    return 4 * next(levels(n_steps, order))[0] + DOPRI5 + SAMPLED
 
 
 def levels(n_steps: float, order: int, double: bool = True, level: int = 0) -> Iterator[tuple[int, float]]:
@@ -98,33 +108,14 @@ def levels(n_steps: float, order: int, double: bool = True, level: int = 0) -> I
             return
 
 
-def _each(runnable: Runnable, solver: Adaptive, rows: Tensor, size: Tensor, least: int) -> tuple[Tensor, Tensor, float]:
-    """Outputs of a solver, which rows have a solution that ends early, and the evaluations spent.
-
-    Rows that a solve lost are solved again, each by itself or in halves by their ``size`` down to the ``least`` number: those that
-    blow up are large, and are not to take others along.
-    """
-    ran = runnable.run(solver, Part(rows, runnable.double))
-    outputs, spent = ran.outputs, ran.nfe * len(rows)
-    lost = ~outputs.isfinite().flatten(1).all(1) & (ran.status != "success")
-    again = lost.nonzero()[:, 0] if ran.status in ENDED and runnable.separable else lost.nonzero()[:0, 0]
-    if ran.statuses or not len(again) or (len(rows) <= least and not runnable.per_sample):
-        statuses = ran.statuses or [ran.status] * len(rows)
-        return outputs, lost & torch.tensor([status in ENDED for status in statuses], device="cpu"), spent
-    for half in again[size[again].argsort()].chunk(1 if runnable.per_sample else 2):
-        part = half.sort().values
-        single = replace(solver, per_sample=True)
-        outputs[part], lost[part], cost = _each(runnable, single, rows[part], size[part], least)
-        spent += cost
-    return outputs, lost, spent
-
-
 def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: float = float("inf")) -> ExactFlow:
-    """Solve by rk4 and by dopri5, finer each time, the rows on which they do not agree yet.
+    """Solve by rk4 and by dopri5, finer each time, the rows on which they do not agree yet, and look for what both step over.
 
     They agree on a prediction where it is the same, and the outputs differ by less than a twentieth (in later solves: a tenth) of
-    what decides: of the margin between the two largest logits, or of the tolerance. A row is refined until the
-    predictions that are drawn of it have settled.
+    what decides: of the margin between the two largest logits, or of the tolerance. A row is settled where they agree and no
+    defect, looked for at random times, could change the prediction by as much. Where a defect shows a feature that is shorter
+    than steps, ends of steps are put around it and all rows are solved again. A row is refined until the predictions that are
+    drawn of it have settled.
 
     Args:
         runnable: the model and its samples.
@@ -132,51 +123,152 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         level: begin so many refinements later: `PRECISE` where errors are to be measured.
         budget: field evaluations, counted in samples, that may be spent.
     """
-    n, task, double = runnable.n, runnable.task, runnable.double
-    dtype = torch.float64 if double else own.outputs.dtype
-    outputs = torch.full_like(own.outputs[:n], nan, dtype=dtype)
-    states = None if own.states is None else torch.full_like(own.states[:n], nan, dtype=dtype)
-    settled = torch.zeros_like(task.flipped(own.outputs[:n], own.outputs[:n]))
-    needed = settled.flatten().index_fill(0, runnable.drawn(*settled.shape), True).view(settled.shape)
-    blown_up, apart = settled.any(1), torch.full((n,), nan, dtype=torch.float64, device="cpu")
-    residual, allowed = runnable.residual(own.outputs[:n]), None
-    left, complete, spent, each, done = torch.arange(n, device="cpu"), True, 0.0, 0.0, (0, nan)
-    steps = levels(own.n_steps, getattr(own.solver, "order", 4) or 4, double, level)
-    for number, (count, tolerance) in enumerate(steps):
-        complete = not number or spent + (4 * count + 2 * each) * len(left) <= budget
-        if not complete:
+    course, spent = Course(), 0.0
+    for _ in range(ROUNDS):
+        ladder = _Ladder(runnable, own, course, budget, spent)
+        again = ladder.climb(level)
+        spent = ladder.spent
+        if not again:
             break
-        done, dopri5 = (
-            (count, tolerance),
-            Adaptive("dopri5", tolerance, tolerance, max_steps=max(LEAST_STEPS, PATIENT * count)),
-        )
-        first = runnable.run(FixedStep("rk4", n_steps=count), Part(left, double))
-        spent += first.nfe * len(left)
-        outputs[left] = first.outputs
-        if states is not None and first.states is not None:
-            states[left] = first.states
-        finite, second = runnable.finite(outputs)[left], torch.full_like(first.outputs, nan)
+    else:
+        ladder.settled[:] = False
+    return ladder.flow()
+
+
+class _Ladder:
+    """The refinement of rows until they have settled, for a course that ends of steps keep to."""
+
+    def __init__(self, runnable: Runnable, own: Evaluation, course: Course, budget: float, spent: float) -> None:
+        self.runnable, self.own, self.course, self.budget, self.spent = runnable, own, course, budget, spent
+        n, double = runnable.n, runnable.double
+        dtype = torch.float64 if double else own.outputs.dtype
+        self.outputs = torch.full_like(own.outputs[:n], nan, dtype=dtype)
+        self.states = None if own.states is None else torch.full_like(own.states[:n], nan, dtype=dtype)
+        self.settled = torch.zeros_like(runnable.task.flipped(own.outputs[:n], own.outputs[:n]))
+        self.blown_up = self.settled.any(1)
+        self.apart = torch.full((n,), nan, dtype=torch.float64, device="cpu")
+        self.residual = runnable.residual(own.outputs[:n])
+        self.allowed: Tensor | None = None
+        self.complete, self.each, self.done, self.looked = True, 0.0, (0, nan), 0
+
+    def climb(self, level: int) -> bool:
+        """Refine; whether features were found, so that all is to be solved again."""
+        runnable, needed = self.runnable, torch.zeros_like(self.settled)
+        needed.view(-1)[runnable.drawn(*needed.shape)] = True
+        left = torch.arange(runnable.n, device="cpu")
+        order = 0 if _adaptive(self.own.solver) else getattr(self.own.solver, "order", 4) or 4
+        steps = levels(self.own.n_steps, order, runnable.double, level)
+        for number, (count, tolerance) in enumerate(steps):
+            sampled = min(MOST, ceil(max(SAMPLED, LEAST_SAMPLED / len(left))))
+            if runnable.n == 1:
+                sampled = LEAST_SAMPLED
+            cost = (4 * count + 2 * self.each + sampled) * len(left)
+            self.complete = not number or self.spent + cost <= self.budget
+            if not self.complete:
+                return False
+            self.done = count, tolerance
+            witness = Witnessed(self.course, count, number, left, sampled=sampled)
+            first = self._run(FixedStep("rk4", n_steps=count), left, witness)
+            moved = runnable.run(FixedStep("rk4", n_steps=count), Part(left, runnable.double, solving=witness.moved()))
+            if not number:
+                self.looked = witness.times
+            self.outputs[left] = first.outputs
+            if self.states is not None and first.states is not None:
+                self.states[left] = first.states
+            finite = runnable.finite(self.outputs)[left]
+            self.allowed = runnable.task.allowed(self.outputs, self.residual)
+            share = LATER if number else AT_FIRST
+            calm = runnable.task.settled(moved.outputs, first.outputs, self.allowed, share)
+            hits = left[finite & (needed[left] & ~calm).any(1)]
+            if len(hits) and self._locate(witness, hits, count, number):
+                return True
+            second = self._dopri5(first, finite, left, number, witness.ended)
+            agree = runnable.task.settled(second, first.outputs, self.allowed, share) & finite[:, None] & calm
+            self.settled[left] = agree
+            self.apart[left] = (second - first.outputs).double().flatten(1).square().nanmean(1).sqrt()
+            left = left[(needed[left] & ~agree).any(1) & ~self.blown_up[left]]
+            if not len(left):
+                return False
+        return False
+
+    def _run(self, solver: Solver, rows: Tensor, solving: Solving) -> Evaluation:
+        ran = self.runnable.run(solver, Part(rows, self.runnable.double, solving=solving))
+        self.spent += ran.nfe * len(rows)
+        return ran
+
+    def _locate(self, witness: Witnessed, hits: Tensor, count: int, number: int) -> bool:
+        """Whether the largest of the defects that matter show features that were not known."""
+        hit = set(hits.tolist())
+        largest = sorted((pair for pair in witness.largest if pair[1].row in hit), key=lambda pair: -pair[0])
+        targets = [target for _, target in largest[:LOCATED]]
+        rows = torch.tensor(sorted({target.row for target in targets}), dtype=torch.long, device="cpu")
+        if not len(rows):
+            return False
+        search = Witnessed(self.course, count, number, witness.rows_of_all, targets=targets)
+        self._run(FixedStep("rk4", n_steps=count), rows, search)
+        found = False
+        for block, features in search.located.items():
+            largest_first = [feature for _, feature in sorted(features, key=lambda pair: -pair[0])]
+            found = self.course.add(block, largest_first) or found
+        return found
+
+    def _dopri5(self, first: Evaluation, finite: Tensor, left: Tensor, number: int, ended: dict[int, float]) -> Tensor:
+        """Outputs by dopri5, and which rows blow up: both methods lose them, at the same time, well before the end."""
+        count, tolerance = self.done
+        solver = Adaptive("dopri5", tolerance, tolerance, max_steps=max(LEAST_STEPS, PATIENT * count))
+        second = torch.full_like(first.outputs, nan)
         size = first.outputs.double().abs().nan_to_num(torch.inf).flatten(1).amax(1)
         for rows in (finite, ~finite):
             if bool(rows.any()) and (number or rows is finite):
-                second[rows], ended, cost = _each(
-                    runnable, dopri5, left[rows], size[rows], 1 if number >= ALONE and rows is finite else TOGETHER
-                )
-                spent += cost
+                least = 1 if number >= ALONE and rows is finite else TOGETHER
+                guided = Guided(self.course)
+                before = self.spent
+                second[rows], lost = self._each(solver, left[rows], size[rows], least, guided)
                 if rows is finite:
-                    each = cost / int(rows.sum())
+                    self.each = (self.spent - before) / int(rows.sum())
                 else:
-                    blown_up[left[rows]] = ended
-        allowed = task.allowed(outputs, residual)
-        agree = task.settled(second, first.outputs, allowed, LATER if number else AT_FIRST) & finite[:, None]
-        settled[left] = agree
-        apart[left] = (second - first.outputs).double().flatten(1).square().nanmean(1).sqrt()
-        left = left[(needed[left] & ~agree).any(1) & ~blown_up[left]]
-        if not len(left):
-            break
-    good = settled.any(1)
-    floor = _relative(apart[good], outputs[good])
-    return ExactFlow(outputs, states, settled, blown_up, allowed, complete, *done, floor, double, round(spent))
+                    times = [(ended.get(row, nan), guided.ended.get(row, nan)) for row in left[rows].tolist()]
+                    same = [abs(a - b) <= SAME_TIME and a % 1 <= 1 - SAME_TIME for a, b in times]
+                    self.blown_up[left[rows]] = lost & torch.tensor(same, device="cpu")
+        return second
+
+    def _each(self, solver: Adaptive, rows: Tensor, size: Tensor, least: int, guided: Guided) -> tuple[Tensor, Tensor]:
+        """Outputs of a solver, and which rows have a solution that ends early.
+
+        Rows that a solve lost are solved again, each by itself or in halves by their ``size`` down to the ``least`` number:
+        those that blow up are large, and are not to take others along.
+        """
+        runnable = self.runnable
+        ran = self._run(solver, rows, guided)
+        outputs = ran.outputs
+        lost = ~outputs.isfinite().flatten(1).all(1) & (ran.status != "success")
+        again = lost.nonzero()[:, 0] if ran.status in ENDED and runnable.separable else lost.nonzero()[:0, 0]
+        takes = self.course.takes.values()
+        alone = runnable.per_sample or (runnable.separable and bool(takes) and Takes.ONE not in takes)
+        if ran.statuses or not len(again) or (len(rows) <= least and not alone) or (solver.per_sample and alone):
+            statuses = ran.statuses or [ran.status] * len(rows)
+            return outputs, lost & torch.tensor([status in ENDED for status in statuses], device="cpu")
+        for half in again[size[again].argsort()].chunk(1 if alone else 2):
+            part = half.sort().values
+            for row in rows[part].tolist():
+                guided.ended.pop(row, None)
+            outputs[part], lost[part] = self._each(
+                replace(solver, per_sample=True), rows[part], size[part], least, guided
+            )
+        return outputs, lost
+
+    def flow(self) -> ExactFlow:
+        """What was found."""
+        good = self.settled.any(1)
+        floor = _relative(self.apart[good], self.outputs[good])
+        return ExactFlow(
+            self.outputs, self.states, self.settled, self.blown_up, self.allowed, self.complete, *self.done, floor,
+            self.runnable.double, round(self.spent), 2 / max(self.looked, 1), self.course,
+        )  # fmt: skip
+
+
+def _adaptive(solver: Any) -> bool:
+    return bool(getattr(solver, "adaptive", isinstance(solver, Adaptive)))
 
 
 def _relative(apart: Tensor, outputs: Tensor) -> float:

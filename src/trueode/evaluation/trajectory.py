@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,29 +10,10 @@ from torch import Tensor
 from trueode.evaluation.exact_flow import ExactFlow
 from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.tasks import TimeSeries
-from trueode.solvers import Adaptive, Solution
-from trueode.solvers.problem import Problem
-from trueode.solvers.solve import solve_problem
+from trueode.evaluation.witness import Guided
+from trueode.solvers import Adaptive
 
 NUDGE = 1e-9
-
-
-class Nudged:
-    """Solves as usual, the first block from an initial state that is off by a factor 1 + 1e-9."""
-
-    def __init__(self) -> None:
-        self._first = True
-
-    def begin(self, rows: Tensor) -> None:
-        """See `Solving`."""
-        self._first = True
-
-    def __call__(self, problem: Problem, samples: bool) -> Solution[Any]:
-        """See `Solving`."""
-        factor, self._first = 1 + NUDGE * self._first, False
-        z0 = problem.z0
-        moved = tuple(factor * x for x in z0) if isinstance(z0, tuple) else factor * z0
-        return solve_problem(replace(problem, z0=moved))
 
 
 @dataclass(frozen=True)
@@ -74,7 +54,8 @@ def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
     outputs = exact.outputs.double()
     dopri5 = Adaptive("dopri5", exact.tolerance, exact.tolerance)
     plain, nudged = (
-        runnable.run(dopri5, Part(double=exact.double, solving=solving)).outputs for solving in (None, Nudged())
+        runnable.run(dopri5, Part(double=exact.double, solving=Guided(exact.course, nudge))).outputs
+        for nudge in (0.0, NUDGE)
     )
     moved = (nudged - plain).double().flatten(2).square().mean(2).sqrt()[0]
     size = outputs.flatten(2).square().mean(2).sqrt()[0]
