@@ -78,7 +78,7 @@ def audit(
         call: how the model is called for a batch, ``call(model, batch)``; None: ``model(x)``, with times ``model(x, t)``.
         metric: ``metric(outputs, y)`` with a value for each sample; None: accuracy, or mean squared error.
         margin: share of predictions that may change.
-        samples: the first so many samples are looked at.
+        samples: the first so many samples are looked at; whole batches where a sample depends on the others of its batch.
         methods: names of the methods that the model is tried with; none: the verdict alone.
         decision: ``decision(outputs)``: what is decided by outputs, a sign for instance, ``(n,)`` or ``(n, …)``.
         tolerance: how far numbers may move and count as the same prediction, relative to the spread of the outputs (0.01; for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import Solved, together
 from trueode.auditing.replacement import replace_by
 from trueode.auditing.samples import (
-    batches_of,
+    Given,
     chosen,
     first_tensor,
     mapped,
     marks_of,
+    read,
     refuse_shapes,
     size_of,
     targets_of,
@@ -47,6 +48,10 @@ class ModelUnderTest(Runnable):
         task: what is learned.
         call: how the model is called.
         solver: the training solver, where it is not that of the model itself.
+        breaks: times at which its fields may jump, given by hand: of every other solver, steps end there.
+        max_step: the longest step of every other solver; None: any.
+        given: the data, from before they were cut into batches.
+        of_rows: the mask and the groups that were given, of all rows.
     """
 
     model: Any
@@ -55,9 +60,32 @@ class ModelUnderTest(Runnable):
     task: Task
     call: Call
     solver: Solver | None = None
+    breaks: tuple[float, ...] = ()
+    max_step: float | None = None
+    given: Given | None = field(default=None, repr=False)
+    of_rows: tuple[Tensor | None, Tensor | None] = field(default=(None, None), repr=False)
 
     def __post_init__(self) -> None:
         self.n = sum(self.sizes)
+
+    def look_at(self, batches: tuple[Any, ...]) -> None:
+        """Take other batches, with all that belongs to their rows.
+
+        Raises:
+            DataError: they are not of a form that can be audited.
+        """
+        for batch in batches:
+            refuse_unknown("inputs", first_tensor(batch))
+        self.batches, self.sizes = batches, tuple(map(size_of, batches))
+        self.n = sum(self.sizes)
+        self.y, marks = (_joined([of(batch) for batch in batches]) for of in (targets_of, marks_of))
+        if self.y is not None and self.task.name == "regression":
+            self.y = self.y.reshape(len(self.y), -1)
+            refuse_unknown("targets", self.y)
+        self.t = _times(self.batches, self.sizes)
+        mask, groups = self.of_rows
+        self.mask = _of_rows("mask", mask if mask is not None else marks, self.n, (torch.bool,))
+        self.groups = _of_rows("groups", groups, self.n, (torch.int64, torch.int32))
 
     def on(self, batches: tuple[Any, ...], sizes: tuple[int, ...]) -> ModelUnderTest:
         """The same model on other batches."""
@@ -219,26 +247,16 @@ def model_under_test(
         raise UsageError(f"The model must be callable, got {type(model).__name__}.")
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples!r}.")
-    batches = tuple(batches_of(data, samples))
-    sizes = tuple(size_of(batch) for batch in batches)
-    if not sum(sizes):
+    given = read(data, samples)
+    if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
-    for batch in batches:
-        refuse_unknown("inputs", first_tensor(batch))
-    y, marks = (_joined([of(batch) for batch in batches]) for of in (targets_of, marks_of))
-    name = _task_name(y, batches[0]) if task == "auto" else task
-    if y is not None and name == "regression":
-        y = y.reshape(len(y), -1)
-        refuse_unknown("targets", y)
+    name = _task_name(_joined(list(map(targets_of, given.cut))), given.cut[0]) if task == "auto" else task
     kind = get_task(name, **predictions)
     own = call is None and isinstance(model, NeuralODE)  # it takes its solver, and times, as arguments
-    found = ModelUnderTest(
-        model, batches, sizes, kind, _own_call(kind, solver) if own else call or _call, None if own else solver
-    )
-    found.y, found.metric, found.held_out = y, metric, held_out
-    found.t = _times(batches, sizes)
-    found.mask = _of_rows("mask", mask if mask is not None else marks, found.n, (torch.bool,))
-    found.groups = _of_rows("groups", groups, found.n, (torch.int64, torch.int32))
+    how = (_own_call(kind, solver), None) if own else (call or _call, solver)
+    found = ModelUnderTest(model, (), (), kind, *how, given=given, of_rows=(mask, groups))
+    found.metric, found.held_out = metric, held_out
+    found.look_at(given.cut)
     return found
 
 
