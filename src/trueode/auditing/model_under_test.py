@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,7 +31,7 @@ from trueode.errors import DataError, TrueodeError, UsageError, told
 from trueode.evaluation import Evaluation, Metric, Runnable, Task, get_task
 from trueode.evaluation.runnable import ALL, Part, refuse_unknown
 from trueode.models import NeuralODE
-from trueode.solvers import Solver
+from trueode.solvers import FixedStep, Solver
 
 Call = Callable[[Any, Any], Tensor]
 """How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
@@ -97,9 +97,11 @@ class ModelUnderTest(Runnable):
         Raises:
             UsageError: the model calls no solver that can be replaced, returns what cannot be audited, or raises.
         """
+        # the training solver is audited as it is: finer steps, or steps that know of jumps, would be those of another one
+        how: tuple[tuple[float, ...], float | None] = ((), None) if solver is None else (self.breaks, self.max_step)
         solver = solver or self.solver
         block: AbstractContextManager[list[Solved]] = (
-            recorded() if solver is None else replaced(replace_by(solver, part.solving))
+            recorded() if solver is None else replaced(replace_by(solver, part.solving, *how))
         )
         outputs, states, solves = list[Tensor](), list[Tensor | None](), list[tuple[int, list[Solved]]]()
         with block as noted:
@@ -231,6 +233,8 @@ def model_under_test(
     mask: Tensor | None = None,
     groups: Tensor | None = None,
     held_out: bool = True,
+    breaks: Sequence[float] = (),
+    max_step: float | None = None,
     **predictions: Any,
 ) -> ModelUnderTest:
     """A model with its data, ready for an audit; see `audit` for the arguments.
@@ -247,6 +251,9 @@ def model_under_test(
         raise UsageError(f"The model must be callable, got {type(model).__name__}.")
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples!r}.")
+    steps = FixedStep(
+        "euler", n_steps=1, breaks=tuple(breaks), max_step=max_step
+    )  # which refuses what is no time, no step
     given = read(data, samples)
     if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
@@ -254,7 +261,7 @@ def model_under_test(
     kind = get_task(name, **predictions)
     own = call is None and isinstance(model, NeuralODE)  # it takes its solver, and times, as arguments
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
-    found = ModelUnderTest(model, (), (), kind, *how, given=given, of_rows=(mask, groups))
+    found = ModelUnderTest(model, (), (), kind, *how, steps.breaks, max_step, given, (mask, groups))
     found.metric, found.held_out = metric, held_out
     found.look_at(given.cut)
     return found
