@@ -56,6 +56,8 @@ def audit(
     population: str = "sample",
     look: int | None = None,
     held_out: bool = True,
+    breaks: Sequence[float] = (),
+    max_step: float | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Audit:
     """Tell whether a model is an ODE, or depends on its solver.
@@ -78,7 +80,7 @@ def audit(
         call: how the model is called for a batch, ``call(model, batch)``; None: ``model(x)``, with times ``model(x, t)``.
         metric: ``metric(outputs, y)`` with a value for each sample; None: accuracy, or mean squared error.
         margin: share of predictions that may change.
-        samples: the first so many samples are looked at.
+        samples: the first so many samples are looked at; whole batches where a sample depends on the others of its batch.
         methods: names of the methods that the model is tried with; none: the verdict alone.
         decision: ``decision(outputs)``: what is decided by outputs, a sign for instance, ``(n,)`` or ``(n, …)``.
         tolerance: how far numbers may move and count as the same prediction, relative to the spread of the outputs (0.01; for
@@ -90,6 +92,9 @@ def audit(
         population: ``"all"`` where there are no other samples than these: their share needs no bound.
         look: the number of this look at the model where several are planned, from 1: all of them together err in at most 5 %.
         held_out: whether the model was not trained on the samples; only then its performance is judged.
+        breaks: times at which the field jumps (observations of a path that drives it): steps of all solvers but the training
+            solver end there.
+        max_step: their longest step, so that no feature of the field that lasts longer is stepped over.
         progress: told, in a few words, of what is being done.
 
     Raises:
@@ -105,7 +110,7 @@ def audit(
     was_training = any(module.training for module in modules_of(model))
     subject = model_under_test(
         model, data, task=task, call=call, solver=solver, metric=metric, samples=samples, mask=mask, groups=groups,
-        held_out=held_out, decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
+        held_out=held_out, breaks=breaks, max_step=max_step, decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
     )  # fmt: skip
     with preserve_state(model):
         progress("training solver")

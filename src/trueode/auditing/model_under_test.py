@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import Solved, together
 from trueode.auditing.replacement import replace_by
 from trueode.auditing.samples import (
-    batches_of,
+    Given,
     chosen,
     first_tensor,
     mapped,
     marks_of,
+    read,
     refuse_shapes,
     size_of,
     targets_of,
@@ -30,7 +31,7 @@ from trueode.errors import DataError, TrueodeError, UsageError, told
 from trueode.evaluation import Evaluation, Metric, Runnable, Task, get_task
 from trueode.evaluation.runnable import ALL, Part, refuse_unknown
 from trueode.models import NeuralODE
-from trueode.solvers import Solver
+from trueode.solvers import FixedStep, Solver
 
 Call = Callable[[Any, Any], Tensor]
 """How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
@@ -47,6 +48,10 @@ class ModelUnderTest(Runnable):
         task: what is learned.
         call: how the model is called.
         solver: the training solver, where it is not that of the model itself.
+        breaks: times at which its fields may jump, given by hand: of every other solver, steps end there.
+        max_step: the longest step of every other solver; None: any.
+        given: the data, from before they were cut into batches.
+        of_rows: the mask and the groups that were given, of all rows.
     """
 
     model: Any
@@ -55,9 +60,32 @@ class ModelUnderTest(Runnable):
     task: Task
     call: Call
     solver: Solver | None = None
+    breaks: tuple[float, ...] = ()
+    max_step: float | None = None
+    given: Given | None = field(default=None, repr=False)
+    of_rows: tuple[Tensor | None, Tensor | None] = field(default=(None, None), repr=False)
 
     def __post_init__(self) -> None:
         self.n = sum(self.sizes)
+
+    def look_at(self, batches: tuple[Any, ...]) -> None:
+        """Take other batches, with all that belongs to their rows.
+
+        Raises:
+            DataError: they are not of a form that can be audited.
+        """
+        for batch in batches:
+            refuse_unknown("inputs", first_tensor(batch))
+        self.batches, self.sizes = batches, tuple(map(size_of, batches))
+        self.n = sum(self.sizes)
+        self.y, marks = (_joined([of(batch) for batch in batches]) for of in (targets_of, marks_of))
+        if self.y is not None and self.task.name == "regression":
+            self.y = self.y.reshape(len(self.y), -1)
+            refuse_unknown("targets", self.y)
+        self.t = _times(self.batches, self.sizes)
+        mask, groups = self.of_rows
+        self.mask = _of_rows("mask", mask if mask is not None else marks, self.n, (torch.bool,))
+        self.groups = _of_rows("groups", groups, self.n, (torch.int64, torch.int32))
 
     def on(self, batches: tuple[Any, ...], sizes: tuple[int, ...]) -> ModelUnderTest:
         """The same model on other batches."""
@@ -69,9 +97,11 @@ class ModelUnderTest(Runnable):
         Raises:
             UsageError: the model calls no solver that can be replaced, returns what cannot be audited, or raises.
         """
+        # the training solver is audited as it is: finer steps, or steps that know of jumps, would be those of another one
+        how: tuple[tuple[float, ...], float | None] = ((), None) if solver is None else (self.breaks, self.max_step)
         solver = solver or self.solver
         block: AbstractContextManager[list[Solved]] = (
-            recorded() if solver is None else replaced(replace_by(solver, part.solving))
+            recorded() if solver is None else replaced(replace_by(solver, part.solving, *how))
         )
         outputs, states, solves = list[Tensor](), list[Tensor | None](), list[tuple[int, list[Solved]]]()
         with block as noted:
@@ -203,6 +233,8 @@ def model_under_test(
     mask: Tensor | None = None,
     groups: Tensor | None = None,
     held_out: bool = True,
+    breaks: Sequence[float] = (),
+    max_step: float | None = None,
     **predictions: Any,
 ) -> ModelUnderTest:
     """A model with its data, ready for an audit; see `audit` for the arguments.
@@ -219,26 +251,19 @@ def model_under_test(
         raise UsageError(f"The model must be callable, got {type(model).__name__}.")
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples!r}.")
-    batches = tuple(batches_of(data, samples))
-    sizes = tuple(size_of(batch) for batch in batches)
-    if not sum(sizes):
+    steps = FixedStep(
+        "euler", n_steps=1, breaks=tuple(breaks), max_step=max_step
+    )  # which refuses what is no time, no step
+    given = read(data, samples)
+    if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
-    for batch in batches:
-        refuse_unknown("inputs", first_tensor(batch))
-    y, marks = (_joined([of(batch) for batch in batches]) for of in (targets_of, marks_of))
-    name = _task_name(y, batches[0]) if task == "auto" else task
-    if y is not None and name == "regression":
-        y = y.reshape(len(y), -1)
-        refuse_unknown("targets", y)
+    name = _task_name(_joined(list(map(targets_of, given.cut))), given.cut[0]) if task == "auto" else task
     kind = get_task(name, **predictions)
     own = call is None and isinstance(model, NeuralODE)  # it takes its solver, and times, as arguments
-    found = ModelUnderTest(
-        model, batches, sizes, kind, _own_call(kind, solver) if own else call or _call, None if own else solver
-    )
-    found.y, found.metric, found.held_out = y, metric, held_out
-    found.t = _times(batches, sizes)
-    found.mask = _of_rows("mask", mask if mask is not None else marks, found.n, (torch.bool,))
-    found.groups = _of_rows("groups", groups, found.n, (torch.int64, torch.int32))
+    how = (_own_call(kind, solver), None) if own else (call or _call, solver)
+    found = ModelUnderTest(model, (), (), kind, *how, steps.breaks, max_step, given, (mask, groups))
+    found.metric, found.held_out = metric, held_out
+    found.look_at(given.cut)
     return found
 
 

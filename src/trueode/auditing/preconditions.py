@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueode.auditing.independence import keep_whole_where_coupled
 from trueode.auditing.model_under_test import ModelError, ModelUnderTest
 from trueode.auditing.preserve_state import modules_of, same
-from trueode.auditing.samples import chosen
 from trueode.errors import UsageError, told
 from trueode.evaluation import Evaluation
 from trueode.evaluation.runnable import Part
 from trueode.solvers import FixedStep
 
-FEW = 16  # samples of the two parts that a batch is taken apart into
-ROUNDING = 1e-3  # of the scale of the outputs: parts of a batch may differ by rounding, not by more
+FEW = 16  # samples that show whether all outputs look like probabilities
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,12 @@ def prepare(subject: ModelUnderTest, was_training: bool) -> tuple[Evaluation, tu
         The model under its training solver, and what must hold.
     """
     before = [buffer.detach().clone() for buffer in _buffers(subject.model)]
+    separable = keep_whole_where_coupled(subject)
     own = subject.run()
     updated = not all(map(same, _buffers(subject.model), before))
     again = subject.run()
     deterministic = same(own.outputs, again.outputs)
     _refuse_probabilities(subject, own.outputs)
-    subject.separable = separable = _separable(subject)
     failure = _fails_in_double(subject)
     subject.double = failure is None
     found = (
@@ -64,7 +63,7 @@ def prepare(subject: ModelUnderTest, was_training: bool) -> tuple[Evaluation, tu
         ("buffers", updated, True, "a call of the model updates its buffers, although it is in evaluation mode: its outputs depend on "
          "what was called before"),
         ("independent samples", not separable, False, "a sample's output depends on the others of its batch, beside the solver: the "
-         "batches are kept as given"),
+         "batches are kept whole as given (tensors x and y as one batch), and samples=… leaves out none of their rows"),
         ("double precision", failure is not None, False, f"the model does not run in double precision ({failure}): the exact flow is "
          "computed in that of the model, down to its rounding"),
     )  # fmt: skip
@@ -87,25 +86,6 @@ def _refuse_probabilities(subject: ModelUnderTest, outputs: Tensor) -> None:
 
 def _buffers(model: Any) -> list[Tensor]:
     return [buffer for module in modules_of(model) for buffer in module.buffers()]
-
-
-def _separable(subject: ModelUnderTest) -> bool:
-    """Whether part of a batch, run by itself under a solver of fixed steps, gives what the whole batch gives."""
-    size = subject.sizes[0]
-    if size < 2:  # there are no parts
-        return True
-    some = min(FEW, size // 2)
-    first = chosen(subject.batches[0], torch.arange(size, device="cpu")[: 2 * some], size)
-    whole = subject.on((first,), (2 * some,))
-    solver = FixedStep("rk4", n_steps=2)
-    part = chosen(first, torch.arange(some, device="cpu"), 2 * some)
-    try:
-        together = whole.run(solver).outputs
-        alone = subject.on((part,), (some,)).run(solver).outputs
-    except ModelError:  # the model holds something of the size of its batch
-        return False
-    known, part_known = (x.double().nan_to_num(0.0, 0.0, 0.0) for x in (together, alone))
-    return bool((known[:some] - part_known).abs().amax() <= ROUNDING * known.std())
 
 
 def _fails_in_double(subject: ModelUnderTest) -> str | None:

@@ -140,7 +140,7 @@ def _probe(subject: ModelUnderTest, solver: Solver | None) -> _Probe:
     few = chosen(batch, torch.arange(n, device="cpu"), size) if subject.separable else batch
     found = _Probe()
 
-    inner = replace_by(FixedStep("rk4", n_steps=FINE))
+    inner = replace_by(FixedStep("rk4", n_steps=FINE), breaks=subject.breaks, max_step=subject.max_step)
 
     def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         if found.length != found.length:  # the first block only

@@ -18,7 +18,9 @@ from trueode.solvers.problem import Problem
 from trueode.solvers.solve import solve_problem
 
 
-def replace_by(solver: Solver, solving: Solving | None = None) -> Replacement:
+def replace_by(
+    solver: Solver, solving: Solving | None = None, breaks: Sequence[float] = (), max_step: float | None = None
+) -> Replacement:
     """Replace a model's solver by one of this package.
 
     Steps end at all times at which states are wanted and at all breaks, so no state of a solver with given steps is
@@ -30,6 +32,8 @@ def replace_by(solver: Solver, solving: Solving | None = None) -> Replacement:
     Args:
         solver: takes the steps.
         solving: solves the problems in a way of its own, at all times at which states are wanted.
+        breaks: further times at which a field may jump.
+        max_step: no step is longer.
 
     Raises:
         UsageError: the solver has a grid for each sample.
@@ -39,10 +43,16 @@ def replace_by(solver: Solver, solving: Solving | None = None) -> Replacement:
     elif isinstance(solver, OnGrid) and solver.per_sample:
         raise UsageError(f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive.")
 
-    return lambda problem: _solve(solver, problem, solving)
+    if isinstance(solver, FixedStep | Adaptive) and max_step is not None:
+        solver = replace(solver, max_step=min(max_step, solver.max_step or max_step))
+    longest = max_step if isinstance(solver, OnGrid) else solver.max_step
+
+    return lambda problem: _solve(solver, problem, solving, breaks, longest)
 
 
-def _solve(solver: Solver, problem: ForeignProblem, solving: Solving | None) -> tuple[Tensor, Solved]:
+def _solve(
+    solver: Solver, problem: ForeignProblem, solving: Solving | None, given: Sequence[float], longest: float | None
+) -> tuple[Tensor, Solved]:
     z0 = problem.z0
     if not z0.is_floating_point():
         raise UsageError(f"The model solves for a state of {z0.dtype}; only real floating point states can be audited.")
@@ -50,9 +60,9 @@ def _solve(solver: Solver, problem: ForeignProblem, solving: Solving | None) -> 
     start, end = times[0], times[-1]
     if start == end:
         return torch.stack([z0] * len(times)), Solved(problem.found, 0, 0, 0, 0.0)
-    breaks = _breaks(problem, times)
+    breaks = _breaks(problem, times, given)
     try:
-        steps = _steps(solver, times, breaks) if solving is None else replace(solver, breaks=breaks)
+        steps = _steps(solver, times, breaks, longest) if solving is None else replace(solver, breaks=breaks)
     except SolveError as failure:
         lost = torch.full_like(z0, float("nan"))
         states = torch.stack([z0, *[lost] * (len(times) - 1)])
@@ -65,7 +75,7 @@ def _solve(solver: Solver, problem: ForeignProblem, solving: Solving | None) -> 
     return torch.cat([z0[None], solution.zs]), solved
 
 
-def _steps(solver: Solver, times: Sequence[float], breaks: tuple[float, ...]) -> Solver:
+def _steps(solver: Solver, times: Sequence[float], breaks: tuple[float, ...], longest: float | None) -> Solver:
     """What takes the steps.
 
     Raises:
@@ -77,6 +87,8 @@ def _steps(solver: Solver, times: Sequence[float], breaks: tuple[float, ...]) ->
     inner, grid = _steps_between(solver, start, end), [start]
     for left, right in pairwise(sorted({*times, *breaks})):
         grid += [*inner(left, right), right]
+    if longest is not None:
+        grid = _filled(grid, longest)
     most = solver.max_steps if isinstance(solver, FixedStep) else None
     if most is not None and len(grid) - 1 > most:
         raise SolveError(f"{solver} would need {len(grid) - 1} steps, more than max_steps = {most}.", "max_steps")
@@ -84,12 +96,26 @@ def _steps(solver: Solver, times: Sequence[float], breaks: tuple[float, ...]) ->
     return OnGrid(solver.tableau, tuple((t - start) / (end - start) for t in grid), breaks=breaks)
 
 
-def _breaks(problem: ForeignProblem, times: Sequence[float]) -> tuple[float, ...]:
-    """The breaks inside of the interval; one that differs from a time by rounding is that time."""
+def _filled(grid: list[float], longest: float) -> list[float]:
+    """A grid of which every step is split into equal ones that are no longer than allowed."""
+    step, filled = FixedStep("euler", step_size=longest), grid[:1]
+    for left, right in pairwise(grid):
+        n = max(1, step.count(right - left))
+        filled += [*(left + (right - left) * i / n for i in range(1, n)), right]
+    return filled
+
+
+def _breaks(problem: ForeignProblem, times: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
+    """The breaks inside of the interval; one that differs from a time by rounding is that time.
+
+    The times of a solve that runs backwards are negated, in ways that differ between libraries, and a break that is given by hand
+    knows nothing of that: where it lies outside of the interval, its negative is taken.
+    """
     start, end = times[0], times[-1]
     near = 8 * torch.finfo(problem.times.dtype).eps * max(abs(start), abs(end))
     marks = set[float]()
-    for mark in problem.breaks:
+    by_hand = (mark if start < mark < end else -mark for mark in given)
+    for mark in (*problem.breaks, *by_hand):
         closest = min(times, key=lambda t, mark=mark: abs(t - mark))  # type: ignore[misc]
         marks.add(closest if abs(closest - mark) <= near else mark)
     return tuple(sorted(mark for mark in marks if start < mark < end))

@@ -3,28 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trueode.data import Batches, Dataset, Split
+from trueode.data import Dataset, Split
 from trueode.errors import DataError, TrueodeError, told
 
 BATCH = 256
 
 
-def batches_of(data: Any, samples: int) -> Iterator[Any]:
-    """Batches of the first samples."""
+@dataclass(frozen=True)
+class Given:
+    """Data as they were given, before it is known whether a sample is independent of the others.
+
+    Attributes:
+        cut: batches of the first samples, of `BATCH` rows where the data are not in batches: for independent samples.
+        whole: the batches as they were given, of which nothing is left out; rows that are not in batches are one.
+        compared: one batch, and the parts of it that must give what it gives where samples are independent.
+        complete: whether that batch is one of those of ``whole``, and not only a part.
+    """
+
+    cut: tuple[Any, ...]
+    whole: Callable[[], tuple[Any, ...]]
+    compared: Callable[[], tuple[Any, tuple[Any, ...]]]
+    complete: bool
+
+
+def read(data: Any, samples: int) -> Given:
+    """Read as many batches as hold the first samples.
+
+    Raises:
+        DataError: the data is not of a form that is known, or cannot be read.
+    """
     if isinstance(data, Dataset):
         data = data.test
-    left = samples
-    for batch in _told_of(_all_batches(data)):
-        size = size_of(batch)
-        yield batch if size <= left else chosen(batch, torch.arange(left, device="cpu"), size)
-        left -= min(size, left)
+    rows = _rows(data)
+    return _read_batches(data, samples) if rows is None else _read_rows(*rows, samples)
+
+
+def _read_rows(n: int, take: Callable[[Tensor], Any], samples: int) -> Given:
+    """Data that are not in batches are cut into some; whole, they are one batch."""
+
+    def batches(*parts: Tensor) -> tuple[Any, ...]:
+        return tuple(_told_of(map(take, parts)))
+
+    rows = torch.arange(n, device="cpu")
+    first = rows[:samples]
+    cut = batches(*first.split(BATCH))  # type: ignore[no-untyped-call]
+
+    def compared() -> tuple[Any, tuple[Any, ...]]:
+        return (batches(first)[0], cut) if len(cut) > 1 else (cut[0], halves(cut[0]))
+
+    return Given(cut, lambda: batches(rows), compared, n <= samples)
+
+
+def _read_batches(data: Any, samples: int) -> Given:
+    whole, left = list[Any](), samples
+    for batch in _told_of(data):
+        whole.append(batch)
+        left -= size_of(batch)
         if left <= 0:  # another batch is not asked for: the data may have no end, or be slow
-            return
+            break
+    cut = list(whole)
+    if left < 0:
+        size = size_of(cut[-1])
+        cut[-1] = chosen(cut[-1], torch.arange(size + left, device="cpu"), size)
+    return Given(tuple(cut), lambda: tuple(whole), lambda: (whole[0], halves(whole[0])), True)
+
+
+def halves(batch: Any) -> tuple[Any, ...]:
+    """A batch in two; one sample stays one."""
+    size = size_of(batch)
+    rows = torch.arange(size, device="cpu")
+    return tuple(chosen(batch, part, size) for part in (rows[: size // 2], rows[size // 2 :]) if len(part))
 
 
 def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
@@ -37,11 +91,16 @@ def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
         raise DataError(f"The data cannot be read: {told(failure)}.") from failure
 
 
-def _all_batches(data: Any) -> Iterable[Any]:
+def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
+    """The number of samples of data that are not in batches, and what makes a batch of some; None where they are in batches.
+
+    Raises:
+        DataError: the data is of no known form.
+    """
     if isinstance(data, Split) or hasattr(data, "batch"):
-        return Batches(data, BATCH, shuffle=False).in_order()
+        return len(data), data.batch
     if isinstance(data, Tensor):
-        return data.split(BATCH)  # type: ignore[no-untyped-call, no-any-return]
+        return len(data), lambda rows: data[rows.to(data.device)]
     if isinstance(data, tuple) and data and all(isinstance(part, Tensor) for part in data):
         x, *rest = data
         y = rest[0] if rest else None
@@ -49,10 +108,8 @@ def _all_batches(data: Any) -> Iterable[Any]:
         if y is not None and len(y) != len(x):
             raise DataError(f"x has {len(x)} samples and y {len(y)}: they must agree.")
         if t is not None and t.dtype == torch.bool:
-            return zip(*(part.split(BATCH) for part in data), strict=True)
-        if y is None:
-            return data[0].split(BATCH)  # type: ignore[no-any-return]
-        return Batches(Split(x, y, t, dtype=x.dtype), BATCH, shuffle=False).in_order()
+            return len(x), lambda rows: tuple(part[rows.to(part.device)] for part in data)
+        return _rows(x if y is None else Split(x, y, t, dtype=x.dtype))
     parts = data if isinstance(data, tuple | list) else (data,)
     foreign = next((part for part in parts if hasattr(part, "__array__") and not isinstance(part, Tensor)), None)
     if foreign is not None:
@@ -67,7 +124,7 @@ def _all_batches(data: Any) -> Iterable[Any]:
             f"The data is of type {type(data).__name__}; needed is a pair of tensors (x, y), inputs x alone, or an iterable "
             "of batches (x, y), such as a DataLoader."
         )
-    return data
+    return None
 
 
 def size_of(batch: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any
 
 from trueode.errors import OptionError, nearest
@@ -47,6 +48,11 @@ def positive(text: str) -> int:
 def positive_number(text: str) -> float:
     """A number above 0."""
     return number(text, "a number above 0", lambda value: 0 < value < float("inf"))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Finite numbers, by commas."""
+    return tuple(number(part, "numbers by commas, such as 0.5,2.0", isfinite) for part in text.split(","))
 
 
 def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
