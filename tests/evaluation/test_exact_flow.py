@@ -80,7 +80,8 @@ def test_only_what_has_not_settled_is_refined() -> None:
     own = runnable.run()
     seen.clear()
     found = exact_flow(runnable, own)
-    assert bool(found.settled.all()) and sum(seen) <= found.evaluations < 1.01 * sum(seen)
+    assert bool(found.settled.all())
+    assert sum(seen) <= found.evaluations < 1.01 * sum(seen)
     assert found.evaluations > 2 * least_cost(1, 1)
     assert found.n_steps > 71
     assert sum(n == 2 for n in seen) > 4 * 71
