@@ -22,8 +22,11 @@ AT_ONCE = 1024  # rows of a call of the field for defects, where it takes as man
 ABOVE_ROUNDING = 1e4  # so much larger is a defect that can be located
 BISECTIONS = 20
 CLOSE = 1e-9  # of the interval: nearer to one another no two steps end
-SHARP = (
-    1 / 8
+# An error of a step is smooth; a feature that was stepped over changes within so much of the way to an end of the step, on both
+# sides or on one.
+SHARP, SHARPER = (
+    1 / 8,
+    1 / 32,
 )  # of the way to an end of the step: what changes within less is a feature that was stepped over, no error of the step
 PLACES = 8  # features at more places than these make all steps as short as they are
 SHORTEST = 1 / 4700  # of the interval, that steps are made for this
@@ -487,9 +490,9 @@ class _Solve:
             for k in range(len(rows)):
                 away = (float((time[k] - end[k]).abs()) for end in ends)
                 pairs = [sorted((float(x[k]), float(y[k]))) for x, y in edges]
-                sharp = tuple(
-                    (low, high) for (low, high), far in zip(pairs, away, strict=True) if high - low < SHARP * far
-                )
+                found = [(pair, (pair[1] - pair[0]) / far) for pair, far in zip(pairs, away, strict=True) if far]
+                both = all(ratio < SHARP for _, ratio in found)
+                sharp = tuple((low, high) for (low, high), ratio in found if both or ratio < SHARPER)
                 if not float(size[k]) > noise:
                     continue
                 for part in _parts(sharp, step.end - step.start):
