@@ -154,6 +154,7 @@ class Audit:
                 "tolerance": exact.tolerance,
                 "floor": exact.floor,
                 "double": exact.double,
+                "width": exact.width,
             },
             "trajectory": counts.trajectory,
             "rows": [row.to_dict() for row in self.rows],
