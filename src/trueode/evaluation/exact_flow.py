@@ -25,6 +25,7 @@ LEAST_STEPS, PATIENT = 1000, 4  # most steps of dopri5: so many, and so many tim
 SAMPLED, LEAST_SAMPLED, MOST = 40, 20_000, 400  # defects looked at: of each row, of all together, most of a row of many
 LOCATED = 128  # of the largest defects are followed up
 ROUNDS = 5  # of solves with the features found before
+LAG = 4  # steps of rk4 from a blow-up to infinite numbers
 SAME_TIME = 0.01  # of the interval: both methods lose a row that blows up within so much of another
 DOPRI5 = 150.0  # field evaluations of dopri5 for a sample on which the two agree at once, at most about
 
@@ -228,7 +229,8 @@ class _Ladder:
                     self.each = (self.spent - before) / int(rows.sum())
                 else:
                     times = [(ended.get(row, nan), guided.ended.get(row, nan)) for row in left[rows].tolist()]
-                    same = [abs(a - b) <= SAME_TIME and a % 1 <= 1 - SAME_TIME for a, b in times]
+                    within = max(SAME_TIME, LAG / count)
+                    same = [b != b or (abs(a - b) <= within and a % 1 <= 1 - SAME_TIME) for a, b in times]
                     self.blown_up[left[rows]] = lost & torch.tensor(same, device="cpu")
         return second
 

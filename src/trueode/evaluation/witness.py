@@ -229,7 +229,7 @@ class Witnessed:
         """Times for each row, ``(sampled, rows)``: one in each equal part of the interval, of which rows have parts of their own."""
         n, places = 1, [0]
         if solve.takes is not Takes.ONE:
-            n, places = len(self.place), [self.place[row] for row in self.rows.tolist()]
+            n, places = len(self.place), [self.place.get(row, row % len(self.place)) for row in self.rows.tolist()]
         inside = torch.rand(self.sampled, len(places), generator=self.generator, dtype=torch.float64, device="cpu")
         inside = (torch.tensor(places, dtype=torch.float64, device="cpu") + inside) / n
         times = (torch.arange(self.sampled, device="cpu")[:, None] + inside) / self.sampled
@@ -534,7 +534,7 @@ class Guided:
     """Solves by the solver that is asked for, with the ends of steps that a course gives.
 
     Attributes:
-        ended: of rows whose solve ended early: the number of the block plus the fraction of its interval.
+        ended: of rows whose solve ended early: the number of the block plus the fraction of its interval, where that is a row's own.
     """
 
     def __init__(self, course: Course, nudge: float = 0.0) -> None:
@@ -562,7 +562,7 @@ class Guided:
                 solver, per_sample=alone, max_step=min(solver.max_step or inf, longest) if longest else None
             )
         solution = solve_problem(replace(problem, z0=z0, solver=replace(solver, breaks=tuple(marks))))
-        if solution.status != "success" and samples:
+        if solution.status != "success" and samples and (solution.statuses is not None or len(self.rows) == 1):
             lost = solution.lost().cpu()
             reached = solution._fractions[-1].expand(len(lost))
             for k in lost.nonzero()[:, 0].tolist():
