@@ -10,8 +10,8 @@ from tests.evaluation.flows import CLASSES, NUMBERS, RK4, Given, Turn, logits, o
 from tests.problems import TanhField, states
 from trueode.errors import DataError, UsageError
 from trueode.evaluation import evaluate, get_task
+from trueode.evaluation.course import Course, Guided
 from trueode.evaluation.runnable import Part
-from trueode.evaluation.witness import Course, Guided
 from trueode.solvers import Adaptive, FixedStep
 
 SHARED = Adaptive("bosh3", 1e-3, 1e-3)

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from tests.evaluation.flows import CLASSES, SERIES, Turn, counted, on
 from trueode.evaluation import get_task
+from trueode.evaluation.course import Course, Feature, Takes
+from trueode.evaluation.defects import Rk4, hermite
 from trueode.evaluation.runnable import Part
-from trueode.evaluation.witness import Course, Feature, Takes, Witnessed, hermite
+from trueode.evaluation.witness import Witnessed
 from trueode.solvers import FixedStep
+from trueode.solvers.problem import Problem
 
 N = 400
 
@@ -105,6 +108,20 @@ def test_what_a_field_takes_is_tried() -> None:
         assert course.takes == {0: takes}
         assert solving.times == (10 if takes is Takes.ONE else 10 * N)
     torch.testing.assert_close(flows[Takes.ROWS], flows[Takes.ONE])
+
+
+@pytest.mark.parametrize("how", ["ROWS", "TIMES", "ONE"])
+def test_defects_do_not_depend_on_what_a_field_takes(how: str) -> None:
+    """Rows at different times, some of them twice, against the formula."""
+    x = points(7)[:, :2]
+    problem = Problem(lambda t, z: torch.cos(3 * t) * z, x, (1.0, 3.0), solver=FixedStep("rk4", n_steps=1))
+    course = Course(takes={0: Takes[how]})
+    solve = Rk4(problem, True, set(), course, 0)
+    (step,) = solve.steps([0.0, 1.0], last=True)
+    rows, time = torch.tensor([2, 0, 2, 5]), torch.tensor([0.3, 0.3, 0.7, 0.9], dtype=torch.float64)
+    states, slopes = step.at(rows, time)
+    expected = slopes - 2.0 * torch.cos(3 * (1 + 2 * time))[:, None] * states
+    torch.testing.assert_close(solve.defects(step, rows, time), expected)
 
 
 def test_a_defect_stays_from_its_time_on() -> None:

@@ -38,7 +38,7 @@ def replace_by(
     Raises:
         UsageError: the solver has a grid for each sample.
     """
-    if isinstance(solver, Adaptive):
+    if isinstance(solver, Adaptive) and solving is None:
         solver = replace(solver, per_sample=False)
     elif isinstance(solver, OnGrid) and solver.per_sample:
         raise UsageError(f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive.")
@@ -70,7 +70,8 @@ def _solve(
     posed = Problem(problem.field, z0, (start, end), solver=steps, save_at=times[1:])
     solution = solve_problem(posed) if solving is None else solving(posed, problem.samples)
     assert isinstance(solution.zs, Tensor)
-    counts = solution.nfe, int(solution.n_steps), int(solution.n_rejected)
+    rejected = float(torch.as_tensor(solution.n_rejected, dtype=torch.float64, device="cpu").mean())
+    counts = solution.nfe, solution.mean_steps, rejected
     solved = Solved(problem.found, *counts, end - start, solution.status, solution.message)
     return torch.cat([z0[None], solution.zs]), solved
 

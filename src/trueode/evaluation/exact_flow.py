@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueode.evaluation.course import FINEST, Course, Guided, Takes
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Part, Runnable, Solving
-from trueode.evaluation.witness import Course, Guided, Takes, Witnessed
+from trueode.evaluation.witness import Witnessed
 from trueode.solvers import Adaptive, FixedStep, Solver
 
-COARSEST, FINEST = 17, 4700  # steps of rk4, the number of which is doubled and one added
+COARSEST = 17  # steps of rk4, the number of which is doubled and one added
 LOOSEST, TIGHTER, TIGHTEST = 1e-4, 1e-2, {True: 1e-12, False: 1e-6}  # tolerances of dopri5, in double precision or not
 AT_FIRST, LATER = 0.05, 0.1  # share of what could change a prediction by which the two may differ
 TOGETHER, ALONE = 8, 3  # so few rows are solved again together; from this level on those that rk4 keeps finite are not
 PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
-ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends a solve
 LEAST_STEPS, PATIENT = 1000, 4  # most steps of dopri5: so many, and so many times those of rk4
 SAMPLED, LEAST_SAMPLED, MOST = 40, 20_000, 400  # defects looked at: of each row, of all together, most of a row of many
 LOCATED = 128  # of the largest defects are followed up
@@ -124,7 +124,7 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         level: begin so many refinements later: `PRECISE` where errors are to be measured.
         budget: field evaluations, counted in samples, that may be spent.
     """
-    course, spent = Course(), 0.0
+    course, spent = Course(coupled=not runnable.separable), 0.0
     for _ in range(ROUNDS):
         ladder = _Ladder(runnable, own, course, budget, spent)
         again = ladder.climb(level)
@@ -164,11 +164,11 @@ class _Ladder:
             if runnable.n == 1:
                 sampled = LEAST_SAMPLED
             cost = (4 * count + 2 * self.each + sampled) * len(left)
-            self.complete = not number or self.spent + cost <= self.budget
+            self.complete = not self.spent or self.spent + cost <= self.budget
             if not self.complete:
                 return False
             self.done = count, tolerance
-            witness = Witnessed(self.course, count, number, left, sampled=sampled)
+            witness = Witnessed(self.course, count, level + number, left, sampled=sampled)
             first = self._run(FixedStep("rk4", n_steps=count), left, witness)
             moved = runnable.run(FixedStep("rk4", n_steps=count), Part(left, runnable.double, solving=witness.moved()))
             if not number:
@@ -181,7 +181,7 @@ class _Ladder:
             share = LATER if number else AT_FIRST
             calm = runnable.task.settled(moved.outputs, first.outputs, self.allowed, share)
             hits = left[finite & (needed[left] & ~calm).any(1)]
-            if len(hits) and self._locate(witness, hits, count, number):
+            if len(hits) and self._locate(witness, hits):
                 return True
             second = self._dopri5(first, finite, left, number, witness.ended)
             agree = runnable.task.settled(second, first.outputs, self.allowed, share) & finite[:, None] & calm
@@ -197,7 +197,7 @@ class _Ladder:
         self.spent += ran.nfe * len(rows)
         return ran
 
-    def _locate(self, witness: Witnessed, hits: Tensor, count: int, number: int) -> bool:
+    def _locate(self, witness: Witnessed, hits: Tensor) -> bool:
         """Whether the largest of the defects that matter show features that were not known."""
         hit = set(hits.tolist())
         largest = sorted((pair for pair in witness.largest if pair[1].row in hit), key=lambda pair: -pair[0])
@@ -205,8 +205,8 @@ class _Ladder:
         rows = torch.tensor(sorted({target.row for target in targets}), dtype=torch.long, device="cpu")
         if not len(rows):
             return False
-        search = Witnessed(self.course, count, number, witness.rows_of_all, targets=targets)
-        self._run(FixedStep("rk4", n_steps=count), rows, search)
+        search = witness.towards(targets)
+        self._run(FixedStep("rk4", n_steps=witness.n_steps), rows, search)
         found = False
         for block, features in search.located.items():
             largest_first = [feature for _, feature in sorted(features, key=lambda pair: -pair[0])]
@@ -224,40 +224,36 @@ class _Ladder:
                 least = 1 if number >= ALONE and rows is finite else TOGETHER
                 guided = Guided(self.course)
                 before = self.spent
-                second[rows], lost = self._each(solver, left[rows], size[rows], least, guided)
+                second[rows] = self._each(solver, left[rows], size[rows], least, guided)
                 if rows is finite:
                     self.each = (self.spent - before) / int(rows.sum())
-                else:
-                    times = [(ended.get(row, nan), guided.ended.get(row, nan)) for row in left[rows].tolist()]
-                    within = max(SAME_TIME, LAG / count)
-                    same = [b != b or (abs(a - b) <= within and a % 1 <= 1 - SAME_TIME) for a, b in times]
-                    self.blown_up[left[rows]] = lost & torch.tensor(same, device="cpu")
+                    continue
+                within = max(SAME_TIME, LAG / count)
+                for row in set(left[rows].tolist()) & guided.ended.keys():
+                    one, other = ended.get(row, nan), guided.ended[row]
+                    same = other != other or (abs(one - other) <= within and one % 1 <= 1 - SAME_TIME)
+                    self.blown_up[row] = same and not bool(second[left == row].isfinite().all())
         return second
 
-    def _each(self, solver: Adaptive, rows: Tensor, size: Tensor, least: int, guided: Guided) -> tuple[Tensor, Tensor]:
-        """Outputs of a solver, and which rows have a solution that ends early.
+    def _each(self, solver: Adaptive, rows: Tensor, size: Tensor, least: int, guided: Guided) -> Tensor:
+        """Outputs of a solver.
 
-        Rows that a solve lost are solved again, each by itself or in halves by their ``size`` down to the ``least`` number:
-        those that blow up are large, and are not to take others along.
+        Rows whose solution ends early are solved again, each by itself or in halves by their ``size`` down to the ``least``
+        number: those that blow up are large, and are not to take others along.
         """
-        runnable = self.runnable
-        ran = self._run(solver, rows, guided)
-        outputs = ran.outputs
-        lost = ~outputs.isfinite().flatten(1).all(1) & (ran.status != "success")
-        again = lost.nonzero()[:, 0] if ran.status in ENDED and runnable.separable else lost.nonzero()[:0, 0]
-        takes = self.course.takes.values()
-        alone = runnable.per_sample or (runnable.separable and bool(takes) and Takes.ONE not in takes)
-        if ran.statuses or not len(again) or (len(rows) <= least and not alone) or (solver.per_sample and alone):
-            statuses = ran.statuses or [ran.status] * len(rows)
-            return outputs, lost & torch.tensor([status in ENDED for status in statuses], device="cpu")
+        runnable, takes = self.runnable, self.course.takes.values()
+        outputs = self._run(solver, rows, guided).outputs
+        again = torch.tensor([row in guided.ended for row in rows.tolist()], device="cpu").nonzero()[:, 0]
+        alone = all(each is Takes.ROWS for each in takes) if takes else runnable.per_sample
+        if not runnable.separable or not len(again) or (solver.per_sample if alone else len(rows) <= least):
+            return outputs
         for half in again[size[again].argsort()].chunk(1 if alone else 2):
             part = half.sort().values
             for row in rows[part].tolist():
-                guided.ended.pop(row, None)
-            outputs[part], lost[part] = self._each(
-                replace(solver, per_sample=True), rows[part], size[part], least, guided
-            )
-        return outputs, lost
+                del guided.ended[row]
+            single = replace(solver, per_sample=alone)
+            outputs[part] = self._each(single, rows[part], size[part], least, guided)
+        return outputs
 
     def flow(self) -> ExactFlow:
         """What was found."""

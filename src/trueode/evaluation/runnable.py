@@ -44,7 +44,7 @@ class Part(NamedTuple):
         indices: of the rows that are wanted ``(m,)``, ascending; None: all.
         double: whether in double precision.
         whole: whether batches stay whole where some of their rows are wanted: for solvers whose steps a batch shares.
-        solving: solves all problems, in the place of `solve_problem`; None: that does.
+        solving: what solves all problems of the model; None: `solve_problem`.
     """
 
     indices: Tensor | None = None

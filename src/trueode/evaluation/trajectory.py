@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trueode.evaluation.course import Guided
 from trueode.evaluation.exact_flow import ExactFlow
 from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.tasks import TimeSeries
-from trueode.evaluation.witness import Guided
 from trueode.solvers import Adaptive
 
 NUDGE = 1e-9

@@ -1,0 +1,238 @@
+"""rk4 on one problem, and the defects of its solution between the ends of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from math import inf
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trueode.evaluation.course import BISECTIONS, Course, Feature, Takes
+from trueode.solvers.problem import Problem
+
+AT_ONCE = 1024  # rows of a call of the field for defects, where it takes as many
+ABOVE_ROUNDING = 1e4  # so much larger is a defect that can be located
+# An error of a step is smooth; a feature that was stepped over changes within so much of the way to an end of the step, on both
+# sides or on one.
+SHARP, SHARPER = 1 / 8, 1 / 32
+
+
+class Step(NamedTuple):
+    start: float
+    end: float
+    h: float
+    before: Tensor
+    after: Tensor
+    early: Tensor
+    late: Tensor
+
+    def at(self, rows: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The interpolation of rows at fractions of the interval, and its derivative times the step."""
+        theta = ((time - self.start) / (self.end - self.start)).to(self.before)
+        rows = rows.to(self.before.device)
+        return hermite(theta, self.before[rows], self.after[rows], self.h * self.early[rows], self.h * self.late[rows])
+
+
+def hermite(theta: Tensor, before: Tensor, after: Tensor, early: Tensor, late: Tensor) -> tuple[Tensor, Tensor]:
+    """The cubic interpolation at fractions ``(rows,)`` of a step, and its derivative; slopes are times the step.
+
+    Source: Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, eq. II.6.7.
+    """
+    theta = theta.view(-1, *[1] * (before.dim() - 1))
+    change = after - before
+    bend = (1 - 2 * theta) * change + (theta - 1) * early + theta * late
+    state = before + theta * change + theta * (theta - 1) * bend
+    slope = change + (2 * theta - 1) * bend + theta * (theta - 1) * (early + late - 2 * change)
+    return state, slope
+
+
+class Rk4:
+    """rk4 on one problem, and its field at other times and states.
+
+    Attributes:
+        z: the initial state, rows first.
+        size, time, defect: of each row its largest defect times the step.
+        largest: of each step the largest defect, with its row and time.
+        ended: the fraction at which each row ceases to be finite; inf: it does not.
+        evaluations: of the field, for a row.
+    """
+
+    def __init__(self, problem: Problem, samples: bool, jumps: set[float], course: Course, block: int) -> None:
+        self._field, state, _ = problem.form
+        self._clock, self._jumps, self._course, self._block = problem.clock, jumps, course, block
+        self.samples = samples
+        self.z = state if samples else state[None]
+        self.evaluations = 0.0
+        n = len(self.z)
+        self.ended = torch.full((n,), inf, dtype=torch.float64, device="cpu")
+        self.size = torch.zeros(n, dtype=torch.float64, device="cpu")
+        self.time = torch.full((n,), inf, dtype=torch.float64, device="cpu")
+        self.defect = torch.zeros_like(self.z)
+        self.largest: list[tuple[float, int, float]] = []
+        self._remembered: list[tuple[Tensor, Tensor, Step]] = []
+        if course.coupled or not samples:
+            course.takes[block] = Takes.ONE
+
+    def _time(self, theta: float, side: int = 0) -> Tensor:
+        """The time at a fraction, as the field is to see it; where it jumps, from one side."""
+        t = torch.tensor(self._clock.t0 + theta * self._clock.length, dtype=self._clock.dtype, device="cpu")
+        if side and theta in self._jumps:
+            t = t.nextafter(torch.full_like(t, side * self._clock.length * inf))
+        return t.to(self.z.device)
+
+    def _call(self, t: Tensor, z: Tensor) -> Tensor:
+        self.evaluations += len(z) / len(self.z)
+        return self._field(t, z) if self.samples else self._field(t, z[0])[None]
+
+    def steps(self, grid: list[float], last: bool) -> Iterator[Step]:
+        """Take all steps; ``last``: whether the slope at the end of the last one is needed."""
+        z, late = self.z, None
+        for start, end in pairwise(grid):
+            h = (end - start) * self._clock.length
+            middle = self._time((start + end) / 2)
+            early = self._call(self._time(start, 1), z) if late is None or start in self._jumps else late
+            k2 = self._call(middle, z + h / 2 * early)
+            k3 = self._call(middle, z + h / 2 * k2)
+            k4 = self._call(self._time(end, -1), z + h * k3)
+            after = z + h / 6 * (early + 2 * (k2 + k3) + k4)
+            late = self._call(self._time(end, -1), after) if last or end < 1 else early
+            yield Step(start, end, h, z, after, early, late)
+            z = after
+            gone = ~z.isfinite().flatten(1).all(1).cpu()
+            self.ended = torch.where(gone & self.ended.isinf(), end, self.ended)
+
+    @property
+    def takes(self) -> Takes:
+        """What the field takes."""
+        known = self._course.takes.get(self._block)
+        if known is None:
+            known = self._course.takes[self._block] = self._tried()
+        return known
+
+    def _tried(self) -> Takes:
+        n = len(self.z)
+        moments = torch.tensor([0.37, 0.61], dtype=torch.float64, device="cpu")
+        expected = torch.stack([self._call(self._time(float(x)), self.z) for x in moments])
+        near = 1e3 * torch.finfo(self.z.dtype).eps * float(expected.abs().amax())
+        for kind, rows in (
+            (Takes.ROWS, torch.arange(n + 1, device="cpu").remainder(max(n - 1, 1))),
+            (Takes.TIMES, torch.arange(n, device="cpu")),
+        ):
+            which = torch.arange(len(rows), device="cpu") % 2
+            rows = rows.to(self.z.device)
+            try:
+                found = self._call(self._times(moments[which]), self.z[rows])
+            except Exception:  # a foreign field may refuse in any way
+                continue
+            wanted = expected[which.to(rows.device), rows]
+            if found.shape == wanted.shape and bool(((found - wanted).abs() <= near).all()):
+                return kind
+        return Takes.ONE
+
+    def _times(self, fractions: Tensor) -> Tensor:
+        """Times for rows, ``(rows, 1, …)``."""
+        times = (self._clock.t0 + fractions * self._clock.length).to(self.z.device, self._clock.dtype)
+        return times.view(-1, *[1] * (self.z.dim() - 1))
+
+    def defects(self, step: Step, rows: Tensor, time: Tensor) -> Tensor:
+        """Defects times a step of rows, each at a time of its own, a fraction of the interval: ``(entries, …)``."""
+        states, slopes = step.at(rows, time)
+        if self.takes is Takes.ROWS:
+            parts = zip(torch.split(time, AT_ONCE), torch.split(states, AT_ONCE), strict=True)
+            return slopes - step.h * torch.cat([self._call(self._times(t), z) for t, z in parts])
+        found, every = torch.empty_like(states), torch.arange(len(self.z), device="cpu")
+        left = torch.arange(len(rows), device="cpu")
+        while len(left):
+            times = torch.full((len(every),), float(time[left[0]]), dtype=torch.float64, device="cpu")
+            if self.takes is Takes.TIMES:  # one entry of each row at once
+                last = torch.zeros(len(every), dtype=torch.long, device="cpu").index_copy(0, rows[left], left)
+                here = left[last[rows[left]] == left]
+                times[rows[here]] = time[here]
+                moments = self._times(times)
+            else:
+                here = left[time[left] == time[left[0]]]
+                moments = self._time(float(times[0]))
+            values = self._call(moments, step.at(every, times)[0])
+            found[here.to(found.device)] = values[rows[here].to(values.device)]
+            left = left[~torch.isin(left, here)]
+        return slopes - step.h * found
+
+    def look(self, step: Step, times: Tensor) -> None:
+        """Look at the defects at those of the times that lie in a step."""
+        inside = (times >= step.start) & (times < step.end)
+        number, rows = inside.nonzero().unbind(1)
+        if not len(rows):
+            return
+        time = times[number, rows]
+        defects = self.defects(step, rows, time)
+        size = defects.flatten(1).double().norm(dim=1).nan_to_num(0.0, 0.0, 0.0).cpu()
+        most = self.size.scatter_reduce(0, rows, size, "amax")
+        top = int(size.argmax())
+        self.largest.append((float(size[top]), int(rows[top]), float(time[top])))
+        best = (size == most[rows]) & (size > self.size[rows])
+        self.size, where = most, rows[best]
+        self.time[where] = time[best]
+        self.defect[where.to(self.defect.device)] = defects[best.to(defects.device)]
+
+    def remember(self, step: Step, rows: Tensor, times: Tensor) -> None:
+        """Keep a step in which features are to be located, at times of rows."""
+        inside = (times >= step.start) & (times < step.end)
+        if bool(inside.any()):
+            self._remembered.append((rows[inside], times[inside], step))
+
+    def located(self) -> Iterator[tuple[float, Feature]]:
+        """The features where steps were kept, with the size of the defect there."""
+        for rows, time, step in self._remembered:
+
+            def defect(t: Tensor, rows: Tensor = rows, step: Step = step) -> Tensor:
+                return self.defects(step, rows, t).flatten(1).double().cpu()
+
+            there = defect(time)
+            ends = [torch.full_like(time, end) for end in (step.start, step.end)]
+            edges = [_edge(defect, time, end, there) for end in ends]
+            size = there.norm(dim=1)
+            noise = ABOVE_ROUNDING * torch.finfo(self.z.dtype).eps * float(step.before[rows].abs().amax())
+            for k in range(len(rows)):
+                away = (float((time[k] - end[k]).abs()) for end in ends)
+                pairs = [sorted((float(x[k]), float(y[k]))) for x, y in edges]
+                found = [(pair, (pair[1] - pair[0]) / far) for pair, far in zip(pairs, away, strict=True) if far]
+                both = all(ratio < SHARP for _, ratio in found)
+                sharp = tuple((low, high) for (low, high), ratio in found if both or ratio < SHARPER)
+                if not float(size[k]) > noise:
+                    continue
+                for part in _parts(sharp, step.end - step.start):
+                    yield float(size[k]), part
+
+
+def _parts(edges: tuple[tuple[float, float], ...], step: float) -> Iterator[Feature]:
+    """A jump is a feature by itself; other edges belong to one."""
+    apart = [Feature(low, high, ((low, high),), step) for low, high in edges]
+    lasting = [each for each in apart if not each.jumps]
+    yield from (each for each in apart if each.jumps)
+    if lasting:
+        yield Feature(
+            min(x.start for x in lasting), max(x.end for x in lasting), tuple(x.edges[0] for x in lasting), step
+        )
+
+
+def _edge(defect: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """The narrowest parts between two times in which a defect changes by half of itself, by bisection."""
+    at_inside, at_outside = there, torch.zeros_like(there)
+    size, going = there.norm(dim=1), torch.ones(len(there), dtype=torch.bool, device="cpu")
+    for _ in range(BISECTIONS):
+        middle = (inside + outside) / 2
+        at_middle = defect(middle)
+        size = torch.maximum(size, at_middle.norm(dim=1))  # the defect may grow on the way
+        near, far = (at_inside - at_middle).norm(dim=1), (at_middle - at_outside).norm(dim=1)
+        going &= torch.maximum(near, far) >= size / 2
+        if not bool(going.any()):
+            break
+        closer, further = going & (near >= far), going & (near < far)
+        outside = torch.where(closer, middle, outside)
+        at_outside = torch.where(closer[:, None], at_middle, at_outside)
+        inside = torch.where(further, middle, inside)
+        at_inside = torch.where(further[:, None], at_middle, at_inside)
+    return inside, outside
