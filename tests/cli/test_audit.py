@@ -254,7 +254,7 @@ def test_wrong_requests(words: str, told: list[str], module: str, capsys: pytest
         (
             "def wide(): return tensors(3)\ndef linear(): return nn.Sequential(nn.Linear(2, 2), model())",
             "linear --data {0}:wide",
-            "forward failed on a batch of shape (256, 3): RuntimeError: mat1 and mat2",
+            "forward failed on a batch of shape (400, 3): RuntimeError: mat1 and mat2",
         ),
         ("def empty(): return []", "model --data {0}:empty", "holds no samples"),
         ("def text(): return 'x'", "model --data {0}:text", "of type str"),

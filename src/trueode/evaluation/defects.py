@@ -13,7 +13,7 @@ from torch import Tensor
 from trueode.evaluation.course import BISECTIONS, Course, Feature, Takes
 from trueode.solvers.problem import Problem
 
-AT_ONCE = 1024  # rows of a call of the field for defects, where it takes as many
+AT_ONCE = 2**18  # numbers of the states of a call of the field for defects, where it takes as many rows
 ABOVE_ROUNDING = 1e4  # so much larger is a defect that can be located
 # An error of a step is smooth; a feature that was stepped over changes within so much of the way to an end of the step, on both
 # sides or on one.
@@ -141,7 +141,8 @@ class Rk4:
         """Defects times a step of rows, each at a time of its own, a fraction of the interval: ``(entries, …)``."""
         states, slopes = step.at(rows, time)
         if self.takes is Takes.ROWS:
-            parts = zip(torch.split(time, AT_ONCE), torch.split(states, AT_ONCE), strict=True)
+            rows_at_once = max(1, AT_ONCE // max(states[:1].numel(), 1))
+            parts = zip(torch.split(time, rows_at_once), torch.split(states, rows_at_once), strict=True)
             return slopes - step.h * torch.cat([self._call(self._times(t), z) for t, z in parts])
         found, every = torch.empty_like(states), torch.arange(len(self.z), device="cpu")
         left = torch.arange(len(rows), device="cpu")

@@ -23,6 +23,7 @@ TOGETHER, ALONE = 8, 3  # so few rows are solved again together; from this level
 PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
 LEAST_STEPS, PATIENT = 1000, 4  # most steps of dopri5: so many, and so many times those of rk4
 SAMPLED, LEAST_SAMPLED, MOST = 40, 20_000, 400  # defects looked at: of each row, of all together, most of a row of many
+SPARED = 0.1  # of the budget, for more defects than those of each row
 LOCATED = 128  # of the largest defects are followed up
 ROUNDS = 5  # of solves with the features found before
 LAG = 4  # steps of rk4 from a blow-up to infinite numbers
@@ -160,9 +161,7 @@ class _Ladder:
         order = 0 if _adaptive(self.own.solver) else getattr(self.own.solver, "order", 4) or 4
         steps = levels(self.own.n_steps, order, runnable.double, level)
         for number, (count, tolerance) in enumerate(steps):
-            sampled = min(MOST, ceil(max(SAMPLED, LEAST_SAMPLED / len(left))))
-            if runnable.n == 1:
-                sampled = LEAST_SAMPLED
+            sampled = self._sampled(len(left))
             cost = (4 * count + 2 * self.each + sampled) * len(left)
             self.complete = not self.spent or self.spent + cost <= self.budget
             if not self.complete:
@@ -191,6 +190,12 @@ class _Ladder:
             if not len(left):
                 return False
         return False
+
+    def _sampled(self, rows: int) -> int:
+        """Defects to be looked at in each of some rows: more of few, as far as a part of the budget allows."""
+        most = LEAST_SAMPLED if self.runnable.n == 1 else MOST
+        wanted = min(LEAST_SAMPLED / rows, most, SPARED * self.budget / rows)
+        return max(SAMPLED, ceil(wanted))
 
     def _run(self, solver: Solver, rows: Tensor, solving: Solving) -> Evaluation:
         ran = self.runnable.run(solver, Part(rows, self.runnable.double, solving=solving))
