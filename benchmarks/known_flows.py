@@ -30,6 +30,7 @@ class Known:
         task: of the audit.
         each: samples of an audit.
         many: samples that the true share is taken from.
+        whole: the samples of an audit are one batch.
         arguments: of the audit.
     """
 
@@ -40,6 +41,7 @@ class Known:
     task: str = "classification"
     each: int = 1000
     many: int = 5000
+    whole: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,7 @@ class Model(nn.Module):
 class Head(nn.Module):
     """Two logits: a linear function of the first components and its negative. Seeded; about a half of samples are on either side."""
 
-    def __init__(self, size: int = 2, seed: int = 0, offset: float = 0.2) -> None:
+    def __init__(self, size: int = 2, seed: int = 5, offset: float = 0.2) -> None:
         super().__init__()
         weight = torch.randn(size, generator=torch.Generator().manual_seed(seed))
         self.weight, self.offset = nn.Parameter(weight / weight.norm()), offset

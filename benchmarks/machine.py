@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
@@ -44,3 +45,12 @@ def commit() -> str:
 
     changed = " with changes" if git("status", "--porcelain", "--", "src") else ""
     return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
+
+
+def source() -> str:
+    """A hash of the package's sources, committed or not: results of other ones may be measured again."""
+    digest = sha256()
+    for path in sorted((ROOT / "src").rglob("*.[pch]*")):
+        if path.suffix in (".py", ".c", ".h"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]

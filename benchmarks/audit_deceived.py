@@ -1,0 +1,279 @@
+"""The audit where it is hard: models whose true share of changed predictions is known, and doses that are made to deceive.
+
+    python benchmarks/audit_deceived.py                      all models, and 300 draws of each kind of dose: hours
+    python benchmarks/audit_deceived.py --draws 0            the models alone: minutes
+    python benchmarks/audit_deceived.py --models lorenz      the models of a name alone, and no draws
+
+The models are those of ``hard_in_time.py`` and ``hard_in_state.py``, the doses those of ``doses.py``. Truth is never the audit's
+own: closed forms, matrix exponentials, SciPy's DOP853 with tolerances of 1e-12. Each model is audited on three samples
+that share no point, at a margin of 1 %. Wanted: never `ode` where more than 1 % change, or where there is no truth; never
+`solver-dependent` where at most 1 % do; `ode` where at most 0.3 % do; `solver-dependent` where at least 3 % do.
+
+What is measured is kept in files of ``--output_dir`` and is not repeated; with ``--again`` only what was measured with these sources
+of the package counts. The tables go to ``docs/audit-deceived.md``, ``audit-deceived.csv`` and ``audit-deceived-doses.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from command import tell
+from machine import describe, source
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+AUDITS = 3
+Result = dict[str, Any]
+
+
+def prepare() -> None:
+    """A process of one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def names() -> list[str]:
+    from hard_in_state import MODELS as OF_STATE
+    from hard_in_time import MODELS as OF_TIME
+
+    return [*OF_TIME, *OF_STATE]
+
+
+def examine(name: str) -> Result:
+    """A model, its true share, and what its audits say."""
+    from hard_in_state import MODELS as OF_STATE
+    from hard_in_time import MODELS as OF_TIME
+
+    kind, build = (OF_TIME | OF_STATE)[name]
+    known = build()
+    begin = time.perf_counter()
+    true = known.share()
+    result = {"model": name, "kind": kind, "true": None if math.isnan(true) else true, "how": known.how}
+    truth = time.perf_counter() - begin
+    return {**result, "truth": truth, "audits": [audited(known, known.draw(known.each, k)) for k in range(AUDITS)]}
+
+
+def deceive(form: str, spread: str, width: float, number: int) -> Result:
+    """A dose, the share of predictions that it changes, and what the audit says."""
+    import doses
+
+    made = doses.deceive(doses.Kind(form, spread, width), number)
+    kind = {"form": form, "spread": spread, "width": width, "draw": number}
+    return {**kind, "true": made.true, "n_steps": made.n_steps, **audited(made.known, made.x)}
+
+
+def audited(known: Any, x: Any) -> Result:
+    """What an audit says, and what it took."""
+    import torch
+
+    from trueode.auditing import audit
+    from trueode.errors import TrueodeError
+
+    with torch.no_grad():
+        y = known.model(x) if known.exact is None else known.exact(x.double())
+    y = y.argmax(1) if known.task == "classification" else y.float()
+    data = [(x, y)] if known.whole else (x, y)
+    begin = time.perf_counter()
+    try:
+        found = audit(known.model, data, task=known.task, methods=(), **known.arguments)
+    except TrueodeError as failure:
+        return {"verdict": "error", "sentence": str(failure), "seconds": time.perf_counter() - begin}
+    counts, exact = found.decision.counts, found.exact
+    return {
+        "verdict": found.verdict,
+        "sentence": found.sentence,
+        "seconds": time.perf_counter() - begin,
+        "n": counts.n,
+        "changed": counts.changed,
+        "blown_up": counts.blown_up,
+        "unresolved": counts.unresolved,
+        "evaluations": None if exact is None else exact.evaluations / len(x),
+        "seen": None if exact is None or math.isnan(exact.width) else exact.width,
+    }
+
+
+def keep(
+    path: Path, work: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], key: Callable[[Result], Hashable],
+    processes: int, again: bool,
+) -> list[Result]:  # fmt: skip
+    """The results of jobs, a line of a file each; those that are not there yet are worked out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    known = {key(result): result for result in map(json.loads, lines)}
+    if again:
+        known = {name: result for name, result in known.items() if result["source"] == source()}
+    wanted = list(jobs)
+    left = [job for job in wanted if job not in known]
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawned, prepare) as pool, path.open("a", encoding="utf-8") as file:
+        for done in as_completed([pool.submit(work, *job) for job in left]):
+            result = {**done.result(), "source": source()}
+            known[key(result)] = result
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            tell(" | ".join(row(result) if "model" in result else dose_row(result)))
+    return [known[job] for job in wanted]
+
+
+def model_key(result: Result) -> Hashable:
+    return (result["model"],)
+
+
+def dose_key(result: Result) -> Hashable:
+    return tuple(result[name] for name in ("form", "spread", "width", "draw"))
+
+
+def complaints(result: Result) -> list[str]:
+    """What is wrong with the verdicts on a model, or on a dose."""
+    from known_flows import judged
+
+    true = math.nan if result["true"] is None else result["true"]
+    return list(filter(None, (judged(each["verdict"], true) for each in result.get("audits", [result]))))
+
+
+def average(values: Iterable[float | None]) -> float:
+    """The mean of what is known."""
+    known = [value for value in values if value is not None]
+    return mean(known) if known else math.nan
+
+
+def counted(words: Sequence[str]) -> str:
+    """Words, each with its number where that is not 1."""
+    numbers = {word: words.count(word) for word in words}
+    return ", ".join(word if count == 1 else f"{count} x {word}" for word, count in numbers.items())
+
+
+COLUMNS = ["model", "kind", "true share", "truth by", "verdicts", "evaluations", "seconds", "width", "wrong"]
+
+
+def row(result: Result) -> list[str]:
+    """A model as cells of a table."""
+    audits = result["audits"]
+    return [
+        result["model"],
+        result["kind"],
+        "" if result["true"] is None else f"{100 * result['true']:.2f} %",
+        result["how"],
+        counted([each["verdict"] for each in audits]),
+        f"{average(each.get('evaluations') for each in audits):.0f}",
+        f"{average(each['seconds'] for each in audits):.2f}",
+        f"{average(each.get('seen') for each in audits):.2g}",
+        counted(complaints(result)),
+    ]
+
+
+def dose_row(result: Result) -> list[str]:
+    return [
+        *map(str, dose_key(result)),  # type: ignore[call-overload]
+        f"{100 * result['true']:.1f} %",
+        result["verdict"],
+        f"{result.get('evaluations') or math.nan:.0f}",
+        f"{result['seconds']:.2f}",
+    ]
+
+
+DOSE_COLUMNS = [
+    "form", "spread", "width", "draws", "least true share", "false ode", "inconclusive", "solver-dependent", "error",
+    "evaluations", "seconds",
+]  # fmt: skip
+
+
+def dose_table(results: Sequence[Result]) -> list[list[str]]:
+    """A row of a table for each kind of dose."""
+    kinds = dict.fromkeys((result["form"], result["spread"], result["width"]) for result in results)
+    rows = []
+    for kind in kinds:
+        drawn = [result for result in results if (result["form"], result["spread"], result["width"]) == kind]
+        verdicts = [result["verdict"] for result in drawn]
+        rows.append(
+            [
+                *map(str, kind),
+                str(len(drawn)),
+                f"{100 * min(result['true'] for result in drawn):.1f} %",
+                *(str(verdicts.count(word)) for word in ("ode", "inconclusive", "solver-dependent", "error")),
+                f"{average(result.get('evaluations') for result in drawn):.0f}",
+                f"{average(result['seconds'] for result in drawn):.2f}",
+            ]
+        )
+    return rows
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def summary(models: Sequence[Result], drawn: Sequence[Result]) -> str:
+    """What is wrong, in a few lines."""
+    audits = [each for result in models for each in result["audits"]]
+    wrong = [complaint for result in models for complaint in complaints(result)]
+    lines = [f"{len(models)} models, {len(audits)} audits: {counted(wrong) or 'all as wanted'}."]
+    if drawn:
+        missed = sum(result["verdict"] == "ode" for result in drawn)
+        lines.append(f"{len(drawn)} doses: {missed} times a false `ode`.")
+    return "\n\n".join(lines)
+
+
+def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> None:
+    tables = {"": (COLUMNS, list(map(row, models))), "-doses": (DOSE_COLUMNS, dose_table(drawn))}
+    for name, (head, rows) in tables.items():
+        with (DOCS / f"audit-deceived{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    sentences = [
+        f"* {result['model']}: {each['verdict']}. {each['sentence']}"
+        for result in models
+        if complaints(result)
+        for each in result["audits"]
+    ]
+    sources = ", ".join(sorted({result["source"] for result in [*models, *drawn]}))
+    parts = [
+        "# The audit where it is hard",
+        f"Written by `{command}` on {describe(['torch', 'scipy', 'torchdiffeq', 'torchdyn', 'torchode'])} "
+        f"Sources of the package: {sources}.",
+        (__doc__ or "").split("\n\n")[2],
+        summary(models, drawn),
+        "## Models",
+        markdown(*tables[""]),
+        *(["What the audits said where it was not as wanted:", "\n".join(dict.fromkeys(sentences))] if sentences else []),
+    ]
+    if drawn:
+        import doses
+
+        parts += ["## Doses", (doses.__doc__ or "").split("\n\n", 1)[1].strip(), markdown(*tables["-doses"])]
+    (DOCS / "audit-deceived.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="", metavar="WORD", help="only those whose names contain it")
+    parser.add_argument("--draws", type=int, default=300, help="of each kind of dose")
+    parser.add_argument("--output_dir", type=Path, default=Path("experiments/audit-deceived"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--again", action="store_true", help="leave out what other sources of the package gave")
+    arguments = parser.parse_args()
+    folder, how = arguments.output_dir.resolve(), (arguments.processes, arguments.again)
+    chosen = [(name,) for name in names() if arguments.models.lower() in name.lower()]
+    models = keep(folder / "models.jsonl", examine, chosen, model_key, *how)
+    drawn: list[Result] = []
+    if not arguments.models:
+        from doses import KINDS
+
+        jobs = [(*kind, number) for number in range(arguments.draws) for kind in KINDS]
+        drawn = keep(folder / "doses.jsonl", deceive, jobs, dose_key, *how)
+        write(models, drawn, f"python benchmarks/audit_deceived.py --draws {arguments.draws}")
+    print(markdown(COLUMNS, map(row, models)), markdown(DOSE_COLUMNS, dose_table(drawn)), summary(models, drawn), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
