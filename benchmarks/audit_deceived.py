@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from command import tell
+from command import count, tell
 from machine import describe, source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,7 +245,7 @@ def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> No
         summary(models, drawn),
         "## Models",
         markdown(*tables[""]),
-        *(["What the audits said where it was not as wanted:", "\n".join(dict.fromkeys(sentences))] if sentences else []),
+        *(["What the audits said where it was not as wanted:", "\n".join(dict.fromkeys(sentences))] * bool(sentences)),
     ]
     if drawn:
         import doses
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--models", default="", metavar="WORD", help="only those whose names contain it")
     parser.add_argument("--draws", type=int, default=300, help="of each kind of dose")
     parser.add_argument("--output_dir", type=Path, default=Path("experiments/audit-deceived"))
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--processes", type=count, default=os.cpu_count() or 1)
     parser.add_argument("--again", action="store_true", help="leave out what other sources of the package gave")
     arguments = parser.parse_args()
     folder, how = arguments.output_dir.resolve(), (arguments.processes, arguments.again)
@@ -272,7 +272,8 @@ def main() -> None:
         jobs = [(*kind, number) for number in range(arguments.draws) for kind in KINDS]
         drawn = keep(folder / "doses.jsonl", deceive, jobs, dose_key, *how)
         write(models, drawn, f"python benchmarks/audit_deceived.py --draws {arguments.draws}")
-    print(markdown(COLUMNS, map(row, models)), markdown(DOSE_COLUMNS, dose_table(drawn)), summary(models, drawn), sep="\n\n")
+    tables = markdown(COLUMNS, map(row, models)), markdown(DOSE_COLUMNS, dose_table(drawn))
+    print(*tables, summary(models, drawn), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 from trueode import FixedStep, NeuralODE
 
 SAMPLES, SOME = 1000, 0.05
-STEPS = (8, 4, 2, 1)  # of rk4, which is the rotation without a dose to five digits; fewer where they would see a wide dose
+STEPS = (8, 4, 2, 1)  # of rk4: without a dose all but the last is the rotation; fewer where they would see a wide dose
 LEAST = 0.5  # of the samples that the dose acts on change
 
 

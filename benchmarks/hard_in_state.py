@@ -9,7 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from known_flows import (
-    Field, Head, Known, Model, Solve, as_complex, as_real, column, diffeq, dyn, network, normal, ode, turned, uniform,
+    Field,
+    Head,
+    Known,
+    Model,
+    Solve,
+    as_complex,
+    as_real,
+    column,
+    diffeq,
+    dyn,
+    network,
+    normal,
+    ode,
+    turned,
+    uniform,
 )  # fmt: skip
 from torch import Tensor, nn
 
@@ -263,7 +277,7 @@ def latent(solve: Solve, *, single: bool) -> Known:
 
     def exact(x: Tensor) -> Tensor:
         z = model.start(x, torch.float32)
-        return model.head(as_real(as_complex(z) * torch.polar(torch.ones(1), model.speed.detach()).to(torch.complex128)))
+        return model.head(as_real(as_complex(z) * torch.exp(1j * model.speed.detach().double())))
 
     return Known(model.eval(), normal(), exact, CLOSED)
 

@@ -8,7 +8,21 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from known_flows import Head, Known, Model, Solve, as_complex, as_real, column, diffeq, dyn, network, normal, ode, turned
+from known_flows import (
+    Head,
+    Known,
+    Model,
+    Solve,
+    as_complex,
+    as_real,
+    column,
+    diffeq,
+    dyn,
+    network,
+    normal,
+    ode,
+    turned,
+)
 from torch import Tensor, nn
 
 from trueode import Adaptive, FixedStep

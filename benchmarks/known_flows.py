@@ -86,7 +86,9 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self.field, self.solve, self.head, self.lift = field, solve, head, lift
-        self.register_buffer("times", torch.tensor([0.0, 1.0], dtype=torch.float64) if times is None else times.double())
+        self.register_buffer(
+            "times", torch.tensor([0.0, 1.0], dtype=torch.float64) if times is None else times.double()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         states = self.solve(self.field, x if self.lift is None else self.lift(x), self.times)
@@ -163,7 +165,9 @@ def normal(size: int = 2) -> Callable[[int, int], Tensor]:
 
 def uniform(low: float, high: float, size: int = 2) -> Callable[[int, int], Tensor]:
     """Inputs of a uniform distribution."""
-    return lambda n, seed: low + (high - low) * torch.rand(n, size, generator=torch.Generator().manual_seed(2027 + seed))
+    return lambda n, seed: (
+        low + (high - low) * torch.rand(n, size, generator=torch.Generator().manual_seed(2027 + seed))
+    )
 
 
 def column(t: Any, z: Tensor) -> Tensor:

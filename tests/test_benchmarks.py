@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("script", ["run.py", "jobs.py", "sweep.py"])
+@pytest.mark.parametrize("script", ["run.py", "jobs.py", "sweep.py", "audit_truth.py", "audit_deceived.py"])
 @pytest.mark.parametrize(
     "words",
     ["--unknown", "--rows unknown", "--seconds 0", "--jobs unknown", "--niter 0", "--before unknown", "--runs 0"],
