@@ -1,8 +1,9 @@
 """The audit where it is hard: models whose true share of changed predictions is known, and doses that are made to deceive.
 
     python benchmarks/audit_deceived.py                      all models, and 300 draws of each kind of dose: hours
-    python benchmarks/audit_deceived.py --draws 0            the models alone: minutes
-    python benchmarks/audit_deceived.py --models lorenz      the models of a name alone, and no draws
+    python benchmarks/audit_deceived.py --parts models       the models alone
+    python benchmarks/audit_deceived.py --parts models --models lorenz                   some of them, by name
+    python benchmarks/audit_deceived.py --parts doses --draws 20 --spreads all some      doses alone, some of them
 
 The models are those of ``hard_in_time.py`` and ``hard_in_state.py``, the doses those of ``doses.py``. Truth is never the audit's
 own: closed forms, matrix exponentials, SciPy's DOP853 with tolerances of 1e-12. Each model is audited on three samples
@@ -34,6 +35,7 @@ from machine import describe, source
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 AUDITS = 3
+PARTS, SPREADS = ("models", "doses"), ("all", "some", "own")
 Result = dict[str, Any]
 
 
@@ -218,7 +220,9 @@ def summary(models: Sequence[Result], drawn: Sequence[Result]) -> str:
     """What is wrong, in a few lines."""
     audits = [each for result in models for each in result["audits"]]
     wrong = [complaint for result in models for complaint in complaints(result)]
-    lines = [f"{len(models)} models, {len(audits)} audits: {counted(wrong) or 'all as wanted'}."]
+    lines = []
+    if models:
+        lines.append(f"{len(models)} models, {len(audits)} audits: {counted(wrong) or 'all as wanted'}.")
     if drawn:
         missed = sum(result["verdict"] == "ode" for result in drawn)
         lines.append(f"{len(drawn)} doses: {missed} times a false `ode`.")
@@ -226,6 +230,8 @@ def summary(models: Sequence[Result], drawn: Sequence[Result]) -> str:
 
 
 def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> None:
+    import doses
+
     tables = {"": (COLUMNS, list(map(row, models))), "-doses": (DOSE_COLUMNS, dose_table(drawn))}
     for name, (head, rows) in tables.items():
         with (DOCS / f"audit-deceived{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -246,31 +252,38 @@ def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> No
         "## Models",
         markdown(*tables[""]),
         *(["What the audits said where it was not as wanted:", "\n".join(dict.fromkeys(sentences))] * bool(sentences)),
+        "## Doses",
+        (doses.__doc__ or "").split("\n\n", 1)[1].strip(),
+        markdown(*tables["-doses"]),
     ]
-    if drawn:
-        import doses
-
-        parts += ["## Doses", (doses.__doc__ or "").split("\n\n", 1)[1].strip(), markdown(*tables["-doses"])]
     (DOCS / "audit-deceived.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all, which writes the tables"
+    )
     parser.add_argument("--models", default="", metavar="WORD", help="only those whose names contain it")
-    parser.add_argument("--draws", type=int, default=300, help="of each kind of dose")
+    parser.add_argument("--draws", type=count, default=300, help="of each kind of dose")
+    parser.add_argument("--spreads", nargs="+", choices=SPREADS, default=SPREADS, help="of doses; default: all")
     parser.add_argument("--output_dir", type=Path, default=Path("experiments/audit-deceived"))
     parser.add_argument("--processes", type=count, default=os.cpu_count() or 1)
     parser.add_argument("--again", action="store_true", help="leave out what other sources of the package gave")
     arguments = parser.parse_args()
     folder, how = arguments.output_dir.resolve(), (arguments.processes, arguments.again)
-    chosen = [(name,) for name in names() if arguments.models.lower() in name.lower()]
-    models = keep(folder / "models.jsonl", examine, chosen, model_key, *how)
+    models: list[Result] = []
     drawn: list[Result] = []
-    if not arguments.models:
+    if "models" in arguments.parts:
+        chosen = [(name,) for name in names() if arguments.models.lower() in name.lower()]
+        models = keep(folder / "models.jsonl", examine, chosen, model_key, *how)
+    if "doses" in arguments.parts:
         from doses import KINDS
 
-        jobs = [(*kind, number) for number in range(arguments.draws) for kind in KINDS]
+        kinds = [kind for kind in KINDS if kind.spread in arguments.spreads]
+        jobs = [(*kind, number) for number in range(arguments.draws) for kind in kinds]
         drawn = keep(folder / "doses.jsonl", deceive, jobs, dose_key, *how)
+    if models and drawn and not arguments.models:
         write(models, drawn, f"python benchmarks/audit_deceived.py --draws {arguments.draws}")
     tables = markdown(COLUMNS, map(row, models)), markdown(DOSE_COLUMNS, dose_table(drawn))
     print(*tables, summary(models, drawn), sep="\n\n")

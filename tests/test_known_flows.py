@@ -68,7 +68,16 @@ def test_what_is_wanted_of_a_verdict(benchmarks: Any) -> None:
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
-    words = ["--models", "repelling switch, dopri5", "--output_dir", str(tmp_path), "--processes", "1"]
+    words = [
+        "--parts",
+        "models",
+        "--models",
+        "repelling switch, dopri5",
+        "--output_dir",
+        str(tmp_path),
+        "--processes",
+        "1",
+    ]
     command = [sys.executable, str(BENCHMARKS / "audit_deceived.py"), *words]
     for extra in ([], [], ["--again"]):
         assert "ode" in subprocess.run([*command, *extra], check=True, capture_output=True, text=True).stdout
