@@ -228,12 +228,12 @@ def crowd(solve: Solve) -> Known:
     """All samples turn together, the faster the larger they are."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
-        return 0.004 * z.square().sum() * turned(z)
+        return 0.0015 * z.square().sum() * turned(z)
 
     head = Head()
 
     def exact(x: Tensor) -> Tensor:
-        return head(as_real(as_complex(x) * torch.polar(torch.ones(1).to(x), 0.004 * x.square().sum())))
+        return head(as_real(as_complex(x) * torch.polar(torch.ones(1).to(x), 0.0015 * x.square().sum())))
 
     return Known(Model(field, solve, head).eval(), normal(), exact, CLOSED)
 
@@ -301,13 +301,13 @@ MODELS: dict[str, tuple[str, Callable[[], Known]]] = {
     "stiff 1e4, euler x 8": ("stiff", lambda: stiff(1e4, diffeq("euler", 8))),
     "stiff 1e4, dopri5 1e-6": ("stiff", lambda: stiff(1e4, Adaptive("dopri5", 1e-6, 1e-6))),
     "stiff 1e5, euler x 4": ("stiff", lambda: stiff(1e5, FixedStep("euler", n_steps=4))),
-    "van der Pol, rk4 x 250": ("stiff", lambda: van_der_pol(diffeq("rk4", 250))),
+    "van der Pol, bosh3 1e-2": ("stiff", lambda: van_der_pol(Adaptive("bosh3", 1e-2, 1e-2))),
     "van der Pol, dopri5 1e-8": ("stiff", lambda: van_der_pol(Adaptive("dopri5", 1e-8, 1e-8))),
     "blow-up of some, euler x 8": ("blow-up", lambda: blowing(FixedStep("euler", n_steps=8), -1.0, 2.0)),
     "blow-up at the end, rk4 x 1000": ("blow-up", lambda: blowing(diffeq("rk4", 1000), -1.0, 1.05)),
     "growth, no blow-up, euler x 16": ("blow-up", lambda: blowing(diffeq("euler", 16), -1.0, 0.9)),
     "growth, no blow-up, dopri5 1e-8": ("blow-up", lambda: blowing(controlled(1e-8), -1.0, 0.9)),
-    "fall from far, euler x 8": ("blow-up of steps alone", lambda: falling(diffeq("euler", 8))),
+    "fall from far, bosh3 5e-1": ("blow-up of steps alone", lambda: falling(Adaptive("bosh3", 0.5, 0.5))),
     "fall from far, dopri5 1e-7": ("blow-up of steps alone", lambda: falling(Adaptive("dopri5", 1e-7, 1e-7))),
     "Lorenz to 30, rk4 x 3000": ("chaos", lambda: lorenz(30.0, FixedStep("rk4", n_steps=3000))),
     "Lorenz to 30, dopri5 1e-8": ("chaos", lambda: lorenz(30.0, Adaptive("dopri5", 1e-8, 1e-8, max_steps=100_000))),
