@@ -10,6 +10,8 @@ own: closed forms, matrix exponentials, SciPy's DOP853 with tolerances of 1e-12.
 that share no point, at a margin of 1 %. Wanted: never `ode` where more than 1 % change, or where there is no truth; never
 `solver-dependent` where at most 1 % do; `ode` where at most 0.3 % do; `solver-dependent` where at least 3 % do.
 
+Right: share of samples whose prediction under the audit's exact flow is the true one; the least of all draws of a dose.
+
 What is measured is kept in files of ``--output_dir`` and is not repeated; with ``--again`` only what was measured with these sources
 of the package counts. The tables go to ``docs/audit-deceived.md``, ``audit-deceived.csv`` and ``audit-deceived-doses.csv``.
 """
@@ -101,6 +103,7 @@ def audited(known: Any, x: Any) -> Result:
         "changed": counts.changed,
         "blown_up": counts.blown_up,
         "unresolved": counts.unresolved,
+        "right": found.performance.exact if found.performance.name == "accuracy" and known.exact else None,
         "evaluations": None if exact is None else exact.evaluations / len(x),
         "seen": None if exact is None or math.isnan(exact.width) else exact.width,
     }
@@ -157,7 +160,7 @@ def counted(words: Sequence[str]) -> str:
     return ", ".join(word if count == 1 else f"{count} x {word}" for word, count in numbers.items())
 
 
-COLUMNS = ["model", "kind", "true share", "truth by", "verdicts", "evaluations", "seconds", "width", "wrong"]
+COLUMNS = ["model", "kind", "true share", "truth by", "verdicts", "right", "evaluations", "seconds", "width", "wrong"]
 
 
 def row(result: Result) -> list[str]:
@@ -169,6 +172,7 @@ def row(result: Result) -> list[str]:
         "" if result["true"] is None else f"{100 * result['true']:.2f} %",
         result["how"],
         counted([each["verdict"] for each in audits]),
+        f"{100 * average(each.get('right') for each in audits):.1f} %",
         f"{average(each.get('evaluations') for each in audits):.0f}",
         f"{average(each['seconds'] for each in audits):.2f}",
         f"{average(each.get('seen') for each in audits):.2g}",
@@ -188,7 +192,7 @@ def dose_row(result: Result) -> list[str]:
 
 DOSE_COLUMNS = [
     "form", "spread", "width", "draws", "least true share", "false ode", "inconclusive", "solver-dependent", "error",
-    "evaluations", "seconds",
+    "right", "evaluations", "seconds",
 ]  # fmt: skip
 
 
@@ -205,6 +209,7 @@ def dose_table(results: Sequence[Result]) -> list[list[str]]:
                 str(len(drawn)),
                 f"{100 * min(result['true'] for result in drawn):.1f} %",
                 *(str(verdicts.count(word)) for word in ("ode", "inconclusive", "solver-dependent", "error")),
+                f"{100 * min(result.get('right', math.nan) for result in drawn):.1f} %",
                 f"{average(result.get('evaluations') for result in drawn):.0f}",
                 f"{average(result['seconds'] for result in drawn):.2f}",
             ]
