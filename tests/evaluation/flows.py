@@ -80,7 +80,7 @@ def counted(runnable: Runnable, **how: Any) -> tuple[Evaluation, ExactFlow, Flip
 
 
 class Given(Runnable):
-    """Outputs that are given: under the training solver, rk4 and dopri5 (those of rk4 if not given)."""
+    """Outputs that are given: under the training solver, rk4 or Radau, and others (those of rk4 if not given)."""
 
     growth: float | Tensor = 1.0
 
@@ -97,7 +97,8 @@ class Given(Runnable):
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         solver = solver or self.solver
         own = self.own_in_double if part.double else self.own
-        outputs = own if solver == self.solver else self.exact if solver.name == "rk4" else self.other
+        first = solver.name == "rk4" or getattr(part.solving, "method", "") == "Radau"
+        outputs = own if solver == self.solver else self.exact if first else self.other
         outputs = (outputs.double() if part.double else outputs) * (
             1 + getattr(part.solving, "nudge", 0.0) * self.growth
         )

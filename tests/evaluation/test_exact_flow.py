@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from tests.evaluation.flows import CLASSES, NUMBERS, SERIES, Given, Turn, counted, logits, on, sides, turned
 from tests.problems import PROBLEMS, states
 from trueode.evaluation import ExactFlow, Runnable, exact_flow, finer_solver
-from trueode.evaluation.exact_flow import FINEST, PRECISE, least_cost, levels
+from trueode.evaluation.course import FINEST
+from trueode.evaluation.exact_flow import PRECISE, least_cost
+from trueode.evaluation.ladder import levels
 from trueode.solvers import FixedStep
 
 LINEAR = PROBLEMS[0]

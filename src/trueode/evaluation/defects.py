@@ -58,12 +58,13 @@ class Rk4:
         largest: of each step the largest defect, with its row and time.
         ended: the fraction at which each row ceases to be finite; inf: it does not.
         evaluations: of the field, for a row.
+        length: of the interval, negative backwards.
     """
 
     def __init__(self, problem: Problem, samples: bool, jumps: set[float], course: Course, block: int) -> None:
         self._field, state, _ = problem.form
         self._clock, self._jumps, self._course, self._block = problem.clock, jumps, course, block
-        self.samples = samples
+        self.samples, self.length = samples, problem.clock.length
         self.z = state if samples else state[None]
         self.evaluations = 0.0
         n = len(self.z)
@@ -76,14 +77,15 @@ class Rk4:
         if course.coupled or not samples:
             course.takes[block] = Takes.ONE
 
-    def _time(self, theta: float, side: int = 0) -> Tensor:
+    def moment(self, theta: float, side: int = 0) -> Tensor:
         """The time at a fraction, as the field is to see it; where it jumps, from one side."""
-        t = torch.tensor(self._clock.t0 + theta * self._clock.length, dtype=self._clock.dtype, device="cpu")
+        t = torch.tensor(self._clock.t0 + theta * self.length, dtype=self._clock.dtype, device="cpu")
         if side and theta in self._jumps:
-            t = t.nextafter(torch.full_like(t, side * self._clock.length * inf))
+            t = t.nextafter(torch.full_like(t, side * self.length * inf))
         return t.to(self.z.device)
 
-    def _call(self, t: Tensor, z: Tensor) -> Tensor:
+    def call(self, t: Tensor, z: Tensor) -> Tensor:
+        """The field, counted."""
         self.evaluations += len(z) / len(self.z)
         return self._field(t, z) if self.samples else self._field(t, z[0])[None]
 
@@ -91,14 +93,14 @@ class Rk4:
         """Take all steps; ``last``: whether the slope at the end of the last one is needed."""
         z, late = self.z, None
         for start, end in pairwise(grid):
-            h = (end - start) * self._clock.length
-            middle = self._time((start + end) / 2)
-            early = self._call(self._time(start, 1), z) if late is None or start in self._jumps else late
-            k2 = self._call(middle, z + h / 2 * early)
-            k3 = self._call(middle, z + h / 2 * k2)
-            k4 = self._call(self._time(end, -1), z + h * k3)
+            h = (end - start) * self.length
+            middle = self.moment((start + end) / 2)
+            early = self.call(self.moment(start, 1), z) if late is None or start in self._jumps else late
+            k2 = self.call(middle, z + h / 2 * early)
+            k3 = self.call(middle, z + h / 2 * k2)
+            k4 = self.call(self.moment(end, -1), z + h * k3)
             after = z + h / 6 * (early + 2 * (k2 + k3) + k4)
-            late = self._call(self._time(end, -1), after) if last or end < 1 else early
+            late = self.call(self.moment(end, -1), after) if last or end < 1 else early
             yield Step(start, end, h, z, after, early, late)
             z = after
             gone = ~z.isfinite().flatten(1).all(1).cpu()
@@ -115,7 +117,7 @@ class Rk4:
     def _tried(self) -> Takes:
         n = len(self.z)
         moments = torch.tensor([0.37, 0.61], dtype=torch.float64, device="cpu")
-        expected = torch.stack([self._call(self._time(float(x)), self.z) for x in moments])
+        expected = torch.stack([self.call(self.moment(float(x)), self.z) for x in moments])
         near = 1e3 * torch.finfo(self.z.dtype).eps * float(expected.abs().amax())
         for kind, rows in (
             (Takes.ROWS, torch.arange(n + 1, device="cpu").remainder(max(n - 1, 1))),
@@ -124,7 +126,7 @@ class Rk4:
             which = torch.arange(len(rows), device="cpu") % 2
             rows = rows.to(self.z.device)
             try:
-                found = self._call(self._times(moments[which]), self.z[rows])
+                found = self.call(self._times(moments[which]), self.z[rows])
             except Exception:  # a foreign field may refuse in any way
                 continue
             wanted = expected[which.to(rows.device), rows]
@@ -134,7 +136,7 @@ class Rk4:
 
     def _times(self, fractions: Tensor) -> Tensor:
         """Times for rows, ``(rows, 1, …)``."""
-        times = (self._clock.t0 + fractions * self._clock.length).to(self.z.device, self._clock.dtype)
+        times = (self._clock.t0 + fractions * self.length).to(self.z.device, self._clock.dtype)
         return times.view(-1, *[1] * (self.z.dim() - 1))
 
     def defects(self, step: Step, rows: Tensor, time: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ class Rk4:
         if self.takes is Takes.ROWS:
             rows_at_once = max(1, AT_ONCE // max(states[:1].numel(), 1))
             parts = zip(torch.split(time, rows_at_once), torch.split(states, rows_at_once), strict=True)
-            return slopes - step.h * torch.cat([self._call(self._times(t), z) for t, z in parts])
+            return slopes - step.h * torch.cat([self.call(self._times(t), z) for t, z in parts])
         found, every = torch.empty_like(states), torch.arange(len(self.z), device="cpu")
         left = torch.arange(len(rows), device="cpu")
         while len(left):
@@ -155,8 +157,8 @@ class Rk4:
                 moments = self._times(times)
             else:
                 here = left[time[left] == time[left[0]]]
-                moments = self._time(float(times[0]))
-            values = self._call(moments, step.at(every, times)[0])
+                moments = self.moment(float(times[0]))
+            values = self.call(moments, step.at(every, times)[0])
             found[here.to(found.device)] = values[rows[here].to(values.device)]
             left = left[~torch.isin(left, here)]
         return slopes - step.h * found

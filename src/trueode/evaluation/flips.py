@@ -136,6 +136,8 @@ def _trouble(runnable: Runnable, own: Evaluation, exact: ExactFlow) -> str:
             "their solution is not finite under finer solvers, and it cannot be told whether it blows up or a solver becomes "
             "unstable"
         )
+    if exact.sensitive is not None and bool(exact.sensitive.any()):
+        return "predictions move with a change of the initial state by 1e-9: the flow is chaotic, or has no unique solution"
     if exact.converged:
         return "the prediction lies beyond the horizon up to which a perturbation of 1e-9 stays small"
     return (

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from trueode.evaluation.course import Guided
 from trueode.evaluation.exact_flow import ExactFlow
+from trueode.evaluation.ladder import NUDGE
 from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.tasks import TimeSeries
 from trueode.solvers import Adaptive
-
-NUDGE = 1e-9
 
 
 @dataclass(frozen=True)

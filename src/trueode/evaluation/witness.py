@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from math import ceil, inf, nan
+from math import ceil, inf
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from trueode.evaluation.course import Course, Feature, Takes
 from trueode.evaluation.defects import Rk4
+from trueode.evaluation.posed import Posed
 from trueode.solvers import Solution
 from trueode.solvers.problem import Problem
-from trueode.solvers.saving import as_times
 
 
 class Target(NamedTuple):
@@ -39,6 +39,7 @@ class Witnessed:
         rows: all that are solved ``(m,)``.
         sampled: times at which each row is looked at; 0: none.
         targets: where features are to be located.
+        nudge: initial states of the first block are multiplied by 1 + ``nudge``.
 
     Attributes:
         ended: of rows that cease to be finite: the number of the block plus the fraction of its interval.
@@ -49,13 +50,14 @@ class Witnessed:
 
     def __init__(
         self, course: Course, n_steps: int, level: int, rows: Tensor, *, sampled: int = 0,
-        targets: Sequence[Target] = (),
+        targets: Sequence[Target] = (), nudge: float = 0.0,
     ) -> None:  # fmt: skip
         generator = torch.Generator("cpu").manual_seed(level)
         self.offset = float(0.1 + 0.8 * torch.rand((), generator=generator, device="cpu"))
         order = torch.randperm(len(rows), generator=generator, device="cpu").tolist()
         self.place = dict(zip(rows.tolist(), order, strict=True))
         self.course, self.n_steps, self.level, self.sampled, self.targets = course, n_steps, level, sampled, targets
+        self.nudge = nudge
         self.generator = generator
         self.batches: list[list[_Record]] = []
         self.rows = self._all = rows
@@ -72,18 +74,15 @@ class Witnessed:
     def __call__(self, problem: Problem, samples: bool) -> Solution[Any]:
         """See `Solving`."""
         block = len(self.batches[-1])
-        clock, unpack = problem.clock, problem.form.unpack
-        wanted = as_times([clock.t1] if problem.save_at is None else problem.save_at).detach().double().cpu()
-        fractions = ((wanted - clock.t0) / (clock.length or 1.0)).clamp(0, 1)
-        jumps = {theta for t in problem.solver.breaks if 0 < (theta := clock.fraction(t)) < 1}
-        given = {0.0, 1.0, *fractions[~fractions.isnan()].tolist(), *jumps}
-        ends = sorted({*given, *self.course.marks(block, given)})
-        solve = Rk4(problem, samples, jumps, self.course, block)
-        grid, kept = self._grid(ends), {0.0: solve.z}
+        posed = Posed(problem, samples, self.course, block)
+        solve = Rk4(problem, samples, posed.jumps, self.course, block)
+        if self.nudge and not block:
+            solve.z = (1 + self.nudge) * solve.z
+        grid, kept = self._grid(posed.ends), {0.0: solve.z}
         times = self._times(solve) if self.sampled else None
         aims = self._aims(block, samples) if self.targets else None
         for step in solve.steps(grid, last=times is not None or aims is not None):
-            if step.end in given:
+            if step.end in posed.given:
                 kept[step.end] = step.after
             if times is not None:
                 solve.look(step, times)
@@ -94,23 +93,13 @@ class Witnessed:
                 self.ended.setdefault(row, block + end)
         if aims is not None:
             self.located.setdefault(block, []).extend(solve.located())
-        zs = None if problem.save_at is None else _gathered(kept, fractions)
-        z = kept[1.0]
-        if not samples:
-            z, zs = z[0], None if zs is None else zs[:, 0]
-        finite = bool(z.isfinite().all())
-        found = Solution(
-            z=z if unpack is None else unpack(z), zs=zs if unpack is None or zs is None else unpack(zs), t=problem.t[1],
-            nfe=ceil(solve.evaluations), n_steps=len(grid) - 1, n_rejected=0, errors=None,
-            status="success" if finite else "non_finite", message="" if finite else "rk4 reached a state that is not finite.",
-            statuses=None, _solver=problem.solver, _fractions=torch.tensor(grid, dtype=torch.float64, device="cpu"),
-            _clock=clock, _counter=problem.counter,
-        )  # fmt: skip
+        finite = bool(kept[1.0].isfinite().all())
+        outcome = ("success", "") if finite else ("non_finite", "rk4 reached a state that is not finite.")
+        found = posed.solution(kept, ceil(solve.evaluations), grid, *outcome)
         if times is not None:
             self._take(block, solve, times, samples)
-        record = _Record(
-            found, problem.form.state if block else None, solve.defect, solve.time, fractions, samples, unpack
-        )
+        start = problem.form.state if block else None
+        record = _Record(found, start, solve.defect, solve.time, posed.wanted, samples, problem.form.unpack)
         self.batches[-1].append(record)
         return found
 
@@ -199,12 +188,3 @@ class Moved:
 
 def _added(state: Any, change: Any) -> Any:
     return tuple(map(_added, state, change)) if isinstance(state, tuple) else state + change
-
-
-def _gathered(kept: dict[float, Tensor], fractions: Tensor) -> Tensor:
-    """States at ``(times,)`` or, for each row, ``(rows, times)``; NaN where there is no time."""
-    if fractions.dim() == 1:
-        return torch.stack([kept[theta] for theta in fractions.tolist()])
-    lost = torch.full_like(kept[0.0][0], nan)
-    rows = [[kept[x][r] if x == x else lost for x in row] for r, row in enumerate(fractions.tolist())]
-    return torch.stack([torch.stack(row) for row in rows], 1)

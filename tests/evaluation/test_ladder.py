@@ -1,0 +1,116 @@
+"""Rows are refined, solved by implicit methods, or found to have no flow that can be computed."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.evaluation.flows import NUMBERS, Given, Turn, circle, counted, logits, on, sides
+from trueode.evaluation.exact_flow import exact_flow
+from trueode.evaluation.ladder import COARSEST, levels
+from trueode.evaluation.runnable import ALL, Part
+from trueode.solvers import Adaptive, FixedStep
+
+
+def points(n: int, d: int = 2) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+class Relaxing(nn.Module):
+    """A number that relaxes to another one, which turns slowly: ``x' = -rate (x - y)``, ``y' = y``."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.cat([-self.rate * (z[:, :1] - z[:, 1:]), z[:, 1:]], 1)
+
+
+@pytest.mark.parametrize("rate", [1e5, 1e7])
+def test_stiff_fields_are_solved_implicitly(rate: float) -> None:
+    x = points(20)
+    runnable = on(Relaxing(rate), x, task=NUMBERS, solver=FixedStep("euler", n_steps=10))
+    exact = exact_flow(runnable, runnable.run())
+    slow = x[:, 1] * math.e
+    truth = torch.stack([slow * rate / (rate + 1), slow], 1)
+    assert exact.converged
+    assert not exact.blown_up.any()
+    torch.testing.assert_close(exact.outputs, truth, rtol=1e-6, atol=1e-6)
+    assert exact.width >= 0.01, "no witness has seen what rk4 cannot solve"
+
+
+def test_stiff_fields_of_many_numbers_stay_open() -> None:
+    x = torch.cat([points(2, 50), points(2, 50)], 1)
+    rate = torch.full((100,), 1e7, dtype=torch.float64)
+    runnable = on(lambda t, z: -rate * (z - 1), x, task=NUMBERS, solver=FixedStep("euler", n_steps=10))
+    exact = exact_flow(runnable, runnable.run())
+    assert not exact.settled.any()
+    assert not exact.blown_up.any()
+
+
+def lorenz(t: Tensor, z: Tensor) -> Tensor:
+    """The field of Lorenz (1963), on which neighbours part."""
+    x, y, h = z.unbind(1)
+    return torch.stack([10 * (y - x), x * (28 - h) - y, x * y - 8 / 3 * h], 1)
+
+
+def test_chaos_is_no_flow_that_can_be_compared() -> None:
+    x = points(6, 3) + torch.tensor([0.0, 0.0, 25.0], dtype=torch.float64)
+    head = lambda z: torch.stack([z[:, 0], -z[:, 0]], 1)  # noqa: E731
+    runnable = on(lorenz, x, downstream=head, end=40.0, solver=Adaptive("dopri5", 1e-5, 1e-5))
+    _, exact, counts = counted(runnable)
+    assert exact.sensitive is not None
+    assert exact.sensitive.any()
+    assert counts.unresolved > 3
+    assert "chaotic" in counts.trouble
+
+
+def test_precision_of_the_model_is_enough_far_from_boundaries() -> None:
+    x = circle(400)
+    ran: list[bool] = []
+
+    class Watched(type(on(Turn(), x))):  # type: ignore[misc]
+        def run(self, solver: object = None, part: Part = ALL) -> object:
+            ran.extend([part.double] * (self.n if part.indices is None else len(part.indices)))
+            return super().run(solver, part)
+
+    made = on(Turn(), x, downstream=sides())
+    runnable = Watched(made.model, made.samples, made.task, made.solver)
+    single = exact_flow(runnable, runnable.run())
+    assert sum(ran) < 0.2 * len(ran), "few were solved in double precision"
+    double = on(Turn().double(), x.double(), downstream=sides().double())
+    exact = exact_flow(double, double.run())
+    assert torch.equal(single.settled, exact.settled)
+    assert torch.equal(single.outputs.argmax(1), exact.outputs.argmax(1))
+
+
+def test_predictions_near_rounding_are_settled_in_double_precision() -> None:
+    """Margins of 1e-6: single precision changes a part of them, double precision none."""
+    x = torch.linspace(-1, 1, 400)[:, None] * 1e-6
+    head = lambda z: torch.cat([1 + z, 1 - z], 1)  # noqa: E731
+    runnable = on(lambda t, z: z, x, downstream=head, solver=FixedStep("rk4", n_steps=8))
+    _, exact, counts = counted(runnable)
+    assert exact.converged
+    assert torch.equal(exact.outputs.argmax(1), (x[:, 0] < 0).long())
+    assert counts.flips == 0
+
+
+def test_methods_that_disagree_are_not_settled_by_implicit_ones() -> None:
+    classes = torch.tensor([0, 1, 1, 0])
+    exact = exact_flow(runnable := Given(logits(classes), logits(classes), logits(1 - classes)), runnable.run())
+    assert not exact.settled.any()
+
+
+@pytest.mark.parametrize(("training", "order"), [(1, 1), (8, 4), (1500, 4)])
+def test_many_steps_go_with_fine_tolerances(training: int, order: int) -> None:
+    found = list(levels(training, order))
+    assert found[0][1] == 1e-4
+    for (steps, tolerance), (more, finer) in pairwise(found):
+        assert more > 2 * steps
+        assert finer <= tolerance
+        assert finer <= max(1e-12, 1e-4 * 1e-2 ** round(math.log2(more / COARSEST)))
