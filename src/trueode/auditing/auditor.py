@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.convergence import explore, find_safe, observed_orders
-from trueode.auditing.interception import version_of
 from trueode.auditing.forward import Call
+from trueode.auditing.interception import version_of
 from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
 from trueode.auditing.preconditions import Precondition, prepare
 from trueode.auditing.preserve_state import preserve_state

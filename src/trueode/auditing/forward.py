@@ -126,7 +126,7 @@ def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
             copies[id(x)] = (copy.clone() if copy.data_ptr() == x.data_ptr() else copy).requires_grad_(x.requires_grad)
         return copies[id(x)]
 
-    places: list[dict[str, Tensor | None]] = [held for each in modules for held in (each._parameters, each._buffers)]  # type: ignore[list-item]
+    places: list[dict[str, Any]] = [held for module in modules for held in (module._parameters, module._buffers)]
     originals = [dict(held) for held in places]
     try:
         for held in places:

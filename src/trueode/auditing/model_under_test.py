@@ -18,7 +18,6 @@ from trueode.auditing.samples import (
     Given,
     chosen,
     first_tensor,
-    mapped,
     marks_of,
     read,
     refuse_shapes,

@@ -73,9 +73,7 @@ def reachable(*roots: Any) -> Reachable:
             own = {id(part): part for part in (*x.parameters(recurse=False), *x.buffers(recurse=False))}
             found.holders.extend(own[key] for key in own.keys() - seen.keys())
             seen.update(own)
-        elif isinstance(x, Tensor) and x.numel() <= LARGE:
-            found.holders.append(x)
-        elif isinstance(x, dict | list | set | deque | CellType):
+        elif (isinstance(x, Tensor) and x.numel() <= LARGE) or isinstance(x, dict | list | set | deque | CellType):
             found.holders.append(x)
         elif isinstance(x, FunctionType) and not _is_known(x):
             if assigned := _global_names(x.__code__, "STORE_GLOBAL"):
