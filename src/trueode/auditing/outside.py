@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 SOLVERS = ("torchdiffeq.", "torchdyn.numerics.", "torchode.", "trueode.solvers.")  # modules whose code calls fields
-LIBRARIES = ("torchdiffeq", "torchdyn", "torchode")  # their modules only hand on calls of a field
+WRAPPERS = ("torchdiffeq.", "torchdyn.", "torchode.", "torch._dynamo.")  # their modules only hand on calls
 CALL = nn.Module._call_impl.__code__
 
 
@@ -32,8 +32,6 @@ class FieldCalls:
 
     def note(self, module: nn.Module, given: Any) -> None:
         """A module is called."""
-        if next(module.parameters(), None) is None or _hands_on(module):
-            return
         solve, alone = _around(module)
         if solve is None:
             self._outside[module] += 1
@@ -44,14 +42,15 @@ class FieldCalls:
 
 
 @contextmanager
-def field_calls() -> Iterator[FieldCalls]:
-    """A block in which calls of modules are noted."""
+def field_calls(modules: Iterable[nn.Module]) -> Iterator[FieldCalls]:
+    """A block in which calls of modules are noted, of those that have parameters."""
     calls = FieldCalls()
-    hook = register_module_forward_pre_hook(calls.note)
-    try:
+    with ExitStack() as stack:
+        for module in modules:
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            if not scripted and not _hands_on(module) and next(module.parameters(), None) is not None:
+                stack.callback(module.register_forward_pre_hook(calls.note).remove)
         yield calls
-    finally:
-        hook.remove()
 
 
 def _around(module: nn.Module) -> tuple[FrameType | None, bool]:
@@ -69,4 +68,4 @@ def _around(module: nn.Module) -> tuple[FrameType | None, bool]:
 
 
 def _hands_on(module: nn.Module) -> bool:
-    return type(module).__module__.partition(".")[0] in LIBRARIES
+    return type(module).__module__.startswith(WRAPPERS)

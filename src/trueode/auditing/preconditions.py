@@ -96,7 +96,7 @@ def _first_call(subject: ModelUnderTest, before: Kept) -> tuple[ModelUnderTest, 
         for subject.forward.gradients in (False, True):
             alone = subject.on((batch,), (size_of(batch),))
             try:
-                with field_calls() as calls:
+                with field_calls(subject.forward.found.every) as calls:
                     ran = alone.run()
             except UsageError as failure:
                 before.restore()
