@@ -77,20 +77,19 @@ class Forward:
 
     def settle(self, before: Kept) -> None:
         """Take what the first call has changed: from now on each call begins without it."""
-        self._touched = before.touched()
-        self._counters = self._touched.numbers()
+        self._touched, self._counters = before.touched(), before.numbers()
 
     def steady(self, replacement: Replacement) -> Replacement:
         """A replacement whose field calls all begin with the counters of the first one, and leave no graph behind."""
 
         def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
-            # a state that depends on something may be differentiated by the model, where it has enabled gradients by itself
-            gradients = torch.is_grad_enabled() and (self.gradients or not problem.z0.requires_grad)
+            gradients = torch.is_grad_enabled()
             if not gradients and not self._counters:
                 return replacement(problem)
-            with torch.no_grad() if gradients else nullcontext():
-                z0 = problem.z0.detach() if gradients else problem.z0
-                return replacement(replace(problem, field=self._steady(problem.field, gradients), z0=z0))
+            with torch.no_grad():
+                return replacement(
+                    replace(problem, field=self._steady(problem.field, gradients), z0=problem.z0.detach())
+                )
 
         return solve
 
@@ -101,11 +100,8 @@ class Forward:
             nonlocal counted
             for number, value in counted or ():
                 number.write(value)
-            if gradients:
-                with torch.enable_grad():
-                    derivative = field(t.detach(), z.detach()).detach()
-            else:
-                derivative = field(t, z)
+            with torch.set_grad_enabled(gradients):
+                derivative = field(t.detach(), z.detach()).detach()
             if counted is None:
                 counted = [(number, value) for number in self._counters if (value := number.read()) is not None]
             return derivative
@@ -115,7 +111,14 @@ class Forward:
 
 @contextmanager
 def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Copies in double precision in the places of parameters and buffers, for a while; tied weights stay tied."""
+    """Copies in double precision in the places of parameters and buffers, for a while; tied weights stay tied.
+
+    Raises:
+        TypeError: some modules are scripted.
+    """
+    modules = list(modules)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+        raise TypeError("scripted parts of a model keep their precision")
     copies: dict[int, Tensor] = {}
 
     def copied(x: Tensor | None) -> Tensor | None:

@@ -43,7 +43,7 @@ class Kept:
 
     def numbers(self) -> list[Number]:
         """Places of single numbers that have changed: those of counters."""
-        changed = {id(x) for x, before in self._before if isinstance(x, Tensor) and _has_changed(x, before)}
+        changed = {id(x) for x, before in self._before if _is_number(x) and _has_changed(x, before)}
         return [
             Number(holder.held if isinstance(holder, Entries) else holder, key)
             for holder, before in self._before

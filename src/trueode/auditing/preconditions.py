@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -91,24 +92,22 @@ def _first_call(subject: ModelUnderTest, before: Kept) -> tuple[ModelUnderTest, 
     batches = [subject.batches[0]]
     if subject.given is not None and size_of(whole := subject.given.whole()[0]) != size_of(batches[0]):
         batches.append(whole)
-    for batch in batches:
-        first: UsageError | None = None
-        for subject.forward.gradients in (False, True):
-            alone = subject.on((batch,), (size_of(batch),))
-            try:
-                with field_calls(subject.forward.found.every) as calls:
-                    ran = alone.run()
-            except UsageError as failure:
-                before.restore()
-                first = first or failure
-                if not isinstance(failure, ModelError):
-                    break
-            else:
-                subject.forward.settle(before)
-                return alone, ran, calls
-    subject.forward.gradients = False
-    assert first is not None
-    raise first
+    failed: UsageError | None = None
+    for batch, gradients in product(batches, (False, True)):
+        if gradients and not isinstance(failed, ModelError):
+            continue
+        alone, subject.forward.gradients = subject.on((batch,), (size_of(batch),)), gradients
+        try:
+            with field_calls(subject.forward.found.every) as calls:
+                ran = alone.run()
+        except UsageError as failure:
+            before.restore()
+            failed = failed if gradients else failure
+        else:
+            subject.forward.settle(before)
+            return alone, ran, calls
+    assert failed is not None
+    raise failed
 
 
 def _other_options(alone: ModelUnderTest, ran: Evaluation, before: Kept) -> str:
