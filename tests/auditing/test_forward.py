@@ -66,14 +66,30 @@ def test_a_function_runs_in_double_precision() -> None:
 def test_double_precision_ends_with_its_block() -> None:
     field = Tied()
     before = {name: id(x) for name, x in [*field.named_parameters(), *field.named_buffers()]}
-    with pytest.raises(KeyboardInterrupt), in_double(reachable(field).every):
-        assert (field.shift.dtype, field.index.dtype) == (torch.float64, torch.int64)
-        field.index += 1
-        field.shift = field.shift + 1
-        assert field.one.weight.requires_grad
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with in_double(reachable(field).every):
+            assert (field.shift.dtype, field.index.dtype) == (torch.float64, torch.int64)
+            field.index += 1
+            field.shift = field.shift + 1
+            assert field.one.weight.requires_grad
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert {name: id(x) for name, x in [*field.named_parameters(), *field.named_buffers()]} == before
     assert (field.index.tolist(), field.shift.tolist()) == ([0, 1], [1.0, 1.0])
+
+
+def test_scripted_parts_keep_their_precision() -> None:
+    model = Headed(lambda field, z: odeint(lambda t, z: scripted(z), z))
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
+    found = audit(model, (X, Y), methods=())
+    assert found.verdict == "ode"
+    assert found.reference is not None
+    assert not found.reference.double
+    assert any("scripted parts of a model keep their precision" in note for note in found.notes)
+    assert {p.dtype for p in [*model.parameters(), *scripted.parameters()]} == {torch.float32}
 
 
 def test_a_function_is_told_by_its_weights() -> None:

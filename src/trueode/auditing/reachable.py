@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
-from weakref import CallableProxyType, ProxyType
+from weakref import ProxyTypes
 
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ def reachable(*roots: Any) -> Reachable:
     waiting = deque(roots)
     while waiting and len(seen) < MOST:
         x = waiting.popleft()
-        if id(x) in seen or isinstance(x, ProxyType | CallableProxyType):
+        if id(x) in seen or type(x) in ProxyTypes:
             continue
         seen[id(x)] = x
         if isinstance(x, nn.Module):
