@@ -81,6 +81,7 @@ def test_double_precision_ends_with_its_block() -> None:
     assert (field.index.tolist(), field.shift.tolist()) == ([0, 1], [1.0, 1.0])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
 def test_scripted_parts_keep_their_precision() -> None:
     model = Headed(lambda field, z: odeint(lambda t, z: scripted(z), z))
     scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
