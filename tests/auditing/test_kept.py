@@ -86,6 +86,24 @@ def test_an_empty_cell_is_emptied() -> None:
         cell.cell_contents  # noqa: B018
 
 
+def test_attributes_of_a_class() -> None:
+    class Counted:
+        n = 0
+        name = "a"
+
+    kept = Kept([Counted])
+    Counted.n, Counted.name = 5, "b"
+    Counted.more = [1]  # type: ignore[attr-defined]
+    (number,) = kept.numbers()
+    value = number.read()
+    assert value is not None
+    Counted.n = 6
+    number.write(value)
+    assert Counted.n == 5
+    kept.restore()
+    assert (Counted.n, Counted.name, hasattr(Counted, "more")) == (0, "a", False)
+
+
 def test_a_tensor_of_another_shape_and_dtype() -> None:
     x = torch.zeros(3)
     kept = Kept([x])

@@ -40,6 +40,8 @@ class Tripped:
 class Net(nn.Module):
     """Its forward and its field change all that they can reach."""
 
+    calls = 0
+
     def __init__(self, trip: Tripped) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
@@ -69,6 +71,7 @@ class Net(nn.Module):
         global CALLS
         self.trip.step()
         self.nfe += 1
+        Net.calls += 1
         self.evaluations += 1
         CALLS += 1
         derivative: Tensor = self.frozen(self.net(z))
@@ -159,7 +162,7 @@ def contents(x: Any, seen: dict[int, Any] | None = None) -> Any:
 def everything(subject: Any, net: Net) -> Any:
     numbers = np.random.get_state()  # noqa: NPY002
     chance = torch.get_rng_state().tolist(), random.getstate(), numbers[1].tolist(), numbers[2]
-    return contents(subject), contents(net), CALLS, chance, torch.is_grad_enabled()
+    return contents(subject), contents(net), CALLS, Net.calls, chance, torch.is_grad_enabled()
 
 
 @pytest.fixture(autouse=True)

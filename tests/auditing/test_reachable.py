@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections import deque
 from functools import partial, wraps
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -146,6 +146,34 @@ def test_data_and_what_libraries_hold_are_left_alone() -> None:
     found = reachable(Holder(data), Holder(torch.utils.data.DataLoader(data, batch_size=2)))
     assert found.every == []
     assert any(each is data for each in found.holders)
+
+
+def asserts(x: Tensor) -> Tensor:
+    assert len(x)  # by names of pytest, behind which all tests lie
+    return x
+
+
+def test_installed_packages_are_not_entered() -> None:
+    assert reachable(asserts).every == []
+
+
+class Counted:
+    """A class that counts."""
+
+    n = 0
+    seen: ClassVar[list[int]] = []
+
+
+def counts_in_a_class(x: Tensor) -> Tensor:
+    Counted.n += 1
+    Counted.seen.append(len(x))
+    return x
+
+
+def test_classes_of_ones_own() -> None:
+    found = reachable(counts_in_a_class)
+    assert any(each is Counted for each in found.holders)
+    assert any(each is Counted.seen for each in found.holders)
 
 
 def test_references_that_have_died() -> None:

@@ -17,7 +17,7 @@ class Kept:
     """What holders hold at this moment.
 
     Args:
-        holders: tensors, dicts or `Entries` of them, lists, sets, deques, cells of closures.
+        holders: tensors, dicts or `Entries` of them, lists, sets, deques, cells of closures, classes.
     """
 
     def __init__(self, holders: Iterable[Any] = ()) -> None:
@@ -55,7 +55,7 @@ class Kept:
 
 
 class Number(NamedTuple):
-    """A place that holds a single number: an entry of a dict or list, or a cell."""
+    """A place that holds a single number: an entry of a dict or list, a cell, an attribute of a class."""
 
     holder: Any
     key: Any
@@ -71,8 +71,8 @@ class Number(NamedTuple):
         if isinstance(held, Tensor):
             with torch.no_grad():
                 held.copy_(number)
-        if isinstance(self.holder, CellType):
-            self.holder.cell_contents = held
+        if isinstance(self.holder, CellType | type):
+            setattr(self.holder, self.key, held)
         else:
             self.holder[self.key] = held
 
@@ -92,6 +92,8 @@ def _contents(holder: Any) -> Any:
         return holder.detach().clone()
     if isinstance(holder, Entries):
         return {name: value for name, value in holder.held.items() if name in holder.names}
+    if isinstance(holder, type):
+        return {name: value for name, value in vars(holder).items() if not name.startswith("__")}
     if isinstance(holder, CellType):
         try:
             return {"cell_contents": holder.cell_contents}
@@ -124,10 +126,11 @@ def _put(holder: Any, before: Any) -> None:
             held.update(before)
     elif isinstance(holder, list):
         holder[:] = before.values()
-    elif isinstance(holder, CellType):
-        del holder.cell_contents
-        for value in before.values():
-            holder.cell_contents = value
+    elif isinstance(holder, CellType | type):
+        for name in _contents(holder).keys() - before.keys():
+            delattr(holder, name)
+        for name, value in before.items():
+            setattr(holder, name, value)
     else:
         holder.clear()
         (holder.extend if isinstance(holder, deque) else holder.update)(before.values())

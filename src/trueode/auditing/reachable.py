@@ -8,7 +8,8 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import ProxyTypes
@@ -22,7 +23,8 @@ LIBRARIES = frozenset(sys.stdlib_module_names) | {
     *("torch", "torchvision", "numpy", "scipy", "jax", "trueode", "torchdiffeq", "torchdyn", "torchode"),
     *("lightning", "pytorch_lightning", "lightning_fabric"),
 }
-"""Packages whose functions and objects keep nothing of a model, beside its modules."""
+"""Packages whose functions and objects keep nothing of a model, beside its modules; as all that are installed."""
+INSTALLED = ("site-packages", "dist-packages")  # folders of packages
 
 
 class Entries(NamedTuple):
@@ -38,8 +40,8 @@ class Reachable:
 
     Attributes:
         every: modules, those inside of others included.
-        holders: what has contents: tensors, dicts (those of attributes included), lists, sets, deques, cells of closures, and
-            global names that functions assign.
+        holders: what has contents: tensors, dicts (those of attributes included), lists, sets, deques, cells of closures,
+            classes, and global names that functions assign.
         modes: whether some code asks for the mode, training or evaluation.
     """
 
@@ -74,7 +76,11 @@ def reachable(*roots: Any) -> Reachable:
             own = {id(part): part for part in (*x.parameters(recurse=False), *x.buffers(recurse=False))}
             found.holders.extend(own[key] for key in own.keys() - seen.keys())
             seen.update(own)
-        elif (isinstance(x, Tensor) and x.numel() <= LARGE) or isinstance(x, dict | list | set | deque | CellType):
+        elif (
+            (isinstance(x, Tensor) and x.numel() <= LARGE)
+            or isinstance(x, dict | list | set | deque | CellType)
+            or (isinstance(x, type) and not _is_known(x))
+        ):
             found.holders.append(x)
         elif isinstance(x, FunctionType) and not _is_known(x):
             if assigned := _global_names(x.__code__, "STORE_GLOBAL"):
@@ -104,10 +110,15 @@ def _parts(x: Any) -> Iterator[Any]:
             # vars: a function may have attributes, too
             yield from (*(x.__closure__ or ()), x.__defaults__, x.__kwdefaults__, vars(x))
             yield from _globals_of(x)
+    elif isinstance(x, type):
+        if not _is_known(x):
+            yield from x.__bases__
+            for value in list(vars(x).values()):
+                yield from (getattr(value, "fget", None), getattr(value, "__func__", value))
     elif isinstance(x, nn.Module | SimpleNamespace | Namespace) or not (
-        isinstance(x, Tensor | ModuleType | type) or _is_known(type(x))
+        isinstance(x, Tensor | ModuleType) or _is_known(type(x))
     ):
-        yield from _functions(type(x))
+        yield type(x)
         yield getattr(x, "__dict__", None)
 
 
@@ -116,24 +127,23 @@ def _globals_of(function: FunctionType) -> Iterator[Any]:
     code, held = function.__code__, function.__globals__
     for name in _global_names(code, "LOAD_GLOBAL", "LOAD_NAME"):
         value = held.get(name)
-        if isinstance(value, ModuleType) and value.__name__.partition(".")[0] not in LIBRARIES:
+        if isinstance(value, ModuleType) and not _is_library(value.__name__):
             taken = {each for part in _nested(code) for each in part.co_names}
             yield from (vars(value)[each] for each in taken & vars(value).keys())
         else:
             yield value
 
 
-def _functions(kind: type) -> Iterator[Any]:
-    """The functions of a class: their code may use global names."""
-    for each in kind.__mro__:
-        if not _is_known(each):
-            for value in list(vars(each).values()):
-                yield from (getattr(value, "fget", None), getattr(value, "__func__", value))
-
-
 def _is_known(x: Any) -> bool:
     """Whether a function or class belongs to a library."""
-    return str(getattr(x, "__module__", None) or "").partition(".")[0] in LIBRARIES
+    return _is_library(str(getattr(x, "__module__", None) or ""))
+
+
+@lru_cache
+def _is_library(module: str) -> bool:
+    package = module.partition(".")[0]
+    file = getattr(sys.modules.get(package), "__file__", None) or ""
+    return package in LIBRARIES or any(folder in Path(file).parts for folder in INSTALLED)
 
 
 def _global_names(code: CodeType, *operations: str) -> set[str]:
