@@ -26,10 +26,11 @@ class Moody(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.net, self.norm, self.how = nn.Linear(2, 2), nn.BatchNorm1d(2), training
-        self.modes = list[bool]()
+        self.modes, self.calls = list[bool](), 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.modes.append(self.training)
+        self.calls += 1
         how = self.how if self.training else {"method": "rk4", "options": {"step_size": 0.125}}
         if "raises" in how:
             raise RuntimeError("only in evaluation mode")
@@ -49,7 +50,7 @@ def test_options_that_are_dropped_in_evaluation_mode() -> None:
         assert found.verdict == "ode"
         assert model.training is mode
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    assert model.modes == []
+    assert (model.modes, model.calls) == ([], 0)
 
 
 def test_settings_that_a_solver_does_not_show() -> None:

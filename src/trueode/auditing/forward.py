@@ -35,14 +35,12 @@ class Forward:
     Attributes:
         found: what lies behind both.
         gradients: whether it runs with gradients enabled, because its field differentiates something.
-        continues: whether a call begins with the state that the one before has left, and not with that of the first.
     """
 
     def __init__(self, model: Any, call: Call) -> None:
         self.model, self.call = model, call
         self.found = reachable(model, call)
-        self.gradients = self.continues = False
-        self._ran = False
+        self.gradients = self._continues = self._ran = False
         self._touched, self._counters = Kept(), list[Number]()
         self._device = next((x.device for module in self.found.modules for x in module.parameters()), None)
 
@@ -57,7 +55,7 @@ class Forward:
         Raises:
             ModelError: the model raises something; errors of this package pass as they are.
         """
-        if not self.continues:
+        if not self._continues:
             self._touched.restore()
         moved = mapped(batch, lambda x: _cast(x, self._device, double))
         gradients = torch.enable_grad() if self.gradients else nullcontext()
@@ -74,6 +72,15 @@ class Forward:
             raise ModelError(f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{asked}") from failure
         self._ran = True
         return outputs
+
+    @contextmanager
+    def continued(self) -> Iterator[None]:
+        """A block in which a call begins with the state that there is, and not with that of the first one."""
+        self._continues = True
+        try:
+            yield
+        finally:
+            self._continues = False
 
     def settle(self, before: Kept) -> None:
         """Take what the first call has changed: from now on each call begins without it."""

@@ -115,10 +115,12 @@ def _other_options(alone: ModelUnderTest, ran: Evaluation, before: Kept) -> str:
     found = alone.forward.found
     if not found.modes:
         return ""
+    before.restore()
     for module in found.modules:
         module.train()
     try:
-        training, evaluation = alone.run().solver, ran.solver
+        with alone.forward.continued():
+            training, evaluation = alone.run().solver, ran.solver
     except TrueodeError:  # training mode may need more than a forward
         return ""
     finally:
@@ -136,13 +138,11 @@ def _other_options(alone: ModelUnderTest, ran: Evaluation, before: Kept) -> str:
 
 def _differs_again(subject: ModelUnderTest, own: Evaluation) -> tuple[bool, bool]:
     """Whether outputs depend on what was called before, and whether they differ by chance."""
-    subject.forward.continues = True
     try:
-        again = subject.run()
+        with subject.forward.continued():
+            again = subject.run()
     except ModelError:  # a limit of calls, for instance
         again = None
-    finally:
-        subject.forward.continues = False
     if again is not None and same(own.outputs, again.outputs):
         return False, False
     stochastic = not same(own.outputs, subject.run().outputs)
