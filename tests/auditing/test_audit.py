@@ -213,21 +213,25 @@ def test_a_field_that_no_solver_resolves_is_inconclusive(field: Callable[[Tensor
 
 
 class Odd(nn.Module):
-    """A rotation by `trueode.solve`, with something that an audit cannot have."""
+    """A rotation by `trueode.solve`, with something that an audit cannot have, or with counters, which it can have."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what = what
         self.dropout = nn.Dropout(0.5)
         self.register_buffer("calls", torch.zeros(()))
+        self.last: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         z = solve(self.field, x, solver=euler(4)).z
-        if self.what == "buffer":
+        if self.what in ("buffer", "memory"):
             self.calls += 1
         if self.what == "new buffer":
             self.calls = self.calls + 1
-        return z
+        if self.what == "list":
+            self.last.append(z)
+            z = z + 0.01 * len(self.last)
+        return z * (1 + 0.01 * self.calls) if self.what == "memory" else z
 
     def field(self, t: Tensor, z: Tensor) -> Tensor:
         noise = 0.01 * torch.randn_like(z) if self.what == "stochastic" else 0.0
@@ -240,8 +244,8 @@ class Odd(nn.Module):
     [
         ("stochastic", "deterministic", "it is stochastic"),
         ("dropout", "deterministic", "it is stochastic"),
-        ("buffer", "buffers", "updates its buffers"),
-        ("new buffer", "buffers", "updates its buffers"),
+        ("memory", "memory", "depend on what was called before"),
+        ("list", "memory", "depend on what was called before"),
     ],
 )
 def test_where_a_precondition_is_violated_there_is_no_verdict(what: str, precondition: str, words: str) -> None:
@@ -254,6 +258,15 @@ def test_where_a_precondition_is_violated_there_is_no_verdict(what: str, precond
     assert words in check_solver(model, labelled(40)).decision.reason
     json.loads(found.to_json())
     assert found.figures() == {}
+
+
+@pytest.mark.parametrize("what", ["buffer", "new buffer"])
+def test_a_counter_is_no_memory(what: str) -> None:
+    model = Odd(what).eval()
+    found = audit(model, labelled(), methods=())
+    assert found.verdict == "solver-dependent"
+    assert all(each.holds for each in found.preconditions)
+    assert float(model.calls) == 0
 
 
 def test_an_ordinary_model_violates_nothing() -> None:

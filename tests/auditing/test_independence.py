@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode import FixedStep, audit, solve
+from trueode.auditing.kept import Kept
 from trueode.auditing.model_under_test import model_under_test
 from trueode.auditing.preconditions import prepare
 from trueode.data import Split
@@ -46,7 +47,7 @@ HELD = Turning(lambda x: 0.5, rows=700)  # holds edges between all nodes
 def looked_at(model: nn.Module, data: Any, **how: Any) -> Any:
     subject = model_under_test(model, data, **how)
     with torch.no_grad():
-        prepare(subject, was_training=False)
+        prepare(subject, Kept(), was_training=False)
     return subject
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.convergence import explore, find_safe, observed_orders
+from trueode.auditing.forward import Call
 from trueode.auditing.interception import version_of
-from trueode.auditing.model_under_test import Call, ModelUnderTest, model_under_test
+from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
 from trueode.auditing.preconditions import Precondition, prepare
-from trueode.auditing.preserve_state import modules_of, preserve_state
+from trueode.auditing.preserve_state import preserve_state
 from trueode.auditing.problem import FoundSolver
 from trueode.auditing.reasons import find_reasons
 from trueode.auditing.report import Audit
@@ -107,14 +108,15 @@ def audit(
     for method in methods:
         if method not in METHODS:
             raise UsageError(f"method {method!r} is unknown; known are {', '.join(METHODS)}.{nearest(method, METHODS)}")
-    was_training = any(module.training for module in modules_of(model))
     subject = model_under_test(
         model, data, task=task, call=call, solver=solver, metric=metric, samples=samples, mask=mask, groups=groups,
         held_out=held_out, breaks=breaks, max_step=max_step, decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
     )  # fmt: skip
-    with preserve_state(model):
+    found = subject.forward.found
+    was_training = any(module.training for module in found.every)
+    with preserve_state(found) as before:
         progress("training solver")
-        own, preconditions = prepare(subject, was_training)
+        own, preconditions = prepare(subject, before, was_training)
         return judge(
             subject, own, preconditions, methods=methods, margin=margin, look=look, population=population, progress=progress
         )  # fmt: skip
@@ -291,8 +293,10 @@ def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
     """What was audited, and with what: hash of the weights, versions, device, solver as found in the model's own call."""
     from trueode import __version__
 
-    model = getattr(runnable, "model", None)
+    model = runnable.forward.model if isinstance(runnable, ModelUnderTest) else getattr(runnable, "model", None)
     module = model if isinstance(model, nn.Module) else None
+    if isinstance(runnable, ModelUnderTest) and module is None and runnable.forward.found.modules:
+        module = nn.ModuleList(runnable.forward.found.modules)
     first = next(iter(module.parameters()), None) if module is not None else None
     versions = {"trueode": __version__, "torch": torch.__version__, "python": platform.python_version()}
     solver = own.solver

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
+from trueode.auditing.forward import Call, Forward
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import Solved, together
 from trueode.auditing.replacement import replace_by
@@ -18,7 +18,6 @@ from trueode.auditing.samples import (
     Given,
     chosen,
     first_tensor,
-    mapped,
     marks_of,
     read,
     refuse_shapes,
@@ -27,14 +26,11 @@ from trueode.auditing.samples import (
     times_of,
 )
 from trueode.data import Batch
-from trueode.errors import DataError, TrueodeError, UsageError, told
+from trueode.errors import DataError, UsageError
 from trueode.evaluation import Evaluation, Metric, Runnable, Task, get_task
 from trueode.evaluation.runnable import ALL, Part, refuse_unknown
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solver
-
-Call = Callable[[Any, Any], Tensor]
-"""How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
 
 
 @dataclass
@@ -42,11 +38,10 @@ class ModelUnderTest(Runnable):
     """A model, how it is called, and the samples that it is audited on.
 
     Attributes:
-        model: the model; nothing of it is changed.
+        forward: the model, and how it is called.
         batches: the samples, in the batches in which they were given.
         sizes: samples of each batch.
         task: what is learned.
-        call: how the model is called.
         solver: the training solver, where it is not that of the model itself.
         breaks: times at which its fields may jump, given by hand: of every other solver, steps end there.
         max_step: the longest step of every other solver; None: any.
@@ -54,11 +49,10 @@ class ModelUnderTest(Runnable):
         of_rows: the mask and the groups that were given, of all rows.
     """
 
-    model: Any
+    forward: Forward
     batches: tuple[Any, ...]
     sizes: tuple[int, ...]
     task: Task
-    call: Call
     solver: Solver | None = None
     breaks: tuple[float, ...] = ()
     max_step: float | None = None
@@ -101,7 +95,7 @@ class ModelUnderTest(Runnable):
         how: tuple[tuple[float, ...], float | None] = ((), None) if solver is None else (self.breaks, self.max_step)
         solver = solver or self.solver
         block: AbstractContextManager[list[Solved]] = (
-            recorded() if solver is None else replaced(replace_by(solver, part.solving, *how))
+            recorded() if solver is None else replaced(self.forward.steady(replace_by(solver, part.solving, *how)))
         )
         outputs, states, solves = list[Tensor](), list[Tensor | None](), list[tuple[int, list[Solved]]]()
         with block as noted:
@@ -109,7 +103,7 @@ class ModelUnderTest(Runnable):
                 before = len(noted)
                 if part.solving is not None:
                     part.solving.begin(numbers)
-                output = self.forward(batch, part.double)
+                output = self.forward(batch, part.double, solver)
                 new = noted[before:]
                 if not new:
                     raise UsageError(NO_SOLVER)
@@ -155,33 +149,6 @@ class ModelUnderTest(Runnable):
                     yield chosen(batch, rows, size), every[rows], None, len(rows)
             start += size
 
-    def forward(self, batch: Any, double: bool = False) -> Any:
-        """Call the model for a batch on its device, in its own or in double precision.
-
-        Raises:
-            ModelError: the model raises something; errors of this package pass as they are.
-        """
-        module = self.model if isinstance(self.model, nn.Module) else None
-        device = next((p.device for p in module.parameters()), torch.device("cpu")) if module is not None else None
-        moved = mapped(batch, lambda x: _cast(x, device, double))
-        try:
-            return (
-                in_double(module, self.call, moved) if double and module is not None else self.call(self.model, moved)
-            )
-        except TrueodeError:
-            raise
-        except Exception as failure:  # a foreign model may fail in any way
-            first = first_tensor(batch)
-            shape = "" if first is None else f" of shape {tuple(first.shape)}"
-            raise ModelError(
-                f"The model's forward failed on a batch{shape}{' in double precision' if double else ''}: {told(failure)}. Is "
-                "this the data that the model takes? Say with call=… how it is called."
-            ) from failure
-
-
-class ModelError(UsageError):
-    """The model's own code raised something, which is the cause."""
-
 
 NO_SOLVER = (
     "The model's forward calls no solver that can be replaced, so nothing was audited. Replaced are: trueode.solve and "
@@ -189,36 +156,6 @@ NO_SOLVER = (
     "loop written by hand, odeint_dense, a scripted or traced model escape: pass the field itself, as "
     "NeuralODE(field, upstream, downstream, solver)."
 )
-
-
-class _Called(nn.Module):
-    """A model together with how it is called, so that methods of it other than forward see replaced parameters too."""
-
-    def __init__(self, model: nn.Module, call: Call) -> None:
-        super().__init__()
-        self.model = model
-        self._call = call
-
-    def forward(self, batch: Any) -> Any:
-        return self._call(self.model, batch)
-
-
-def in_double(model: nn.Module, call: Call, batch: Any) -> Any:
-    """Call a model with copies of its parameters and buffers in double precision; the model's own are left alone."""
-    called = _Called(model, call)
-    copies: dict[int, Tensor] = {}  # tied weights stay tied
-
-    def copied(x: Tensor) -> Tensor:
-        return copies.setdefault(id(x), x.detach().double() if x.is_floating_point() else x.detach().clone())
-
-    # every place once: functional_call would not find back to the originals of a module that has two names
-    places = {
-        f"{path}.{name}": copied(x)
-        for path, module in called.named_modules()
-        if path
-        for name, x in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    }
-    return functional_call(called, places, (batch,), tie_weights=False)
 
 
 def model_under_test(
@@ -261,7 +198,7 @@ def model_under_test(
     kind = get_task(name, **predictions)
     own = call is None and isinstance(model, NeuralODE)  # it takes its solver, and times, as arguments
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
-    found = ModelUnderTest(model, (), (), kind, *how, steps.breaks, max_step, given, (mask, groups))
+    found = ModelUnderTest(Forward(model, how[0]), (), (), kind, how[1], steps.breaks, max_step, given, (mask, groups))
     found.metric, found.held_out = metric, held_out
     found.look_at(given.cut)
     return found
@@ -371,8 +308,3 @@ def _task_name(y: Tensor | None, batch: Any) -> str:
             "task='regression' or 'timeseries'."
         )
     return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"
-
-
-def _cast(x: Tensor, device: torch.device | None, double: bool) -> Tensor:
-    x = x if device is None else x.to(device)
-    return x.double() if double and x.is_floating_point() else x

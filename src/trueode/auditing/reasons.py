@@ -147,7 +147,7 @@ def _probe(subject: ModelUnderTest, solver: Solver | None) -> _Probe:
             _look(problem, solver, found)
         return inner(problem)
 
-    with replaced(look):
+    with replaced(subject.forward.steady(look)):
         subject.forward(few)
     return found
 

@@ -1,0 +1,153 @@
+"""The forward of a model that is audited: called in any precision, always from the same state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trueode.auditing.kept import Kept, Number
+from trueode.auditing.problem import Field, ForeignProblem, Replacement, Solved
+from trueode.auditing.reachable import reachable
+from trueode.auditing.samples import first_tensor, mapped
+from trueode.errors import TrueodeError, UsageError, told
+from trueode.solvers import Solver
+
+Call = Callable[[Any, Any], Any]
+"""How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
+
+
+class ModelError(UsageError):
+    """The model's own code raised something, which is the cause."""
+
+
+class Forward:
+    """A model, and how it is called for a batch.
+
+    Args:
+        model: any callable.
+        call: how it is called.
+
+    Attributes:
+        found: what lies behind both.
+        gradients: whether it runs with gradients enabled, because its field differentiates something.
+    """
+
+    def __init__(self, model: Any, call: Call) -> None:
+        self.model, self.call = model, call
+        self.found = reachable(model, call)
+        self.gradients = self._continues = self._ran = False
+        self._touched, self._counters = Kept(), list[Number]()
+        self._device = next((x.device for module in self.found.modules for x in module.parameters()), None)
+
+    def __call__(self, batch: Any, double: bool = False, solver: Solver | None = None) -> Any:
+        """The outputs for a batch on the model's device, in its own or in double precision.
+
+        Args:
+            batch: the batch.
+            double: whether in double precision.
+            solver: what solves, where it is not the model's own solver: for words.
+
+        Raises:
+            ModelError: the model raises something; errors of this package pass as they are.
+        """
+        if not self._continues:
+            self._touched.restore()
+        moved = mapped(batch, lambda x: _cast(x, self._device, double))
+        gradients = torch.enable_grad() if self.gradients else nullcontext()
+        try:
+            with gradients, in_double(self.found.every) if double else nullcontext():
+                outputs = self.call(self.model, moved)
+        except TrueodeError:
+            raise
+        except Exception as failure:  # a foreign model may fail in any way
+            first = first_tensor(batch)
+            shape = "" if first is None else f" of shape {tuple(first.shape)}"
+            how = f"{'' if solver is None else f' with {solver}'}{' in double precision' if double else ''}"
+            asked = "" if self._ran else " Is this the data that the model takes? Say with call=… how it is called."
+            raise ModelError(f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{asked}") from failure
+        self._ran = True
+        return outputs
+
+    @contextmanager
+    def continued(self) -> Iterator[None]:
+        """A block in which a call begins with the state that there is, and not with that of the first one."""
+        self._continues = True
+        try:
+            yield
+        finally:
+            self._continues = False
+
+    def settle(self, before: Kept) -> None:
+        """Take what the first call has changed: from now on each call begins without it."""
+        self._touched, self._counters = before.touched(), before.numbers()
+
+    def steady(self, replacement: Replacement) -> Replacement:
+        """A replacement whose field calls all begin with the counters of the first one, and leave no graph behind."""
+
+        def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
+            gradients = torch.is_grad_enabled()
+            if not gradients and not self._counters:
+                return replacement(problem)
+            with torch.no_grad():
+                return replacement(
+                    replace(problem, field=self._steady(problem.field, gradients), z0=problem.z0.detach())
+                )
+
+        return solve
+
+    def _steady(self, field: Field, gradients: bool) -> Field:
+        counted: list[tuple[Number, Any]] | None = None
+
+        def called(t: Tensor, z: Tensor) -> Tensor:
+            nonlocal counted
+            for number, value in counted or ():
+                number.write(value)
+            with torch.set_grad_enabled(gradients):
+                derivative = field(t.detach(), z.detach()).detach()
+            if counted is None:
+                counted = [(number, value) for number in self._counters if (value := number.read()) is not None]
+            return derivative
+
+        return called
+
+
+@contextmanager
+def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Copies in double precision in the places of parameters and buffers, for a while; tied weights stay tied.
+
+    Raises:
+        TypeError: some modules are scripted.
+    """
+    modules = list(modules)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+        raise TypeError("scripted parts of a model keep their precision")
+    copies: dict[int, Tensor] = {}
+
+    def copied(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        if id(x) not in copies:
+            copy = x.detach().double() if x.is_floating_point() else x.detach()
+            copies[id(x)] = (copy.clone() if copy.data_ptr() == x.data_ptr() else copy).requires_grad_(x.requires_grad)
+        return copies[id(x)]
+
+    places: list[dict[str, Any]] = [held for module in modules for held in (module._parameters, module._buffers)]
+    originals = [dict(held) for held in places]
+    try:
+        for held in places:
+            held.update({name: copied(x) for name, x in held.items()})
+        yield
+    finally:
+        for held, own in zip(places, originals, strict=True):
+            held.clear()
+            held.update(own)
+
+
+def _cast(x: Tensor, device: torch.device | None, double: bool) -> Tensor:
+    x = (x if device is None else x.to(device)).detach()  # a model may ask for gradients of its input
+    return x.double() if double and x.is_floating_point() else x
