@@ -13,7 +13,7 @@ from tests.evaluation.flows import NUMBERS, Given, Turn, circle, counted, logits
 from trueode.evaluation.exact_flow import exact_flow
 from trueode.evaluation.ladder import COARSEST, levels
 from trueode.evaluation.runnable import ALL, Part
-from trueode.solvers import Adaptive, FixedStep
+from trueode.solvers import FixedStep
 
 
 def points(n: int, d: int = 2) -> Tensor:
@@ -53,20 +53,25 @@ def test_stiff_fields_of_many_numbers_stay_open() -> None:
     assert not exact.blown_up.any()
 
 
-def lorenz(t: Tensor, z: Tensor) -> Tensor:
-    """The field of Lorenz (1963), on which neighbours part."""
-    x, y, h = z.unbind(1)
-    return torch.stack([10 * (y - x), x * (28 - h) - y, x * y - 8 / 3 * h], 1)
+def test_predictions_that_move_with_the_start_are_not_settled() -> None:
+    """The head makes much of 1e-9, where the second component says so."""
+    x = points(40).clamp(0.1, 1.0)
+    x[:, 1] = torch.arange(40) % 2
 
+    def head(z: Tensor) -> Tensor:
+        fine = torch.where(z[:, 1] > 0.5, 1e10, 1.0)
+        return torch.stack([torch.sin(fine * z[:, 0]), 0 * z[:, 0]], 1)
 
-def test_chaos_is_no_flow_that_can_be_compared() -> None:
-    x = points(6, 3) + torch.tensor([0.0, 0.0, 25.0], dtype=torch.float64)
-    head = lambda z: torch.stack([z[:, 0], -z[:, 0]], 1)  # noqa: E731
-    runnable = on(lorenz, x, downstream=head, end=40.0, solver=Adaptive("dopri5", 1e-5, 1e-5))
-    _, exact, counts = counted(runnable)
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([torch.ones_like(z[:, 0]), 0 * z[:, 1]], 1)
+
+    _, exact, counts = counted(on(field, x, downstream=head, solver=FixedStep("rk4", n_steps=8)))
+    fine = x[:, 1] > 0.5
     assert exact.sensitive is not None
-    assert exact.sensitive.any()
-    assert counts.unresolved > 3
+    assert exact.sensitive[fine].any()
+    assert not exact.sensitive[~fine].any()
+    assert exact.settled[~fine].all()
+    assert not (exact.settled[fine, 0] & exact.sensitive[fine]).any()
     assert "chaotic" in counts.trouble
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf, nan
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from trueode.solvers.solve import solve_problem
 FINEST = 4700  # steps of an interval: more are not taken
 BISECTIONS = 20  # by which features are located
 CLOSE = 1e-9  # of the interval: nearer to one another no two steps end
-PLACES = 8  # features at more places than these make all steps as short as they are
+PLACES = 8  # features at more places than these make all steps as short as half of them are
 STEPPED = 2  # steps within a feature of which the place is not known
 ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends a solve
 
@@ -95,7 +96,7 @@ class Course:
                 new = True
         lasting = [each for each in known if not each.jumps]
         if len(lasting) > PLACES:
-            self.longest = max(1 / FINEST, min(self.longest, *((x.end - x.start) / STEPPED for x in lasting)))
+            self.longest = max(1 / FINEST, min(self.longest, median(x.end - x.start for x in lasting) / STEPPED))
             self.features[block] = [each for each in known if each.jumps]
         return new
 

@@ -25,7 +25,8 @@ ROUNDED, COMPARED = (
     16,
 )  # likewise by rounding, which is measured on so many rows: single precision is enough for such ones
 TOGETHER, ALONE = 8, 3  # so few rows are solved again together; from this level on those that rk4 keeps finite are not
-LEAST_STEPS, PATIENT = 1000, 4  # most steps of dopri5: so many, and so many times those of rk4
+# most steps of dopri5: so many, or so many times those of rk4, and for finer tolerances up to so many times as many
+LEAST_STEPS, PATIENT, MOST_TIMES = 1000, 4, 8
 SAMPLED, LEAST_SAMPLED, MOST = 40, 20_000, 400  # defects looked at: of each row, of all together, most of a row of many
 SPARED = 0.1  # of the budget, for more defects than those of each row
 LOCATED = 128  # of the largest defects are followed up
@@ -53,7 +54,7 @@ def levels(n_steps: float, order: int, double: bool = True, level: int = 0) -> I
         steps += training > 1 and steps % training == 0
         if number >= level:
             # where many steps are needed anyway, a tolerance that is as fine is cheap
-            fine = number and max(number, round(log2(steps / COARSEST)))
+            fine = number and max(number, int(log2(steps / COARSEST) / 2))
             yield steps, max(LOOSEST * TIGHTER**fine, TIGHTEST[double])
         steps = 2 * steps + 1
         if steps > most:
@@ -115,7 +116,7 @@ class Ladder:
             found, left = self._climb(number, level, left, sampled)
             if found:
                 return True
-            many = len(left) > self.runnable.n / 4
+            many = len(left) > max(TOGETHER, self.runnable.n / 4)
             if many and number == STIFF:
                 self._agree(left)
                 left = left[(self._needed[left] & ~self.settled[left]).any(1)]
@@ -207,7 +208,10 @@ class Ladder:
     ) -> Tensor:
         """Outputs by dopri5, and which rows blow up: both methods lose them, at the same time, well before the end."""
         count, tolerance = self.finest
-        solver = Adaptive("dopri5", tolerance, tolerance, max_steps=max(LEAST_STEPS, PATIENT * count))
+        most = max(LEAST_STEPS, PATIENT * count, PATIENT / self.course.longest) * min(
+            (LOOSEST / tolerance) ** 0.2, MOST_TIMES
+        )
+        solver = Adaptive("dopri5", tolerance, tolerance, max_steps=ceil(most))
         second = torch.full_like(first.outputs, nan)
         size = first.outputs.double().abs().nan_to_num(torch.inf).flatten(1).amax(1)
         for rows in (finite, ~finite):
@@ -277,16 +281,16 @@ class Ladder:
             one, other = (self._implicitly(rows, Implicit(self.course, name, IMPLICIT)) for name in ("Radau", "LSODA"))
             if one is None or other is None:
                 return
-            finite, seen = (
-                self.runnable.finite(one.outputs),
-                self.runnable.finite(self.outputs)[rows],
-            )  # by the witness, of rk4
-            self._keep(rows[finite], one.outputs[finite], None if one.states is None else one.states[finite])
+            seen = self.runnable.finite(self.outputs)[rows]  # by the witness, of rk4
+            self.outputs[rows[~seen]] = one.outputs[~seen].to(self.outputs)
             self.allowed = self.runnable.task.allowed(self.outputs, self._residual)
-            agree = self.runnable.task.settled(other.outputs, one.outputs, self.allowed, LATER) & finite[:, None]
+            finite = self.runnable.finite(one.outputs)[:, None]
+            self.settled[rows] = agree = (
+                self.runnable.task.settled(other.outputs, one.outputs, self.allowed, LATER) & finite
+            )
             good = agree.any(1)
-            self.settled[rows] = agree
-            self._at[rows] = -1
+            self._at[rows[good | ~seen]] = -1
+            self._keep(rows[good], one.outputs[good], None if one.states is None else one.states[good])
             self.apart[rows] = (one.outputs - other.outputs).double().flatten(1).square().nanmean(1).sqrt()
             if not bool(good.any()):
                 return

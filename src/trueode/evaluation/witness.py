@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,8 @@ from trueode.evaluation.defects import Rk4
 from trueode.evaluation.posed import Posed
 from trueode.solvers import Solution
 from trueode.solvers.problem import Problem
+
+WITHIN = 0.3  # of a step: as far from its ends is what is to be located
 
 
 class Target(NamedTuple):
@@ -78,7 +81,7 @@ class Witnessed:
         solve = Rk4(problem, samples, posed.jumps, self.course, block)
         if self.nudge and not block:
             solve.z = (1 + self.nudge) * solve.z
-        grid, kept = self._grid(posed.ends), {0.0: solve.z}
+        grid, kept = self._grid(posed.ends, block), {0.0: solve.z}
         times = self._times(solve) if self.sampled else None
         aims = self._aims(block, samples) if self.targets else None
         for step in solve.steps(grid, last=times is not None or aims is not None):
@@ -103,13 +106,20 @@ class Witnessed:
         self.batches[-1].append(record)
         return found
 
-    def _grid(self, ends: list[float]) -> list[float]:
-        """Ends of steps: in each piece equal ones, of which the first and the last share one."""
-        grid = [0.0]
+    def _grid(self, ends: list[float], block: int) -> list[float]:
+        """Ends of steps: in each piece equal ones, of which the first and the last share one.
+
+        What is to be located lies well within its step: its edges are known by how far they are from the step's ends.
+        """
+        grid, aims = [0.0], sorted(target.time for target in self.targets if target.block == block)
         for start, end in pairwise(ends):
             width = end - start
             n = max(ceil(width * self.n_steps - 1e-9), (2 << self.level) - 1, ceil(width / self.course.longest))
-            grid += [start + width * (k + self.offset) / (n - 1) for k in range(n - 1)]
+            kept = True
+            for k in range(n - 1):
+                each = start + width * (k + self.offset) / (n - 1)
+                kept = not kept or not _near(each, aims, WITHIN * width / n)
+                grid += [each] if kept else []
             grid.append(end)
         return grid
 
@@ -184,6 +194,12 @@ class Moved:
             reached = reached[:, 0]
         wide = reached.view(*reached.shape, *[1] * (defect.dim() - (reached.dim() - 1)))
         return replace(found, z=z, zs=_added(found.zs, unpack(before + wide * defect)))
+
+
+def _near(x: float, values: list[float], distance: float) -> bool:
+    """Whether one of ascending values is near."""
+    k = bisect_left(values, x - distance)
+    return k < len(values) and values[k] <= x + distance
 
 
 def _added(state: Any, change: Any) -> Any:
