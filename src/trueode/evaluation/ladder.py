@@ -94,6 +94,7 @@ class Ladder:
         self._needed = torch.zeros_like(self.settled)
         self._needed.view(-1)[runnable.drawn(*self._needed.shape)] = True
         self._last = False
+        self._arrived = True  # whether dopri5 came to the end for some row
         self._each = 0.0  # evaluations of dopri5 for a row
         self._at = torch.zeros(
             n, dtype=torch.long, device="cpu"
@@ -120,7 +121,8 @@ class Ladder:
             if many and number == STIFF:
                 self._agree(left)
                 left = left[(self._needed[left] & ~self.settled[left]).any(1)]
-            if not len(left) or (many and number == 0 and self._chaotic(left)):
+            hopeless = not self._arrived if number > STIFF else number == 0 and many and self._chaotic(left)
+            if not len(left) or hopeless:
                 break
         if self.complete and not bool(self.sensitive.any()):
             self._implicit(left)
@@ -147,6 +149,7 @@ class Ladder:
         if len(hits) and not self._last and self._locate(witness, hits):
             return True, left
         second = self._dopri5(first, finite, left, number, witness.ended, double)
+        self._arrived = bool(second.isfinite().any())
         agree = task.settled(second, first.outputs, self.allowed, share) & finite[:, None] & calm
         if noise is not None:
             agree &= task.settled(first.outputs + noise, first.outputs, self.allowed, ROUNDED)
@@ -208,9 +211,8 @@ class Ladder:
     ) -> Tensor:
         """Outputs by dopri5, and which rows blow up: both methods lose them, at the same time, well before the end."""
         count, tolerance = self.finest
-        most = max(LEAST_STEPS, PATIENT * count, PATIENT / self.course.longest) * min(
-            (LOOSEST / tolerance) ** 0.2, MOST_TIMES
-        )
+        finer = min((LOOSEST / tolerance) ** 0.2, MOST_TIMES)
+        most = max(finer * LEAST_STEPS, finer * PATIENT / self.course.longest, PATIENT * count)
         solver = Adaptive("dopri5", tolerance, tolerance, max_steps=ceil(most))
         second = torch.full_like(first.outputs, nan)
         size = first.outputs.double().abs().nan_to_num(torch.inf).flatten(1).amax(1)
