@@ -179,7 +179,7 @@ def test_more_samples_than_are_asked_for_are_not_looked_at() -> None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up sooner."""
-    monkeypatch.setattr(sys.modules["trueode.evaluation.exact_flow"], "FINEST", 256)
+    monkeypatch.setattr(sys.modules["trueode.evaluation.ladder"], "FINEST", 256)
 
 
 def test_samples_that_blow_up_are_told_apart() -> None:
@@ -207,7 +207,7 @@ def test_a_field_that_no_solver_resolves_is_inconclusive(field: Callable[[Tensor
         check_solver(model_of(field), (x, x.argmax(1))),
     ):
         assert (found.verdict, found.exit_code) == ("inconclusive", 4)
-        assert "stiff, rough or discontinuous" in found.sentence
+        assert "stiff, rough or discontinuous" in found.sentence or "chaotic" in found.sentence
         assert found.reference is not None
         assert found.reference.disagreeing >= found.decision.counts.unresolved > 0
 

@@ -307,8 +307,8 @@ def explodes():
     return model(field=Explodes)
 """,
     )
-    code, out, _ = audit(f"{module}:explodes --data {module}:loader", capsys)
-    assert code == 4
+    code, out, err = audit(f"{module}:explodes --data {module}:loader", capsys)
+    assert code == 4, err
     assert "the training solver fails" in out
     assert "vacuous" not in out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from math import ceil, inf, nan
 from typing import Any
@@ -19,7 +20,7 @@ from trueode.solvers.problem import Problem
 
 LARGEST = 64  # numbers of a row's state: the Jacobian of larger ones costs too much
 LONGEST = 0.01  # of the interval: the longest step
-PATIENCE = 20_000  # evaluations of the field for a solve
+PATIENCE = 5000  # evaluations of the field for a solve
 
 
 class Implicit:
@@ -63,7 +64,10 @@ class Implicit:
             if status != "success":
                 break
             within = sorted(theta for theta in posed.given if left < theta <= right)
-            stepper = self._stepper(solve, rows, left, right, y)
+            stepper = _computed(lambda piece=(left, right), y=y: self._stepper(solve, rows, *piece, y))
+            if stepper is None:
+                status = "non_finite"
+                break
             while stepper.status == "running" and (status := _advanced(stepper, most)) == "success":
                 grid.append(float(stepper.t))
                 while within and within[0] <= stepper.t:
@@ -98,14 +102,20 @@ class Implicit:
         return integrate.Radau(field, left, y, right, jac_sparsity=sparsity, **how)
 
 
-def _advanced(stepper: Any, most: float) -> str:
-    """Take a step; how that went, as a status of `Solution`."""
+def _computed(compute: Callable[..., Any]) -> Any:
+    """What SciPy computes; None where it refuses a Jacobian or a state that is not finite."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            stepper.step()
-        except (ValueError, np.linalg.LinAlgError):  # a Jacobian that is not finite
-            return "non_finite"
+            return compute()
+        except (ValueError, np.linalg.LinAlgError):
+            return None
+
+
+def _advanced(stepper: Any, most: float) -> str:
+    """Take a step; how that went, as a status of `Solution`."""
+    if _computed(lambda: (stepper.step(),)) is None:
+        return "non_finite"
     if stepper.status == "failed":
         return "step_underflow"
     if not (np.abs(stepper.y) < most).all():

@@ -39,7 +39,8 @@ ROUGH, GROWN, FEW, STIFF = (
     3,
     2,
 )  # their tolerance for blow-ups, by how much states grow there, and rows looked at; level from which many rows are stiff
-NUDGED, NUDGE, CLOSE = 10, 1e-9, 1e-10  # so many rows are solved again from a state so much larger; tolerance for that
+# so many rows are solved again from a state so much larger; tolerance for that; what tells of chaos
+NUDGED, NUDGE, CLOSE, GROWTH = 10, 1e-9, 1e-10, 1e5
 
 
 def levels(n_steps: float, order: int, double: bool = True, level: int = 0) -> Iterator[tuple[int, float]]:
@@ -180,7 +181,10 @@ class Ladder:
         None where there is nothing to gain, or nothing to compare.
         """
         runnable, n = self.runnable, self.runnable.n
-        if not runnable.double or not runnable.separable or self.own.outputs.dtype == torch.float64 or n < 4 * COMPARED:
+        known = any(self.course.features.values())  # ends of steps lie as close as double precision allows
+        if known or not (runnable.double and runnable.separable) or n < 4 * COMPARED:
+            return None
+        if self.own.outputs.dtype == torch.float64:
             return None
         rows = torch.linspace(0, n - 1, COMPARED, device="cpu").long()
         rk4 = FixedStep("rk4", n_steps=count)
@@ -212,7 +216,7 @@ class Ladder:
         """Outputs by dopri5, and which rows blow up: both methods lose them, at the same time, well before the end."""
         count, tolerance = self.finest
         finer = min((LOOSEST / tolerance) ** 0.2, MOST_TIMES)
-        most = max(finer * LEAST_STEPS, finer * PATIENT / self.course.longest, PATIENT * count)
+        most = max(finer * LEAST_STEPS, min(finer / self.course.longest, FINEST) * PATIENT, PATIENT * count)
         solver = Adaptive("dopri5", tolerance, tolerance, max_steps=ceil(most))
         second = torch.full_like(first.outputs, nan)
         size = first.outputs.double().abs().nan_to_num(torch.inf).flatten(1).amax(1)
@@ -280,8 +284,11 @@ class Ladder:
         for rows in (left[:TOGETHER], left[TOGETHER:]):
             if not len(rows):
                 return
-            one, other = (self._implicitly(rows, Implicit(self.course, name, IMPLICIT)) for name in ("Radau", "LSODA"))
-            if one is None or other is None:
+            one = self._implicitly(rows, Implicit(self.course, "Radau", IMPLICIT), TOGETHER)
+            if one is None or not bool(self.runnable.finite(one.outputs).any()):
+                return
+            other = self._implicitly(rows, Implicit(self.course, "LSODA", IMPLICIT), TOGETHER)
+            if other is None:
                 return
             seen = self.runnable.finite(self.outputs)[rows]  # by the witness, of rk4
             self.outputs[rows[~seen]] = one.outputs[~seen].to(self.outputs)
@@ -299,13 +306,13 @@ class Ladder:
             if not bool(seen[good].all()):
                 self.width = max(self.width, LONGEST)
 
-    def _implicitly(self, rows: Tensor, solving: Implicit) -> Evaluation | None:
+    def _implicitly(self, rows: Tensor, solving: Implicit, least: int = 1) -> Evaluation | None:
         """Solve rows by an implicit method; None where the budget does not allow it."""
         if self.spent + COSTLY * len(rows) > self.budget:
             return None
         size = self.own.outputs[rows].double().abs().nan_to_num(torch.inf).flatten(1).amax(1)
         solver = Adaptive("dopri5", solving.tolerance, solving.tolerance)  # in the place of which it solves
-        return self._by_parts(solver, rows, size, 1, solving, self.runnable.double)
+        return self._by_parts(solver, rows, size, least, solving, self.runnable.double)
 
     def _chaotic(self, left: Tensor) -> bool:
         """Whether most of some rows move that are solved with a start that is a little off: no refinement helps then."""
@@ -344,8 +351,12 @@ class Ladder:
         """Whether some of the rows move that are solved again with the steps of a level."""
         nudge = max(NUDGE, 8 * torch.finfo(self.outputs.dtype).eps)
         ran = self._run(FixedStep("rk4", n_steps=count), rows, Witnessed(self.course, count, level, rows, nudge=nudge))
-        same = self.runnable.task.settled(ran.outputs, self.outputs[rows], self.allowed, LATER)
+        known = self.outputs[rows]
+        same = self.runnable.task.settled(ran.outputs, known, self.allowed, LATER)
         moves = (self._needed[rows] & ~same).any(1) & self.runnable.finite(self.outputs)[rows]
+        # predictions that are not settled may be close to another one: only a change that has grown tells of the flow
+        change, size = ((x.flatten(1).abs().amax(1)) for x in (ran.outputs - known, known))
+        moves &= self.settled[rows].any(1) | (change > GROWTH * nudge * size)
         self.settled[rows] &= same
         self.sensitive[rows] |= moves
         return bool(moves.any())
