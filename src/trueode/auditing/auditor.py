@@ -229,7 +229,12 @@ def _chance(runnable: Runnable) -> float:
 
 def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     found = [f"{each.name}: {each.text}" for each in judged.preconditions if not each.holds]
-    own, counts = judged.own, judged.decision.counts
+    own, counts, exact = judged.own, judged.decision.counts, judged.exact
+    if exact is not None and judged.decision.status is Status.ODE and isfinite(exact.width):
+        found.append(
+            f"what the vector field does within less than {exact.width:.1g} of the interval may be missed, within more where few "
+            "samples meet it: breaks=… and max_step=… name such times and steps"
+        )
     if counts.rounding:
         precision = str(own.outputs.dtype).removeprefix("torch.")
         found.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from math import ceil, inf, nan
 from typing import Any
@@ -64,7 +65,7 @@ class Implicit:
             if status != "success":
                 break
             within = sorted(theta for theta in posed.given if left < theta <= right)
-            stepper = _computed(lambda piece=(left, right), y=y: self._stepper(solve, rows, *piece, y))
+            stepper = _computed(partial(self._stepper, solve, rows, left, right, y))
             if stepper is None:
                 status = "non_finite"
                 break
