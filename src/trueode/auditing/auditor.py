@@ -59,6 +59,7 @@ def audit(
     held_out: bool = True,
     breaks: Sequence[float] = (),
     max_step: float | None = None,
+    seed: int | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Audit:
     """Tell whether a model is an ODE, or depends on its solver.
@@ -96,6 +97,8 @@ def audit(
         breaks: times at which the field jumps (observations of a path that drives it): steps of all solvers but the training
             solver end there.
         max_step: their longest step, so that no feature of the field that lasts longer is stepped over.
+        seed: of the random numbers of each call, for a model that draws some before its solve: they are the same under every
+            solver.
         progress: told, in a few words, of what is being done.
 
     Raises:
@@ -110,7 +113,7 @@ def audit(
             raise UsageError(f"method {method!r} is unknown; known are {', '.join(METHODS)}.{nearest(method, METHODS)}")
     subject = model_under_test(
         model, data, task=task, call=call, solver=solver, metric=metric, samples=samples, mask=mask, groups=groups,
-        held_out=held_out, breaks=breaks, max_step=max_step, decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
+        held_out=held_out, breaks=breaks, max_step=max_step, seed=seed, decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
     )  # fmt: skip
     found = subject.forward.found
     was_training = any(module.training for module in found.every)

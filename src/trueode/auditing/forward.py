@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trueode.auditing.drawing import Draws, seed_all
 from trueode.auditing.kept import Kept, Number
 from trueode.auditing.problem import Field, ForeignProblem, Replacement, Solved
 from trueode.auditing.reachable import reachable
@@ -31,14 +32,18 @@ class Forward:
     Args:
         model: any callable.
         call: how it is called.
+        seed: of the random numbers of each call; None: they are drawn as they come.
 
     Attributes:
         found: what lies behind both.
         gradients: whether it runs with gradients enabled, because its field differentiates something.
     """
 
-    def __init__(self, model: Any, call: Call) -> None:
-        self.model, self.call = model, call
+    def __init__(self, model: Any, call: Call, seed: int | None = None) -> None:
+        self.model, self.call, self.seed = model, call, seed
+        self._random = self._tried = (
+            False  # whether it draws random numbers, and whether it is known that its fields do not
+        )
         self.found = reachable(model, call)
         self.gradients = self._continues = self._ran = False
         self._touched, self._counters = Kept(), list[Number]()
@@ -57,10 +62,13 @@ class Forward:
         """
         if not self._continues:
             self._touched.restore()
+        if self.seed is not None:
+            seed_all(self.seed)
         moved = mapped(batch, lambda x: _cast(x, self._device, double))
         gradients = torch.enable_grad() if self.gradients else nullcontext()
+        draws = Draws() if not self._ran or (double and self._random) else None
         try:
-            with gradients, in_double(self.found.every) if double else nullcontext():
+            with gradients, in_double(self.found.every) if double else nullcontext(), draws or nullcontext():
                 outputs = self.call(self.model, moved)
         except TrueodeError:
             raise
@@ -70,6 +78,7 @@ class Forward:
             how = f"{'' if solver is None else f' with {solver}'}{' in double precision' if double else ''}"
             asked = "" if self._ran else " Is this the data that the model takes? Say with call=… how it is called."
             raise ModelError(f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{asked}") from failure
+        self._random |= draws is not None and draws.any
         self._ran = True
         return outputs
 
@@ -91,6 +100,7 @@ class Forward:
 
         def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
             gradients = torch.is_grad_enabled()
+            self._refuse_noise(problem)
             if not gradients and not self._counters:
                 return replacement(problem)
             with torch.no_grad():
@@ -99,6 +109,19 @@ class Forward:
                 )
 
         return solve
+
+    def _refuse_noise(self, problem: ForeignProblem) -> None:
+        if not self._random or self._tried:
+            return
+        with torch.random.fork_rng(devices=[x for x in [problem.z0.device] if x.type == "cuda"]), torch.no_grad():
+            field = self._steady(problem.field, self.gradients)
+            one, other = (field(problem.times[0], problem.z0) for _ in range(2))
+        if not torch.equal(one, other) and bool(one.isfinite().all()):
+            raise UsageError(
+                "The vector field draws new random numbers at each call, so that there is no flow to compare with: draw them "
+                "once, before the solve."
+            )
+        self._tried = True
 
     def _steady(self, field: Field, gradients: bool) -> Field:
         counted: list[tuple[Number, Any]] | None = None

@@ -172,6 +172,7 @@ def model_under_test(
     held_out: bool = True,
     breaks: Sequence[float] = (),
     max_step: float | None = None,
+    seed: int | None = None,
     **predictions: Any,
 ) -> ModelUnderTest:
     """A model with its data, ready for an audit; see `audit` for the arguments.
@@ -198,7 +199,9 @@ def model_under_test(
     kind = get_task(name, **predictions)
     own = call is None and isinstance(model, NeuralODE)  # it takes its solver, and times, as arguments
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
-    found = ModelUnderTest(Forward(model, how[0]), (), (), kind, how[1], steps.breaks, max_step, given, (mask, groups))
+    found = ModelUnderTest(
+        Forward(model, how[0], seed), (), (), kind, how[1], steps.breaks, max_step, given, (mask, groups)
+    )
     found.metric, found.held_out = metric, held_out
     found.look_at(given.cut)
     return found

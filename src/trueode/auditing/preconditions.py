@@ -63,7 +63,7 @@ def prepare(subject: ModelUnderTest, before: Kept, was_training: bool) -> tuple[
         ("evaluation mode", was_training, False, "the model was in training mode; it is audited in evaluation mode, as it predicts"),
         ("options", bool(options), False, options),
         ("deterministic", stochastic, True, "two calls of the model gave different outputs: it is stochastic (dropout called as "
-         "a function, noise, a random projection). Fix what is random for the audit"),
+         "a function, noise, a random projection). seed=… gives every call the same random numbers, if they are drawn before its solves"),
         ("memory", memory, True, "the model keeps something from call to call, although it is in evaluation mode: its outputs depend "
          "on what was called before"),
         ("field", bool(calls.outside), False, _called_outside(calls, subject.forward.found.modules)),

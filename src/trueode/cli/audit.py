@@ -42,6 +42,7 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     add("--look", type=positive, metavar="K", help="the K-th look of several planned ones, which share 5 %% of error")
     add("--breaks", type=numbers, default=(), metavar="LIST", help="times at which the field jumps, by commas: 0.5,2.0")
     add("--max_step", type=positive_number, metavar="X", help="longest step of all solvers but the training solver")
+    add("--seed", type=int, metavar="N", help="seed of the random numbers of each call, for a model that draws some")
     add("--all", dest="everything", action="store_true", help="show every row of the table, and the reasons")
     add("--output_dir", metavar="DIR", help="folder of the results (default: RUN/audit, or experiments/audits/NAME)")
     add_flag(parser, "--overwrite", "replace an audit there")
