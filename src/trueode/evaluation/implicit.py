@@ -21,7 +21,7 @@ from trueode.solvers.problem import Problem
 
 LARGEST = 64  # numbers of a row's state: the Jacobian of larger ones costs too much
 LONGEST = 0.01  # of the interval: the longest step
-PATIENCE = 5000  # evaluations of the field for a solve
+PATIENCE = 10_000  # evaluations of the field for a solve
 
 
 class Implicit:

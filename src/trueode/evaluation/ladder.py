@@ -32,7 +32,7 @@ SPARED = 0.1  # of the budget, for more defects than those of each row
 LOCATED = 128  # of the largest defects are followed up
 LAG = 4  # steps of rk4 from a blow-up to infinite numbers
 SAME_TIME = 0.01  # of the interval: both methods lose a row that blows up within so much of another
-IMPLICIT, COSTLY = 1e-8, 2000  # tolerance of implicit methods, and field evaluations of a row, about
+IMPLICIT, COSTLY = 1e-7, 2000  # tolerance of implicit methods, and field evaluations of a row, about
 ROUGH, GROWN, FEW, STIFF = (
     1e-5,
     1e6,
@@ -118,12 +118,12 @@ class Ladder:
             found, left = self._climb(number, level, left, sampled)
             if found:
                 return True
-            many = len(left) > max(TOGETHER, self.runnable.n / 4)
-            if many and number == STIFF:
+            hopeless = number > STIFF and not self._arrived
+            if number == STIFF and self._many(left):
                 self._agree(left)
                 left = left[(self._needed[left] & ~self.settled[left]).any(1)]
-            hopeless = not self._arrived if number > STIFF else number == 0 and many and self._chaotic(left)
-            if not len(left) or hopeless:
+                hopeless = self._many(left) and self._chaotic(left)
+            if hopeless or not len(left):
                 break
         if self.complete and not bool(self.sensitive.any()):
             self._implicit(left)
@@ -157,6 +157,9 @@ class Ladder:
         self.settled[left] = agree
         self.apart[left] = (second - first.outputs).double().flatten(1).square().nanmean(1).sqrt()
         return False, left[(self._needed[left] & ~agree).any(1) & ~self.blown_up[left]]
+
+    def _many(self, left: Tensor) -> bool:
+        return len(left) > max(TOGETHER, self.runnable.n / 4)
 
     def _sampled(self, rows: int) -> int:
         """Defects to be looked at in each of some rows: more of few, as far as a part of the budget allows."""
