@@ -111,7 +111,7 @@ class Forward:
         return solve
 
     def _refuse_noise(self, problem: ForeignProblem) -> None:
-        if not self._random or self._tried:
+        if self.seed is None or not self._random or self._tried:
             return
         with torch.random.fork_rng(devices=[x for x in [problem.z0.device] if x.type == "cuda"]), torch.no_grad():
             field = self._steady(problem.field, self.gradients)

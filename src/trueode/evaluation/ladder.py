@@ -27,7 +27,8 @@ ROUNDED, COMPARED = (
 TOGETHER, ALONE = 8, 3  # so few rows are solved again together; from this level on those that rk4 keeps finite are not
 # most steps of dopri5: so many, or so many times those of rk4, and for finer tolerances up to so many times as many
 LEAST_STEPS, PATIENT, MOST_TIMES = 1000, 4, 8
-SAMPLED, LEAST_SAMPLED, MOST = 40, 20_000, 400  # defects looked at: of each row, of all together, most of a row of many
+# defects looked at: of each row, of all together, most of a row of many, of a single row at first
+SAMPLED, LEAST_SAMPLED, MOST, FIRST_SAMPLED = 40, 20_000, 400, 2000
 SPARED = 0.1  # of the budget, for more defects than those of each row
 LOCATED = 128  # of the largest defects are followed up
 LAG = 4  # steps of rk4 from a blow-up to infinite numbers
@@ -95,6 +96,7 @@ class Ladder:
         self._needed = torch.zeros_like(self.settled)
         self._needed.view(-1)[runnable.drawn(*self._needed.shape)] = True
         self._last = False
+        self._thorough = runnable.n > 1  # a single trajectory is looked at closely once the two agree
         self._arrived = True  # whether dopri5 came to the end for some row
         self._each = 0.0  # evaluations of dopri5 for a row
         self._at = torch.zeros(
@@ -115,7 +117,11 @@ class Ladder:
             if not self.complete:
                 break
             self.finest = count, tolerance
-            found, left = self._climb(number, level, left, sampled)
+            found, after = self._climb(number, level, left, sampled)
+            if not found and not len(after) and not self._thorough:
+                self._thorough = True
+                found, after = self._climb(number, level, left, self._sampled(len(left)))
+            left = after
             if found:
                 return True
             hopeless = number > STIFF and not self._arrived
@@ -139,7 +145,7 @@ class Ladder:
         witness = Witnessed(self.course, count, level + number, left, sampled=sampled)
         first = self._run(rk4, left, witness, double)
         moved = runnable.run(rk4, Part(left, double, solving=witness.moved()))
-        if not number:
+        if not number or self.runnable.n == 1:
             self.width = 2 / max(witness.times, 1)
         self._keep(left, first.outputs, first.states)
         self._at[left] = number
@@ -163,7 +169,7 @@ class Ladder:
 
     def _sampled(self, rows: int) -> int:
         """Defects to be looked at in each of some rows: more of few, as far as a part of the budget allows."""
-        most = LEAST_SAMPLED if self.runnable.n == 1 else MOST
+        most = MOST if self.runnable.n > 1 else LEAST_SAMPLED if self._thorough else FIRST_SAMPLED
         wanted = min(LEAST_SAMPLED / rows, most, SPARED * self.budget / rows)
         return max(SAMPLED, ceil(wanted))
 
