@@ -235,7 +235,7 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     own, counts, exact = judged.own, judged.decision.counts, judged.exact
     if exact is not None and judged.decision.status is Status.ODE and isfinite(exact.width):
         found.append(
-            f"what the vector field does within less than {exact.width:.1g} of the interval may be missed, within more where few "
+            f"what the vector field does within less than {exact.width:.1g} of the interval may be missed, and more if few "
             "samples meet it: breaks=… and max_step=… name such times and steps"
         )
     if counts.rounding:
