@@ -1,4 +1,4 @@
-"""Fields that are called outside of every solve are told; what a model shares with its field is not a field."""
+"""The audit reports fields that are called outside of every solve; modules that a field shares with the rest are no fields."""
 
 from __future__ import annotations
 

@@ -20,10 +20,8 @@ from trueode.solvers import Adaptive, FixedStep, Solver
 COARSEST = 17  # steps of rk4, the number of which is doubled and one added
 LOOSEST, TIGHTER, TIGHTEST = 1e-4, 1e-2, {True: 1e-12, False: 1e-6}  # tolerances of dopri5, in double precision or not
 AT_FIRST, LATER = 0.05, 0.1  # share of what could change a prediction by which the two may differ
-ROUNDED, COMPARED = (
-    0.01,
-    16,
-)  # likewise by rounding, which is measured on so many rows: single precision is enough for such ones
+# The same share for rounding in single precision, and the rows on which rounding is measured.
+ROUNDED, COMPARED = 0.01, 16
 TOGETHER, ALONE = 8, 3  # so few rows are solved again together; from this level on those that rk4 keeps finite are not
 # most steps of dopri5: so many, or so many times those of rk4, and for finer tolerances up to so many times as many
 LEAST_STEPS, PATIENT, MOST_TIMES = 1000, 4, 8
@@ -34,13 +32,10 @@ LOCATED = 128  # of the largest defects are followed up
 LAG = 4  # steps of rk4 from a blow-up to infinite numbers
 SAME_TIME = 0.01  # of the interval: both methods lose a row that blows up within so much of another
 IMPLICIT, COSTLY = 1e-7, 2000  # tolerance of implicit methods, and field evaluations of a row, about
-ROUGH, GROWN, FEW, STIFF = (
-    1e-5,
-    1e6,
-    3,
-    2,
-)  # their tolerance for blow-ups, by how much states grow there, and rows looked at; level from which many rows are stiff
-# so many rows are solved again from a state so much larger; tolerance for that; what tells of chaos
+STIFF = 2  # level at which they are tried, if many rows are left
+# Blow-ups: the tolerance of Radau, the growth of a state that counts as infinite, and the rows that are checked.
+ROUGH, GROWN, FEW = 1e-5, 1e6, 3
+# Conditioning: the rows, the relative change of their initial state, the tolerance of dopri5, and a growth that means chaos.
 NUDGED, NUDGE, CLOSE, GROWTH = 10, 1e-9, 1e-10, 1e5
 
 
@@ -99,9 +94,8 @@ class Ladder:
         self._thorough = runnable.n > 1  # a single trajectory is looked at closely once the two agree
         self._arrived = True  # whether dopri5 came to the end for some row
         self._each = 0.0  # evaluations of dopri5 for a row
-        self._at = torch.zeros(
-            n, dtype=torch.long, device="cpu"
-        )  # the level that each row has reached; -1: an implicit method
+        # the level that each row has reached; -1: an implicit method
+        self._at = torch.zeros(n, dtype=torch.long, device="cpu")
         self._ended: dict[int, tuple[float, float]] = {}  # where rows that blow up end, and how exactly that is known
 
     def climb(self, level: int, *, last: bool = False) -> bool:
@@ -320,7 +314,7 @@ class Ladder:
         if self.spent + COSTLY * len(rows) > self.budget:
             return None
         size = self.own.outputs[rows].double().abs().nan_to_num(torch.inf).flatten(1).amax(1)
-        solver = Adaptive("dopri5", solving.tolerance, solving.tolerance)  # in the place of which it solves
+        solver = Adaptive("dopri5", solving.tolerance, solving.tolerance)  # `solving` replaces it
         return self._by_parts(solver, rows, size, least, solving, self.runnable.double)
 
     def _chaotic(self, left: Tensor) -> bool:
@@ -363,7 +357,7 @@ class Ladder:
         known = self.outputs[rows]
         same = self.runnable.task.settled(ran.outputs, known, self.allowed, LATER)
         moves = (self._needed[rows] & ~same).any(1) & self.runnable.finite(self.outputs)[rows]
-        # predictions that are not settled may be close to another one: only a change that has grown tells of the flow
+        # an unsettled prediction may just lie close to another one: its change must have grown, too
         change, size = ((x.flatten(1).abs().amax(1)) for x in (ran.outputs - known, known))
         moves &= self.settled[rows].any(1) | (change > GROWTH * nudge * size)
         self.settled[rows] &= same
