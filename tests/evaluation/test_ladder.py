@@ -13,7 +13,8 @@ from tests.evaluation.flows import NUMBERS, Given, Turn, circle, counted, logits
 from trueode.evaluation.exact_flow import exact_flow
 from trueode.evaluation.ladder import COARSEST, levels
 from trueode.evaluation.runnable import ALL, Part
-from trueode.solvers import FixedStep
+from trueode.evaluation.tasks import get_task
+from trueode.solvers import Adaptive, FixedStep
 
 
 def points(n: int, d: int = 2) -> Tensor:
@@ -119,3 +120,28 @@ def test_many_steps_go_with_fine_tolerances(training: int, order: int) -> None:
         assert more > 2 * steps
         assert finer <= tolerance
         assert finer <= max(1e-12, 1e-4 * 1e-2 ** int(math.log2(more / COARSEST) / 2))
+
+
+@pytest.mark.parametrize("many", [1, 20])
+def test_a_trajectory_under_an_input_that_jumps(many: int) -> None:
+    """Jumps at times that all rows share, fewer or more than there are output times; the truth is piecewise exponential."""
+    jumps = torch.linspace(0.71, 9.3, 7, dtype=torch.float64).tolist()
+    times = torch.linspace(0, 10, many + 1, dtype=torch.float64)[1:]
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return (-1.0) ** sum(float(t) > jump for jump in jumps) - z
+
+    z, truth = torch.tensor([0.4], dtype=torch.float64), list[Tensor]()
+    for start, end in pairwise(sorted({0.0, *times.tolist(), *jumps})):
+        sign = (-1.0) ** sum((start + end) / 2 > jump for jump in jumps)
+        z = sign + (z - sign) * math.exp(start - end)
+        truth += [z] if end in times else []
+    y = torch.stack(truth)[None]
+    task = get_task("timeseries", absolute=0.01)
+    solver = Adaptive("dopri5", 1e-7, 1e-9)
+    x = torch.tensor([[0.4]], dtype=torch.float64)
+    runnable = on(field, x, y, times, task=task, solver=solver, end=10.0)
+    exact = exact_flow(runnable, runnable.run())
+    assert exact.converged
+    torch.testing.assert_close(exact.outputs, y, rtol=0, atol=1e-3)
+    assert exact.width <= 2 / 20_000

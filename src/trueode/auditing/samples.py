@@ -11,8 +11,7 @@ from torch import Tensor
 
 from trueode.data import Dataset, Split
 from trueode.errors import DataError, TrueodeError, told
-
-BATCH = 256
+from trueode.evaluation.metrics import at_once
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Given:
     """Data as they were given, before it is known whether a sample is independent of the others.
 
     Attributes:
-        cut: batches of the first samples, of `BATCH` rows where the data are not in batches: for independent samples.
+        cut: batches of the first samples, of rows `at_once` where the data are not in batches: for independent samples.
         whole: the batches as they were given, of which nothing is left out; rows that are not in batches are one.
         compared: one batch, and the parts of it that must give what it gives where samples are independent.
         complete: whether that batch is one of those of ``whole``, and not only a part.
@@ -52,10 +51,11 @@ def _read_rows(n: int, take: Callable[[Tensor], Any], samples: int) -> Given:
 
     rows = torch.arange(n, device="cpu")
     first = rows[:samples]
-    cut = batches(*first.split(BATCH))  # type: ignore[no-untyped-call]
+    inputs = first_tensor(take(first[:1]))
+    cut = batches(*first.split(at_once(inputs if inputs is not None else first[:1])))  # type: ignore[no-untyped-call]
 
     def compared() -> tuple[Any, tuple[Any, ...]]:
-        return (batches(first)[0], cut) if len(cut) > 1 else (cut[0], halves(cut[0]))
+        return (batches(first)[0], cut) if len(cut) > 1 else (cut[0], unequal_parts(cut[0]))
 
     return Given(cut, lambda: batches(rows), compared, n <= samples)
 
@@ -71,14 +71,14 @@ def _read_batches(data: Any, samples: int) -> Given:
     if left < 0:
         size = size_of(cut[-1])
         cut[-1] = chosen(cut[-1], torch.arange(size + left, device="cpu"), size)
-    return Given(tuple(cut), lambda: tuple(whole), lambda: (whole[0], halves(whole[0])), True)
+    return Given(tuple(cut), lambda: tuple(whole), lambda: (whole[0], unequal_parts(whole[0])), True)
 
 
-def halves(batch: Any) -> tuple[Any, ...]:
-    """A batch in two; one sample stays one."""
+def unequal_parts(batch: Any) -> tuple[Any, ...]:
+    """A small and a large part of a batch; one sample stays one."""
     size = size_of(batch)
-    rows = torch.arange(size, device="cpu")
-    return tuple(chosen(batch, part, size) for part in (rows[: size // 2], rows[size // 2 :]) if len(part))
+    rows, small = torch.arange(size, device="cpu"), -(-size // 8)
+    return tuple(chosen(batch, part, size) for part in (rows[:small], rows[small:]) if len(part))
 
 
 def _told_of(batches: Iterable[Any]) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from trueode.solvers.solve import solve_problem
 FINEST = 4700  # steps of an interval: more are not taken
 BISECTIONS = 20  # by which features are located
 CLOSE = 1e-9  # of the interval: nearer to one another no two steps end
+NARROWEST = 2 * CLOSE  # within so much a jump is located
 PLACES = 8  # features at more places than these make all steps as short as half of them are
 STEPPED = 2  # steps within a feature of which the place is not known
 ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends a solve
@@ -48,7 +49,7 @@ class Feature(NamedTuple):
     @property
     def jumps(self) -> bool:
         """Whether it is a jump, as far as it can be seen."""
-        return self.end - self.start < self.step * 2.0 ** (2 - BISECTIONS)
+        return self.end - self.start < max(self.step * 2.0 ** (2 - BISECTIONS), 2 * NARROWEST)
 
     def marks(self) -> Iterator[float]:
         """Ends of steps that resolve it: its edges, and steps around it that grow from its scale to the old ones."""

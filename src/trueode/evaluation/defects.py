@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trueode.evaluation.course import BISECTIONS, Course, Feature, Takes
+from trueode.evaluation.course import BISECTIONS, NARROWEST, Course, Feature, Takes
 from trueode.solvers.problem import Problem
 
 AT_ONCE = 2**18  # numbers of the states of a call of the field for defects, where it takes as many rows
@@ -18,6 +18,7 @@ ABOVE_ROUNDING = 1e4  # so much larger is a defect that can be located
 # An error of a step is smooth; a feature that was stepped over changes within so much of the way to an end of the step, on both
 # sides or on one.
 SHARP, SHARPER = 1 / 8, 1 / 32
+POINTS = 16  # parts of the way to an end of the step, one of which an edge lies in
 
 
 class Step(NamedTuple):
@@ -146,6 +147,9 @@ class Rk4:
             rows_at_once = max(1, AT_ONCE // max(states[:1].numel(), 1))
             parts = zip(torch.split(time, rows_at_once), torch.split(states, rows_at_once), strict=True)
             return slopes - step.h * torch.cat([self.call(self._times(t), z) for t, z in parts])
+        if len(self.z) == 1:
+            alone = [self.call(self.moment(t), z[None]) for t, z in zip(time.tolist(), states, strict=True)]
+            return slopes - step.h * torch.cat(alone)
         found, every = torch.empty_like(states), torch.arange(len(self.z), device="cpu")
         left = torch.arange(len(rows), device="cpu")
         while len(left):
@@ -222,17 +226,28 @@ def _parts(edges: tuple[tuple[float, float], ...], step: float) -> Iterator[Feat
 
 
 def _edge(defect: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """The narrowest parts between two times in which a defect changes by half of itself, by bisection."""
-    at_inside, at_outside = there, torch.zeros_like(there)
-    size, going = there.norm(dim=1), torch.ones(len(there), dtype=torch.bool, device="cpu")
+    """The narrowest parts between two times in which a defect changes by half of itself, by bisection.
+
+    It may return behind an edge: some points on the way show where it changes most.
+    """
+    width = (outside - inside) / POINTS
+    values = [there, *(defect(inside + k * width) for k in range(1, POINTS)), torch.zeros_like(there)]
+    changes = torch.stack([(x - y).norm(dim=1) for x, y in pairwise(values)])
+    size = torch.stack([x.norm(dim=1) for x in values]).amax(0)
+    most, part = changes.max(0)
+    going, rows = most >= size / 2, torch.arange(len(there), device="cpu")
+    at_inside, at_outside = (torch.stack(ends)[part, rows] for ends in (values[:-1], values[1:]))
+    outside = torch.where(going, inside + (part + 1) * width, outside)
+    inside = torch.where(going, inside + part * width, inside)
     for _ in range(BISECTIONS):
+        if not bool(going.any()):
+            break
         middle = (inside + outside) / 2
         at_middle = defect(middle)
         size = torch.maximum(size, at_middle.norm(dim=1))  # the defect may grow on the way
         near, far = (at_inside - at_middle).norm(dim=1), (at_middle - at_outside).norm(dim=1)
+        going &= (outside - inside).abs() > NARROWEST
         going &= torch.maximum(near, far) >= size / 2
-        if not bool(going.any()):
-            break
         closer, further = going & (near >= far), going & (near < far)
         outside = torch.where(closer, middle, outside)
         at_outside = torch.where(closer[:, None], at_middle, at_outside)

@@ -99,11 +99,12 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         level: begin so many refinements later: `PRECISE` where errors are to be measured.
         budget: field evaluations, counted in samples, that may be spent.
     """
-    course, spent = Course(coupled=not runnable.separable), 0.0
+    course, spent, alone = Course(coupled=not runnable.separable), 0.0, runnable.n == 1
+    level = max(level, int(alone))  # a trajectory of many output times is followed from some steps between these on
     for left in reversed(range(ROUNDS)):
         ladder = Ladder(runnable, own, course, budget, spent)
         again = ladder.climb(level, last=not left)
-        spent = ladder.spent
+        spent, level = ladder.spent, ladder.reached if alone else level
         if not again:
             break
     good = ladder.settled.any(1)

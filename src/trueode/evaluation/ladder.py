@@ -74,6 +74,7 @@ class Ladder:
         apart: of each row the RMS difference of the two methods.
         finest: steps of rk4 and tolerance of dopri5 of the finest solve.
         width: of features that may be missed, a part of the interval.
+        reached: the last level.
     """
 
     def __init__(self, runnable: Runnable, own: Evaluation, course: Course, budget: float, spent: float) -> None:
@@ -86,12 +87,11 @@ class Ladder:
         self.blown_up, self.sensitive = self.settled.any(1), self.settled.any(1)
         self.apart = torch.full((n,), nan, dtype=torch.float64, device="cpu")
         self.allowed: Tensor | None = None
-        self.complete, self.finest, self.width = True, (0, nan), 2.0
+        self.complete, self.finest, self.width, self.reached = True, (0, nan), 2.0, 0
         self._residual = runnable.residual(own.outputs[:n])
         self._needed = torch.zeros_like(self.settled)
         self._needed.view(-1)[runnable.drawn(*self._needed.shape)] = True
         self._last = False
-        self._thorough = runnable.n > 1  # a single trajectory is looked at closely once the two agree
         self._arrived = True  # whether dopri5 came to the end for some row
         self._each = 0.0  # evaluations of dopri5 for a row
         # the level that each row has reached; -1: an implicit method
@@ -112,10 +112,9 @@ class Ladder:
                 break
             self.finest = count, tolerance
             found, after = self._climb(number, level, left, sampled)
-            if not found and not len(after) and not self._thorough:
-                self._thorough = True
-                found, after = self._climb(number, level, left, self._sampled(len(left)))
-            left = after
+            if not found and not len(after) and self.runnable.n == 1:
+                found, after = self._look_closely(number, level, left)
+            self.reached, left = level + number, after
             if found:
                 return True
             hopeless = number > STIFF and not self._arrived
@@ -132,22 +131,15 @@ class Ladder:
 
     def _climb(self, number: int, level: int, left: Tensor, sampled: int) -> tuple[bool, Tensor]:
         """Solve rows by both methods; whether features were found, and the rows that are left."""
-        runnable, task, (count, _) = self.runnable, self.runnable.task, self.finest
-        share = LATER if number else AT_FIRST
-        rk4, noise = FixedStep("rk4", n_steps=count), None if number or level else self._rounding(count)
-        double = runnable.double and noise is None
-        witness = Witnessed(self.course, count, level + number, left, sampled=sampled)
-        first = self._run(rk4, left, witness, double)
-        moved = runnable.run(rk4, Part(left, double, solving=witness.moved()))
+        task, share = self.runnable.task, LATER if number else AT_FIRST
+        noise = None if number or level else self._rounding(self.finest[0])
+        double = self.runnable.double and noise is None
+        witness, first, calm = self._witnessed(level + number, left, sampled, double, share)
         if not number or self.runnable.n == 1:
             self.width = 2 / max(witness.times, 1)
-        self._keep(left, first.outputs, first.states)
         self._at[left] = number
-        finite = runnable.finite(self.outputs)[left]
-        self.allowed = task.allowed(self.outputs, self._residual)
-        calm = task.settled(moved.outputs, first.outputs, self.allowed, share)
-        hits = left[finite & (self._needed[left] & ~calm).any(1)]
-        if len(hits) and not self._last and self._locate(witness, hits):
+        finite = self.runnable.finite(self.outputs)[left]
+        if self._shows(witness, left[finite & (self._needed[left] & ~calm).any(1)]):
             return True, left
         second = self._dopri5(first, finite, left, number, witness.ended, double)
         self._arrived = bool(second.isfinite().any())
@@ -158,12 +150,34 @@ class Ladder:
         self.apart[left] = (second - first.outputs).double().flatten(1).square().nanmean(1).sqrt()
         return False, left[(self._needed[left] & ~agree).any(1) & ~self.blown_up[left]]
 
+    def _look_closely(self, number: int, level: int, left: Tensor) -> tuple[bool, Tensor]:
+        """Look at many more defects of a single trajectory, on which both methods agree; see `_climb`."""
+        sampled = max(SAMPLED, ceil(min(LEAST_SAMPLED, SPARED * self.budget)))
+        share = LATER if number else AT_FIRST
+        witness, _, calm = self._witnessed(level + number, left, sampled, self.runnable.double, share)
+        self.width = 2 / max(witness.times, 1)
+        self.settled[left] &= calm
+        again = left[(self._needed[left] & ~calm).any(1)]
+        return self._shows(witness, again), again
+
+    def _witnessed(
+        self, level: int, left: Tensor, sampled: int, double: bool, share: float
+    ) -> tuple[Witnessed, Evaluation, Tensor]:
+        """Solve rows by rk4, and keep what they give; which of their predictions no defect could change."""
+        runnable, count = self.runnable, self.finest[0]
+        rk4, witness = FixedStep("rk4", n_steps=count), Witnessed(self.course, count, level, left, sampled=sampled)
+        ran = self._run(rk4, left, witness, double)
+        moved = runnable.run(rk4, Part(left, double, solving=witness.moved()))
+        self._keep(left, ran.outputs, ran.states)
+        self.allowed = runnable.task.allowed(self.outputs, self._residual)
+        return witness, ran, runnable.task.settled(moved.outputs, ran.outputs, self.allowed, share)
+
     def _many(self, left: Tensor) -> bool:
         return len(left) > max(TOGETHER, self.runnable.n / 4)
 
     def _sampled(self, rows: int) -> int:
         """Defects to be looked at in each of some rows: more of few, as far as a part of the budget allows."""
-        most = MOST if self.runnable.n > 1 else LEAST_SAMPLED if self._thorough else FIRST_SAMPLED
+        most = MOST if self.runnable.n > 1 else FIRST_SAMPLED
         wanted = min(LEAST_SAMPLED / rows, most, SPARED * self.budget / rows)
         return max(SAMPLED, ceil(wanted))
 
@@ -197,8 +211,10 @@ class Ladder:
         noise = (one.double() - other).abs()
         return None if not bool(noise.isfinite().all()) else noise.amax(0, keepdim=True)
 
-    def _locate(self, witness: Witnessed, hits: Tensor) -> bool:
-        """Whether the largest of the defects that matter show features that were not known."""
+    def _shows(self, witness: Witnessed, hits: Tensor) -> bool:
+        """Whether the largest of the defects of some rows show features that were not known."""
+        if self._last or not len(hits):
+            return False
         hit = set(hits.tolist())
         largest = sorted((pair for pair in witness.largest if pair[1].row in hit), key=lambda pair: -pair[0])
         targets = [target for _, target in largest[:LOCATED]]

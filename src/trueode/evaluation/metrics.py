@@ -17,7 +17,7 @@ from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
 
-BATCH = 256
+BATCH, LARGEST, NUMBERS = 256, 2048, 2**16  # samples of a batch; more are solved at once of samples of few numbers
 NONE = torch.empty(0, device="cpu")
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -90,6 +90,11 @@ def evaluate(
             )
     n, loss_sum, metric_sum, nfe, n_steps = ranks.sum(total).tolist()
     return Evaluation(int(n), loss_sum / n, metric_sum / n, nfe / n, n_steps / n, solver=solver or model.solver)
+
+
+def at_once(sample: Tensor) -> int:
+    """How many samples of as many numbers as one has are solved at once, where it does not matter with which others."""
+    return max(BATCH, min(LARGEST, NUMBERS // max(sample.numel(), 1)))
 
 
 @contextmanager

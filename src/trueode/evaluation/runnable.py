@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trueode.data import Batch, Samples
 from trueode.errors import DataError, UsageError, calling
-from trueode.evaluation.metrics import BATCH, Evaluation, batches_of, evaluating
+from trueode.evaluation.metrics import BATCH, Evaluation, at_once, batches_of, evaluating
 from trueode.evaluation.tasks import Classification, Task, TimeSeries
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solution, Solver
@@ -276,7 +276,7 @@ class ModelOnSamples(Runnable):
         samples: the samples; targets without any number are none.
         task: what is learned.
         solver: the training solver.
-        batch_size: samples solved at once.
+        batch_size: samples solved at once under a solver, which may control the error of a batch.
         held_out: whether the model was not trained on them.
     """
 
@@ -316,11 +316,14 @@ class ModelOnSamples(Runnable):
                 taken = taken[taken < self.n]
                 rows = torch.searchsorted(taken, part.indices)
             samples = samples.take(taken)
+        size = self.batch_size
+        if part.solving is not None:  # the exact flow of a sample is the same in any batch
+            size = max(size, at_once(samples.batch(torch.zeros(1, dtype=torch.long, device="cpu")).x))
         outputs, states, status, message, statuses = list[Tensor](), list[Tensor](), "success", "", tuple[str, ...]()
         nfe = n_steps = n_rejected = 0.0
         begun = 0
         with evaluating(model), _solving(part.solving):
-            for batch in batches_of(samples, self.batch_size, model):
+            for batch in batches_of(samples, size, model):
                 if part.solving is not None:
                     numbers = torch.arange(begun, begun + len(batch.x), device="cpu")
                     part.solving.begin(numbers if part.indices is None else taken[numbers])
