@@ -179,7 +179,7 @@ def test_more_samples_than_are_asked_for_are_not_looked_at() -> None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up sooner."""
-    monkeypatch.setattr(sys.modules["trueode.evaluation.ladder"], "FINEST", 256)
+    monkeypatch.setattr(sys.modules["trueode.evaluation.refinement"], "FINEST", 256)
 
 
 def test_samples_that_blow_up_are_told_apart() -> None:

@@ -8,8 +8,9 @@ from math import ceil, nan
 from torch import Tensor
 
 from trueode.evaluation.course import Course
-from trueode.evaluation.ladder import SAMPLED, Ladder, levels
+from trueode.evaluation.draft import Draft
 from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.refinement import SAMPLED, Refinement, levels
 from trueode.evaluation.runnable import Runnable
 from trueode.solvers import FixedStep, Solver
 
@@ -102,16 +103,17 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
     course, spent, alone = Course(coupled=not runnable.separable), 0.0, runnable.n == 1
     level = max(level, int(alone))  # a trajectory of many output times is followed from some steps between these on
     for left in reversed(range(ROUNDS)):
-        ladder = Ladder(runnable, own, course, budget, spent)
-        again = ladder.climb(level, last=not left)
-        spent, level = ladder.spent, ladder.reached if alone else level
+        draft = Draft(runnable, own, course, budget, spent)
+        refinement = Refinement(draft, last=not left)
+        again = refinement.climb(level)
+        spent, level = draft.spent, refinement.reached if alone else level
         if not again:
             break
-    good = ladder.settled.any(1)
-    floor = _relative(ladder.apart[good], ladder.outputs[good])
+    good = draft.settled.any(1)
+    floor = _relative(draft.apart[good], draft.outputs[good])
     return ExactFlow(
-        ladder.outputs, ladder.states, ladder.settled, ladder.blown_up, ladder.allowed, ladder.complete, *ladder.finest, floor,
-        runnable.double, round(spent), ladder.width, ladder.sensitive, course,
+        draft.outputs, draft.states, draft.settled, draft.blown_up, draft.allowed, refinement.complete, *refinement.finest,
+        floor, runnable.double, round(spent), draft.width, draft.sensitive, course,
     )  # fmt: skip
 
 

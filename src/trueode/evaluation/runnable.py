@@ -155,11 +155,11 @@ class Runnable(ABC):
         y = self._targets(outputs)
         return outputs - y if y is not None and isinstance(self.task, TimeSeries) else None
 
-    def finite(self, outputs: Tensor) -> Tensor:
-        """Which rows have finite outputs at all times that they have: ``(rows,)`` of bool."""
+    def finite(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Which of some rows, of the first ones if not given, have finite outputs at all times that they have: ``(rows,)`` of bool."""
         known = outputs.isfinite().flatten(1)
         if self.absent is not None and outputs.dim() > 1 and outputs.shape[1] == self.absent.shape[1]:
-            absent = self.absent[: len(outputs)]
+            absent = self.absent[: len(outputs)] if rows is None else self.absent[rows]
             known = outputs.isfinite().flatten(2).all(2) | (absent & outputs.isnan().flatten(2).all(2))
         return known.all(1)
 

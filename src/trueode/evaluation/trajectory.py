@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trueode.evaluation.conditioning import NUDGE
 from trueode.evaluation.course import Guided
 from trueode.evaluation.exact_flow import ExactFlow
-from trueode.evaluation.ladder import NUDGE
 from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.tasks import TimeSeries
 from trueode.solvers import Adaptive

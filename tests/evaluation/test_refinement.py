@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.evaluation.flows import NUMBERS, Given, Turn, circle, counted, logits, on, sides
 from trueode.evaluation.exact_flow import exact_flow
-from trueode.evaluation.ladder import COARSEST, levels
+from trueode.evaluation.refinement import COARSEST, levels
 from trueode.evaluation.runnable import ALL, Part
 from trueode.evaluation.tasks import get_task
 from trueode.solvers import Adaptive, FixedStep

@@ -1,0 +1,63 @@
+"""Rows that explicit methods leave: two implicit ones settle them, and doubt their blow-ups."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trueode.evaluation.draft import TOGETHER, Draft, sizes
+from trueode.evaluation.implicit import LONGEST, Implicit
+from trueode.evaluation.metrics import Evaluation
+from trueode.solvers import Adaptive
+
+TOLERANCE, COSTLY = 1e-7, 2000  # of implicit methods; field evaluations of a row, about
+# Blow-ups: the tolerance of Radau, the growth of a state that counts as infinite, and the rows that are checked.
+ROUGH, GROWN, FEW = 1e-5, 1e6, 3
+
+
+def settle_implicitly(draft: Draft, left: Tensor) -> None:
+    """Settle rows on which two implicit methods agree. Where these fail for the first rows, they do so for all."""
+    for rows in (left[:TOGETHER], left[TOGETHER:]):
+        if not len(rows):
+            return
+        one = _solved(draft, rows, Implicit(draft.course, "Radau", TOLERANCE), TOGETHER)
+        if one is None or not bool(draft.runnable.finite(one.outputs, rows).any()):
+            return
+        other = _solved(draft, rows, Implicit(draft.course, "LSODA", TOLERANCE), TOGETHER)
+        if other is None:
+            return
+        seen = draft.finite(rows)  # by the witness, of rk4
+        draft.keep(rows[~seen], one.outputs[~seen], None, -1)
+        same = draft.same(other.outputs, one.outputs) & draft.runnable.finite(one.outputs, rows)[:, None]
+        draft.settle(rows, same, one.outputs, other.outputs)
+        good = same.any(1)
+        draft.keep(rows[good], one.outputs[good], None if one.states is None else one.states[good], -1)
+        if not bool(good.any()):
+            return
+        if not bool(seen[good].all()):
+            draft.width = max(draft.width, LONGEST)
+
+
+def confirm_blow_ups(draft: Draft) -> None:
+    """Doubt blow-ups, unless an implicit method loses the first of these rows, too, and at the same time."""
+    lost = draft.blown_up.nonzero()[:FEW, 0]
+    seen = [_ends(draft, row) for row in lost.tolist()]
+    if not all(seen):
+        draft.blown_up[:] = False
+        draft.blown_up[lost] = torch.tensor(seen, device="cpu")
+
+
+def _ends(draft: Draft, row: int) -> bool:
+    """Whether Radau loses a row at the time at which others do, as far as that can be told."""
+    radau, (known, within) = Implicit(draft.course, "Radau", ROUGH, GROWN), draft.ended[row]
+    if _solved(draft, torch.tensor([row], device="cpu"), radau, 1) is None or radau.refused:
+        return True
+    return row in radau.ended and not abs(radau.ended[row] - known) > within
+
+
+def _solved(draft: Draft, rows: Tensor, solving: Implicit, least: int) -> Evaluation | None:
+    """What rows give by an implicit method; None where the budget does not allow it."""
+    if draft.spent + COSTLY * len(rows) > draft.budget:
+        return None
+    solver = Adaptive("dopri5", solving.tolerance, solving.tolerance)  # `solving` replaces it
+    return draft.run_by_parts(solver, rows, sizes(draft.own.outputs[rows]), least, solving)
