@@ -69,6 +69,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def shown(value: object, most: int = 300) -> str:
+    """A value, whatever it is, as a text that can be printed and read."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # thousands of digits, or nested too deeply
+        return f"a {type(value).__name__} that is too large"
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def told(failure: BaseException) -> str:
     """An exception of somebody else's code in one line."""
     text = str(failure).strip()

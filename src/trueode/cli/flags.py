@@ -83,11 +83,13 @@ def training_options(words: Sequence[str], own: argparse.ArgumentParser) -> dict
         raise OptionError(f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options.")
     kinds = {item.name: item.kind for item in describe()}
     given = {name: value for name, value in vars(parsed).items() if name != "options_file"}
-    return {name: value if kinds[name] == "str" else _value(value) for name, value in given.items()}
+    return {name: value if kinds[name] == "str" else _value(name, value) for name, value in given.items()}
 
 
-def _value(words: Any) -> Any:
+def _value(name: str, words: Any) -> Any:
     """Numbers and truth values as YAML reads them: the plan that is kept will hold them so."""
-    import yaml
+    from trueode.options.yaml_text import parse_yaml
 
-    return [yaml.safe_load(word) for word in words] if isinstance(words, list) else yaml.safe_load(words)
+    if isinstance(words, list):
+        return [parse_yaml(word, f"--{name} {word}") for word in words]
+    return parse_yaml(words, f"--{name} {words}")
