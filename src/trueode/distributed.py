@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from trueode.errors import DeviceError, calling, shown
 
@@ -131,7 +132,7 @@ def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
         "The processes cannot meet",
         " RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell where: torchrun sets them. To train in one process, unset WORLD_SIZE.",
     ):
-        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timedelta(minutes=10)))
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
         torch.distributed.init_process_group(
             "nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=patience
         )

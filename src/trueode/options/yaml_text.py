@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from math import inf
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -19,7 +19,7 @@ _KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float
 class _Loader(yaml.SafeLoader):
     """Reads dates as text, as names that they are."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in its base
         first: [(tag, pattern) for tag, pattern in known if tag in _KINDS]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
