@@ -58,8 +58,8 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         OptionError: the text is not YAML, or holds other things; ``where`` it stands is told.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
