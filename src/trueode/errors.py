@@ -74,7 +74,7 @@ def shown(value: object, most: int = 300) -> str:
     try:
         text = str(value)
     except (ValueError, RecursionError):  # thousands of digits, or nested too deeply
-        return f"a {type(value).__name__} that is too large"
+        return f"{type(value).__name__} of a size that cannot be shown"
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= most else f"{text[:most]}…"
 

@@ -165,9 +165,11 @@ class Options(BaseModel):
     def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Read numbers as people write them: whole numbers as 1e3, a missing value as none."""
         annotation = str(cls.model_fields[str(info.field_name)].annotation)
-        for text in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(text, str) and (text.encode(errors="ignore").decode() != text or "\0" in text):
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, str) and (part.encode(errors="ignore").decode() != part or "\0" in part):
                 raise ValueError("text of Unicode without NUL")
+            if isinstance(part, int) and part.bit_length() > 64:
+                raise ValueError("a number of usual size")
         if "None" in annotation and isinstance(value, str) and value.lower() in ("none", "null", ""):
             return None
         if isinstance(value, bool) and "bool" not in annotation:
@@ -189,10 +191,10 @@ class Options(BaseModel):
         if not isinstance(data, dict):
             return data
         adjoint, autodif = data.get("adjoint"), data.get("autodif")
-        switched = str(adjoint).lower() in ("true", "yes", "1", "on", "t", "y")
+        switched = shown(adjoint).lower() in ("true", "yes", "1", "on", "t", "y")
         if adjoint is not None and autodif is not None and switched != (autodif == "adjoint"):
             raise OptionError(
-                f"--adjoint {str(adjoint).lower()} contradicts --autodif {autodif}: "
+                f"--adjoint {shown(adjoint).lower()} contradicts --autodif {autodif}: "
                 "`--adjoint true` means `--autodif adjoint`; give one of them."
             )
         if adjoint is not None and autodif is None:
