@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,8 @@ MOST = 2**32 - 1
 LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
 """Whole numbers are at most the first; other numbers than 0 lie between these two: what is computed with them stays in the
 range of float32."""
+UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, ends of lines, and halves of characters: no file or terminal gives them back as they are."""
 
 
 def option(default: Any, group: str, text: str, choices: tuple[str, ...] = (), **limits: float) -> Any:
@@ -166,8 +169,8 @@ class Options(BaseModel):
         """Read numbers as people write them: whole numbers as 1e3, a missing value as none."""
         annotation = str(cls.model_fields[str(info.field_name)].annotation)
         for part in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(part, str) and (part.encode(errors="ignore").decode() != part or "\0" in part):
-                raise ValueError("text of Unicode without NUL")
+            if isinstance(part, str) and UNWRITABLE.search(part):
+                raise ValueError("text of one line")
             if isinstance(part, int) and part.bit_length() > 64:
                 raise ValueError("a number of usual size")
         if "None" in annotation and isinstance(value, str) and value.lower() in ("none", "null", ""):
