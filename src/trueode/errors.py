@@ -5,9 +5,13 @@ A command ends with the ``exit_code`` of the error it meets: 2 for usage (the re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, ends of lines, and halves of characters: no file or terminal gives them back as they are."""
 
 
 class TrueodeError(Exception):
@@ -75,7 +79,7 @@ def shown(value: object, most: int = 300) -> str:
         text = str(value)
     except (ValueError, RecursionError):  # thousands of digits, or nested too deeply
         return f"{type(value).__name__} of a size that cannot be shown"
-    text = text.encode(errors="backslashreplace").decode()
+    text = UNWRITABLE.sub(lambda found: ascii(found[0])[1:-1], text)
     return text if len(text) <= most else f"{text[:most]}…"
 
 

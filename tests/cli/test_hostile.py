@@ -93,6 +93,8 @@ def test_errors_of_ours_are_not_hidden() -> None:
         ["train", "--output_dir", "out/\udcff"],
         ["train", "--\udcff", "1"],
         ["audit", "\udcff"],
+        ["audit", "a\nb"],
+        ["train", "--output_dir", "a\x1b[31m"],
         ["sweep", "\udcff.yaml"],
         ["sweep", "status", "\udcff"],
         ["reproduce", "\udcff"],

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from trueode.errors import TrueodeError, UsageError, nearest, shown, told
+from trueode.errors import UNWRITABLE, TrueodeError, UsageError, nearest, shown, told
 from trueode.options import Options, dump_yaml, load_options, make_parser
 
 COMMANDS = {
@@ -64,8 +64,10 @@ def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         for word in words:
-            if shown(word, len(word)) != word:
-                raise UsageError(f"{shown(word)} is not written in UTF-8, as names in files of results are: rename it.")
+            if UNWRITABLE.search(word):
+                raise UsageError(
+                    f"{shown(word)} is not one line of UTF-8, as names in files of results are: rename it."
+                )
         with warnings.catch_warnings():
             warnings.showwarning = _note_or(warnings.showwarning)
             return work()
@@ -78,7 +80,7 @@ def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
         print(f"{prog}: {failure}", file=sys.stderr)
         return 1
     except (MemoryError, OverflowError, RuntimeError) as failure:
-        if isinstance(failure, RuntimeError) and not re.search(r"memory|overflow", str(failure)):
+        if isinstance(failure, RuntimeError) and not re.search(r"memory|overflow|primitive", str(failure)):
             raise
         what = "There is not enough memory, or a number is too large. Ask for less"
         print(f"{prog}: {what} ({told(failure)}).", file=sys.stderr)

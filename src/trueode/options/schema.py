@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from trueode.catalog import ACTIVATIONS, AUTO, DATA_SETS, INITIALISATIONS, METHODS, NETWORKS, TASKS
-from trueode.errors import OptionError, nearest, shown
+from trueode.errors import UNWRITABLE, OptionError, nearest, shown
 
 ALIASES = {
     "evaluate_text_acc": "evaluate_test_acc",
@@ -26,8 +25,6 @@ MOST = 2**32 - 1
 LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
 """Whole numbers are at most the first; other numbers than 0 lie between these two: what is computed with them stays in the
 range of float32."""
-UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, ends of lines, and halves of characters: no file or terminal gives them back as they are."""
 
 
 def option(default: Any, group: str, text: str, choices: tuple[str, ...] = (), **limits: float) -> Any:
@@ -282,8 +279,9 @@ def _problems(o: Options) -> list[str]:
     shape, task = DATA_SETS[o.dataset]
     if not o.name or o.name in (".", "..") or any(c in o.name for c in "/\\\0"):
         found.append(f"--name {o.name!r}: a name of a folder is needed, without / or \\.")
-    if not o.test_solver_list or not o.test_factor_list or min(o.test_factor_list) <= 0:
-        found.append(f"--test_factor_list {' '.join(map(str, o.test_factor_list))}: positive factors are needed.")
+    if not o.test_solver_list or not o.test_factor_list or not all(1e-4 <= x <= 1e4 for x in o.test_factor_list):
+        factors = " ".join(map(str, o.test_factor_list))
+        found.append(f"--test_factor_list {factors}: positive factors are needed, from 0.0001 to 10000.")
     if o.network == "odenet" and shape == "signal":
         found.append(
             f"--network odenet needs images, and --dataset {o.dataset} holds flat data: "
