@@ -14,6 +14,7 @@ FLOORS = {
     "layers": 0.25,  # of the same floor, above the names
     "seeds": 0,
     "interrupts": 0,
+    "console": 0,
     "options": 0.5,  # of the same floor, above its single files
     "solvers": 1,
     "fields": 1,
@@ -34,7 +35,19 @@ FLOORS = {
     "__init__": 8,
     "__main__": 9,
 }
-TORCHLESS = ("errors", "catalog", "layers", "seeds", "interrupts", "options", "figures", "cli", "__init__", "__main__")
+TORCHLESS = (
+    "errors",
+    "catalog",
+    "layers",
+    "seeds",
+    "interrupts",
+    "console",
+    "options",
+    "figures",
+    "cli",
+    "__init__",
+    "__main__",
+)
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

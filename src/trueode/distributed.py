@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
-from trueode.errors import DeviceError
+from trueode.errors import DeviceError, calling, shown
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,21 @@ class Ranks:
 
 def launched() -> bool:
     """Whether torchrun, or `launch`, started this process among several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _number("WORLD_SIZE", 1) > 1
+
+
+def _number(variable: str, default: int) -> int:
+    """A whole number of at least 0 in the environment.
+
+    Raises:
+        DeviceError: there is something else.
+    """
+    text = os.environ.get(variable, str(default))
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise DeviceError(
+            f"The environment variable {variable} is {shown(text)!r}; torchrun sets it to a number. To train in one process, unset it."
+        )
+    return int(text)
 
 
 def check_gpus(use_gpu: bool, gpu_ids: str) -> list[int]:
@@ -103,7 +119,7 @@ def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
     gpus = check_gpus(use_gpu, gpu_ids)
     if not launched():
         return Ranks(0, 1, torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = _number("LOCAL_RANK", 0)
     if gpus and local >= len(gpus):
         raise DeviceError(
             f"Process {local} of this machine has no GPU: --gpu_ids {gpu_ids} names {len(gpus)}; name one per process."
@@ -112,7 +128,14 @@ def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
     if gpus:
         torch.cuda.set_device(device)
     patience = timedelta(hours=12)  # ranks wait while the main one certifies
-    torch.distributed.init_process_group("nccl" if gpus else "gloo", timeout=patience)
+    with calling(
+        "The processes cannot meet",
+        " RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell where: torchrun sets them. To train in one process, unset WORLD_SIZE.",
+    ):
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        torch.distributed.init_process_group(
+            "nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=patience
+        )
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 

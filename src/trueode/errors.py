@@ -5,9 +5,13 @@ A command ends with the ``exit_code`` of the error it meets: 2 for usage (the re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, ends of lines, and halves of characters: no file or terminal gives them back as they are."""
 
 
 class TrueodeError(Exception):
@@ -67,6 +71,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: object, most: int = 300) -> str:
+    """A value, whatever it is, as a text that can be printed and read."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # thousands of digits, or nested too deeply
+        return f"{type(value).__name__} of a size that cannot be shown"
+    text = UNWRITABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def told(failure: BaseException) -> str:

@@ -107,7 +107,7 @@ def test_warnings_of_the_package_are_notes(capsys: pytest.CaptureFixture[str], m
     others: list[str] = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: others.append(str(message)))
     before = warnings.showwarning
-    assert module._guarded("trueode", work) == 0
+    assert module._guarded("trueode", [], work) == 0
     assert capsys.readouterr().err == "note: slower\n"
     assert others == ["theirs"]
     assert warnings.showwarning is before

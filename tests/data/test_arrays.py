@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +177,13 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     np.savez(tmp_path / "data.npz", x=np.array([{}], dtype=object), y=LABELS)
     with pytest.raises(DataError, match="plain arrays"):
         load_dataset("arrays", tmp_path)
+    (tmp_path / "data.npz").write_bytes(pickle.dumps([1]))
+    with pytest.raises(DataError, match="plain arrays"):
+        load_dataset("arrays", tmp_path)
+    np.save(tmp_path / "data.npy", X)
+    (tmp_path / "data.npy").replace(tmp_path / "data.npz")
+    with pytest.raises(DataError, match="plain arrays"):
+        load_dataset("arrays", tmp_path)
     save(tmp_path / "train.npz", x=X, y=LABELS)
     with pytest.raises(DataError, match=r"no test\.npz"):
         load_dataset("arrays", tmp_path)
@@ -182,6 +193,44 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     save(tmp_path / "test.npz", x=X, y=LABELS + 1)
     with pytest.raises(DataError, match=r"label 3.*up to 2"):
         load_dataset("arrays", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shape", ["10**18, 3", "10**6, 10**6", "-1, 3", "2.5, 3", "True, 3", "'a', 3", "[10], 3", "10**30,"]
+)
+def test_shapes_that_a_header_only_claims(shape, tmp_path):
+    """The file holds 240 bytes of numbers, whatever it says."""
+    header = str({"descr": "<f8", "fortran_order": False, "shape": None}).replace("None", f"({shape})").encode()
+    npy = b"\x93NUMPY\x01\x00" + len(header + b"\n").to_bytes(2, "little") + header + b"\n" + X.tobytes()
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as file:
+        file.writestr("x.npy", npy)
+        file.writestr("y.npy", npy)
+    with pytest.raises(DataError, match=r"data\.npz"):
+        load_dataset("arrays", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["U3", "S3", "O", "M8[s]", "m8[s]", "c16", "V4", "f4,f4"])
+def test_arrays_of_other_things_than_numbers(kind, tmp_path):
+    for key in ("x", "y", "t", "t0"):
+        wrong = {"x": X, "y": STATES, "t": TIMES, "t0": np.zeros(())}
+        wrong[key] = np.zeros(wrong[key].shape, kind)
+        save(tmp_path / "data.npz", **wrong)
+        with pytest.raises(DataError, match=r"data\.npz"):
+            load_dataset("arrays", tmp_path)
+
+
+def test_numbers_that_the_precision_does_not_hold(tmp_path):
+    save(tmp_path / "data.npz", x=changed(X, (4, 1), 1e300), y=LABELS)
+    with pytest.raises(DataError, match=r"float32.*scale"):
+        load_dataset("arrays", tmp_path)
+    assert load_dataset("arrays", tmp_path, dtype=torch.float64).train.x.dtype == torch.float64
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "data.npz")
+    for place in (tmp_path, tmp_path / "data.npz"):
+        with pytest.raises(DataError, match="does not exist"):
+            load_dataset("arrays", place)
 
 
 @pytest.mark.parametrize(

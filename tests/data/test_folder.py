@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from itertools import islice
 
 import numpy as np
@@ -159,4 +161,45 @@ def test_a_test_class_that_is_never_trained_on(tmp_path):
     write(tmp_path / "train" / "a" / "0.png")
     write(tmp_path / "test" / "b" / "0.png")
     with pytest.raises(DataError, match="'b'"):
+        load_dataset("image_folder", tmp_path)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "EPS", "JPEG"])
+def test_a_format_is_what_the_name_says(kind, in_memory, tmp_path, monkeypatch):
+    if not in_memory:
+        monkeypatch.setattr(folder, "MEMORY", 0)
+    write(tmp_path / "a" / "0.png")
+    write(tmp_path / "a" / "1.PNG")
+    load_dataset("image_folder", tmp_path)
+    Image.new("RGB", (6, 5)).save(tmp_path / "a" / "2.png", kind)
+    with pytest.raises(DataError, match=r"2\.png cannot be read as PNG"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), folder.FORMATS.items())
+def test_all_known_endings(suffix, kind, tmp_path):
+    Image.new("L", (6, 5)).save(tmp_path / f"x{suffix}", kind)
+    assert decode(tmp_path / f"x{suffix}", None).shape[:2] == (5, 6)
+
+
+def test_images_of_billions_of_pixels(tmp_path):
+    header = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "vast.bmp").write_bytes(header)
+    with pytest.raises(DataError, match=r"vast\.bmp.*pixels"):
+        decode(tmp_path / "vast.bmp", None)
+    Image.new("L", (1, 100_000)).save(tmp_path / "long.png")
+    with pytest.raises(DataError, match=r"1000 x 100000000 pixels"):
+        decode(tmp_path / "long.png", 1000)
+
+
+def test_images_that_are_no_files(tmp_path):
+    for name in ("0.png", "1.png"):
+        write(tmp_path / "a" / name)
+    os.mkfifo(tmp_path / "a" / "2.png")
+    with pytest.raises(DataError, match=r"2\.png.*no regular file"):
+        load_dataset("image_folder", tmp_path)
+    (tmp_path / "a" / "2.png").unlink()
+    (tmp_path / "a" / "2.png").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"2\.png.*no regular file"):
         load_dataset("image_folder", tmp_path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from trueode.data import generator_version, identity
+from trueode.data import generator_version, identity, load_dataset
 from trueode.errors import DataError
 
 
@@ -41,8 +42,13 @@ def test_the_cache_is_believed_until_a_file_looks_different(tmp_path: Path, monk
     root, cache = folder(tmp_path / "a"), tmp_path / "cache.json"
     first = identity("image_folder", root, cache)
     read = []
-    original = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or original(path))
+    original = Path.open
+
+    def opened(path: Path, mode: str = "r", *how: Any, **more: Any) -> Any:
+        read.extend([path] if mode == "rb" else [])
+        return original(path, mode, *how, **more)
+
+    monkeypatch.setattr(Path, "open", opened)
     assert identity("image_folder", root, cache) == first
     assert not read
     file = root / "cats" / "a.png"
@@ -50,5 +56,36 @@ def test_the_cache_is_believed_until_a_file_looks_different(tmp_path: Path, monk
     os.utime(file, ns=(1, 1))
     assert identity("image_folder", root, cache) != first
     assert len(read) == 2
-    cache.write_text("{damaged")
-    assert identity("image_folder", root, cache) == identity("image_folder", root)
+    right = identity("image_folder", root)
+    for damaged in (
+        "{damaged",
+        "[]",
+        "3",
+        "[[1, 2]]",
+        "null",
+        cache.read_text().replace("sha256", "").replace("looks", ""),
+    ):
+        cache.write_text(damaged)
+        assert identity("image_folder", root, cache) == right
+        assert identity("image_folder", root, cache) == right
+
+
+def test_pipes_and_links_to_nothing_are_no_data(tmp_path: Path) -> None:
+    root = folder(tmp_path / "a")
+    before = identity("image_folder", root)
+    os.mkfifo(root / "cats" / "pipe.png")
+    (root / "cats" / "lost.png").symlink_to("nowhere")
+    assert identity("image_folder", root) == before
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    root = folder(tmp_path / "a", name="\udcff.png")
+    assert identity("image_folder", root, tmp_path / "cache.json")["files"] == 2
+
+
+def test_the_home_of_nobody_is_no_place_for_data() -> None:
+    for name in ("image_folder", "arrays"):
+        with pytest.raises(DataError):
+            identity(name, "~nobody-of-that-name/x")
+        with pytest.raises(DataError):
+            load_dataset(name, "~nobody-of-that-name/x")

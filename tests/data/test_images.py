@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from trueode.data import load_dataset
+from trueode.data import images, load_dataset
 from trueode.data.images import resized
 from trueode.errors import DataError
 
@@ -183,6 +183,21 @@ def test_download_appears_whole_or_not_at_all(cifar_archive, tmp_path, monkeypat
     broken = False
     assert len(load_dataset("cifar10", root).train) == 20
     assert os.listdir(root) == ["cifar-10-batches-py"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x1f\x8b\x08\0\0\0\0\0\0\0damaged", b"no gzip", b"", gzip.compress(bytes(3 * 10**4))]
+)
+def test_packed_files_that_are_damaged_or_too_large(content, tmp_path, monkeypatch):
+    make_mnist(tmp_path)
+    monkeypatch.setattr(images, "LARGEST", 2 * 10**4)
+    raw = tmp_path / "MNIST" / "raw"
+    for file in raw.iterdir():
+        file.unlink()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"ubyte\.gz is damaged|cannot be read"):
+        load_dataset("mnist", tmp_path)
 
 
 def test_nowhere_to_write(tmp_path):

@@ -96,3 +96,9 @@ def test_values() -> None:
     assert str(FixedStep("euler", step_size=1 / 64)) == "euler, h = 0.015625"
     assert str(Adaptive("dopri5", 1e-3, 1e-3)) == "dopri5, tol = 0.001"
     assert OnGrid("rk4", (0.0, 0.2, 1.0)).refined(2) == FixedStep("rk4", n_steps=4)
+
+
+def test_a_grid_that_would_fill_the_memory_is_not_made() -> None:
+    for solver in (FixedStep("euler", step_size=1e-30), FixedStep("rk4", n_steps=10**20)):
+        with pytest.raises(SolveError, match="max_steps"):
+            solver.fractions(1.0)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from trueode.catalog import TASKS
-from trueode.cli.flags import Parser, add_flag, numbers, positive, positive_number, share
+from trueode.cli.flags import Parser, add_flag, numbers, positive, positive_number, share, whole
 
 DESCRIPTION = (
     "Tell whether a model is an ODE or depends on its solver, with evidence. Exit code: 0 for an ODE, 3 for a model that "
@@ -37,12 +37,12 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     add("--decision", metavar="MODULE:NAME", help="function outputs -> what they decide (a sign, a threshold)")
     add("--tolerance", type=positive_number, metavar="SHARE", help="how far numbers may move, of their spread (0.01)")
     add("--absolute", type=positive_number, metavar="SIZE", help="the same in the units of the outputs")
-    add("--ignore_index", type=int, metavar="LABEL", help="label of predictions that do not count (default: -100)")
+    add("--ignore_index", type=whole, metavar="LABEL", help="label of predictions that do not count (default: -100)")
     add("--population", choices=("sample", "all"), default="sample", help="all: there are no other samples than these")
     add("--look", type=positive, metavar="K", help="the K-th look of several planned ones, which share 5 %% of error")
     add("--breaks", type=numbers, default=(), metavar="LIST", help="times at which the field jumps, by commas: 0.5,2.0")
     add("--max_step", type=positive_number, metavar="X", help="longest step of all solvers but the training solver")
-    add("--seed", type=int, metavar="N", help="seed of the random numbers of each call, for a model that draws some")
+    add("--seed", type=whole, metavar="N", help="seed of the random numbers of each call, for a model that draws some")
     add("--all", dest="everything", action="store_true", help="show every row of the table, and the reasons")
     add("--output_dir", metavar="DIR", help="folder of the results (default: RUN/audit, or experiments/audits/NAME)")
     add_flag(parser, "--overwrite", "replace an audit there")

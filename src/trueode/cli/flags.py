@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from math import isfinite
 from typing import Any
 
-from trueode.errors import OptionError, nearest
+from trueode.errors import OptionError, nearest, shown
 from trueode.options import describe, make_parser
+from trueode.options.schema import LEAST_SIZE, MOST, MOST_SIZE
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,22 +37,29 @@ def add_flag(parser: argparse.ArgumentParser, name: str, text: str) -> None:
 
 def share(text: str) -> float:
     """A number between 0 and 1."""
-    return number(text, "a share between 0 and 1, such as 0.01", lambda value: 0 < value < 1)
+    return number(text, "a share between 0 and 1, such as 0.01", lambda value: 1e-6 <= value < 1)
 
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    return int(number(text, "a whole number of at least 1", lambda value: value >= 1 and value == int(value)))
+    return whole(text, 1)
+
+
+def whole(text: str, least: int = -MOST) -> int:
+    """A whole number of usual size."""
+    expected = f"a whole number of at least {least} and at most {MOST}"
+    return int(number(text, expected, lambda value: least <= value <= MOST and value == int(value)))
 
 
 def positive_number(text: str) -> float:
     """A number above 0."""
-    return number(text, "a number above 0", lambda value: 0 < value < float("inf"))
+    return number(text, f"a number above 0, up to {MOST_SIZE:g}", lambda value: LEAST_SIZE <= value <= MOST_SIZE)
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Finite numbers, by commas."""
-    return tuple(number(part, "numbers by commas, such as 0.5,2.0", isfinite) for part in text.split(","))
+    """Numbers by commas."""
+    expected = "numbers by commas, such as 0.5,2.0"
+    return tuple(number(part, expected, lambda value: abs(value) <= MOST_SIZE) for part in text.split(","))
 
 
 def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
@@ -63,7 +70,7 @@ def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
     except (ValueError, OverflowError):
         valid = False
     if not valid:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {shown(text)}")
     return value
 
 
@@ -83,11 +90,13 @@ def training_options(words: Sequence[str], own: argparse.ArgumentParser) -> dict
         raise OptionError(f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options.")
     kinds = {item.name: item.kind for item in describe()}
     given = {name: value for name, value in vars(parsed).items() if name != "options_file"}
-    return {name: value if kinds[name] == "str" else _value(value) for name, value in given.items()}
+    return {name: value if kinds[name] == "str" else _value(name, value) for name, value in given.items()}
 
 
-def _value(words: Any) -> Any:
+def _value(name: str, words: Any) -> Any:
     """Numbers and truth values as YAML reads them: the plan that is kept will hold them so."""
-    import yaml
+    from trueode.options.yaml_text import parse_yaml
 
-    return [yaml.safe_load(word) for word in words] if isinstance(words, list) else yaml.safe_load(words)
+    if isinstance(words, list):
+        return [parse_yaml(word, f"--{name} {word}") for word in words]
+    return parse_yaml(words, f"--{name} {words}")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import gc
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from trueode.errors import TrueodeError, UsageError, nearest
+from trueode.errors import UNWRITABLE, TrueodeError, UsageError, nearest, shown, told
 from trueode.options import Options, dump_yaml, load_options, make_parser
 
 COMMANDS = {
@@ -32,7 +34,7 @@ DESCRIPTION = (
 def main(argv: Sequence[str] | None = None, prog: str = "trueode") -> int:
     """Run a command and return its exit code: 0, 1 for a failed run, 2 for a wrong request, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(prog, lambda: _command(words, prog))
+    return _guarded(prog, words, lambda: _command(words, prog))
 
 
 def _command(words: list[str], prog: str) -> int:
@@ -55,9 +57,17 @@ def _command(words: list[str], prog: str) -> int:
     return _run(command, rest, f"{prog} {command}")
 
 
-def _guarded(prog: str, work: Callable[[], int]) -> int:
+def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
     """Turn the failures that a user may cause into one message and an exit code, and warnings of ours into notes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal cannot show is spelt out
+            stream.reconfigure(errors="backslashreplace")
     try:
+        for word in words:
+            if UNWRITABLE.search(word):
+                raise UsageError(
+                    f"{shown(word)} is not one line of UTF-8, as names in files of results are: rename it."
+                )
         with warnings.catch_warnings():
             warnings.showwarning = _note_or(warnings.showwarning)
             return work()
@@ -68,6 +78,12 @@ def _guarded(prog: str, work: Callable[[], int]) -> int:
         return 1
     except OSError as failure:  # a full disk, a folder without permission
         print(f"{prog}: {failure}", file=sys.stderr)
+        return 1
+    except (MemoryError, OverflowError, RuntimeError) as failure:
+        if isinstance(failure, RuntimeError) and not re.search(r"memory|overflow|primitive", str(failure)):
+            raise
+        what = "There is not enough memory, or a number is too large. Ask for less"
+        print(f"{prog}: {what} ({told(failure)}).", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
@@ -89,7 +105,7 @@ def _note_or(show: Callable[..., None]) -> Callable[..., None]:
 
 def train_script() -> int:
     """``python train.py``: the same as ``trueode train``."""
-    return _guarded("train.py", lambda: _run("train", sys.argv[1:], "train.py"))
+    return _guarded("train.py", sys.argv[1:], lambda: _run("train", sys.argv[1:], "train.py"))
 
 
 def _run(command: str, argv: list[str], prog: str) -> int:

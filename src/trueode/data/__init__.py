@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def load_dataset(
         raise DataError(
             f"image_size = {image_size} is impossible with dataset = {name}: it is at least 1, for images only."
         )
-    root = Path(data_dir).expanduser()
+    root = Path(expanduser(data_dir))
     if name == "arrays":
         from trueode.data.arrays import arrays
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,12 @@ from trueode.data.splits import Batch, Samples, Split, as_numbers
 from trueode.errors import DataError
 from trueode.seeds import stream
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = {
+    **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP"},
+    **{".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"},
+}
+"""Of Pillow, by the ending of a file's name; no other decoder is let near the file."""
+MOST_PIXELS = 2**27  # of an image, as it lies there and resized
 MEMORY = 4 * 2**30  # bytes of decoded images that are held in memory; more are read from disk as they are needed
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -170,23 +176,41 @@ def decode(path: Path, image_size: int | None) -> Array:
     """Decode a file into bytes ``(height, width, 3)``, or ``(height, width, 1)`` where the file is grey."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            image: Any = file
-            grey = image.mode in GREY
-            if image.mode.startswith("I"):  # 16 bits
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("L" if grey else "RGB")
-            if image_size is not None and image.size != (image_size, image_size):
-                scale = image_size / min(image.size)
-                width, height = (max(image_size, round(side * scale)) for side in image.size)
-                left, top = (width - image_size) // 2, (height - image_size) // 2
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-                image = image.crop((left, top, left + image_size, top + image_size))
-            pixels = np.array(image)
-    except Exception as error:  # Pillow fails in as many ways as files can be damaged
-        raise DataError(f"The image {path} cannot be read ({error}). Repair or remove it.") from error
+    with _opened(path) as image:
+        grey = image.mode in GREY
+        if image.mode.startswith("I"):  # 16 bits
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("L" if grey else "RGB")
+        if image_size is not None and image.size != (image_size, image_size):
+            scale = image_size / min(image.size)
+            width, height = (max(image_size, round(side * scale)) for side in image.size)
+            _bound(width, height)
+            left, top = (width - image_size) // 2, (height - image_size) // 2
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = image.crop((left, top, left + image_size, top + image_size))
+        pixels: Array = np.array(image)
     return pixels[..., None] if grey else pixels
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An image file in the format that its name tells, in a block whose failures are those of the file."""
+    from PIL import Image
+
+    kind = FORMATS[path.suffix.lower()]
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("no regular file")
+        with Image.open(path, formats=[kind]) as image:
+            _bound(*image.size)
+            yield image
+    except Exception as error:  # Pillow fails in as many ways as files can be damaged
+        raise DataError(f"The image {path} cannot be read as {kind} ({error}). Repair, rename or remove it.") from error
+
+
+def _bound(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MOST_PIXELS}")
 
 
 def _subfolders(root: Path) -> tuple[str, ...]:
@@ -211,11 +235,11 @@ def _scan(root: Path, classes: tuple[str, ...]) -> Files:
     for label, name in enumerate(classes):
         folder = root / name
         if folder.is_dir():
-            found = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES))
+            found = sorted(e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in FORMATS)
             paths += [folder / file for file in found]
             labels += [label] * len(found)
     if not paths:
-        raise DataError(f"There are no images in {root}/CLASS/; known are the endings {', '.join(SUFFIXES)}.")
+        raise DataError(f"There are no images in {root}/CLASS/; known are the endings {', '.join(FORMATS)}.")
     return Files(tuple(paths), tuple(labels))
 
 
@@ -261,10 +285,5 @@ def _each(pool: ThreadPoolExecutor, work: Callable[[int], bool], n: int) -> Iter
 
 
 def _is_grey(path: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.mode in GREY
-    except Exception as error:
-        raise DataError(f"The image {path} cannot be read ({error}). Repair or remove it.") from error
+    with _opened(path) as image:
+        return image.mode in GREY

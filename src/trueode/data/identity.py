@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def identity(name: str, data_dir: str | Path, cache: Path | None = None) -> dict
     """
     from trueode.data import generator_version
 
-    root = Path(data_dir).expanduser()
+    root = Path(expanduser(data_dir))
     if DATA_SETS[name].shape == "signal":
         return {"generator": generator_version(name)}
     if name in ("mnist", "cifar10"):
@@ -47,12 +48,11 @@ def _remembered(cache: Path | None, name: str, root: Path, take: Callable[[], di
     key = f"{name} {root.resolve()}"
     if cache is not None:
         try:
-            known = json.loads(cache.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there, or damaged: taken anew
-            known = {}
-        if key in known and known[key]["looks"] == _looks(root):
-            found: dict[str, Any] = known[key]["identity"]
-            return found
+            known = dict(json.loads(cache.read_text(encoding="utf-8")))
+            if known[key]["looks"] == _looks(root):
+                return dict(known[key]["identity"])
+        except (OSError, ValueError, TypeError, LookupError):  # not there, or damaged: taken anew
+            pass
     taken = take()
     if cache is not None:
         write_json(cache, {**known, key: {"looks": _looks(root), "identity": taken}})
@@ -67,7 +67,7 @@ def _files(root: Path) -> list[tuple[str, Path]]:
     for folder, below, names in os.walk(root):
         below[:] = sorted(entry for entry in below if not entry.startswith(".") and entry != "generated")
         found += [Path(folder) / file for file in sorted(names) if not file.startswith(".")]
-    return [(path.relative_to(root).as_posix(), path) for path in found]
+    return [(path.relative_to(root).as_posix(), path) for path in found if path.is_file()]  # no pipe, which never ends
 
 
 def _looks(root: Path) -> str:
@@ -75,7 +75,7 @@ def _looks(root: Path) -> str:
     total = hashlib.sha256()
     for name, path in _files(root):
         facts = path.stat()
-        total.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+        total.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 
@@ -85,10 +85,12 @@ def _content(root: Path) -> dict[str, Any]:
         raise DataError(f"There is no data in {root}: give the file or folder that holds it with --data_dir.")
     total, size = hashlib.sha256(), 0
     for name, path in files:
-        content = path.read_bytes()
-        size += len(content)
-        total.update(f"{name}\0{len(content)}\n".encode())
-        total.update(content)
+        length = path.stat().st_size
+        size += length
+        total.update(f"{name}\0{length}\n".encode(errors="surrogateescape"))
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                total.update(piece)
     return {"files": len(files), "bytes": size, "sha256": total.hexdigest()}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import socket
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from trueode.errors import DataError
 
+LARGEST = 2**27  # bytes of an unpacked file of MNIST, with room
 PATIENCE = 5.0  # seconds without an answer after which a download has failed
 
 
@@ -149,12 +150,12 @@ def _unpack_gzip(file: Path, target: Path) -> None:
         return
     with _scratch(target.parent) as scratch:
         try:
-            with (
-                file.open("rb") if file.is_file() else gzip.open(f"{file}.gz") as source,
-                (scratch / "file").open("wb") as sink,
-            ):
-                shutil.copyfileobj(source, sink)
-        except (OSError, EOFError) as error:
+            with file.open("rb") if file.is_file() else gzip.open(f"{file}.gz") as source:
+                content = source.read(LARGEST + 1)
+            if len(content) > LARGEST:
+                raise ValueError(f"unpacked it has more than {LARGEST} bytes")
+            (scratch / "file").write_bytes(content)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise DataError(f"{file}.gz is damaged ({_short(error)}). Delete it and place it there again.") from error
         os.replace(scratch / "file", target)
 

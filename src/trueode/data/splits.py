@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trueode.errors import DataError
+
 
 class Batch(NamedTuple):
     """Some samples.
@@ -87,7 +89,14 @@ class Split(Samples):
 
     def to(self, dtype: torch.dtype) -> Split:
         def cast(part: Tensor) -> Tensor:
-            return part.to(dtype) if part.is_floating_point() else part
+            if not part.is_floating_point():
+                return part
+            found = part.to(dtype)
+            if found.isinf().any():
+                raise DataError(
+                    f"The data holds numbers beyond {torch.finfo(dtype).max:.2g}, too large for {dtype}: scale them."
+                )
+            return found
 
         return replace(self, x=cast(self.x), y=cast(self.y), dtype=dtype)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from trueode.auditing import Audit, audit
 from trueode.build import build_data
+from trueode.console import open_console
 from trueode.errors import RunNotFoundError, UsageError, calling, nearest, told
 from trueode.experiment.saved import open_run, refuse_other_start
 from trueode.options import make_options, read_file
@@ -49,9 +50,7 @@ def audit_target(
     Raises:
         TrueodeError: the model or the data cannot be audited.
     """
-    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
-    if not console.is_terminal:
-        console.width = 140  # tables in a log are not squeezed
+    console = open_console(stderr=as_json)
     if Path(target).is_dir() or ":" not in target:
         own = {
             "data": data,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from trueode import distributed
 from trueode.build import Shape, build_data, build_model
+from trueode.console import open_console
 from trueode.data import Dataset
 from trueode.distributed import Ranks
 from trueode.errors import CheckpointError, DataError, OptionError, told
@@ -36,7 +37,7 @@ def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
     path = Path(run_dir)
     directory = RunDirectory.open(str(path.parent), path.name)
     options = make_options(read_file(directory.config))
-    model, _, _ = open_run(options, directory, Console(stderr=True))
+    model, _, _ = open_run(options, directory, open_console(stderr=True))
     return model.eval(), options
 
 
@@ -113,10 +114,7 @@ def start(options: Options) -> tuple[Ranks, Console]:
     ranks = distributed.connect(options.use_gpu, options.gpu_ids)
     if options.use_gpu:
         torch.backends.cudnn.deterministic = True  # equal runs give equal bits
-    console = Console(highlight=False, soft_wrap=True, quiet=not ranks.is_main)
-    if not console.is_terminal:
-        console.width = 140  # tables in a log are not squeezed
-    return ranks, console
+    return ranks, open_console(quiet=not ranks.is_main)
 
 
 def refuse_changes(options: Options, stored: Options, fixed: frozenset[str], doing: str) -> None:

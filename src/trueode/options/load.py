@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from trueode.errors import OptionError, nearest
+from trueode.errors import OptionError, nearest, shown
 from trueode.options.describe import Description, describe
 from trueode.options.schema import ALIASES, EITHER_OR, Options
 
@@ -110,8 +110,8 @@ def _message(failure: ValidationError, items: Mapping[str, Description]) -> str:
         return str(inner)
     name = str(first["loc"][0])
     item, value = items[name], first["input"]
-    shown = "none" if value is None else str(value).lower() if isinstance(value, bool) else value
-    return f"--{name} {shown}: expected {item.expected}."
+    word = "none" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
+    return f"--{name} {word}: expected {item.expected}."
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -120,19 +120,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises:
         OptionError: the file cannot be read, is no YAML mapping or holds an unknown key.
     """
-    import yaml
+    from trueode.options.yaml_text import read_yaml
 
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
-        raise OptionError(f"--options_file {path} cannot be read: {failure}. Give the path of a YAML file.") from None
-    try:
-        values: Any = yaml.safe_load(text) or {}
-    except yaml.YAMLError as failure:
-        raise OptionError(f"--options_file {path} is not valid YAML: {' '.join(str(failure).split())}.") from None
-    if not isinstance(values, dict):
-        raise OptionError(f"--options_file {path} must hold lines `option: value`, it holds {type(values).__name__}.")
-    return canonical(values, str(path))
+    return canonical(read_yaml(path, "--options_file"), str(path))
 
 
 def canonical(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
@@ -148,7 +138,7 @@ def canonical(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     known = [name for item in describe() for name in (item.name, *item.aliases)]
     for name in values:
         if name not in known:
-            raise OptionError(f"Unknown option {name!r} in {where}.{nearest(str(name), known)}")
+            raise OptionError(f"Unknown option {shown(name)!r} in {where}.{nearest(str(name), known)}")
     found: dict[str, Any] = {}
     for name, value in values.items():
         option = ALIASES.get(str(name), str(name))

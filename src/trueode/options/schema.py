@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import ceil
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from trueode.catalog import ACTIVATIONS, AUTO, DATA_SETS, INITIALISATIONS, METHODS, NETWORKS, TASKS
-from trueode.errors import OptionError, nearest
+from trueode.errors import UNWRITABLE, OptionError, nearest, shown
 
 ALIASES = {
     "evaluate_text_acc": "evaluate_test_acc",
@@ -20,6 +19,12 @@ ALIASES = {
 
 EITHER_OR = (("autodif", "adjoint"), ("step_size", "n_steps"))
 """Pairs that say the same thing: giving one of them replaces what a file said of either."""
+
+
+MOST = 2**32 - 1
+LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
+"""Whole numbers are at most the first; other numbers than 0 lie between these two: what is computed with them stays in the
+range of float32."""
 
 
 def option(default: Any, group: str, text: str, choices: tuple[str, ...] = (), **limits: float) -> Any:
@@ -41,14 +46,14 @@ class Options(BaseModel):
     output_dir: str = option("./experiments", "run", "folder of all results")
     phase: str = option("train", "run", "train a model, or evaluate a saved run", ("train", "infer"))
     split: str = option("train", "run", "data that `--phase infer` evaluates", ("train", "test"))
-    random_seed: int = option(0, "run", "seed of everything random", ge=0, le=2**32 - 1)
+    random_seed: int = option(0, "run", "seed of everything random", ge=0, le=MOST)
     resume: bool = option(False, "run", "continue the run NAME from its last checkpoint")
     overwrite: bool = option(False, "run", "replace the results of an earlier run NAME")
 
     # device
     use_gpu: bool = option(False, "device", "train on GPUs")
     gpu_ids: str = option("0", "device", "GPUs to use, as '0' or '0,1,2'; several start a process each")
-    torch_threads: int | None = option(None, "device", "CPU threads of torch; none: torch's own choice", ge=1)
+    torch_threads: int | None = option(None, "device", "CPU threads of torch; none: torch's own choice", ge=1, le=1024)
     precision: str = option(
         "float32",
         "device",
@@ -61,8 +66,10 @@ class Options(BaseModel):
     dataset: str = option("concentric_sphere2", "data", "data set", tuple(DATA_SETS))
     data_dir: str = option("./data", "data", "where data lies or is put; for `arrays` also an .npz file")
     task: str = option("auto", "data", "what is learned; auto: what the data set is for", ("auto", *TASKS))
-    image_size: int | None = option(None, "data", "resize and crop images to this many pixels; none: as they are", ge=1)
-    num_threads: int = option(2, "data", "data-loading workers (image folders)", ge=0)
+    image_size: int | None = option(
+        None, "data", "resize and crop images to this many pixels; none: as they are", ge=1, le=10_000
+    )
+    num_threads: int = option(2, "data", "data-loading workers (image folders)", ge=0, le=1024)
     batch_size: int = option(128, "data", "samples per iteration, over all devices together", ge=1)
     serial_batches: bool = option(False, "data", "take the data in order, without shuffling")
 
@@ -92,7 +99,7 @@ class Options(BaseModel):
     t_end: float | None = option(
         None, "solver", "end T of the ODE block; none: 1, or the last time of a time series", gt=0
     )
-    max_steps: int = option(500, "solver", "most steps of a fixed-step solver in training", ge=1)
+    max_steps: int = option(500, "solver", "most steps of a fixed-step solver in training", ge=1, le=10_000_000)
     per_sample: bool = option(False, "solver", "control the error of each sample by itself (adaptive solvers)")
     autodif: str = option(
         "naive",
@@ -158,6 +165,11 @@ class Options(BaseModel):
     def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Read numbers as people write them: whole numbers as 1e3, a missing value as none."""
         annotation = str(cls.model_fields[str(info.field_name)].annotation)
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, str) and UNWRITABLE.search(part):
+                raise ValueError("text of one line")
+            if isinstance(part, int) and part.bit_length() > 64:
+                raise ValueError("a number of usual size")
         if "None" in annotation and isinstance(value, str) and value.lower() in ("none", "null", ""):
             return None
         if isinstance(value, bool) and "bool" not in annotation:
@@ -179,10 +191,10 @@ class Options(BaseModel):
         if not isinstance(data, dict):
             return data
         adjoint, autodif = data.get("adjoint"), data.get("autodif")
-        switched = str(adjoint).lower() in ("true", "yes", "1", "on", "t", "y")
+        switched = shown(adjoint).lower() in ("true", "yes", "1", "on", "t", "y")
         if adjoint is not None and autodif is not None and switched != (autodif == "adjoint"):
             raise OptionError(
-                f"--adjoint {str(adjoint).lower()} contradicts --autodif {autodif}: "
+                f"--adjoint {shown(adjoint).lower()} contradicts --autodif {autodif}: "
                 "`--adjoint true` means `--autodif adjoint`; give one of them."
             )
         if adjoint is not None and autodif is None:
@@ -237,11 +249,11 @@ class Options(BaseModel):
             raise OptionError(
                 f"--step_size {step:g} is longer than the interval {interval}: a training step is at most {length:g}."
             )
-        count = ceil(length / step * (1 - 1e-9))
+        count = length / step * (1 - 1e-9)  # of steps, to be rounded up
         if count > self.max_steps:
             flag = f"--step_size {step:g}" if self.n_steps is None else f"--n_steps {self.n_steps}"
             raise OptionError(
-                f"{flag} takes {count} steps on {interval}, more than --max_steps {self.max_steps}: "
+                f"{flag} takes {count:.6g} steps on {interval}, more than --max_steps {self.max_steps}: "
                 f"take larger steps, or raise --max_steps."
             )
 
@@ -255,14 +267,21 @@ def _problems(o: Options) -> list[str]:
         for value in values if isinstance(values, tuple) else (values,):
             if choices and value not in choices:
                 hint = nearest(str(value), choices)
-                found.append(f"--{name} {value}: not known. Choose from {', '.join(choices)}.{hint}")
+                found.append(f"--{name} {shown(value)}: not known. Choose from {', '.join(choices)}.{hint}")
+            if isinstance(value, int) and value > MOST:
+                found.append(f"--{name} {shown(value)}: whole numbers are at most {MOST}.")
+            if isinstance(value, float) and value and not LEAST_SIZE <= abs(value) <= MOST_SIZE:
+                found.append(
+                    f"--{name} {value:g}: numbers other than 0 lie between {LEAST_SIZE:g} and {MOST_SIZE:g} in size."
+                )
     if found:
         return found
     shape, task = DATA_SETS[o.dataset]
     if not o.name or o.name in (".", "..") or any(c in o.name for c in "/\\\0"):
         found.append(f"--name {o.name!r}: a name of a folder is needed, without / or \\.")
-    if not o.test_solver_list or not o.test_factor_list or min(o.test_factor_list) <= 0:
-        found.append(f"--test_factor_list {' '.join(map(str, o.test_factor_list))}: positive factors are needed.")
+    if not o.test_solver_list or not o.test_factor_list or not all(1e-4 <= x <= 1e4 for x in o.test_factor_list):
+        factors = " ".join(map(str, o.test_factor_list))
+        found.append(f"--test_factor_list {factors}: positive factors are needed, from 0.0001 to 10000.")
     if o.network == "odenet" and shape == "signal":
         found.append(
             f"--network odenet needs images, and --dataset {o.dataset} holds flat data: "

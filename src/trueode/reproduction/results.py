@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from trueode import figures
+from trueode.console import open_console
 from trueode.data import identity
 from trueode.options import canonical
 from trueode.reproduction.plans import plan_of
@@ -64,7 +65,7 @@ def reproduce(
     Raises:
         TrueodeError: data is missing, or the overrides are impossible.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or open_console()
     overrides = dict(overrides or {})
     directory = SweepDirectory(output_dir)
     plan = planned(name, scale, overrides, directory)

@@ -13,6 +13,10 @@ from trueode.errors import SolveError, UsageError
 from trueode.solvers.methods import get_tableau
 from trueode.solvers.tableau import ButcherTableau
 
+MOST_STEPS = (
+    10_000_000  # of a grid that nobody has bounded: one of many more would fill the memory before the first step
+)
+
 
 def _is_number(value: Any) -> bool:
     return type(value) is not bool and isinstance(value, Real) and isfinite(value)
@@ -67,7 +71,7 @@ class FixedStep(_Method):
         method: a name of ``catalog.METHODS`` or a tableau.
         step_size: the step; where it does not divide the interval, the last step is shorter and ends exactly at its end.
         n_steps: instead of ``step_size``: the number of equal steps.
-        max_steps: a solve that would take more steps fails before it starts.
+        max_steps: a solve that would take more steps fails before it starts; without it, one of more than ten millions.
         max_step: no step is longer, where ``n_steps`` alone would make them so.
         breaks: times at which the field may jump: steps end there, and see the field as it is on their own side.
 
@@ -111,10 +115,11 @@ class FixedStep(_Method):
     def fractions(self, length: float) -> tuple[float, ...]:
         """The grid as fractions of the interval, from 0.0 to 1.0: no rounding accumulates."""
         n = self.count(length)
-        if self.max_steps is not None and n > self.max_steps:
+        most = MOST_STEPS if self.max_steps is None else self.max_steps
+        if n > most:
             raise SolveError(
                 f"{self.name} would need {n} steps on an interval of length {abs(length):g}, more than "
-                f"max_steps = {self.max_steps}: take a larger step or raise max_steps.",
+                f"max_steps = {most}: take a larger step or raise max_steps.",
                 "max_steps",
             )
         if self.step_size is None or n <= 1 or (self.max_step or inf) < self.step_size:

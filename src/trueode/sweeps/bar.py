@@ -37,7 +37,7 @@ class Bar:
         if self._console.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=self._console)
+            self._bar = Progress(BarColumn(30), TextColumn("{task.description}", markup=False), console=self._console)
             self._bar.start()
             self._task = self._bar.add_task(self._text(), total=1.0)
         return self

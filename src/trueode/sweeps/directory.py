@@ -9,7 +9,7 @@ from typing import Any
 from trueode.errors import RunNotFoundError, UsageError
 from trueode.runs import RunDirectory, write_json, write_text
 from trueode.runs.files import Lock
-from trueode.sweeps.plan import Plan, PlannedRun, make_plan
+from trueode.sweeps.plan import Plan, PlannedRun, read_plan
 
 MARK = ".shared-"  # begins the name of a file by which workers see whether they share this directory
 STATES = ("finished", "running", "interrupted", "failed", "waiting")
@@ -75,12 +75,10 @@ class SweepDirectory:
         Raises:
             RunNotFoundError: there are none.
         """
-        import yaml
-
         found = sorted(self.plans.glob("*.yaml"))
         if not found:
             raise RunNotFoundError(f"There is no sweep in {self.path} (no plan in {self.plans}).")
-        return [make_plan(yaml.safe_load(path.read_text(encoding="utf-8")), cache=self.fingerprints) for path in found]
+        return [read_plan(path, cache=self.fingerprints) for path in found]
 
     def place(self, run: PlannedRun) -> Path:
         """The directory of a run: the one that has its hash, under whatever name it was made."""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from trueode.build import build_run
 from trueode.catalog import METHODS
+from trueode.console import open_console
 from trueode.distributed import Ranks
 from trueode.errors import TrueodeError
 from trueode.evaluation import evaluate
@@ -90,7 +91,7 @@ def print_estimate(
     Returns:
         0, or 1 when a run is impossible.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or open_console()
     if not console.is_terminal:
         console.width = 140
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from trueode.console import open_console
 from trueode.errors import UsageError
 from trueode.interrupts import interrupts
 from trueode.options import Options
@@ -47,7 +48,7 @@ def run_sweep(
     Raises:
         UsageError: another sweep works in the directory, or the scheduler cannot be reached.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or open_console()
     with directory:
         directory.keep(plan)
         todo = [run for run in plan.runs if directory.state(run) != "finished"]

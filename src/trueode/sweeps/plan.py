@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from trueode.data import identity
 from trueode.errors import OptionError, UsageError, nearest
 from trueode.options import RESULT, Options, canonical, layered, merge
+from trueode.options.yaml_text import read_yaml
 
 KEYS = ("name", "base", "axes", "grids")
 GRID_KEYS = ("name", "base", "axes")
@@ -21,6 +23,7 @@ OURS = ("name", "output_dir", "phase", "split", "resume", "overwrite")
 """Options that the sweep chooses."""
 LONGEST = 120  # characters of a name without its hash: file systems allow 255 bytes
 HASH = 12
+MOST_RUNS = 100_000  # of a grid
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,8 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None, cach
     Raises:
         UsageError: the file cannot be read, or says something impossible.
     """
-    import yaml
-
     path = Path(path)
-    try:
-        source = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as failure:
-        raise UsageError(f"The plan {path} cannot be read: {failure}. Give the path of a YAML file.") from None
-    except yaml.YAMLError as failure:
-        raise UsageError(f"The plan {path} is not valid YAML: {' '.join(str(failure).split())}.") from None
-    if not isinstance(source, dict):
-        raise UsageError(f"The plan {path} must hold `base:` and `axes:`, it holds {type(source).__name__}.")
-    return make_plan({"name": path.stem, **source}, overrides, cache)
+    return make_plan({"name": path.stem, **read_yaml(path, "The plan")}, overrides, cache)
 
 
 def make_plan(
@@ -121,6 +114,8 @@ def make_plan(
         axes |= {option: [value] for option, value in above.items() if option in axes}
         names |= dict.fromkeys(axes)
         label = str(grid.get("name", ""))
+        if (count := prod(map(len, axes.values()))) > MOST_RUNS:
+            raise UsageError(f"The axes of {where} make {count:.3g} runs, more than {MOST_RUNS}: vary less at once.")
         for point in _points(axes):
             run = _run(label, layered(base, above), point, data)
             runs.setdefault(run.hash, run)
@@ -175,7 +170,7 @@ def _axes(part: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
     for option, points in values.items():
         if not isinstance(points, list) or not points:
             raise UsageError(f"The axis {option} of {where} must be a list of values, as `{option}: [1, 2]`.")
-        if any(point in points[:place] for place, point in enumerate(points)):
+        if len(set(map(told, points))) < len(points):
             raise UsageError(f"The axis {option} of {where} has a value twice.")
     found = canonical(values, f"axes of {where}")
     _refuse_ours(found, where)

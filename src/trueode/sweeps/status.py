@@ -6,6 +6,7 @@ from collections import Counter
 
 from rich.console import Console
 
+from trueode.console import open_console
 from trueode.sweeps.directory import STATES, SweepDirectory, done_share, last_lines
 from trueode.sweeps.plan import Plan
 
@@ -19,7 +20,7 @@ def status(directory: SweepDirectory, console: Console | None = None) -> int:
     Raises:
         RunNotFoundError: there is no sweep.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or open_console()
     failed = [_tell(directory, plan, console) for plan in directory.read_plans()]
     return 1 if any(failed) else 0
 

@@ -32,7 +32,9 @@ class Progress:
                 BarColumn(12),
                 MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(self._total)) + 1)),
                 TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
-                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                TextColumn(
+                    "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+                ),
                 console=self._console,
                 expand=True,
             )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -15,6 +20,8 @@ from trueode.fields import SequentialField
 from trueode.solvers import Adaptive, Checkpoint, FixedStep, solve
 from trueode.solvers.backends.native import runtime
 from trueode.solvers.backends.native.runtime import Runtime, rounded
+from trueode.solvers.backends.native.task import method_of
+from trueode.solvers.methods import RK4
 
 
 @given(st.integers(0, 2**31))
@@ -32,6 +39,50 @@ def test_memory_is_used_again_and_never_by_two() -> None:
     del first, second
     third, fourth = shared.take(9_999), shared.take(10_001)
     assert {third.address, fourth.address} == addresses
+
+
+@pytest.mark.parametrize("spares", [0, 1, 2])
+def test_whoever_comes_in_between_takes_other_memory(spares: int) -> None:
+    """Another thread may get its turn at any instruction of a taker or a giver: a tracer takes its part at each of them."""
+    shared = Runtime()
+    kept = [shared.take(10_000) for _ in range(spares)]
+    blocks: list[runtime.Block] = []
+
+    def tracer(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename != runtime.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            sys.settrace(None)
+            blocks.append(shared.take(10_000))
+            shared.take(10_000)  # and gives it back at once
+            sys.settrace(tracer)
+        return tracer
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(tracer)
+        blocks += [shared.take(10_000), shared.take(10_000)]
+        kept.clear()
+    finally:
+        sys.settrace(before)
+    assert len(blocks) > 20
+    pieces = [shared.take(10_000) for _ in range(4)]
+    addresses = [block.address for block in [*blocks, *pieces]]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_addresses_live_as_long_as_what_refers_to_them() -> None:
+    """A solve is differentiated after its method has left the memory of methods."""
+    field, x = SequentialField(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), torch.randn(4, 2, requires_grad=True)
+    z = solve(field, x, solver=FixedStep("rk4", n_steps=2)).z
+    method = ref(method_of(RK4).a)
+    method_of.cache_clear()
+    gc.collect()
+    assert method() is not None
+    del z
+    gc.collect()
+    assert method() is None
 
 
 def test_little_memory_is_kept() -> None:
@@ -70,7 +121,7 @@ def test_solves_from_several_threads_give_the_right_gradients(n_threads: int) ->
         expected = [gradients(number) for number in range(n_threads)]
 
         def work(number: int) -> None:
-            right = all(all(map(torch.equal, gradients(number), expected[number])) for _ in range(150))
+            right = all(all(map(torch.equal, gradients(number), expected[number])) for _ in range(50))
             wrong.extend([] if right else [number])
 
         sys.setswitchinterval(1e-6)

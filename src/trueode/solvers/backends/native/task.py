@@ -83,7 +83,7 @@ class Task(NamedTuple):
             self.per_sample, self.clock.t0, self.clock.t1,
             layers.buffer_info()[0], *method.addresses, steps.grid.data_ptr(), saved.buffer_info()[0],
         )  # fmt: skip
-        solve.held = layers, saved  # they live as long as their addresses are needed
+        solve.held = layers, saved, method  # they live as long as their addresses are needed
         return solve
 
 

@@ -1,0 +1,101 @@
+"""YAML that people write, read as plain values: the one reader of options, plans and configurations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trueode.errors import OptionError, shown, told
+
+LARGEST = 2**17  # bytes of a file, and values in it: some seconds of work
+LONGEST_NUMBER = 400  # characters
+_KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads dates as text, as names that they are."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in its base
+        first: [(tag, pattern) for tag, pattern in known if tag in _KINDS]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_yaml(path: str | Path, what: str) -> dict[Any, Any]:
+    """The mapping in a file; an empty file holds an empty one.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+
+    Raises:
+        OptionError: it is no regular file, cannot be read, is too large or not plain YAML, or holds no mapping.
+    """
+    path, advice = Path(path), "Give the path of a YAML file."
+    try:
+        if path.exists() and not path.is_file():
+            raise OptionError(f"{what} {path} is no regular file. {advice}")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        text = content.decode()
+    except (OSError, ValueError) as failure:  # a path with a NUL in it, bytes that are not UTF-8
+        raise OptionError(f"{what} {path} cannot be read: {failure}. {advice}") from None
+    if len(content) > LARGEST:
+        raise OptionError(f"{what} {path} holds more than {LARGEST} bytes. {advice}")
+    values = parse_yaml(text, f"{what} {path}")
+    if not isinstance(values, dict | None):
+        raise OptionError(f"{what} {path} must hold lines `key: value`, it holds {type(values).__name__}.")
+    return values or {}
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The plain values in a text: numbers, texts, truth values, lists and mappings.
+
+    Raises:
+        OptionError: the text is not YAML, or holds other things; ``where`` it stands is told.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > LARGEST:
+            raise ValueError("its aliases stand for too many values")
+        return loader.construct_document(node)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except Exception as failure:  # PyYAML meets impossible numbers with errors of all kinds
+        reason = " ".join(str(failure).split()) if isinstance(failure, yaml.YAMLError | ValueError) else told(failure)
+    raise OptionError(f"{where} is not valid YAML: {shown(reason)}.")
+
+
+def _count(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node holds, those of an alias counted anew each time; ``known``: what has been counted.
+
+    Raises:
+        ValueError: a value is of no plain kind, no text that can be written, or a key is there twice.
+    """
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = inf  # for an alias of what it lies in
+    if node.tag not in _KINDS:
+        raise ValueError(f"the tag {node.tag} is of no number, text, truth value, list or mapping")
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.ScalarNode):
+        node.value.encode()
+        if len(node.value) > LONGEST_NUMBER and not node.tag.endswith("str"):
+            raise ValueError(f"a number has {len(node.value)} characters")
+    elif isinstance(node, yaml.MappingNode):
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for (_, name), times in Counter(keys).most_common(1):
+            if times > 1:
+                raise ValueError(f"the key {name!r} is there twice")
+        parts = [part for pair in node.value for part in pair]
+    else:
+        parts = node.value
+    known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
