@@ -12,6 +12,7 @@ FLOORS = {
     "errors": 0,
     "catalog": 0,
     "layers": 0.25,  # of the same floor, above the names
+    "files": 0,
     "seeds": 0,
     "interrupts": 0,
     "options": 0.5,  # of the same floor, above its single files
@@ -34,7 +35,19 @@ FLOORS = {
     "__init__": 8,
     "__main__": 9,
 }
-TORCHLESS = ("errors", "catalog", "layers", "seeds", "interrupts", "options", "figures", "cli", "__init__", "__main__")
+TORCHLESS = (
+    "errors",
+    "catalog",
+    "files",
+    "layers",
+    "seeds",
+    "interrupts",
+    "options",
+    "figures",
+    "cli",
+    "__init__",
+    "__main__",
+)
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -127,7 +127,7 @@ def a_whole_run(root: Path) -> set[str]:
         *("config.yaml", "history.csv", "run.json", "audit.json", "solver_swap.json", "solver_swap.csv"),
         *("evaluation_train.json", "evaluation_test.json", "config.yaml.part", "run.json.part"),
         *("checkpoints/iteration_00000500.pt", "checkpoints/iteration_00001000.pt.part"),
-        *("figures/history.png", "tensorboard_logs/events.out.tfevents.1"),
+        *("figures/loss.png", "tensorboard_logs/events.out.tfevents.1"),
     }
     own = {"notes.txt", "config.yaml.orig", "my figures/a.png", "checkpoint/iteration_00000500.pt", "data.csv"}
     for name in written | own:

@@ -14,8 +14,7 @@ from torch import nn
 from trueode.auditing import Audit, audit
 from trueode.build import build_data
 from trueode.errors import RunNotFoundError, UsageError, calling, nearest, told
-from trueode.experiment.saved import open_run, refuse_other_start
-from trueode.options import make_options, read_file
+from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.runs import RunDirectory
 
 FUNCTIONS = ("call", "metric", "decision")  # arguments of `audit` that are named by module and function
@@ -61,7 +60,7 @@ def audit_target(
         for name, value in own.items():
             if value and name != "decision":
                 raise UsageError(f"--{name} goes with a model module:name; the run {target} has its own.")
-        folder = Path(output_dir) if output_dir else Path(target) / "audit"
+        folder = Path(output_dir) if output_dir else RunDirectory(Path(target)).place("audit")
         _refuse(folder, overwrite)
         model, samples_of, how["task"] = _of_run(Path(target), data_dir, split, console)
     else:
@@ -120,12 +119,12 @@ def _of_run(path: Path, data_dir: str | None, split: str, console: Console) -> t
             f"There is no directory {path}. Audited are runs, by their directory, and models, by module:name."
         )
     directory = RunDirectory.open(str(path.parent), path.name)
-    options = make_options(read_file(directory.config))
+    options = read_stored(directory)
     if data_dir is not None:
         options = options.model_copy(update={"data_dir": data_dir})
     model, shape, _ = open_run(options, directory, console)
     dataset = build_data(options)
-    refuse_other_start(shape, dataset)
+    refuse_other_data(shape, dataset)
     return model.eval(), dataset.train if split == "train" else dataset.test, shape.task
 
 

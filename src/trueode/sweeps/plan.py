@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from trueode.catalog import METHODS
 from trueode.data import identity
 from trueode.errors import OptionError, UsageError, nearest
 from trueode.options import RESULT, Options, canonical, layered, merge
@@ -19,6 +21,9 @@ KEYS = ("name", "base", "axes", "grids")
 GRID_KEYS = ("name", "base", "axes")
 OURS = ("name", "output_dir", "phase", "split", "resume", "overwrite")
 """Options that the sweep chooses."""
+MOST = 20_000  # runs of a plan, and values of an axis
+LARGEST = 2**22  # bytes of a plan
+MOST_STEPS = 10**6  # of a solve: what takes more is a slip of the pen
 LONGEST = 120  # characters of a name without its hash: file systems allow 255 bytes
 HASH = 12
 
@@ -69,10 +74,16 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None, cach
 
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"The plan {path} cannot be read: it is no regular file. Give the path of a YAML file.")
+        if path.stat().st_size > LARGEST:
+            raise UsageError(f"The plan {path} is larger than {LARGEST} bytes: is it another file?")
         source = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as failure:
         raise UsageError(f"The plan {path} cannot be read: {failure}. Give the path of a YAML file.") from None
-    except yaml.YAMLError as failure:
+    except UsageError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as failure:  # also an impossible date
         raise UsageError(f"The plan {path} is not valid YAML: {' '.join(str(failure).split())}.") from None
     if not isinstance(source, dict):
         raise UsageError(f"The plan {path} must hold `base:` and `axes:`, it holds {type(source).__name__}.")
@@ -110,6 +121,7 @@ def make_plan(
     names: dict[str, None] = dict.fromkeys(top_axes)
     above = canonical(overrides or {}, "the flags")
     data = _Identities(identify, cache)
+    planned = 0
     for number, grid in enumerate(grids):
         where = f"grid {number + 1} of the plan"
         if not isinstance(grid, dict):
@@ -120,6 +132,12 @@ def make_plan(
         base, axes = layered(top_base, _base(grid, where)), {**top_axes, **_axes(grid, where)}
         axes |= {option: [value] for option, value in above.items() if option in axes}
         names |= dict.fromkeys(axes)
+        planned += prod(map(len, axes.values()))
+        if planned > MOST:
+            raise OptionError(
+                f"The axes of the plan make {planned} runs, up to {where}, and at most {MOST} are possible: leave out values, or "
+                "make several plans, which may share one --output_dir."
+            )
         label = str(grid.get("name", ""))
         for point in _points(axes):
             run = _run(label, layered(base, above), point, data)
@@ -175,11 +193,26 @@ def _axes(part: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
     for option, points in values.items():
         if not isinstance(points, list) or not points:
             raise UsageError(f"The axis {option} of {where} must be a list of values, as `{option}: [1, 2]`.")
-        if any(point in points[:place] for place, point in enumerate(points)):
+        if len(points) > MOST:
+            raise OptionError(
+                f"The axis {option} of {where} has {len(points)} values, and at most {MOST} are possible."
+            )
+        if len({_hashable(point) for point in points}) < len(points):
             raise UsageError(f"The axis {option} of {where} has a value twice.")
     found = canonical(values, f"axes of {where}")
     _refuse_ours(found, where)
     return found
+
+
+def _hashable(value: Any) -> Any:
+    """Equal for equal values of an axis."""
+    return (
+        tuple(map(_hashable, value))
+        if isinstance(value, list)
+        else repr(value)
+        if isinstance(value, dict | set)
+        else value
+    )
 
 
 def _refuse_ours(options: Mapping[str, Any], where: str) -> None:
@@ -211,11 +244,27 @@ def _run(grid: str, base: Mapping[str, Any], point: Mapping[str, Any], data: _Id
     readable = ",".join(filter(None, [grid, *(f"{name}={told(value)}" for name, value in point.items())])) or "run"
     try:
         options = merge(base, point)
+        _refuse_endless(options)
     except OptionError as failure:
         raise OptionError(f"The run {readable} of the plan is impossible. {failure}") from None
     digest = run_hash(options, data.of(options))
     name = re.sub(r"[^\w.=+,-]+", "_", readable)[:LONGEST]
     return PlannedRun(f"{name}-{digest}", digest, options, grid, {key: getattr(options, key) for key in point})
+
+
+def _refuse_endless(options: Options) -> None:
+    """Check that a solve ends in reasonable time, also one with the finest other solver."""
+    steps = 1.0
+    if options.fixed_step and not options.use_step_adaption_algo:
+        length = options.t_end or 1.0
+        steps = max(length / options.training_step(length), 1.0)
+    fixed = any(METHODS[name].kind == "fixed" for name in options.test_solver_list)
+    finest = min(1.0, *options.test_factor_list) if options.evaluate_with_dif_solver and fixed else 1.0
+    if steps > MOST_STEPS * finest:
+        raise OptionError(
+            f"A solve of {steps:.4g} steps, and with --test_factor_list {finest:g} times finer, takes more than {MOST_STEPS} "
+            "steps: take larger steps or factors."
+        )
 
 
 def told(value: Any) -> str:
