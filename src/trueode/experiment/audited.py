@@ -60,7 +60,7 @@ def audit_target(
         for name, value in own.items():
             if value and name != "decision":
                 raise UsageError(f"--{name} goes with a model module:name; the run {target} has its own.")
-        folder = Path(output_dir) if output_dir else RunDirectory(Path(target)).place("audit")
+        folder = Path(output_dir) if output_dir else Path(target) / "audit"
         _refuse(folder, overwrite)
         model, samples_of, how["task"] = _of_run(Path(target), data_dir, split, console)
     else:
@@ -81,6 +81,8 @@ def audit_target(
         functions = {name: _named(how.pop(name), f"--{name}") for name in FUNCTIONS if how[name]}
         how |= {**dict.fromkeys(FUNCTIONS), **functions, "held_out": split == "test"}
         found = audit(model, samples_of, progress=lambda text: status.update(f"audit: {text}"), **how)
+    if folder == Path(target) / "audit":
+        RunDirectory(Path(target)).place("audit")  # it is still there, and no link that leads elsewhere
     found.save(folder, overwrite=overwrite)
     if as_json:
         print(found.to_json(), end="")

@@ -128,12 +128,12 @@ class RunDirectory:
             self._lock = None
 
     def check(self) -> None:
-        """Check that the directory is the one that was locked.
+        """Check that the directory is there, and is the one that was locked.
 
         Raises:
             RunDamagedError: it was removed, moved or replaced.
         """
-        if self._lock is not None and not self._lock.in_place:
+        if not (self.path.is_dir() if self._lock is None else self._lock.in_place):
             raise RunDamagedError(
                 f"The directory {self.path} was removed, moved or replaced while a run wrote to it: the run ends, and "
                 "nothing more is written. Move a run when it has ended, then go on with --resume true."
