@@ -250,7 +250,12 @@ def test_a_directory_that_is_no_longer_the_runs_is_not_written(tmp_path: Path, h
     if how == "replaced":
         create(tmp_path)  # of another run, in which nothing is written yet
     before = content(tmp_path)
-    for write in (directory.check, lambda: directory.update(a=1), lambda: directory.place("figures"), directory.prepare):
+    for write in (
+        directory.check,
+        lambda: directory.update(a=1),
+        lambda: directory.place("figures"),
+        directory.prepare,
+    ):
         with pytest.raises(RunDamagedError, match=r"removed, moved or replaced") as failure:
             write()
         assert failure.value.exit_code == 1

@@ -116,6 +116,7 @@ class _Session:
             stopping = False
             while left:
                 result = pool.next(PULSE)
+                self.directory.check()
                 if interrupted() and not stopping:
                     stopping = True
                     self.console.print("interrupted: waiting for checkpoints")

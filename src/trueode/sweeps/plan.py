@@ -117,11 +117,9 @@ def make_plan(
     grids = source.get("grids", [{}])
     if not isinstance(grids, list) or not grids:
         raise UsageError("`grids:` of the plan must be a list of `{name, base, axes}`.")
-    runs: dict[str, PlannedRun] = {}
+    made: list[tuple[str, dict[str, Any], dict[str, list[Any]]]] = []
     names: dict[str, None] = dict.fromkeys(top_axes)
     above = canonical(overrides or {}, "the flags")
-    data = _Identities(identify, cache)
-    planned = 0
     for number, grid in enumerate(grids):
         where = f"grid {number + 1} of the plan"
         if not isinstance(grid, dict):
@@ -132,15 +130,17 @@ def make_plan(
         base, axes = layered(top_base, _base(grid, where)), {**top_axes, **_axes(grid, where)}
         axes |= {option: [value] for option, value in above.items() if option in axes}
         names |= dict.fromkeys(axes)
-        planned += prod(map(len, axes.values()))
-        if planned > MOST:
-            raise OptionError(
-                f"The axes of the plan make {planned} runs, up to {where}, and at most {MOST} are possible: leave out values, or "
-                "make several plans, which may share one --output_dir."
-            )
-        label = str(grid.get("name", ""))
+        made.append((str(grid.get("name", "")), layered(base, above), axes))
+    if (planned := sum(prod(map(len, axes.values())) for _, _, axes in made)) > MOST:
+        raise OptionError(
+            f"The axes of the plan make {planned} runs, and at most {MOST} are possible: leave out values, or make several "
+            "plans, which may share one --output_dir."
+        )
+    runs: dict[str, PlannedRun] = {}
+    data = _Identities(identify, cache)
+    for label, base, axes in made:
         for point in _points(axes):
-            run = _run(label, layered(base, above), point, data)
+            run = _run(label, base, point, data)
             runs.setdefault(run.hash, run)
     return Plan(name, tuple(names), tuple(runs.values()), _with(source, name, above))
 
