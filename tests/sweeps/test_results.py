@@ -115,15 +115,10 @@ def test_a_sweep_whose_directory_is_removed_does_not_make_it_anew(
 @pytest.mark.parametrize(
     "answer",
     [
-        None,
-        3,
-        "finished",
-        {},
-        {"status": "finished"},
-        {"status": "good", "message": ""},
-        {"status": "failed", "message": 1},
-    ]
-    + [{"status": "finished", "message": "", "archive": "text"}, {"status": ["finished"], "message": ""}],
+        *(None, 3, "finished", {}, {"status": "finished"}, {"status": "good", "message": ""}),
+        *({"status": "failed", "message": 1}, {"status": ["finished"], "message": ""}),
+        {"status": "finished", "message": "", "archive": "text"},
+    ],
 )
 def test_an_answer_that_is_none_is_a_failure(answer: Any) -> None:
     assert Result.of("a", answer).status == "failed"

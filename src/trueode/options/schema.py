@@ -22,9 +22,6 @@ EITHER_OR = (("autodif", "adjoint"), ("step_size", "n_steps"))
 """Pairs that say the same thing: giving one of them replaces what a file said of either."""
 
 
-LARGEST = 2**53  # of whole numbers: larger ones are none as floats
-
-
 def option(default: Any, group: str, text: str, choices: tuple[str, ...] = (), **limits: float) -> Any:
     """A field with its default, group, help text and, where they exist, choices and limits (``gt``, ``ge``, ``le``)."""
     extra: Any = {"group": group, "choices": list(choices)}
@@ -259,8 +256,6 @@ def _problems(o: Options) -> list[str]:
             if choices and value not in choices:
                 hint = nearest(str(value), choices)
                 found.append(f"--{name} {value}: not known. Choose from {', '.join(choices)}.{hint}")
-            if isinstance(value, int) and value > LARGEST:
-                found.append(f"--{name} {value}: at most {LARGEST} is possible.")
     if found:
         return found
     shape, task = DATA_SETS[o.dataset]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import queue
 import shutil
 import tarfile
@@ -107,7 +108,10 @@ class ClusterWorkers:
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._mark.unlink(missing_ok=True)
+        log = logging.getLogger("distributed.client")
+        log.disabled = self._client.status != "running"  # it would show the traceback of what is told already
         self._client.close()
+        log.disabled = False
 
     def _check(self) -> None:
         if not self._stopping and self._client.status != "running":
