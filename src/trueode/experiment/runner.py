@@ -20,12 +20,11 @@ from trueode.evaluation import shown
 from trueode.evaluation.solver_table import to_csv
 from trueode.experiment.closing import draw, judge, where
 from trueode.experiment.saved import fitting, read_stored, refuse_other_data, resumed, start
+from trueode.interrupts import INTERRUPTED
 from trueode.options import Options, dump_yaml
 from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
 from trueode.training import Hooks, Row, State, Trainer
 from trueode.training.progress import Progress
-
-INTERRUPTED = 130  # the exit code of a command that the user interrupted
 
 
 def run(options: Options, given: frozenset[str] = frozenset()) -> int:

@@ -93,9 +93,7 @@ class ClusterWorkers:
             if not self._stopping:
                 raise WorkersLostError(self._lost) from None
             return Result(job.hash, "interrupted")
-        except (
-            Exception
-        ) as failure:  # the worker was lost too often, or does not have this package; or a broken archive
+        except Exception as failure:  # the worker was lost too often or lacks this package; its archive is broken
             return Result(job.hash, "failed", told(failure))
 
     def interrupt(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from trueode.errors import UsageError, WorkersLostError
-from trueode.interrupts import interrupts
+from trueode.interrupts import INTERRUPTED, interrupts
 from trueode.options import Options
 from trueode.solvers import get_tableau
 from trueode.sweeps.bar import Bar
@@ -19,7 +19,6 @@ from trueode.sweeps.local import LocalWorkers, cores
 from trueode.sweeps.plan import Plan, PlannedRun
 from trueode.sweeps.table import write_table
 
-INTERRUPTED = 130  # the exit code of a command that the user interrupted
 PULSE = 0.5  # seconds between looks at the running runs
 ITERATION = 20  # field evaluations that everything else in an iteration costs about as much as
 ADAPTED = 50  # guess of the evaluations of an iteration whose solver is not fixed
@@ -61,15 +60,16 @@ def run_sweep(
         session = _Session(plan, directory, todo, console)
         code = 0
         pool = _workers(workers, scheduler, len(todo), directory) if todo else None
-        directory.keep(plan)  # not before there is somebody to carry it out
-        if pool is not None:
-            try:
+        try:
+            directory.keep(plan)  # not before there is somebody to carry it out
+            if pool is not None:
                 with interrupts() as interrupted:
                     code = session.carry_out(pool, interrupted)
-            except WorkersLostError as failure:
-                console.print(str(failure), markup=False)
-                code = 1
-            finally:
+        except WorkersLostError as failure:
+            console.print(str(failure), markup=False)
+            code = 1
+        finally:
+            if pool is not None:
                 pool.close()
         path = write_table(directory, plan)
         console.print(f"table: {path}")
