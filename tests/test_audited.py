@@ -14,7 +14,7 @@ import pytest
 
 from trueode import figures
 from trueode.cli.main import main
-from trueode.errors import RunNotFoundError
+from trueode.errors import RunNotFoundError, UsageError
 from trueode.runs import load_latest, read_audit, save_checkpoint
 
 SHORT = "--log_interval 5 --model_checkpoint_freq 5"
@@ -151,6 +151,10 @@ def test_what_former_versions_wrote_is_read_and_what_later_ones_write_is_refused
         "tol": None,
         "accuracy": 0.9,
         "flips": 0.25,
+        "nfe": 4.0,
+        "loss": None,
+        "status": "success",
+        "is_training": False,
         "factors": [1],
     }
     Path("run/solver_swap.json").write_text(json.dumps({"rows": [row]}))
@@ -159,8 +163,18 @@ def test_what_former_versions_wrote_is_read_and_what_later_ones_write_is_refused
     (row,) = found["rows"]
     assert (row["method"], row["setting"], row["changed"], row["metric"]) == ("euler", 4, 0.25, 0.9)
     assert "flips" not in row
-    for content in ('{"schema": 3}', "[]", "nothing", "{}", None):
-        written.unlink() if content is None else written.write_text(content)
+    written.write_text('{"schema": 3}')
+    with pytest.raises(UsageError, match="has the schema 3"):
+        read_audit(Path("run"))
+    strange = (
+        json.dumps({**found, "n": "40"}),
+        json.dumps({**found, "rows": [{**row, "metric": "0.9"}]}),
+        '{"schema": 2}',
+    )
+    for content in (*strange, "[]", "3", "nothing", "{}", b"\xff", None):
+        written.unlink() if content is None else written.write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
         with pytest.raises(RunNotFoundError, match=r"--resume true --output_dir \. --name run"):
             read_audit(Path("run"))
 
@@ -253,7 +267,7 @@ def test_a_checkpoint_of_another_version_is_one_message(path: Path, capsys: pyte
     code, output = run(f"audit {path}", capsys)
     assert code == 1
     assert len(output.splitlines()) == 1
-    assert "does not fit this version" in output
+    assert "does not fit the run or this version" in output
 
 
 @pytest.mark.usefixtures("quick_figures")

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from tests import processes
-from trueode.runs import checkpoints, files, load_latest
+from trueode import files
+from trueode.runs import checkpoints, load_latest
 
 FLAGS = (
     "--niter 2000 --name run --max_steps 16 --use_step_adaption_algo true --adaption_interval 20 --threshold 0.02 "

@@ -12,6 +12,7 @@ FLOORS = {
     "errors": 0,
     "catalog": 0,
     "layers": 0.25,  # of the same floor, above the names
+    "files": 0,
     "seeds": 0,
     "interrupts": 0,
     "console": 0,
@@ -38,10 +39,11 @@ FLOORS = {
 TORCHLESS = (
     "errors",
     "catalog",
+    "console",
+    "files",
     "layers",
     "seeds",
     "interrupts",
-    "console",
     "options",
     "figures",
     "cli",

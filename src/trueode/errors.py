@@ -67,6 +67,14 @@ class CheckpointError(TrueodeError):
     """No usable checkpoint was found; the message names the damaged ones."""
 
 
+class RunDamagedError(TrueodeError):
+    """The directory of a run is not as the run left it: a file is damaged, or it was removed or replaced under the run."""
+
+
+class WorkersLostError(TrueodeError):
+    """Nobody is left who could do the runs of a sweep."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+INTERRUPTED = 130
+"""The exit code of a command that the user interrupted."""
+
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.evaluation.flows import CLASSES, NUMBERS, Given, counted, logits
 from trueode.evaluation import Answer, Performance, performance
 from trueode.evaluation.statistics import mean_bounds, share_difference
-from trueode.runs.files import plain
+from trueode.files import plain
 
 
 def compared(own: Tensor, exact: Tensor, y: Tensor | None, other: Tensor | None = None, **fields: Any) -> Performance:

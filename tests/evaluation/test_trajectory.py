@@ -9,7 +9,7 @@ import torch
 
 from tests.evaluation.flows import NUMBERS, Given, Turn, counted, on
 from trueode.evaluation import Status, decide, get_task
-from trueode.runs.files import plain
+from trueode.files import plain
 from trueode.solvers import FixedStep
 
 SERIES = get_task("timeseries", absolute=0.05)

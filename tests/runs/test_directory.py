@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from trueode.errors import RunExistsError, RunNotFoundError
+from trueode.errors import RunDamagedError, RunExistsError, RunNotFoundError
 from trueode.runs import RunDirectory
 
 
@@ -127,7 +128,7 @@ def a_whole_run(root: Path) -> set[str]:
         *("config.yaml", "history.csv", "run.json", "audit.json", "solver_swap.json", "solver_swap.csv"),
         *("evaluation_train.json", "evaluation_test.json", "config.yaml.part", "run.json.part"),
         *("checkpoints/iteration_00000500.pt", "checkpoints/iteration_00001000.pt.part"),
-        *("figures/history.png", "tensorboard_logs/events.out.tfevents.1"),
+        *("figures/loss.png", "tensorboard_logs/events.out.tfevents.1"),
     }
     own = {"notes.txt", "config.yaml.orig", "my figures/a.png", "checkpoint/iteration_00000500.pt", "data.csv"}
     for name in written | own:
@@ -237,3 +238,85 @@ def test_facts_are_added(tmp_path: Path) -> None:
     assert info == directory.read_info() == {**started, "status": "finished", "loss": None}
     directory.start({"status": "resumed"})  # facts of the earlier part stay
     assert directory.read_info() == {**info, "started": directory.read_info()["started"], "status": "resumed"}
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_directory_that_is_no_longer_the_runs_is_not_written(tmp_path: Path, how: str) -> None:
+    directory = create(tmp_path)
+    directory.start({"status": "running"})
+    directory.path.rename(tmp_path / "elsewhere")
+    if how == "removed":
+        shutil.rmtree(tmp_path / "elsewhere")
+    if how == "replaced":
+        create(tmp_path)  # of another run, in which nothing is written yet
+    before = content(tmp_path)
+    for write in (
+        directory.check,
+        lambda: directory.update(a=1),
+        lambda: directory.place("figures"),
+        directory.prepare,
+    ):
+        with pytest.raises(RunDamagedError, match=r"removed, moved or replaced") as failure:
+            write()
+        assert failure.value.exit_code == 1
+    directory.release()
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["figures", "checkpoints", "history.csv", "audit.json", "figures/loss.png"])
+def test_links_out_of_the_directory_are_not_followed(tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "mine"
+    outside.mkdir()
+    for file in ("loss.png", "iteration_00000500.pt", "history.csv", "audit.json"):
+        (outside / file).write_text("mine")
+    before = content(outside)
+    a_whole_run(tmp_path)
+    link = tmp_path / "run" / name
+    shutil.rmtree(link) if link.is_dir() else link.unlink(missing_ok=True)
+    link.symlink_to(outside if "." not in name else outside / link.name)
+    directory = RunDirectory.open(str(tmp_path), "run")
+    directory.lock()
+    with pytest.raises(RunDamagedError, match="symbolic link"):
+        directory.prepare()
+    with pytest.raises(RunDamagedError, match="symbolic link"):
+        directory.place(name)
+    directory.clear()  # as --overwrite true does
+    assert not link.is_symlink()
+    directory.prepare()
+    assert content(outside) == before
+
+
+def test_a_link_in_place_of_a_file_that_is_being_written(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    directory = create(tmp_path)
+    (directory.path / "run.json.part").symlink_to(tmp_path / "mine")
+    directory.update(a=1)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert directory.read_info() == {"a": 1}
+
+
+def test_what_killed_writes_have_left_is_removed_at_the_next_start_and_nothing_else(tmp_path: Path) -> None:
+    a_whole_run(tmp_path)
+    mine = ("mine.part", "checkpoints/best.pt.part", "figures/mine.png", "figures/mine.png.part")
+    left = ("history.csv.part", "figures/loss.png.part", "audit/audit.json.part", "audit/audit_swap.png.part")
+    for name in (*mine, *left):
+        path = tmp_path / "run" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("torn")
+    before = content(tmp_path / "run")
+    directory = RunDirectory.open(str(tmp_path), "run")
+    directory.prepare()
+    gone = before.keys() - content(directory.path).keys()
+    torn = {"config.yaml.part", "run.json.part", "checkpoints/iteration_00001000.pt.part"}
+    assert gone == {*left, *torn, "audit"}, "the folder is empty now"
+    directory.clear()
+    assert all((directory.path / name).exists() for name in mine)
+
+
+def test_folders_that_were_made_for_a_run_that_did_not_begin_are_removed(tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        create(tmp_path / "a" / "b", overwrite=overwrite).release()
+        assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    create(tmp_path / "a" / "b").release()
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"], "that one was there before"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trueode.errors import RunDamagedError
 from trueode.runs import History, cut_history, read_history
 
 COLUMNS = ["iteration", "loss", "accuracy"]
@@ -138,3 +139,30 @@ def test_cut_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     cut_history(tmp_path / "empty.csv", 3)
     assert written(tmp_path / "empty.csv", 1).startswith("iteration,")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe\x00", b"x,0.5,1", b"3,0.5", b"3,0.5,1,2", b"", b"1.5,1,1", b"nan,1,1", b"3,0.5,\x00", "3,½,1".encode()],
+)
+def test_a_whole_line_that_is_no_row_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "history.csv"
+    whole = written(path, 2).encode()
+    path.write_bytes(whole + line + b"\n")
+    before = path.read_bytes()
+    for read in (read_history, lambda path: cut_history(path, 9)):
+        with pytest.raises(RunDamagedError, match="line 4") as failure:
+            read(path)
+        assert str(path) in str(failure.value)
+    assert path.read_bytes() == before
+    path.write_bytes(whole + line)  # as the last one it is torn
+    cut_history(path, 9)
+    assert read_history(path)["iteration"] == [1.0, 2.0]
+
+
+def test_a_history_of_other_columns_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    before = written(path, 2)
+    with pytest.raises(RunDamagedError, match="columns iteration, loss, accuracy, expected iteration, mse"):
+        History(path, ["iteration", "mse"])
+    assert path.read_bytes().decode() == before

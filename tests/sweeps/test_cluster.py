@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.sweeps.samples import SOURCE, said, table, told
+from tests.sweeps.samples import BASE, SOURCE, said, table, told
 from trueode.errors import UsageError
 from trueode.sweeps import SweepDirectory, make_plan, run_sweep
 
@@ -107,3 +108,22 @@ def test_the_scheduler_needs_nothing_of_this_package() -> None:
     sent = cloudpickle.dumps(_by_value())
     code = "import sys, cloudpickle; sys.modules['trueode'] = None; cloudpickle.loads(sys.stdin.buffer.read())"
     subprocess.run([sys.executable, "-c", code], input=sent, check=True)
+
+
+def test_a_scheduler_that_is_lost_ends_the_sweep(cluster: Cluster, tmp_path: Path) -> None:
+    """The last test: there is no scheduler after it."""
+
+    def kill() -> None:
+        while not list(tmp_path.glob("runs/*/history.csv")):
+            time.sleep(0.02)
+        cluster.scheduler.kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    console, plan = told(), make_plan({**SOURCE, "base": {**BASE, "niter": 100_000}})
+    code = run_sweep(plan, SweepDirectory(tmp_path), scheduler=cluster.address, console=console)
+    killer.join()
+    assert code == 1, said(console)
+    assert "connection to the Dask scheduler" in said(console)
+    assert "4 of 4 runs are not in the table" in said(console)
+    assert all(run.name in said(console) for run in plan.runs)

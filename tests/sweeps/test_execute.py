@@ -66,8 +66,11 @@ def test_what_is_finished_is_not_repeated_and_what_is_new_is_done(whole: Path) -
     assert [row for row in table(whole, "longer") if row["step_size"] == "1.0"] == [
         row for row in rows if row["step_size"] == "1.0" and row["random_seed"] == "0"
     ]
+    audit = next(whole.glob("runs/*/audit.json"))
+    audit.unlink()  # the end of that run alone is done again
     assert run_sweep(make_plan(SOURCE), SweepDirectory(whole), console=told()) == 0
     assert table(whole) == rows
+    assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {audit.with_name("run.json")}
 
 
 def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
     time.sleep(random.random())
     for worker in children(sweep.pid)[:1]:
-        os.kill(worker, signal.SIGKILL)
+        os.kill(worker, random.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 0, output
     assert table(folder) == table(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueode.errors import DataError, UsageError
+from trueode.errors import DataError, OptionError, UsageError
 from trueode.options import RESULT, Options
 from trueode.sweeps import make_plan, read_plan, run_hash
 from trueode.sweeps import plan as module
@@ -165,3 +166,36 @@ def test_names_stay_names_of_folders() -> None:
     assert len(run.name.encode()) <= 255
     assert run.name.endswith(run.hash)
     assert len(run.hash) == module.HASH
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"axes": {"random_seed": list(range(3000)), "niter": list(range(1, 3001))}}, "9000000 runs"),
+        ({"axes": {"random_seed": list(range(10**6))}}, "1000000 values"),
+        ({"axes": AXES, "grids": [{"axes": {"niter": list(range(1, 2001))}}] * 6}, "72000 runs"),
+        ({"base": {"step_size": 1e-12, "max_steps": 10**13}}, "larger steps"),
+        ({"base": {"n_steps": 10**8, "max_steps": 10**9}}, "larger steps"),
+        ({"base": {"evaluate_with_dif_solver": True, "test_factor_list": [1e-300]}}, "times finer"),
+    ],
+)
+def test_plans_without_end_are_refused_before_any_run_is_made(source: dict[str, Any], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        make_plan(source)
+
+
+def test_equal_values_of_an_axis_are_found_however_they_are_written() -> None:
+    for points in ([1, 1.0], [["euler"], ["euler"]], [[1, [2]], [1, [2]]], [{"a": 1}, {"a": 1}]):
+        with pytest.raises(UsageError, match="twice"):
+            make_plan({"axes": {"step_size": points}})
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge.yaml").touch()
+    os.truncate(tmp_path / "huge.yaml", 2**40)
+    (tmp_path / "date.yaml").write_text("base: {niter: 2001-99-99}")
+    (tmp_path / "deep.yaml").write_text("[" * 2000)
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path, *tmp_path.glob("*.yaml")):
+        with pytest.raises(UsageError, match=str(path)):
+            read_plan(path)

@@ -15,8 +15,8 @@ from trueode.auditing.reasons import Paths, Reasons
 from trueode.errors import UsageError
 from trueode.evaluation import Decision, Evaluation, ExactFlow, Performance, Row, Status, sentence
 from trueode.evaluation.solver_table import to_rich
+from trueode.files import plain, write_text
 from trueode.runs.audits import SCHEMA
-from trueode.runs.files import plain, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table

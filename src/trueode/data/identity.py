@@ -12,7 +12,7 @@ from typing import Any
 
 from trueode.catalog import DATA_SETS
 from trueode.errors import DataError
-from trueode.runs.files import write_json
+from trueode.files import write_json
 
 
 def identity(name: str, data_dir: str | Path, cache: Path | None = None) -> dict[str, Any]:

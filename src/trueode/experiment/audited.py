@@ -15,8 +15,7 @@ from trueode.auditing import Audit, audit
 from trueode.build import build_data
 from trueode.console import open_console
 from trueode.errors import RunNotFoundError, UsageError, calling, nearest, told
-from trueode.experiment.saved import open_run, refuse_other_start
-from trueode.options import make_options, read_file
+from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.runs import RunDirectory
 
 FUNCTIONS = ("call", "metric", "decision")  # arguments of `audit` that are named by module and function
@@ -81,6 +80,8 @@ def audit_target(
         functions = {name: _named(how.pop(name), f"--{name}") for name in FUNCTIONS if how[name]}
         how |= {**dict.fromkeys(FUNCTIONS), **functions, "held_out": split == "test"}
         found = audit(model, samples_of, progress=lambda text: status.update(f"audit: {text}"), **how)
+    if folder == Path(target) / "audit":
+        RunDirectory(Path(target)).place("audit")  # it is still there, and no link that leads elsewhere
     found.save(folder, overwrite=overwrite)
     if as_json:
         print(found.to_json(), end="")
@@ -119,12 +120,12 @@ def _of_run(path: Path, data_dir: str | None, split: str, console: Console) -> t
             f"There is no directory {path}. Audited are runs, by their directory, and models, by module:name."
         )
     directory = RunDirectory.open(str(path.parent), path.name)
-    options = make_options(read_file(directory.config))
+    options = read_stored(directory)
     if data_dir is not None:
         options = options.model_copy(update={"data_dir": data_dir})
     model, shape, _ = open_run(options, directory, console)
     dataset = build_data(options)
-    refuse_other_start(shape, dataset)
+    refuse_other_data(shape, dataset)
     return model.eval(), dataset.train if split == "train" else dataset.test, shape.task
 
 

@@ -127,4 +127,4 @@ def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Datas
             series = series_portrait(model, dataset.test, task, model.solver)
             drawn["time_series"] = lambda: figures.time_series(*series)
     for name, draw in drawn.items():
-        figures.save(draw(), directory.figures / f"{name}.png")
+        figures.save(draw(), directory.place(f"figures/{name}.png"))

@@ -19,13 +19,12 @@ from trueode.errors import DivergenceError, SolveError
 from trueode.evaluation import shown
 from trueode.evaluation.solver_table import to_csv
 from trueode.experiment.closing import draw, judge, where
-from trueode.experiment.saved import refuse_other_start, resumed, start
-from trueode.options import Options, dump_yaml, make_options, read_file
+from trueode.experiment.saved import fitting, read_stored, refuse_other_data, resumed, start
+from trueode.interrupts import INTERRUPTED
+from trueode.options import Options, dump_yaml
 from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
 from trueode.training import Hooks, Row, State, Trainer
 from trueode.training.progress import Progress
-
-INTERRUPTED = 130  # the exit code of a command that the user interrupted
 
 
 def run(options: Options, given: frozenset[str] = frozenset()) -> int:
@@ -84,10 +83,13 @@ def _lead(options: Options, given: frozenset[str], ranks: Ranks, console: Consol
 def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Console) -> int:
     """Train and tell how it ended."""
     begin = time.time()
+    if options.use_tensorboard:
+        from trueode.training import board  # noqa: F401 - a run that cannot begin leaves nothing behind
     shape, trainer = build_run(options, ranks)
     state = trainer.state
     if options.overwrite:  # not before all that the options ask for is there
         directory.clear()
+    directory.prepare()
     _restore(trainer, directory, console)
     _announce(options, directory, trainer, console)
     status = "failed"
@@ -123,9 +125,12 @@ def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Con
 def _restore(trainer: Trainer, directory: RunDirectory, console: Console) -> None:
     """Take over the newest checkpoint of a directory, if there is one."""
     if directory.has_checkpoints:
-        _, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
-        trainer.state.load_state_dict(saved)
-        refuse_other_start(Shape(**saved["shape"]), trainer.dataset)
+        path, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
+        with fitting(path, directory):
+            shape = Shape(**saved["shape"])
+        refuse_other_data(shape, trainer.dataset)
+        with fitting(path, directory):
+            trainer.state.load_state_dict(saved)
 
 
 def _announce(options: Options, directory: RunDirectory, trainer: Trainer, console: Console) -> None:
@@ -134,9 +139,11 @@ def _announce(options: Options, directory: RunDirectory, trainer: Trainer, conso
     if trainer.done:
         console.print(f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer.")
     facts: dict[str, Any] = {"status": "running", "seed": options.random_seed, "iteration": state.iteration}
-    if directory.has_checkpoints and options.niter != (before := make_options(read_file(directory.config)).niter):
+    if directory.has_checkpoints and options.niter != (before := read_stored(directory).niter):
         facts["continued"] = f"--niter was raised from {before} to {options.niter} at iteration {state.iteration}"
-    write_text(directory.config, dump_yaml(options.model_copy(update={"resume": False, "overwrite": False})))
+    write_text(
+        directory.place("config.yaml"), dump_yaml(options.model_copy(update={"resume": False, "overwrite": False}))
+    )
     directory.start(facts)
     hopeless = None if unseen is None else Certifier(options.fidelity).refuse(unseen.size)
     if hopeless is not None:
@@ -153,7 +160,7 @@ def _recorded(
     """A block in which what a trainer finds is written to the directory and shown on the console."""
     metric, iteration = trainer.task.metric_name, trainer.state.iteration
     columns = _columns(options, metric)
-    cut_history(directory.history, iteration)
+    cut_history(directory.place("history.csv"), iteration)
     with ExitStack() as stack:
         history = stack.enter_context(History(directory.history, columns))
         progress = stack.enter_context(Progress(trainer.total, iteration, console))
@@ -161,9 +168,10 @@ def _recorded(
         if options.use_tensorboard:
             from trueode.training.board import Board
 
-            board = stack.enter_context(Board(directory.tensorboard_logs, iteration))
+            board = stack.enter_context(Board(directory.place("tensorboard_logs"), iteration))
 
         def row(values: Row) -> None:
+            directory.check()
             values = {name: value for name, value in values.items() if name in columns}
             history.append(values)
             texts = {"loss": f"{values['loss']:.4g}", metric: shown(metric, values[metric])}
@@ -175,9 +183,11 @@ def _recorded(
                 board.add(values)
 
         def checkpoint(state: State) -> None:
-            history.flush()  # rows first: a checkpoint never knows more than the history
+            history.sync()  # rows first: a checkpoint never knows more than the history
             directory.forget_audit()
-            save_checkpoint(directory.checkpoints, state.iteration, {**state.state_dict(), "shape": asdict(shape)})
+            save_checkpoint(
+                directory.place("checkpoints"), state.iteration, {**state.state_dict(), "shape": asdict(shape)}
+            )
 
         @cache  # each notice comes once
         def notice(text: str) -> None:
@@ -210,9 +220,9 @@ def _close(
         options, directory, model, shape, dataset.test, "test", state.evaluations, console, state.certificate
     )  # fmt: skip
     provenance = {**found.provenance, "iteration": state.iteration}
-    write_json(directory.path / "audit.json", {**found.to_dict(), "provenance": provenance})
+    write_json(directory.place("audit.json"), {**found.to_dict(), "provenance": provenance})
     if len(found.rows) > 1:
-        write_text(directory.path / "solver_swap.csv", to_csv(found.rows))
+        write_text(directory.place("solver_swap.csv"), to_csv(found.rows))
     draw(directory, model, shape, dataset, found)
     directory.update(
         verdict=found.verdict, sentence=found.sentence, solver=str(state.solver), seconds=time.time() - begin

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from trueode.build import Shape, build_data, build_model
 from trueode.console import open_console
 from trueode.data import Dataset
 from trueode.distributed import Ranks
-from trueode.errors import CheckpointError, DataError, OptionError, told
+from trueode.errors import CheckpointError, DataError, OptionError, RunDamagedError, TrueodeError, told
 from trueode.evaluation import evaluate, get_task, shown
 from trueode.experiment.closing import judge
 from trueode.models import NeuralODE
@@ -32,11 +34,12 @@ def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
 
     Raises:
         RunNotFoundError: there is no run.
+        RunDamagedError: its options cannot be read.
         CheckpointError: none of its checkpoints is usable.
     """
     path = Path(run_dir)
     directory = RunDirectory.open(str(path.parent), path.name)
-    options = make_options(read_file(directory.config))
+    options = read_stored(directory)
     model, _, _ = open_run(options, directory, open_console(stderr=True))
     return model.eval(), options
 
@@ -51,14 +54,14 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
     """
     ranks, console = start(options)
     directory = RunDirectory.open(options.output_dir, options.name)
-    stored = make_options(read_file(directory.config))
+    stored = read_stored(directory)
     refuse_changes(options, stored, given - PLACES - DEVICES - LOGGING - EVALUATION - {"niter"}, "evaluating")
     anew = {name: getattr(options, name) for name in given & (EVALUATION | {"data_dir"})}
     stored = stored.model_copy(update={"evaluate_with_dif_solver": False, **anew})
     model, shape, saved = open_run(stored, directory, console)
     model.to(ranks.device)
     dataset = build_data(stored)
-    refuse_other_start(shape, dataset)
+    refuse_other_data(shape, dataset)
     split = dataset.train if options.split == "train" else dataset.test
     task = get_task(shape.task)
     found = evaluate(model, split, task)
@@ -70,7 +73,7 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
     judged = judge(stored, directory, model, shape, split, options.split, saved["evaluations"], console)
     result = {"iteration": saved["iteration"], "n": found.n, "loss": found.loss, task.metric_name: found.metric}
     result |= {"nfe": found.nfe, "n_steps": found.n_steps, "audit": judged.to_dict()}
-    path = directory.path / f"evaluation_{options.split}.json"
+    path = directory.place(f"evaluation_{options.split}.json")
     write_json(path, result)
     console.print(f"results: {path}")
     return 0
@@ -82,7 +85,7 @@ def resumed(options: Options, given: frozenset[str], directory: RunDirectory) ->
     Raises:
         OptionError: something else was given, or fewer iterations than are stored.
     """
-    stored = make_options(read_file(directory.config))
+    stored = read_stored(directory)
     refuse_changes(options, stored, given - PLACES - DEVICES - LOGGING - {"niter", "verdict_budget"}, "resuming")
     if "niter" in given and options.niter < stored.niter:
         raise OptionError(
@@ -94,12 +97,32 @@ def resumed(options: Options, given: frozenset[str], directory: RunDirectory) ->
     return stored.model_copy(update={**anew, "name": directory.name, "output_dir": options.output_dir})
 
 
-def refuse_other_start(shape: Shape, dataset: Dataset) -> None:
-    """Check that data starts when that of the run did.
+def read_stored(directory: RunDirectory) -> Options:
+    """The options of a run.
 
     Raises:
-        DataError: its inputs are states at another time.
+        RunDamagedError: ``config.yaml`` is not what a run has written.
     """
+    try:
+        return make_options(read_file(directory.config))
+    except ValueError as failure:
+        raise RunDamagedError(
+            f"{directory.config} is damaged, or of another version of trueode: {failure} Repair it, or train anew."
+        ) from None
+
+
+def refuse_other_data(shape: Shape, dataset: Dataset) -> None:
+    """Check that data is of the kind that the run was trained on.
+
+    Raises:
+        DataError: it is for another task, of another size, or its inputs are states at another time.
+    """
+    found, expected = (
+        f"{it.task} with inputs {'x'.join(map(str, size))} and {it.n_outputs} outputs"
+        for it, size in ((dataset, dataset.sample_shape), (shape, shape.sample))
+    )
+    if found != expected:
+        raise DataError(f"The data is for {found}, and the run was trained for {expected}: give such data.")
     if dataset.t_start != shape.t_start:
         raise DataError(
             f"The inputs of the data are states at the time {dataset.t_start:.12g}, and the run was trained on states at "
@@ -145,14 +168,26 @@ def open_run(options: Options, directory: RunDirectory, console: Console) -> tup
         CheckpointError: there is none, or it is not of this version's form.
     """
     path, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
-    try:
+    with fitting(path, directory):
         shape = Shape(**saved["shape"])
         model = build_model(options, shape)
         model.load_state_dict(saved["model"])
         model.solver = from_plain(saved["solver"])
-    except (KeyError, TypeError, RuntimeError) as failure:
-        raise CheckpointError(
-            f"{path} does not fit this version of trueode ({told(failure)}): use the "
-            f"version that wrote it, which {directory.info} names, or train anew."
-        ) from failure
+        saved |= {"iteration": int(saved["iteration"]), "evaluations": float(saved["evaluations"])}
     return model, shape, saved
+
+
+@contextmanager
+def fitting(path: Path, directory: RunDirectory) -> Iterator[None]:
+    """A block that takes over a checkpoint.
+
+    Raises:
+        CheckpointError: it does not fit the run, in whatever way.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TrueodeError, TypeError, ValueError) as failure:
+        raise CheckpointError(
+            f"{path} does not fit the run or this version of trueode ({told(failure)}): remove it if it is another run's, "
+            f"use the version that {directory.info} names, or train anew."
+        ) from failure

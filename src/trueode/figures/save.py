@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from trueode.figures.theme import style
+from trueode.files import write_atomic
 
 UNDATED: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Forms, each with what keeps the date out of it."""
@@ -26,14 +26,6 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     form = path.suffix.lower().removeprefix(".")
     form = form if form in UNDATED else "png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".{form}")
-    try:
-        with os.fdopen(handle, "wb") as file, style():
-            figure.savefig(file, format=form, metadata=UNDATED[form])
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with style():
+        write_atomic(path, lambda file: figure.savefig(file, format=form, metadata=UNDATED[form]))
     return path

@@ -1,9 +1,9 @@
 """Run directories, histories, checkpoints: what a run leaves behind, and how it is found again."""
 
+from trueode.files import write_json, write_text
 from trueode.runs.audits import read_audit
 from trueode.runs.checkpoints import load_latest, read_checkpoint, save_checkpoint
 from trueode.runs.directory import RunDirectory
-from trueode.runs.files import write_json, write_text
 from trueode.runs.history import History, cut_history, read_history
 
 __all__ = [

@@ -3,33 +3,79 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trueode.errors import RunNotFoundError
+from pydantic import PositiveInt, TypeAdapter
+
+from trueode.errors import RunNotFoundError, UsageError, told
 
 SCHEMA = 2
 """Version of ``audit.json``; docs/audit.md describes its fields."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    method: str
+    kind: str
+    setting: float | None
+    n_steps: float | None
+    nfe: float | None
+    metric: float | None
+    loss: float | None
+    changed: float | None
+    is_training: bool
+    status: str
+    factors: list[float]
+
+
+@dataclass(frozen=True)
+class _Performance:
+    name: str
+    own: float | None
+    exact: float | None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What others read of an audit, and of which types it is."""
+
+    verdict: str
+    n: PositiveInt
+    flips: int
+    blown_up: int
+    solver: str
+    performance: _Performance
+    exact_flow: dict[str, Any] | None
+    rows: list[_Row]
+
+
+_JUDGED = TypeAdapter(_Judged)
 
 
 def read_audit(run: Path) -> dict[str, Any]:
     """``audit.json`` of a run; one written by a version before schema 2 is brought into its form, as far as sweeps need it.
 
     Raises:
-        RunNotFoundError: the file is missing or cannot be read, or a later version wrote it.
+        RunNotFoundError: the file is missing or damaged.
+        UsageError: another version wrote it, which can read it.
     """
     try:
         found = json.loads((run / "audit.json").read_text(encoding="utf-8"))
         if "schema" not in found:
             found = _brought_up(found, run)
         if found["schema"] == SCHEMA:
+            _JUDGED.validate_json(json.dumps(found), strict=True)
             return dict(found)
-        reason = f"it has the schema {found['schema']}, this version of trueode reads {SCHEMA}"
-    except (OSError, ValueError, KeyError, TypeError) as failure:
-        reason = f"{type(failure).__name__}: {failure}"
-    raise RunNotFoundError(
-        f"{run / 'audit.json'} cannot be read ({reason}). The version that wrote it can, or repeat the run: python train.py "
-        f"--resume true --output_dir {run.parent} --name {run.name}."
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
+        raise RunNotFoundError(
+            f"{run / 'audit.json'} cannot be read ({told(failure)}). Repeat the end of the run: python train.py --resume true "
+            f"--output_dir {run.parent} --name {run.name}."
+        ) from None
+    raise UsageError(
+        f"{run / 'audit.json'} has the schema {found['schema']}, and this version of trueode reads {SCHEMA}: use the version "
+        "that wrote it."
     )
 
 

@@ -12,10 +12,10 @@ from typing import IO, Any
 import torch
 
 from trueode.errors import CheckpointError
-from trueode.runs.files import TEMPORARY, write_atomic
+from trueode.files import write_atomic
 
 KEEP = 3
-_NAME = re.compile(r"iteration_(\d+)\.pt$")
+NAME = r"iteration_(\d+)\.pt"
 _DIGEST = 32  # bytes of the SHA-256 digest at the end of the file
 
 
@@ -39,15 +39,13 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: i
     write_atomic(path, write)
     for old in found(folder)[keep:]:
         old.unlink(missing_ok=True)
-    for left in folder.glob(f"*{TEMPORARY}"):
-        left.unlink(missing_ok=True)
     return path
 
 
 def found(folder: Path) -> list[Path]:
     """All checkpoints, the newest first."""
-    paths = [path for path in folder.glob("iteration_*.pt") if _NAME.search(path.name)]
-    return sorted(paths, key=lambda path: int(_NAME.search(path.name)[1]), reverse=True)  # type: ignore[index]
+    named = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := re.fullmatch(NAME, path.name))]
+    return [path for _, path in sorted(named, reverse=True)]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -60,11 +58,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
         if hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:]:
             raise CheckpointError(f"The checkpoint {path} is truncated or corrupted.")
-        state: dict[str, Any] = torch.load(io.BytesIO(content[:-_DIGEST]), weights_only=True, map_location="cpu")
+        state: Any = torch.load(io.BytesIO(content[:-_DIGEST]), weights_only=True, map_location="cpu")
     except CheckpointError:
         raise
     except Exception as failure:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {failure}") from failure
+    if not isinstance(state, dict):
+        raise CheckpointError(f"The checkpoint {path} holds a {type(state).__name__}, expected the state of a run.")
     return state
 
 

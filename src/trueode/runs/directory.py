@@ -4,48 +4,43 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trueode.errors import RunExistsError, RunNotFoundError, nearest
-from trueode.runs.files import TEMPORARY, Lock, write_json
+from trueode.errors import RunDamagedError, RunExistsError, RunNotFoundError, nearest
+from trueode.files import TEMPORARY, Lock, make_folder, write_json
+from trueode.runs.checkpoints import NAME, found
 
-FILES = (
-    "config.yaml",
-    "history.csv",
-    "run.json",
-    "audit.json",
-    "certificate.json",
-    "solver_swap.json",
-    "solver_swap.csv",
-    "evaluation_train.json",
-    "evaluation_test.json",
-)
 CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
 JUDGEMENTS = ("audit.json", "certificate.json")  # the latter of earlier versions; of the model that training ended with
-AUDIT = {"audit": ("audit.json", "audit_*.png")}  # what `trueode audit` writes
-FOLDERS = {
-    "checkpoints": ("iteration_*.pt", f"*{TEMPORARY}"),
-    "figures": ("*.png",),
-    "tensorboard_logs": ("events.out.tfevents.*",),
-    **AUDIT,
+WRITTEN = {
+    "checkpoints": NAME,
+    "figures": r"(loss|accuracy|mse|effort|adaptation|solver_swap|trajectories|regions|time_series)\.png",
+    "tensorboard_logs": r"events\.out\.tfevents\..+",
+    "audit": r"audit(\.json|_\w+\.png)",  # by `trueode audit`
+    ".": r"(config\.yaml|history\.csv|solver_swap\.csv|"
+    r"(run|audit|certificate|solver_swap|evaluation_train|evaluation_test)\.json)",
 }
+"""Names of the files that runs write, by folder."""
+LEFT = re.escape(TEMPORARY)
 
 
 class RunDirectory:
     """``OUTPUT_DIR/NAME``; nothing in it is deleted or overwritten unless asked for.
 
-    Who writes to it holds its lock until `release`, or until the process ends in whatever way.
+    Who writes to it holds its lock until `release`, or until the process ends in whatever way, and asks `place` where to.
     """
 
-    def __init__(self, path: Path, lock: Lock | None = None) -> None:
+    def __init__(self, path: Path, lock: Lock | None = None, made: Iterable[Path] = ()) -> None:
         self.path = path
         self._lock = lock
+        self._made = made
         self.name = path.name
         self.config = path / "config.yaml"
         self.history = path / "history.csv"
@@ -68,11 +63,12 @@ class RunDirectory:
             RunExistsError: the name is explicit and taken, and ``overwrite`` was not asked for.
         """
         root = Path(output_dir)
+        made = [folder for folder in (root, *root.parents) if not folder.exists()]
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_folder(root)
             if overwrite:
-                (root / name).mkdir(exist_ok=True)
-                directory = cls(root / name)
+                make_folder(root / name)
+                directory = cls(root / name, made=made)
                 directory.lock()
                 return directory
             candidate, number = name, 1
@@ -89,7 +85,7 @@ class RunDirectory:
             raise RunExistsError(
                 f"No run can be written to {root / name}: {failure.strerror}. Choose another --output_dir."
             ) from None
-        return cls(root / candidate, lock)
+        return cls(root / candidate, lock, made)
 
     @classmethod
     def open(cls, output_dir: str, name: str) -> RunDirectory:
@@ -108,7 +104,7 @@ class RunDirectory:
     @property
     def has_checkpoints(self) -> bool:
         """Whether there is something to go on from."""
-        return any(self.checkpoints.glob("*.pt"))
+        return bool(found(self.checkpoints))
 
     def lock(self) -> None:
         """Keep others from writing here.
@@ -123,42 +119,90 @@ class RunDirectory:
             )
 
     def release(self) -> None:
-        """Let others write here; a directory in which nothing was written is removed."""
+        """Let others write here; a directory in which nothing was written is removed, and those that were made for it."""
         if self._lock is not None:
-            with suppress(OSError):  # it holds something
-                self.path.rmdir()
+            with suppress(OSError):  # one holds something
+                for folder in (self.path, *self._made) if self._lock.in_place else ():
+                    folder.rmdir()
             self._lock.release()
             self._lock = None
 
+    def check(self) -> None:
+        """Check that the directory is there, and is the one that was locked.
+
+        Raises:
+            RunDamagedError: it was removed, moved or replaced.
+        """
+        if not (self.path.is_dir() if self._lock is None else self._lock.in_place):
+            raise RunDamagedError(
+                f"The directory {self.path} was removed, moved or replaced while a run wrote to it: the run ends, and "
+                "nothing more is written. Move a run when it has ended, then go on with --resume true."
+            )
+
+    def place(self, name: str) -> Path:
+        """Where to write a file or a folder of the run.
+
+        Raises:
+            RunDamagedError: the directory was removed, moved or replaced, or a symbolic link leads out of it.
+        """
+        self.check()
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise RunDamagedError(
+                f"{path} is a symbolic link to {path.resolve()}, and a run writes into its own directory alone: put the "
+                "file or folder itself in its place, or choose another --name."
+            )
+        return path
+
+    def prepare(self) -> None:
+        """Check all places, before anything is written, and remove what writes that were killed have left."""
+        for folder in WRITTEN:
+            self.place(folder)
+        for file in self._written("", *WRITTEN):
+            self.place(str(file.relative_to(self.path)))
+        self._remove(LEFT, *WRITTEN)
+
     def clear(self) -> None:
-        """Remove the files of an earlier run: only those that a run writes."""
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
-            (self.path / f"{name}{TEMPORARY}").unlink(missing_ok=True)
-        self._clear_folders(FOLDERS)
+        """Remove the files of an earlier run: only those that a run writes, and links in the place of its folders."""
+        for folder in WRITTEN.keys() - {"."}:
+            if (self.path / folder).is_symlink():
+                (self.path / folder).unlink()
+        self._remove(f"({LEFT})?", *WRITTEN)
 
     def forget_audit(self) -> None:
         """Remove what ``trueode audit`` has written: it is of the newest checkpoint, and there comes a newer one."""
-        self._clear_folders(AUDIT)
+        self._remove(f"({LEFT})?", "audit")
 
-    def _clear_folders(self, folders: Mapping[str, tuple[str, ...]]) -> None:
-        for name, patterns in folders.items():
-            folder = self.path / name
-            for written in [file for pattern in patterns for file in folder.glob(pattern)]:
-                written.unlink()
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+    def _written(self, ending: str, *folders: str) -> Iterator[Path]:
+        """The files that a run has written to some of its folders, under their names with an ending."""
+        for folder in folders:
+            place = self.path / folder
+            if place.is_dir() and (folder == "." or not place.is_symlink()):
+                files = (file for file in place.iterdir() if file.is_symlink() or file.is_file())
+                yield from [file for file in files if re.fullmatch(WRITTEN[folder] + ending, file.name)]
+
+    def _remove(self, ending: str, *folders: str) -> None:
+        """Remove these files, and the folders that are empty then."""
+        for file in self._written(ending, *folders):
+            file.unlink()
+        for folder in folders:
+            place = self.path / folder
+            if folder != "." and place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+                place.rmdir()
 
     def start(self, facts: dict[str, Any]) -> None:
         """Write ``run.json`` at the start: what runs, with what, where; what was said of an earlier end is taken back."""
         for name in JUDGEMENTS:
-            (self.path / name).unlink(missing_ok=True)
+            self.place(name).unlink(missing_ok=True)
         earlier = {name: fact for name, fact in self.read_info().items() if name not in CLOSING}
-        write_json(self.info, {**earlier, **_provenance(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
+        write_json(
+            self.place("run.json"),
+            {**earlier, **_provenance(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts},
+        )
 
     def update(self, **facts: Any) -> None:
         """Add facts to ``run.json``."""
-        write_json(self.info, {**self.read_info(), **facts})
+        write_json(self.place("run.json"), {**self.read_info(), **facts})
 
     def read_info(self) -> dict[str, Any]:
         """What ``run.json`` says; nothing if it is missing or damaged."""
@@ -172,10 +216,9 @@ class RunDirectory:
 def _claim(path: Path) -> Lock | None:
     """Make a directory and lock it; None if the name is taken (a directory without whole files is free)."""
     try:
-        path.mkdir()
-    except FileExistsError:
-        if not path.is_dir():
-            return None
+        make_folder(path)
+    except FileExistsError:  # a file
+        return None
     lock = Lock.take(path)
     if lock is not None and not all(left.name.endswith(TEMPORARY) for left in path.iterdir()):
         lock.release()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trueode.runs.files import write_text
+from trueode.errors import RunDamagedError
+from trueode.files import sync, write_atomic
+
+ADVICE = "Repair the file, or move it away: the run then goes on without its earlier rows."
 
 
 class History:
@@ -17,17 +21,24 @@ class History:
         path: of the file; made with a header if it is not there.
         columns: in their order; a row leaves out what it has not.
         buffer: rows that are gathered before they are written.
+
+    Raises:
+        RunDamagedError: the file is there and has other columns.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], buffer: int = 100) -> None:
         self._columns = list(columns)
         self._pending: list[Mapping[str, Any]] = []
         self._buffer = buffer
-        new = not path.exists() or path.stat().st_size == 0
+        known = _read(path)[0] if path.exists() else []
+        if known and known != self._columns:
+            raise RunDamagedError(f"{path} has the columns {', '.join(known)}, expected {', '.join(columns)}. {ADVICE}")
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self._columns, restval="")
-        if new:
+        if not known:
             self._writer.writeheader()
+            self.sync()
+            sync(path.parent)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row; values keep their full precision."""
@@ -41,6 +52,11 @@ class History:
         self._pending.clear()
         self._file.flush()
 
+    def sync(self) -> None:
+        """Write what was gathered, and make sure that it is on the disk."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
     def __enter__(self) -> History:
         return self
 
@@ -50,26 +66,47 @@ class History:
 
 
 def read_history(path: Path) -> dict[str, list[float]]:
-    """The columns of a history; NaN where a row has no value. A torn last line is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    reader = csv.DictReader(line for line in lines if line.endswith("\n"))
-    columns: dict[str, list[float]] = {name: [] for name in reader.fieldnames or []}
-    for row in reader:
-        if None in row or None in row.values():
-            continue
-        for name in columns:
-            columns[name].append(float(row[name]) if row[name] else float("nan"))
-    return columns
+    """The columns of a history; NaN where a row has no value. A torn last line is left out.
+
+    Raises:
+        RunDamagedError: another line is not one of numbers.
+    """
+    columns, rows, _ = _read(path)
+    return {name: [values[place] for _, values in rows] for place, name in enumerate(columns)}
 
 
 def cut_history(path: Path, iteration: int) -> None:
-    """Drop the rows after an iteration, and a torn last line."""
+    """Drop the rows after an iteration, and a torn last line.
+
+    Raises:
+        RunDamagedError: another line is not one of numbers.
+    """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    header, *rows = lines or [""]
-    width = header.count(",")
-    whole = (row for row in rows if row.endswith("\n") and row.count(",") == width)
-    kept = [row for row in whole if int(row.split(",")[0]) <= iteration]
-    if kept != rows:
-        write_text(path, header + "".join(kept))
+    columns, rows, torn = _read(path)
+    kept = [line for line, values in rows if values[0] <= iteration]
+    if torn or len(kept) < len(rows):
+        lines = [",".join(columns), *kept] if columns else []
+        write_atomic(path, lambda file: file.write("".join(f"{line}\r\n" for line in lines).encode()))
+
+
+def _read(path: Path) -> tuple[list[str], list[tuple[str, list[float]]], bool]:
+    """The columns, the rows as lines and as numbers, and whether a torn line follows them."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    torn = bool(lines) and not lines[-1].endswith((b"\r", b"\n"))
+    texts = [line.decode(errors="replace").rstrip("\r\n") for line in lines[: -1 if torn else None]]
+    if not texts:
+        return [], [], torn
+    columns, rows = texts[0].split(","), []
+    for number, text in enumerate(texts[1:], 2):
+        try:
+            values = [float(value or "nan") for value in text.split(",")]
+        except ValueError:
+            values = []
+        if len(values) != len(columns) or values[0] % 1 != 0:
+            raise RunDamagedError(
+                f"{path} is damaged: its line {number} is {text[:80]!r}, expected the number of an iteration and numbers or "
+                f"nothing for {', '.join(columns[1:])}. {ADVICE}"
+            )
+        rows.append((text, values))
+    return columns, rows, torn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import queue
 import shutil
 import tarfile
@@ -16,7 +17,8 @@ from typing import Any
 from distributed import Client
 
 from trueode.catalog import DATA_SETS
-from trueode.errors import UsageError, told
+from trueode.errors import UsageError, WorkersLostError, told
+from trueode.runs import RunDirectory
 from trueode.sweeps.directory import MARK, SweepDirectory
 from trueode.sweeps.jobs import Job, Result
 from trueode.sweeps.local import WorkerProcess
@@ -47,6 +49,8 @@ class ClusterWorkers:
         except (OSError, ValueError, ImportError) as failure:
             raise UsageError(f"There is no Dask scheduler at {address} ({told(failure)}).") from None
         self._directory = directory
+        self._lost = f"The connection to the Dask scheduler at {address} is lost: start it and its workers again."
+        self._stopping = False
         self._futures: dict[str, Any] = {}
         self._ended: queue.Queue[Any] = queue.Queue()
         self._mark = directory.path.resolve() / f"{MARK}{uuid.uuid4().hex}"  # who sees it shares the directory
@@ -54,7 +58,12 @@ class ClusterWorkers:
         self.count = max(1, sum(self._client.nthreads().values()))
 
     def submit(self, job: Job) -> None:
-        """Queue a job."""
+        """Queue a job.
+
+        Raises:
+            WorkersLostError: the scheduler has gone.
+        """
+        self._check()
         options = {**job.options}
         for place in ("output_dir", "data_dir"):
             options[place] = str(Path(options[place]).expanduser().resolve())
@@ -62,26 +71,34 @@ class ClusterWorkers:
         future = self._client.submit(
             _by_value(), plain, str(self._mark), pure=False, key=f"{job.hash}-{uuid.uuid4().hex[:8]}"
         )
-        self._futures[future.key] = (job.hash, future)
+        self._futures[future.key] = (job, future)
         future.add_done_callback(self._ended.put)
 
     def next(self, patience: float) -> Result | None:
-        """The next result; None if there is none for so many seconds."""
+        """The next result; None if there is none for so many seconds.
+
+        Raises:
+            WorkersLostError: the scheduler has gone.
+        """
         try:
             ended = self._ended.get(timeout=patience)
         except queue.Empty:
+            self._check()
             return None
-        run, future = self._futures.pop(ended.key)
+        job, future = self._futures.pop(ended.key)
         try:
-            result = Result(run, **future.result())
-        except CancelledError:
-            return Result(run, "interrupted")
-        except Exception as failure:  # the worker was lost too often, or does not have this package
-            return Result(run, "failed", told(failure))
-        return self._unpacked(result)
+            result = Result.of(job.hash, future.result())
+            return result if result.archive is None else self._unpacked(job, result)
+        except CancelledError:  # by us, or by a client that has lost its scheduler
+            if not self._stopping:
+                raise WorkersLostError(self._lost) from None
+            return Result(job.hash, "interrupted")
+        except Exception as failure:  # the worker was lost too often or lacks this package; its archive is broken
+            return Result(job.hash, "failed", told(failure))
 
     def interrupt(self) -> None:
         """Cancel what has not begun; workers see that the mark has gone, and let their runs save what they have."""
+        self._stopping = True
         self._mark.unlink(missing_ok=True)
         for _, future in self._futures.values():
             future.cancel()
@@ -89,21 +106,32 @@ class ClusterWorkers:
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._mark.unlink(missing_ok=True)
+        log = logging.getLogger("distributed.client")
+        log.disabled = self._client.status != "running"  # it would show the traceback of what is told already
         self._client.close()
+        log.disabled = False
 
-    def _unpacked(self, result: Result) -> Result:
-        """Put the run that a worker has returned into its place."""
-        if result.archive is None:
-            return result
-        runs = self._directory.runs
+    def _check(self) -> None:
+        if not self._stopping and self._client.status != "running":
+            raise WorkersLostError(self._lost)
+
+    def _unpacked(self, job: Job, result: Result) -> Result:
+        """Put the run that a worker has returned into its place, and nothing else that it may have returned."""
+        assert result.archive is not None
+        name = str(job.options["name"])
         with tempfile.TemporaryDirectory(dir=self._directory.path) as scratch:
             with tarfile.open(fileobj=io.BytesIO(result.archive)) as archive:
                 archive.extractall(scratch, filter="data")
-            for log in Path(scratch).glob("*.txt"):
+            run, log, here = Path(scratch) / name, Path(scratch) / f"{name}.txt", self._directory.runs / name
+            if log.is_file():
                 shutil.move(log, self._directory.logs / log.name)
-            for run in [path for path in Path(scratch).iterdir() if path.is_dir()]:
-                shutil.rmtree(runs / run.name, ignore_errors=True)  # begun here, unfinished: it starts anew
-                run.rename(runs / run.name)
+            if run.is_dir():
+                if here.is_dir():  # begun here, unfinished: it starts anew
+                    begun = RunDirectory(here)
+                    begun.lock()
+                    begun.clear()
+                    begun.release()
+                run.rename(here)
         return Result(result.hash, result.status, result.message)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trueode.errors import RunNotFoundError, UsageError
-from trueode.runs import RunDirectory, write_json, write_text
-from trueode.runs.files import Lock
+from trueode.errors import RunDamagedError, RunNotFoundError, UsageError
+from trueode.files import Lock, make_folder
+from trueode.runs import RunDirectory, read_audit, write_json, write_text
 from trueode.sweeps.plan import Plan, PlannedRun, read_plan
 
 MARK = ".shared-"  # begins the name of a file by which workers see whether they share this directory
@@ -31,6 +32,7 @@ class SweepDirectory:
         self._failures = self.path / "failures.json"
         self._lock: Lock | None = None
         self._names: dict[str, str] | None = None
+        self._made: list[Path] = []
 
     def __enter__(self) -> SweepDirectory:
         """Make the directory and keep other sweeps from it.
@@ -38,9 +40,10 @@ class SweepDirectory:
         Raises:
             UsageError: another sweep works in it, or it cannot be written.
         """
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             for folder in (self.path, self.runs, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             self._lock = Lock.take(self.path)
         except OSError as failure:
             raise UsageError(
@@ -57,8 +60,22 @@ class SweepDirectory:
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
+            with suppress(OSError):  # one holds something
+                for folder in (self.logs, self.runs, *self._made) if self._lock.in_place else ():
+                    folder.rmdir()
             self._lock.release()
             self._lock = None
+
+    def check(self) -> None:
+        """Check that the directory is the one that this sweep has locked.
+
+        Raises:
+            RunDamagedError: it was removed, moved or replaced.
+        """
+        if self._lock is not None and not self._lock.in_place:
+            raise RunDamagedError(
+                f"The directory {self.path} was removed, moved or replaced while a sweep worked in it."
+            )
 
     def keep(self, plan: Plan) -> None:
         """Write the plan, with the flags that went into it."""
@@ -74,6 +91,7 @@ class SweepDirectory:
 
         Raises:
             RunNotFoundError: there are none.
+            UsageError: one is damaged.
         """
         found = sorted(self.plans.glob("*.yaml"))
         if not found:
@@ -115,14 +133,18 @@ class SweepDirectory:
         known = self.failures()
         if why is None and run.hash not in known:
             return
+        self.check()
         write_json(
             self._failures, {**known, run.hash: why} if why else {k: v for k, v in known.items() if k != run.hash}
         )
 
 
 def finished(path: Path) -> bool:
-    """Whether a run has come to its end: the closing verdict is the last thing that is noted."""
-    return "verdict" in RunDirectory(path).read_info()
+    """Whether a run has come to its end: the closing verdict is the last thing that is noted, and its audit can be read."""
+    try:
+        return "verdict" in RunDirectory(path).read_info() and bool(read_audit(path))
+    except RunNotFoundError:
+        return False
 
 
 def done_share(path: Path, niter: int) -> float:
@@ -132,8 +154,8 @@ def done_share(path: Path, niter: int) -> float:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 1000))
             rows = file.read().split(b"\n")
-        return min(int(rows[-2].split(b",")[0]) / niter, 1.0)
-    except (OSError, ValueError, IndexError):  # no row yet
+        return min(max(int(rows[-2].split(b",")[0]) / niter, 0.0), 1.0)
+    except (OSError, ValueError, ArithmeticError, IndexError):  # no row yet
         return 0.0
 
 

@@ -11,24 +11,27 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trueode.build import build_run
 from trueode.catalog import METHODS
 from trueode.console import open_console
 from trueode.distributed import Ranks
-from trueode.errors import TrueodeError
+from trueode.errors import TrueodeError, told
 from trueode.evaluation import evaluate
 from trueode.options import Options
 from trueode.solvers import get_tableau
 from trueode.sweeps.bar import shown_time
 from trueode.sweeps.directory import SweepDirectory, done_share
+from trueode.sweeps.execute import weight
 from trueode.sweeps.local import cores
 from trueode.sweeps.plan import Plan
 from trueode.training import Schedule
 
 ITERATIONS = 20
 WARM = 5  # iterations before the clock starts: the first ones allocate
+MEASURED = 1e5  # evaluations of a measurement, about: of iterations that take many there are fewer
 CLOSING = 1.0  # seconds for figures and files
 NEVER = 10**9  # iterations
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -51,15 +54,17 @@ def estimate(options: Options) -> Cost:
         TrueodeError: the run is impossible.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        place: dict[str, Any] = {"niter": ITERATIONS + WARM, "output_dir": scratch, "evaluate_test_acc": False}
+        share = min(1.0, MEASURED / (weight(options) / options.niter * ITERATIONS))
+        warm, iterations = (max(1, int(share * count)) for count in (WARM, ITERATIONS))
+        place: dict[str, Any] = {"niter": warm + iterations, "output_dir": scratch, "evaluate_test_acc": False}
         few = options.model_copy(update=place)
         _, trainer = build_run(few, ALONE)
         state = trainer.state
         trainer.schedule = Schedule(NEVER, NEVER, None, options.adaption_interval, NEVER)  # in the end it would certify
-        trainer.run(WARM)
+        trainer.run(warm)
         begin, before, seen = time.perf_counter(), state.evaluations, state.samples
-        trainer.run(ITERATIONS)
-        iteration = (time.perf_counter() - begin) / ITERATIONS
+        trainer.run(iterations)
+        iteration = (time.perf_counter() - begin) / iterations
         nfe = (state.evaluations - before) / (state.samples - seen)
         begin = time.perf_counter()
         tested = evaluate(state.model, trainer.dataset.test.first(256), trainer.task, state.solver)
@@ -114,9 +119,10 @@ def print_estimate(
                     estimate(run.options)
                     warm = True
                 cost = known[kind] if kind in known else known.setdefault(kind, estimate(run.options))
-            except TrueodeError as failure:
+            except (TrueodeError, MemoryError, RuntimeError) as failure:  # the latter where torch finds no memory
                 impossible += 1
-                table.add_row(run.name, f"impossible: {failure}", "", "")
+                why = failure if isinstance(failure, TrueodeError) else told(failure)
+                table.add_row(run.name, f"impossible: {escape(str(why))}", "", "")
                 continue
             left = 1 - done_share(directory.place(run), run.options.niter)
             table.add_row(run.name, state, f"{left * cost.evaluations:.3g}", shown_time(left * cost.seconds))

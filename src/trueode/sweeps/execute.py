@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
 
 from trueode.console import open_console
-from trueode.errors import UsageError
-from trueode.interrupts import interrupts
+from trueode.errors import UsageError, WorkersLostError
+from trueode.interrupts import INTERRUPTED, interrupts
 from trueode.options import Options
 from trueode.solvers import get_tableau
 from trueode.sweeps.bar import Bar
-from trueode.sweeps.directory import SweepDirectory, done_share, last_lines
+from trueode.sweeps.directory import SweepDirectory, done_share, finished, last_lines
 from trueode.sweeps.jobs import Job, Result, Workers
 from trueode.sweeps.local import LocalWorkers, cores
 from trueode.sweeps.plan import Plan, PlannedRun
@@ -43,14 +43,14 @@ def run_sweep(
         console: where progress is shown.
 
     Returns:
-        0, or 1 when runs have failed, or 130 when the user interrupted.
+        0 when all runs are in the table, or 1 when runs have failed or are missing, or 130 when the user interrupted.
 
     Raises:
         UsageError: another sweep works in the directory, or the scheduler cannot be reached.
+        RunDamagedError: the directory was removed or replaced.
     """
     console = console or open_console()
     with directory:
-        directory.keep(plan)
         todo = [run for run in plan.runs if directory.state(run) != "finished"]
         # the longest first: the last ones to end are short, and no worker waits long for another
         todo.sort(key=lambda run: -weight(run.options))
@@ -60,15 +60,28 @@ def run_sweep(
         )
         session = _Session(plan, directory, todo, console)
         code = 0
-        if todo:
-            pool = _workers(workers, scheduler, len(todo), directory)
-            try:
+        pool = _workers(workers, scheduler, len(todo), directory) if todo else None
+        try:
+            directory.keep(plan)  # not before there is somebody to carry it out
+            if pool is not None:
                 with interrupts() as interrupted:
                     code = session.carry_out(pool, interrupted)
-            finally:
+        except WorkersLostError as failure:
+            console.print(str(failure), markup=False)
+            code = 1
+        finally:
+            if pool is not None:
                 pool.close()
         path = write_table(directory, plan)
         console.print(f"table: {path}")
+        missing = [run.name for run in plan.runs if directory.state(run) not in ("finished", "failed")]
+        if missing and code != INTERRUPTED:
+            console.print(
+                f"{len(missing)} of {len(plan.runs)} runs are not in the table; the same command goes on with them:\n"
+                + "\n".join(missing),
+                markup=False,
+            )
+            code = 1
         return code
 
 
@@ -104,12 +117,14 @@ class _Session:
             stopping = False
             while left:
                 result = pool.next(PULSE)
+                self.directory.check()
                 if interrupted() and not stopping:
                     stopping = True
                     self.console.print("interrupted: waiting for checkpoints")
                     pool.interrupt()
                 if result is not None:
                     run = runs[result.hash]
+                    result = self._believed(run, result, stopping)
                     if result.status == "failed" and not tries[run.hash] and not stopping:
                         tries[run.hash] += 1
                         self.console.print(f"{run.name} failed and is tried once more. {result.message}", markup=False)
@@ -125,13 +140,22 @@ class _Session:
                     )
         if stopping:
             self.console.print("interrupted; the same command goes on")
-            return 130
+            return INTERRUPTED
         for run in self.failed:
             path = self.directory.log(run)
             self.console.print(f"\n{run.name} has failed twice; the end of {path}:\n{last_lines(path)}", markup=False)
         if self.failed:
             self.console.print(f"\n{len(self.failed)} of {len(self.plan.runs)} runs have failed")
         return 1 if self.failed else 0
+
+    def _believed(self, run: PlannedRun, result: Result, stopping: bool) -> Result:
+        """What a worker has answered, where it can be true; else a failure."""
+        if result.status == "finished" and not finished(self.directory.place(run)):
+            why = "It is said to be finished, and its directory has no audit.json that can be read."
+            return replace(result, status="failed", message=why)
+        if result.status == "interrupted" and not stopping:
+            return replace(result, status="failed", message="It was interrupted, and the sweep was not.")
+        return result
 
     def _end(self, run: PlannedRun, result: Result, bar: Bar) -> None:
         if result.status == "finished":

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+STATUSES = ("finished", "failed", "interrupted")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -41,6 +43,20 @@ class Result:
     status: str
     message: str = ""
     archive: bytes | None = None
+
+    @classmethod
+    def of(cls, run: str, answer: object) -> Result:
+        """What a worker has answered for a run; something else than an answer is a failure: it may be of another version."""
+        if (
+            isinstance(answer, dict)
+            and answer.get("status") in STATUSES
+            and isinstance(answer.get("message"), str)
+            and isinstance(answer.get("archive"), bytes | None)
+        ):
+            return cls(run, answer["status"], answer["message"], answer.get("archive"))
+        return cls(
+            run, "failed", f"The worker's answer is not understood: {str(answer)[:80]!r}. Is it of this version?"
+        )
 
 
 class Workers(Protocol):

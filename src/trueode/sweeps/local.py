@@ -40,8 +40,10 @@ class WorkerProcess:
         except (OSError, ValueError):  # it is gone, or its pipe was closed
             line = ""
         if line.endswith("\n"):
-            answer = json.loads(line)
-            return Result(job.hash, answer["status"], answer["message"])
+            try:
+                return Result.of(job.hash, json.loads(line))
+            except ValueError:
+                return Result.of(job.hash, line)
         code = child.wait()
         self._child = None
         child.stdout.close()

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from trueode.catalog import METHODS
 from trueode.data import identity
 from trueode.errors import OptionError, UsageError, nearest
 from trueode.options import RESULT, Options, canonical, layered, merge
@@ -21,9 +22,10 @@ KEYS = ("name", "base", "axes", "grids")
 GRID_KEYS = ("name", "base", "axes")
 OURS = ("name", "output_dir", "phase", "split", "resume", "overwrite")
 """Options that the sweep chooses."""
+MOST = 20_000  # runs of a plan, and values of an axis
+MOST_STEPS = 10**6  # of a solve: what takes more is a slip of the pen
 LONGEST = 120  # characters of a name without its hash: file systems allow 255 bytes
 HASH = 12
-MOST_RUNS = 100_000  # of a grid
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,9 @@ def make_plan(
     grids = source.get("grids", [{}])
     if not isinstance(grids, list) or not grids:
         raise UsageError("`grids:` of the plan must be a list of `{name, base, axes}`.")
-    runs: dict[str, PlannedRun] = {}
+    made: list[tuple[str, dict[str, Any], dict[str, list[Any]]]] = []
     names: dict[str, None] = dict.fromkeys(top_axes)
     above = canonical(overrides or {}, "the flags")
-    data = _Identities(identify, cache)
     for number, grid in enumerate(grids):
         where = f"grid {number + 1} of the plan"
         if not isinstance(grid, dict):
@@ -113,11 +114,17 @@ def make_plan(
         base, axes = layered(top_base, _base(grid, where)), {**top_axes, **_axes(grid, where)}
         axes |= {option: [value] for option, value in above.items() if option in axes}
         names |= dict.fromkeys(axes)
-        label = str(grid.get("name", ""))
-        if (count := prod(map(len, axes.values()))) > MOST_RUNS:
-            raise UsageError(f"The axes of {where} make {count:.3g} runs, more than {MOST_RUNS}: vary less at once.")
+        made.append((str(grid.get("name", "")), layered(base, above), axes))
+    if (planned := sum(prod(map(len, axes.values())) for _, _, axes in made)) > MOST:
+        raise OptionError(
+            f"The axes of the plan make {planned} runs, and at most {MOST} are possible: leave out values, or make several "
+            "plans, which may share one --output_dir."
+        )
+    runs: dict[str, PlannedRun] = {}
+    data = _Identities(identify, cache)
+    for label, base, axes in made:
         for point in _points(axes):
-            run = _run(label, layered(base, above), point, data)
+            run = _run(label, base, point, data)
             runs.setdefault(run.hash, run)
     return Plan(name, tuple(names), tuple(runs.values()), _with(source, name, above))
 
@@ -170,11 +177,26 @@ def _axes(part: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
     for option, points in values.items():
         if not isinstance(points, list) or not points:
             raise UsageError(f"The axis {option} of {where} must be a list of values, as `{option}: [1, 2]`.")
-        if len(set(map(told, points))) < len(points):
+        if len(points) > MOST:
+            raise OptionError(
+                f"The axis {option} of {where} has {len(points)} values, and at most {MOST} are possible."
+            )
+        if len({_hashable(point) for point in points}) < len(points):
             raise UsageError(f"The axis {option} of {where} has a value twice.")
     found = canonical(values, f"axes of {where}")
     _refuse_ours(found, where)
     return found
+
+
+def _hashable(value: Any) -> Any:
+    """Equal for equal values of an axis."""
+    return (
+        tuple(map(_hashable, value))
+        if isinstance(value, list)
+        else repr(value)
+        if isinstance(value, dict | set)
+        else value
+    )
 
 
 def _refuse_ours(options: Mapping[str, Any], where: str) -> None:
@@ -206,11 +228,27 @@ def _run(grid: str, base: Mapping[str, Any], point: Mapping[str, Any], data: _Id
     readable = ",".join(filter(None, [grid, *(f"{name}={told(value)}" for name, value in point.items())])) or "run"
     try:
         options = merge(base, point)
+        _refuse_endless(options)
     except OptionError as failure:
         raise OptionError(f"The run {readable} of the plan is impossible. {failure}") from None
     digest = run_hash(options, data.of(options))
     name = re.sub(r"[^\w.=+,-]+", "_", readable)[:LONGEST]
     return PlannedRun(f"{name}-{digest}", digest, options, grid, {key: getattr(options, key) for key in point})
+
+
+def _refuse_endless(options: Options) -> None:
+    """Check that a solve ends in reasonable time, also one with the finest other solver."""
+    steps = 1.0
+    if options.fixed_step and not options.use_step_adaption_algo:
+        length = options.t_end or 1.0
+        steps = max(length / options.training_step(length), 1.0)
+    fixed = any(METHODS[name].kind == "fixed" for name in options.test_solver_list)
+    finest = min(1.0, *options.test_factor_list) if options.evaluate_with_dif_solver and fixed else 1.0
+    if steps > MOST_STEPS * finest:
+        raise OptionError(
+            f"A solve of {steps:.4g} steps, and with --test_factor_list {finest:g} times finer, takes more than {MOST_STEPS} "
+            "steps: take larger steps or factors."
+        )
 
 
 def told(value: Any) -> str:

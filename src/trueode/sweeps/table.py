@@ -9,14 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+from trueode.files import write_atomic
 from trueode.runs import read_audit, write_text
-from trueode.runs.files import write_atomic
 from trueode.sweeps.directory import SweepDirectory, facts
 from trueode.sweeps.plan import Plan, PlannedRun, told
 
 TIMINGS = ("seconds",)
 """Columns in which equal sweeps may differ."""
 TESTED = ("test_solver", "kind", "factor", "setting", "n_steps", "nfe", "metric_name", "metric", "loss", "changed")
+MEASURED = ("nfe_per_iteration", "seconds")  # in run.json; all else is in audit.json
 ENDED = ("verdict", "samples", "metric_exact", "flips", "final_solver", "nfe_per_iteration")
 
 Row = dict[str, Any]
@@ -57,8 +58,7 @@ def _rows(directory: SweepDirectory, plan: Plan, run: PlannedRun) -> Iterator[Ro
         "metric_exact": performance["exact"],
         "flips": None if judged["exact_flow"] is None else (judged["flips"] + judged["blown_up"]) / judged["n"],
         "final_solver": judged["solver"],
-        "nfe_per_iteration": info["nfe_per_iteration"],
-        "seconds": info["seconds"],
+        **{name: value for name in MEASURED if isinstance(value := info.get(name), int | float)},
     }
     rows = judged["rows"] if len(judged["rows"]) > 1 else []
     if not rows:
@@ -89,6 +89,7 @@ def write_table(directory: SweepDirectory, plan: Plan) -> Path:
         The path of the CSV file.
     """
     rows = rows_of(directory, plan)
+    directory.check()
     path = directory.tables / f"{plan.name}.csv"
     write_text(path, to_csv(rows))
     if rows and find_spec("pyarrow") is not None:

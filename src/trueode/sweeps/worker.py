@@ -74,7 +74,7 @@ def perform(values: Mapping[str, Any], log: Path) -> tuple[str, str]:
 
 def _run(values: Mapping[str, Any]) -> int:
     from trueode import experiment
-    from trueode.options import make_options
+    from trueode.options import RESULT, make_options
 
     options = make_options(values)
     path = Path(options.output_dir) / options.name
@@ -84,13 +84,14 @@ def _run(values: Mapping[str, Any]) -> int:
     again = (path / "config.yaml").is_file()
     if again:
         options = options.model_copy(update={"resume": True})
-    code: int = experiment.run(options, frozenset({"name", "output_dir", "data_dir", "torch_threads"}))
+    # all that the result depends on is given: a run that was begun with something else is not gone on with
+    code: int = experiment.run(options, RESULT | {"name", "output_dir", "data_dir", "torch_threads"})
     return code
 
 
 def _await_lock(path: Path) -> None:
     """Wait while another process holds a run: it looks at it, or does it for a sweep that was killed."""
-    from trueode.runs.files import Lock
+    from trueode.files import Lock
 
     while path.is_dir():
         lock = Lock.take(path)

@@ -7,6 +7,13 @@ from typing import Any
 
 from trueode.errors import UsageError
 
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:
+    raise UsageError(
+        "--use_tensorboard true needs the package tensorboard: pip install 'trueode[tensorboard]'."
+    ) from None
+
 
 class Board:
     """Writes rows of the history as scalars.
@@ -17,12 +24,6 @@ class Board:
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ModuleNotFoundError:
-            raise UsageError(
-                "--use_tensorboard true needs the package tensorboard: pip install 'trueode[tensorboard]'."
-            ) from None
         self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
 
     def __enter__(self) -> Board:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -75,12 +76,16 @@ class State:
         Raises:
             CheckpointError: it is not one of this version.
         """
-        missing = self.state_dict().keys() - state.keys()
+        own = self.state_dict()
+        missing = own.keys() - state.keys()
         if missing:
             raise CheckpointError(
                 f"The checkpoint has no {', '.join(sorted(missing))}: another version of trueode wrote it. Use that one, or "
                 "start a new run."
             )
+        wrong = [name for name, value in own.items() if not _alike(value, state[name])]
+        if wrong:
+            raise CheckpointError(f"The checkpoint has something unexpected for {', '.join(wrong)}.")
         self.iteration = state["iteration"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -98,3 +103,14 @@ class State:
         self.seconds = state["seconds"]
         self.recent_nfe.extend(state["recent_nfe"])
         torch.set_rng_state(state["random"].cpu())
+
+
+def _alike(own: Any, saved: Any) -> bool:
+    """Whether a saved value is of the kind of one's own: numbers that are counts or amounts, equal shapes; None may become anything."""
+    if isinstance(own, torch.Tensor):
+        return isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (own.shape, own.dtype)
+    if isinstance(own, list):
+        return isinstance(saved, list) and all(_alike(0.0, item) for item in saved)
+    if isinstance(own, float):
+        return type(saved) in (int, float) and 0 <= saved < inf
+    return own is None or (type(saved) is type(own) and (type(own) is not int or saved >= 0))

@@ -16,15 +16,43 @@ TEMPORARY = ".part"
 """Ending of files that are being written; one that is left over means nothing."""
 
 
+def sync(folder: Path) -> None:
+    """Make sure that the names in a folder are on the disk, where folders can be synced."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as failure:
+        if failure.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems know no such thing
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they are still there after a loss of power."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
 def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file beside its place, make sure that it is on the disk, and move it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file beside its place, make sure that it is on the disk, move it there, and make sure of that as well."""
+    make_folder(path.parent)
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # a write that was killed has left it, or it is a link that leads elsewhere
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,14 +82,15 @@ def plain(content: Any) -> Any:
 class Lock:
     """A lock on a folder, held by one process at a time; it ends with the process."""
 
-    def __init__(self, handle: int | None = None) -> None:
-        self._handle = handle
+    def __init__(self, folder: Path, handle: int | None) -> None:
+        self._folder, self._handle = folder, handle
+        self._identity = _identity(folder if handle is None else handle)
 
     @classmethod
     def take(cls, folder: Path) -> Lock | None:
         """Lock a folder; None if it is locked already. Where folders cannot be locked, there is nothing to wait for."""
         if sys.platform == "win32":
-            return cls()
+            return cls(folder, None)
         import fcntl
 
         handle = os.open(folder, os.O_RDONLY)
@@ -71,9 +100,28 @@ class Lock:
             if failure.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(handle)
                 return None
-        return cls(handle)
+        lock = cls(folder, handle)
+        if lock.in_place:
+            return lock
+        lock.release()  # another folder has taken the place meanwhile
+        return cls.take(folder)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the folder is where it was locked: it was not removed, moved or replaced by another one."""
+        try:
+            return _identity(self._folder) == self._identity
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def release(self) -> None:
         """Give the lock back."""
         if self._handle is not None:
             os.close(self._handle)
+            self._handle = None
+
+
+def _identity(place: Path | int) -> tuple[int, int]:
+    """What tells a folder from all others, wherever it lies."""
+    found = os.stat(place)
+    return found.st_dev, found.st_ino

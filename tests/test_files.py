@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueode.runs.files import Lock, write_atomic, write_json, write_text
+from trueode.files import Lock, write_atomic, write_json, write_text
 
 
 def test_what_is_written_is_there(tmp_path: Path) -> None:
@@ -50,7 +50,9 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), fsync(handle)))
     monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), replace(old, new)))
     write_text(tmp_path / "file", "content")
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]  # the content, and the name
+    write_text(tmp_path / "a" / "b" / "file", "content")
+    assert order[3:] == ["fsync", "fsync", "fsync", "replace", "fsync"]  # the names of both folders before
 
 
 def test_content_that_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
