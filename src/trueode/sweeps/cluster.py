@@ -11,6 +11,7 @@ import tempfile
 import threading
 import uuid
 from concurrent.futures import CancelledError
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class ClusterWorkers:
         self._check()
         options = {**job.options}
         for place in ("output_dir", "data_dir"):
-            options[place] = str(Path(options[place]).expanduser().resolve())
+            options[place] = str(Path(expanduser(options[place])).resolve())
         plain = Job(job.hash, options, str(Path(job.log).resolve())).to_dict()
         future = self._client.submit(
             _by_value(), plain, str(self._mark), pure=False, key=f"{job.hash}-{uuid.uuid4().hex[:8]}"

@@ -71,7 +71,10 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None, cach
         UsageError: the file cannot be read, or says something impossible.
     """
     path = Path(path)
-    return make_plan({"name": path.stem, **read_yaml(path, "The plan")}, overrides, cache)
+    source = read_yaml(path, "The plan")
+    if not source:
+        raise UsageError(f"The plan {path} is empty: it must hold `base:` and `axes:`.")
+    return make_plan({"name": path.stem, **source}, overrides, cache)
 
 
 def make_plan(
