@@ -108,7 +108,7 @@ def refused(words: str, capsys: pytest.CaptureFixture[str], code: int = 2) -> st
         ("model", "--samples 50", "inconclusive", 4),
         ("model", "--samples 50 --population all", "ode", 0),
         ("coarse", "--population all", "solver-dependent", 3),
-        ("leaves", "", "solver-dependent", 3),
+        ("leaves", "--samples 60", "solver-dependent", 3),
         ("noisy", "", "inconclusive", 4),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trueode.errors import OptionError
@@ -38,6 +38,7 @@ valid = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(valid)
 def test_a_dump_reads_back_as_the_same_options(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trueode.cli.flags import training_options
 from trueode.cli.sweep import make_parser
-from trueode.errors import OptionError, UsageError
+from trueode.errors import OptionError
 from trueode.options import load_options, make_options
 from trueode.options.yaml_text import LARGEST, parse_yaml, read_yaml
 from trueode.sweeps import SweepDirectory, read_plan
@@ -136,10 +136,3 @@ def test_any_text_gives_values_or_an_error(text: str) -> None:
     with suppress(OptionError):
         found = parse_yaml(text, "")
         make_options(found if isinstance(found, dict) else {"lr": found})
-
-
-def test_a_plan_of_too_many_runs(tmp_path: Path) -> None:
-    names = ("niter", "lr", "step_size", "batch_size")
-    (tmp_path / "p.yaml").write_text("axes:\n" + "".join(f"  {name}: {list(range(1, 60))}\n" for name in names))
-    with pytest.raises(UsageError, match=r"1\.21e\+07 runs"):
-        read_plan(tmp_path / "p.yaml")

@@ -74,7 +74,10 @@ def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None, cach
     source = read_yaml(path, "The plan")
     if not source:
         raise UsageError(f"The plan {path} is empty: it must hold `base:` and `axes:`.")
-    return make_plan({"name": path.stem, **source}, overrides, cache)
+    try:
+        return make_plan({"name": path.stem, **source}, overrides, cache)
+    except UsageError as failure:
+        raise type(failure)(f"In the plan {path}: {failure}") from None
 
 
 def make_plan(
