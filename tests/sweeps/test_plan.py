@@ -176,7 +176,17 @@ def test_names_stay_names_of_folders() -> None:
         ({"axes": AXES, "grids": [{"axes": {"niter": list(range(1, 2001))}}] * 6}, "72000 runs"),
         ({"base": {"step_size": 1e-7, "max_steps": 10**7}}, "larger steps"),
         ({"base": {"n_steps": 5 * 10**6, "max_steps": 10**7}}, "larger steps"),
-        ({"base": {"evaluate_with_dif_solver": True, "n_steps": 1000, "max_steps": 1000, "test_factor_list": [1e-4]}}, "times finer"),
+        (
+            {
+                "base": {
+                    "evaluate_with_dif_solver": True,
+                    "n_steps": 1000,
+                    "max_steps": 1000,
+                    "test_factor_list": [1e-4],
+                }
+            },
+            "times finer",
+        ),
     ],
 )
 def test_plans_without_end_are_refused_before_any_run_is_made(source: dict[str, Any], told: str) -> None:
