@@ -18,20 +18,19 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from campaign.cases import ATTACKS, Tried, attempt, carry_out, plan, table
+from campaign.cases import ATTACKS, SHORT, WHOLE, Tried, attempt, carry_out, plan, table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-WHOLE = {"kills": 200, "directories": 500, "options": 10_000, "data": 150, "disk": 60}
-SHORT = {"kills": 3, "directories": 5, "options": 200, "data": 5, "disk": 1}
 
 
-def main() -> int:
-    """Read the flags and carry out what they ask for."""
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags and carry out what they ask for; returns the exit code."""
+    arguments = _parser().parse_args(argv)
     seed, short = arguments.seed, arguments.short
     numbers = {
         name: (SHORT if short else WHOLE)[name] if (n := getattr(arguments, name)) is None else n for name in ATTACKS

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -23,6 +24,9 @@ ATTACKS: dict[str, Callable[[int, Place], str]] = {
     "disk": disk.attempt,
 }
 EACH = dict.fromkeys(ATTACKS, 1) | {"options": options.EACH}  # things that a case tries
+LONGEST = 600  # characters that are told of a case
+WHOLE = {"kills": 200, "directories": 500, "options": 10_000, "data": 150, "disk": 60}
+SHORT = {"kills": 3, "directories": 5, "options": 200, "data": 5, "disk": 1}
 GOOD = ("equal", "told", "done")
 FAULTS = ("traceback", "hang", "different", "outside", "exit code")
 
@@ -67,14 +71,13 @@ def attempt(attack: str, number: int, seed: int, folder: Path) -> Tried:
     place, told = Place(here, folder / "shared", Random(f"{seed} {attack} {number}")), ""
     try:
         outcome = ATTACKS[attack](number, place)
-        place.check()
     except Fault as fault:
         outcome, told = fault.outcome, fault.told
     except Exception as failure:  # a result that cannot be read, say
         outcome, told = "different", f"{type(failure).__name__}: {failure}"
     finally:
         shutil.rmtree(here, ignore_errors=True)
-    return Tried(attack, number, place.what, outcome, told, time.perf_counter() - begin)
+    return Tried(attack, number, place.what[:LONGEST], outcome, told[-LONGEST:], time.perf_counter() - begin)
 
 
 def plan(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -90,7 +93,7 @@ def carry_out(
     """Carry out cases in several processes; after the time ``until`` of `time.monotonic`, none is begun."""
     left = iter(cases)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        running = {pool.submit(attempt, *case, seed, folder) for case, _ in zip(left, range(processes), strict=False)}
+        running = {pool.submit(attempt, *case, seed, folder) for case in islice(left, processes)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:

@@ -49,7 +49,7 @@ def attempt(number: int, place: Place) -> str:
     tamper(target, how, place, random)
     place.watch()
     code = _give(command, place)
-    if target.is_symlink() or not os.access(target, os.R_OK):
+    if how == "forbidden" or target.is_symlink():  # nothing there can be read and compared
         _put_away(target)
     if code not in (0, 3, 4):
         return "told"

@@ -103,7 +103,7 @@ def attempt(number: int, place: Place) -> str:
             path.unlink()
     for outcome, what, told in wrong:
         others = f" (and {len(wrong) - 1} more of this case)" if len(wrong) > 1 else ""
-        place.what = what[:300]
+        place.what = what
         raise Fault(outcome, told + others)
     return "equal"
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tests import processes
 
-PATIENCE = 180.0  # seconds until a command hangs
+PATIENCE = 120.0  # seconds until a command hangs
 MEMORY = 8 * 2**30  # bytes of address space: a case must not take the machine's memory
 RUN = Path("experiments", "run")  # where commands may write, seen from the working directory
 NOTES = "notes.txt"  # a file of the user's own in there
@@ -68,18 +68,15 @@ class Place:
             path.write_text(f"{path.name} is mine\n")
         (self.run / NOTES).unlink()
         self.run.rmdir()
-        self._before: dict[str, str] = {}
+        self._before: dict[str, str] | None = None
 
     def watch(self) -> None:
         """From now on, what changes outside of the run is noticed."""
         self._before = dict(self._seen())
 
-    def check(self) -> None:
-        """Look whether something has changed.
-
-        Raises:
-            Fault: it has.
-        """
+    def _check(self) -> None:
+        if self._before is None:
+            return
         now, before = dict(self._seen()), self._before
         changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
         if changed:
@@ -109,7 +106,7 @@ class Place:
         """Give a command and wait for its end.
 
         Raises:
-            Fault: it hangs, ends with a traceback, or with another exit code.
+            Fault: it hangs, ends with a traceback or another exit code, or has changed something outside of the run.
         """
         return self.ended(self.start(command, words, before=before), codes)
 
@@ -131,9 +128,10 @@ class Place:
         if hangs or code is None:
             raise Fault("hang", output[-300:])
         if CRASH.search(output):
-            raise Fault("traceback", output[-600:])
+            raise Fault("traceback", output)
         if code not in codes or (code in (1, 2) and not output.strip()):
             raise Fault("exit code", f"{code}, wanted was one of {codes} and a message: {output[-300:]}")
+        self._check()
         return Ended(code, output)
 
 

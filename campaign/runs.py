@@ -141,4 +141,4 @@ def work_here() -> None:
         def close(self) -> None:
             self._jobs.clear()
 
-    execute.LocalWorkers = Here  # type: ignore[assignment, misc]
+    vars(execute)["LocalWorkers"] = Here
