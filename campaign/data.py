@@ -70,7 +70,7 @@ def _arrays(folder: Path, random: Random, place: Place) -> Path:
         elif how == "shape":
             arrays[key] = np.ones(random.choice(SHAPES))
         elif how == "order":
-            arrays[key] = np.asfortranarray(arrays[key][::-1])
+            arrays[key] = np.asfortranarray(np.flip(arrays[key]))
         elif np.size(arrays[key]) and arrays[key].dtype.kind in "biuf":
             arrays[key] = arrays[key].astype(float)
             arrays[key].flat[random.randrange(arrays[key].size)] = random.choice(VALUES)

@@ -6,6 +6,7 @@ What is accepted comes back as it was when it is written and read again.
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from campaign.place import Fault, Place, bounded
+from campaign.place import RUN, Fault, Place, bounded
 from tests import processes
 
 EACH = 100  # option sets of a case
@@ -89,18 +90,15 @@ def attempt(number: int, place: Place) -> str:
     seed = place.random.random()
     place.what = f"{EACH} option sets"
     place.watch()
+    place.run.mkdir()
     child = processes.start_work(partial(_read_all, seed), place.work)
-    found = place.work / "found.json"
     try:
         place.ended(child, (0,))
     except Fault as fault:
-        last = place.work / "last.txt"
+        last = place.run / "last.txt"
         place.what = last.read_text(encoding="utf-8") if last.exists() else place.what
         raise fault from None
-    finally:
-        wrong: list[list[str]] = json.loads(found.read_text()) if found.exists() else []
-        for path in place.work.glob("*.*"):
-            path.unlink()
+    wrong: list[list[str]] = json.loads((place.run / "found.json").read_text())
     for outcome, what, told in wrong:
         others = f" (and {len(wrong) - 1} more of this case)" if len(wrong) > 1 else ""
         place.what = what
@@ -111,6 +109,7 @@ def attempt(number: int, place: Place) -> str:
 def _read_all(seed: float) -> int:
     """Read option sets; what must not happen is written to ``found.json``."""
     bounded(None)
+    os.chdir(RUN)
     random, wrong = Random(seed), []
     for _ in range(EACH):
         what, read = _one(random)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from campaign.place import NOTES, Fault
+from trueode.errors import CheckpointError
 from trueode.runs import read_checkpoint
 
 CLOCK = ("seconds", "started")
@@ -48,15 +49,21 @@ def compare(found: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def _digest(path: Path) -> str:
-    content: Any = path.read_bytes()
+    try:
+        content = _content(path)
+    except (OSError, ValueError, CheckpointError) as failure:
+        return f"cannot be read: {failure}"
+    return hashlib.sha256(content if isinstance(content, bytes) else repr(_plain(content)).encode()).hexdigest()
+
+
+def _content(path: Path) -> Any:
     if path.suffix == ".pt":
-        content = repr(_plain(read_checkpoint(path))).encode()
-    elif path.suffix == ".json":
-        content = repr(_plain(json.loads(content))).encode()
-    elif path.suffix == ".csv":
-        rows = csv.DictReader(io.StringIO(content.decode()))
-        content = repr([_plain(row) for row in rows]).encode()
-    return hashlib.sha256(content).hexdigest()
+        return read_checkpoint(path)
+    if path.suffix == ".json":
+        return json.loads(path.read_bytes())
+    if path.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    return path.read_bytes()
 
 
 def _plain(value: Any) -> Any:
