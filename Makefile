@@ -2,6 +2,7 @@
 # make test     install into .venv and run the tests              (ARGS="-k solve" adds pytest options)
 # make check    lint, formatting and types
 # make bench    speed and memory against torchdiffeq, torchode and diffrax   (ARGS="--rows euler": some of it)
+# make campaign kills, full disks, damaged files, hostile data and options: 20 minutes (ARGS="--short": some of it)
 # make sanitize the compiled kernel under the sanitizers of addresses, undefined behaviour and threads
 # make generate files that follow from others: the default options file, requirements.txt
 # make licenses 3rd-party-licenses.txt from the installed dependencies
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test check bench sanitize race generate licenses
+.PHONY: train test check bench campaign sanitize race generate licenses
 .DEFAULT_GOAL := train
 
 $(BIN)/python:
@@ -48,6 +49,9 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+campaign: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m campaign $(ARGS)
 
 NATIVE := src/trueode/solvers/backends/native
 sanitize: $(VENV)/.test race

@@ -1,4 +1,4 @@
-"""``trueode train`` in child processes that start warm: forked from a server that has imported torch."""
+"""Commands in child processes that start warm: forked from a server that has imported torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,21 +17,29 @@ _CONTEXT.set_forkserver_preload(["trueode.experiment", "torch._dynamo", "trueode
 
 
 def start(
-    arguments: str,
+    arguments: str | Sequence[str],
     folder: Path,
     *,
+    command: str = "train",
     environment: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
 ) -> BaseProcess:
-    """Start ``trueode train ARGUMENTS`` in a folder; what it prints is added to ``output.txt`` there.
+    """Start ``trueode COMMAND ARGUMENTS`` in a folder; what it prints is added to ``output.txt`` there.
 
     Args:
         arguments: flags.
         folder: the working directory.
+        command: of trueode.
         environment: variables for the child.
         before: called in the child first; a function at the top of a module.
     """
-    child = _CONTEXT.Process(target=_work, args=(shlex.split(arguments), str(folder), dict(environment or {}), before))
+    words = shlex.split(arguments) if isinstance(arguments, str) else list(arguments)
+    return start_work(partial(_command, [command, *words], before), folder, environment=environment)
+
+
+def start_work(work: Callable[[], int], folder: Path, *, environment: Mapping[str, str] | None = None) -> BaseProcess:
+    """Start a function at the top of a module, or a partial one, in a child; it returns the exit code. See `start`."""
+    child = _CONTEXT.Process(target=_work, args=(work, str(folder), dict(environment or {})))
     child.start()
     return child
 
@@ -62,7 +71,15 @@ def run_ranks(arguments: str, folder: Path, world_size: int = 2, code: int = 0) 
     return output
 
 
-def _work(arguments: list[str], folder: str, environment: dict[str, str], before: Callable[[], None] | None) -> None:
+def _command(words: list[str], before: Callable[[], None] | None) -> int:
+    from trueode.cli.main import main
+
+    if before is not None:
+        before()
+    return main(words)
+
+
+def _work(work: Callable[[], int], folder: str, environment: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     log = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -70,9 +87,5 @@ def _work(arguments: list[str], folder: str, environment: dict[str, str], before
     os.dup2(log, 2)
     import torch
 
-    from trueode.cli.main import main
-
     torch.set_num_threads(1)
-    if before is not None:
-        before()
-    sys.exit(main(["train", *arguments]))
+    sys.exit(work())
