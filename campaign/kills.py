@@ -49,7 +49,7 @@ def attempt(number: int, place: Place) -> str:
 def _attempt_worker(place: Place) -> str:
     """A sweep whose worker alone is killed, or asked to end: it does all runs, or says which ones are missing."""
     expected, _ = undisturbed(SWEEP, place.shared)
-    run, seconds = run_of(SWEEP, place.shared), place.random.uniform(0.1, 3)
+    run, seconds = run_of(SWEEP, place.shared), place.random.uniform(0, 1)
     number = place.random.choice((signal.SIGKILL, signal.SIGTERM))
     place.what = f"the worker of a sweep, {number.name} {seconds:.2g} s after its first run begins"
     place.watch()
