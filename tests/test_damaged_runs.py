@@ -62,6 +62,7 @@ DAMAGED: dict[str, Callable[[Path], Any]] = {
     "no YAML": lambda run: (run / "config.yaml").write_text("niter: ["),
     "a date that is none": lambda run: (run / "config.yaml").write_text("niter: 2001-99-99\n"),
     "no text": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe\x00"),
+    "cut off": lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().partition("\nlr:")[0]),
     "an unknown option": lambda run: (run / "config.yaml").write_text("nitre: 3\n"),
 }
 FOR_RESUMING: dict[str, Callable[[Path], Any]] = {

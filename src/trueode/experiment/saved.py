@@ -19,7 +19,7 @@ from trueode.errors import CheckpointError, DataError, OptionError, RunDamagedEr
 from trueode.evaluation import evaluate, get_task, shown
 from trueode.experiment.closing import judge
 from trueode.models import NeuralODE
-from trueode.options import DEVICES, EVALUATION, LOGGING, PLACES, Options, make_options, read_file
+from trueode.options import DEVICES, EVALUATION, LOGGING, PLACES, Options, describe, make_options, read_file
 from trueode.runs import RunDirectory, load_latest, write_json
 from trueode.solvers import from_plain
 
@@ -104,7 +104,11 @@ def read_stored(directory: RunDirectory) -> Options:
         RunDamagedError: ``config.yaml`` is not what a run has written.
     """
     try:
-        return make_options(read_file(directory.config))
+        values = read_file(directory.config)
+        missing = [item.name for item in describe() if item.name not in values]
+        if missing and directory.of_this_version:
+            raise OptionError(f"It lacks {', '.join(missing)}, and this version writes all options.")
+        return make_options(values)
     except ValueError as failure:
         raise RunDamagedError(
             f"{directory.config} is damaged, or of another version of trueode: {failure} Repair it, or train anew."

@@ -212,6 +212,12 @@ class RunDirectory:
             return {}
         return content if isinstance(content, dict) else {}
 
+    @property
+    def of_this_version(self) -> bool:
+        """Whether ``run.json`` names the version that is installed."""
+        versions = self.read_info().get("versions")
+        return isinstance(versions, dict) and versions.get("trueode") == metadata.version("trueode")
+
 
 def _claim(path: Path) -> Lock | None:
     """Make a directory and lock it; None if the name is taken (a directory without whole files is free)."""
