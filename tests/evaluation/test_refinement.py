@@ -34,7 +34,7 @@ class Relaxing(nn.Module):
 
 @pytest.mark.parametrize("rate", [1e5, 1e7])
 def test_stiff_fields_are_solved_implicitly(rate: float) -> None:
-    x = points(20)
+    x = points(10)
     runnable = on(Relaxing(rate), x, task=NUMBERS, solver=FixedStep("euler", n_steps=10))
     exact = exact_flow(runnable, runnable.run())
     slow = x[:, 1] * math.e

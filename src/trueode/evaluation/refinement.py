@@ -32,7 +32,7 @@ SPARED = 0.1  # of the budget, for more defects than those of each row
 LOCATED = 128  # of the largest defects are followed up
 LAG = 4  # steps of rk4 from a blow-up to infinite numbers
 SAME_TIME = 0.01  # of the interval: both methods lose a row that blows up within so much of another
-STIFF = 2  # level at which implicit methods are tried, if many rows are left
+STIFF = 2  # levels after which implicit methods are tried, if many rows are left; one where dopri5 does not arrive
 
 
 def levels(n_steps: float, order: int, double: bool = True, level: int = 0) -> Iterator[tuple[int, float]]:
@@ -78,7 +78,7 @@ class Refinement:
         draft, runnable, own = self.draft, self.draft.runnable, self.draft.own
         order = 0 if _adaptive(own.solver) else getattr(own.solver, "order", 4) or 4
         steps = dict(enumerate(levels(own.n_steps, order, runnable.double, begin), begin))
-        left = torch.arange(runnable.n, device="cpu")
+        left, implicit = torch.arange(runnable.n, device="cpu"), False
         for level, (count, tolerance) in steps.items():
             sampled = self._sampled(len(left))
             cost = (4 * count + 2 * self._each + sampled) * len(left)
@@ -91,10 +91,11 @@ class Refinement:
                 return True
             left = draft.left(left)
             hopeless = level - begin > STIFF and not self._arrived
-            if level - begin == STIFF and draft.many(left):
+            if not implicit and draft.many(left) and level - begin >= (STIFF if self._arrived else 1):
+                implicit = True
                 settle_implicitly(draft, left)
                 left = draft.left(left)
-                hopeless = draft.many(left) and chaotic(draft, left)
+                hopeless |= draft.many(left) and chaotic(draft, left)
             if hopeless or not len(left):
                 break
         if self.complete and not bool(draft.sensitive.any()):
