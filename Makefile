@@ -40,7 +40,7 @@ train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 40 --durations-min 5 $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
