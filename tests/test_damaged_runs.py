@@ -175,7 +175,6 @@ def test_a_run_that_cannot_begin_leaves_no_directory(
     flags: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.delitem(sys.modules, "trueode.training.board", raising=False)
     before = everything(Path())
     for name in ("--output_dir a/b", "--name run --overwrite true"):
         code, output = train(f"--niter 3 {name} {flags}", capsys)

@@ -136,7 +136,7 @@ def test_9_a_history_is_appended_to_and_nothing_is_written_at_every_iteration(mo
     monkeypatch.setattr(History, "flush", lambda self: (flushes.append(1), flush(self)))
     train("--niter 60 --log_interval 1 --model_checkpoint_freq 30 --name run")
     assert opened.count("history.csv") <= 3  # to append, and for the figures
-    assert len(flushes) <= 4
+    assert len(flushes) <= 5  # the first line, three checkpoints, the end
     assert len(read_history(Path("experiments/run/history.csv"))["loss"]) == 60
 
 
@@ -163,7 +163,7 @@ def test_10_nothing_that_is_loaded_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
     config = Path("experiments/run/config.yaml")
     config.write_text("!!python/object/apply:os.mkdir ['owned']")
-    assert train("--resume true --name run") == 2
+    assert train("--resume true --name run") == 1
     assert not Path("owned").exists()
 
 

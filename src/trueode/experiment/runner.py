@@ -84,7 +84,9 @@ def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Con
     """Train and tell how it ended."""
     begin = time.time()
     if options.use_tensorboard:
-        from trueode.training import board  # noqa: F401 - a run that cannot begin leaves nothing behind
+        from trueode.training.board import summary_writer
+
+        summary_writer()  # a run that cannot begin leaves nothing behind
     shape, trainer = build_run(options, ranks)
     state = trainer.state
     if options.overwrite:  # not before all that the options ask for is there

@@ -7,12 +7,20 @@ from typing import Any
 
 from trueode.errors import UsageError
 
-try:
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError:
-    raise UsageError(
-        "--use_tensorboard true needs the package tensorboard: pip install 'trueode[tensorboard]'."
-    ) from None
+
+def summary_writer() -> Any:
+    """The class of TensorBoard that writes event files.
+
+    Raises:
+        UsageError: the package is missing.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError(
+            "--use_tensorboard true needs the package tensorboard: pip install 'trueode[tensorboard]'."
+        ) from None
+    return SummaryWriter
 
 
 class Board:
@@ -24,7 +32,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
-        self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
+        self._writer = summary_writer()(str(folder), purge_step=iteration + 1)
 
     def __enter__(self) -> Board:
         return self
