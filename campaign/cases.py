@@ -24,7 +24,7 @@ ATTACKS: dict[str, Callable[[int, Place], str]] = {
     "disk": disk.attempt,
 }
 EACH = dict.fromkeys(ATTACKS, 1) | {"options": options.EACH}  # things that a case tries
-LONGEST = 600  # characters that are told of a case
+LONGEST = 600  # characters of a case that are printed
 WHOLE = {"kills": 200, "directories": 500, "options": 10_000, "data": 150, "disk": 60}
 SHORT = {"kills": 2, "directories": 4, "options": 200, "data": 4, "disk": 1}
 GOOD = ("equal", "told", "done")

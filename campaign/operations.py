@@ -19,7 +19,7 @@ def at_operation(number: int, deed: Deed) -> None:
 
     Args:
         number: counted from 1.
-        deed: is told the operation; what it raises is raised by the operation.
+        deed: called with the operation; the operation raises what it raises.
     """
     here, seen = os.getcwd() + os.sep, 0
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from trueode.errors import DeviceError, calling, shown
+from trueode.errors import DeviceError, calling, printable
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, str(default))
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise DeviceError(
-            f"The environment variable {variable} is {shown(text)!r}; torchrun sets it to a number. To train in one process, unset it."
+            f"The environment variable {variable} is {printable(text)!r}; torchrun sets it to a number. To train in one process, unset it."
         )
     return int(text)
 

@@ -81,7 +81,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def shown(value: object, most: int = 300) -> str:
+def printable(value: object, most: int = 300) -> str:
     """A value, whatever it is, as a text that can be printed and read."""
     try:
         text = str(value)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trueode.errors import OptionError, nearest, shown
+from trueode.errors import OptionError, nearest, printable
 from trueode.options import describe, make_parser
 from trueode.options.schema import LEAST_SIZE, MOST, MOST_SIZE
 
@@ -70,7 +70,7 @@ def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
     except (ValueError, OverflowError):
         valid = False
     if not valid:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {shown(text)}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {printable(text)}")
     return value
 
 

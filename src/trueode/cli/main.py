@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from trueode.errors import UNWRITABLE, TrueodeError, UsageError, nearest, shown, told
+from trueode.errors import UNWRITABLE, TrueodeError, UsageError, nearest, printable, told
 from trueode.options import Options, dump_yaml, load_options, make_parser
 
 COMMANDS = {
@@ -66,7 +66,7 @@ def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
         for word in words:
             if UNWRITABLE.search(word):
                 raise UsageError(
-                    f"{shown(word)} is not one line of UTF-8, as names in files of results are: rename it."
+                    f"{printable(word)} is not one line of UTF-8, as names in files of results are: rename it."
                 )
         with warnings.catch_warnings():
             warnings.showwarning = _note_or(warnings.showwarning)

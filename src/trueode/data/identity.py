@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,10 @@ def _remembered(cache: Path | None, name: str, root: Path, take: Callable[[], di
     known: dict[str, Any] = {}
     key = f"{name} {root.resolve()}"
     if cache is not None:
-        try:
+        with suppress(OSError, ValueError, TypeError, LookupError):  # not there, or damaged: taken anew
             known = dict(json.loads(cache.read_text(encoding="utf-8")))
             if known[key]["looks"] == _looks(root):
                 return dict(known[key]["identity"])
-        except (OSError, ValueError, TypeError, LookupError):  # not there, or damaged: taken anew
-            pass
     taken = take()
     if cache is not None:
         write_json(cache, {**known, key: {"looks": _looks(root), "identity": taken}})

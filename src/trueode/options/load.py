@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from trueode.errors import OptionError, nearest, shown
+from trueode.errors import OptionError, nearest, printable
 from trueode.options.describe import Description, describe
 from trueode.options.schema import ALIASES, EITHER_OR, Options
 
@@ -110,7 +110,7 @@ def _message(failure: ValidationError, items: Mapping[str, Description]) -> str:
         return str(inner)
     name = str(first["loc"][0])
     item, value = items[name], first["input"]
-    word = "none" if value is None else str(value).lower() if isinstance(value, bool) else shown(value)
+    word = "none" if value is None else str(value).lower() if isinstance(value, bool) else printable(value)
     return f"--{name} {word}: expected {item.expected}."
 
 
@@ -138,7 +138,7 @@ def canonical(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     known = [name for item in describe() for name in (item.name, *item.aliases)]
     for name in values:
         if name not in known:
-            raise OptionError(f"Unknown option {shown(name)!r} in {where}.{nearest(str(name), known)}")
+            raise OptionError(f"Unknown option {printable(name)!r} in {where}.{nearest(str(name), known)}")
     found: dict[str, Any] = {}
     for name, value in values.items():
         option = ALIASES.get(str(name), str(name))

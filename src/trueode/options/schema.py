@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from trueode.catalog import ACTIVATIONS, AUTO, DATA_SETS, INITIALISATIONS, METHODS, NETWORKS, TASKS
-from trueode.errors import UNWRITABLE, OptionError, nearest, shown
+from trueode.errors import UNWRITABLE, OptionError, nearest, printable
 
 ALIASES = {
     "evaluate_text_acc": "evaluate_test_acc",
@@ -191,10 +191,10 @@ class Options(BaseModel):
         if not isinstance(data, dict):
             return data
         adjoint, autodif = data.get("adjoint"), data.get("autodif")
-        switched = shown(adjoint).lower() in ("true", "yes", "1", "on", "t", "y")
+        switched = printable(adjoint).lower() in ("true", "yes", "1", "on", "t", "y")
         if adjoint is not None and autodif is not None and switched != (autodif == "adjoint"):
             raise OptionError(
-                f"--adjoint {shown(adjoint).lower()} contradicts --autodif {autodif}: "
+                f"--adjoint {printable(adjoint).lower()} contradicts --autodif {autodif}: "
                 "`--adjoint true` means `--autodif adjoint`; give one of them."
             )
         if adjoint is not None and autodif is None:
@@ -267,9 +267,9 @@ def _problems(o: Options) -> list[str]:
         for value in values if isinstance(values, tuple) else (values,):
             if choices and value not in choices:
                 hint = nearest(str(value), choices)
-                found.append(f"--{name} {shown(value)}: not known. Choose from {', '.join(choices)}.{hint}")
+                found.append(f"--{name} {printable(value)}: not known. Choose from {', '.join(choices)}.{hint}")
             if isinstance(value, int) and value > MOST:
-                found.append(f"--{name} {shown(value)}: whole numbers are at most {MOST}.")
+                found.append(f"--{name} {printable(value)}: whole numbers are at most {MOST}.")
             if isinstance(value, float) and value and not LEAST_SIZE <= abs(value) <= MOST_SIZE:
                 found.append(
                     f"--{name} {value:g}: numbers other than 0 lie between {LEAST_SIZE:g} and {MOST_SIZE:g} in size."

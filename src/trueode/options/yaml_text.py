@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from trueode.errors import OptionError, shown, told
+from trueode.errors import OptionError, printable, told
 
 LARGEST = 2**17  # bytes of a file, and values in it: some seconds of work
 LONGEST_NUMBER = 400  # characters
@@ -70,7 +70,7 @@ def parse_yaml(text: str, where: str) -> Any:
         reason = "it is nested too deeply"
     except Exception as failure:  # PyYAML meets impossible numbers with errors of all kinds
         reason = " ".join(str(failure).split()) if isinstance(failure, yaml.YAMLError | ValueError) else told(failure)
-    raise OptionError(f"{where} is not valid YAML: {shown(reason)}.")
+    raise OptionError(f"{where} is not valid YAML: {printable(reason)}.")
 
 
 def _count(node: yaml.Node, known: dict[int, float]) -> float:
