@@ -296,13 +296,10 @@ def evaluations(results: list[dict[str, Any]]) -> float:
 
 def summary(results: list[dict[str, Any]]) -> str:
     """What is wanted of the audit, and what it does."""
-    from scipy.stats import binom
-
     wrong = [result for result in results if result["true"] > MARGIN]
     good = [result for result in results if result["true"] <= 0.003]
     bad = [result for result in results if result["true"] >= 0.03]
     total = AUDITS * len(wrong)
-    allowed = int(binom.ppf(0.95, total, 0.05)) if total else 0
     worst = max((result["ode"] for result in wrong), default=0)
     passed = sum(result["ode"] for result in wrong)
     found_good = min((result["ode"] for result in good), default=AUDITS)
@@ -317,14 +314,13 @@ def summary(results: list[dict[str, Any]]) -> str:
         [
             "| true share of flips | models | audits | verdict | share of the audits | least or most of a model | wanted |",
             "|---|---|---|---|---|---|---|",
-            f"| > 1 % | {len(wrong)} | {total} | `ode` | {share(passed, total)} | at most {worst} of {AUDITS} | ≤ 5 % "
-            f"(at most {allowed} of {total}) |",
+            f"| > 1 % | {len(wrong)} | {total} | `ode` | {share(passed, total)} | at most {worst} of {AUDITS} | none |",
             f"| ≤ 0.3 % | {len(good)} | {AUDITS * len(good)} | `ode` | {share(rate_good, AUDITS * len(good))} | at least "
-            f"{found_good} of {AUDITS} | ≥ 75 % |",
+            f"{found_good} of {AUDITS} | ≥ 97 % |",
             f"| ≥ 3 % | {len(bad)} | {AUDITS * len(bad)} | `solver-dependent` | {share(rate_bad, AUDITS * len(bad))} | at "
-            f"least {found_bad} of {AUDITS} | ≥ 90 % |",
-            f"\nEvaluations of the exact flow for a sample: {evaluations(good):.0f} where at most 0.3 % flip ({len(good)} models), "
-            f"{evaluations(results):.0f} over all {len(results)} models.",
+            f"least {found_bad} of {AUDITS} | ≥ 99 % |",
+            f"\nEvaluations of the exact flow for a sample: {evaluations(good):.0f} where at most 0.3 % flip ({len(good)} models; wanted: ≤ 300), "
+            f"{evaluations(results):.0f} over all {len(results)} (wanted: ≤ 700).",
         ]
     )
 

@@ -69,6 +69,7 @@ class Takes(Enum):
 
     ROWS = "any rows, each at a time of its own"
     TIMES = "a time for each row of the batch"
+    PARTS = "any rows, all at one time"
     ONE = "nothing else"
 
 

@@ -120,17 +120,23 @@ class Rk4:
         moments = torch.tensor([0.37, 0.61], dtype=torch.float64, device="cpu")
         expected = torch.stack([self.call(self.moment(float(x)), self.z) for x in moments])
         near = 1e3 * torch.finfo(self.z.dtype).eps * float(expected.abs().amax())
-        for kind, rows in (
-            (Takes.ROWS, torch.arange(n + 1, device="cpu").remainder(max(n - 1, 1))),
-            (Takes.TIMES, torch.arange(n, device="cpu")),
+        every = torch.arange(n, device="cpu")
+        more, alternating = (
+            torch.arange(n + 1, device="cpu").remainder(max(n - 1, 1)),
+            torch.arange(n + 1, device="cpu") % 2,
+        )
+        for kind, rows, which in (
+            (Takes.ROWS, more, alternating),
+            (Takes.TIMES, every, alternating[:n]),
+            (Takes.PARTS, every[-1:], None),
         ):
-            which = torch.arange(len(rows), device="cpu") % 2
+            times = self.moment(float(moments[0])) if which is None else self._times(moments[which])
             rows = rows.to(self.z.device)
             try:
-                found = self.call(self._times(moments[which]), self.z[rows])
+                found = self.call(times, self.z[rows])
             except Exception:  # a foreign field may refuse in any way
                 continue
-            wanted = expected[which.to(rows.device), rows]
+            wanted = expected[0 if which is None else which.to(rows.device), rows]
             if found.shape == wanted.shape and bool(((found - wanted).abs() <= near).all()):
                 return kind
         return Takes.ONE
@@ -147,7 +153,7 @@ class Rk4:
             rows_at_once = max(1, AT_ONCE // max(states[:1].numel(), 1))
             parts = zip(torch.split(time, rows_at_once), torch.split(states, rows_at_once), strict=True)
             return slopes - step.h * torch.cat([self.call(self._times(t), z) for t, z in parts])
-        if len(self.z) == 1:
+        if len(self.z) == 1 or self.takes is Takes.PARTS:
             alone = [self.call(self.moment(t), z[None]) for t, z in zip(time.tolist(), states, strict=True)]
             return slopes - step.h * torch.cat(alone)
         found, every = torch.empty_like(states), torch.arange(len(self.z), device="cpu")

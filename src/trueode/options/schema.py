@@ -149,7 +149,7 @@ class Options(BaseModel):
         (0.5, 1.0, 2.0), "evaluation", "factors on the training step or tolerance"
     )
     verdict_budget: float = option(
-        0.05,
+        0.25,
         "evaluation",
         "share of the run's field evaluations that the closing verdict may spend (never less than 50 Gflop)",
         ge=0,

@@ -193,9 +193,10 @@ class _Clock:
         self._rate = self._length / self._span if self._span else self._length
 
     def times(self, s: Tensor) -> Tensor:
-        """The samples' own times ``(batch,)`` at the common one."""
+        """The samples' own times ``(batch,)`` at the common one, or at one of each row."""
+        s = s.flatten() if s.dim() else s.expand(self._batch)
         if self._shared:
-            return s.to(self._dtype).expand(self._batch)
+            return s.to(self._dtype)
         own: Tensor = self._start + self._rate * s.double()
         return own.to(self._dtype)
 
