@@ -28,7 +28,7 @@ ALONE = 3  # from this level on rows that rk4 keeps finite are solved again by t
 LEAST_STEPS, PATIENT, MOST_TIMES = 1000, 4, 8
 # defects looked at: of each row, of all together, most of a row of many, of a single row at first
 SAMPLED, LEAST_SAMPLED, MOST, FIRST_SAMPLED = 40, 20_000, 400, 2000
-SPARED = 0.1  # of the budget, for more defects than those of each row
+SPARED = 0.02  # of the budget, for more defects than those of each row
 LOCATED = 128  # of the largest defects are followed up
 LAG = 4  # steps of rk4 from a blow-up to infinite numbers
 SAME_TIME = 0.01  # of the interval: both methods lose a row that blows up within so much of another
