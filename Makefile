@@ -1,6 +1,7 @@
 # make train    install into .venv and train the default model    (ARGS="--solver rk4 …" adds options)
 # make test     install into .venv and run the tests              (ARGS="-k solve" adds pytest options)
 # make check    lint, formatting and types
+# make docs     the documentation as a site, docs/_build/html: runs the Python of its pages, warnings are errors
 # make bench    speed and memory against torchdiffeq, torchode and diffrax   (ARGS="--rows euler": some of it)
 # make campaign kills, full disks, damaged files, hostile data and options: 20 minutes (ARGS="--short": some of it)
 # make sanitize the compiled kernel under the sanitizers of addresses, undefined behaviour and threads
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test check bench campaign sanitize race generate licenses
+.PHONY: train test check docs bench campaign sanitize race generate licenses
 .DEFAULT_GOAL := train
 
 $(BIN)/python:
@@ -32,6 +33,10 @@ $(VENV)/.bench: $(VENV)/.train
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard,bench]"
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.train
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard,lightning,docs]"
+	@touch $@
+
 $(VENV)/.licenses: $(VENV)/.train
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[images,tensorboard,licenses]"
 	@touch $@
@@ -46,6 +51,11 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html $(ARGS)
+	@echo "the documentation: docs/_build/html/index.html"
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 
 
@@ -11,3 +13,19 @@ def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     if not console.is_terminal:
         console.width = 140  # tables in a log are not squeezed
     return console
+
+
+def print_answer(console: Console, answer: str, lines: Iterable[str] = (), *, title: str, colour: str) -> None:
+    """Print an answer and what belongs to it: in a frame on a terminal, as plain lines elsewhere."""
+    if not console.is_terminal:
+        console.print(answer, style="bold")
+        for line in lines:
+            console.print(f"* {line}")
+        return
+    from rich.panel import Panel
+    from rich.text import Text
+
+    text = Text(answer, style="bold")
+    for line in lines:
+        text.append(f"\n• {line}", style="not bold")
+    console.print(Panel(text, title=title, title_align="left", border_style=colour), soft_wrap=False)

@@ -187,6 +187,56 @@ class tools:
     assert found["own"] > 0
 
 
+SPECIAL = """
+class Dosed(nn.Module):
+    \"""Moves every sample by two, within a hundred thousandth of the time.\"""
+    def forward(self, t, z):
+        on = 0.0125 <= float(t) < 0.0125 + 1e-5
+        return torch.full_like(z, 2e5 if on else 0.0) * torch.tensor([1.0, 0.0])
+
+def dosed():
+    return model(FixedStep("euler", n_steps=3), Dosed)
+
+class Blurred(nn.Module):
+    def forward(self, x):
+        z = x + 0.1 * torch.randn_like(x)
+        return trueode.solve(Turn(), z, (0.0, 1.0), solver=FixedStep("rk4", n_steps=9)).z
+"""
+
+
+def test_breaks_show_what_is_too_short_to_be_found(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    add(module, SPECIAL)
+    words = f"{module}:dosed --data {module}:tensors --methods '' --json --max_step 0.1"
+    changed = []
+    for given in ("", "--breaks 0.0125,0.01251"):
+        _, out, err = audit(f"{words} {given}", capsys)
+        found = json.loads(out)
+        assert found["exact_flow"]["width"] > 1e-5, err
+        changed.append(found["share"])
+    assert changed[0] == 0 < 0.2 < changed[1]
+
+
+def test_steps_are_as_short_as_is_asked_for(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    each = []
+    for given in ("", "--max_step 0.01"):
+        code, out, err = audit(f"{module}:model --data {module}:tensors --methods '' --json {given}", capsys)
+        assert code == 0, err
+        each.append(json.loads(out)["evaluations"] / 400)
+    assert each[0] < 400 <= each[1]  # a step of rk4 takes four
+
+
+def test_a_seed_makes_random_numbers_the_same(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    add(module, SPECIAL)
+    words = f"{module}:Blurred --data {module}:tensors --methods '' --json"
+    assert audit(words, capsys)[0] == 4
+    accuracies = []
+    for seed in (3, 3, 4):
+        code, out, err = audit(f"{words} --seed {seed}", capsys)
+        assert code == 0, err
+        accuracies.append(json.loads(out)["performance"]["own"])
+    assert accuracies[0] == accuracies[1] != accuracies[2]
+
+
 def test_earlier_audits_are_left_alone(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"{module}:coarse --data {module}:tensors --methods '' --samples 30"
     for name in ("coarse", "coarse-2", "coarse-3"):
@@ -358,3 +408,16 @@ def test_it_is_a_command(module: str) -> None:
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["n"] == 100
     assert done.stderr.strip().splitlines() == [f"results: experiments/audits/{module}-coarse/audit.json"]
+
+
+def test_an_audit_imports_no_compiler(module: str) -> None:
+    """``torch._dynamo`` alone takes seconds."""
+    add(
+        module,
+        "import sys, atexit\natexit.register(lambda: print('compiler:', 'torch._dynamo' in sys.modules, file=sys.stderr))",
+    )
+    words = [f"{module}:coarse", "--data", f"{module}:tensors", "--methods", "", "--samples", "100"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trueode", "audit", *words], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == "compiler: False"

@@ -31,9 +31,13 @@ from trueode.evaluation.performance import Answer, Performance, performance
 from trueode.evaluation.runnable import Metric, Runnable
 from trueode.evaluation.solver_table import SolverTable
 from trueode.evaluation.statistics import percent, samples_for
-from trueode.evaluation.wording import shown
+from trueode.evaluation.wording import evaluations, shown
 from trueode.solvers import Solver
 
+ALIKE = tuple(
+    f"torch.nn.modules.{name}" for name in ("activation", "container", "conv", "flatten", "linear", "normalization")
+)
+"""Where modules are defined that compute the same in training as in evaluation."""
 TRIED = ("euler", "midpoint", "rk4", "bosh3", "dopri5")
 
 
@@ -116,7 +120,7 @@ def audit(
         held_out=held_out, breaks=breaks, max_step=max_step, seed=seed, decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
     )  # fmt: skip
     found = subject.forward.found
-    was_training = any(module.training for module in found.every)
+    was_training = any(module.training and type(module).__module__ not in ALIKE for module in found.every)
     with preserve_state(found) as before:
         progress("training solver")
         own, preconditions = prepare(subject, before, was_training)
@@ -125,7 +129,7 @@ def audit(
         )  # fmt: skip
 
 
-def check_solver(model: Any, data: Any, *, samples: int = 256, **how: Any) -> Audit:
+def check_solver(model: Any, data: Any, *, samples: int = 512, **how: Any) -> Audit:
     """The smallest audit, for every loop: the verdict alone, on a few samples.
 
     Call it every so many steps; the model is left as it is, training mode, gradients and random state included.
@@ -224,9 +228,9 @@ def _chance(runnable: Runnable) -> float:
     if y is None or runnable.metric is not None or task.decision is not None:
         return nan
     if task.name == "classification":
-        counted = y[y != getattr(task, "ignore_index", None)]
+        counted = y.reshape(len(y), -1)[runnable.valid(len(y), y[0].numel())]
         return float(torch.unique(counted, return_counts=True)[1].max()) / counted.numel() if counted.numel() else nan
-    flat = y.double().flatten(1)
+    flat = (y if len(y) > 1 else y[0]).double().flatten(1)  # of one trajectory: the mean over its times
     return float((flat - flat.nanmean(0)).square().nanmean())
 
 
@@ -258,7 +262,7 @@ def _notes(judged: Audit, runnable: Runnable) -> list[str]:
     if judged.safe:
         best, row = judged.safe[0], judged.rows[0]
         found.append(
-            f"the cheapest safe solver is {best.solver}: {best.nfe:.4g} field evaluations for a sample, the training solver takes "
+            f"the cheapest safe solver is {best.solver}: {evaluations(best.nfe)} for a sample, the training solver takes "
             f"{row.nfe:.4g}"
         )
     elif len(judged.rows) > 1:

@@ -39,7 +39,7 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of 
         reports: what was found, by training step.
     """
 
-    def __init__(self, data: Any, every_n_steps: int = 500, *, samples: int = 256, **how: Any) -> None:
+    def __init__(self, data: Any, every_n_steps: int = 500, *, samples: int = 512, **how: Any) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise UsageError(f"every_n_steps must be at least 1, got {every_n_steps!r}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 FIGURES = ("swap", "order", "cost", "trajectories")
 EXIT_CODES = {Status.ODE: 0, Status.SOLVER_DEPENDENT: 3, Status.INCONCLUSIVE: 4}
+COLOURS = {Status.ODE: "green", Status.SOLVER_DEPENDENT: "red", Status.INCONCLUSIVE: "yellow"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Audit:
     """Whether a model is an ODE, with the evidence.
 
@@ -50,8 +51,8 @@ class Audit:
 
     decision: Decision
     performance: Performance
-    own: Evaluation = field(repr=False)
-    exact: ExactFlow | None = field(default=None, repr=False)
+    own: Evaluation
+    exact: ExactFlow | None = None
     task: str
     what: str = "{}"
     chance: float = nan
@@ -63,7 +64,7 @@ class Audit:
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any]
     certificate: Mapping[str, Any] | None = None
-    paths: Paths | None = field(default=None, repr=False)
+    paths: Paths | None = None
 
     @property
     def status(self) -> Status:
@@ -83,6 +84,18 @@ class Audit:
             return sentence(self.decision, self.performance, self.solver, self.what, best)
         counts = self.decision.counts
         return f"{self.certificate['sentence']}. Of {counts.n} test predictions {counts.changed} change"
+
+    def __str__(self) -> str:
+        """The answer, and what a reader should know beside it."""
+        return "\n* ".join(self.lines(everything=False))
+
+    def __repr__(self) -> str:
+        return f"<Audit: {self.sentence}>"
+
+    @property
+    def colour(self) -> str:
+        """The colour of the answer in a terminal."""
+        return COLOURS[self.status]
 
     @property
     def n(self) -> int:
@@ -133,7 +146,7 @@ class Audit:
         return EXIT_CODES[self.status]
 
     def to_dict(self) -> dict[str, Any]:
-        """The audit as plain values, None for what is not finite, as in ``audit.json``; docs/audit.md describes them."""
+        """The audit as plain values, None for what is not finite, as in ``audit.json``; docs/audit-reference.md describes them."""
         exact, decision, counts = self.exact, self.decision, self.decision.counts
         found: dict[str, Any] = plain({
             "schema": SCHEMA,

@@ -25,6 +25,12 @@ COMMANDS = {
     "info": "print versions, devices, threads, and whether the compiled kernel is in use",
 }
 
+TRY = {
+    "trueode train": "train a small model, and see what it is: seconds",
+    "trueode audit experiments/neural_ode": "see under which solvers that model still works, and why",
+    "trueode reproduce fig3": "draw a figure of the paper",
+}
+
 DESCRIPTION = (
     "Train a Neural ODE, see with other solvers whether it is an ODE, and let its step size or tolerance adapt. "
     "Without options: Euler with one step on two-dimensional spheres, a minute on a CPU at most."
@@ -39,7 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "trueode") -> int:
 
 def _command(words: list[str], prog: str) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(_usage())
+        print(_usage() if words else _first_steps())
         return 0 if words else 2
     if words[0] == "--version":
         from trueode import __version__
@@ -179,6 +185,12 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "usage: trueode COMMAND [OPTIONS]\n\n" + "\n".join(lines) + "\n\n`trueode COMMAND --help` lists the options."
+
+
+def _first_steps() -> str:
+    width = max(map(len, TRY))
+    lines = [f"  {command:<{width}}  {text}" for command, text in TRY.items()]
+    return "Three things to try:\n\n" + "\n".join(lines) + "\n\n`trueode --help` lists all commands."
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
     Args:
         runnable: the model and its samples.
         own: the model under its training solver; its first rows are those of ``runnable``.
-        level: begin so many refinements later: `PRECISE` where errors are to be measured.
+        level: begin so many refinements later: ``PRECISE`` where errors are to be measured.
         budget: field evaluations, counted in samples, that may be spent.
     """
     course, spent, alone = Course(coupled=not runnable.separable), 0.0, runnable.n == 1

@@ -83,3 +83,8 @@ def _changed(decision: Decision) -> str:
 
 def _confidence(decision: Decision) -> str:
     return f"{100 * (1 - decision.level):.4g} %"
+
+
+def evaluations(nfe: float) -> str:
+    """``1 field evaluation``, ``8.25 field evaluations``."""
+    return f"{nfe:.4g} field evaluation{'' if nfe == 1 else 's'}"

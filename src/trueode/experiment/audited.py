@@ -13,8 +13,9 @@ from torch import nn
 
 from trueode.auditing import Audit, audit
 from trueode.build import build_data
-from trueode.console import open_console
+from trueode.console import open_console, print_answer
 from trueode.errors import RunNotFoundError, UsageError, calling, nearest, told
+from trueode.evaluation.wording import evaluations
 from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.runs import RunDirectory
 
@@ -102,11 +103,9 @@ def _refuse(folder: Path, overwrite: bool) -> None:
 
 def _show(found: Audit, console: Console, everything: bool) -> None:
     """The answer first, then what a reader needs at once, or everything."""
-    verdict, *rest = found.lines(everything=everything)
-    console.print(verdict, style="bold")
-    console.print(f"* training solver: {found.solver}, {found.own.nfe:.4g} field evaluations for a sample")
-    for line in rest:
-        console.print(f"* {line}")
+    answer, *rest = found.lines(everything=everything)
+    own = f"training solver: {found.solver}, {evaluations(found.own.nfe)} for a sample"
+    print_answer(console, answer, [own, *rest], title=found.verdict, colour=found.colour)
     if len(found.rows) > 1:
         console.print(found.to_rich(everything=everything))
         if not everything:

@@ -14,6 +14,7 @@ from trueode.adaptation import Certificate
 from trueode.auditing import Audit
 from trueode.auditing import judge as audit
 from trueode.build import Shape
+from trueode.console import print_answer
 from trueode.data import Dataset, Samples
 from trueode.errors import SolveError
 from trueode.evaluation import (
@@ -83,7 +84,7 @@ def judge(
         found = replace(found, certificate=certificate.to_dict())
     if options.evaluate_with_dif_solver:
         found = _with_rows(options, runnable, found, console, what)
-    console.print(found.sentence, style="bold")
+    print_answer(console, found.sentence, title=found.verdict, colour=found.colour)
     return found
 
 

@@ -35,7 +35,7 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
         given: names of the options that the user gave; only a given ``name`` insists on its directory.
 
     Returns:
-        The exit code: 0, or 130 when the user interrupted.
+        The exit code, 0, or 130 when the user interrupted.
 
     Raises:
         TrueodeError: the message says what happened and what to do.

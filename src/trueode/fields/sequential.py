@@ -16,8 +16,8 @@ from trueode.layers import Layer, LayerStack
 class SequentialField(nn.Module):
     """``f(t, z)`` = the modules, one after the other, on each flattened sample.
 
-    Where they are `nn.Linear` layers with pointwise activations between them, of any widths and number, solvers know a faster
-    way than calling them one by one, with the same results.
+    Where they are `torch.nn.Linear` layers with pointwise activations between them, of any widths and number, solvers know a
+    faster way than calling them one by one, with the same results.
 
     Args:
         *modules: from ``(batch, features)`` to the same shape, where features are the numbers in one sample; with

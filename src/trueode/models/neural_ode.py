@@ -26,8 +26,8 @@ class NeuralODE(nn.Module):
         upstream: applied before the block.
         downstream: applied to the state after the block, at each saved time.
         solver: the default solver.
-        t: start and end of the block. A `Parameter` is one of the model's, any other tensor a buffer: both are saved and moved
-            with the model, as ``t_start`` and ``t_end``.
+        t: start and end of the block. A `torch.nn.Parameter` is one of the model's, any other tensor a buffer: both are saved
+            and moved with the model, as ``t_start`` and ``t_end``.
         gradient: how gradients are computed.
         reduce: sums over the ranks that share one batch; see `solve`.
     """
@@ -92,7 +92,7 @@ class NeuralODE(nn.Module):
             on_failure: as in `solve`: ``"raise"``, or ``"return"`` what there is.
 
         Returns:
-            ``(batch, …)``; with ``save_at``: ``(times, batch, …)``, zeros where a sample's time is NaN.
+            ``(batch, …)``, with ``save_at`` ``(times, batch, …)``, zeros where a sample's time is NaN.
         """
         z = self.upstream(x) if self.upstream is not None else x
         if isinstance(z, Tensor) and z.dim() == 4:

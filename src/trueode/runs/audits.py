@@ -12,7 +12,7 @@ from pydantic import PositiveInt, TypeAdapter
 from trueode.errors import RunNotFoundError, UsageError, told
 
 SCHEMA = 2
-"""Version of ``audit.json``; docs/audit.md describes its fields."""
+"""Version of ``audit.json``; docs/audit-reference.md describes its fields."""
 
 
 @dataclass(frozen=True)

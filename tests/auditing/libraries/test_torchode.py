@@ -129,6 +129,26 @@ def test_tight_solves_agree(field: Field, x: Tensor, method: str, t_eval: Tensor
     assert torch.equal(swapped.ts, t_eval)
 
 
+@pytest.mark.parametrize("ends", [((1.0, 1.0, 1.0), (3.0, 3.0, 3.0)), ((0.0, 1.0, 2.0), (1.0, 4.0, 5.0))])
+def test_rows_may_have_times_of_their_own(field: Field, x: Tensor, ends: Any) -> None:
+    """The witness asks so: the field at each row's time is that of the library's term."""
+    starts, stops = (torch.tensor(each, dtype=torch.float64) for each in ends)
+    asked: list[Tensor] = []
+
+    def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
+        start, end = float(problem.times[0]), float(problem.times[-1])
+        fractions = torch.tensor([[0.1], [0.5], [0.8]], dtype=torch.float64)
+        asked.append(problem.field(start + fractions * (end - start), x))
+        return replace_by(FixedStep("rk4", n_steps=4))(problem)
+
+    with replaced(solve):
+        fixed(field).solve(to.InitialValueProblem(y0=x, t_start=starts, t_end=stops), dt0=stops - starts)
+    lengths = stops - starts
+    times = starts + torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64) * lengths
+    expected = field(times, x) * (lengths / lengths.mean() if len(set(ends[0])) > 1 else torch.ones(3))[:, None]
+    torch.testing.assert_close(asked[0], expected)
+
+
 def test_the_interval_may_be_longer_than_the_times(field: Field, x: Tensor) -> None:
     start, end = torch.zeros(3).double(), torch.full((3,), 2.0).double()
     problem = to.InitialValueProblem(x, start, end, shared(0.5, 1.0))

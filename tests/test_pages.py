@@ -1,4 +1,4 @@
-"""The README is run: its commands one after another in one directory, its Python in between; and the examples."""
+"""The README and the documentation are run: of each page the commands one after another in one directory, its Python in between."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ import yaml
 from trueode.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 # The commands that have always been documented, to the letter.
 DOCUMENTED = (
@@ -44,6 +45,11 @@ SPELLINGS = {
     "evaluate_with_different_solver": "evaluate_with_dif_solver",
     "use_step_adaptation": "use_step_adaption_algo",
 }
+OTHER_OPTIONS = re.compile(
+    "absolute|all|data|decision|dry_run|help|ignore_index|json|look|margins?|max_step|methods|metric|nproc_per_node|nthreads|"
+    "options_file|population|samples|scale|scheduler|seeds?|tolerance|breaks|call|draws|jobs|before|again|workers|ntasks|"
+    "parts|processes|rows|kills|mnist|images|port"
+)
 IMAGE_SETS = ("mnist", "cifar10", "image_folder")
 NOT_IN_CONFIG = ("niter", "name", "resume", "overwrite", "phase", "split", "options_file")
 
@@ -64,10 +70,14 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def blocks() -> Iterator[tuple[str, str]]:
-    """Fenced blocks of the README: (language, text), in order."""
-    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
-        yield match[1].strip(), match[2]
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Fenced blocks of a page that are run: ("python" or "shell", text), in order."""
+    run = (
+        {"python": "python", "shell": "shell"} if page == README else {"{code-cell} python": "python", "shell": "shell"}
+    )
+    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        if match[1].strip() in run:
+            yield run[match[1].strip()], re.sub(r"\A(:.*\n)+", "", match[2])
 
 
 def commands(block: str) -> list[str]:
@@ -95,47 +105,60 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def in_readme() -> list[str]:
+    return [command for _, block in blocks(README) for command in commands(block)]
+
+
 def test_every_documented_command_stands_in_the_readme_as_printed():
-    printed = [command for _, block in blocks() for command in commands(block)]
+    printed = in_readme()
     assert [command for command in DOCUMENTED if command not in printed] == []
 
 
-def test_files_that_the_readme_points_to_exist():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_a_page_points_to_exist(page: Path):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_options_that_the_readme_names_exist():
-    named = set(re.findall(r"--([a-z_]+)", README)) - {
-        "nproc_per_node",
-        "options_file",
-        "help",
-        "data",
-        "margin",
-        "seeds",
-        "dry_run",
-        "scheduler",
-        "scale",
-    }
-    assert sorted(named - set(Options.model_fields) - set(SPELLINGS)) == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_options_that_a_page_names_exist(page: Path):
+    named = set(re.findall(r"--([a-z_]+)", page.read_text(encoding="utf-8")))
+    unknown = named - set(Options.model_fields) - set(SPELLINGS)
+    assert [name for name in unknown if not OTHER_OPTIONS.fullmatch(name)] == []
 
 
 def test_make_targets_of_the_readme_exist():
-    named = {name for pair in re.findall(r"`make ([a-z]+)`|^make ([a-z]+)$", README, re.MULTILINE) for name in pair}
+    found = re.findall(r"`make ([a-z]+)`|^\$ make ([a-z]+)$", README.read_text(encoding="utf-8"), re.MULTILINE)
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert named - {""} <= set(targets)
+    assert found
+    assert {name for pair in found for name in pair} - {""} <= set(targets)
 
 
-def test_the_readme_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch):
-    """Everything in it, from top to bottom, in one working directory."""
+def test_what_the_readme_prints_is_what_its_python_prints(capsys: pytest.CaptureFixture[str]):
+    """Numbers apart, which the processor's rounding may change."""
+    text = README.read_text(encoding="utf-8")
+    code, output = re.search(r"^```python\n(.*?)^```\n+```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL).groups()
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    printed, wanted = (re.sub(r"[\d.]+", "1", each.splitlines()[0]) for each in (capsys.readouterr().out, output))
+    assert printed == wanted
+    assert len(code.replace("\n\n", "\n").splitlines()) <= 12
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.stem)
+def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    """Everything in it, from top to bottom, in one working directory; what stands in the README as well is run there."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    scope: dict[str, Any] = {"__name__": "readme"}
-    for language, block in blocks():
+    scope: dict[str, Any] = {"__name__": "page"}
+    run_there = () if page == README else [command for command in in_readme() if "--name" not in command]
+    for language, block in blocks(page):
         if language == "python":
-            exec(compile(block, "README.md", "exec"), scope)
+            if page != README:  # its own is run by the test above
+                exec(compile(block, page.name, "exec"), scope)
             continue
         for command in commands(block):
+            if command in run_there:
+                continue
             if command.startswith("trueode audit"):
                 check_audit(command)
                 continue

@@ -1,0 +1,84 @@
+"""The site of the documentation: Markdown pages whose Python runs when it is built (`make docs`)."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+about = metadata("trueode")
+project = about["Name"]
+version = release = about["Version"]
+html_show_copyright = False
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "myst-nb"}
+exclude_patterns = ["_build", "campaign.md"]  # the report of `make campaign` is no page
+
+# Pages: plain Markdown with directives, formulas as code. No extension here loads anything from the network.
+myst_heading_anchors = 3  # page.md#a-heading
+
+# Python of the pages: run anew at every build, each page in an empty directory that docs/kernel.py furnishes.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120  # seconds for one cell
+nb_output_stderr = "warn"  # a page that warns does not build
+nb_merge_streams = True
+os.environ["PYTHONSTARTUP"] = str(HERE / "kernel.py")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# API: docstrings in Google style; a name in single backticks is a link wherever the object is documented.
+default_role = "any"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_display_short_literal_types = True
+python_use_unqualified_type_names = True
+
+# Every reference must resolve, except those to other packages, whose inventories would need a network, and types that only
+# annotations name: no user makes one.
+nitpicky = True
+others = "collections|contextlib|matplotlib|nn|numpy|os|pathlib|pydantic|pytorch_lightning|rich|torch|typing"
+inner = r"Output|Paths|Ranks|Reduce|State|Tensor|Course"
+nitpick_ignore_regex = [("any|py:.*", rf"({others})\..*"), ("py:class", rf"(trueode\..*\.)?({inner})")]
+
+html_theme = "furo"
+html_title = f"{project} {version}"
+html_copy_source = html_show_sourcelink = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5fa5", "color-brand-content": "#0b5fa5"},
+    "dark_css_variables": {"color-brand-primary": "#79b8ff", "color-brand-content": "#79b8ff"},
+}
+
+
+LINK = re.compile(r"(!?)\[([^\]]+)\]\((?![a-z]+:|#)([^)]+)\)")
+
+
+def _keep_inside(app: Any, path: Path, page: str, content: list[str]) -> None:
+    """Links of a file of the repository that a page includes: those into docs/ lead to pages, others lose their target."""
+
+    def kept(link: re.Match[str]) -> str:
+        image, text, target = link.groups()
+        return f"{image}[{text}]({target.removeprefix('docs/')})" if target.startswith("docs/") else text
+
+    content[0] = LINK.sub(kept, content[0])
+
+
+def _as_text(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings of properties and data are text: napoleon would take what stands before a colon for their type."""
+    if kind in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", _as_text, priority=1)  # before napoleon
+    app.connect("include-read", _keep_inside)
