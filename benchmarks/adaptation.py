@@ -1,7 +1,7 @@
 """Adaptation measured: rules on Sphere2 at the scale of the paper, a row per seed, as CSV and Markdown.
 
     python benchmarks/adaptation.py                          seeds 0 to 6, all rules: hours on two cores
-    python benchmarks/adaptation.py --seeds 100-106          the seeds that nothing was tuned on
+    python benchmarks/adaptation.py --seeds 200-206          the seeds that nothing was tuned on
     python benchmarks/adaptation.py --rules rk4 --seeds 0 1  some of it
 
 Each run goes to a file of ``--output_dir`` when it is finished, and is not repeated. The tables, with machine and wall

@@ -17,7 +17,7 @@ html_show_copyright = False
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb"}
-exclude_patterns = ["_build", "campaign.md"]  # the report of `make campaign` is no page
+exclude_patterns = ["_build"]
 
 # Pages: plain Markdown with directives, formulas as code. No extension here loads anything from the network.
 myst_heading_anchors = 3  # page.md#a-heading

@@ -216,7 +216,7 @@ class OnGrid(_Method):
 
     Args:
         method: a name or tableau.
-        fractions: ascending from 0 to 1; for a grid per sample, one tuple of the samples' fractions per grid point.
+        grid: fractions, ascending from 0 to 1; for a grid per sample, one tuple of the samples' fractions per grid point.
         breaks: times at which the field may jump; the grid must have points there.
     """
 
