@@ -126,6 +126,18 @@ def test_a_run_whose_history_was_moved_away_goes_on(capsys: pytest.CaptureFixtur
     assert [line.split(",")[0] for line in (RUN / "history.csv").read_text().splitlines()] == ["iteration", "5", "6"]
 
 
+@pytest.mark.parametrize(("name", "code"), [("run.json", 0), ("figures", 1), ("checkpoints", 1)])
+def test_links_that_lead_in_a_circle(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """One in place of a file is replaced; one in place of a folder is told."""
+    path = RUN / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+    found, output = train("--resume true --niter 6 --name run", capsys)
+    assert found == code, output
+    assert ("iteration 6/6" in output) != bool(code)
+    assert path.is_symlink() == bool(code)
+
+
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
 def test_a_run_never_writes_into_another_directory(
     how: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,11 @@ TEMPORARY = ".part"
 """Ending of files that are being written; one that is left over means nothing."""
 
 
+def real(path: str | Path) -> Path:
+    """The path without symbolic links; of links that lead in a circle, the link itself."""
+    return Path(os.path.realpath(path))  # `Path.resolve` raises there
+
+
 def sync(folder: Path) -> None:
     """Make sure that the names in a folder are on the disk, where folders can be synced."""
     if sys.platform == "win32":

@@ -13,7 +13,7 @@ from typing import Any
 
 from trueode.catalog import DATA_SETS
 from trueode.errors import DataError
-from trueode.files import write_json
+from trueode.files import real, write_json
 
 
 def identity(name: str, data_dir: str | Path, cache: Path | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def identity(name: str, data_dir: str | Path, cache: Path | None = None) -> dict
 def _remembered(cache: Path | None, name: str, root: Path, take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A fingerprint from the cache if the files look as they did, else a new one."""
     known: dict[str, Any] = {}
-    key = f"{name} {root.resolve()}"
+    key = f"{name} {real(root)}"
     if cache is not None:
         with suppress(OSError, ValueError, TypeError, LookupError):  # not there, or damaged: taken anew
             known = dict(json.loads(cache.read_text(encoding="utf-8")))

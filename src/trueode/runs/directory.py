@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trueode.errors import RunDamagedError, RunExistsError, RunNotFoundError, nearest
-from trueode.files import TEMPORARY, Lock, make_folder, write_json
+from trueode.files import TEMPORARY, Lock, make_folder, real, write_json
 from trueode.runs.checkpoints import NAME, found
 
 CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
@@ -147,9 +148,9 @@ class RunDirectory:
         """
         self.check()
         path = self.path / name
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        if not real(path).is_relative_to(real(self.path)):
             raise RunDamagedError(
-                f"{path} is a symbolic link to {path.resolve()}, and a run writes into its own directory alone: put the "
+                f"{path} is a symbolic link to {real(path)}, and a run writes into its own directory alone: put the "
                 "file or folder itself in its place, or choose another --name."
             )
         return path
@@ -157,7 +158,9 @@ class RunDirectory:
     def prepare(self) -> None:
         """Check all places, before anything is written, and remove what writes that were killed have left."""
         for folder in WRITTEN:
-            self.place(folder)
+            path = self.place(folder)
+            if os.path.lexists(path) and not path.is_dir():
+                raise RunDamagedError(f"{path} is no folder: move it away, or choose another --name.")
         for file in self._written("", *WRITTEN):
             self.place(str(file.relative_to(self.path)))
         self._remove(LEFT, *WRITTEN)

@@ -19,6 +19,7 @@ from distributed import Client
 
 from trueode.catalog import DATA_SETS
 from trueode.errors import UsageError, WorkersLostError, told
+from trueode.files import real
 from trueode.runs import RunDirectory
 from trueode.sweeps.directory import MARK, SweepDirectory
 from trueode.sweeps.jobs import Job, Result
@@ -54,7 +55,7 @@ class ClusterWorkers:
         self._stopping = False
         self._futures: dict[str, Any] = {}
         self._ended: queue.Queue[Any] = queue.Queue()
-        self._mark = directory.path.resolve() / f"{MARK}{uuid.uuid4().hex}"  # who sees it shares the directory
+        self._mark = real(directory.path) / f"{MARK}{uuid.uuid4().hex}"  # who sees it shares the directory
         self._mark.touch()
         self.count = max(1, sum(self._client.nthreads().values()))
 
@@ -67,8 +68,8 @@ class ClusterWorkers:
         self._check()
         options = {**job.options}
         for place in ("output_dir", "data_dir"):
-            options[place] = str(Path(expanduser(options[place])).resolve())
-        plain = Job(job.hash, options, str(Path(job.log).resolve())).to_dict()
+            options[place] = str(real(expanduser(options[place])))
+        plain = Job(job.hash, options, str(real(job.log))).to_dict()
         future = self._client.submit(
             _by_value(), plain, str(self._mark), pure=False, key=f"{job.hash}-{uuid.uuid4().hex[:8]}"
         )
