@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trueode.data import Split
 from trueode.evaluation import Evaluation, Flips, ModelOnSamples, Runnable, Task, count_flips, get_task
-from trueode.evaluation.exact_flow import ExactFlow, exact_flow
+from trueode.evaluation.flow import ExactFlow, exact_flow
 from trueode.evaluation.runnable import ALL, Part
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solver

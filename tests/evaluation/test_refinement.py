@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.evaluation.flows import NUMBERS, Given, Turn, circle, counted, logits, on, sides
-from trueode.evaluation.exact_flow import exact_flow
+from trueode.evaluation.flow import exact_flow
 from trueode.evaluation.refinement import COARSEST, levels
 from trueode.evaluation.runnable import ALL, Part
 from trueode.evaluation.tasks import get_task

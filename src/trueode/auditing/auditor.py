@@ -24,10 +24,10 @@ from trueode.auditing.report import Audit
 from trueode.catalog import METHODS
 from trueode.errors import UsageError, nearest
 from trueode.evaluation.decision import LEVEL, MARGIN, Decision, Status, check_margin, decide, level_of
-from trueode.evaluation.exact_flow import PRECISE, exact_flow
 from trueode.evaluation.flips import Flips, count_flips
+from trueode.evaluation.flow import PRECISE, exact_flow
+from trueode.evaluation.gain import Answer, Performance, performance
 from trueode.evaluation.metrics import Evaluation
-from trueode.evaluation.performance import Answer, Performance, performance
 from trueode.evaluation.runnable import Metric, Runnable
 from trueode.evaluation.solver_table import SolverTable
 from trueode.evaluation.statistics import percent, samples_for

@@ -18,7 +18,7 @@ from trueode.catalog import METHODS
 from trueode.evaluation import Evaluation, ExactFlow, Row
 from trueode.solvers import ButcherTableau, FixedStep, Solver, get_tableau
 from trueode.solvers.problem import Problem
-from trueode.solvers.solve import solve_problem
+from trueode.solvers.solving import solve_problem
 
 PROBED = 40  # samples
 TIMES = 5  # along the trajectories

@@ -15,7 +15,7 @@ from trueode.errors import SolveError, UsageError
 from trueode.evaluation.runnable import Solving
 from trueode.solvers import Adaptive, FixedStep, OnGrid, Solver
 from trueode.solvers.problem import Problem
-from trueode.solvers.solve import solve_problem
+from trueode.solvers.solving import solve_problem
 
 
 def replace_by(

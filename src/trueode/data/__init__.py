@@ -12,7 +12,7 @@ import torch
 
 from trueode.catalog import DATA_SETS, TASKS
 from trueode.data.cache import Arrays, cached
-from trueode.data.identity import identity
+from trueode.data.fingerprint import identity
 from trueode.data.loaders import Batches
 from trueode.data.splits import Batch, Dataset, Samples, Split
 from trueode.data.unseen import Unseen, drawn, held_out

@@ -1,10 +1,10 @@
 """Any model under any solver: metrics, the exact flow, flips, the decision, the table of solvers."""
 
 from trueode.evaluation.decision import Decision, Status, decide, level_of
-from trueode.evaluation.exact_flow import ExactFlow, exact_flow, finer_solver
 from trueode.evaluation.flips import Flips, count_flips
+from trueode.evaluation.flow import ExactFlow, exact_flow, finer_solver
+from trueode.evaluation.gain import Answer, Performance, performance
 from trueode.evaluation.metrics import Evaluation, evaluate, evaluating, to_device
-from trueode.evaluation.performance import Answer, Performance, performance
 from trueode.evaluation.portrait import phase_portrait, series_portrait
 from trueode.evaluation.runnable import Metric, ModelOnSamples, Runnable
 from trueode.evaluation.solver_table import Row, SolverTable, by_factors

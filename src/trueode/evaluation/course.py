@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trueode.solvers import Adaptive, Solution
 from trueode.solvers.problem import Problem
-from trueode.solvers.solve import solve_problem
+from trueode.solvers.solving import solve_problem
 
 FINEST = 4700  # steps of an interval: more are not taken
 BISECTIONS = 20  # by which features are located

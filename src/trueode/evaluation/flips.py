@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.evaluation.exact_flow import ExactFlow
+from trueode.evaluation.flow import ExactFlow
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.trajectory import Trajectory, follow

@@ -21,7 +21,7 @@ from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solution, Solver
 from trueode.solvers.clock import seconds
 from trueode.solvers.problem import Problem
-from trueode.solvers.solve import replacement
+from trueode.solvers.solving import replacement
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """A metric of one's own: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from trueode.catalog import METHODS
 from trueode.evaluation.decision import Status, decide
-from trueode.evaluation.exact_flow import ExactFlow
 from trueode.evaluation.flips import Flips, count_flips, mean_share
+from trueode.evaluation.flow import ExactFlow
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Runnable
 from trueode.evaluation.statistics import percent

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trueode.evaluation.conditioning import NUDGE
 from trueode.evaluation.course import Guided
-from trueode.evaluation.exact_flow import ExactFlow
+from trueode.evaluation.flow import ExactFlow
 from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.tasks import TimeSeries
 from trueode.solvers import Adaptive

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trueode.evaluation.decision import Decision, Status
-from trueode.evaluation.performance import Answer, Performance
+from trueode.evaluation.gain import Answer, Performance
 from trueode.evaluation.statistics import percent
 
 

@@ -26,7 +26,7 @@ from trueode.evaluation import (
     phase_portrait,
     series_portrait,
 )
-from trueode.evaluation.exact_flow import least_cost
+from trueode.evaluation.flow import least_cost
 from trueode.evaluation.solver_table import to_rich
 from trueode.models import NeuralODE
 from trueode.options import Options

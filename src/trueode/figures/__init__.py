@@ -1,11 +1,11 @@
 """Figures of a run: numpy arrays in, a matplotlib Figure out. No torch, no pyplot, no global state."""
 
-from trueode.figures.adaptation import adaptation, adaptation_runs
+from trueode.figures.adapting import adaptation, adaptation_runs
 from trueode.figures.audit import audit_cost, audit_order, audit_trajectories
+from trueode.figures.files import save
 from trueode.figures.history import effort, loss, metric
 from trueode.figures.paper import critical_steps, fan, fine_and_coarse, swap_sweep, two_outputs
 from trueode.figures.portrait import regions, trajectories
-from trueode.figures.save import save
 from trueode.figures.series import time_series
 from trueode.figures.swap import solver_swap
 from trueode.figures.theme import footer

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from trueode.errors import OptionError, nearest, printable
-from trueode.options.describe import Description, describe
+from trueode.options.description import Description, describe
 from trueode.options.schema import ALIASES, EITHER_OR, Options
 
 

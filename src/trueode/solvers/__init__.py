@@ -3,8 +3,8 @@
 from trueode.solvers.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from trueode.solvers.methods import TABLEAUS, get_tableau
 from trueode.solvers.solution import Solution
-from trueode.solvers.solve import solve
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver, from_plain, to_plain
+from trueode.solvers.solving import solve
 from trueode.solvers.tableau import ButcherTableau
 
 __all__ = [

@@ -15,7 +15,7 @@ from trueode.auditing.session import Library, Session
 from trueode.solvers import Adaptive, FixedStep, Solution, Solver, solve
 from trueode.solvers.problem import Problem
 from trueode.solvers.saving import as_times
-from trueode.solvers.solve import replacement, solve_problem
+from trueode.solvers.solving import replacement, solve_problem
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def probe() -> Tensor:
     return final
 
 
-LIBRARY = Library("trueode", "trueode.solvers.solve", patched, probe)
+LIBRARY = Library("trueode", "trueode.solvers.solving", patched, probe)
 
 
 def _note(session: Session, found: FoundSolver, solution: Solution[Any], length: float) -> None:

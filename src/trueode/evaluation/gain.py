@@ -9,8 +9,8 @@ from math import nan
 from torch import Tensor
 
 from trueode.evaluation.decision import LEVEL, MARGIN
-from trueode.evaluation.exact_flow import ExactFlow
 from trueode.evaluation.flips import Flips
+from trueode.evaluation.flow import ExactFlow
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Runnable
 from trueode.evaluation.statistics import mean_bounds, share_difference

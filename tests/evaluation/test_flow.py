@@ -14,7 +14,7 @@ from tests.evaluation.flows import CLASSES, NUMBERS, SERIES, Given, Turn, counte
 from tests.problems import PROBLEMS, states
 from trueode.evaluation import ExactFlow, Runnable, exact_flow, finer_solver
 from trueode.evaluation.course import FINEST
-from trueode.evaluation.exact_flow import PRECISE, least_cost
+from trueode.evaluation.flow import PRECISE, least_cost
 from trueode.evaluation.refinement import levels
 from trueode.solvers import FixedStep
 
