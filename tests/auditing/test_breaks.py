@@ -42,6 +42,20 @@ def test_a_field_that_jumps_at_a_time_that_is_given_has_an_exact_flow(span: tupl
     torch.testing.assert_close(found.exact.outputs, exact, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
+def test_trajectories_that_are_drawn_see_the_jump(span: tuple[float, float]) -> None:
+    angles = []
+    for breaks in ([], [JUMP]):
+        found = audit(Jumping(span), (X, (X[:, 0] > 0).long()), methods=("euler",), breaks=breaks)
+        assert found.paths is not None
+        first, last = (torch.view_as_complex(found.paths.exact[k].double().contiguous()) for k in (0, -1))
+        angles.append((last / first).angle().double())
+    exact = torch.tensor((span[1] - span[0]) * (JUMP - 40 * (1 - JUMP)), dtype=torch.float64)
+    exact = torch.remainder(exact + torch.pi, 2 * torch.pi) - torch.pi
+    assert float((angles[1] - exact).abs().max()) < 5e-3
+    assert float((angles[0] - exact).abs().max()) > 1e-2
+
+
 def test_the_training_solver_is_audited_as_it_is() -> None:
     how: dict[str, Any] = {"solver": FixedStep("euler", n_steps=2), "methods": (), "task": "regression"}
     plain, told = audit(Jumping(), X, **how, breaks=(JUMP,)), audit(Jumping(), X, **how, breaks=(JUMP,), max_step=0.1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from trueode.auditing.interception import replaced
 from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.problem import ForeignProblem, Solved
-from trueode.auditing.replacement import replace_by
+from trueode.auditing.replacement import breaks_within, replace_by
 from trueode.auditing.samples import chosen
 from trueode.catalog import METHODS
 from trueode.evaluation import Evaluation, ExactFlow, Row
@@ -144,7 +144,7 @@ def _probe(subject: ModelUnderTest, solver: Solver | None) -> _Probe:
 
     def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         if found.length != found.length:  # the first block only
-            _look(problem, solver, found)
+            _look(problem, solver, breaks_within(problem, subject.breaks), found)
         return inner(problem)
 
     with replaced(subject.forward.steady(look)):
@@ -152,11 +152,11 @@ def _probe(subject: ModelUnderTest, solver: Solver | None) -> _Probe:
     return found
 
 
-def _look(problem: ForeignProblem, solver: Solver | None, found: _Probe) -> None:
+def _look(problem: ForeignProblem, solver: Solver | None, breaks: tuple[float, ...], found: _Probe) -> None:
     start, end = float(problem.times[0]), float(problem.times[-1])
     found.length = abs(end - start)
     grid = torch.linspace(start, end, FINE + 1, dtype=torch.float64, device="cpu")
-    rk4 = FixedStep("rk4", n_steps=FINE)
+    rk4 = FixedStep("rk4", n_steps=FINE, breaks=breaks)
     exact = solve_problem(Problem(problem.field, problem.z0, (start, end), solver=rk4, save_at=grid))
     states = exact.zs
     assert states is not None

@@ -60,7 +60,7 @@ def _solve(
     start, end = times[0], times[-1]
     if start == end:
         return torch.stack([z0] * len(times)), Solved(problem.found, 0, 0, 0, 0.0)
-    breaks = _breaks(problem, times, given)
+    breaks = breaks_within(problem, given)
     try:
         steps = _steps(solver, times, breaks, longest) if solving is None else replace(solver, breaks=breaks)
     except SolveError as failure:
@@ -106,12 +106,13 @@ def _filled(grid: list[float], longest: float) -> list[float]:
     return filled
 
 
-def _breaks(problem: ForeignProblem, times: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
-    """The breaks inside of the interval; one that differs from a time by rounding is that time.
+def breaks_within(problem: ForeignProblem, given: Sequence[float]) -> tuple[float, ...]:
+    """The breaks inside of the interval, those of the problem and those given by hand; one that differs from a time by rounding is that time.
 
     The times of a solve that runs backwards are negated, in ways that differ between libraries, and a break that is given by hand
     knows nothing of that: where it lies outside of the interval, its negative is taken.
     """
+    times = problem.times.detach().to("cpu", torch.float64).tolist()
     start, end = times[0], times[-1]
     near = 8 * torch.finfo(problem.times.dtype).eps * max(abs(start), abs(end))
     marks = set[float]()
