@@ -32,7 +32,7 @@ SHAPES = (
     (12, 5, 2),
 )
 VALUES = (0.0, -1.0, 1e308, -1e308, 5e-324, np.nan, np.inf, -np.inf, 1e19, 2.0**63, 0.5, 2019.5)
-MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "LA", "HSV", "YCbCr")
+MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "LA", "YCbCr")
 NAMES = ("0.png", "a b.PNG", "☃.bmp", ".hidden.png", "x\n.png", "[red].gif", "%s.tif", "0.jpg", "no-ending", "0.webp")
 
 
@@ -133,8 +133,8 @@ def _images(folder: Path, random: Random, place: Place) -> Path:
         told.append(mode)
         image = Image.new("L" if mode == "I;16" else mode, size)
         image = image.convert("I;16") if mode == "I;16" else image
-        image.save(strange, "TIFF" if mode in ("F", "CMYK", "HSV", "YCbCr", "LA", "I;16") else "PNG")
-        if mode in ("HSV", "YCbCr"):
+        image.save(strange, "TIFF" if mode in ("F", "CMYK", "YCbCr", "LA", "I;16") else "PNG")
+        if mode == "YCbCr":
             told.append("as TIFF")
     elif how == "bytes":
         content = bytearray((folder / label / "1.png").read_bytes())
