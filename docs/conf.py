@@ -52,6 +52,7 @@ inner = r"Output|Paths|Ranks|Reduce|State|Tensor|Course"
 nitpick_ignore_regex = [("any|py:.*", rf"({others})\..*"), ("py:class", rf"(trueode\..*\.)?({inner})")]
 
 html_theme = "furo"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_title = f"{project} {version}"
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {

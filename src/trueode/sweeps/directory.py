@@ -17,7 +17,7 @@ STATES = ("finished", "running", "interrupted", "failed", "waiting")
 
 
 class SweepDirectory:
-    """``DIR/``: ``runs/NAME/`` as `trueode train` leaves them, ``logs/NAME.txt``, ``plans/PLAN.yaml``, ``tables/PLAN.csv``.
+    """``DIR/``: ``runs/NAME/`` as ``trueode train`` leaves them, ``logs/NAME.txt``, ``plans/PLAN.yaml``, ``tables/PLAN.csv``.
 
     Several plans may share one directory, and with it the runs that they have in common: a run is found by its hash.
     """
