@@ -43,7 +43,7 @@ def found(question: str, browser: str) -> list[str]:
         ran = subprocess.run(
             [browser, *how, f"--user-data-dir={folder}", page], capture_output=True, text=True, timeout=120, check=True
         )
-    results = re.search(r'<ul class="search".*?</ul>', ran.stdout, re.DOTALL)
+    results = re.search(r'<ul[^>]*class="search".*?</ul>', ran.stdout, re.DOTALL)
     links = re.findall(r'<li[^>]*><a href="([^"?#]+)\.html', results[0] if results else "")
     return list(dict.fromkeys(links))
 

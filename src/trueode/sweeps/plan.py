@@ -93,7 +93,7 @@ def make_plan(
             further ``{name, base, axes}``, of which each extends those above. Without ``grids`` there is one.
         overrides: options that win over all bases; an axis of the same name becomes this one value.
         cache: a file that fingerprints of data are kept in.
-        identify: tells what a data set is, as `trueode.data.identity`.
+        identify: tells what a data set is, as ``trueode.data.identity``.
 
     Raises:
         UsageError: a key or an option is unknown or impossible; the message names the nearest key.
