@@ -313,6 +313,20 @@ def test_what_killed_writes_have_left_is_removed_at_the_next_start_and_nothing_e
     assert all((directory.path / name).exists() for name in mine)
 
 
+def test_checkpoints_that_a_killed_run_had_yet_to_remove_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for number in (0, 8, 16, 24, 30):
+        (folder / f"iteration_{number:08d}.pt").write_bytes(b"")
+    (folder / "best.pt").write_bytes(b"")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    RunDirectory.open(str(tmp_path), "run").prepare()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.pt",
+        *(f"iteration_{number:08d}.pt" for number in (16, 24, 30)),
+    ]
+
+
 def test_folders_that_were_made_for_a_run_that_did_not_begin_are_removed(tmp_path: Path) -> None:
     for overwrite in (False, True):
         create(tmp_path / "a" / "b", overwrite=overwrite).release()

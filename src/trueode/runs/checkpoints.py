@@ -37,9 +37,14 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: i
         file.write(hashlib.sha256(content).digest())
 
     write_atomic(path, write)
+    prune(folder, keep)
+    return path
+
+
+def prune(folder: Path, keep: int = KEEP) -> None:
+    """Remove all checkpoints but the newest."""
     for old in found(folder)[keep:]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def found(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from trueode.errors import RunDamagedError, RunExistsError, RunNotFoundError, nearest
 from trueode.files import TEMPORARY, Lock, make_folder, real, write_json
-from trueode.runs.checkpoints import NAME, found
+from trueode.runs.checkpoints import NAME, found, prune
 
 CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
 JUDGEMENTS = ("audit.json", "certificate.json")  # the latter of earlier versions; of the model that training ended with
@@ -164,6 +164,7 @@ class RunDirectory:
         for file in self._written("", *WRITTEN):
             self.place(str(file.relative_to(self.path)))
         self._remove(LEFT, *WRITTEN)
+        prune(self.path / "checkpoints")
 
     def clear(self) -> None:
         """Remove the files of an earlier run: only those that a run writes, and links in the place of its folders."""

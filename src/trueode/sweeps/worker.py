@@ -58,17 +58,25 @@ def perform(values: Mapping[str, Any], log: Path) -> tuple[str, str]:
     Returns:
         ``"finished"``, ``"interrupted"`` or ``"failed"``, and why it failed.
     """
-    with _into(log):
-        try:
-            code = _run(values)
-        except KeyboardInterrupt:
-            return "interrupted", ""
-        except TrueodeError as failure:
-            print(failure)
-            return "failed", str(failure)
-        except BaseException as failure:  # a defect, a full disk: other runs go on
-            traceback.print_exc()
-            return "failed", told(failure)
+    try:
+        with _into(log):
+            return _said(values)
+    except OSError as failure:  # the log cannot be written
+        return "failed", told(failure)
+
+
+def _said(values: Mapping[str, Any]) -> tuple[str, str]:
+    """Carry out a run, and print how it failed."""
+    try:
+        code = _run(values)
+    except KeyboardInterrupt:
+        return "interrupted", ""
+    except TrueodeError as failure:
+        print(failure)
+        return "failed", str(failure)
+    except BaseException as failure:  # a defect, a full disk: other runs go on
+        traceback.print_exc()
+        return "failed", told(failure)
     return ("interrupted" if code else "finished"), ""
 
 
@@ -103,10 +111,12 @@ def _await_lock(path: Path) -> None:
 
 @contextmanager
 def _into(log: Path) -> Iterator[None]:
-    """Add all output of this process to a file."""
+    """Add all output of this process to a file; a symbolic link in its place, which may lead anywhere, is replaced."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    if log.is_symlink():
+        log.unlink()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
     kept = [os.dup(1), os.dup(2)]
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         for descriptor in (1, 2):
             os.dup2(handle, descriptor)
