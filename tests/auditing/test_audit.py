@@ -180,6 +180,7 @@ def test_more_samples_than_are_asked_for_are_not_looked_at() -> None:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up sooner."""
     monkeypatch.setattr(sys.modules["trueode.evaluation.refinement"], "FINEST", 256)
+    monkeypatch.setattr(sys.modules["trueode.evaluation.flow"], "ROUNDS", 2)
 
 
 def test_samples_that_blow_up_are_told_apart() -> None:
@@ -201,15 +202,12 @@ def test_samples_that_blow_up_are_told_apart() -> None:
     ids=["discontinuous", "rough"],
 )
 def test_a_field_that_no_solver_resolves_is_inconclusive(field: Callable[[Tensor, Tensor], Tensor]) -> None:
-    x = points(40)
-    for found in (
-        audit(model_of(field), (x, x.argmax(1)), methods=()),
-        check_solver(model_of(field), (x, x.argmax(1))),
-    ):
-        assert (found.verdict, found.exit_code) == ("inconclusive", 4)
-        assert "stiff, rough or discontinuous" in found.sentence or "chaotic" in found.sentence
-        assert found.reference is not None
-        assert found.reference.disagreeing >= found.decision.counts.unresolved > 0
+    x = points(20)
+    found = check_solver(model_of(field), (x, x.argmax(1)))
+    assert (found.verdict, found.exit_code) == ("inconclusive", 4)
+    assert "stiff, rough or discontinuous" in found.sentence or "chaotic" in found.sentence
+    assert found.reference is not None
+    assert found.reference.disagreeing >= found.decision.counts.unresolved > 0
 
 
 class Odd(nn.Module):
