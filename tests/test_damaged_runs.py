@@ -128,7 +128,7 @@ def test_a_run_whose_history_was_moved_away_goes_on(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(("name", "code"), [("run.json", 0), ("figures", 1), ("checkpoints", 1)])
 def test_links_that_lead_in_a_circle(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """One in place of a file is replaced; one in place of a folder is told."""
+    """A run replaces such a link where it writes a file, and refuses to begin where it needs a folder."""
     path = RUN / name
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path.symlink_to(path.name)

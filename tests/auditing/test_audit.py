@@ -531,6 +531,25 @@ def test_a_check_has_the_numbers_of_the_audit(solver: Solver) -> None:
     assert check_solver(model, data).n == 300
 
 
+@pytest.mark.parametrize("task", ["regression", "timeseries"])
+def test_the_best_constant_of_a_single_sample(task: str) -> None:
+    """A trajectory is compared with its mean over time, a row of numbers with itself."""
+    t = torch.tensor([0.0, 0.5, 1.0])
+    model = turning(rk4(8))
+    if task == "regression":
+        data: Any = (points(1), points(1, seed=1))
+        found = audit(model, data, methods=(), task=task)
+        assert found.chance == 0
+        return
+
+    def path(net: Any, batch: Any) -> Tensor:
+        return torch.stack([batch[0], batch[0] + 1, batch[0] + 2], 1) * net(batch[0])[:, None]
+
+    y = torch.tensor([[[0.0, 0.0], [1.0, 2.0], [2.0, 4.0]]])
+    found = audit(model, (points(1), y, t), call=path, methods=())
+    assert found.chance == pytest.approx(float((y[0] - y[0].mean(0)).square().mean()))
+
+
 # What is written
 
 

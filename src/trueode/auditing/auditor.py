@@ -230,7 +230,8 @@ def _chance(runnable: Runnable) -> float:
     if task.name == "classification":
         counted = y.reshape(len(y), -1)[runnable.valid(len(y), y[0].numel())]
         return float(torch.unique(counted, return_counts=True)[1].max()) / counted.numel() if counted.numel() else nan
-    flat = (y if len(y) > 1 else y[0]).double().flatten(1)  # of one trajectory: the mean over its times
+    rows = y[0] if len(y) == 1 and task.name == "timeseries" else y  # of one trajectory: the mean over its times
+    flat = rows.double().reshape(len(rows), -1)
     return float((flat - flat.nanmean(0)).square().nanmean())
 
 

@@ -107,8 +107,9 @@ def _filled(grid: list[float], longest: float) -> list[float]:
 
 
 def breaks_within(problem: ForeignProblem, given: Sequence[float]) -> tuple[float, ...]:
-    """The breaks inside of the interval, those of the problem and those given by hand; one that differs from a time by rounding is that time.
+    """The breaks inside of the interval, of the problem and given by hand.
 
+    A break that differs from a time by rounding is that time.
     The times of a solve that runs backwards are negated, in ways that differ between libraries, and a break that is given by hand
     knows nothing of that: where it lies outside of the interval, its negative is taken.
     """
