@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import shlex
 import socket
 import sys
@@ -13,7 +14,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["trueode.experiment", "torch._dynamo", "trueode.figures"])
+_CONTEXT.set_forkserver_preload(
+    ["trueode.experiment", "trueode.auditing", "torch._dynamo", "trueode.figures", "torchvision"]
+)
 
 
 def start(
@@ -46,8 +49,17 @@ def start_work(work: Callable[[], int], folder: Path, *, environment: Mapping[st
 
 def run(arguments: str, folder: Path) -> tuple[int, str]:
     """Run ``trueode train ARGUMENTS`` to its end: exit code and what was printed."""
-    child = start(arguments, folder)
-    child.join(120)
+    return ended(start(arguments, folder), folder)
+
+
+def run_line(words: Sequence[str], folder: Path, *, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run ``trueode …`` or ``python SCRIPT …`` to its end: exit code and what was printed."""
+    return ended(start_work(partial(_line, list(words)), folder, environment=environment), folder)
+
+
+def ended(child: BaseProcess, folder: Path) -> tuple[int, str]:
+    """Wait for a child that works in a folder: exit code and what was printed."""
+    child.join(600)
     assert child.exitcode is not None, "the command hangs"
     output = (folder / "output.txt").read_text()
     (folder / "output.txt").unlink()
@@ -77,6 +89,14 @@ def _command(words: list[str], before: Callable[[], None] | None) -> int:
     if before is not None:
         before()
     return main(words)
+
+
+def _line(words: list[str]) -> int:
+    if words[0] == "trueode":
+        return _command(words[1:], None)
+    sys.argv = words[1:]
+    runpy.run_path(words[1], run_name="__main__")
+    return 0
 
 
 def _work(work: Callable[[], int], folder: str, environment: dict[str, str]) -> None:

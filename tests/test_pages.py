@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests import processes
 from trueode.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,21 +56,17 @@ OTHER_OPTIONS = re.compile(
 IMAGE_SETS = ("mnist", "cifar10", "image_folder")
 NOT_IN_CONFIG = ("niter", "name", "resume", "overwrite", "phase", "split", "options_file")
 
-# A child that trusts the small archive instead of the published one, then is train.py.
-TRUSTING_DRIVER = """
-import hashlib, runpy, sys, tarfile
-from torchvision.datasets import CIFAR10
-archive = sys.argv.pop(1)
-with tarfile.open(archive) as tar:
-    sums = {m.name.split("/")[-1]: hashlib.md5(tar.extractfile(m).read()).hexdigest() for m in tar if m.isfile()}
-with open(archive, "rb") as file:
-    CIFAR10.tgz_md5 = hashlib.md5(file.read()).hexdigest()
-CIFAR10.train_list = [[f"data_batch_{k}", sums[f"data_batch_{k}"]] for k in range(1, 6)]
-CIFAR10.test_list = [["test_batch", sums["test_batch"]]]
-CIFAR10.meta = CIFAR10.meta | {"md5": sums["batches.meta"]}
-sys.argv[0] = "train.py"
-runpy.run_path("train.py", run_name="__main__")
-"""
+
+def trust(archive: str) -> None:
+    """Let torchvision take a small archive for the published one."""
+    from torchvision.datasets import CIFAR10
+
+    with tarfile.open(archive) as tar:
+        sums = {m.name.split("/")[-1]: hashlib.md5(tar.extractfile(m).read()).hexdigest() for m in tar if m.isfile()}
+    CIFAR10.tgz_md5 = hashlib.md5(Path(archive).read_bytes()).hexdigest()
+    CIFAR10.train_list = [[f"data_batch_{k}", sums[f"data_batch_{k}"]] for k in range(1, 6)]
+    CIFAR10.test_list = [["test_batch", sums["test_batch"]]]
+    CIFAR10.meta = CIFAR10.meta | {"md5": sums["batches.meta"]}
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
@@ -172,41 +171,46 @@ def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatc
             check(command, *run(command, dataset))
 
 
-def run(command: str, dataset: str) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
-    """Run a command with few iterations; also return the run directories that it made or worked in."""
+def run(command: str, dataset: str) -> tuple[int, str, list[Path]]:
+    """Run a command with few iterations: exit code, what was printed, the run directories that it made or worked in."""
     words = shlex.split(command)
-    if words[0] == "torchrun":
-        words = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-    elif dataset == "cifar10":
-        words = [sys.executable, "-c", TRUSTING_DRIVER, "data/cifar-10-python.tar.gz", *words[2:]]
-    else:
-        words[0] = sys.executable
     options = flags(command)
     if "infer" not in options.get("phase", []):
-        words += ["--niter", "2" if dataset == "cifar10" else "40" if "resume" in options else "20"]
+        words += ["--niter", "1" if dataset == "cifar10" else "40" if "resume" in options else "20"]
     before = set(Path("experiments").glob("*"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"PET_MASTER_PORT": str(port), "COLUMNS": "120"}
-    result = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment)
+    if words[0] == "torchrun":
+        code, printed = run_torchrun(words[1:])
+    elif dataset == "cifar10":
+        trusting = partial(trust, "data/cifar-10-python.tar.gz")
+        code, printed = processes.ended(processes.start(words[2:], Path.cwd(), before=trusting), Path.cwd())
+    else:
+        code, printed = processes.run_line(words, Path.cwd(), environment={"COLUMNS": "120"})
     made = set(Path("experiments").glob("*")) - before
     named = [Path("experiments") / name for name in options.get("name", [])]
-    return result, named or sorted(made)
+    return code, f"\n$ {command}\n{printed}", named or sorted(made)
 
 
-def check(command: str, result: subprocess.CompletedProcess[str], runs: list[Path]) -> None:
+def run_torchrun(words: list[str]) -> tuple[int, str]:
+    """Run torchrun at a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = os.environ | {"PET_MASTER_PORT": str(free.getsockname()[1]), "COLUMNS": "120"}
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    return result.returncode, result.stdout + result.stderr
+
+
+def check(command: str, code: int, told: str, runs: list[Path]) -> None:
     """The command did what it says."""
-    told = f"\n$ {command}\n{result.stdout}\n{result.stderr}"
     options = flags(command)
     if options.get("use_gpu") == ["true"] and not gpu_exists():
-        assert result.returncode == 2, told
-        assert re.search("cuda|gpu", result.stdout + result.stderr, re.IGNORECASE), told
+        assert code == 2, told
+        assert re.search("cuda|gpu", told.split("\n", 2)[2], re.IGNORECASE), told
         return
-    assert result.returncode == 0, told
+    assert code == 0, told
     if "help" in options:
         for name in yaml.safe_load(Path("options/default_config.yaml").read_text()):
-            assert f"--{name}" in result.stdout, name
+            assert f"--{name}" in told, name
         return
     assert len(runs) == 1, told
     check_run(runs[0], options, told)
@@ -214,30 +218,27 @@ def check(command: str, result: subprocess.CompletedProcess[str], runs: list[Pat
 
 def check_audit(command: str) -> None:
     """An audit of a run that was made before."""
-    words = [sys.executable, "-m", *shlex.split(command)]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=600)
-    told = f"\n$ {command}\n{result.stdout}\n{result.stderr}"
-    assert result.returncode in (0, 3, 4), told
+    code, told = processes.run_line(shlex.split(command), Path.cwd(), environment={"COLUMNS": "120"})
+    assert code in (0, 3, 4), told
     found = json.loads((Path(shlex.split(command)[2]) / "audit" / "audit.json").read_text())
-    assert found["sentence"] in result.stdout, told
+    assert found["sentence"] in told, told
 
 
 def check_sweep(command: str) -> None:
     """A sweep, its estimate, where it stands, or a figure, with few iterations and one seed."""
-    words = [sys.executable, "-m", *shlex.split(command)]
+    words = shlex.split(command)
     short = [] if "status" in words else ["--niter", "20", "--random_seed", "0"]
-    result = subprocess.run([*words, *short], capture_output=True, text=True, timeout=600)
-    told = f"\n$ {command}\n{result.stdout}\n{result.stderr}"
-    assert result.returncode == 0, told
+    code, told = processes.run_line([*words, *short], Path.cwd(), environment={"COLUMNS": "120"})
+    assert code == 0, told
     if "status" in words:
-        assert "3 finished" in result.stdout, told
+        assert "3 finished" in told, told
     elif "--dry_run" in words:
-        assert "field evaluations" in result.stdout, told
-    elif words[3] == "reproduce":
+        assert "field evaluations" in told, told
+    elif words[1] == "reproduce":
         for form in ("png", "pdf", "svg", "csv", "md"):
-            assert (Path("experiments/reproduction/results") / f"{words[4]}-small.{form}").is_file(), told
+            assert (Path("experiments/reproduction/results") / f"{words[2]}-small.{form}").is_file(), told
     else:
-        name = Path(words[4]).stem
+        name = Path(words[2]).stem
         assert len((Path("experiments") / name / "tables" / f"{name}.csv").read_text().splitlines()) > 9, told
 
 

@@ -16,7 +16,7 @@ from trueode.evaluation.course import Course, Feature, Takes
 from trueode.evaluation.defects import Rk4
 from trueode.evaluation.posed import Posed
 from trueode.solvers import Solution
-from trueode.solvers.backends.native.images import by_kernel
+from trueode.solvers.backends import with_fast_field
 from trueode.solvers.problem import Problem
 
 CALLS = 4096  # of a field that takes one time, for all rows
@@ -80,7 +80,7 @@ class Witnessed:
         """See `Solving`."""
         block = len(self.batches[-1])
         posed = Posed(problem, samples, self.course, block)
-        solve = Rk4(by_kernel(problem), samples, posed.jumps, self.course, block)
+        solve = Rk4(with_fast_field(problem), samples, posed.jumps, self.course, block)
         if self.nudge and not block:
             solve.z = (1 + self.nudge) * solve.z
         grid, kept = self._grid(posed.ends, block), {0.0: solve.z}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from trueode.solvers.backends import generic
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.problem import Problem
@@ -26,3 +28,17 @@ def solve(problem: Problem) -> Outcome:
     field = stack_field(dense(problem.layers, z.shape[1]))
     outcome = generic.solve(replace(problem, field=field, z0=z))
     return outcome._replace(z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs))
+
+
+def by_matrices(problem: Problem) -> Problem:
+    """The same problem, its field computed so."""
+    stack = problem.layers
+    assert stack is not None
+    field = stack_field(dense(stack, problem.z0[0].numel()))
+
+    def call(t: Tensor, z: Tensor) -> Tensor:
+        flat, unpack = pack_stack(stack, z)
+        found: Tensor = unpack(field(t, flat))
+        return found
+
+    return problem.with_field(call)
