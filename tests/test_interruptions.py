@@ -19,7 +19,7 @@ from trueode import files
 from trueode.runs import checkpoints, load_latest
 
 FLAGS = (
-    "--niter 2000 --name run --max_steps 16 --use_step_adaption_algo true --adaption_interval 20 --threshold 0.02 "
+    "--niter 1000 --name run --max_steps 16 --use_step_adaption_algo true --adaption_interval 20 --threshold 0.02 "
     "--lr 0.001 --log_interval 7 --model_checkpoint_freq 40 --evaluate_test_acc true --eval_interval 100 --torch_threads 1"
 )
 CERTIFIED = (
@@ -32,7 +32,7 @@ RESUME = "--name run --resume true"
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The newest checkpoint and the history of the run, both without times of the clock."""
     path, state = load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)
-    assert path.name.endswith(f"{2000 if state['certificate'] is None else 200 + state['extra']:05d}.pt")
+    assert path.name.endswith(f"{1000 if state['certificate'] is None else 200 + state['extra']:05d}.pt")
     del state["seconds"]
     with (folder / "experiments" / "run" / "history.csv").open() as file:
         rows = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
@@ -113,8 +113,8 @@ def kill_and_resume(flags: str, folder: Path, moments: list[Any]) -> None:
     assert code == 0, output
 
 
-def test_killed_ten_times(uninterrupted: Any, tmp_path: Path) -> None:
-    moments: list[Any] = [0.2 + 0.4 * random.random() for _ in range(7)]
+def test_killed_eight_times(uninterrupted: Any, tmp_path: Path) -> None:
+    moments: list[Any] = [0.2 + 0.4 * random.random() for _ in range(5)]
     moments += [(2, "half written"), (3, "not in its place"), (2, "in its place")]
     random.shuffle(moments)
     kill_and_resume(FLAGS, tmp_path, moments)

@@ -79,7 +79,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
         "1",
     ]
     command = [sys.executable, str(BENCHMARKS / "audit_deceived.py"), *words]
-    for extra in ([], [], ["--again"]):
+    for extra in ([], ["--again"]):
         assert "ode" in subprocess.run([*command, *extra], check=True, capture_output=True, text=True).stdout
     (line,) = (tmp_path / "models.jsonl").read_text().splitlines()
     result = json.loads(line)

@@ -62,7 +62,10 @@ def installed(archive: Path, folder: Path, environment: Mapping[str, str]) -> tu
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="nothing here can build the kernel")
 def test_a_wheel_holds_the_kernel(source: Path, no_compiler: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "cc").write_text('#!/bin/sh\nexec gcc "$@" -O0\n')  # it takes a quarter of the time
+    (tmp_path / "cc").chmod(0o755)
     with_compiler = {name: value for name, value in os.environ.items() if name != "TRUEODE_NATIVE"}
+    with_compiler["CC"] = str(tmp_path / "cc")
     pip("wheel", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source), environment=with_compiler)
     wheel = next(tmp_path.glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()

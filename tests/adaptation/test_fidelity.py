@@ -88,7 +88,7 @@ def changes(solvers: list[Solver]) -> int:
 
 
 @pytest.mark.parametrize("method", [name for name, (kind, _) in METHODS.items() if kind == "fixed"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(constant=st.floats(1e-3, 10), start=st.integers(1, 60))
 def test_ends_close_to_the_coarsest_solver_that_meets_the_target(method: str, constant: float, start: int) -> None:
     p = METHODS[method].order
@@ -205,7 +205,7 @@ def test_checks_are_cheap() -> None:
 
 
 @pytest.mark.parametrize("method", [name for name, (kind, _) in METHODS.items() if kind == "adaptive"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(constant=st.floats(1e-2, 1e3))
 def test_tolerances(method: str, constant: float) -> None:
     """Errors are proportional to the tolerance; it ends within a factor of four of the loosest that is good enough."""

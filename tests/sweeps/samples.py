@@ -11,9 +11,9 @@ from rich.console import Console
 from trueode.sweeps.table import TIMINGS
 
 BASE = {
-    "niter": 120,
+    "niter": 24,
     "lr": 0.01,
-    "model_checkpoint_freq": 20,
+    "model_checkpoint_freq": 4,
     "evaluate_with_dif_solver": True,
     "test_solver_list": ["euler", "rk4"],
     "test_factor_list": [0.5, 1, 2],

@@ -200,17 +200,18 @@ class Rk4:
         """The features where steps were kept, with the size of the defect there."""
         for rows, time, step in self._remembered:
 
-            def defect(t: Tensor, rows: Tensor = rows, step: Step = step) -> Tensor:
-                return self.defects(step, rows, t).flatten(1).double().cpu()
+            def defect(times: Tensor, rows: Tensor = rows, step: Step = step) -> Tensor:
+                every = rows.repeat(times.numel() // len(rows))
+                return self.defects(step, every, times.flatten()).double().cpu().view(*times.shape, -1)
 
-            there = defect(time)
+            there, n = defect(time), len(rows)
             ends = [torch.full_like(time, end) for end in (step.start, step.end)]
-            edges = [_edge(defect, time, end, there) for end in ends]
+            edges = [edge.view(2, n).tolist() for edge in _edge(defect, time.repeat(2), torch.cat(ends), there.repeat(2, 1))]
             size = there.norm(dim=1)
             noise = ABOVE_ROUNDING * torch.finfo(self.z.dtype).eps * float(step.before[rows].abs().amax())
-            for k in range(len(rows)):
+            for k in range(n):
                 away = (float((time[k] - end[k]).abs()) for end in ends)
-                pairs = [sorted((float(x[k]), float(y[k]))) for x, y in edges]
+                pairs = [sorted((x[k], y[k])) for x, y in zip(*edges, strict=True)]
                 found = [(pair, (pair[1] - pair[0]) / far) for pair, far in zip(pairs, away, strict=True) if far]
                 both = all(ratio < SHARP for _, ratio in found)
                 sharp = tuple((low, high) for (low, high), ratio in found if both or ratio < SHARPER)
@@ -237,12 +238,12 @@ def _edge(defect: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, t
     It may return behind an edge: some points on the way show where it changes most.
     """
     width = (outside - inside) / POINTS
-    values = [there, *(defect(inside + k * width) for k in range(1, POINTS)), torch.zeros_like(there)]
-    changes = torch.stack([(x - y).norm(dim=1) for x, y in pairwise(values)])
-    size = torch.stack([x.norm(dim=1) for x in values]).amax(0)
+    way = inside + torch.arange(1, POINTS, device="cpu")[:, None] * width
+    values = torch.cat([there[None], defect(way), torch.zeros_like(there)[None]])
+    changes, size = (values[:-1] - values[1:]).norm(dim=2), values.norm(dim=2).amax(0)
     most, part = changes.max(0)
-    going, rows = most >= size / 2, torch.arange(len(there), device="cpu")
-    at_inside, at_outside = (torch.stack(ends)[part, rows] for ends in (values[:-1], values[1:]))
+    going, entries = most >= size / 2, torch.arange(len(there), device="cpu")
+    at_inside, at_outside = values[part, entries], values[part + 1, entries]
     outside = torch.where(going, inside + (part + 1) * width, outside)
     inside = torch.where(going, inside + part * width, inside)
     for _ in range(BISECTIONS):

@@ -431,7 +431,7 @@ def test_convolutions(length: int, batch: int, dtype: torch.dtype, name: str) ->
 widths = st.integers(1, 20)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     taps=st.lists(st.sampled_from([1, 1, 3, 5]), min_size=4, max_size=4),
