@@ -1,11 +1,21 @@
-"""The compiled kernel, an optional part: where no compiler can build it the package is installed without it."""
+"""The compiled kernel, an optional part: where no compiler can build it the package is installed
+without it.
+"""
 
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 NATIVE = Path("src", "trueode", "solvers", "backends", "native")
-FLAGS = ["-O3", "-g0", "-std=gnu11", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+FLAGS = [
+    "-O3",
+    "-g0",
+    "-std=gnu11",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+]
 
 setup(
     ext_modules=[

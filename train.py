@@ -5,7 +5,9 @@ import sys
 try:
     from trueode.cli.main import train_script
 except ModuleNotFoundError as missing:
-    sys.exit(f"train.py: {missing.name} is not installed: run `make train`, or `pip install -e .` and use that Python.")
+    sys.exit(
+        f"train.py: {missing.name} is not installed: run `make train`, or `pip install -e .` and use that Python."
+    )
 
 if __name__ == "__main__":
     sys.exit(train_script())

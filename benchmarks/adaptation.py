@@ -1,16 +1,18 @@
-"""Adaptation measured: rules on Sphere2 at the scale of the paper, a row per seed, as CSV and Markdown.
+"""Adaptation measured: rules on Sphere2 at the scale of the paper, a row per seed, as CSV and
+Markdown.
 
     python benchmarks/adaptation.py                          seeds 0 to 6, all rules: hours on two cores
     python benchmarks/adaptation.py --seeds 200-206          the seeds that nothing was tuned on
     python benchmarks/adaptation.py --rules rk4 --seeds 0 1  some of it
 
-Each run goes to a file of ``--output_dir`` when it is finished, and is not repeated. The tables, with machine and wall
-time, go to ``docs/adaptation/sphere2-FIRST-LAST.csv`` and ``.md``.
+Each run goes to a file of ``--output_dir`` when it is finished, and is not repeated. The tables,
+with machine and wall time, go to ``docs/adaptation/sphere2-FIRST-LAST.csv`` and ``.md``.
 
-NFE: forward evaluations of the field for a sample, per iteration of the 10 000: training, checks, trials, certificate and
-what a failed certificate adds. Flips: predictions that differ from those of rk4 with 512 steps in double precision, among
-2000 fresh points every 250 iterations of the second half, and among 20 000 at the end. CV: standard deviation over mean
-of the number of steps over the second half; V: sum of the changes of its logarithm.
+NFE: forward evaluations of the field for a sample, per iteration of the 10 000: training, checks,
+trials, certificate and what a failed certificate adds. Flips: predictions that differ from those of
+rk4 with 512 steps in double precision, among 2000 fresh points every 250 iterations of the second
+half, and among 20 000 at the end. CV: standard deviation over mean of the number of steps over the
+second half; V: sum of the changes of its logarithm.
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     begin = time.perf_counter()
 
     def look(current: State) -> None:
-        """Every 250 iterations: not part of the run, nor of its time. In the first half rk4 x 64 stands for the exact flow."""
+        """Every 250 iterations: not part of the run, nor of its time. In the first half rk4 x 64
+        stands for the exact flow.
+        """
         start = time.perf_counter()
         late = current.iteration >= NITER // 2
         own, exact = predictions(model, current.solver, points[:SOME], EXACT if late else 64)
@@ -106,8 +110,12 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     own, exact = predictions(model, state.solver, points)
     half = [row for row in rows if row["iteration"] > NITER // 2]
     setting = "tolerance" if "tolerance" in half[-1] else "n_steps"
-    steps = np.array([row["n_steps"] for row in half if row["iteration"] <= NITER and row["iteration"] % 50 == 0])
-    values = np.array([row[setting] for row in half if row["iteration"] <= NITER and setting in row])
+    steps = np.array(
+        [row["n_steps"] for row in half if row["iteration"] <= NITER and row["iteration"] % 50 == 0]
+    )
+    values = np.array(
+        [row[setting] for row in half if row["iteration"] <= NITER and setting in row]
+    )
     certificate = state.certificate
     return {
         "rule": rule_name,
@@ -170,7 +178,9 @@ class _Timed:
 
 
 def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> tuple[Any, Any]:
-    """Classes of points (in double precision) under a solver in single precision, and under the exact flow."""
+    """Classes of points (in double precision) under a solver in single precision, and under the
+    exact flow.
+    """
     from copy import deepcopy
 
     import torch
@@ -180,7 +190,9 @@ def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> t
     double = deepcopy(model).double()
     with torch.no_grad():
         own = [model(part.float(), solver).argmax(1) for part in points.split(500)]
-        exact = [double(part, FixedStep("rk4", n_steps=n_steps)).argmax(1) for part in points.split(500)]
+        exact = [
+            double(part, FixedStep("rk4", n_steps=n_steps)).argmax(1) for part in points.split(500)
+        ]
     return torch.cat(own), torch.cat(exact)
 
 
@@ -192,11 +204,15 @@ def finish(trainer: Any) -> None:
 
 def commit() -> str:
     """The commit of the code that runs."""
-    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
     return told.stdout.strip()
 
 
-def run_all(jobs: Sequence[tuple[str, int]], folder: Path, processes: int) -> Iterator[dict[str, Any]]:
+def run_all(
+    jobs: Sequence[tuple[str, int]], folder: Path, processes: int
+) -> Iterator[dict[str, Any]]:
     """The results of jobs, those that are not there yet computed in processes of one thread each."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRUEODE_DATA": str(folder / "data")}
@@ -204,7 +220,14 @@ def run_all(jobs: Sequence[tuple[str, int]], folder: Path, processes: int) -> It
     def one(job: tuple[str, int]) -> dict[str, Any]:
         path = folder / f"{job[0]}-{job[1]}.json"
         if not path.exists():
-            command = [sys.executable, str(Path(__file__).resolve()), "--one", job[0], str(job[1]), str(path)]
+            command = [
+                sys.executable,
+                str(Path(__file__).resolve()),
+                "--one",
+                job[0],
+                str(job[1]),
+                str(path),
+            ]
             subprocess.run(command, env=environment, check=True)
         result: dict[str, Any] = json.loads(path.read_text())
         print(shown(result), flush=True)
@@ -239,7 +262,9 @@ def summary(results: list[dict[str, Any]]) -> str:
     ]
     for rule in dict.fromkeys(result["rule"] for result in results):
         rows = [result for result in results if result["rule"] == rule]
-        largest = {name: max(row[name] for row in rows) for name in ("nfe", "flips", "worst", "cv", "v")}
+        largest = {
+            name: max(row[name] for row in rows) for name in ("nfe", "flips", "worst", "cv", "v")
+        }
         certified = sum(row["certificate"].startswith("certified") for row in rows)
         promised = f"{certified} of {len(rows)}" if any(row["certificate"] for row in rows) else ""
         lines.append(
@@ -251,7 +276,9 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]], name: str) -> None:
-    """Accuracy and steps over training, all seeds of the paper's rule and of ours: as the paper's Figure 5."""
+    """Accuracy and steps over training, all seeds of the paper's rule and of ours: as the paper's
+    Figure 5.
+    """
     import numpy as np
 
     from trueode import figures
@@ -260,12 +287,22 @@ def draw(results: list[dict[str, Any]], name: str) -> None:
     for result in results:
         if result["rule"] in ("paper", "rk4"):
             looked = np.array(result["accuracy_over_time"], dtype=float)
-            history = {key: np.array(values, dtype=float) for key, values in result["history"].items()}
+            history = {
+                key: np.array(values, dtype=float) for key, values in result["history"].items()
+            }
             n = len(history["iteration"])
-            joined = {key: np.concatenate([values, np.full(len(looked), np.nan)]) for key, values in history.items()}
+            joined = {
+                key: np.concatenate([values, np.full(len(looked), np.nan)])
+                for key, values in history.items()
+            }
             joined["iteration"][n:] = looked[:, 0]
-            joined["test_accuracy"], joined["test_accuracy_reference"] = np.full((2, n + len(looked)), np.nan)
-            joined["test_accuracy"][n:], joined["test_accuracy_reference"][n:] = looked[:, 1], looked[:, 2]
+            joined["test_accuracy"], joined["test_accuracy_reference"] = np.full(
+                (2, n + len(looked)), np.nan
+            )
+            joined["test_accuracy"][n:], joined["test_accuracy_reference"][n:] = (
+                looked[:, 1],
+                looked[:, 2],
+            )
             title = "paper, Euler" if result["rule"] == "paper" else "fidelity, rk4"
             runs.setdefault(title, []).append(joined)
     if len(runs) == 2:
@@ -277,14 +314,18 @@ def write(results: list[dict[str, Any]], seeds: Sequence[int], command: str) -> 
     DOCS.mkdir(parents=True, exist_ok=True)
     name = f"sphere2-{min(seeds)}-{max(seeds)}"
     with (DOCS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["rule", *COLUMNS], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(
+            file, ["rule", *COLUMNS], extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(results)
     draw(results, name)
     minutes = sum(result["seconds"] for result in results) / 60
     head = "| rule | " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|"
     rows = "\n".join(f"| {shown(result)} |" for result in results)
-    rules = "\n".join(f"* `{rule}`: `python train.py {flags} --niter {NITER}`" for rule, flags in RULES.items())
+    rules = "\n".join(
+        f"* `{rule}`: `python train.py {flags} --niter {NITER}`" for rule, flags in RULES.items()
+    )
     (DOCS / f"{name}.md").write_text(
         f"# Adaptation on Sphere2, seeds {min(seeds)} to {max(seeds)}\n\n"
         f"Written by `{command}` at commit {', '.join(sorted({result['commit'] for result in results}))}, {os.cpu_count()} cores ({platform.machine()}), a "
@@ -304,9 +345,15 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", default=["0-6"], help="as 0-6 or 0 1 2 (default: 0-6)")
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), help="default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", default=["0-6"], help="as 0-6 or 0 1 2 (default: 0-6)"
+    )
+    parser.add_argument(
+        "--rules", nargs="+", choices=RULES, default=list(RULES), help="default: all"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("experiments/adaptation"))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -322,8 +369,12 @@ def main() -> None:
     jobs = [(rule, seed) for rule in arguments.rules for seed in seeds]
     results = list(run_all(jobs, arguments.output_dir.resolve(), arguments.processes))
     if arguments.rules == list(RULES):
-        write(results, seeds, f"python benchmarks/adaptation.py --seeds {' '.join(arguments.seeds)}")
-    print(summary(results), f"\nruns: {arguments.output_dir}; tables of all rules: {DOCS}", sep="\n")
+        write(
+            results, seeds, f"python benchmarks/adaptation.py --seeds {' '.join(arguments.seeds)}"
+        )
+    print(
+        summary(results), f"\nruns: {arguments.output_dir}; tables of all rules: {DOCS}", sep="\n"
+    )
 
 
 if __name__ == "__main__":

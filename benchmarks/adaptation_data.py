@@ -1,16 +1,19 @@
-"""Adaptation measured on other data: against the cheapest solver with fixed steps that gives a true ODE on every seed.
+"""Adaptation measured on other data: against the cheapest solver with fixed steps that gives a true
+ODE on every seed.
 
     python benchmarks/adaptation_data.py                                  what needs no files
     python benchmarks/adaptation_data.py --mnist DIR --images DIR         also on images that lie there
 
-The cheapest valid solver is searched: rk4 with 1, 2, 3, … steps, then midpoint and Euler, each until three seeds have at
-most 1 % of flips on the test data, or until it costs more than the cheapest so far. Then the rule ``fidelity`` trains with
-``--solver auto``, and with ``--solver rk4``. Every run is kept in a file of ``--output_dir`` and is not repeated; the table
+The cheapest valid solver is searched: rk4 with 1, 2, 3, … steps, then midpoint and Euler, each
+until three seeds have at most 1 % of flips on the test data, or until it costs more than the
+cheapest so far. Then the rule ``fidelity`` trains with ``--solver auto``, and with
+``--solver rk4``. Every run is kept in a file of ``--output_dir`` and is not repeated; the table
 goes to ``docs/adaptation/data.csv`` and ``data.md``.
 
-Flips: predictions on test data that differ under the exact flow (regression and time series: by more than 1 % of their
-spread); those over the second half are against rk4 with 16 steps or more, at five moments. NFE: forward evaluations of the
-field for a sample, per iteration, training and checks together; certificates and what they add are stated apart.
+Flips: predictions on test data that differ under the exact flow (regression and time series: by
+more than 1 % of their spread); those over the second half are against rk4 with 16 steps or more, at
+five moments. NFE: forward evaluations of the field for a sample, per iteration, training and checks
+together; certificates and what they add are stated apart.
 """
 
 from __future__ import annotations
@@ -34,16 +37,44 @@ from adaptation import commit, finish
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "adaptation"
 SEEDS = (0, 1, 2)
-STEPS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 200, 256, 320, 400, 500)
+STEPS = (
+    *range(1, 13),
+    14,
+    16,
+    18,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    128,
+    160,
+    200,
+    256,
+    320,
+    400,
+    500,
+)
 STAGES = {"rk4": 4, "midpoint": 2, "euler": 1}
 FIDELITY = "--use_step_adaption_algo true --adaption_algo fidelity"
 DENSE = "--network linear_odenet --act tanh --lr 0.003"
 DATA: dict[str, tuple[str, int]] = {  # options, and test samples that are looked at
     "Sphere10": ("--dataset concentric_sphere10 --lr 0.001 --niter 3000", 1000),
     "three minima": ("--dataset three_minima --lr 0.001 --niter 3000", 1000),
-    "flow map of a pendulum (regression)": (f"--dataset arrays --data_dir PENDULUM {DENSE} --niter 3000", 1000),
+    "flow map of a pendulum (regression)": (
+        f"--dataset arrays --data_dir PENDULUM {DENSE} --niter 3000",
+        1000,
+    ),
     "pendulum (time series)": (f"--dataset pendulum {DENSE} --niter 2000", 500),
-    "MNIST": ("--dataset mnist --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 --niter 2000", 400),
+    "MNIST": (
+        "--dataset mnist --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 --niter 2000",
+        400,
+    ),
     "CIFAR-10, image folder": (
         "--dataset image_folder --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 --niter 2000",
         400,
@@ -118,7 +149,11 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
         "worst": max(worst),
         "metric": task.metric_name,
         "exact": found.metric_exact,
-        "certificate": "" if certificate is None else "certified" if certificate.certified else "not certified",
+        "certificate": ""
+        if certificate is None
+        else "certified"
+        if certificate.certified
+        else "not certified",
         "seconds": time.perf_counter() - begin,
         "commit": commit(),
     }
@@ -152,7 +187,11 @@ class Runs:
         if not path.exists():
             job = json.dumps([name, way, seed, self.places[name], str(path)])
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            subprocess.run([sys.executable, str(Path(__file__).resolve()), "--one", job], env=environment, check=True)
+            subprocess.run(
+                [sys.executable, str(Path(__file__).resolve()), "--one", job],
+                env=environment,
+                check=True,
+            )
         result: dict[str, Any] = json.loads(path.read_text())
         print(
             f"{name} | {way} | seed {seed} | NFE {result['nfe']:.1f} | flips {result['flips']:.2%} | worst "
@@ -176,7 +215,9 @@ class Runs:
                         best = found
                         break
         if not best:
-            raise SystemExit(f"{name}: no solver with up to {STEPS[-1]} steps is valid on every seed.")
+            raise SystemExit(
+                f"{name}: no solver with up to {STEPS[-1]} steps is valid on every seed."
+            )
         return best
 
 
@@ -193,7 +234,9 @@ def table(rows: list[list[dict[str, Any]]]) -> str:
         nfe = mean(result["nfe"] for result in results)
         least = cheapest.setdefault(name, nfe)
         exact = mean(result["exact"] for result in results)
-        metric = f"accuracy {exact:.1%}" if results[0]["metric"] == "accuracy" else f"mse {exact:.3g}"
+        metric = (
+            f"accuracy {exact:.1%}" if results[0]["metric"] == "accuracy" else f"mse {exact:.3g}"
+        )
         certified = sum(result["certificate"] == "certified" for result in results)
         ruled = bool(results[0]["certificate"])
         lines.append(
@@ -207,10 +250,16 @@ def table(rows: list[list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="default: all that is there")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", nargs="+", choices=DATA, default=list(DATA), help="default: all that is there"
+    )
     parser.add_argument("--mnist", metavar="DIR", help="a --data_dir that holds MNIST")
-    parser.add_argument("--images", metavar="DIR", help="a folder with train/CLASS/* and test/CLASS/*")
+    parser.add_argument(
+        "--images", metavar="DIR", help="a folder with train/CLASS/* and test/CLASS/*"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("experiments/adaptation-data"))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--one", help=argparse.SUPPRESS)

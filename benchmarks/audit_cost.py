@@ -1,6 +1,7 @@
 """What an audit costs beside the training of a torchdiffeq model: prints both in seconds, as JSON.
 
-Two hundred training iterations of Sphere2 (Euler, h = 1/64, batch 128), then the audit of that model on 1000 samples.
+Two hundred training iterations of Sphere2 (Euler, h = 1/64, batch 128), then the audit of that
+model on 1000 samples.
 """
 
 from __future__ import annotations

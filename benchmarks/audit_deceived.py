@@ -1,19 +1,23 @@
-"""The audit where it is hard: models whose true share of changed predictions is known, and doses that are made to deceive.
+"""The audit where it is hard: models whose true share of changed predictions is known, and doses
+that are made to deceive.
 
     python benchmarks/audit_deceived.py                      all models, and 300 draws of each kind of dose: hours
     python benchmarks/audit_deceived.py --parts models       the models alone
     python benchmarks/audit_deceived.py --parts models --models lorenz                   some of them, by name
     python benchmarks/audit_deceived.py --parts doses --draws 20 --spreads all some      doses alone, some of them
 
-The models are those of ``hard_in_time.py`` and ``hard_in_state.py``, the doses those of ``doses.py``. Truth is never the audit's
-own: closed forms, matrix exponentials, SciPy's DOP853 with tolerances of 1e-12. Each model is audited on three samples
-that share no point, at a margin of 1 %. Wanted: never `ode` where more than 1 % change, or where there is no truth; never
-`solver-dependent` where at most 1 % do; `ode` where at most 0.3 % do; `solver-dependent` where at least 3 % do.
+The models are those of ``hard_in_time.py`` and ``hard_in_state.py``, the doses those of
+``doses.py``. Truth is never the audit's own: closed forms, matrix exponentials, SciPy's DOP853 with
+tolerances of 1e-12. Each model is audited on three samples that share no point, at a margin of 1 %.
+Wanted: never `ode` where more than 1 % change, or where there is no truth; never `solver-dependent`
+where at most 1 % do; `ode` where at most 0.3 % do; `solver-dependent` where at least 3 % do.
 
-Right: share of samples whose prediction under the audit's exact flow is the true one; the least of all draws of a dose.
+Right: share of samples whose prediction under the audit's exact flow is the true one; the least of
+all draws of a dose.
 
-What is measured is kept in files of ``--output_dir`` and is not repeated; with ``--again`` only what was measured with these sources
-of the package counts. The tables go to ``docs/audit-deceived.md``, ``audit-deceived.csv`` and ``audit-deceived-doses.csv``.
+What is measured is kept in files of ``--output_dir`` and is not repeated; with ``--again`` only
+what was measured with these sources of the package counts. The tables go to
+``docs/audit-deceived.md``, ``audit-deceived.csv`` and ``audit-deceived-doses.csv``.
 """
 
 from __future__ import annotations
@@ -64,9 +68,18 @@ def examine(name: str) -> Result:
     known = build()
     begin = time.perf_counter()
     true = known.share()
-    result = {"model": name, "kind": kind, "true": None if math.isnan(true) else true, "how": known.how}
+    result = {
+        "model": name,
+        "kind": kind,
+        "true": None if math.isnan(true) else true,
+        "how": known.how,
+    }
     truth = time.perf_counter() - begin
-    return {**result, "truth": truth, "audits": [audited(known, known.draw(known.each, k)) for k in range(AUDITS)]}
+    return {
+        **result,
+        "truth": truth,
+        "audits": [audited(known, known.draw(known.each, k)) for k in range(AUDITS)],
+    }
 
 
 def deceive(form: str, spread: str, width: float, number: int) -> Result:
@@ -93,7 +106,11 @@ def audited(known: Any, x: Any) -> Result:
     try:
         found = audit(known.model, data, task=known.task, methods=(), **known.arguments)
     except TrueodeError as failure:
-        return {"verdict": "error", "sentence": str(failure), "seconds": time.perf_counter() - begin}
+        return {
+            "verdict": "error",
+            "sentence": str(failure),
+            "seconds": time.perf_counter() - begin,
+        }
     counts, exact = found.decision.counts, found.exact
     return {
         "verdict": found.verdict,
@@ -103,7 +120,9 @@ def audited(known: Any, x: Any) -> Result:
         "changed": counts.changed,
         "blown_up": counts.blown_up,
         "unresolved": counts.unresolved,
-        "right": found.performance.exact if found.performance.name == "accuracy" and known.exact else None,
+        "right": found.performance.exact
+        if found.performance.name == "accuracy" and known.exact
+        else None,
         "evaluations": None if exact is None else exact.evaluations / len(x),
         "seen": None if exact is None or math.isnan(exact.width) else exact.width,
     }
@@ -122,7 +141,10 @@ def keep(
     wanted = list(jobs)
     left = [job for job in wanted if job not in known]
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawned, prepare) as pool, path.open("a", encoding="utf-8") as file:
+    with (
+        ProcessPoolExecutor(processes, spawned, prepare) as pool,
+        path.open("a", encoding="utf-8") as file,
+    ):
         for done in as_completed([pool.submit(work, *job) for job in left]):
             result = {**done.result(), "source": source()}
             known[key(result)] = result
@@ -145,7 +167,9 @@ def complaints(result: Result) -> list[str]:
     from known_flows import judged
 
     true = math.nan if result["true"] is None else result["true"]
-    return list(filter(None, (judged(each["verdict"], true) for each in result.get("audits", [result]))))
+    return list(
+        filter(None, (judged(each["verdict"], true) for each in result.get("audits", [result])))
+    )
 
 
 def average(values: Iterable[float | None]) -> float:
@@ -160,7 +184,18 @@ def counted(words: Sequence[str]) -> str:
     return ", ".join(word if count == 1 else f"{count} x {word}" for word, count in numbers.items())
 
 
-COLUMNS = ["model", "kind", "true share", "truth by", "verdicts", "right", "evaluations", "seconds", "width", "wrong"]
+COLUMNS = [
+    "model",
+    "kind",
+    "true share",
+    "truth by",
+    "verdicts",
+    "right",
+    "evaluations",
+    "seconds",
+    "width",
+    "wrong",
+]
 
 
 def row(result: Result) -> list[str]:
@@ -201,14 +236,21 @@ def dose_table(results: Sequence[Result]) -> list[list[str]]:
     kinds = dict.fromkeys((result["form"], result["spread"], result["width"]) for result in results)
     rows = []
     for kind in kinds:
-        drawn = [result for result in results if (result["form"], result["spread"], result["width"]) == kind]
+        drawn = [
+            result
+            for result in results
+            if (result["form"], result["spread"], result["width"]) == kind
+        ]
         verdicts = [result["verdict"] for result in drawn]
         rows.append(
             [
                 *map(str, kind),
                 str(len(drawn)),
                 f"{100 * min(result['true'] for result in drawn):.1f} %",
-                *(str(verdicts.count(word)) for word in ("ode", "inconclusive", "solver-dependent", "error")),
+                *(
+                    str(verdicts.count(word))
+                    for word in ("ode", "inconclusive", "solver-dependent", "error")
+                ),
                 f"{100 * min(result.get('right', math.nan) for result in drawn):.1f} %",
                 f"{average(result.get('evaluations') for result in drawn):.0f}",
                 f"{average(result['seconds'] for result in drawn):.2f}",
@@ -227,7 +269,9 @@ def summary(models: Sequence[Result], drawn: Sequence[Result]) -> str:
     wrong = [complaint for result in models for complaint in complaints(result)]
     lines = []
     if models:
-        lines.append(f"{len(models)} models, {len(audits)} audits: {counted(wrong) or 'all as wanted'}.")
+        lines.append(
+            f"{len(models)} models, {len(audits)} audits: {counted(wrong) or 'all as wanted'}."
+        )
     if drawn:
         missed = sum(result["verdict"] == "ode" for result in drawn)
         lines.append(f"{len(drawn)} doses: {missed} times a false `ode`.")
@@ -256,7 +300,13 @@ def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> No
         summary(models, drawn),
         "## Models",
         markdown(*tables[""]),
-        *(["What the audits said where it was not as wanted:", "\n".join(dict.fromkeys(sentences))] * bool(sentences)),
+        *(
+            [
+                "What the audits said where it was not as wanted:",
+                "\n".join(dict.fromkeys(sentences)),
+            ]
+            * bool(sentences)
+        ),
         "## Doses",
         (doses.__doc__ or "").split("\n\n", 1)[1].strip(),
         markdown(*tables["-doses"]),
@@ -265,16 +315,28 @@ def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all, which writes the tables"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default="", metavar="WORD", help="only those whose names contain it")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="default: all, which writes the tables",
+    )
+    parser.add_argument(
+        "--models", default="", metavar="WORD", help="only those whose names contain it"
+    )
     parser.add_argument("--draws", type=count, default=300, help="of each kind of dose")
-    parser.add_argument("--spreads", nargs="+", choices=SPREADS, default=SPREADS, help="of doses; default: all")
+    parser.add_argument(
+        "--spreads", nargs="+", choices=SPREADS, default=SPREADS, help="of doses; default: all"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("experiments/audit-deceived"))
     parser.add_argument("--processes", type=count, default=os.cpu_count() or 1)
-    parser.add_argument("--again", action="store_true", help="leave out what other sources of the package gave")
+    parser.add_argument(
+        "--again", action="store_true", help="leave out what other sources of the package gave"
+    )
     arguments = parser.parse_args()
     folder, how = arguments.output_dir.resolve(), (arguments.processes, arguments.again)
     models: list[Result] = []

@@ -1,16 +1,19 @@
-"""The audit against the truth: models whose share of flips is known, each audited on twenty samples of a thousand.
+"""The audit against the truth: models whose share of flips is known, each audited on twenty samples
+of a thousand.
 
     python benchmarks/audit_truth.py                all models: an hour of two cores
     python benchmarks/audit_truth.py --models 3     the first three
     python benchmarks/audit_truth.py --again        the same models and truths, audited by the package as it is now
 
-Models: Sphere2 trained as by ``python train.py`` with 1 to 512 Euler steps and with rk4 (5000 iterations; 2000 with more than
-100 steps), and fields whose flow is known in closed form (a rotation, a spiral, logistic growth), solved by Euler or midpoint
-steps, with a head fitted to what that solver gives. The true share of flips is that among 20 000 fresh points under dopri5 in
-double precision, under per-sample control with a tolerance of 1e-9. Points whose margin between the two largest logits is
-below ten times their measured error (the difference to a tolerance ten times as large) are solved with 1e-12, and those that
-are too close even then are counted apart. Evaluations are those that the exact flow takes, for a sample of an audit. Weights,
-truth and audits of each model are kept in files of ``--output_dir`` and are not repeated; with ``--again`` audits by other
+Models: Sphere2 trained as by ``python train.py`` with 1 to 512 Euler steps and with rk4 (5000
+iterations; 2000 with more than 100 steps), and fields whose flow is known in closed form (a
+rotation, a spiral, logistic growth), solved by Euler or midpoint steps, with a head fitted to what
+that solver gives. The true share of flips is that among 20 000 fresh points under dopri5 in double
+precision, under per-sample control with a tolerance of 1e-9. Points whose margin between the two
+largest logits is below ten times their measured error (the difference to a tolerance ten times as
+large) are solved with 1e-12, and those that are too close even then are counted apart. Evaluations
+are those that the exact flow takes, for a sample of an audit. Weights, truth and audits of each
+model are kept in files of ``--output_dir`` and are not repeated; with ``--again`` audits by other
 sources of the package are. The table goes to ``docs/audit-truth.csv`` and ``audit-truth.md``.
 """
 
@@ -37,7 +40,10 @@ from machine import source
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 MANY, AUDITS, EACH, MARGIN = 20_000, 20, 1_000, 0.01
-NITER, NITER_FINE = 5_000, 2_000  # the latter for more than 100 steps, which cost as many times more
+NITER, NITER_FINE = (
+    5_000,
+    2_000,
+)  # the latter for more than 100 steps, which cost as many times more
 TRAINED = [
     *(("euler", n, seed) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) for seed in (0, 1, 2)),
     *(("rk4", n, seed) for n in (4, 6, 8, 16) for seed in (0, 1, 2)),
@@ -59,7 +65,9 @@ Draw = Callable[[int, int], tuple[Any, Any]]
 
 
 def build(name: str, data_dir: str, weights: Path) -> tuple[Any, Draw]:
-    """A model, with the weights that a file keeps, and its fresh samples: how many, and with which seed."""
+    """A model, with the weights that a file keeps, and its fresh samples: how many, and with which
+    seed.
+    """
     index = MODELS.index(name)
     if index < len(TRAINED):
         return trained(*TRAINED[index], data_dir, weights), spheres
@@ -156,7 +164,11 @@ def logistic(t: Any, z: Any) -> Any:
     return 4.0 * z * (1 - z)
 
 
-FIELDS: dict[str, Callable[[Any, Any], Any]] = {"rotation": rotation, "spiral": spiral, "logistic": logistic}
+FIELDS: dict[str, Callable[[Any, Any], Any]] = {
+    "rotation": rotation,
+    "spiral": spiral,
+    "logistic": logistic,
+}
 
 
 def as_module(function: Callable[[Any, Any], Any]) -> Any:
@@ -204,7 +216,10 @@ def true_flips(model: Any, x: Any) -> dict[str, float]:
 
         found, error = torch.zeros_like(own).double(), torch.zeros(len(own)).double()
         close = torch.ones(len(own), dtype=torch.bool)
-        for tolerance in (1e-9, 1e-12):  # the latter for those that are too close to a boundary for the former
+        for tolerance in (
+            1e-9,
+            1e-12,
+        ):  # the latter for those that are too close to a boundary for the former
             if bool(close.any()):
                 found[close] = exact(x[close], tolerance)
                 error[close] = (found[close] - exact(x[close], 10 * tolerance)).abs().amax(dim=1)
@@ -219,7 +234,9 @@ def true_flips(model: Any, x: Any) -> dict[str, float]:
 
 
 def examine(name: str, data_dir: str, path: Path) -> None:
-    """A model, its true share of flips, and what its audits say; weights and truth are kept beside the result."""
+    """A model, its true share of flips, and what its audits say; weights and truth are kept beside
+    the result.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -243,8 +260,13 @@ def examine(name: str, data_dir: str, path: Path) -> None:
     result = {
         "model": name,
         **json.loads(told.read_text()),
-        **{verdict: verdicts.count(verdict) for verdict in ("ode", "solver-dependent", "inconclusive")},
-        "evaluations": mean(found.exact.evaluations / EACH if found.exact else 0.0 for found in audits),
+        **{
+            verdict: verdicts.count(verdict)
+            for verdict in ("ode", "solver-dependent", "inconclusive")
+        },
+        "evaluations": mean(
+            found.exact.evaluations / EACH if found.exact else 0.0 for found in audits
+        ),
         "seconds": seconds,
         "commit": commit(),
         "source": source(),
@@ -326,13 +348,31 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def write(results: list[dict[str, Any]]) -> None:
-    columns = ["model", "accuracy", "true", "close", "error", "ode", "solver-dependent", "inconclusive"]
+    columns = [
+        "model",
+        "accuracy",
+        "true",
+        "close",
+        "error",
+        "ode",
+        "solver-dependent",
+        "inconclusive",
+    ]
     columns += ["evaluations", "seconds"]
     with (DOCS / "audit-truth.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(results)
-    names = ["model", "accuracy", "true flips", "too close", "ode", "solver-dependent", "inconclusive", "evaluations"]
+    names = [
+        "model",
+        "accuracy",
+        "true flips",
+        "too close",
+        "ode",
+        "solver-dependent",
+        "inconclusive",
+        "evaluations",
+    ]
     head = f"| {' | '.join(names)} |\n" + "|---" * len(names) + "|"
     rows = "\n".join(f"| {shown(result)} |" for result in results)
     commits = ", ".join(sorted({result["commit"] for result in results}))
@@ -347,11 +387,15 @@ def write(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", type=int, default=len(MODELS), help="only the first so many")
     parser.add_argument("--output_dir", type=Path, default=Path("experiments/audit-truth"))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--again", action="store_true", help="audit again what other sources of the package audited")
+    parser.add_argument(
+        "--again", action="store_true", help="audit again what other sources of the package audited"
+    )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

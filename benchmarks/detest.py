@@ -3,13 +3,15 @@
     python benchmarks/detest.py                    dopri5 beside RK45 and bosh3 beside RK23: a minute of one core
     python benchmarks/detest.py --methods tsit5    another one, beside SciPy's method of that order
 
-Both sides solve each problem with tolerances (relative and absolute alike) from 1e-3 to 1e-10, RK23 and what stands beside it
-to 1e-7. What is compared is how many evaluations of the field they take **for the same error** at the end, against DOP853 with
-a tolerance of 1e-13: the logarithm of the evaluations is interpolated over the logarithm of the error, and the ratio is the
-mean over the errors that both sides reach; the least of them is a hundred times that of the reference.
+Both sides solve each problem with tolerances (relative and absolute alike) from 1e-3 to 1e-10, RK23
+and what stands beside it to 1e-7. What is compared is how many evaluations of the field they take
+**for the same error** at the end, against DOP853 with a tolerance of 1e-13: the logarithm of the
+evaluations is interpolated over the logarithm of the error, and the ratio is the mean over the
+errors that both sides reach; the least of them is a hundred times that of the reference.
 
-The problems: Hull, Enright, Fellen & Sedgwick, Comparing numerical methods for ordinary differential equations, SIAM J.
-Numer. Anal. 9, 1972; classes A (single equations), B (small systems), C (moderate systems), D (orbits), E (of higher order).
+The problems: Hull, Enright, Fellen & Sedgwick, Comparing numerical methods for ordinary
+differential equations, SIAM J. Numer. Anal. 9, 1972; classes A (single equations), B (small
+systems), C (moderate systems), D (orbits), E (of higher order).
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def chain(rates: Array) -> Field:
 
 
 def diffusion(n: int) -> Field:
-    return linear(np.diag(np.full(n, -2.0)) + np.diag(np.ones(n - 1), 1) + np.diag(np.ones(n - 1), -1))
+    return linear(
+        np.diag(np.full(n, -2.0)) + np.diag(np.ones(n - 1), 1) + np.diag(np.ones(n - 1), -1)
+    )
 
 
 def torus(x: float, y: Array) -> Array:
@@ -55,14 +59,37 @@ def torus(x: float, y: Array) -> Array:
     return np.array([-y[1] - y[0] * y[2] / r, y[0] - y[1] * y[2] / r, y[0] / r])
 
 
-MASSES = np.array([0.000954786104043, 0.000285583733151, 0.0000437273164546, 0.0000517759138449, 0.00000277777777778])
+MASSES = np.array(
+    [
+        0.000954786104043,
+        0.000285583733151,
+        0.0000437273164546,
+        0.0000517759138449,
+        0.00000277777777778,
+    ]
+)
 PLANETS = np.array(
     [
-        [[3.42947415189, 3.35386959711, 1.35494901715], [-0.557160570446, 0.505696783289, 0.230578543901]],
-        [[6.64145542550, 5.97156957878, 2.18231499728], [-0.415570776342, 0.365682722812, 0.169143213293]],
-        [[11.2630437207, 14.6952576794, 6.27960525067], [-0.325325669158, 0.189706021964, 0.0877265322780]],
-        [[-30.1552268759, 1.65699966404, 1.43785752721], [-0.0240476254170, -0.287659532608, -0.117219543175]],
-        [[-21.1238353380, 28.4465098142, 15.3882659679], [-0.176860753121, -0.216393453025, -0.0148647893090]],
+        [
+            [3.42947415189, 3.35386959711, 1.35494901715],
+            [-0.557160570446, 0.505696783289, 0.230578543901],
+        ],
+        [
+            [6.64145542550, 5.97156957878, 2.18231499728],
+            [-0.415570776342, 0.365682722812, 0.169143213293],
+        ],
+        [
+            [11.2630437207, 14.6952576794, 6.27960525067],
+            [-0.325325669158, 0.189706021964, 0.0877265322780],
+        ],
+        [
+            [-30.1552268759, 1.65699966404, 1.43785752721],
+            [-0.0240476254170, -0.287659532608, -0.117219543175],
+        ],
+        [
+            [-21.1238353380, 28.4465098142, 15.3882659679],
+            [-0.176860753121, -0.216393453025, -0.0148647893090],
+        ],
     ]
 )
 
@@ -74,7 +101,11 @@ def outer_planets(x: float, y: Array) -> Array:
     apart = z[None] - z[:, None]  # from the planet of the row to that of the column
     distances = np.linalg.norm(apart, axis=2)
     np.fill_diagonal(distances, 1.0)
-    others = np.einsum("k,jki->ji", MASSES, apart / distances[..., None] ** 3) - MASSES @ pull + MASSES[:, None] * pull
+    others = (
+        np.einsum("k,jki->ji", MASSES, apart / distances[..., None] ** 3)
+        - MASSES @ pull
+        + MASSES[:, None] * pull
+    )
     force = 2.95912208286 * (others - (1.00000597682 + MASSES[:, None]) * pull)
     return np.concatenate([velocity.ravel(), force.ravel()])
 
@@ -100,10 +131,16 @@ PROBLEMS: dict[str, tuple[Field, Sequence[float]]] = {
     "A4": (scalar(lambda x, y: y / 4 * (1 - y / 20)), [1.0]),
     "A5": (scalar(lambda x, y: (y - x) / (y + x)), [4.0]),
     "B1": (lambda x, y: np.array([2 * (y[0] - y[0] * y[1]), -(y[1] - y[0] * y[1])]), [1.0, 3.0]),
-    "B2": (linear(np.array([[-1.0, 1.0, 0.0], [1.0, -2.0, 1.0], [0.0, 1.0, -1.0]])), [2.0, 0.0, 1.0]),
+    "B2": (
+        linear(np.array([[-1.0, 1.0, 0.0], [1.0, -2.0, 1.0], [0.0, 1.0, -1.0]])),
+        [2.0, 0.0, 1.0],
+    ),
     "B3": (lambda x, y: np.array([-y[0], y[0] - y[1] ** 2, y[1] ** 2]), [1.0, 0.0, 0.0]),
     "B4": (torus, [3.0, 0.0, 0.0]),
-    "B5": (lambda x, y: np.array([y[1] * y[2], -y[0] * y[2], -0.51 * y[0] * y[1]]), [0.0, 1.0, 1.0]),
+    "B5": (
+        lambda x, y: np.array([y[1] * y[2], -y[0] * y[2], -0.51 * y[0] * y[1]]),
+        [0.0, 1.0, 1.0],
+    ),
     "C1": (chain(np.ones(9)), unit(10)),
     "C2": (chain(np.arange(1.0, 10.0)), unit(10)),
     "C3": (diffusion(10), unit(10)),
@@ -119,7 +156,10 @@ PROBLEMS: dict[str, tuple[Field, Sequence[float]]] = {
         [0.6713967071418030, 0.09540051444747446],
     ),
     "E2": (lambda x, y: np.array([y[1], (1 - y[0] ** 2) * y[1] - y[0]]), [2.0, 0.0]),
-    "E3": (lambda x, y: np.array([y[1], y[0] ** 3 / 6 - y[0] + 2 * np.sin(2.78535 * x)]), [0.0, 0.0]),
+    "E3": (
+        lambda x, y: np.array([y[1], y[0] ** 3 / 6 - y[0] + 2 * np.sin(2.78535 * x)]),
+        [0.0, 0.0],
+    ),
     "E4": (lambda x, y: np.array([y[1], 0.032 - 0.4 * y[1] ** 2]), [30.0, 0.0]),
     "E5": (lambda x, y: np.array([y[1], np.sqrt(1 + y[1] ** 2) / (25 - x)]), [0.0, 0.0]),
 }
@@ -141,7 +181,10 @@ def error(problem: str, end: Array) -> float:
 def theirs(problem: str, method: str) -> Runs:
     """Errors and evaluations of SciPy's method with each tolerance."""
     field, start = PROBLEMS[problem]
-    found = (solve_ivp(field, (0.0, END), start, method, rtol=tol, atol=tol) for tol in TOLERANCES[method])
+    found = (
+        solve_ivp(field, (0.0, END), start, method, rtol=tol, atol=tol)
+        for tol in TOLERANCES[method]
+    )
     return [(error(problem, solution.y[:, -1]), solution.nfev) for solution in found]
 
 
@@ -153,16 +196,22 @@ def ours(problem: str, method: str) -> Runs:
     for tol in TOLERANCES[PEERS[method]].tolist():
         solver = Adaptive(method, tol, tol, max_steps=1_000_000)
         with torch.no_grad():
-            found = solve(lambda t, z: torch.from_numpy(field(float(t), z.numpy())), z0, (0.0, END), solver=solver)
+            found = solve(
+                lambda t, z: torch.from_numpy(field(float(t), z.numpy())),
+                z0,
+                (0.0, END),
+                solver=solver,
+            )
         runs.append((error(problem, found.z.numpy()), found.nfe))
     return runs
 
 
 def compare(a: Runs, b: Runs) -> float:
-    """How many times as many evaluations ``a`` takes as ``b`` for the same error, over the errors that both reach.
+    """How many times as many evaluations ``a`` takes as ``b`` for the same error, over the errors
+    that both reach.
 
-    Errors at the end fall by luck below those of tighter tolerances, so they are sorted: the least one counts as that of the
-    most evaluations.
+    Errors at the end fall by luck below those of tighter tolerances, so they are sorted: the least
+    one counts as that of the most evaluations.
     """
     (x, f), (y, g) = (np.sort(np.log(runs), axis=0).T for runs in (a, b))
     at = np.linspace(max(x[0], y[0]), min(x[-1], y[-1]), 1000)
@@ -175,8 +224,12 @@ def ratio(problem: str, method: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=PEERS, default=["dopri5", "bosh3"], help="embedded methods")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=PEERS, default=["dopri5", "bosh3"], help="embedded methods"
+    )
     methods = parser.parse_args().methods
     torch.set_num_threads(1)
     rows = []

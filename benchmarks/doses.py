@@ -1,8 +1,10 @@
-"""Models that are made to deceive: a short dose that the training solver steps over, at a random place.
+"""Models that are made to deceive: a short dose that the training solver steps over, at a random
+place.
 
-All samples turn at one speed. A dose of Gaussian form turns those that it acts on by a further angle, about half a turn, so that
-the closed form of the flow is a rotation. The time of the dose is that of the solve (`time`), or one of the states (`clock`); it
-acts on all samples, on 5 % of them (`some`), or on each at a time of its own (`own`).
+All samples turn at one speed. A dose of Gaussian form turns those that it acts on by a further
+angle, about half a turn, so that the closed form of the flow is a rotation. The time of the dose is
+that of the solve (`time`), or one of the states (`clock`); it acts on all samples, on 5 % of them
+(`some`), or on each at a time of its own (`own`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from torch import Tensor
 from trueode import FixedStep, NeuralODE
 
 SAMPLES, SOME = 1000, 0.05
-STEPS = (8, 4, 2, 1)  # of rk4: without a dose all but the last is the rotation; fewer where they would see a wide dose
+STEPS = (
+    8,
+    4,
+    2,
+    1,
+)  # of rk4: without a dose all but the last is the rotation; fewer where they would see a wide dose
 LEAST = 0.5  # of the samples that the dose acts on change
 
 
@@ -29,7 +36,10 @@ class Kind(NamedTuple):
     width: float
 
 
-KINDS = [Kind(*each) for each in product(("time", "clock"), ("all", "some", "own"), (1e-1, 1e-2, 1e-3, 1e-4))]
+KINDS = [
+    Kind(*each)
+    for each in product(("time", "clock"), ("all", "some", "own"), (1e-1, 1e-2, 1e-3, 1e-4))
+]
 
 
 class Dosed(NamedTuple):
@@ -40,7 +50,9 @@ class Dosed(NamedTuple):
 
 
 def deceive(kind: Kind, number: int) -> Dosed:
-    """The draw of a number: as many steps of rk4 as leave half of the samples that the dose acts on with another prediction."""
+    """The draw of a number: as many steps of rk4 as leave half of the samples that the dose acts on
+    with another prediction.
+    """
     generator = torch.Generator().manual_seed(1000 * number + KINDS.index(kind))
     for x, speed, angle, side in _draws(kind, generator):
         for n_steps in STEPS:
@@ -52,15 +64,28 @@ def deceive(kind: Kind, number: int) -> Dosed:
 
 
 def _draws(kind: Kind, generator: torch.Generator) -> Iterator[tuple[Tensor, float, float, Tensor]]:
-    """Samples (two states, whether the dose acts on them, its time), the speed, the dose's angle, a direction."""
+    """Samples (two states, whether the dose acts on them, its time), the speed, the dose's angle, a
+    direction.
+    """
     while True:
         speed, share, at, direction = torch.rand(4, generator=generator).tolist()
         state = torch.randn(SAMPLES, 2, generator=generator)
-        acts = (torch.rand(SAMPLES, 1, generator=generator) < (SOME if kind.spread == "some" else 1.0)).float()
-        place = torch.rand(SAMPLES, 1, generator=generator) if kind.spread == "own" else torch.full((SAMPLES, 1), at)
+        acts = (
+            torch.rand(SAMPLES, 1, generator=generator) < (SOME if kind.spread == "some" else 1.0)
+        ).float()
+        place = (
+            torch.rand(SAMPLES, 1, generator=generator)
+            if kind.spread == "own"
+            else torch.full((SAMPLES, 1), at)
+        )
         x = torch.cat([state, acts, 0.05 + 0.9 * place], 1)
         side = 2 * math.pi * direction
-        yield x, 0.5 + speed, (0.6 + 0.8 * share) * math.pi, torch.tensor([math.cos(side), math.sin(side)])
+        yield (
+            x,
+            0.5 + speed,
+            (0.6 + 0.8 * share) * math.pi,
+            torch.tensor([math.cos(side), math.sin(side)]),
+        )
 
 
 def _known(kind: Kind, speed: float, angle: float, side: Tensor, n_steps: int) -> Known:

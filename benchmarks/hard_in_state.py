@@ -1,4 +1,6 @@
-"""Models whose fields are hard at some states: switches, stiffness, blow-up, chaos; and graphs, images and noise."""
+"""Models whose fields are hard at some states: switches, stiffness, blow-up, chaos; and graphs,
+images and noise.
+"""
 
 from __future__ import annotations
 
@@ -39,19 +41,31 @@ def by_scipy(field: Field, x: Tensor) -> Tensor:
     from scipy.integrate import solve_ivp
 
     def flat(t: float, y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        rates: np.ndarray[Any, Any] = field(torch.tensor(t), torch.from_numpy(y).view_as(x)).flatten().numpy()
+        rates: np.ndarray[Any, Any] = (
+            field(torch.tensor(t), torch.from_numpy(y).view_as(x)).flatten().numpy()
+        )
         return rates
 
-    found = solve_ivp(flat, (0.0, 1.0), x.flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-12)
+    found = solve_ivp(
+        flat, (0.0, 1.0), x.flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-12
+    )
     if not found.success:
         raise ArithmeticError(found.message)
     return torch.from_numpy(found.y[:, -1]).view_as(x)
 
 
-def solved(field: Field, solve: Solve | Solver, draw: Callable[[int, int], Tensor], size: int = 2) -> Known:
+def solved(
+    field: Field, solve: Solve | Solver, draw: Callable[[int, int], Tensor], size: int = 2
+) -> Known:
     """A model whose truth is SciPy's."""
     head = Head(size)
-    return Known(network(field, solve, head), draw, lambda x: head(by_scipy(field, x)), "SciPy's DOP853", many=1000)
+    return Known(
+        network(field, solve, head),
+        draw,
+        lambda x: head(by_scipy(field, x)),
+        "SciPy's DOP853",
+        many=1000,
+    )
 
 
 def known(
@@ -60,7 +74,9 @@ def known(
 ) -> Known:  # fmt: skip
     """A model whose flow is in closed form."""
     head = Head(offset=offset)
-    return Known(network(field, solve, head), draw or normal(), lambda x: head(flow(x)), CLOSED, many=many)
+    return Known(
+        network(field, solve, head), draw or normal(), lambda x: head(flow(x)), CLOSED, many=many
+    )
 
 
 def crossing(solve: Solve | Solver) -> Known:
@@ -84,7 +100,9 @@ def repelling(solve: Solve | Solver) -> Known:
     def flow(x: Tensor) -> Tensor:
         side = x[:, 0].sign()
         end = x[:, 0] + side
-        return torch.stack([end, x[:, 1] + 3 * side * (torch.sin(8 * end) - torch.sin(8 * x[:, 0])) / 8], 1)
+        return torch.stack(
+            [end, x[:, 1] + 3 * side * (torch.sin(8 * end) - torch.sin(8 * x[:, 0])) / 8], 1
+        )
 
     return known(field, flow, solve)
 
@@ -118,11 +136,16 @@ def bouncing(solve: Solve | Solver) -> Known:
             down = left > 0
             height = torch.where(down, 0.0, height)
             # from zero, with a speed downwards, until zero again
-            lasting = 2 * (math.pi - torch.atan2(-speed, torch.full_like(speed, omega * level))) / omega
+            lasting = (
+                2 * (math.pi - torch.atan2(-speed, torch.full_like(speed, omega * level))) / omega
+            )
             pressed = torch.where(down, lasting.minimum(left), 0.0)
             c, s = torch.cos(omega * pressed), torch.sin(omega * pressed)
             pushed = level * c + speed / omega * s - level, speed * c - omega * level * s
-            height, speed = torch.where(down, pushed[0], height), torch.where(down, pushed[1], speed)
+            height, speed = (
+                torch.where(down, pushed[0], height),
+                torch.where(down, pushed[1], speed),
+            )
             left = left - pressed
             height = torch.where(left > 0, height.clamp(min=0.0), height)
         return torch.stack([height, speed], 1)
@@ -171,14 +194,18 @@ def blowing(solve: Solve | Solver, low: float, high: float) -> Known:
 
 
 def falling(solve: Solve | Solver) -> Known:
-    """Large states that fall as their cubes: coarse steps grow without end, though nothing blows up."""
+    """Large states that fall as their cubes: coarse steps grow without end, though nothing blows
+    up.
+    """
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         return torch.stack([-50 * z[:, 0] ** 3, 5 * z[:, 0]], 1)
 
     def flow(x: Tensor) -> Tensor:
         root = (1 + 100 * x[:, 0] ** 2).sqrt()
-        return torch.stack([x[:, 0] / root, x[:, 1] + 0.1 * x[:, 0].sign() * ((root - 1) / x[:, 0].abs())], 1)
+        return torch.stack(
+            [x[:, 0] / root, x[:, 1] + 0.1 * x[:, 0].sign() * ((root - 1) / x[:, 0].abs())], 1
+        )
 
     return known(field, flow, solve, uniform(-10.0, 10.0))
 
@@ -206,7 +233,9 @@ class Graph(nn.Module):
 
     def edges(self, x: Tensor) -> Tensor:
         n = len(x)
-        weights = (torch.rand(n, n, generator=torch.Generator().manual_seed(n)) < 4 / n).to(x) + torch.eye(n).to(x)
+        weights = (torch.rand(n, n, generator=torch.Generator().manual_seed(n)) < 4 / n).to(
+            x
+        ) + torch.eye(n).to(x)
         return self.rate * (weights / weights.sum(1, keepdim=True) - torch.eye(n).to(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,7 +250,9 @@ def graph(solve: Solve, rate: float = 3.0) -> Known:
         return torch.linalg.matrix_exp(model.edges(x)) @ x @ model.head.weight.double().T
 
     census = {"population": "all"}
-    return Known(model.eval(), normal(4), exact, "matrix exponential", each=600, many=1200, arguments=census)
+    return Known(
+        model.eval(), normal(4), exact, "matrix exponential", each=600, many=1200, arguments=census
+    )
 
 
 def crowd(solve: Solve) -> Known:
@@ -233,7 +264,9 @@ def crowd(solve: Solve) -> Known:
     head = Head()
 
     def exact(x: Tensor) -> Tensor:
-        return head(as_real(as_complex(x) * torch.polar(torch.ones(1).to(x), 0.0015 * x.square().sum())))
+        return head(
+            as_real(as_complex(x) * torch.polar(torch.ones(1).to(x), 0.0015 * x.square().sum()))
+        )
 
     return Known(Model(field, solve, head).eval(), normal(), exact, CLOSED)
 
@@ -244,7 +277,9 @@ def images(solve: Solve) -> Known:
     kernel = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(3))
 
     def field(t: Tensor, z: Tensor) -> Tensor:
-        return nn.functional.conv2d(nn.functional.pad(z, (1, 1, 1, 1), mode="circular"), 0.5 * kernel.to(z))
+        return nn.functional.conv2d(
+            nn.functional.pad(z, (1, 1, 1, 1), mode="circular"), 0.5 * kernel.to(z)
+        )
 
     def exact(x: Tensor) -> Tensor:
         units = torch.eye(2 * size * size, dtype=torch.float64).view(-1, 2, size, size)
@@ -254,22 +289,40 @@ def images(solve: Solve) -> Known:
     def draw(n: int, seed: int) -> Tensor:
         return torch.randn(n, 2, size, size, generator=torch.Generator().manual_seed(2027 + seed))
 
-    return Known(Model(field, solve, nn.Identity()).eval(), draw, exact, "matrix exponential", each=500, many=1000)
+    return Known(
+        Model(field, solve, nn.Identity()).eval(),
+        draw,
+        exact,
+        "matrix exponential",
+        each=500,
+        many=1000,
+    )
 
 
 class Latent(nn.Module):
-    """A rotation of states to which noise of a seeded generator is added, drawn in single precision, or in that of the states."""
+    """A rotation of states to which noise of a seeded generator is added, drawn in single
+    precision, or in that of the states.
+    """
 
     def __init__(self, solve: Solve, single: bool) -> None:
         super().__init__()
-        self.solve, self.single, self.head, self.speed = solve, single, Head(), nn.Parameter(torch.tensor(5.0))
+        self.solve, self.single, self.head, self.speed = (
+            solve,
+            single,
+            Head(),
+            nn.Parameter(torch.tensor(5.0)),
+        )
 
     def start(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(7), dtype=dtype).to(x)
+        return x + 0.5 * torch.randn(
+            x.shape, generator=torch.Generator().manual_seed(7), dtype=dtype
+        ).to(x)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.start(x, torch.float32 if self.single else x.dtype)
-        return self.head(self.solve(lambda t, z: self.speed * turned(z), z, torch.tensor([0.0, 1.0]))[-1])
+        return self.head(
+            self.solve(lambda t, z: self.speed * turned(z), z, torch.tensor([0.0, 1.0]))[-1]
+        )
 
 
 def latent(solve: Solve, *, single: bool) -> Known:

@@ -1,4 +1,6 @@
-"""Models whose fields change in time: doses, jumps, waves as long as a step, many output times. All flows are in closed form."""
+"""Models whose fields change in time: doses, jumps, waves as long as a step, many output times. All
+flows are in closed form.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def dosed(width: float, at: float, solve: Solve | Solver, *, clock: bool = False
 
 
 def protocol(solve: Solve | Solver) -> Known:
-    """A rotation under a force that jumps at times that are not equally spaced, as a voltage protocol does."""
+    """A rotation under a force that jumps at times that are not equally spaced, as a voltage
+    protocol does.
+    """
     ends = torch.tensor(JUMPS[1:-1], dtype=torch.float64)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -79,11 +83,15 @@ def protocol(solve: Solve | Solver) -> Known:
 
 
 class Controlled(nn.Module):
-    """A linear neural CDE, driven by a path that is interpolated linearly between ``pieces`` + 1 points of each sample."""
+    """A linear neural CDE, driven by a path that is interpolated linearly between ``pieces`` + 1
+    points of each sample.
+    """
 
     def __init__(self, solve: Solve, pieces: int = 8) -> None:
         super().__init__()
-        self.matrices = nn.Parameter(1.2 * torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(5)))
+        self.matrices = nn.Parameter(
+            1.2 * torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(5))
+        )
         self.solve, self.pieces, self.head = solve, pieces, Head(3)
 
     def rates(self, x: Tensor) -> Tensor:
@@ -107,7 +115,9 @@ def controlled(solve: Solve) -> Known:
     model, pieces = Controlled(solve), 8
 
     def draw(n: int, seed: int) -> Tensor:
-        steps = 0.3 * torch.randn(n, pieces + 1, 2, generator=torch.Generator().manual_seed(2027 + seed))
+        steps = 0.3 * torch.randn(
+            n, pieces + 1, 2, generator=torch.Generator().manual_seed(2027 + seed)
+        )
         return steps.cumsum(1)
 
     def exact(x: Tensor) -> Tensor:
@@ -121,7 +131,9 @@ def controlled(solve: Solve) -> Known:
 
 
 def waving(waves: int, solve: Solve | Solver) -> Known:
-    """A rotation, and a force that is a cosine of so many periods: a step of a whole number of them sees a constant."""
+    """A rotation, and a force that is a cosine of so many periods: a step of a whole number of them
+    sees a constant.
+    """
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         return SPEED * turned(z) + torch.cos(2 * math.pi * waves * column(t, z)) * pushed(DOSE, z)
@@ -146,7 +158,15 @@ def oscillating(solve: Solve, speed: float, outputs: int, each: int) -> Known:
     def exact(x: Tensor) -> Tensor:
         return as_real(as_complex(x)[:, None] * torch.exp(rate * times))
 
-    return Known(Model(field, solve, times=times).eval(), normal(), exact, CLOSED, "timeseries", each, max(each, 10))
+    return Known(
+        Model(field, solve, times=times).eval(),
+        normal(),
+        exact,
+        CLOSED,
+        "timeseries",
+        each,
+        max(each, 10),
+    )
 
 
 def following(solve: Solve, outputs: int) -> Known:
@@ -161,7 +181,9 @@ def following(solve: Solve, outputs: int) -> Known:
         led = size * (rate * torch.cos(speed * times) + speed * torch.sin(speed * times))
         return led[:, None] + (x - led[0])[:, None] * torch.exp(-rate * times)[:, None]
 
-    return Known(Model(field, solve, times=times).eval(), normal(), exact, CLOSED, "timeseries", 400, 1200)
+    return Known(
+        Model(field, solve, times=times).eval(), normal(), exact, CLOSED, "timeseries", 400, 1200
+    )
 
 
 JUMPING = {"jump_t": torch.arange(1, 8, dtype=torch.float32) / 8}

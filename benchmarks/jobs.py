@@ -4,9 +4,9 @@
     python benchmarks/jobs.py --before 112bec8            by turns with that of a commit
     python benchmarks/jobs.py --jobs euler --niter 1000    one of them, shorter
 
-``112bec8`` is the last commit without the compiled kernel. What a run spends follows from what it leaves: its history tells the
-seconds of training (checks and certificate included); its last checkpoint is written when training ends, ``audit.json`` when
-evaluation does.
+``112bec8`` is the last commit without the compiled kernel. What a run spends follows from what it
+leaves: its history tells the seconds of training (checks and certificate included); its last
+checkpoint is written when training ends, ``audit.json`` when evaluation does.
 """
 
 from __future__ import annotations
@@ -52,10 +52,22 @@ class Spent(NamedTuple):
 
 def run(source: Path, flags: str, niter: int, folder: Path) -> Spent:
     """Train with the source in a folder; the data is there already."""
-    where = ["--name", "run", "--overwrite", "true", "--output_dir", str(folder), "--data_dir", str(folder / "data")]
+    where = [
+        "--name",
+        "run",
+        "--overwrite",
+        "true",
+        "--output_dir",
+        str(folder),
+        "--data_dir",
+        str(folder / "data"),
+    ]
     words = [*shlex.split(flags), "--niter", str(niter), *where]
     start = time.time()
-    taken = whole([sys.executable, str(source / "train.py"), *words], {**os.environ, "PYTHONPATH": str(source / "src")})
+    taken = whole(
+        [sys.executable, str(source / "train.py"), *words],
+        {**os.environ, "PYTHONPATH": str(source / "src")},
+    )
     path = folder / "run"
     with (path / "history.csv").open(newline="", encoding="utf-8") as file:
         *_, last = csv.DictReader(file)
@@ -99,29 +111,53 @@ def report(names: list[str], niter: int, before: str | None, repeats: int) -> st
                 for tree, path in trees.items():
                     taken[tree].append(run(path, JOBS[name], niter, runs))
                     tell(f"{tree}: {taken[tree][-1]}")
-            medians = {tree: Spent(*map(statistics.median, zip(*all_, strict=True))) for tree, all_ in taken.items()}
+            medians = {
+                tree: Spent(*map(statistics.median, zip(*all_, strict=True)))
+                for tree, all_ in taken.items()
+            }
             for tree, spent in medians.items():
                 ratio = (
                     ""
                     if tree == before or before is None
                     else f"{short(next(iter(medians.values())).whole / spent.whole)} x"
                 )
-                lines.append(f"| {name} | {tree} | {' | '.join(f'{s:.1f} s' for s in spent)} | {ratio} |")
-    lines += ["", *(f"* `{name}`: `python train.py {JOBS[name]} --niter {niter}`" for name in names)]
+                lines.append(
+                    f"| {name} | {tree} | {' | '.join(f'{s:.1f} s' for s in spent)} | {ratio} |"
+                )
+    lines += [
+        "",
+        *(f"* `{name}`: `python train.py {JOBS[name]} --niter {niter}`" for name in names),
+    ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--before", metavar="COMMIT", help="compare with the source of this commit")
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="JOB", help=", ".join(JOBS))
+    parser.add_argument(
+        "--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="JOB", help=", ".join(JOBS)
+    )
     parser.add_argument("--niter", type=count, default=10_000, help="iterations (default: 10 000)")
-    parser.add_argument("--repeats", type=count, default=1, help="runs of each; medians are told (default: 1)")
+    parser.add_argument(
+        "--repeats", type=count, default=1, help="runs of each; medians are told (default: 1)"
+    )
     arguments = parser.parse_args()
-    known = ["git", "-C", str(ROOT), "rev-parse", "--quiet", "--verify", f"{arguments.before}^{{commit}}"]
+    known = [
+        "git",
+        "-C",
+        str(ROOT),
+        "rev-parse",
+        "--quiet",
+        "--verify",
+        f"{arguments.before}^{{commit}}",
+    ]
     if arguments.before is not None and subprocess.run(known, stdout=subprocess.DEVNULL).returncode:
         parser.error(f"--before: there is no commit {arguments.before}")
-    return end_to_end(lambda: report(arguments.jobs, arguments.niter, arguments.before, arguments.repeats))
+    return end_to_end(
+        lambda: report(arguments.jobs, arguments.niter, arguments.before, arguments.repeats)
+    )
 
 
 if __name__ == "__main__":

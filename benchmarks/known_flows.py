@@ -1,4 +1,6 @@
-"""What models of known flow have in common: the model, its samples, its exact outputs, and the share of predictions that change."""
+"""What models of known flow have in common: the model, its samples, its exact outputs, and the
+share of predictions that change.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from trueode import NeuralODE
 from trueode.solvers import Solver
 
 Field = Callable[[Tensor, Tensor], Tensor]
-Solve = Callable[[Field, Tensor, Tensor], Tensor]  # field, initial states and times: states at these times
+Solve = Callable[
+    [Field, Tensor, Tensor], Tensor
+]  # field, initial states and times: states at these times
 ALLOWED = 0.01  # of the spread: so far may numbers move
 
 
@@ -25,7 +29,8 @@ class Known:
     Attributes:
         model: what is audited.
         draw: inputs, so many, of a seed.
-        exact: outputs of inputs in double precision; rows that are not finite cease to exist; None where no truth exists.
+        exact: outputs of inputs in double precision; rows that are not finite cease to exist; None
+            where no truth exists.
         how: how the truth is computed, or why there is none.
         task: of the audit.
         each: samples of an audit.
@@ -54,13 +59,18 @@ class Known:
         """The share of predictions that change, mean over samples; NaN where no truth exists."""
         if self.exact is None:
             return math.nan
-        parts = [self.outputs(self.draw(self.each, 100 + k)) for k in range(max(1, self.many // self.each))]
+        parts = [
+            self.outputs(self.draw(self.each, 100 + k))
+            for k in range(max(1, self.many // self.each))
+        ]
         own, exact = (torch.cat(part) for part in zip(*parts, strict=True))
         return float(changed(own, exact, self.task).double().mean())
 
 
 def changed(own: Tensor, exact: Tensor, task: str = "classification") -> Tensor:
-    """The share of predictions of each sample that are other ones: classes, or numbers that move by more than is allowed."""
+    """The share of predictions of each sample that are other ones: classes, or numbers that move by
+    more than is allowed.
+    """
     if task == "classification":
         lost = ~(own.isfinite() & exact.isfinite()).all(1)
         other = (own.argmax(1) != exact.argmax(1)) | lost
@@ -82,12 +92,18 @@ class Model(nn.Module):
     """
 
     def __init__(
-        self, field: Field, solve: Solve, head: nn.Module | None = None, times: Tensor | None = None, lift: Any = None
+        self,
+        field: Field,
+        solve: Solve,
+        head: nn.Module | None = None,
+        times: Tensor | None = None,
+        lift: Any = None,
     ) -> None:
         super().__init__()
         self.field, self.solve, self.head, self.lift = field, solve, head, lift
         self.register_buffer(
-            "times", torch.tensor([0.0, 1.0], dtype=torch.float64) if times is None else times.double()
+            "times",
+            torch.tensor([0.0, 1.0], dtype=torch.float64) if times is None else times.double(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +112,9 @@ class Model(nn.Module):
 
 
 class Head(nn.Module):
-    """Two logits: a linear function of the first components and its negative. Seeded; about a half of samples are on either side."""
+    """Two logits: a linear function of the first components and its negative. Seeded; about a half
+    of samples are on either side.
+    """
 
     def __init__(self, size: int = 2, seed: int = 5, offset: float = 0.2) -> None:
         super().__init__()
@@ -116,7 +134,9 @@ def network(field: Field, solve: Solve | Solver, head: nn.Module, lift: Any = No
 
 
 def diffeq(method: str, n_steps: int = 0, **how: Any) -> Solve:
-    """Solved by torchdiffeq; with no number of steps the method has a tolerance, or steps from time to time."""
+    """Solved by torchdiffeq; with no number of steps the method has a tolerance, or steps from time
+    to time.
+    """
     from torchdiffeq import odeint
 
     def solve(field: Field, z: Tensor, times: Tensor) -> Tensor:
@@ -148,11 +168,14 @@ def ode(method: str, n_steps: int = 0, tolerance: float = 1e-6) -> Solve:
         term = torchode.ODETerm(field)
         controller = torchode.IntegralController(atol=tolerance, rtol=tolerance, term=term)
         solver = torchode.AutoDiffAdjoint(
-            getattr(torchode, method)(term=term), torchode.FixedStepController() if n_steps else controller
+            getattr(torchode, method)(term=term),
+            torchode.FixedStepController() if n_steps else controller,
         )
         ends = [torch.full((len(z),), float(times[k])).to(z) for k in (0, -1)]
         problem = torchode.InitialValueProblem(y0=z, t_start=ends[0], t_end=ends[1])
-        states: Tensor = solver.solve(problem, dt0=(ends[1] - ends[0]) / n_steps if n_steps else None).ys
+        states: Tensor = solver.solve(
+            problem, dt0=(ends[1] - ends[0]) / n_steps if n_steps else None
+        ).ys
         return states.transpose(0, 1)
 
     return solve
@@ -160,13 +183,16 @@ def ode(method: str, n_steps: int = 0, tolerance: float = 1e-6) -> Solve:
 
 def normal(size: int = 2) -> Callable[[int, int], Tensor]:
     """Inputs of the normal distribution."""
-    return lambda n, seed: torch.randn(n, size, generator=torch.Generator().manual_seed(2027 + seed))
+    return lambda n, seed: torch.randn(
+        n, size, generator=torch.Generator().manual_seed(2027 + seed)
+    )
 
 
 def uniform(low: float, high: float, size: int = 2) -> Callable[[int, int], Tensor]:
     """Inputs of a uniform distribution."""
     return lambda n, seed: (
-        low + (high - low) * torch.rand(n, size, generator=torch.Generator().manual_seed(2027 + seed))
+        low
+        + (high - low) * torch.rand(n, size, generator=torch.Generator().manual_seed(2027 + seed))
     )
 
 
@@ -189,7 +215,9 @@ def as_real(z: Tensor) -> Tensor:
 
 
 def judged(verdict: str, true: float) -> str:
-    """Whether a verdict is right for a true share: empty, or what is wrong with it. No truth (NaN): anything but `ode`."""
+    """Whether a verdict is right for a true share: empty, or what is wrong with it. No truth (NaN):
+    anything but `ode`.
+    """
     if verdict == "ode" and not true <= 0.01:
         return "false `ode`"
     if verdict == "solver-dependent" and true <= 0.01:

@@ -15,10 +15,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe(libraries: Iterable[str]) -> str:
-    """Processor, cores, versions, the path that solves take, the commit, and what else the machine was doing."""
-    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in libraries)]
-    info = subprocess.run([sys.executable, "-m", "trueode", "info"], capture_output=True, text=True, check=True).stdout
-    path = next(line.split(maxsplit=1)[1] for line in info.splitlines() if line.startswith("solves"))
+    """Processor, cores, versions, the path that solves take, the commit, and what else the machine
+    was doing.
+    """
+    versions = [
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in libraries),
+    ]
+    info = subprocess.run(
+        [sys.executable, "-m", "trueode", "info"], capture_output=True, text=True, check=True
+    ).stdout
+    path = next(
+        line.split(maxsplit=1)[1] for line in info.splitlines() if line.startswith("solves")
+    )
     load = f"; load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
     return f"{processor()}, {os.cpu_count()} cores, {platform.system()}{load}. {', '.join(versions)}. trueode: {path}; commit {commit()}."
 
@@ -41,14 +50,18 @@ def commit() -> str:
     """The commit of the source, and whether files differ from it."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
 
     changed = " with changes" if git("status", "--porcelain", "--", "src") else ""
     return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
 
 
 def source() -> str:
-    """A hash of the package's sources, committed or not: results of other ones may be measured again."""
+    """A hash of the package's sources, committed or not: results of other ones may be measured
+    again.
+    """
     digest = sha256()
     for path in sorted((ROOT / "src").rglob("*.[pch]*")):
         if path.suffix in (".py", ".c", ".h"):

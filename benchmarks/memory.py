@@ -1,8 +1,10 @@
-"""Memory of a CIFAR-shaped training step with 64 Euler steps: ``python benchmarks/memory.py SIDE`` prints MiB.
+"""Memory of a CIFAR-shaped training step with 64 Euler steps: ``python benchmarks/memory.py SIDE``
+prints MiB.
 
-That is the most the process ever held during the step, less what it held before, both as the operating system counts. A step
-of one Euler step comes before, so that what libraries load and keep does not count. ``torchdiffeq`` takes its
-back-propagation, ``trueode, checkpoint`` solves with `Checkpoint`.
+That is the most the process ever held during the step, less what it held before, both as the
+operating system counts. A step of one Euler step comes before, so that what libraries load and keep
+does not count. ``torchdiffeq`` takes its back-propagation, ``trueode, checkpoint`` solves with
+`Checkpoint`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def held() -> tuple[float, float]:
     if STATUS.exists():
         lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
         return tuple(int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (
+        20 if sys.platform == "darwin" else 10
+    )
     return most, most
 
 

@@ -1,8 +1,9 @@
-"""The works of `run.py` through diffrax, jitted: ``python benchmarks/peer_diffrax.py WORK SIDE`` serves one.
+"""The works of `run.py` through diffrax, jitted: ``python benchmarks/peer_diffrax.py WORK SIDE``
+serves one.
 
-The fields are written in the form that is fastest for it: the convolution of a signal of two points as one matrix.
-``diffrax`` takes gradients in its default way, ``diffrax, direct`` by direct back-propagation. Weights are those of
-`steps.py`, and the rate of learning leaves them as they are.
+The fields are written in the form that is fastest for it: the convolution of a signal of two points
+as one matrix. ``diffrax`` takes gradients in its default way, ``diffrax, direct`` by direct
+back-propagation. Weights are those of `steps.py`, and the rate of learning leaves them as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 if os.environ.get("NPROC") == "1":  # before XLA starts its threads
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    )
 
 import diffrax
 import jax
@@ -31,11 +34,15 @@ def init(*shapes: tuple[int, int]) -> Weights:
 
 
 def conv_field(t: Any, z: Any, layers: Weights) -> Any:
-    """Conv1d 1 -> 32 -> 32 (width 3) -> 1 on two points: the taps that reach them are one matrix of 64 x 64."""
+    """Conv1d 1 -> 32 -> 32 (width 3) -> 1 on two points: the taps that reach them are one matrix of
+    64 x 64.
+    """
     (w1, b1), (w2, b2), (w3, b3) = layers
     x = jax.nn.relu(z[:, :, None] * w1[0] + b1).reshape(len(z), -1)
     left, middle, right = w2.reshape(3, 32, 32)
-    x = jax.nn.relu(x @ jnp.block([[middle, left], [right, middle]]) + jnp.tile(b2, 2)).reshape(len(z), 2, 32)
+    x = jax.nn.relu(x @ jnp.block([[middle, left], [right, middle]]) + jnp.tile(b2, 2)).reshape(
+        len(z), 2, 32
+    )
     return (x @ w3 + b3)[:, :, 0]
 
 
@@ -44,8 +51,12 @@ def dense_field(t: Any, z: Any, layers: Weights) -> Any:
     return jax.nn.relu(jax.nn.relu(z @ w1 + b1) @ w2 + b2) @ w3 + b3
 
 
-def training_step(field: Callable[..., Any], layers: Weights, adjoint: Any, **how: Any) -> Callable[[], None]:
-    """Fit a linear head on the flow to some labels: loss, gradient and Adam in one compiled function."""
+def training_step(
+    field: Callable[..., Any], layers: Weights, adjoint: Any, **how: Any
+) -> Callable[[], None]:
+    """Fit a linear head on the flow to some labels: loss, gradient and Adam in one compiled
+    function.
+    """
     optimizer = optax.adam(RATE)
     parameters = (layers, init((2, 2)))
     state = optimizer.init(parameters)
@@ -54,7 +65,9 @@ def training_step(field: Callable[..., Any], layers: Weights, adjoint: Any, **ho
     def loss(parameters: Any, x: Any, labels: Any) -> Any:
         layers, [(w, b)] = parameters
         term = diffrax.ODETerm(field)
-        z = diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, args=layers, adjoint=adjoint, **how).ys[-1]
+        z = diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, args=layers, adjoint=adjoint, **how).ys[
+            -1
+        ]
         return optax.softmax_cross_entropy_with_integer_labels(z @ w + b, labels).mean()
 
     @jax.jit
@@ -72,10 +85,16 @@ def training_step(field: Callable[..., Any], layers: Weights, adjoint: Any, **ho
 
 
 def main(work: str, side: str) -> None:
-    adjoint = diffrax.DirectAdjoint() if side == "diffrax, direct" else diffrax.RecursiveCheckpointAdjoint()
+    adjoint = (
+        diffrax.DirectAdjoint()
+        if side == "diffrax, direct"
+        else diffrax.RecursiveCheckpointAdjoint()
+    )
     if work == "euler":
         layers = init((1, 32), (96, 32), (32, 1))
-        step = training_step(conv_field, layers, adjoint, solver=diffrax.Euler(), dt0=1 / 64, max_steps=64)
+        step = training_step(
+            conv_field, layers, adjoint, solver=diffrax.Euler(), dt0=1 / 64, max_steps=64
+        )
     else:
         layers = init((2, 64), (64, 64), (64, 2))
         controller = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)

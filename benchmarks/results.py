@@ -1,10 +1,12 @@
-"""The results that the README shows: trains the models, prints its tables as Markdown, keeps the figures.
+"""The results that the README shows: trains the models, prints its tables as Markdown, keeps the
+figures.
 
     python benchmarks/results.py                                    what needs no files: minutes on two cores
     python benchmarks/results.py --mnist DIR --images DIR           also on images that lie there
 
-Runs go to ``--output_dir`` and are not repeated: a run that is finished there is only read, an interrupted one goes on.
-Tables, with the command of each, go to ``docs/results/README.md``, figures beside it.
+Runs go to ``--output_dir`` and are not repeated: a run that is finished there is only read, an
+interrupted one goes on. Tables, with the command of each, go to ``docs/results/README.md``, figures
+beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ MNIST = "--dataset mnist --network odenet --ch_residual_block 16 --solver rk4 --
 IMAGES = "--dataset image_folder --network odenet --solver euler --step_size 0.125 --lr 0.001 --niter 600"
 PAPER = "--use_step_adaption_algo true --evaluate_test_acc true --niter 10000"
 FIDELITY = "--solver rk4 --use_step_adaption_algo true --adaption_algo fidelity --evaluate_test_acc true --niter 10000"
-PENDULUM = "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.25 --lr 0.001"
+PENDULUM = (
+    "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.25 --lr 0.001"
+)
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,23 @@ def verdict(audit: dict[str, Any]) -> str:
     """The verdict in a few words."""
     if audit["verdict"] != "solver-dependent":
         return {"ode": "behaves as an ODE", "inconclusive": "undecided"}[audit["verdict"]]
-    words = {"better with its solver": "NOT an ODE", "better under the exact flow": "better solved finely"}
+    words = {
+        "better with its solver": "NOT an ODE",
+        "better under the exact flow": "better solved finely",
+    }
     return words.get(audit["performance"]["answer"], "depends on its solver")
 
 
 def checked(audit: dict[str, Any]) -> str:
-    """Own metric, that under the exact flow, changed predictions and the verdict, as cells of a table."""
+    """Own metric, that under the exact flow, changed predictions and the verdict, as cells of a
+    table.
+    """
     performance = audit["performance"]
     value = percent if performance["name"] == "accuracy" else "{:.2g}".format
     flips = f"{percent((audit['flips'] + audit['blown_up']) / audit['n'])} of {audit['n']}"
-    return f"{value(performance['own'])} | {value(performance['exact'])} | {flips} | {verdict(audit)}"
+    return (
+        f"{value(performance['own'])} | {value(performance['exact'])} | {flips} | {verdict(audit)}"
+    )
 
 
 HEAD = "own solver | exact flow | changed predictions | verdict |"
@@ -166,15 +177,25 @@ def shown(run: Run, metric: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("experiments"), help="where the runs go")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("experiments"), help="where the runs go"
+    )
     parser.add_argument("--mnist", metavar="DIR", help="a --data_dir that holds MNIST")
-    parser.add_argument("--images", metavar="DIR", help="a folder with train/CLASS/* and test/CLASS/*")
+    parser.add_argument(
+        "--images", metavar="DIR", help="a folder with train/CLASS/* and test/CLASS/*"
+    )
     arguments = parser.parse_args()
     DOCS.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(arguments.output_dir)
     tested = " --evaluate_test_acc true"
-    parts = ["# Results\n\nWritten by `python benchmarks/results.py`.", default_job(trainer), figure_4a(trainer)]
+    parts = [
+        "# Results\n\nWritten by `python benchmarks/results.py`.",
+        default_job(trainer),
+        figure_4a(trainer),
+    ]
     for name, title, flags in (
         ("adaptation-paper", "The paper's adaptation", PAPER),
         ("adaptation-fidelity", "The fidelity adaptation", FIDELITY),
@@ -186,8 +207,9 @@ def main() -> None:
     run.keep("time_series", "pendulum")
     figure = "\n\n![Predicted trajectories of the pendulum](pendulum.png)"
     parts.append(single("Pendulum", PENDULUM + tested, run, run.audit, figure))
-    # The default budget of the closing verdict is too small for so short a run of so large a field; these are enough for
-    # some hundred digits and a hundred photographs: convolutions in double precision are slow.
+    # The default budget of the closing verdict is too small for so short a run of so large a field;
+    # these are enough for some hundred digits and a hundred photographs: convolutions in double
+    # precision are slow.
     for name, title, flags, folder, budget in (
         ("mnist", "MNIST", MNIST, arguments.mnist, "0.6"),
         ("images", "A folder of images", IMAGES, arguments.images, "0.17"),

@@ -78,7 +78,9 @@ COMPARISONS = {
         gradient_flops(128 * 64 * SPHERE2),
     ),
     "rk4": Comparison(
-        "the same with rk4, h = 1/16", (("trueode", "torchdiffeq", 30),), gradient_flops(128 * 4 * 16 * SPHERE2)
+        "the same with rk4, h = 1/16",
+        (("trueode", "torchdiffeq", 30),),
+        gradient_flops(128 * 4 * 16 * SPHERE2),
     ),
     "dopri5": Comparison(
         "training step, dense field 2-64-64-2, batch 128, dopri5, tol 1e-5",
@@ -102,25 +104,35 @@ LIMIT = "torch.mm"
 
 
 def compare(work: str, seconds: float) -> Found:
-    """Training steps, or forward solves, of all sides; ours also against the arithmetic of matrix products."""
+    """Training steps, or forward solves, of all sides; ours also against the arithmetic of matrix
+    products.
+    """
     title, wanted, flops = COMPARISONS[work]
     installed = [each for each in wanted if find_spec(each[1]) is not None]
     for peer in {peer for _, peer, _ in wanted} - {peer for _, peer, _ in installed}:
         tell(f"{peer} is not installed: its rows are left out")
-    names = list(dict.fromkeys([*(peer for _, peer, _ in installed), *(own for own, _, _ in wanted)]))
+    names = list(
+        dict.fromkeys([*(peer for _, peer, _ in installed), *(own for own, _, _ in wanted)])
+    )
     sides = [
         Side("peer_diffrax.py" if name == "diffrax" else "steps.py", (work, variant), threads)
         for name in names
         for variant in VARIANTS.get(name, (name,))
         for threads in THREADS
     ]
-    sides += [Side("steps.py", ("product", LIMIT), threads) for threads in THREADS if flops is not None]
+    sides += [
+        Side("steps.py", ("product", LIMIT), threads) for threads in THREADS if flops is not None
+    ]
     medians = [statistics.median(taken) for taken in take_turns(sides, seconds)]
 
     def best(name: str, *threads: int) -> Best:
         found = zip(sides, medians, strict=True)
         fitting = VARIANTS.get(name, (name,))
-        return min(Best(s, side.threads) for side, s in found if side.name in fitting and side.threads in threads)
+        return min(
+            Best(s, side.threads)
+            for side, s in found
+            if side.name in fitting and side.threads in threads
+        )
 
     rows = []
     for own, peer, limit in installed:
@@ -135,7 +147,9 @@ def compare(work: str, seconds: float) -> Found:
 
 
 def share(work: str, flops: float, ours: Best, product: Best) -> str:
-    """How much of the machine's arithmetic a work takes, beside a product of matrices on as many threads."""
+    """How much of the machine's arithmetic a work takes, beside a product of matrices on as many
+    threads.
+    """
     rate, peak = (1e-9 * n / best.seconds for n, best in ((flops, ours), (2 * 1024**3, product)))
     return (
         f"`{work}` is {short(flops / 1e9)} GFLOP, at {short(rate)} GFLOP/s with {ours.threads} thread(s): "
@@ -146,8 +160,9 @@ def share(work: str, flops: float, ours: Best, product: Best) -> str:
 def memory(seconds: float) -> Found:
     """Of a training step of 64 steps with `Checkpoint`, above what the process holds before it.
 
-    Freed tensors go back to the system at once here. By default glibc keeps them in its heap, from where they may or may not
-    serve again: that differs from run to run by a factor of ten, and takes less time.
+    Freed tensors go back to the system at once here. By default glibc keeps them in its heap, from
+    where they may or may not serve again: that differs from run to run by a factor of ten, and
+    takes less time.
     """
     if find_spec("torchdiffeq") is None:
         tell("torchdiffeq is not installed: the memory is not compared")
@@ -157,7 +172,17 @@ def memory(seconds: float) -> Found:
     by_default = " and ".join(f"{told('memory.py', side):.0f} MiB" for side in sides)
     title = "memory of the CIFAR-shaped step at h = 1/64, `Checkpoint`, above what the process holds before it"
     return Found(
-        [Row(title, "torchdiffeq, back-propagation", f"{theirs:.0f} MiB", f"{own:.0f} MiB", own / theirs, 0.1, False)],
+        [
+            Row(
+                title,
+                "torchdiffeq, back-propagation",
+                f"{theirs:.0f} MiB",
+                f"{own:.0f} MiB",
+                own / theirs,
+                0.1,
+                False,
+            )
+        ],
         [
             f"`memory`: with `{GIVES_BACK_AS_SET}`; without it the process grows by {by_default}, what glibc keeps included"
         ],
@@ -177,7 +202,9 @@ def default_job(seconds: float) -> Found:
         statistics.median(times[1:]) for times in (imports, jobs)
     )  # the first warms the disk, makes the data
     title = "default job, `python train.py`, whole process"
-    return Found([Row(title, "`import torch`", f"{theirs:.2f} s", f"{own:.2f} s", own / theirs, 2.5, False)])
+    return Found(
+        [Row(title, "`import torch`", f"{theirs:.2f} s", f"{own:.2f} s", own / theirs, 2.5, False)]
+    )
 
 
 def job_in(folder: str) -> list[str]:
@@ -203,17 +230,28 @@ def neighbour(seconds: float) -> Found:
 
 
 def growth(seconds: float) -> Found:
-    """Time per floating point operation of the solve alone, over the number of steps, the batch and the width."""
+    """Time per floating point operation of the solve alone, over the number of steps, the batch and
+    the width.
+    """
     runs = [told("scaling.py", str(seconds / 4), threads=threads) for threads in THREADS]
     rows, remarks = [], []
     for name, points in SERIES.items():
         times = [min(run[name][i] for run in runs) for i in range(len(points))]
-        each = [1e9 * t / point.flops for t, point in zip(times, points, strict=True)]  # seconds per GFLOP
+        each = [
+            1e9 * t / point.flops for t, point in zip(times, points, strict=True)
+        ]  # seconds per GFLOP
         sizes = [getattr(point, name) for point in points]
         title = f"time per operation of a solve and its gradient, {name} {sizes[0]} to {sizes[-1]}"
         cells = (f"{1e3 * x:.2f} ms/GFLOP" for x in (min(each), max(each)))
         rows.append(
-            Row(f"{title}: the worst", "the best", *cells, max(each) / min(each), 2 if name == "width" else 1.5, False)
+            Row(
+                f"{title}: the worst",
+                "the best",
+                *cells,
+                max(each) / min(each),
+                2 if name == "width" else 1.5,
+                False,
+            )
         )
         rates = ", ".join(f"{size}: {short(1 / x)}" for size, x in zip(sizes, each, strict=True))
         remarks.append(f"`growth`, GFLOP/s by {name}: {rates}")
@@ -225,7 +263,9 @@ def two_processes(seconds: float) -> Found:
     one, other = (Side("steps.py", ("euler", "trueode"), 1) for _ in range(2))
     alone, together = map(statistics.median, side_by_side(one, other, seconds))
     title = "two processes side by side, a thread each: training steps as above"
-    return Found([Row(title, "one process", f"{alone:.0f} /s", f"{together:.0f} /s", together / alone, 1.9)])
+    return Found(
+        [Row(title, "one process", f"{alone:.0f} /s", f"{together:.0f} /s", together / alone, 1.9)]
+    )
 
 
 def audit_cost(seconds: float) -> Found:
@@ -233,7 +273,9 @@ def audit_cost(seconds: float) -> Found:
     if find_spec("torchdiffeq") is None:
         tell("torchdiffeq is not installed: no model of it is audited")
         return Found([])
-    theirs, own = map(min, zip(*(told("audit_cost.py", threads=threads) for threads in THREADS), strict=True))
+    theirs, own = map(
+        min, zip(*(told("audit_cost.py", threads=threads) for threads in THREADS), strict=True)
+    )
     title = "audit of 1000 samples, Sphere2, Euler h = 1/64"
     against = "200 training iterations, torchdiffeq"
     return Found([Row(title, against, f"{theirs:.1f} s", f"{own:.1f} s", own / theirs, 1, False)])

@@ -1,11 +1,12 @@
-"""Speed and memory against torchdiffeq, torchode and diffrax, as ratios in one run: ``make bench`` prints Markdown.
+"""Speed and memory against torchdiffeq, torchode and diffrax, as ratios in one run: ``make bench``
+prints Markdown.
 
     python benchmarks/run.py                         all rows: minutes
     python benchmarks/run.py --rows euler cifar      these alone
     python benchmarks/run.py --write                 all rows, also into benchmarks/README.md
 
-Times are medians of steps, each side at its best of one and two threads, and of diffrax's ways to take gradients at the better
-one. `turns.py` tells how sides are kept from disturbing each other.
+Times are medians of steps, each side at its best of one and two threads, and of diffrax's ways to
+take gradients at the better one. `turns.py` tells how sides are kept from disturbing each other.
 """
 
 from __future__ import annotations
@@ -53,18 +54,31 @@ def write(text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seconds", type=seconds, default=4.0, help="time for each side and number of threads of a row (default: 4)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--write", action="store_true", help="write the result into benchmarks/README.md as well")
+    parser.add_argument(
+        "--seconds",
+        type=seconds,
+        default=4.0,
+        help="time for each side and number of threads of a row (default: 4)",
+    )
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the result into benchmarks/README.md as well"
+    )
     arguments = parser.parse_args()
     if arguments.write and set(arguments.rows) != set(ROWS):
         parser.error("--write needs all rows: what stands there was measured in one run")
 
     def measure() -> str:
-        text = report(arguments.rows, arguments.seconds, shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]))
+        text = report(
+            arguments.rows,
+            arguments.seconds,
+            shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        )
         if arguments.write:
             write(text)
         return text

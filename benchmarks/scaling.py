@@ -1,7 +1,9 @@
-"""How the cost of a solve grows: ``python benchmarks/scaling.py SECONDS`` prints it as JSON, for the threads it is given.
+"""How the cost of a solve grows: ``python benchmarks/scaling.py SECONDS`` prints it as JSON, for
+the threads it is given.
 
-A solve forward and backward of Sphere2's ``simple_odenet`` by Euler steps: alone, without loss and optimiser. From 64 steps, a
-batch of 128 and 32 channels, each of the three grows while the others stay. Points of a series take turns.
+A solve forward and backward of Sphere2's ``simple_odenet`` by Euler steps: alone, without loss and
+optimiser. From 64 steps, a batch of 128 and 32 channels, each of the three grows while the others
+stay. Points of a series take turns.
 """
 
 from __future__ import annotations

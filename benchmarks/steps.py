@@ -1,8 +1,10 @@
-"""The works of `run.py` through trueode, torchdiffeq and torchode: ``python benchmarks/steps.py WORK SIDE`` serves one.
+"""The works of `run.py` through trueode, torchdiffeq and torchode:
+``python benchmarks/steps.py WORK SIDE`` serves one.
 
-A training step is forward, loss, backward and Adam. All sides have the same layers with the same weights, and a rate of
-learning that leaves them as they are: a side that takes more steps would otherwise go on to other weights, and adaptive solvers
-to other steps. torchdiffeq's rk4 is the 3/8 rule, which takes as many evaluations as the classical one.
+A training step is forward, loss, backward and Adam. All sides have the same layers with the same
+weights, and a rate of learning that leaves them as they are: a side that takes more steps would
+otherwise go on to other weights, and adaptive solvers to other steps. torchdiffeq's rk4 is the 3/8
+rule, which takes as many evaluations as the classical one.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class PlainField(nn.Module):
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.net = nn.Sequential(*layers)
-        self._fill([layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)])
+        self._fill(
+            [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)]
+        )
 
     @torch.no_grad()
     def _fill(self, layers: list[nn.Linear | nn.Conv1d | nn.Conv2d]) -> None:
@@ -48,13 +52,17 @@ def conv_field(dim: int, channels: int, hidden: int) -> PlainField:
     """The layers of ``simple_odenet`` (dim 1) and ``odenet`` (dim 2)."""
     conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d if dim == 1 else nn.Conv2d
     middle = conv(hidden, hidden, 3, padding=1)
-    return PlainField(conv(channels, hidden, 1), nn.ReLU(), middle, nn.ReLU(), conv(hidden, channels, 1))
+    return PlainField(
+        conv(channels, hidden, 1), nn.ReLU(), middle, nn.ReLU(), conv(hidden, channels, 1)
+    )
 
 
 def dense_field(width: int, hidden: int) -> PlainField:
     """The layers of ``linear_odenet``."""
     middle = nn.Linear(hidden, hidden)
-    return PlainField(nn.Linear(width, hidden), nn.ReLU(), middle, nn.ReLU(), nn.Linear(hidden, width))
+    return PlainField(
+        nn.Linear(width, hidden), nn.ReLU(), middle, nn.ReLU(), nn.Linear(hidden, width)
+    )
 
 
 def own_field(plain: PlainField, network: str, shape: tuple[int, ...], hidden: int) -> nn.Module:
@@ -67,7 +75,9 @@ def own_field(plain: PlainField, network: str, shape: tuple[int, ...], hidden: i
 
 
 def training_step(flow: Flow, field: nn.Module, x: Tensor, classes: int, own: bool) -> Step:
-    """Fit a linear head on the flow to some labels, with the optimiser that trueode trains with, or torch's fastest one."""
+    """Fit a linear head on the flow to some labels, with the optimiser that trueode trains with, or
+    torch's fastest one.
+    """
     head = nn.Linear(x[0].numel(), classes)
     parameters = [*field.parameters(), *head.parameters()]
     if own:
@@ -98,11 +108,17 @@ def forward_step(flow: Flow, x: Tensor) -> Step:
 
 
 def through_torchdiffeq(field: nn.Module, method: str, n_steps: int | None = None) -> Flow:
-    """``odeint`` with its back-propagation; without a number of steps, they follow from the tolerance."""
+    """``odeint`` with its back-propagation; without a number of steps, they follow from the
+    tolerance.
+    """
     from torchdiffeq import odeint
 
     times = torch.tensor([0.0, 1.0])
-    how = {"rtol": TOLERANCE, "atol": TOLERANCE} if n_steps is None else {"options": {"step_size": 1 / n_steps}}
+    how = (
+        {"rtol": TOLERANCE, "atol": TOLERANCE}
+        if n_steps is None
+        else {"options": {"step_size": 1 / n_steps}}
+    )
     return lambda z: odeint(field, z, times, method=method, **how)[-1]
 
 
@@ -121,12 +137,18 @@ def through_torchode(field: nn.Module) -> Flow:
     return flow
 
 
-def through_trueode(field: nn.Module, method: str, n_steps: int | None = None, checkpoint: bool = False) -> Flow:
+def through_trueode(
+    field: nn.Module, method: str, n_steps: int | None = None, checkpoint: bool = False
+) -> Flow:
     """`NeuralODE` with its default gradient, or with `Checkpoint`."""
     from trueode import Adaptive, FixedStep, NeuralODE
     from trueode.solvers import Checkpoint
 
-    solver = Adaptive(method, TOLERANCE, TOLERANCE) if n_steps is None else FixedStep(method, n_steps=n_steps)
+    solver = (
+        Adaptive(method, TOLERANCE, TOLERANCE)
+        if n_steps is None
+        else FixedStep(method, n_steps=n_steps)
+    )
     return NeuralODE(field, solver=solver, gradient=Checkpoint() if checkpoint else None)
 
 
@@ -161,7 +183,11 @@ def cifar_parts(side: str, n_steps: int) -> tuple[Flow, nn.Module, Tensor]:
         from trueode.fields import Autocast
 
         field = Autocast(field, torch.bfloat16)
-    return through_trueode(field, "euler", n_steps, checkpoint=side == "trueode, checkpoint"), field, x
+    return (
+        through_trueode(field, "euler", n_steps, checkpoint=side == "trueode, checkpoint"),
+        field,
+        x,
+    )
 
 
 PRODUCT = 1024

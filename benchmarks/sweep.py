@@ -3,9 +3,10 @@
     python benchmarks/sweep.py                       twelve runs of Sphere2, three turns: about ten minutes
     python benchmarks/sweep.py --runs 4 --niter 500  fewer and shorter ones
 
-Three ways of doing the same runs take turns, each in a process of its own: one after the other by the function that `train.py`
-calls (the bare runs); `trueode sweep` with one worker; the same with two. All have one thread for each run, import PyTorch once
-for each process that trains, and start with the data in its place. Times are of whole commands.
+Three ways of doing the same runs take turns, each in a process of its own: one after the other by
+the function that `train.py` calls (the bare runs); `trueode sweep` with one worker; the same with
+two. All have one thread for each run, import PyTorch once for each process that trains, and start
+with the data in its place. Times are of whole commands.
 """
 
 from __future__ import annotations
@@ -49,13 +50,21 @@ def measure(way: str, runs: int, niter: int, folder: Path) -> float:
     place = Path(tempfile.mkdtemp(dir=folder))
     if way == "bare":
         values = [
-            {**base, "random_seed": seed, "name": str(seed), "output_dir": str(place), "torch_threads": 1}
+            {
+                **base,
+                "random_seed": seed,
+                "name": str(seed),
+                "output_dir": str(place),
+                "torch_threads": 1,
+            }
             for seed in range(runs)
         ]
         command = [sys.executable, "-c", BARE, json.dumps(values)]
     else:
         plan = place / "plan.yaml"  # JSON is YAML
-        plan.write_text(json.dumps({"name": "plan", "base": base, "axes": {"random_seed": list(range(runs))}}))
+        plan.write_text(
+            json.dumps({"name": "plan", "base": base, "axes": {"random_seed": list(range(runs))}})
+        )
         words = ["sweep", str(plan), "--output_dir", str(place / "out"), "--workers", way]
         command = [sys.executable, "-m", "trueode", *words]
     return whole(command, with_threads(1))
@@ -79,7 +88,9 @@ def report(runs: int, niter: int, repeats: int) -> str:
             "|---|---|---|",
             *(
                 f"| {told} | {statistics.median(times):.1f} | {min(times):.1f}, {max(times):.1f} |"
-                for told, times in zip(("bare", "sweep, one worker", "sweep, two workers"), taken.values(), strict=True)
+                for told, times in zip(
+                    ("bare", "sweep, one worker", "sweep, two workers"), taken.values(), strict=True
+                )
             ),
             "",
             f"Overhead of the sweep: {100 * overhead:.1f} % (wanted: at most {100 * WANTED['overhead']:.0f} %). Two workers: "
@@ -90,10 +101,16 @@ def report(runs: int, niter: int, repeats: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=count, default=12, help="in the plan (default: 12)")
-    parser.add_argument("--niter", type=count, default=3000, help="iterations of each (default: 3000)")
-    parser.add_argument("--repeats", type=count, default=3, help="turns; medians are told (default: 3)")
+    parser.add_argument(
+        "--niter", type=count, default=3000, help="iterations of each (default: 3000)"
+    )
+    parser.add_argument(
+        "--repeats", type=count, default=3, help="turns; medians are told (default: 3)"
+    )
     arguments = parser.parse_args()
     return end_to_end(lambda: report(arguments.runs, arguments.niter, arguments.repeats))
 

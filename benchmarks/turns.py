@@ -1,13 +1,15 @@
 """Sides of a comparison take turns, each in a process of its own.
 
-Every side of a row, and every number of threads, is a process that runs its step again and again while it has its turn, and
-sleeps otherwise. So a slow moment of the machine meets all sides, and none disturbs another one: in a common process, the
-threads of the side before would still wait actively (OpenMP's do for some milliseconds) on the core that the next side's
-threads need, and what one leaves behind in allocators and caches would be the other's. A pause between turns lets waiting
-threads fall asleep, and the first step of a turn does not count. Nothing is set that users do not have by default, but for
-the number of threads: OMP_NUM_THREADS (PyTorch), NPROC (XLA).
+Every side of a row, and every number of threads, is a process that runs its step again and again
+while it has its turn, and sleeps otherwise. So a slow moment of the machine meets all sides, and
+none disturbs another one: in a common process, the threads of the side before would still wait
+actively (OpenMP's do for some milliseconds) on the core that the next side's threads need, and what
+one leaves behind in allocators and caches would be the other's. A pause between turns lets waiting
+threads fall asleep, and the first step of a turn does not count. Nothing is set that users do not
+have by default, but for the number of threads: OMP_NUM_THREADS (PyTorch), NPROC (XLA).
 
-A side's script calls `serve`; `Side` starts it and asks for turns. What has no other side comes from a script that prints it: `told`.
+A side's script calls `serve`; `Side` starts it and asks for turns. What has no other side comes
+from a script that prints it: `told`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ TURN, PAUSE, FEWEST = 0.5, 0.2, 5  # seconds, seconds, steps that a median needs
 
 
 def serve(step: Callable[[], object]) -> None:
-    """In the process of a side: run the step for as many seconds as each line of the input says; answer with its times."""
+    """In the process of a side: run the step for as many seconds as each line of the input says;
+    answer with its times.
+    """
     for line in sys.stdin:
         step()
         print(json.dumps(timed(step, float(line), fewest=1)), flush=True)
@@ -72,7 +76,10 @@ class Side:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._process.kill()  # it has nothing to lose
         self._process.communicate()
@@ -88,7 +95,9 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ChildProcessError(f"the process of {self.name} ended with code {self._process.wait()}")
+            raise ChildProcessError(
+                f"the process of {self.name} ended with code {self._process.wait()}"
+            )
         times: list[float] = json.loads(line)
         return times
 
@@ -98,7 +107,9 @@ def with_threads(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "NPROC": str(threads)}
 
 
-def told(script: str, *words: str, threads: int | None = None, settings: Mapping[str, str] | None = None) -> Any:
+def told(
+    script: str, *words: str, threads: int | None = None, settings: Mapping[str, str] | None = None
+) -> Any:
     """The JSON that a script of this folder prints, in a process of its own.
 
     Args:
@@ -109,7 +120,9 @@ def told(script: str, *words: str, threads: int | None = None, settings: Mapping
     """
     command = [sys.executable, str(HERE / script), *words]
     environment = {**(os.environ if threads is None else with_threads(threads)), **(settings or {})}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
     return json.loads(done.stdout)
 
 
@@ -128,7 +141,9 @@ def whole(command: Sequence[str], environment: Mapping[str, str] | None = None) 
 
 
 def take_turns(sides: Sequence[Side], seconds: float) -> list[list[float]]:
-    """Times of the steps of each side, in seconds: as many turns as it takes until each has had its time."""
+    """Times of the steps of each side, in seconds: as many turns as it takes until each has had its
+    time.
+    """
     times: list[list[float]] = [[] for _ in sides]
     with ExitStack() as stack:
         for side in sides:

@@ -4,9 +4,10 @@
     python -m campaign --short                        a few cases of each
     python -m campaign --seed 3 --only kills:17       one case, to see its fault again
 
-Outcomes: equal (bit for bit what comes out undisturbed), told (a message, exit code 1 or 2), done (ended well where the damage
-left nothing to compare with); or a fault: traceback, hang, different, outside (something that is not the run's was touched),
-exit code (another one than documented, or no message). Exit code: 0, or 1 when there was a fault.
+Outcomes: equal (bit for bit what comes out undisturbed), told (a message, exit code 1 or 2), done
+(ended well where the damage left nothing to compare with); or a fault: traceback, hang, different,
+outside (something that is not the run's was touched), exit code (another one than documented, or no
+message). Exit code: 0, or 1 when there was a fault.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     seed, short = arguments.seed, arguments.short
     numbers = {
-        name: (SHORT if short else WHOLE)[name] if (n := getattr(arguments, name)) is None else n for name in ATTACKS
+        name: (SHORT if short else WHOLE)[name] if (n := getattr(arguments, name)) is None else n
+        for name in ATTACKS
     }
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
@@ -62,15 +64,24 @@ def _parser() -> argparse.ArgumentParser:
         "campaign", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--seed", type=int, default=random.randrange(10**6), help="of all cases (default: another one each time)"
+        "--seed",
+        type=int,
+        default=random.randrange(10**6),
+        help="of all cases (default: another one each time)",
     )
     parser.add_argument("--minutes", type=float, default=20.0, help="no case is begun later (20)")
     for name, number in WHOLE.items():
-        parser.add_argument(f"--{name}", type=_count, metavar="N", help=f"how many to try ({number})")
+        parser.add_argument(
+            f"--{name}", type=_count, metavar="N", help=f"how many to try ({number})"
+        )
     parser.add_argument("--short", action="store_true", help="a few of each")
     parser.add_argument("--only", type=_case, metavar="ATTACK:NUMBER", help="one case")
     parser.add_argument(
-        "--processes", type=_count, default=os.cpu_count() or 1, metavar="N", help="cases at the same time"
+        "--processes",
+        type=_count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="cases at the same time",
     )
     return parser
 

@@ -38,8 +38,8 @@ class Tried(NamedTuple):
         attack: its name.
         number: of the case.
         what: was done.
-        outcome: ``"equal"``, bit for bit; ``"told"``, a message and exit code 1 or 2; ``"done"``, it ended well where the damage
-            left nothing to compare with; or one of ``FAULTS``.
+        outcome: ``"equal"``, bit for bit; ``"told"``, a message and exit code 1 or 2; ``"done"``,
+            it ended well where the damage left nothing to compare with; or one of ``FAULTS``.
         told: more of a fault.
         seconds: it took.
     """
@@ -75,20 +75,30 @@ def attempt(attack: str, number: int, seed: int, folder: Path) -> Tried:
         outcome, told = fault.outcome, fault.told
     finally:
         shutil.rmtree(here, ignore_errors=True)
-    return Tried(attack, number, place.what[:LONGEST], outcome, told[-LONGEST:], time.perf_counter() - begin)
+    return Tried(
+        attack, number, place.what[:LONGEST], outcome, told[-LONGEST:], time.perf_counter() - begin
+    )
 
 
 def plan(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Cases in an order in which all attacks advance together; ``numbers``: things to try, by attack."""
+    """Cases in an order in which all attacks advance together; ``numbers``: things to try, by
+    attack.
+    """
     counts = {attack: -(-number // EACH[attack]) for attack, number in numbers.items()}
-    cases = [((number + 0.5) / count, attack, number) for attack, count in counts.items() for number in range(count)]
+    cases = [
+        ((number + 0.5) / count, attack, number)
+        for attack, count in counts.items()
+        for number in range(count)
+    ]
     return [(attack, number) for _, attack, number in sorted(cases)]
 
 
 def carry_out(
     cases: Iterable[tuple[str, int]], seed: int, folder: Path, processes: int, until: float
 ) -> Iterator[Tried]:
-    """Carry out cases in several processes; after the time ``until`` of `time.monotonic`, none is begun."""
+    """Carry out cases in several processes; after the time ``until`` of `time.monotonic`, none is
+    begun.
+    """
     left = iter(cases)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         running = {pool.submit(attempt, *case, seed, folder) for case in islice(left, processes)}
@@ -109,7 +119,8 @@ def table(tried: Sequence[Tried]) -> str:
         outcomes = [case.outcome for case in tried if case.attack == attack]
         if outcomes:
             counts = [
-                outcomes.count(outcome) * (EACH[attack] if outcome in GOOD else 1) for outcome in (*GOOD, *FAULTS)
+                outcomes.count(outcome) * (EACH[attack] if outcome in GOOD else 1)
+                for outcome in (*GOOD, *FAULTS)
             ]
             rows.append([attack, *map(str, (len(outcomes) * EACH[attack], *counts))])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

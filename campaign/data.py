@@ -1,4 +1,6 @@
-"""Data sets that are damaged, of the wrong kind, or made to do harm: files of arrays, and folders of images."""
+"""Data sets that are damaged, of the wrong kind, or made to do harm: files of arrays, and folders
+of images.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,23 @@ from campaign.place import Place
 ARRAYS = "--dataset arrays --network linear_odenet --act tanh"
 IMAGES = "--dataset image_folder --network odenet --num_threads 0"
 COMMON = "--name run --niter 2 --ch_residual_block 4 --batch_size 8 --torch_threads 1"
-TYPES = ("f8", ">f8", "f4", "f2", "i8", "u8", "u1", "?", "c16", "O", "U3", "S2", "M8[s]", "V8", "f8,i4")
+TYPES = (
+    "f8",
+    ">f8",
+    "f4",
+    "f2",
+    "i8",
+    "u8",
+    "u1",
+    "?",
+    "c16",
+    "O",
+    "U3",
+    "S2",
+    "M8[s]",
+    "V8",
+    "f8,i4",
+)
 SHAPES = (
     (0,),
     (),
@@ -33,7 +51,18 @@ SHAPES = (
 )
 VALUES = (0.0, -1.0, 1e308, -1e308, 5e-324, np.nan, np.inf, -np.inf, 1e19, 2.0**63, 0.5, 2019.5)
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "LA", "YCbCr")
-NAMES = ("0.png", "a b.PNG", "☃.bmp", ".hidden.png", "x\n.png", "[red].gif", "%s.tif", "0.jpg", "no-ending", "0.webp")
+NAMES = (
+    "0.png",
+    "a b.PNG",
+    "☃.bmp",
+    ".hidden.png",
+    "x\n.png",
+    "[red].gif",
+    "%s.tif",
+    "0.jpg",
+    "no-ending",
+    "0.webp",
+)
 
 
 def attempt(number: int, place: Place) -> str:
@@ -42,7 +71,10 @@ def attempt(number: int, place: Place) -> str:
     data.mkdir()
     if number % 3 < 2:
         words = [*ARRAYS.split(), "--data_dir", str(_arrays(data, random, place))]
-        words += ["--task", random.choice(("auto", "auto", "classification", "regression", "timeseries"))]
+        words += [
+            "--task",
+            random.choice(("auto", "auto", "classification", "regression", "timeseries")),
+        ]
     else:
         words = [*IMAGES.split(), "--data_dir", str(_images(data, random, place))]
         words += random.choice(([], ["--image_size", "4"]))
@@ -85,7 +117,18 @@ def _arrays(folder: Path, random: Random, place: Place) -> Path:
 def _harm(path: Path, random: Random, place: Place) -> str:
     """Damage a file as a file."""
     content = path.read_bytes()
-    how = random.choice(("truncated", "flipped", "a header that lies", "empty", "text", "a folder", "a pipe", "a link"))
+    how = random.choice(
+        (
+            "truncated",
+            "flipped",
+            "a header that lies",
+            "empty",
+            "text",
+            "a folder",
+            "a pipe",
+            "a link",
+        )
+    )
     path.unlink()
     if how == "truncated":
         path.write_bytes(content[: random.randrange(len(content))])
@@ -96,7 +139,8 @@ def _harm(path: Path, random: Random, place: Place) -> str:
     elif how == "a header that lies":
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
-            header, {"descr": "<f8", "fortran_order": False, "shape": (10 ** random.randint(5, 14), 2)}
+            header,
+            {"descr": "<f8", "fortran_order": False, "shape": (10 ** random.randint(5, 14), 2)},
         )
         with zipfile.ZipFile(path, "w") as file:
             for name in ("x.npy", "y.npy"):
@@ -118,18 +162,36 @@ def _images(folder: Path, random: Random, place: Place) -> Path:
 
     drawn = np.random.default_rng(random.randrange(2**32))
     told = []
-    for label in random.choice((("a", "b"), ("a", "b"), ("a",), ("ä ☃", "[b]"), ("train/a", "train/b", "test/c"))):
+    for label in random.choice(
+        (("a", "b"), ("a", "b"), ("a",), ("ä ☃", "[b]"), ("train/a", "train/b", "test/c"))
+    ):
         (folder / label).mkdir(parents=True, exist_ok=True)
         for i in range(4):
-            Image.fromarray(drawn.integers(0, 255, (5, 5, 3), dtype=np.uint8)).save(folder / label / f"{i}.png")
+            Image.fromarray(drawn.integers(0, 255, (5, 5, 3), dtype=np.uint8)).save(
+                folder / label / f"{i}.png"
+            )
         told.append(label)
     strange = folder / label / random.choice(NAMES)
     how = random.choice(
-        ("mode", "size", "bytes", "bytes", "a bomb", "a folder", "a pipe", "a link", "animated", "nothing")
+        (
+            "mode",
+            "size",
+            "bytes",
+            "bytes",
+            "a bomb",
+            "a folder",
+            "a pipe",
+            "a link",
+            "animated",
+            "nothing",
+        )
     )
     strange.unlink(missing_ok=True)
     if how in ("mode", "size"):
-        mode, size = random.choice(MODES) if how == "mode" else "RGB", random.choice(((5, 5), (1, 1), (1, 900), (6, 5)))
+        mode, size = (
+            random.choice(MODES) if how == "mode" else "RGB",
+            random.choice(((5, 5), (1, 1), (1, 900), (6, 5))),
+        )
         told.append(mode)
         image = Image.new("L" if mode == "I;16" else mode, size)
         image = image.convert("I;16") if mode == "I;16" else image
@@ -140,7 +202,9 @@ def _images(folder: Path, random: Random, place: Place) -> Path:
         content = bytearray((folder / label / "1.png").read_bytes())
         for _ in range(random.randint(1, 4)):
             content[random.randrange(len(content))] ^= 1 << random.randrange(8)
-        strange.write_bytes(content[: random.choice((len(content), random.randrange(len(content))))])
+        strange.write_bytes(
+            content[: random.choice((len(content), random.randrange(len(content))))]
+        )
     elif how == "a bomb":
         Image.new("1", (random.choice((9_000, 20_000)),) * 2).save(strange, "PNG")
     elif how == "a folder":
@@ -148,7 +212,9 @@ def _images(folder: Path, random: Random, place: Place) -> Path:
     elif how == "a pipe":
         os.mkfifo(strange)
     elif how == "a link":
-        strange.symlink_to(random.choice((strange.name, str(place.mine / "precious.txt"), "/dev/zero", "absent")))
+        strange.symlink_to(
+            random.choice((strange.name, str(place.mine / "precious.txt"), "/dev/zero", "absent"))
+        )
     elif how == "animated":
         frames = [Image.new("P", (5, 5), i) for i in range(3)]
         frames[0].save(strange, "GIF", save_all=True, append_images=frames[1:])

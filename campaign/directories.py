@@ -1,6 +1,8 @@
-"""Files of runs and sweeps are damaged, lost or replaced; then commands are given that read or write there.
+"""Files of runs and sweeps are damaged, lost or replaced; then commands are given that read or
+write there.
 
-A command tells what is wrong, or does what it would have done without the damage; it never follows a link out of the run.
+A command tells what is wrong, or does what it would have done without the damage; it never follows
+a link out of the run.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ AUDITED = (0, 1, 2, 3, 4)
 COMMANDS = ("resume", "overwrite", "infer", "audit")
 OF_SWEEPS = ("again", "status")
 BYTES = ("truncated", "emptied", "flipped", "garbled", "lengthened")
-REPLACED = ("deleted", "a folder", "a link to mine", "a broken link to mine", "a link to itself", "of another run")
+REPLACED = (
+    "deleted",
+    "a folder",
+    "a link to mine",
+    "a broken link to mine",
+    "a link to itself",
+    "of another run",
+)
 OTHERS = ("a link in the place of its temporary file", *(["forbidden"] if os.geteuid() else []))
 FOLDERS = ("deleted", "a file", "a link to mine", "a link to itself", "of another run")
 
@@ -37,7 +46,10 @@ def attempt(number: int, place: Place) -> str:
     run = run_of(kind, place.shared)
     if begun:
         moment = partial(at_operation, random.randint(operations // 3, operations - 2), die)
-        place.ended(place.start(run.command, run.words, partial(both, moment, run.before)), (0, -signal.SIGKILL))
+        place.ended(
+            place.start(run.command, run.words, partial(both, moment, run.before)),
+            (0, -signal.SIGKILL),
+        )
     else:
         shutil.copytree(expected, place.run)
     target = random.choice(sorted(path for path in place.run.rglob("*") if path.suffix != ".part"))
@@ -57,7 +69,11 @@ def attempt(number: int, place: Place) -> str:
     if lost is None:
         return "done"
     found, wanted = (
-        {file: digest for file, digest in newest(results(folder)).items() if not file.startswith(lost)}
+        {
+            file: digest
+            for file, digest in newest(results(folder)).items()
+            if not file.startswith(lost)
+        }
         for folder in (place.run, expected)
     )
     compare(found, wanted)
@@ -76,14 +92,20 @@ def _give(command: str, place: Place) -> int:
     }
     name, arguments = words[command]
     codes = AUDITED if command == "audit" else CODES
-    return place.command(name, arguments, codes=codes, before=run.before if command == "again" else None).code
+    return place.command(
+        name, arguments, codes=codes, before=run.before if command == "again" else None
+    ).code
 
 
 def _not_comparable(name: Path, how: str, command: str, kind: str) -> tuple[str, ...] | None:
     """Beginnings of the names of files that may differ; None: all of them."""
     if command == "overwrite":
         return () if kind == "plain" else None
-    if command not in ("resume", "again") or how == "of another run" or name.name == "fingerprints.json":
+    if (
+        command not in ("resume", "again")
+        or how == "of another run"
+        or name.name == "fingerprints.json"
+    ):
         return None
     if kind == SWEEP:  # what a finished run says is believed
         return None if name.parts[0] == "runs" else (str(name),)
@@ -120,7 +142,9 @@ def tamper(target: Path, how: str, place: Place, random: Random) -> None:
 
 
 def _take_over(target: Path, place: Place) -> None:
-    """Put a file or folder of the same name from a run of another kind in its place, if there is one."""
+    """Put a file or folder of the same name from a run of another kind in its place, if there is
+    one.
+    """
     other, _ = undisturbed("series", place.shared)
     found = sorted(other.rglob(target.name)) or sorted(other.rglob(f"*{target.suffix}"))
     if found and found[-1].is_dir():

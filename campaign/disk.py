@@ -1,4 +1,5 @@
-"""The disk becomes full under a run, at a file operation or in the middle of a write; then it has space again.
+"""The disk becomes full under a run, at a file operation or in the middle of a write; then it has
+space again.
 
 The run ends with a message, and goes on as if nothing had happened.
 """

@@ -1,4 +1,5 @@
-"""Runs and sweeps are killed: before file operations, in the middle of writes, at random times; then they go on.
+"""Runs and sweeps are killed: before file operations, in the middle of writes, at random times;
+then they go on.
 
 In the end, everything is as if nothing had happened.
 """
@@ -34,7 +35,9 @@ def attempt(number: int, place: Place) -> str:
     for _ in range(random.randrange(3)):
         how = random.choice(("operation", "byte", "second"))
         until = {"operation": operations, "byte": 40_000, "second": 2.0}[how]
-        moments.append((how, random.uniform(0, until) if how == "second" else random.randint(1, int(until))))
+        moments.append(
+            (how, random.uniform(0, until) if how == "second" else random.randint(1, int(until)))
+        )
     random.shuffle(moments)
     place.what = f"{kind}, killed at {', '.join(f'{how} {when:.4g}' for how, when in moments)}"
     place.watch()
@@ -47,7 +50,9 @@ def attempt(number: int, place: Place) -> str:
 
 
 def _attempt_worker(place: Place) -> str:
-    """A sweep whose worker alone is killed, or asked to end: it does all runs, or says which ones are missing."""
+    """A sweep whose worker alone is killed, or asked to end: it does all runs, or says which ones
+    are missing.
+    """
     expected, _ = undisturbed(SWEEP, place.shared)
     run, seconds = run_of(SWEEP, place.shared), place.random.uniform(0, 1)
     number = place.random.choice((signal.SIGKILL, signal.SIGTERM))
@@ -77,7 +82,9 @@ def _killed(place: Place, run: Run, how: str, when: float) -> Ended:
         "operation": partial(at_operation, int(when), die),
         "byte": partial(die_at_byte, int(when)),
     }
-    child = place.start(run.command, go_on(place, run), before=partial(both, before.get(how), run.before))
+    child = place.start(
+        run.command, go_on(place, run), before=partial(both, before.get(how), run.before)
+    )
     if how == "second":
         child.join(when)
         child.kill()

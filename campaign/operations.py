@@ -10,12 +10,22 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+CHANGES = (
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+)
 Deed = Callable[[str], None]
 
 
 def at_operation(number: int, deed: Deed) -> None:
-    """Arrange a deed before each operation, from the ``number``-th on, that changes files below the working directory.
+    """Arrange a deed before each operation, from the ``number``-th on, that changes files below the
+    working directory.
 
     Args:
         number: counted from 1.
@@ -61,7 +71,9 @@ def count_into(path: str) -> None:
 
 
 def die_at_byte(size: int) -> None:
-    """Arrange to be killed by a write that makes a file larger than this, when so much of it is written."""
+    """Arrange to be killed by a write that makes a file larger than this, when so much of it is
+    written.
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     refuse_at_byte(size)
 

@@ -1,4 +1,5 @@
-"""Options and plans of every kind of nonsense, as words and as YAML, in one process: a hundred a case.
+"""Options and plans of every kind of nonsense, as words and as YAML, in one process: a hundred a
+case.
 
 What is accepted comes back as it was when it is written and read again.
 """
@@ -82,7 +83,9 @@ SCALARS = (
     "&a [*a]", "*b", "!!binary aGVsbG8=", "|\n  text", "'", '"\\ud800"', '"\\x00"', "{", "]", "<<", "~", "[1, 2]", "{a: 1}",
     "? a", "!!null x", "!x y", "yes", "0o17", "1_000", ".inf", "-.NaN", "1e3", "[0.5, 1]", "[euler]", "\t1", "# note", "%TAG", "...",
 )  # fmt: skip
-BOMB = "x0: &x0 [1, 1]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}, *x{i - 1}]\n" for i in range(1, 25))
+BOMB = "x0: &x0 [1, 1]\n" + "".join(
+    f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}, *x{i - 1}]\n" for i in range(1, 25)
+)
 
 
 def attempt(number: int, place: Place) -> str:
@@ -131,7 +134,11 @@ def _fault(read: Callable[[], bool]) -> tuple[str, str] | None:
     try:
         return None if read() else ("different", "what is written and read again is not the same")
     except TrueodeError as refused:
-        return None if 0 < len(str(refused)) < 20_000 else ("different", f"a message of {len(str(refused))} characters")
+        return (
+            None
+            if 0 < len(str(refused)) < 20_000
+            else ("different", f"a message of {len(str(refused))} characters")
+        )
     except BaseException as failure:
         place = traceback.extract_tb(failure.__traceback__)[-1]
         return (
@@ -202,7 +209,9 @@ def _lines(random: Random, number: int, indent: str = "") -> str:
         name, value = _choice(random)
         value = random.choice(SCALARS) if random.random() < 0.5 else value
         name = (
-            random.choice(("<<", "? [a]", "1", "null", "[a]", "*a", "☃", '"\\0"')) if random.random() < 0.04 else name
+            random.choice(("<<", "? [a]", "1", "null", "[a]", "*a", "☃", '"\\0"'))
+            if random.random() < 0.04
+            else name
         )
         lines.append(f"{indent}{name}: {value}\n")
     return "".join(lines)
@@ -222,7 +231,14 @@ def _plan(random: Random) -> str:
         values = [value, *(random.choice((*SCALARS, *WORDS)) for _ in range(random.randint(0, 2)))]
         text += f"  {name}: [{', '.join(values)}]\n"
     return text + random.choice(
-        ("", "", "grids: [{name: a}, {axes: {lr: [1, 2]}}]\n", "grids: [1]\n", "name: ../x\n", "more: 1\n")
+        (
+            "",
+            "",
+            "grids: [{name: a}, {axes: {lr: [1, 2]}}]\n",
+            "grids: [1]\n",
+            "name: ../x\n",
+            "more: 1\n",
+        )
     )
 
 

@@ -1,4 +1,6 @@
-"""The place of a case: a folder of its own in which commands are given, with files of somebody else around."""
+"""The place of a case: a folder of its own in which commands are given, with files of somebody else
+around.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ PATIENCE = 120.0  # seconds until a command hangs
 MEMORY = 8 * 2**30  # bytes of address space: a case must not take the machine's memory
 RUN = Path("experiments", "run")  # where commands may write, seen from the working directory
 NOTES = "notes.txt"  # a file of the user's own in there
-CRASH = re.compile(r"Traceback \(most recent call last\)|Exception ignored in|Fatal Python error|Segmentation fault")
+CRASH = re.compile(
+    r"Traceback \(most recent call last\)|Exception ignored in|Fatal Python error|Segmentation fault"
+)
 
 
 class Fault(Exception):  # noqa: N818 - found in what is attacked, not an error of ours
@@ -47,7 +51,8 @@ class Place:
     """A folder of a case.
 
     Args:
-        folder: does not exist yet. ``work/`` is the working directory, ``mine/`` holds files of the user's own.
+        folder: does not exist yet. ``work/`` is the working directory, ``mine/`` holds files of the
+            user's own.
         shared: folder of what cases have in common; they leave it as it is.
         random: of this case.
 
@@ -61,9 +66,18 @@ class Place:
         self.what = ""
         self.folder, self.work, self.mine = folder, folder / "work", folder / "mine"
         self.run = self.work / RUN
-        names = ("precious.txt", "figures/precious.png", "checkpoints/iteration_00000001.pt", "audit/audit_x.png")
+        names = (
+            "precious.txt",
+            "figures/precious.png",
+            "checkpoints/iteration_00000001.pt",
+            "audit/audit_x.png",
+        )
         neighbour = self.run.with_name("neighbour")
-        for path in (*(self.mine / name for name in names), neighbour / "config.yaml", self.run / NOTES):
+        for path in (
+            *(self.mine / name for name in names),
+            neighbour / "config.yaml",
+            self.run / NOTES,
+        ):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{path.name} is mine\n")
         (self.run / NOTES).unlink()
@@ -78,9 +92,14 @@ class Place:
         if self._before is None:
             return
         now, before = dict(self._seen()), self._before
-        changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+        changed = sorted(
+            name for name in now.keys() | before.keys() if now.get(name) != before.get(name)
+        )
         if changed:
-            told = (f"{'made' if x not in before else 'removed' if x not in now else 'changed'} {x}" for x in changed)
+            told = (
+                f"{'made' if x not in before else 'removed' if x not in now else 'changed'} {x}"
+                for x in changed
+            )
             raise Fault("outside", ", ".join(told))
 
     def _seen(self) -> Iterator[tuple[str, str]]:
@@ -106,11 +125,14 @@ class Place:
         """Give a command and wait for its end.
 
         Raises:
-            Fault: it hangs, ends with a traceback or another exit code, or has changed something outside of the run.
+            Fault: it hangs, ends with a traceback or another exit code, or has changed something
+                outside of the run.
         """
         return self.ended(self.start(command, words, before=before), codes)
 
-    def start(self, command: str, words: Sequence[str], before: Callable[[], None] | None = None) -> BaseProcess:
+    def start(
+        self, command: str, words: Sequence[str], before: Callable[[], None] | None = None
+    ) -> BaseProcess:
         """Give a command."""
         return processes.start(words, self.work, command=command, before=partial(bounded, before))
 
@@ -130,7 +152,9 @@ class Place:
         if CRASH.search(output):
             raise Fault("traceback", output)
         if code not in codes or (code in (1, 2) and not output.strip()):
-            raise Fault("exit code", f"{code}, wanted was one of {codes} and a message: {output[-300:]}")
+            raise Fault(
+                "exit code", f"{code}, wanted was one of {codes} and a message: {output[-300:]}"
+            )
         self._check()
         return Ended(code, output)
 

@@ -1,4 +1,6 @@
-"""What a run or a sweep has found, file by file, without times of the clock: equal runs have equal results."""
+"""What a run or a sweep has found, file by file, without times of the clock: equal runs have equal
+results.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,26 @@ from trueode.errors import CheckpointError
 from trueode.runs import read_checkpoint
 
 CLOCK = ("seconds", "started")
-SKIPPED = ("logs", "audit", "failures.json")  # words, what is made on request, and failures that were overcome
+SKIPPED = (
+    "logs",
+    "audit",
+    "failures.json",
+)  # words, what is made on request, and failures that were overcome
 
 
 def results(run: Path) -> dict[str, str]:
     """A digest of each file."""
     files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name != NOTES]
     names = {str(path.relative_to(run)): path for path in files if path.suffix != ".parquet"}
-    return {name: _digest(path) for name, path in names.items() if Path(name).parts[0] not in SKIPPED}
+    return {
+        name: _digest(path) for name, path in names.items() if Path(name).parts[0] not in SKIPPED
+    }
 
 
 def newest(found: dict[str, str]) -> dict[str, str]:
-    """Results with the newest checkpoint alone: how many older ones there are depends on what was lost."""
+    """Results with the newest checkpoint alone: how many older ones there are depends on what was
+    lost.
+    """
     kept: dict[str, str] = {}
     for name in sorted(found):
         folder = Path(name).parent
@@ -43,7 +53,9 @@ def compare(found: dict[str, str], expected: dict[str, str]) -> None:
     Raises:
         Fault: they are not.
     """
-    different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    different = sorted(
+        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+    )
     if different:
         raise Fault("different", ", ".join(different))
 
@@ -53,7 +65,9 @@ def _digest(path: Path) -> str:
         content = _content(path)
     except (OSError, ValueError, CheckpointError) as failure:
         return f"cannot be read: {failure}"
-    return hashlib.sha256(content if isinstance(content, bytes) else repr(_plain(content)).encode()).hexdigest()
+    return hashlib.sha256(
+        content if isinstance(content, bytes) else repr(_plain(content)).encode()
+    ).hexdigest()
 
 
 def _content(path: Path) -> Any:
@@ -69,7 +83,11 @@ def _content(path: Path) -> Any:
 def _plain(value: Any) -> Any:
     """Content that is written the same way when it is equal bit for bit."""
     if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), hashlib.sha256(value.numpy().tobytes()).hexdigest()
+        return (
+            str(value.dtype),
+            tuple(value.shape),
+            hashlib.sha256(value.numpy().tobytes()).hexdigest(),
+        )
     if isinstance(value, dict):
         return {key: _plain(value[key]) for key in sorted(value, key=str) if key not in CLOCK}
     return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value

@@ -17,7 +17,9 @@ import numpy as np
 from campaign.operations import count_into
 from campaign.place import Place
 
-PLAIN = "--dataset arrays --data_dir {data}/classes.npz --ch_residual_block 8 --batch_size 32 --lr 0.01"
+PLAIN = (
+    "--dataset arrays --data_dir {data}/classes.npz --ch_residual_block 8 --batch_size 32 --lr 0.01"
+)
 TRAINED = "--name run --torch_threads 1 --model_checkpoint_freq 8 --log_interval 1"
 FLAGS = {
     "plain": f"{PLAIN} --niter 30 --evaluate_test_acc true --eval_interval 10",
@@ -76,13 +78,16 @@ def make_data(shared: Path) -> Path:
         for name in ("images/a", "images/b"):
             (made / name).mkdir(parents=True)
             for i in range(6):
-                Image.fromarray(drawn.integers(0, 255, (6, 6, 3), dtype=np.uint8)).save(made / name / f"{i}.png")
+                Image.fromarray(drawn.integers(0, 255, (6, 6, 3), dtype=np.uint8)).save(
+                    made / name / f"{i}.png"
+                )
         (made / "plan.yaml").write_text(PLAN.format(data=folder))
     return folder
 
 
 def undisturbed(kind: str, shared: Path) -> tuple[Path, int]:
-    """The results of a run to which nothing has happened, and its number of file operations; made once.
+    """The results of a run to which nothing has happened, and its number of file operations; made
+    once.
 
     Raises:
         Fault: the run does not end well.
@@ -117,7 +122,9 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 
 def work_here() -> None:
-    """Let a sweep in this process do its runs itself: what happens to this process then happens to all parts of a sweep."""
+    """Let a sweep in this process do its runs itself: what happens to this process then happens to
+    all parts of a sweep.
+    """
     from trueode.sweeps import execute
     from trueode.sweeps.jobs import Job, Result
     from trueode.sweeps.worker import perform

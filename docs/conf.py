@@ -19,10 +19,12 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb"}
 exclude_patterns = ["_build"]
 
-# Pages: plain Markdown with directives, formulas as code. No extension here loads anything from the network.
+# Pages: plain Markdown with directives, formulas as code. No extension here loads anything from the
+# network.
 myst_heading_anchors = 3  # page.md#a-heading
 
-# Python of the pages: run anew at every build, each page in an empty directory that docs/kernel.py furnishes.
+# Python of the pages: run anew at every build, each page in an empty directory that docs/kernel.py
+# furnishes.
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
@@ -32,7 +34,8 @@ nb_merge_streams = True
 os.environ["PYTHONSTARTUP"] = str(HERE / "kernel.py")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# API: docstrings in Google style; a name in single backticks is a link wherever the object is documented.
+# API: docstrings in Google style; a name in single backticks is a link wherever the object is
+# documented.
 default_role = "any"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -44,12 +47,15 @@ napoleon_use_rtype = False
 python_display_short_literal_types = True
 python_use_unqualified_type_names = True
 
-# Every reference must resolve, except those to other packages, whose inventories would need a network, and types that only
-# annotations name: no user makes one.
+# Every reference must resolve, except those to other packages, whose inventories would need a
+# network, and types that only annotations name: no user makes one.
 nitpicky = True
 others = "collections|contextlib|matplotlib|nn|numpy|os|pathlib|pydantic|pytorch_lightning|rich|torch|typing"
 inner = r"Output|Paths|Ranks|Reduce|State|Tensor|Course"
-nitpick_ignore_regex = [("any|py:.*", rf"({others})\..*"), ("py:class", rf"(trueode\..*\.)?({inner})")]
+nitpick_ignore_regex = [
+    ("any|py:.*", rf"({others})\..*"),
+    ("py:class", rf"(trueode\..*\.)?({inner})"),
+]
 
 html_theme = "furo"
 html_static_path, html_css_files = ["_static"], ["site.css"]
@@ -65,17 +71,25 @@ LINK = re.compile(r"(!?)\[([^\]]+)\]\((?![a-z]+:|#)([^)]+)\)")
 
 
 def _keep_inside(app: Any, path: Path, page: str, content: list[str]) -> None:
-    """Links of a file of the repository that a page includes: those into docs/ lead to pages, others lose their target."""
+    """Links of a file of the repository that a page includes: those into docs/ lead to pages,
+    others lose their target.
+    """
 
     def kept(link: re.Match[str]) -> str:
         image, text, target = link.groups()
-        return f"{image}[{text}]({target.removeprefix('docs/')})" if target.startswith("docs/") else text
+        return (
+            f"{image}[{text}]({target.removeprefix('docs/')})"
+            if target.startswith("docs/")
+            else text
+        )
 
     content[0] = LINK.sub(kept, content[0])
 
 
 def _as_text(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings of properties and data are text: napoleon would take what stands before a colon for their type."""
+    """Docstrings of properties and data are text: napoleon would take what stands before a colon
+    for their type.
+    """
     if kind in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # an empty comment
 

@@ -1,7 +1,9 @@
-"""Adaptation in a training loop of your own, here with torchdiffeq: the number of rk4 steps is chosen while training.
+"""Adaptation in a training loop of your own, here with torchdiffeq: the number of rk4 steps is
+chosen while training.
 
-A rule proposes solvers and never touches the model. It needs to know how much predictions differ under two solvers, on
-inputs that the model is not trained on; their labels are not needed. In the end it certifies the model:
+A rule proposes solvers and never touches the model. It needs to know how much predictions differ
+under two solvers, on inputs that the model is not trained on; their labels are not needed. In the
+end it certifies the model:
 
     pip install torchdiffeq
     python examples/adapt_your_loop.py
@@ -32,7 +34,9 @@ class Field(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2))
+        self.layers = nn.Sequential(
+            nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2)
+        )
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return self.layers(z)  # type: ignore[no-any-return]
@@ -51,7 +55,9 @@ def main() -> None:
     task = get_task("classification")
 
     def logits(x: Tensor, solver: FixedStep) -> Tensor:
-        times = torch.linspace(0.0, 1.0, solver.count(1.0) + 1)  # torchdiffeq's rk4 steps from time to time
+        times = torch.linspace(
+            0.0, 1.0, solver.count(1.0) + 1
+        )  # torchdiffeq's rk4 steps from time to time
         return head(odeint(field, x, times, method="rk4")[-1])  # type: ignore[no-any-return]
 
     rule, total = FidelityRule(FixedStep("rk4_38", n_steps=1), fidelity=0.01), args.iterations
@@ -66,13 +72,20 @@ def main() -> None:
         if iteration % 20 == 0:
             some = held_out[torch.randint(len(held_out), (64,))]
             with torch.no_grad():
-                measure = Measure(lambda solver, x=some: (logits(x, solver), 4 * solver.count(1.0)), task.difference)
+                measure = Measure(
+                    lambda solver, x=some: (logits(x, solver), 4 * solver.count(1.0)),
+                    task.difference,
+                )
                 rule.propose(measure, Progress(iteration, total))
         if iteration % 100 == 0:
             assert rule.signal is not None
-            print(f"iteration {iteration}: loss {loss.item():.3f}, {rule.solver}, error {rule.signal.value:.2%}")
+            print(
+                f"iteration {iteration}: loss {loss.item():.3f}, {rule.solver}, error {rule.signal.value:.2%}"
+            )
         if iteration == total:
-            inspection = ModelInspection(NeuralODE(field, downstream=head), lambda attempt: points(1000)[0], task)
+            inspection = ModelInspection(
+                NeuralODE(field, downstream=head), lambda attempt: points(1000)[0], task
+            )
             answer = rule.certify(inspection)
             if isinstance(answer, Refine):  # not yet: train on with a finer solver
                 total += answer.iterations

@@ -1,9 +1,11 @@
-"""Audit a model of another library: trained with torchdiffeq, once with coarse and once with fine Euler steps.
+"""Audit a model of another library: trained with torchdiffeq, once with coarse and once with fine
+Euler steps.
 
     python examples/audit_your_model.py                          half a minute on a CPU
     python examples/audit_your_model.py --output_dir audits      also writes audit.json and the figures of each
 
-Nothing of the model is changed for the audit. The coarse one uses the error of its solver, the fine one does not.
+Nothing of the model is changed for the audit. The coarse one uses the error of its solver, the fine
+one does not.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class Classifier(nn.Module):
 
     def __init__(self, n_steps: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2))
+        self.net = nn.Sequential(
+            nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2)
+        )
         self.head = nn.Linear(2, 2)
         self.step_size = 1 / n_steps
 
@@ -58,7 +62,9 @@ def train(n_steps: int, iterations: int) -> Classifier:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--iterations", type=int, default=500, help="of training, for each model")
     parser.add_argument("--output_dir", type=Path, help="where audit.json and figures go")
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
 """One data set, one network, two step sizes: a ResNet in disguise and an ODE.
 
-Trains the same network on concentric spheres with a coarse and with a fine step of Euler's method, evaluates both under
-other solvers, and draws what happens (the picture of the README; the paper's Figure 1):
+Trains the same network on concentric spheres with a coarse and with a fine step of Euler's method,
+evaluates both under other solvers, and draws what happens (the picture of the README; the paper's
+Figure 1):
 
     python examples/collapse.py
 """
@@ -30,7 +31,9 @@ def train(data: Dataset, n_steps: int, iterations: int) -> NeuralODE:
     field = build_field("simple_odenet", data.sample_shape, hidden=32, act="relu")
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     model = NeuralODE(field, downstream=classifier, solver=FixedStep("euler", n_steps=n_steps))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0)  # decay: a flow gentle enough to draw
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, weight_decay=1.0
+    )  # decay: a flow gentle enough to draw
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, iterations)
     batches = Batches(data.train, 128, seed=0, shuffle=True).from_iteration(0)
     for _, (batch, _) in zip(range(iterations), batches, strict=False):
@@ -63,7 +66,9 @@ def draw_paths(axes: Axes, model: NeuralODE, x: Tensor, y: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=3000)
-    parser.add_argument("--steps", type=int, nargs=2, default=(2, 128), help="of the coarse and of the fine model")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=(2, 128), help="of the coarse and of the fine model"
+    )
     parser.add_argument("--figure", default="collapse.png")
     args = parser.parse_args()
 
@@ -73,7 +78,10 @@ def main() -> None:
     with style():
         figure = new_figure(8.4, 6.6)
         panels = figure.subplots(
-            2, 2, sharey="row", gridspec_kw={"height_ratios": [1.8, 1], "hspace": 0.25, "wspace": 0.08}
+            2,
+            2,
+            sharey="row",
+            gridspec_kw={"height_ratios": [1.8, 1], "hspace": 0.25, "wspace": 0.08},
         )
         for (paths, curve), n_steps in zip(panels.T, args.steps, strict=True):
             model = train(data, n_steps, args.iterations)
@@ -81,13 +89,22 @@ def main() -> None:
             paths.set_title(f"trained with {n_steps} Euler steps")
             for k, (method, marker) in enumerate(METHODS.items()):
                 scores = [accuracy(model, x, y, FixedStep(method, n_steps=n)) for n in tested]
-                curve.plot(tested, scores, marker=marker, color=colour(k), markerfacecolor="none", label=method)
+                curve.plot(
+                    tested,
+                    scores,
+                    marker=marker,
+                    color=colour(k),
+                    markerfacecolor="none",
+                    label=method,
+                )
             own = accuracy(model, x, y, model.solver)
             curve.plot([n_steps], [own], "o", color=DARK, markersize=9, label="as trained")
             curve.set(xlabel="steps in the test", xscale="log", xticks=tested, xticklabels=tested)
             curve.minorticks_off()
             exact = accuracy(model, x, y, FixedStep("rk4", n_steps=256))
-            print(f"trained with {n_steps} Euler steps: accuracy {own:.1f} %, with 256 steps of rk4 {exact:.1f} %")
+            print(
+                f"trained with {n_steps} Euler steps: accuracy {own:.1f} %, with 256 steps of rk4 {exact:.1f} %"
+            )
         panels[0, 0].set_ylabel("$z_2$")
         panels[1, 0].set_ylabel("test accuracy (%)")
         panels[1, 1].legend(loc="lower right")

@@ -1,7 +1,7 @@
 """A vector field of your own, learned from trajectories.
 
-Any callable ``f(t, z)`` is a field. Here it is the physics of a damped pendulum with two unknown numbers, and they are
-found from noisy observations of a few trajectories at irregular times:
+Any callable ``f(t, z)`` is a field. Here it is the physics of a damped pendulum with two unknown
+numbers, and they are found from noisy observations of a few trajectories at irregular times:
 
     python examples/own_field.py
 """
@@ -39,7 +39,9 @@ def main() -> None:
     times = (10 * torch.rand(20)).sort().values
     span = (0.0, 10.0)
     with torch.no_grad():
-        truth = NeuralODE(Pendulum(1.0, 0.1), solver=Adaptive("tsit5", rtol=1e-6, atol=1e-6), t=span)
+        truth = NeuralODE(
+            Pendulum(1.0, 0.1), solver=Adaptive("tsit5", rtol=1e-6, atol=1e-6), t=span
+        )
         observed = truth(start, save_at=times)
         observed = observed + 0.02 * torch.randn_like(observed)
 

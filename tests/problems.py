@@ -15,7 +15,9 @@ from trueode.fields import SequentialField
 
 @dataclass(frozen=True)
 class Problem:
-    """``dz/dt = field(t, z)`` from ``start`` on the interval ``t``, with the exact solution ``exact(t)``."""
+    """``dz/dt = field(t, z)`` from ``start`` on the interval ``t``, with the exact solution
+    ``exact(t)``.
+    """
 
     name: str
     field: Callable[[Tensor, Tensor], Tensor]
@@ -43,7 +45,9 @@ def _logistic() -> Problem:
         lambda t, z: 3 * z * (1 - z),
         start,
         (0.0, 1.0),
-        lambda t: 1 / (1 + (1 / start - 1) * torch.exp(torch.tensor(-3.0 * t, dtype=torch.float64))),
+        lambda t: (
+            1 / (1 + (1 / start - 1) * torch.exp(torch.tensor(-3.0 * t, dtype=torch.float64)))
+        ),
     )
 
 
@@ -55,7 +59,10 @@ def _driven() -> Problem:
         lambda t, z: torch.cos(pi * t) * z,
         start,
         (0.25, 1.4),
-        lambda t: start * torch.exp((torch.sin(torch.tensor(pi * t, dtype=torch.float64)) - 0.5**0.5) / pi),
+        lambda t: (
+            start
+            * torch.exp((torch.sin(torch.tensor(pi * t, dtype=torch.float64)) - 0.5**0.5) / pi)
+        ),
     )
 
 
@@ -78,7 +85,9 @@ class TanhField(nn.Module):
 
 def states(batch: int = 4, width: int = 2, seed: int = 1) -> Tensor:
     """Random float64 states ``(batch, width)``."""
-    return torch.randn(batch, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        batch, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 class Hamiltonian(nn.Module):
@@ -105,7 +114,9 @@ class Coupled(nn.Module):
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x, y = state
         total = x.sum(1, keepdim=True)
-        return torch.sin(y @ self.w)[:, None] * x + 0.1 * t.reshape(-1, *[1] * (x.dim() - 1)), self.w * total - y
+        return torch.sin(y @ self.w)[:, None] * x + 0.1 * t.reshape(
+            -1, *[1] * (x.dim() - 1)
+        ), self.w * total - y
 
 
 class Gated(nn.Module):
@@ -121,7 +132,9 @@ class Gated(nn.Module):
 
 def _layers() -> SequentialField:
     torch.manual_seed(0)
-    return SequentialField(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), time_dependent=True).double()
+    return SequentialField(
+        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), time_dependent=True
+    ).double()
 
 
 KINDS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {

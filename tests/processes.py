@@ -27,7 +27,8 @@ def start(
     environment: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
 ) -> BaseProcess:
-    """Start ``trueode COMMAND ARGUMENTS`` in a folder; what it prints is added to ``output.txt`` there.
+    """Start ``trueode COMMAND ARGUMENTS`` in a folder; what it prints is added to ``output.txt``
+    there.
 
     Args:
         arguments: flags.
@@ -40,8 +41,12 @@ def start(
     return start_work(partial(_command, [command, *words], before), folder, environment=environment)
 
 
-def start_work(work: Callable[[], int], folder: Path, *, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Start a function at the top of a module, or a partial one, in a child; it returns the exit code. See `start`."""
+def start_work(
+    work: Callable[[], int], folder: Path, *, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
+    """Start a function at the top of a module, or a partial one, in a child; it returns the exit
+    code. See `start`.
+    """
     child = _CONTEXT.Process(target=_work, args=(work, str(folder), dict(environment or {})))
     child.start()
     return child
@@ -52,7 +57,9 @@ def run(arguments: str, folder: Path) -> tuple[int, str]:
     return ended(start(arguments, folder), folder)
 
 
-def run_line(words: Sequence[str], folder: Path, *, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+def run_line(
+    words: Sequence[str], folder: Path, *, environment: Mapping[str, str] | None = None
+) -> tuple[int, str]:
     """Run ``trueode …`` or ``python SCRIPT …`` to its end: exit code and what was printed."""
     return ended(start_work(partial(_line, list(words)), folder, environment=environment), folder)
 
@@ -67,7 +74,9 @@ def ended(child: BaseProcess, folder: Path) -> tuple[int, str]:
 
 
 def run_ranks(arguments: str, folder: Path, world_size: int = 2, code: int = 0) -> str:
-    """Run it as several processes that train together, as torchrun starts them; all end with the given exit code."""
+    """Run it as several processes that train together, as torchrun starts them; all end with the
+    given exit code.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

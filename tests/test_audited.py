@@ -1,4 +1,6 @@
-"""``trueode audit`` of runs: what it finds, where it goes, that it agrees with the run's own verdict, when it is outdated."""
+"""``trueode audit`` of runs: what it finds, where it goes, that it agrees with the run's own
+verdict, when it is outdated.
+"""
 
 from __future__ import annotations
 
@@ -118,13 +120,29 @@ def test_a_run_is_audited(kind: str, capsys: pytest.CaptureFixture[str]) -> None
     sentence, *_, where = output.splitlines()
     assert (sentence, where) == (found["sentence"], f"results: {path}/audit/audit.json")
     drawn = {"swap", "order", "cost"} | ({"trajectories"} if kind == "classification" else set())
-    assert {each.name for each in (path / "audit").iterdir()} == {"audit.json", *(f"audit_{n}.png" for n in drawn)}
+    assert {each.name for each in (path / "audit").iterdir()} == {
+        "audit.json",
+        *(f"audit_{n}.png" for n in drawn),
+    }
     after = everything(path)
     assert {name: after[name] for name in before} == before, "nothing else of the run is touched"
 
-    # the verdict at the end of training looked at the same samples and says the same, in the same form
+    # the verdict at the end of training looked at the same samples and says the same, in the same
+    # form
     assert keys_of(found) == keys_of(judged)
-    same = ("verdict", "n", "flips", "blown_up", "unresolved", "rounding", "lower", "upper", "solver", "schema", "task")
+    same = (
+        "verdict",
+        "n",
+        "flips",
+        "blown_up",
+        "unresolved",
+        "rounding",
+        "lower",
+        "upper",
+        "solver",
+        "schema",
+        "task",
+    )
     assert {name: found[name] for name in same} == {name: judged[name] for name in same}
     for name, value in judged["performance"].items():
         close = pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value
@@ -143,7 +161,9 @@ def test_what_former_versions_wrote_is_read_and_what_later_ones_write_is_refused
     written.write_text(json.dumps(FORMER))
     found = read_audit(Path("run"))
     assert (found["verdict"], found["exact_flow"], found["rows"]) == ("inconclusive", None, [])
-    written.write_text(json.dumps({**FORMER, "status": "ode", "metric_exact": 0.8, "n_steps_exact": 64}))
+    written.write_text(
+        json.dumps({**FORMER, "status": "ode", "metric_exact": 0.8, "n_steps_exact": 64})
+    )
     row = {
         "solver": "euler",
         "kind": "fixed",
@@ -188,7 +208,9 @@ def test_where_results_go(path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "--output_dir" in output
     assert "--overwrite true" in output
     assert everything(path) == before
-    code, output = run(f"audit {path}/ {QUICK} --samples 99 --split train --output_dir other", capsys)
+    code, output = run(
+        f"audit {path}/ {QUICK} --samples 99 --split train --output_dir other", capsys
+    )
     assert code in (0, 3, 4), output
     assert read(Path("other/audit.json"))["n"] == 99
     assert everything(path) == before
@@ -260,7 +282,9 @@ def test_a_run_without_usable_checkpoint(path: Path, capsys: pytest.CaptureFixtu
     assert len(output.splitlines()) == 1
 
 
-def test_a_checkpoint_of_another_version_is_one_message(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_another_version_is_one_message(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = path / "checkpoints"
     _, saved = load_latest(folder, print)
     save_checkpoint(folder, saved["iteration"], {**saved, "solver": {"step_size": 1.0}})
@@ -271,8 +295,12 @@ def test_a_checkpoint_of_another_version_is_one_message(path: Path, capsys: pyte
 
 
 @pytest.mark.usefixtures("quick_figures")
-def test_an_audit_does_not_outlive_its_model(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A longer run and one that takes its place remove it, and nothing of the user's; one that is finished does not."""
+def test_an_audit_does_not_outlive_its_model(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A longer run and one that takes its place remove it, and nothing of the user's; one that is
+    finished does not.
+    """
     run(f"audit {path} {QUICK}", capsys)
     audited = everything(path / "audit")
     mine = [path / "audit/notes.txt", path / "audit/more/audit.json", path / "audit/swap.png"]

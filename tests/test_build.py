@@ -55,7 +55,9 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def equal(one: NeuralODE, other: NeuralODE) -> bool:
     first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 # weights
@@ -78,7 +80,9 @@ def test_weights_depend_on_the_seed_alone(init_type: str, precision: str, upstre
         assert torch.equal(weight, other[name]) == name.endswith("bias"), name
 
 
-@pytest.mark.parametrize("how", [{"solver": "dopri5"}, {"n_steps": 8}, {"lr": 1.0}, {"autodif": "adjoint"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"solver": "dopri5"}, {"n_steps": 8}, {"lr": 1.0}, {"autodif": "adjoint"}], ids=str
+)
 def test_weights_do_not_depend_on_the_solver(how: dict[str, Any]) -> None:
     assert equal(build_model(opt(), SIGNAL), build_model(opt(**how), SIGNAL))
 
@@ -86,7 +90,9 @@ def test_weights_do_not_depend_on_the_solver(how: dict[str, Any]) -> None:
 # the layers around the ODE block
 
 
-@pytest.mark.parametrize(("options", "shape", "kind"), [(opt, SIGNAL, nn.Conv1d), (for_images, IMAGE, nn.Conv2d)])
+@pytest.mark.parametrize(
+    ("options", "shape", "kind"), [(opt, SIGNAL, nn.Conv1d), (for_images, IMAGE, nn.Conv2d)]
+)
 def test_upstream_lifts_the_channels(options: Any, shape: Shape, kind: type[nn.Module]) -> None:
     plain = build_model(options(), shape)
     assert plain.upstream is None
@@ -97,8 +103,12 @@ def test_upstream_lifts_the_channels(options: Any, shape: Shape, kind: type[nn.M
     assert model(x).shape == plain(x).shape == (2, shape.n_outputs)
 
 
-@pytest.mark.parametrize(("upstream", "downstream"), [(0, "auto"), (0, "linear"), (0, "none"), (6, "auto")])
-def test_a_time_series_has_outputs_of_the_shape_of_its_samples(upstream: int, downstream: str) -> None:
+@pytest.mark.parametrize(
+    ("upstream", "downstream"), [(0, "auto"), (0, "linear"), (0, "none"), (6, "auto")]
+)
+def test_a_time_series_has_outputs_of_the_shape_of_its_samples(
+    upstream: int, downstream: str
+) -> None:
     model = build_model(for_series(upstream_channels=upstream, downstream=downstream), SERIES)
     assert (model.downstream is None) == (downstream != "linear" and not upstream)
     x = torch.randn(3, *SERIES.sample)
@@ -112,7 +122,10 @@ def test_no_downstream_layer_where_the_numbers_do_not_fit() -> None:
     arrays = opt(dataset="arrays", downstream="none", task="regression")
     with pytest.raises(OptionError, match=r"--downstream none.*2 numbers.*has 3"):
         build_model(arrays, Shape("regression", (1, 2), 3, 1.0))
-    assert build_model(arrays, Shape("regression", (1, 2), 2, 1.0))(torch.randn(4, 1, 2)).shape == (4, 2)
+    assert build_model(arrays, Shape("regression", (1, 2), 2, 1.0))(torch.randn(4, 1, 2)).shape == (
+        4,
+        2,
+    )
     with pytest.raises(OptionError, match="--downstream none"):  # the data turns out to be labelled
         build_model(opt(dataset="arrays", downstream="none"), SIGNAL)
 
@@ -162,7 +175,10 @@ def test_tolerances(method: str, per_sample: bool) -> None:
 
 
 def test_gradients() -> None:
-    found = [build_model(opt(autodif=name), SIGNAL).gradient for name in ("naive", "checkpoint", "adjoint")]
+    found = [
+        build_model(opt(autodif=name), SIGNAL).gradient
+        for name in ("naive", "checkpoint", "adjoint")
+    ]
     assert found == [Backprop(), Checkpoint(), Adjoint()]
     assert build_model(opt(adjoint=True), SIGNAL).gradient == Adjoint()
 
@@ -176,7 +192,9 @@ def test_the_end_of_time(tmp_path: Path) -> None:
     assert shape_of(for_series(t_end=12.0), series).t_end == 12.0
     late = replace(series, t_start=8.0)
     assert shape_of(opt(n_steps=4), late) == replace(SERIES, t_start=8.0)
-    with pytest.raises(OptionError, match=r"--step_size 2\.5 is longer than the interval \[8, 10\].*at most 2\."):
+    with pytest.raises(
+        OptionError, match=r"--step_size 2\.5 is longer than the interval \[8, 10\].*at most 2\."
+    ):
         shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=2.5), late)
     ended = replace(series, t_start=-2.0, t_end=0.0)
     assert shape_of(for_series(), ended).length == 2
@@ -193,7 +211,9 @@ def test_a_step_longer_than_the_time_series(tmp_path: Path) -> None:
         shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=11), series)
     with pytest.raises(OptionError, match=r"--step_size 0.01 takes 1000 steps.*--max_steps 500"):
         shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=0.01), series)
-    assert shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=10), series).t_end == 10
+    assert (
+        shape_of(opt(dataset="pendulum", network="linear_odenet", step_size=10), series).t_end == 10
+    )
     adaptive = opt(dataset="pendulum", network="linear_odenet", step_size=11, solver="dopri5")
     assert shape_of(adaptive, series).t_end == 10  # it has no such step
 
@@ -202,11 +222,15 @@ def test_a_step_longer_than_the_time_series(tmp_path: Path) -> None:
 
 
 def test_data_of_a_seed_in_a_precision(tmp_path: Path) -> None:
-    one, again, other = (build_data(opt(data_dir=str(tmp_path), random_seed=seed)) for seed in (0, 0, 1))
+    one, again, other = (
+        build_data(opt(data_dir=str(tmp_path), random_seed=seed)) for seed in (0, 0, 1)
+    )
     assert torch.equal(one.train.x, again.train.x)
     assert not torch.equal(one.train.x, other.train.x)
     assert one.train.x.dtype == torch.float32
-    assert build_data(opt(data_dir=str(tmp_path), precision="float64")).train.x.dtype == torch.float64
+    assert (
+        build_data(opt(data_dir=str(tmp_path), precision="float64")).train.x.dtype == torch.float64
+    )
 
 
 def test_batches(tmp_path: Path) -> None:
@@ -234,7 +258,9 @@ def test_batches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
 def test_the_first_step_is_that_of_the_formula(name: str, decay: float, precision: str) -> None:
-    """From zero moments: sgd moves by lr g, adam by lr g / (|g| + eps), rmsprop by lr g / (|g| / 10 + eps); g has the decay."""
+    """From zero moments: sgd moves by lr g, adam by lr g / (|g| + eps), rmsprop by lr g / (|g| / 10
+    + eps); g has the decay.
+    """
     options = opt(optimizer=name, lr=0.03, weight_decay=decay, precision=precision)
     model = build_model(options, SIGNAL)
     optimizer = build_optimizer(options, model)
@@ -243,7 +269,9 @@ def test_the_first_step_is_that_of_the_formula(name: str, decay: float, precisio
     gradients = [p.grad + decay * p.detach() for p in model.parameters()]
     optimizer.step()
     for p, was, g in zip(model.parameters(), before, gradients, strict=True):
-        scale = {"sgd": 1, "adam": g.abs() + 1e-8, "rmsprop": (0.01 * g.square()).sqrt() + 1e-8}[name]
+        scale = {"sgd": 1, "adam": g.abs() + 1e-8, "rmsprop": (0.01 * g.square()).sqrt() + 1e-8}[
+            name
+        ]
         torch.testing.assert_close(p.detach(), was - 0.03 * g / scale, rtol=1e-4, atol=1e-6)
 
 
@@ -255,18 +283,25 @@ def rule_of(tmp_path: Path, **values: Any) -> Any:
     dataset = build_data(options)
     shape = shape_of(options, dataset)
     model = build_model(options, shape)
-    return build_rule(options, model, shape, build_batches(options, dataset, ALONE), ALONE)[0], model
+    return build_rule(options, model, shape, build_batches(options, dataset, ALONE), ALONE)[
+        0
+    ], model
 
 
 def test_no_rule_unless_asked_for(tmp_path: Path) -> None:
     dataset = build_data(opt(data_dir=str(tmp_path)))
     model = build_model(opt(), SIGNAL)
-    assert build_rule(opt(), model, SIGNAL, build_batches(opt(), dataset, ALONE), ALONE) == (None, 0.0)
+    assert build_rule(opt(), model, SIGNAL, build_batches(opt(), dataset, ALONE), ALONE) == (
+        None,
+        0.0,
+    )
 
 
 @pytest.mark.parametrize("upstream", [0, 5])
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "rk4", "rk4_38"])
-def test_fixed_steps_are_adapted_by_the_step_rule(tmp_path: Path, method: str, upstream: int) -> None:
+def test_fixed_steps_are_adapted_by_the_step_rule(
+    tmp_path: Path, method: str, upstream: int
+) -> None:
     rule, _ = rule_of(tmp_path, solver=method, max_steps=50, upstream_channels=upstream)
     assert isinstance(rule, PaperStepRule)
     assert rule.solver.name == method
@@ -284,8 +319,12 @@ def test_the_step_rule_knows_the_interval(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("method", ["fehlberg2", "dopri5"])
-def test_tolerances_are_adapted_by_the_tolerance_rule(tmp_path: Path, method: str, precision: str) -> None:
-    rule, model = rule_of(tmp_path, solver=method, initial_tol=1e-4, per_sample=True, precision=precision)
+def test_tolerances_are_adapted_by_the_tolerance_rule(
+    tmp_path: Path, method: str, precision: str
+) -> None:
+    rule, model = rule_of(
+        tmp_path, solver=method, initial_tol=1e-4, per_sample=True, precision=precision
+    )
     assert isinstance(rule, PaperToleranceRule)
     assert rule.solver == model.solver == Adaptive(method, 1e-4, 1e-4, per_sample=True)
     assert FLOORS[precision] > np.finfo(precision).eps / 10
@@ -329,12 +368,16 @@ def test_the_wanted_fidelity_reaches_target_and_certificate(tmp_path: Path) -> N
     for fidelity, finer in ((0.01, True), (0.1, False)):
         rule, _ = rule_of(tmp_path, solver="rk4", fidelity=fidelity, **FIDELITY)
         before = rule.solver
-        assert (rule.propose(lambda one, other: Evidence(0.05, 1, 2), Progress(50, 100)) != before) == finer
+        assert (
+            rule.propose(lambda one, other: Evidence(0.05, 1, 2), Progress(50, 100)) != before
+        ) == finer
         assert rule.signal.target == pytest.approx(0.7 * fidelity)
 
 
 def test_what_is_kept_from_training(tmp_path: Path) -> None:
-    options = opt(data_dir=str(tmp_path), use_step_adaption_algo=True, solver="rk4", fidelity=0.02, **FIDELITY)
+    options = opt(
+        data_dir=str(tmp_path), use_step_adaption_algo=True, solver="rk4", fidelity=0.02, **FIDELITY
+    )
     _, trainer = build_run(options, ALONE)
     assert trainer.checks.unseen is not None
     assert trainer.checks.unseen.size == 500

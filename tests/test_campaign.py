@@ -90,7 +90,9 @@ def test_a_planted_fault_is_found(
     assert "python -m campaign --seed 1 --only kills:0" in printed
 
 
-def test_a_file_that_is_made_outside_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_made_outside_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(cases.ATTACKS, "data", given(make_outside))
     assert attempt("data", 0, 1, tmp_path).told == "made work/stray.txt"
 
@@ -104,5 +106,9 @@ def test_a_case_is_the_same_each_time(tmp_path: Path) -> None:
 
 def test_attacks_advance_together() -> None:
     order = plan({"kills": 2, "options": 400, "disk": 0})
-    assert sorted(order) == [("kills", 0), ("kills", 1), *(("options", number) for number in range(4))]
+    assert sorted(order) == [
+        ("kills", 0),
+        ("kills", 1),
+        *(("options", number) for number in range(4)),
+    ]
     assert {attack for attack, _ in order[:3]} == {"kills", "options"}

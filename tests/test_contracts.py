@@ -12,7 +12,17 @@ from torch import Tensor
 
 from tests.problems import PROBLEMS, Problem, TanhField, states
 from trueode.catalog import METHODS
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Solution, Solver, get_tableau, solve
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    Solution,
+    Solver,
+    get_tableau,
+    solve,
+)
 
 EMBEDDED = [name for name, method in METHODS.items() if method.kind == "adaptive"]
 FIXED = [name for name in METHODS if name not in EMBEDDED]
@@ -48,8 +58,11 @@ def test_order_is_not_higher_than_stated(method: str) -> None:
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 @pytest.mark.parametrize("method", EMBEDDED)
-def test_adaptive_agrees_with_scipy_within_100_tol(method: str, problem: Problem, per_sample: bool) -> None:
-    # the estimate of Fehlberg's pair is (k1 - k3) h / 512: its steps are long and its error large for a given tolerance
+def test_adaptive_agrees_with_scipy_within_100_tol(
+    method: str, problem: Problem, per_sample: bool
+) -> None:
+    # the estimate of Fehlberg's pair is (k1 - k3) h / 512: its steps are long and its error large
+    # for a given tolerance
     tol, share = (1e-5, 0.2) if method == "fehlberg2" else (1e-7, 1.0)
     shape, (start, end) = problem.start.shape, problem.t
     interval = start, start + share * (end - start)
@@ -57,14 +70,17 @@ def test_adaptive_agrees_with_scipy_within_100_tol(method: str, problem: Problem
     def flat(t: float, z: np.ndarray) -> np.ndarray:
         return problem.field(torch.tensor(t), torch.from_numpy(z).view(shape)).reshape(-1).numpy()
 
-    oracle = solve_ivp(flat, interval, problem.start.reshape(-1).numpy(), rtol=1e-12, atol=1e-12).y[:, -1]
+    oracle = solve_ivp(flat, interval, problem.start.reshape(-1).numpy(), rtol=1e-12, atol=1e-12).y[
+        :, -1
+    ]
     solver = Adaptive(method, tol, tol, per_sample=per_sample, max_steps=100_000)
     ours = solve(problem.field, problem.start, interval, solver=solver)
     assert np.abs(ours.z.reshape(-1).numpy() - oracle).max() < 100 * tol
 
 
 @pytest.mark.parametrize(
-    "ours_theirs", [("euler", "euler"), ("midpoint", "midpoint"), ("heun2", "heun2"), ("rk4_38", "rk4")]
+    "ours_theirs",
+    [("euler", "euler"), ("midpoint", "midpoint"), ("heun2", "heun2"), ("rk4_38", "rk4")],
 )
 def test_fixed_methods_equal_torchdiffeq_on_the_same_grid(ours_theirs: tuple[str, str]) -> None:
     from torchdiffeq import odeint
@@ -105,11 +121,16 @@ def test_nfe_of_fixed_steps(method: str) -> None:
 def test_nfe_of_adaptive_steps(method: str, first_step: float | None) -> None:
     problem, tableau = PROBLEMS[0], get_tableau(method)
     solution = solve(
-        problem.field, problem.start, problem.t, solver=Adaptive(method, 1e-6, 1e-6, first_step=first_step)
+        problem.field,
+        problem.start,
+        problem.t,
+        solver=Adaptive(method, 1e-6, 1e-6, first_step=first_step),
     )
     attempts = solution.n_steps + solution.n_rejected
     assert first_step is None or solution.n_rejected > 0
-    start = 1 if tableau.fsal else solution.n_steps  # the first stage of each step, unless it is the last one's last
+    start = (
+        1 if tableau.fsal else solution.n_steps
+    )  # the first stage of each step, unless it is the last one's last
     assert solution.nfe == (first_step is None) + start + attempts * (tableau.stages - 1)
 
 
@@ -135,7 +156,9 @@ def loss(solution: Solution[Tensor]) -> Tensor:
 def test_discrete_gradients_against_finite_differences(
     method: str, gradient: Backprop | Checkpoint, save_at: list[float] | None
 ) -> None:
-    """State, parameters and ends of time; the steps taken are replayed, so that differences see no change of them."""
+    """State, parameters and ends of time; the steps taken are replayed, so that differences see no
+    change of them.
+    """
     for solver in solvers(method):
         field, z0 = TanhField(), states()
         start, end = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.0, 1.0))
@@ -157,7 +180,9 @@ def test_discrete_gradients_against_finite_differences(
             for sign in (1, -1):
                 with torch.no_grad():
                     x += sign * eps * direction
-                    values.append(loss(solve(field, z0, (start, end), solver=replay, save_at=save_at)))
+                    values.append(
+                        loss(solve(field, z0, (start, end), solver=replay, save_at=save_at))
+                    )
                     x -= sign * eps * direction
             expected = (values[0] - values[1]) / (2 * eps)
             assert x.grad is not None
@@ -172,7 +197,9 @@ def test_gradients_of_saved_states_under_per_sample_control(method: str) -> None
         field, z0 = TanhField(), states()
         tol = 1e-8
         solver = Adaptive(method, tol, tol, per_sample=per_sample, max_steps=100_000)
-        loss(solve(field, z0.requires_grad_(), solver=solver, save_at=[0.0, 0.33, 0.61, 1.0])).backward()
+        loss(
+            solve(field, z0.requires_grad_(), solver=solver, save_at=[0.0, 0.33, 0.61, 1.0])
+        ).backward()
         grads.append(torch.cat([z0.grad.flatten(), field.inner.grad.flatten()]))  # type: ignore[union-attr]
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
@@ -198,7 +225,9 @@ def gradient_error(solver: Solver, exact: list[Tensor], save_at: list[float] | N
     )
 
 
-def adjoint_gradients(solver: Solver, gradient: Adjoint | Backprop, save_at: list[float] | None) -> list[Tensor]:
+def adjoint_gradients(
+    solver: Solver, gradient: Adjoint | Backprop, save_at: list[float] | None
+) -> list[Tensor]:
     field, z0 = TanhField(), states().requires_grad_()
     start, end = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.0, 1.0))
     solution = solve(field, z0, (start, end), solver=solver, gradient=gradient, save_at=save_at)
@@ -212,7 +241,9 @@ def adjoint_gradients(solver: Solver, gradient: Adjoint | Backprop, save_at: lis
 
 @pytest.mark.parametrize("save_at", [None, [0.5, 1.0]], ids=["end", "saved"])
 @pytest.mark.parametrize("method", METHODS)
-def test_adjoint_converges_to_the_gradient_at_the_order_of_the_method(method: str, save_at: list[float] | None) -> None:
+def test_adjoint_converges_to_the_gradient_at_the_order_of_the_method(
+    method: str, save_at: list[float] | None
+) -> None:
     exact = adjoint_gradients(FixedStep("rk4", n_steps=512), Backprop(), save_at)
     steps = [8, 16, 32] if METHODS[method].order < 5 else [4, 8, 16]
     errors = [gradient_error(FixedStep(method, n_steps=n), exact, save_at) for n in steps]
@@ -225,7 +256,9 @@ def test_adjoint_converges_with_the_tolerance(method: str, per_sample: bool) -> 
     exact = adjoint_gradients(FixedStep("rk4", n_steps=512), Backprop(), None)
     for tol in (1e-3, 1e-5):
         assert (
-            gradient_error(Adaptive(method, tol, tol, per_sample=per_sample, max_steps=100_000), exact, None)
+            gradient_error(
+                Adaptive(method, tol, tol, per_sample=per_sample, max_steps=100_000), exact, None
+            )
             < SPREAD[method] * tol
         )
 
@@ -239,7 +272,13 @@ def test_dense_output_has_its_order_off_the_grid(method: str, problem: Problem) 
     steps, errors = [10, 20, 40, 80], []
     for n in steps:
         plain = solve(problem.field, problem.start, problem.t, solver=FixedStep(method, n_steps=n))
-        saved = solve(problem.field, problem.start, problem.t, solver=FixedStep(method, n_steps=n), save_at=times)
+        saved = solve(
+            problem.field,
+            problem.start,
+            problem.t,
+            solver=FixedStep(method, n_steps=n),
+            save_at=times,
+        )
         assert torch.equal(plain.z, saved.z)  # asking never changes the steps
         errors.append(float((saved.zs - exact).abs().max()))
     assert slope(steps, errors) > min(METHODS[method].order, 4) - 0.35
@@ -252,7 +291,11 @@ def test_dense_output_of_adaptive_solves(method: str, per_sample: bool) -> None:
     solver = Adaptive(method, tol, tol, per_sample=per_sample, max_steps=100_000)
     for problem in PROBLEMS:
         start, end = problem.t
-        times = [start, *(start + (end - start) * x for x in (0.93, 0.123, 0.317)), end]  # in any order
+        times = [
+            start,
+            *(start + (end - start) * x for x in (0.93, 0.123, 0.317)),
+            end,
+        ]  # in any order
         plain = solve(problem.field, problem.start, problem.t, solver=solver)
         saved = solve(problem.field, problem.start, problem.t, solver=solver, save_at=times)
         assert torch.equal(plain.z, saved.z)
@@ -264,7 +307,10 @@ def test_dense_output_of_adaptive_solves(method: str, per_sample: bool) -> None:
 
 @pytest.mark.parametrize("method", EMBEDDED)
 def test_per_sample_control_does_not_depend_on_the_batch(method: str) -> None:
-    field, z0 = TanhField(), states(6) * torch.tensor([[0.1], [1], [5], [1], [0.2], [3]], dtype=torch.float64)
+    field, z0 = (
+        TanhField(),
+        states(6) * torch.tensor([[0.1], [1], [5], [1], [0.2], [3]], dtype=torch.float64),
+    )
     solver = Adaptive(method, 1e-5, 1e-5, per_sample=True)
     with torch.no_grad():
         together = solve(field, z0, (0.0, 3.0), solver=solver)

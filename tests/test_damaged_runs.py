@@ -1,4 +1,6 @@
-"""Runs whose directory was damaged, removed or replaced: one message, and nothing that is not theirs is touched."""
+"""Runs whose directory was damaged, removed or replaced: one message, and nothing that is not
+theirs is touched.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ DAMAGED: dict[str, Callable[[Path], Any]] = {
     "no YAML": lambda run: (run / "config.yaml").write_text("niter: ["),
     "a date that is none": lambda run: (run / "config.yaml").write_text("niter: 2001-99-99\n"),
     "no text": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe\x00"),
-    "cut off": lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().partition("\nlr:")[0]),
+    "cut off": lambda run: (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().partition("\nlr:")[0]
+    ),
     "an unknown option": lambda run: (run / "config.yaml").write_text("nitre: 3\n"),
 }
 FOR_RESUMING: dict[str, Callable[[Path], Any]] = {
@@ -71,7 +75,9 @@ FOR_RESUMING: dict[str, Callable[[Path], Any]] = {
     "no numbers": state(recent_nfe=["x"]),
     "no random state": state(random=torch.zeros(3)),
     "an optimiser of nothing": state(optimizer={"state": {0: {}}}),
-    "a byte that is no text": lambda run: (run / "history.csv").write_bytes(b"iteration,loss\n\xff\xfe\x00\n"),
+    "a byte that is no text": lambda run: (run / "history.csv").write_bytes(
+        b"iteration,loss\n\xff\xfe\x00\n"
+    ),
     "text for a number": lambda run: (run / "history.csv").write_text("iteration,loss\nx,1\n"),
     "other columns": lambda run: (run / "history.csv").write_text("iteration,loss\n1,1\n"),
 }
@@ -90,7 +96,9 @@ def assert_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("how", [*DAMAGED, "other width"])
-def test_damage_is_told_wherever_it_is_read(how: str, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_is_told_wherever_it_is_read(
+    how: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if how == "other width":
         other_width(RUN, made / "wide")
     else:
@@ -123,12 +131,20 @@ def test_a_run_whose_history_was_moved_away_goes_on(capsys: pytest.CaptureFixtur
     (RUN / "history.csv").unlink()
     code, output = train("--resume true --niter 6 --log_interval 1 --name run", capsys)
     assert code == 0, output
-    assert [line.split(",")[0] for line in (RUN / "history.csv").read_text().splitlines()] == ["iteration", "5", "6"]
+    assert [line.split(",")[0] for line in (RUN / "history.csv").read_text().splitlines()] == [
+        "iteration",
+        "5",
+        "6",
+    ]
 
 
 @pytest.mark.parametrize(("name", "code"), [("run.json", 0), ("figures", 1), ("checkpoints", 1)])
-def test_links_that_lead_in_a_circle(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run replaces such a link where it writes a file, and refuses to begin where it needs a folder."""
+def test_links_that_lead_in_a_circle(
+    name: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run replaces such a link where it writes a file, and refuses to begin where it needs a
+    folder.
+    """
     path = RUN / name
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path.symlink_to(path.name)
@@ -161,11 +177,15 @@ def test_a_run_never_writes_into_another_directory(
     assert code == 1, output
     assert "removed, moved or replaced" in output
     after = everything(Path("experiments"))
-    assert {path for path in after if after[path] != seen[0].get(path)} <= {"experiments/away/history.csv"}
+    assert {path for path in after if after[path] != seen[0].get(path)} <= {
+        "experiments/away/history.csv"
+    }
     assert after.keys() == seen[0].keys()
 
 
-def test_overwriting_through_links_deletes_nothing_of_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwriting_through_links_deletes_nothing_of_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     Path("mine").mkdir()
     for name in ("loss.png", "precious.png", "iteration_00000004.pt"):
         (Path("mine") / name).write_text("mine")
@@ -181,7 +201,8 @@ def test_overwriting_through_links_deletes_nothing_of_others(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    "flags", ["--dataset arrays --network linear_odenet --data_dir nope.npz", "--use_tensorboard true"]
+    "flags",
+    ["--dataset arrays --network linear_odenet --data_dir nope.npz", "--use_tensorboard true"],
 )
 def test_a_run_that_cannot_begin_leaves_no_directory(
     flags: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -214,7 +235,9 @@ def test_rows_are_on_the_disk_before_a_checkpoint_and_nothing_waits_for_the_disk
         found = history.stat()
         assert synced[found.st_ino] == found.st_size
         iteration = int(path.stem.split("_")[1])
-        assert len(history.read_text().splitlines()) == 1 + (0 if not iteration else 1 + iteration // 10)
+        assert len(history.read_text().splitlines()) == 1 + (
+            0 if not iteration else 1 + iteration // 10
+        )
         for place in (history.parent, history.parents[1]):
             assert place.stat().st_ino in synced, "the names of the history and of the run"
         write_atomic(path, content)

@@ -1,4 +1,6 @@
-"""Fifteen defects of the original implementation; each test fails on a program that has one of them."""
+"""Fifteen defects of the original implementation; each test fails on a program that has one of
+them.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def test_1_unknown_options_are_errors() -> None:
     for text in ("--evaluate_with_diferent_solver true", "--stepsize 0.1"):
         with pytest.raises(OptionError, match=r"Did you mean '(evaluate_with_dif|step_size)"):
             load_options(text.split())
-    documented = "--evaluate_text_acc true --evaluate_with_different_solver true --use_step_adaptation true"
+    documented = (
+        "--evaluate_text_acc true --evaluate_with_different_solver true --use_step_adaptation true"
+    )
     options, _ = load_options(documented.split())
     assert options.evaluate_test_acc
     assert options.evaluate_with_dif_solver
@@ -54,7 +58,11 @@ def test_1_unknown_options_are_errors() -> None:
 
 
 def test_2_booleans_mean_what_they_say() -> None:
-    for text, expected in {"--adjoint true": "adjoint", "--adjoint false": "naive", "--adjoint": "adjoint"}.items():
+    for text, expected in {
+        "--adjoint true": "adjoint",
+        "--adjoint false": "naive",
+        "--adjoint": "adjoint",
+    }.items():
         assert load_options(text.split())[0].autodif == expected
     assert not load_options(["--use_gpu", "false"])[0].use_gpu
 
@@ -97,7 +105,9 @@ def test_6_tolerances_are_adapted_from_the_first_check_on() -> None:
     tolerances = read_history(Path("experiments/run/history.csv"))["tolerance"]
     assert tolerances[0] == 1e-3
     assert len(set(tolerances)) > 1
-    assert len(state("run")["recent_nfe"]) == 5  # what the rule reads is kept with the run, not in its log
+    assert (
+        len(state("run")["recent_nfe"]) == 5
+    )  # what the rule reads is kept with the run, not in its log
 
 
 def test_7_the_starting_step_looks_at_the_whole_state() -> None:
@@ -108,7 +118,10 @@ def test_7_the_starting_step_looks_at_the_whole_state() -> None:
         return (z.flatten(1) @ matrix).view_as(z)
 
     image = torch.randn(5, 3, 4, 4, dtype=torch.float64)
-    steps = [paper_starting_step(field, z, 1.0, order=1, max_steps=10**6) for z in (image, image.reshape(5, 1, 48))]
+    steps = [
+        paper_starting_step(field, z, 1.0, order=1, max_steps=10**6)
+        for z in (image, image.reshape(5, 1, 48))
+    ]
     assert steps[0] == pytest.approx(steps[1], rel=1e-12)
 
 
@@ -116,13 +129,19 @@ def test_8_results_of_a_user_are_not_deleted() -> None:
     train("--niter 3 --name run")
     before = {path: path.read_bytes() for path in Path("experiments").rglob("*") if path.is_file()}
     command = [sys.executable, str(ROOT / "train.py"), "--niter", "3", "--name", "run"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
     assert "--resume true" in done.stderr
-    assert {path: path.read_bytes() for path in Path("experiments").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in Path("experiments").rglob("*") if path.is_file()
+    } == before
 
 
-def test_9_a_history_is_appended_to_and_nothing_is_written_at_every_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_9_a_history_is_appended_to_and_nothing_is_written_at_every_iteration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     opened: list[str] = []
     original = Path.open
 
@@ -184,7 +203,9 @@ def test_12_test_accuracy_comes_at_an_interval(monkeypatch: pytest.MonkeyPatch) 
 def test_13_weight_decay_decays_weights() -> None:
     for decay in (0, 1):
         train(f"--niter 20 --lr 0.01 --weight_decay {decay} --name decay{decay}")
-    norms = [sum(float(w.norm()) for w in state(f"decay{decay}")["model"].values()) for decay in (0, 1)]
+    norms = [
+        sum(float(w.norm()) for w in state(f"decay{decay}")["model"].values()) for decay in (0, 1)
+    ]
     assert norms[1] < 0.97 * norms[0]
 
 

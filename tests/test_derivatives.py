@@ -1,4 +1,6 @@
-"""A derivative is given or refused, never dropped: every method and gradient, on every kind of field."""
+"""A derivative is given or refused, never dropped: every method and gradient, on every kind of
+field.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,31 @@ from torch.autograd import forward_ad
 from tests.problems import KINDS, parts_of
 from trueode.catalog import METHODS
 from trueode.errors import UsageError
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, solve
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    Gradient,
+    Solver,
+    solve,
+)
 
-GRADIENTS: dict[str, Gradient] = {"backprop": Backprop(), "checkpoint": Checkpoint(), "adjoint": Adjoint()}
+GRADIENTS: dict[str, Gradient] = {
+    "backprop": Backprop(),
+    "checkpoint": Checkpoint(),
+    "adjoint": Adjoint(),
+}
 DISCRETE = ["backprop", "checkpoint"]
 EMBEDDED = [name for name, method in METHODS.items() if method.kind == "adaptive"]
 EPS = 1e-6
 
 pytestmark = [
     pytest.mark.parametrize("kind", KINDS),
-    pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning"),  # of PyTorch itself, when forward mode is first used
+    pytest.mark.filterwarnings(
+        "ignore:.torch.jit:FutureWarning"
+    ),  # of PyTorch itself, when forward mode is first used
 ]
 each_method = pytest.mark.parametrize("method", METHODS)
 
@@ -91,12 +108,18 @@ class Setting:
         return list(torch.autograd.grad(value, self.inputs, materialize_grads=True, **options))
 
     def along(self, gradients: list[Tensor]) -> Tensor:
-        return sum(((g * d).sum() for g, d in zip(gradients, self.directions(), strict=True)), torch.zeros(()))
+        return sum(
+            ((g * d).sum() for g, d in zip(gradients, self.directions(), strict=True)),
+            torch.zeros(()),
+        )
 
     def forward(self, solver: Solver, gradient: Gradient, save: bool = False) -> Tensor:
         """The derivative along the directions in forward mode."""
         with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(x.detach(), d) for x, d in zip(self.inputs, self.directions(), strict=True)]
+            duals = [
+                forward_ad.make_dual(x.detach(), d)
+                for x, d in zip(self.inputs, self.directions(), strict=True)
+            ]
             with self.replaced(duals):
                 return forward_ad.unpack_dual(self.value(solver, gradient, save)).tangent  # type: ignore[no-any-return]
 
@@ -111,7 +134,10 @@ class _Replaced:
         self.setting, self.tensors = setting, tensors
 
     def __enter__(self) -> None:
-        setting, by = self.setting, dict(zip(map(id, self.setting.inputs), self.tensors, strict=True))
+        setting, by = (
+            self.setting,
+            dict(zip(map(id, self.setting.inputs), self.tensors, strict=True)),
+        )
         self.before = setting.z0, setting.start, setting.end, setting.times
         if isinstance(setting.z0, tuple):
             setting.z0 = tuple(by.get(id(x), x) for x in setting.z0)
@@ -121,7 +147,10 @@ class _Replaced:
             by.get(id(x), x) for x in (setting.start, setting.end, setting.times)
         )
         self.owners = [
-            (m, name, p) for m in setting.field.modules() for name, p in m._parameters.items() if p is not None
+            (m, name, p)
+            for m in setting.field.modules()
+            for name, p in m._parameters.items()
+            if p is not None
         ]
         for module, name, p in self.owners:
             if id(p) in by:
@@ -133,7 +162,9 @@ class _Replaced:
         for module, name, p in self.owners:
             if name in module.__dict__:
                 delattr(module, name)
-                module.register_parameter(name, p if isinstance(p, nn.Parameter) else nn.Parameter(p))
+                module.register_parameter(
+                    name, p if isinstance(p, nn.Parameter) else nn.Parameter(p)
+                )
 
 
 @each_method
@@ -142,7 +173,9 @@ def test_first_derivatives(kind: str, method: str, gradient: str) -> None:
     """Of the steps that were taken, by the state and the parameters: as differences tell."""
     for solver in solvers(method, kind):
         setting = Setting(kind)
-        found = setting.along(setting.reverse(setting.value(solver, GRADIENTS[gradient], save=True)))
+        found = setting.along(
+            setting.reverse(setting.value(solver, GRADIENTS[gradient], save=True))
+        )
         if setting.replay is not solver:  # steps are constants
             steps = setting.replay
             expected = setting.difference(
@@ -151,7 +184,9 @@ def test_first_derivatives(kind: str, method: str, gradient: str) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
         else:
             reference = Setting(kind)
-            same = reference.along(reference.reverse(reference.value(solver, Backprop(), save=True)))
+            same = reference.along(
+                reference.reverse(reference.value(solver, Backprop(), save=True))
+            )
             torch.testing.assert_close(found, same, rtol=1e-9, atol=1e-11)
 
 
@@ -195,7 +230,9 @@ def test_second_derivatives(kind: str, method: str, gradient: str) -> None:
             setting.reverse(value, create_graph=True)
         return
     found = setting.along(setting.reverse(setting.along(setting.reverse(value, create_graph=True))))
-    expected = setting.difference(lambda: setting.along(setting.reverse(setting.value(solver, Backprop(), save=True))))
+    expected = setting.difference(
+        lambda: setting.along(setting.reverse(setting.value(solver, Backprop(), save=True)))
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -204,7 +241,9 @@ def test_second_derivatives(kind: str, method: str, gradient: str) -> None:
 def test_derivatives_by_times(kind: str, method: str, gradient: str) -> None:
     """By both ends and by saved times, which here move on their own; both modes."""
     fine_steps: list[Solver] = [FixedStep(method, n_steps=50)]
-    accuracy = {1: 0.2, 2: 5e-3, 3: 2e-4}.get(METHODS[method].order, 2e-5)  # of the adjoint's exact flow
+    accuracy = {1: 0.2, 2: 5e-3, 3: 2e-4}.get(
+        METHODS[method].order, 2e-5
+    )  # of the adjoint's exact flow
     for fine in fine_steps if gradient == "adjoint" else solvers(method, kind):
         setting = Setting(kind, times=True)
         found = setting.reverse(setting.value(fine, GRADIENTS[gradient], save=True))
@@ -223,7 +262,9 @@ def test_derivatives_by_times(kind: str, method: str, gradient: str) -> None:
 
 @each_method
 def test_derivatives_by_times_are_those_of_differences(kind: str, method: str) -> None:
-    """Inner times on their own, so that none leaves the interval; the steps are constants, as fractions of it."""
+    """Inner times on their own, so that none leaves the interval; the steps are constants, as
+    fractions of it.
+    """
     setting = Setting(kind, times=True)
     setting.times.requires_grad_(False)
     setting.times = torch.tensor([0.3, 0.62], dtype=torch.float64, requires_grad=True)

@@ -23,16 +23,31 @@ from trueode.data import Batches, folder, identity, keep_unseen, load_dataset
 from trueode.experiment import load
 from trueode.options import make_options
 from trueode.runs import load_latest, read_history, save_checkpoint
-from trueode.training.optimizers import FusedAdam, FusedSGD, Optimizer, TorchAdam, TorchRMSprop, TorchSGD
+from trueode.training.optimizers import (
+    FusedAdam,
+    FusedSGD,
+    Optimizer,
+    TorchAdam,
+    TorchRMSprop,
+    TorchSGD,
+)
 
 ROOT = Path(trueode.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 FACTORIES = {factory.__name__.removeprefix("fft_") for factory in _device_constructors()}
-OTHERS = {"Generator", "Tensor", "normal", "load", *(f"{kind}Tensor" for kind in ("Float", "Double", "Long", "Bool"))}
+OTHERS = {
+    "Generator",
+    "Tensor",
+    "normal",
+    "load",
+    *(f"{kind}Tensor" for kind in ("Float", "Double", "Long", "Bool")),
+}
 
 
 def unnamed(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Calls that make a tensor (or a generator, or load tensors) on the default device: line and name."""
+    """Calls that make a tensor (or a generator, or load tensors) on the default device: line and
+    name.
+    """
     imported = {
         name.asname or name.name: name.name
         for node in ast.walk(tree)
@@ -43,7 +58,10 @@ def unnamed(tree: ast.AST) -> Iterator[tuple[int, str]]:
         if not isinstance(node, ast.Call):
             continue
         called = node.func
-        if isinstance(called, ast.Attribute) and ast.unparse(called.value) in ("torch", "torch.fft"):
+        if isinstance(called, ast.Attribute) and ast.unparse(called.value) in (
+            "torch",
+            "torch.fft",
+        ):
             name = called.attr
         elif isinstance(called, ast.Name) and called.id in imported:
             name = imported[called.id]
@@ -87,7 +105,9 @@ def on_both(make: Callable[[], Any]) -> tuple[Any, Any]:
 def same(one: Any, other: Any) -> bool:
     """Whether two results are equal, their tensors bit for bit and on the CPU."""
     if isinstance(one, Tensor):
-        return one.device.type == other.device.type == "cpu" and torch.equal(one.nan_to_num(), other.nan_to_num())
+        return one.device.type == other.device.type == "cpu" and torch.equal(
+            one.nan_to_num(), other.nan_to_num()
+        )
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -99,10 +119,19 @@ def same(one: Any, other: Any) -> bool:
 def test_batches_of_generated_data(name: str, tmp_path: Path) -> None:
     def make() -> list[Any]:
         data, unseen = keep_unseen(load_dataset(name, tmp_path), seed=1, share=0.1, size=20)
-        taken = [unseen.control.first(5), unseen.attempt(1), data.test.take(torch.tensor([3, 1], device="cpu"))]
+        taken = [
+            unseen.control.first(5),
+            unseen.attempt(1),
+            data.test.take(torch.tensor([3, 1], device="cpu")),
+        ]
         batches = [split.batch(torch.tensor([0, 1], device="cpu")) for split in taken]
         shuffled = islice(Batches(data.train, 24, seed=3).from_iteration(1), 100)
-        return [*batches, *shuffled, *Batches(data.train, 24).in_order(), Batches(data.train, 9).order(2)]
+        return [
+            *batches,
+            *shuffled,
+            *Batches(data.train, 24).in_order(),
+            Batches(data.train, 9).order(2),
+        ]
 
     assert same(*on_both(make))
 
@@ -124,7 +153,9 @@ def test_batches_of_arrays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("memory", [0, 2**30])
-def test_batches_of_images(workers: int, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_images(
+    workers: int, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = pytest.importorskip("PIL.Image")
     for i in range(8):
         path = tmp_path / ("train", "test")[i % 2] / ("ant", "zebra")[i // 2 % 2] / f"{i}.png"
@@ -151,7 +182,10 @@ def test_weights(init_type: str, network: str) -> None:
 @pytest.mark.parametrize("kind", [FusedAdam, FusedSGD, TorchAdam, TorchSGD, TorchRMSprop])
 def test_optimisers_and_checkpoints(kind: type[Optimizer], tmp_path: Path) -> None:
     def make() -> list[Any]:
-        params = [nn.Parameter(torch.ones(3, device="cpu")), nn.Parameter(torch.ones(2, 2, device="cpu"))]
+        params = [
+            nn.Parameter(torch.ones(3, device="cpu")),
+            nn.Parameter(torch.ones(2, 2, device="cpu")),
+        ]
         optimizer = kind(params, 0.1, 0.2)
         saved: dict[str, Any] = {}
         for i in range(6):
@@ -181,9 +215,7 @@ RUNS = (
 def test_whole_runs(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, tests, checkpoints, verdict and figures, a resumed run, an evaluation and an audit."""
     monkeypatch.chdir(tmp_path)
-    common = (
-        "--log_interval 4 --model_checkpoint_freq 4 --evaluate_test_acc true --eval_interval 4 --verdict_budget 0.5"
-    )
+    common = "--log_interval 4 --model_checkpoint_freq 4 --evaluate_test_acc true --eval_interval 4 --verdict_budget 0.5"
 
     def make(name: str) -> list[Any]:
         assert main(["train", "--name", name, "--niter", "8", *common.split(), *flags.split()]) == 0
@@ -198,7 +230,13 @@ def test_whole_runs(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         found = json.loads((run / "evaluation_test.json").read_text())
         model, _ = load(run)
         x = torch.ones(3, 1, 2, device="cpu")
-        return [audited, list(map(str, rows.items())), saved, str(found).replace(name, "run"), model(x).detach()]
+        return [
+            audited,
+            list(map(str, rows.items())),
+            saved,
+            str(found).replace(name, "run"),
+            model(x).detach(),
+        ]
 
     here = make("here")
     with torch.device("meta"):

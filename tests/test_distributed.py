@@ -52,7 +52,9 @@ def test_a_driver_without_a_working_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("gpus", [0, 2], indirect=True)
-@pytest.mark.parametrize("gpu_ids", ["0,x", "x", "0,0", "1,0,1", "-1", "0,-1", "", ",", "0,", "0.5", "0 1", "cuda:0"])
+@pytest.mark.parametrize(
+    "gpu_ids", ["0,x", "x", "0,0", "1,0,1", "-1", "0,-1", "", ",", "0,", "0.5", "0 1", "cuda:0"]
+)
 def test_what_is_no_list_of_gpus(gpus: int, gpu_ids: str) -> None:
     message = refusal(gpu_ids)
     assert "--gpu_ids" in message
@@ -105,7 +107,9 @@ def test_more_processes_than_gpus(gpus: int, monkeypatch: pytest.MonkeyPatch) ->
 def work(folder: Path, rank: int, world_size: int, port: int) -> None:
     """What one of several processes does; its findings go to a file."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world_size}
-    os.environ.update({key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()})
+    os.environ.update(
+        {key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
+    )
     torch.set_num_threads(1)
     ranks = connect(False, "0")
     assert (ranks.rank, ranks.world_size, ranks.is_main) == (rank, world_size, rank == 0)

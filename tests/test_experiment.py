@@ -1,4 +1,6 @@
-"""Whole runs: what they print, what they leave behind, how they are named, continued, evaluated and loaded."""
+"""Whole runs: what they print, what they leave behind, how they are named, continued, evaluated and
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_leaves_all_that_is_promised(capsys: pytest.CaptureFixture[str]) -> None:
-    code, output = train(f"{SHORT} --evaluate_test_acc true --eval_interval 5 --use_tensorboard true", capsys)
+    code, output = train(
+        f"{SHORT} --evaluate_test_acc true --eval_interval 5 --use_tensorboard true", capsys
+    )
     assert code == 0, output
     sentence = output.splitlines()[-2]
     assert sentence.startswith("test accuracy ")
@@ -74,7 +78,9 @@ def test_a_run_leaves_all_that_is_promised(capsys: pytest.CaptureFixture[str]) -
     assert rows["iteration"] == [1, 5, 10, 12]
     assert np.isfinite(rows["test_accuracy"]).tolist() == [False, True, True, True]
     assert rows["nfe"] == [1.0] * 4
-    assert [path.name for path in found(run / "checkpoints")] == [f"iteration_{i:08d}.pt" for i in (12, 10, 5)]
+    assert [path.name for path in found(run / "checkpoints")] == [
+        f"iteration_{i:08d}.pt" for i in (12, 10, 5)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,14 +110,18 @@ def test_the_same_options_give_the_same_run(flags: str, capsys: pytest.CaptureFi
     assert code == 0, output
     assert equal(state("one"), state("two"))
     assert repr(history("one")) == repr(history("two"))
-    audits = [json.loads(Path(f"experiments/{name}/audit.json").read_text()) for name in ("one", "two")]
+    audits = [
+        json.loads(Path(f"experiments/{name}/audit.json").read_text()) for name in ("one", "two")
+    ]
     audits[1]["sentence"] = audits[1]["sentence"].replace("--name two", "--name one")
     assert audits[0] == audits[1]
 
 
 def test_evaluations_are_counted_per_sample(capsys: pytest.CaptureFixture[str]) -> None:
     """Also where a batch is smaller than the others: the last one of an epoch."""
-    code, output = train("--niter 35 --log_interval 3 --solver midpoint --n_steps 3 --name run", capsys)
+    code, output = train(
+        "--niter 35 --log_interval 3 --solver midpoint --n_steps 3 --name run", capsys
+    )
     assert code == 0, output
     assert set(history("run")["nfe"]) == {6.0}
     assert set(history("run")["nfe_backward"]) == {0.0}
@@ -138,7 +148,9 @@ def test_results_are_never_touched(capsys: pytest.CaptureFixture[str]) -> None:
     assert {path: after[path] for path in before} == before
 
 
-def test_overwriting_spares_what_the_run_has_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwriting_spares_what_the_run_has_not_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     train(f"{SHORT} --name run", capsys)
     notes = Path("experiments/run/notes.txt")
     notes.write_text("mine")
@@ -165,7 +177,9 @@ def test_a_run_made_longer_is_the_longer_run(capsys: pytest.CaptureFixture[str])
     assert equal(state("run"), state("whole"))
 
 
-@pytest.mark.parametrize("change", ["--lr 0.1", "--niter 3", "--solver rk4", "--precision float64", "--n_steps 2"])
+@pytest.mark.parametrize(
+    "change", ["--lr 0.1", "--niter 3", "--solver rk4", "--precision float64", "--n_steps 2"]
+)
 def test_a_resumed_run_stays_the_same_run(change: str, capsys: pytest.CaptureFixture[str]) -> None:
     train(f"{SHORT} --name run", capsys)
     before = everything(Path("experiments"))
@@ -212,7 +226,9 @@ def test_divergence_keeps_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> No
 def test_infer(capsys: pytest.CaptureFixture[str]) -> None:
     train(f"{SHORT} --name run --evaluate_test_acc true", capsys)
     before = everything(Path("experiments"))
-    code, output = train("--phase infer --name run --split test --evaluate_with_dif_solver true", capsys)
+    code, output = train(
+        "--phase infer --name run --split test --evaluate_with_dif_solver true", capsys
+    )
     assert code == 0, output
     result = json.loads(Path("experiments/run/evaluation_test.json").read_text())
     assert result["accuracy"] == history("run")["test_accuracy"][-1]
@@ -234,15 +250,23 @@ def test_solver_swap(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, output
     run = Path("experiments/neural_ode")
     table = json.loads((run / "audit.json").read_text())
-    steps = {(row["method"], tuple(row["factors"])): row["n_steps"] for row in table["rows"] if row["kind"] == "fixed"}
+    steps = {
+        (row["method"], tuple(row["factors"])): row["n_steps"]
+        for row in table["rows"]
+        if row["kind"] == "fixed"
+    }
     assert steps == {("euler", (0.5,)): 4, ("euler", (1.0,)): 2, ("euler", (4.0,)): 1}
-    assert [row["setting"] for row in table["rows"] if row["kind"] == "adaptive"] == pytest.approx([5e-5, 1e-4, 4e-4])
+    assert [row["setting"] for row in table["rows"] if row["kind"] == "adaptive"] == pytest.approx(
+        [5e-5, 1e-4, 4e-4]
+    )
     assert len((run / "solver_swap.csv").read_text().splitlines()) == 1 + len(table["rows"])
     assert (run / "figures/solver_swap.png").is_file()
     assert "(training)" in output
 
 
-def test_load(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_load(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     train(f"{SHORT} --use_step_adaption_algo true --adaption_interval 2 --name run", capsys)
     monkeypatch.chdir("/")  # neither the data nor the working directory are needed
     model, options = load(tmp_path / "experiments/run")
@@ -264,7 +288,9 @@ def test_own_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     y = start[:, None] * np.exp(-t)[:, :, None, None]
     y[1, 2] = np.nan
     np.savez("series.npz", x=start, y=y, t=t)
-    code, output = train(f"{SHORT} --dataset arrays --data_dir regression.npz --name regression", capsys)
+    code, output = train(
+        f"{SHORT} --dataset arrays --data_dir regression.npz --name regression", capsys
+    )
     assert code == 0, output
     assert "test mse" in output
     assert Path("experiments/regression/figures/mse.png").is_file()
@@ -278,20 +304,23 @@ def test_own_arrays(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def series(t0: float | None, shift: float, own: bool = False, **changes: Any) -> None:
-    """An oscillation in ``series.npz``: times in steps of an eighth, so that nothing is rounded where they are shifted."""
+    """An oscillation in ``series.npz``: times in steps of an eighth, so that nothing is rounded
+    where they are shifted.
+    """
     random = np.random.default_rng(0)
     x, t = random.normal(size=(60, 2)), np.arange(5) / 8
     if own:
         t = np.sort(random.integers(0, 9, (60, 1)) + np.arange(3), axis=1) / 8
     angle = np.broadcast_to(2 * t, (60, t.shape[-1]))
-    y = x[:, None] * np.cos(angle)[..., None] + (x[:, ::-1] * [1, -1])[:, None] * np.sin(angle)[..., None]
+    y = (
+        x[:, None] * np.cos(angle)[..., None]
+        + (x[:, ::-1] * [1, -1])[:, None] * np.sin(angle)[..., None]
+    )
     given = {} if t0 is None else {"t0": t0}
     np.savez("series.npz", **{"x": x, "y": y, "t": t + shift, **given, **changes})
 
 
-SERIES = (
-    "--dataset arrays --data_dir series.npz --network linear_odenet --act tanh --niter 12 --log_interval 3 --lr 0.01"
-)
+SERIES = "--dataset arrays --data_dir series.npz --network linear_odenet --act tanh --niter 12 --log_interval 3 --lr 0.01"
 SERIES_SOLVERS = {
     "fixed": "--solver rk4 --n_steps 8 --evaluate_with_dif_solver true --test_solver_list euler dopri5",
     "euler": "--solver euler --step_size 0.25 --autodif checkpoint",
@@ -321,9 +350,14 @@ def test_a_series_may_start_at_any_time(how: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("own", [False, True], ids=["shared times", "own times"])
 def test_a_series_is_judged_from_its_start(own: bool, capsys: pytest.CaptureFixture[str]) -> None:
     results: list[dict[str, Any]] = []
-    for name, t0, shift in (("zero", None, 0.0), ("early", -4.0, -4.0) if own else ("late", 2019.0, 2019.0)):
+    for name, t0, shift in (
+        ("zero", None, 0.0),
+        ("early", -4.0, -4.0) if own else ("late", 2019.0, 2019.0),
+    ):
         series(t0, shift, own)
-        code, output = train(f"{SERIES} --solver rk4 --n_steps 8 --verdict_budget 0.5 --name {name}", capsys)
+        code, output = train(
+            f"{SERIES} --solver rk4 --n_steps 8 --verdict_budget 0.5 --name {name}", capsys
+        )
         assert code == 0, output
         flags = "--evaluate_with_dif_solver true --test_solver_list euler dopri5"
         code, output = train(f"--phase infer --name {name} --split test {flags}", capsys)
@@ -340,12 +374,18 @@ def test_a_series_is_judged_from_its_start(own: bool, capsys: pytest.CaptureFixt
 def numbers(value: Any) -> list[float]:
     """All numbers in JSON values, in order."""
     if isinstance(value, dict | list):
-        return [x for part in (value.values() if isinstance(value, dict) else value) for x in numbers(part)]
+        return [
+            x
+            for part in (value.values() if isinstance(value, dict) else value)
+            for x in numbers(part)
+        ]
     return [value] if isinstance(value, int | float) else []
 
 
 def test_a_series_has_one_start(capsys: pytest.CaptureFixture[str]) -> None:
-    """A run goes on, is evaluated and is audited on data that starts when its own did; a start far from 0 is never guessed."""
+    """A run goes on, is evaluated and is audited on data that starts when its own did; a start far
+    from 0 is never guessed.
+    """
     flags = f"{SERIES} --solver rk4 --n_steps 8 --name run"
     series(None, 2019.1)
     code, output = train(flags, capsys)
@@ -364,7 +404,9 @@ def test_a_series_has_one_start(capsys: pytest.CaptureFixture[str]) -> None:
     series(2019.1, 2019.1)
     code, output = train("--resume true --niter 15 --name run", capsys)
     assert code == 0, output
-    code, output = train(f"{SERIES} --solver rk4 --step_size 0.1 --t_end 2020.1 --name longer", capsys)
+    code, output = train(
+        f"{SERIES} --solver rk4 --step_size 0.1 --t_end 2020.1 --name longer", capsys
+    )
     assert code == 0, output
     assert load("experiments/longer")[0].t == (2019.1, 2020.1)
 
@@ -386,11 +428,16 @@ def test_what_is_wrong_is_said_in_one_message(capsys: pytest.CaptureFixture[str]
             assert word in output
 
 
-def test_overwriting_waits_until_the_new_run_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwriting_waits_until_the_new_run_is_possible(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     code, output = train("--niter 3 --name run", capsys)
     assert code == 0, output
     before = everything(Path("experiments"))
-    for wrong in ("--dataset arrays --data_dir nope.npz --network linear_odenet", "--dataset pendulum --step_size 30"):
+    for wrong in (
+        "--dataset arrays --data_dir nope.npz --network linear_odenet",
+        "--dataset pendulum --step_size 30",
+    ):
         code, output = train(f"--name run --overwrite true {wrong}", capsys)
         assert code == 2, output
         assert everything(Path("experiments")) == before
@@ -417,10 +464,14 @@ def test_a_continued_run_does_not_keep_the_verdict_of_before(
     assert "sentence" in json.loads(info.read_text())
     code, output = train("--resume true --niter 6 --name run --lr 1e-4", capsys)
     assert code == 0, output
-    assert json.loads(Path("experiments/run/audit.json").read_text())["provenance"]["iteration"] == 6
+    assert (
+        json.loads(Path("experiments/run/audit.json").read_text())["provenance"]["iteration"] == 6
+    )
     code, output = train("--niter 40 --name bad --optimizer sgd --lr 1e30", capsys)
     assert code == 1, output
-    assert not {"sentence", "verdict"} & set(json.loads(Path("experiments/bad/run.json").read_text()))
+    assert not {"sentence", "verdict"} & set(
+        json.loads(Path("experiments/bad/run.json").read_text())
+    )
 
 
 def test_a_run_of_fidelity_ends_with_a_certificate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -432,18 +483,32 @@ def test_a_run_of_fidelity_ends_with_a_certificate(capsys: pytest.CaptureFixture
     certificate = audit["certificate"]
     assert audit["sentence"].startswith(certificate["sentence"])
     assert output.splitlines()[-2] == audit["sentence"], "a run has one closing sentence"
-    assert audit["verdict"] == certificate["status"] == json.loads((run / "run.json").read_text())["verdict"]
-    assert [attempt["counts"]["n"] for attempt in certificate["attempts"]] == [200] * len(certificate["attempts"])
+    assert (
+        audit["verdict"]
+        == certificate["status"]
+        == json.loads((run / "run.json").read_text())["verdict"]
+    )
+    assert [attempt["counts"]["n"] for attempt in certificate["attempts"]] == [200] * len(
+        certificate["attempts"]
+    )
     saved = state("run")
     assert saved["iteration"] == audit["provenance"]["iteration"] == 120 + saved["extra"]
     assert saved["extra"] == 200 * (len(certificate["attempts"]) - 1)
     assert {"adaptation.png", "effort.png"} <= {path.name for path in (run / "figures").iterdir()}
     rows = history("run")
-    checks = [i for i, signal in zip(rows["iteration"], rows["signal"], strict=True) if np.isfinite(signal)]
+    checks = [
+        i
+        for i, signal in zip(rows["iteration"], rows["signal"], strict=True)
+        if np.isfinite(signal)
+    ]
     certified = [120 + 200 * k for k in range(len(certificate["attempts"]))]  # no checks at these
-    assert checks == [float(i) for i in range(10, int(saved["iteration"]) + 1, 10) if i not in certified]
+    assert checks == [
+        float(i) for i in range(10, int(saved["iteration"]) + 1, 10) if i not in certified
+    ]
     tested = [
-        i for i, value in zip(rows["iteration"], rows["test_accuracy_reference"], strict=True) if np.isfinite(value)
+        i
+        for i, value in zip(rows["iteration"], rows["test_accuracy_reference"], strict=True)
+        if np.isfinite(value)
     ]
     assert tested[:3] == [40.0, 80.0, 120.0]
     counted = rows["nfe_total"][-1] / saved["iteration"] * saved["samples"]
@@ -462,7 +527,9 @@ def test_a_certified_run_is_made_longer(capsys: pytest.CaptureFixture[str]) -> N
     flags = f"--lr 0.001 --solver rk4 {FIDELITY} --adaption_interval 10 --name run"
     train(f"{flags} --niter 40", capsys)
     before = json.loads(Path("experiments/run/audit.json").read_text())
-    code, output = train(f"--name run --resume true --niter {before['provenance']['iteration'] + 40}", capsys)
+    code, output = train(
+        f"--name run --resume true --niter {before['provenance']['iteration'] + 40}", capsys
+    )
     assert code == 0, output
     after = json.loads(Path("experiments/run/audit.json").read_text())
     assert after["provenance"]["iteration"] > before["provenance"]["iteration"]

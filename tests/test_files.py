@@ -44,15 +44,25 @@ def test_a_writer_that_fails_changes_nothing(tmp_path: Path, existed: bool) -> N
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), fsync(handle)))
-    monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), replace(old, new)))
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: (order.append("replace"), replace(old, new))
+    )
     write_text(tmp_path / "file", "content")
     assert order == ["fsync", "replace", "fsync"]  # the content, and the name
     write_text(tmp_path / "a" / "b" / "file", "content")
-    assert order[3:] == ["fsync", "fsync", "fsync", "replace", "fsync"]  # the names of both folders before
+    assert order[3:] == [
+        "fsync",
+        "fsync",
+        "fsync",
+        "replace",
+        "fsync",
+    ]  # the names of both folders before
 
 
 def test_content_that_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
@@ -70,7 +80,9 @@ def without_non_finite(content: Any) -> Any:
 
 contents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -86,7 +98,9 @@ def test_json_reads_back_and_numbers_that_are_not_finite_are_null(
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    assert json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse) == without_non_finite(content)
+    assert json.loads(
+        path.read_text(encoding="utf-8"), parse_constant=refuse
+    ) == without_non_finite(content)
 
 
 def test_tuples_are_lists(tmp_path: Path) -> None:

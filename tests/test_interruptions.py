@@ -1,4 +1,6 @@
-"""A run that is killed, interrupted or finds a damaged checkpoint goes on as if nothing had happened."""
+"""A run that is killed, interrupted or finds a damaged checkpoint goes on as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,15 @@ RESUME = "--name run --resume true"
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The newest checkpoint and the history of the run, both without times of the clock."""
     path, state = load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)
-    assert path.name.endswith(f"{1000 if state['certificate'] is None else 200 + state['extra']:05d}.pt")
+    assert path.name.endswith(
+        f"{1000 if state['certificate'] is None else 200 + state['extra']:05d}.pt"
+    )
     del state["seconds"]
     with (folder / "experiments" / "run" / "history.csv").open() as file:
-        rows = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+        rows = [
+            {name: value for name, value in row.items() if name != "seconds"}
+            for row in csv.DictReader(file)
+        ]
     return state, rows
 
 
@@ -51,7 +58,9 @@ def equal(one: Any, other: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
     folder = tmp_path_factory.mktemp("whole")
     code, output = processes.run(FLAGS, folder)
     assert code == 0, output
@@ -96,8 +105,8 @@ def die_in_a_checkpoint(number: int, phase: str) -> None:
 def kill_and_resume(flags: str, folder: Path, moments: list[Any]) -> None:
     """Kill a run at all of the moments, going on each time, then let it end.
 
-    A moment is a write of a checkpoint and how far it comes, or seconds; those are cut short by the next write, so that
-    a fast machine has not ended the run before the last moment.
+    A moment is a write of a checkpoint and how far it comes, or seconds; those are cut short by the
+    next write, so that a fast machine has not ended the run before the last moment.
     """
     for moment in moments:
         write = (1, "in its place") if isinstance(moment, float) else moment
@@ -134,7 +143,9 @@ def test_killed_while_it_certifies_and_trains_on(tmp_path: Path) -> None:
     state, rows = result(whole)
     assert state["extra"] > 0, "no certificate failed: there is nothing to go on with"
     assert len(state["rule"]["attempts"]) > 1
-    kill_and_resume(CERTIFIED, broken, [(5, "in its place"), 0.7, (1, "in its place"), 0.9, (1, "half written")])
+    kill_and_resume(
+        CERTIFIED, broken, [(5, "in its place"), 0.7, (1, "in its place"), 0.9, (1, "half written")]
+    )
     assert equal(result(broken)[0], state)
     assert result(broken)[1] == rows
     name = Path("experiments") / "run" / "audit.json"

@@ -20,7 +20,12 @@ pytest.importorskip("torchdyn")
 pytest.importorskip("torchode")
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 CLOSED = [
-    *("dose of 1e-2, rk4 x 8", "dose of 1e-1, clock, rk4 x 64", "protocol, euler x 10", "16 waves, rk4 x 256"),
+    *(
+        "dose of 1e-2, rk4 x 8",
+        "dose of 1e-1, clock, rk4 x 64",
+        "protocol, euler x 10",
+        "16 waves, rk4 x 256",
+    ),
     *("crossed switch, euler x 4", "repelling switch, dopri5 1e-6", "bouncing ball, rk4 x 1024"),
     *("stiff 1e3, dopri5 1e-6", "growth, no blow-up, dopri5 1e-8", "fall from far, dopri5 1e-7"),
 ]
@@ -55,7 +60,9 @@ def test_doses_change_what_they_act_on(benchmarks: Any) -> None:
         assert acted == 1 if kind.spread != "some" else 0.02 < acted < 0.1
     dose = doses.deceive(doses.Kind("clock", "own", 0.1), 1)
     solver = Adaptive("dopri5", 1e-9, 1e-9, max_step=0.01)
-    torch.testing.assert_close(dose.known.model(dose.x.double(), solver), dose.known.exact(dose.x.double()))
+    torch.testing.assert_close(
+        dose.known.model(dose.x.double(), solver), dose.known.exact(dose.x.double())
+    )
 
 
 def test_what_is_wanted_of_a_verdict(benchmarks: Any) -> None:
@@ -80,7 +87,10 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
     ]
     command = [sys.executable, str(BENCHMARKS / "audit_deceived.py"), *words]
     for extra in ([], ["--again"]):
-        assert "ode" in subprocess.run([*command, *extra], check=True, capture_output=True, text=True).stdout
+        assert (
+            "ode"
+            in subprocess.run([*command, *extra], check=True, capture_output=True, text=True).stdout
+        )
     (line,) = (tmp_path / "models.jsonl").read_text().splitlines()
     result = json.loads(line)
     assert [each["verdict"] for each in result["audits"]] == ["ode"] * 3

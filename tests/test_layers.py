@@ -58,7 +58,9 @@ def room(path: Path) -> str:
 
 
 def imports(path: Path, top_level: bool) -> list[str]:
-    """Modules that a file imports; those of type checking left out, those inside of functions on request."""
+    """Modules that a file imports; those of type checking left out, those inside of functions on
+    request.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
         id(node)
@@ -89,12 +91,20 @@ def test_imports_go_down(path: Path) -> None:
         if parts[0] != "trueode" or len(parts) < 2 or parts[1] not in FLOORS:
             continue
         target = parts[1]
-        assert target == room(path) or FLOORS[target] < FLOORS[room(path)], f"{path.name} imports {module}"
+        assert target == room(path) or FLOORS[target] < FLOORS[room(path)], (
+            f"{path.name} imports {module}"
+        )
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) in TORCHLESS], ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room(p) in TORCHLESS], ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_no_torch_where_start_up_must_be_quick(path: Path) -> None:
-    assert not [module for module in imports(path, top_level=True) if module.split(".")[0] in ("torch", "torchvision")]
+    assert not [
+        module
+        for module in imports(path, top_level=True)
+        if module.split(".")[0] in ("torch", "torchvision")
+    ]
 
 
 def test_heavy_libraries_are_imported_where_they_are_used() -> None:
@@ -114,11 +124,16 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
     for path in FILES:
         for module in imports(path, top_level=True):
             library = module.split(".")[0]
-            assert allowed.get(library, room(path)) == room(path), f"{path} imports {module} at its top"
+            assert allowed.get(library, room(path)) == room(path), (
+                f"{path} imports {module} at its top"
+            )
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
-    names = {".".join(("trueode", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    names = {
+        ".".join(("trueode", *path.relative_to(SOURCE).with_suffix("").parts)): path
+        for path in FILES
+    }
     graph: dict[str, set[str]] = {}
     for name, path in names.items():
         found = imports(path, top_level=False)

@@ -1,4 +1,6 @@
-"""The README and the documentation are run: of each page the commands one after another in one directory, its Python in between."""
+"""The README and the documentation are run: of each page the commands one after another in one
+directory, its Python in between.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,11 @@ def trust(archive: str) -> None:
     from torchvision.datasets import CIFAR10
 
     with tarfile.open(archive) as tar:
-        sums = {m.name.split("/")[-1]: hashlib.md5(tar.extractfile(m).read()).hexdigest() for m in tar if m.isfile()}
+        sums = {
+            m.name.split("/")[-1]: hashlib.md5(tar.extractfile(m).read()).hexdigest()
+            for m in tar
+            if m.isfile()
+        }
     CIFAR10.tgz_md5 = hashlib.md5(Path(archive).read_bytes()).hexdigest()
     CIFAR10.train_list = [[f"data_batch_{k}", sums[f"data_batch_{k}"]] for k in range(1, 6)]
     CIFAR10.test_list = [["test_batch", sums["test_batch"]]]
@@ -72,9 +78,13 @@ def trust(archive: str) -> None:
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
     """Fenced blocks of a page that are run: ("python" or "shell", text), in order."""
     run = (
-        {"python": "python", "shell": "shell"} if page == README else {"{code-cell} python": "python", "shell": "shell"}
+        {"python": "python", "shell": "shell"}
+        if page == README
+        else {"{code-cell} python": "python", "shell": "shell"}
     )
-    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    for match in re.finditer(
+        r"^```([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    ):
         if match[1].strip() in run:
             yield run[match[1].strip()], re.sub(r"\A(:.*\n)+", "", match[2])
 
@@ -82,7 +92,11 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 def commands(block: str) -> list[str]:
     """The commands of a shell block that train or audit, continuation lines joined."""
     lines = block.replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if re.match(r"\s*(python train\.py|torchrun |trueode )", line)]
+    return [
+        line.strip()
+        for line in lines
+        if re.match(r"\s*(python train\.py|torchrun |trueode )", line)
+    ]
 
 
 def flags(command: str) -> dict[str, list[str]]:
@@ -127,7 +141,9 @@ def test_options_that_a_page_names_exist(page: Path):
 
 
 def test_make_targets_of_the_readme_exist():
-    found = re.findall(r"`make ([a-z]+)`|^\$ make ([a-z]+)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(
+        r"`make ([a-z]+)`|^\$ make ([a-z]+)$", README.read_text(encoding="utf-8"), re.MULTILINE
+    )
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert found
     assert {name for pair in found for name in pair} - {""} <= set(targets)
@@ -136,20 +152,30 @@ def test_make_targets_of_the_readme_exist():
 def test_what_the_readme_prints_is_what_its_python_prints(capsys: pytest.CaptureFixture[str]):
     """Numbers apart, which the processor's rounding may change."""
     text = README.read_text(encoding="utf-8")
-    code, output = re.search(r"^```python\n(.*?)^```\n+```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL).groups()
+    code, output = re.search(
+        r"^```python\n(.*?)^```\n+```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    ).groups()
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    printed, wanted = (re.sub(r"[\d.]+", "1", each.splitlines()[0]) for each in (capsys.readouterr().out, output))
+    printed, wanted = (
+        re.sub(r"[\d.]+", "1", each.splitlines()[0]) for each in (capsys.readouterr().out, output)
+    )
     assert printed == wanted
     assert len(code.replace("\n\n", "\n").splitlines()) <= 12
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.stem
+)
 def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch):
-    """Everything in it, from top to bottom, in one working directory; what stands in the README as well is run there."""
+    """Everything in it, from top to bottom, in one working directory; what stands in the README as
+    well is run there.
+    """
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     scope: dict[str, Any] = {"__name__": "page"}
-    run_there = () if page == README else [command for command in in_readme() if "--name" not in command]
+    run_there = (
+        () if page == README else [command for command in in_readme() if "--name" not in command]
+    )
     for language, block in blocks(page):
         if language == "python":
             if page != README:  # its own is run by the test above
@@ -172,7 +198,9 @@ def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def run(command: str, dataset: str) -> tuple[int, str, list[Path]]:
-    """Run a command with few iterations: exit code, what was printed, the run directories that it made or worked in."""
+    """Run a command with few iterations: exit code, what was printed, the run directories that it
+    made or worked in.
+    """
     words = shlex.split(command)
     options = flags(command)
     if "infer" not in options.get("phase", []):
@@ -182,7 +210,9 @@ def run(command: str, dataset: str) -> tuple[int, str, list[Path]]:
         code, printed = run_torchrun(words[1:])
     elif dataset == "cifar10":
         trusting = partial(trust, "data/cifar-10-python.tar.gz")
-        code, printed = processes.ended(processes.start(words[2:], Path.cwd(), before=trusting), Path.cwd())
+        code, printed = processes.ended(
+            processes.start(words[2:], Path.cwd(), before=trusting), Path.cwd()
+        )
     else:
         code, printed = processes.run_line(words, Path.cwd(), environment={"COLUMNS": "120"})
     made = set(Path("experiments").glob("*")) - before
@@ -218,7 +248,9 @@ def check(command: str, code: int, told: str, runs: list[Path]) -> None:
 
 def check_audit(command: str) -> None:
     """An audit of a run that was made before."""
-    code, told = processes.run_line(shlex.split(command), Path.cwd(), environment={"COLUMNS": "120"})
+    code, told = processes.run_line(
+        shlex.split(command), Path.cwd(), environment={"COLUMNS": "120"}
+    )
     assert code in (0, 3, 4), told
     found = json.loads((Path(shlex.split(command)[2]) / "audit" / "audit.json").read_text())
     assert found["sentence"] in told, told
@@ -236,15 +268,26 @@ def check_sweep(command: str) -> None:
         assert "field evaluations" in told, told
     elif words[1] == "reproduce":
         for form in ("png", "pdf", "svg", "csv", "md"):
-            assert (Path("experiments/reproduction/results") / f"{words[2]}-small.{form}").is_file(), told
+            assert (
+                Path("experiments/reproduction/results") / f"{words[2]}-small.{form}"
+            ).is_file(), told
     else:
         name = Path(words[2]).stem
-        assert len((Path("experiments") / name / "tables" / f"{name}.csv").read_text().splitlines()) > 9, told
+        assert (
+            len((Path("experiments") / name / "tables" / f"{name}.csv").read_text().splitlines())
+            > 9
+        ), told
 
 
 def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:
     """The run directory is whole, and its config says what the flags said."""
-    for name in ("config.yaml", "history.csv", "run.json", "figures/loss.png", "figures/effort.png"):
+    for name in (
+        "config.yaml",
+        "history.csv",
+        "run.json",
+        "figures/loss.png",
+        "figures/effort.png",
+    ):
         assert (run / name).is_file(), (name, told)
     assert list((run / "checkpoints").iterdir()), told
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -304,7 +347,18 @@ def small_cifar10(path: Path) -> None:
             "labels": random.integers(0, 10, n).tolist(),
         }
 
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     members = {f"data_batch_{k}": batch(1) for k in range(1, 6)}
     members |= {"test_batch": batch(2), "batches.meta": {"label_names": names}}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,11 +375,16 @@ def small_mnist(folder: Path) -> None:
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for part, n in (("train", 12), ("t10k", 4)):
-        images, labels = random.integers(0, 256, (n, 28, 28), dtype=np.uint8), random.integers(0, 10, n, dtype=np.uint8)
+        images, labels = (
+            random.integers(0, 256, (n, 28, 28), dtype=np.uint8),
+            random.integers(0, 10, n, dtype=np.uint8),
+        )
         for name, values in (("images-idx3", images), ("labels-idx1", labels)):
             header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">i4").tobytes()
             (folder / f"{part}-{name}-ubyte").write_bytes(header + values.tobytes())
-            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+            (folder / f"{part}-{name}-ubyte.gz").write_bytes(
+                gzip.compress(header + values.tobytes())
+            )
 
 
 def small_image_folder(folder: Path, *, varied: bool) -> None:
@@ -342,7 +401,9 @@ def small_image_folder(folder: Path, *, varied: bool) -> None:
                 Image.fromarray(pixels).save(folder / part / label / f"{k}.png")
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem
+)
 def test_examples_run(script: Path, tmp_path: Path):
     words = [sys.executable, "-W", "error", str(script), "--iterations", "5"]
     result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=600)

@@ -34,12 +34,16 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, n in (("train", 400), ("test", 40)):
         y = np.arange(n) % 2
         np.savez(
-            tmp_path / "own" / f"{name}.npz", x=random.normal(size=(n, 1, 6, 6)) + 0.7 * y[:, None, None, None], y=y
+            tmp_path / "own" / f"{name}.npz",
+            x=random.normal(size=(n, 1, 6, 6)) + 0.7 * y[:, None, None, None],
+            y=y,
         )
 
 
 @pytest.mark.parametrize("how", ["", "--autodif checkpoint", "--autodif adjoint", PAPER, FIDELITY])
-def test_a_resumed_run_is_the_uninterrupted_one(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(
+    how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, output = train(f"{FLAGS} {how} --name run --niter 6", capsys)
     assert code == 0, output
     code, output = train("--name run --resume true --niter 12", capsys)
@@ -47,7 +51,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(how: str, capsys: pytest.Capture
     train(f"{FLAGS} {how} --name whole --niter 12", capsys)
     run, whole = state("run"), state("whole")
     if "fidelity" in how:  # which ended twice, and was certified twice: more evaluations
-        run, whole = ({part: saved[part] for part in ("model", "optimizer", "solver")} for saved in (run, whole))
+        run, whole = (
+            {part: saved[part] for part in ("model", "optimizer", "solver")}
+            for saved in (run, whole)
+        )
     else:
         assert repr(history("run")) == repr(history("whole"))
     assert equal(run, whole)
@@ -64,7 +71,9 @@ def test_training_is_rounded_and_evaluation_is_not(capsys: pytest.CaptureFixture
     assert found["bf16"]["loss"] == pytest.approx(found["float32"]["loss"], rel=0.02)
     model, _ = load("experiments/bf16")
     x, y = (np.load("own/test.npz")[key] for key in "xy")
-    tested = evaluate(model, Split(torch.tensor(x).float(), torch.tensor(y)), get_task("classification"))
+    tested = evaluate(
+        model, Split(torch.tensor(x).float(), torch.tensor(y)), get_task("classification")
+    )
     assert found["bf16"]["test_loss"][-1] == pytest.approx(tested.loss, rel=1e-5)
 
 
@@ -84,4 +93,6 @@ def test_two_processes_are_one_up_to_rounding(tmp_path: Path) -> None:
     one, two = (load_latest(run / "checkpoints", pytest.fail)[1] for run in runs)
     for name, weight in one["model"].items():
         torch.testing.assert_close(two["model"][name], weight, rtol=0, atol=1e-3)
-    assert [json.loads((run / "run.json").read_text())["status"] for run in runs] == ["finished"] * 2
+    assert [json.loads((run / "run.json").read_text())["status"] for run in runs] == [
+        "finished"
+    ] * 2

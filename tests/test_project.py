@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_generated_files_are_up_to_date() -> None:
     for path, text in runpy.run_path(str(ROOT / "tools" / "generate.py"))["generated"]().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: make generate"
+        assert path.read_text(encoding="utf-8") == text, (
+            f"{path.name} is out of date: make generate"
+        )
 
 
 def test_default_config_is_the_schema() -> None:

@@ -13,7 +13,8 @@ import torch
 from tests import processes
 from trueode.runs import load_latest, read_history
 
-# 2000 samples in batches of 129: the last one of an epoch has 65, one more on the second rank than on the first
+# 2000 samples in batches of 129: the last one of an epoch has 65, one more on the second rank than
+# on the first
 FLAGS = (
     "--name run --precision float64 --batch_size 129 --niter 100 --lr 0.001 --log_interval 10 "
     "--evaluate_test_acc true --eval_interval 50 --torch_threads 1"
@@ -82,7 +83,8 @@ def test_resumed_by_two(tmp_path: Path) -> None:
     code, output = processes.run(f"{flags} --niter 40", whole)
     assert code == 0, output
     continued, uninterrupted = (
-        load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)[1] for folder in (tmp_path, whole)
+        load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)[1]
+        for folder in (tmp_path, whole)
     )
     for name, weight in uninterrupted["model"].items():
         torch.testing.assert_close(continued["model"][name], weight, rtol=0, atol=1e-10)
@@ -112,7 +114,9 @@ def test_a_sample_that_cannot_be_solved_is_met_by_all(part: str, tmp_path: Path)
         assert "test data cannot be evaluated" in output
 
 
-@pytest.mark.parametrize("solver", ["euler", "dopri5 --tol 1e-3 --per_sample true", "midpoint --adjoint true"])
+@pytest.mark.parametrize(
+    "solver", ["euler", "dopri5 --tol 1e-3 --per_sample true", "midpoint --adjoint true"]
+)
 def test_a_batch_smaller_than_the_number_of_ranks(solver: str, tmp_path: Path) -> None:
     """21 samples in batches of 10: the last batch is one sample, for one of the ranks."""
     (tmp_path / "own").mkdir()

@@ -1,4 +1,5 @@
-"""Do what the README says, as someone new would: in a fresh environment, its blocks in order; and say how long it took.
+"""Do what the README says, as someone new would: in a fresh environment, its blocks in order; and
+say how long it took.
 
     python tools/first_steps.py                all blocks but those on CIFAR-10, with 20 iterations where they train for long
     python tools/first_steps.py --audit        up to the audit of a model of torchdiffeq
@@ -45,7 +46,9 @@ def steps(python: Path) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
 
 def main() -> int:
     """Install, and carry out the steps."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--audit", action="store_true")
     only_audit = parser.parse_args().audit
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +62,9 @@ def main() -> int:
         for name, words, good in (("the installation", install, (0,)), *steps(python)):
             begin = time.monotonic()
             environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-            done = subprocess.run(words, cwd=place, capture_output=True, text=True, check=False, env=environment)
+            done = subprocess.run(
+                words, cwd=place, capture_output=True, text=True, check=False, env=environment
+            )
             seconds = time.monotonic() - begin
             whole += seconds if words is not install else 0.0
             print(f"{seconds:7.1f} s  {name}", flush=True)

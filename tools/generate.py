@@ -1,4 +1,6 @@
-"""Write the files that follow from others; ``make generate`` runs it, a test asserts that they are up to date."""
+"""Write the files that follow from others; ``make generate`` runs it, a test asserts that they are
+up to date.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def generated() -> dict[Path, str]:
     """Each generated file with its content."""
     return {
         ROOT / "options" / "default_config.yaml": dump_yaml(Options()),
-        ROOT / "requirements.txt": requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8")),
+        ROOT / "requirements.txt": requirements(
+            (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        ),
     }
 
 

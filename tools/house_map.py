@@ -2,9 +2,10 @@
 
     python tools/house_map.py
 
-A room is a folder or a single file of the package. Imports are read from the source, floors from ``tests/test_layers.py``.
-Arrows show imports, except those that follow from others: where A imports B and B imports C, no arrow from A to C is drawn.
-The single files of the ground floor are one room without arrows, because all others import them.
+A room is a folder or a single file of the package. Imports are read from the source, floors from
+``tests/test_layers.py``. Arrows show imports, except those that follow from others: where A imports
+B and B imports C, no arrow from A to C is drawn. The single files of the ground floor are one room
+without arrows, because all others import them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ def imports(rooms: set[str]) -> dict[str, set[str]]:
     for path in SOURCE.rglob("*.py"):
         own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        typing = [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+        ]
         left_out = {id(node) for branch in typing for node in ast.walk(branch)}
         modules: list[str] = []
         for node in ast.walk(tree):
@@ -49,7 +54,9 @@ def imports(rooms: set[str]) -> dict[str, set[str]]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules += [f"{node.module}.{alias.name}" for alias in node.names]
         parts = [module.split(".") for module in modules]
-        found[own] |= {names[1] for names in parts if names[0] == "trueode" and len(names) > 1} & rooms - {own}
+        found[own] |= {
+            names[1] for names in parts if names[0] == "trueode" and len(names) > 1
+        } & rooms - {own}
     return found
 
 
@@ -59,11 +66,16 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     def below(name: str) -> set[str]:
         return graph[name].union(*(below(other) for other in graph[name])) if graph[name] else set()
 
-    return {name: found - set().union(*(below(other) for other in found)) for name, found in graph.items()}
+    return {
+        name: found - set().union(*(below(other) for other in found))
+        for name, found in graph.items()
+    }
 
 
 def chains(graph: dict[str, set[str]], row: dict[str, int]) -> list[list[str]]:
-    """Each arrow as a chain of points, one on each row that it crosses; what it passes by there is given a name and a row."""
+    """Each arrow as a chain of points, one on each row that it crosses; what it passes by there is
+    given a name and a row.
+    """
     found = []
     for name, others in sorted(graph.items()):
         for other in sorted(others):
@@ -74,21 +86,34 @@ def chains(graph: dict[str, set[str]], row: dict[str, int]) -> list[list[str]]:
 
 
 def places(links: list[list[str]], row: dict[str, int]) -> dict[str, float]:
-    """Where points stand on their rows: as close to the mean of what they are linked with as their neighbours allow."""
+    """Where points stand on their rows: as close to the mean of what they are linked with as their
+    neighbours allow.
+    """
     linked: dict[str, list[str]] = {name: [] for name in row}
     for chain in links:
         for one, other in pairwise(chain):
             linked[one].append(other)
             linked[other].append(one)
-    rows = [sorted(name for name in row if row[name] == level) for level in range(max(row.values()) + 1)]
+    rows = [
+        sorted(name for name in row if row[name] == level) for level in range(max(row.values()) + 1)
+    ]
     x = {name: float(k - len(names) / 2) for names in rows for k, name in enumerate(names)}
     for turn in range(200):
         for names in rows if turn % 2 else rows[::-1]:
-            wanted = {name: fmean([x[other] for other in linked[name]] or [x[name]]) for name in names}
+            wanted = {
+                name: fmean([x[other] for other in linked[name]] or [x[name]]) for name in names
+            }
             names.sort(key=lambda name: wanted[name])
-            gaps = [(WIDTH + AISLE) / (2 if " " in one or " " in other else 1) for one, other in pairwise(names)]
+            gaps = [
+                (WIDTH + AISLE) / (2 if " " in one or " " in other else 1)
+                for one, other in pairwise(names)
+            ]
             at = [0.0, *accumulate(gaps)]
-            shift = fmean(wanted[name] - place for name, place in zip(names, at, strict=True)) if names else 0.0
+            shift = (
+                fmean(wanted[name] - place for name, place in zip(names, at, strict=True))
+                if names
+                else 0.0
+            )
             x.update({name: place + shift for name, place in zip(names, at, strict=True)})
     return x
 
@@ -112,11 +137,25 @@ def draw(graph: dict[str, set[str]], floor: dict[str, float], ground: list[str])
     rows = {-1: 0, **{k: int(level) for k, level in enumerate(levels)}}  # with their floors
     for number in sorted(set(rows.values())):
         own = [k for k in rows if rows[k] == number]
-        axes.axhspan(min(own) - 0.5, max(own) + 0.5, color="#f2f4f7" if number % 2 else "#ffffff", zorder=0)
-        axes.text(left - 0.6, fmean(own), f"floor {number}", fontsize=10, color="#5b6675", ha="right", va="center")
+        axes.axhspan(
+            min(own) - 0.5, max(own) + 0.5, color="#f2f4f7" if number % 2 else "#ffffff", zorder=0
+        )
+        axes.text(
+            left - 0.6,
+            fmean(own),
+            f"floor {number}",
+            fontsize=10,
+            color="#5b6675",
+            ha="right",
+            va="center",
+        )
     for chain in links:
         points = [(x[chain[0]], row[chain[0]] - HEIGHT / 2)]
-        points += [(x[name], row[name] + side) for name in chain[1:-1] for side in (HEIGHT / 2, -HEIGHT / 2)]
+        points += [
+            (x[name], row[name] + side)
+            for name in chain[1:-1]
+            for side in (HEIGHT / 2, -HEIGHT / 2)
+        ]
         points += [(x[chain[-1]], row[chain[-1]] + HEIGHT / 2)]
         curve, codes = points[:1], [Curve.MOVETO]
         for k, ((x0, y0), (x1, y1)) in enumerate(pairwise(points)):
@@ -124,13 +163,27 @@ def draw(graph: dict[str, set[str]], floor: dict[str, float], ground: list[str])
                 curve, codes = [*curve, (x1, y1)], [*codes, Curve.LINETO]
             else:
                 middle = (y0 + y1) / 2
-                curve, codes = [*curve, (x0, middle), (x1, middle), (x1, y1)], [*codes, *[Curve.CURVE4] * 3]
-        style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "color": "#8a94a3", "zorder": 1}
+                curve, codes = (
+                    [*curve, (x0, middle), (x1, middle), (x1, y1)],
+                    [*codes, *[Curve.CURVE4] * 3],
+                )
+        style: dict[str, Any] = {
+            "arrowstyle": "-|>",
+            "mutation_scale": 11,
+            "color": "#8a94a3",
+            "zorder": 1,
+        }
         axes.add_patch(FancyArrowPatch(path=Curve(curve, codes), **style))
     rooms = {
-        name: (x[name], row[name], WIDTH, f"{name}/" if (SOURCE / name).is_dir() else f"{name}.py") for name in graph
+        name: (x[name], row[name], WIDTH, f"{name}/" if (SOURCE / name).is_dir() else f"{name}.py")
+        for name in graph
     }
-    rooms["ground"] = ((left + right) / 2, -1, right - left, "  ".join(f"{name}.py" for name in ground))
+    rooms["ground"] = (
+        (left + right) / 2,
+        -1,
+        right - left,
+        "  ".join(f"{name}.py" for name in ground),
+    )
     for centre, y, width, text in rooms.values():
         corner, shape = (centre - width / 2, y - HEIGHT / 2), "round,pad=0,rounding_size=0.08"
         look: dict[str, Any] = {"facecolor": "#dbe9f6", "edgecolor": "#0b5fa5", "zorder": 2}

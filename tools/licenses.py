@@ -1,4 +1,6 @@
-"""Write 3rd-party-licenses.txt: name, version, licence and home page of every dependency of the installed package."""
+"""Write 3rd-party-licenses.txt: name, version, licence and home page of every dependency of the
+installed package.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def closure(name: str, extras: tuple[str, ...]) -> set[str]:
         for text in metadata.requires(current) or []:
             requirement = Requirement(text)
             needed = any(
-                requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in ("", *wanted)
+                requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+                for extra in ("", *wanted)
             )
             key = re.sub(r"[-_.]+", "-", requirement.name).lower()
             if needed and key not in found:
@@ -31,11 +34,15 @@ def closure(name: str, extras: tuple[str, ...]) -> set[str]:
 
 
 def licence(dist: metadata.Distribution) -> str:
-    """The licence as the distribution states it: expression, classifiers, or the first line of its licence field."""
+    """The licence as the distribution states it: expression, classifiers, or the first line of its
+    licence field.
+    """
     meta = dist.metadata
     if meta.get("License-Expression"):
         return str(meta["License-Expression"])
-    classifiers = [c.split(" :: ")[-1] for c in meta.get_all("Classifier") or [] if c.startswith("License ::")]
+    classifiers = [
+        c.split(" :: ")[-1] for c in meta.get_all("Classifier") or [] if c.startswith("License ::")
+    ]
     if classifiers and classifiers != ["OSI Approved"]:
         return ", ".join(classifiers)
     return (meta.get("License") or "not stated").strip().splitlines()[0]
@@ -58,7 +65,9 @@ def main() -> None:
             dist = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue  # not needed on this platform
-        rows.append(f"{dist.metadata['Name']} {dist.version}\n  licence: {licence(dist)}\n  home: {home(dist)}\n")
+        rows.append(
+            f"{dist.metadata['Name']} {dist.version}\n  licence: {licence(dist)}\n  home: {home(dist)}\n"
+        )
     head = (
         "Third-party software that trueode uses when installed with the extras images and tensorboard.\n"
         "None of it is part of this repository; each is installed from its own distribution under its own licence.\n"

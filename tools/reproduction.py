@@ -1,4 +1,5 @@
-"""Write docs/reproduction/ from the results of `trueode reproduce`: its pictures, numbers and captions on one page.
+"""Write docs/reproduction/ from the results of `trueode reproduce`: its pictures, numbers and
+captions on one page.
 
 python tools/reproduction.py experiments/reproduction
 """
@@ -39,21 +40,35 @@ def write(results: Path, docs: Path) -> list[str]:
             if not caption.is_file():
                 continue
             found.append(stem.name)
-            files = [path for ending in COPIED if (path := stem.with_name(stem.name + ending)).is_file()]
+            files = [
+                path for ending in COPIED if (path := stem.with_name(stem.name + ending)).is_file()
+            ]
             for path in files:
                 shutil.copy(path, docs / path.name)
             links = ", ".join(f"[{path.suffix[1:].upper()}]({path.name})" for path in files)
-            picture = f"![{text}]({stem.name}.png)\n\n" if (stem.with_name(f"{stem.name}.png")).is_file() else ""
-            parts.append(f"## {name}, {scale} scale\n\n{picture}{caption.read_text(encoding='utf-8')}\nFiles: {links}")
-    (docs / "README.md").write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
+            picture = (
+                f"![{text}]({stem.name}.png)\n\n"
+                if (stem.with_name(f"{stem.name}.png")).is_file()
+                else ""
+            )
+            parts.append(
+                f"## {name}, {scale} scale\n\n{picture}{caption.read_text(encoding='utf-8')}\nFiles: {links}"
+            )
+    (docs / "README.md").write_text(
+        "\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8"
+    )
     return found
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output_dir", type=Path, help="the OUTPUT_DIR of trueode reproduce")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "reproduction", help="folder to write to")
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs" / "reproduction", help="folder to write to"
+    )
     arguments = parser.parse_args()
     found = write(arguments.output_dir / "results", arguments.docs)
     print(f"{arguments.docs / 'README.md'}: {', '.join(found) or 'nothing found'}")

@@ -1,9 +1,10 @@
-"""Ask the built documentation ten questions, and see whether the page that answers each is found first or second.
+"""Ask the built documentation ten questions, and see whether the page that answers each is found
+first or second.
 
     make docs && python tools/search_docs.py
 
-The site's own search runs in a headless Chromium (``--browser``), which may ask nobody else. Exit code: 0, or 1 where a page is
-not found.
+The site's own search runs in a headless Chromium (``--browser``), which may ask nobody else. Exit
+code: 0, or 1 where a page is not found.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ QUESTIONS = {
     "Figure 4": ("reproduce",),
     "Lightning callback": ("audit",),
 }
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-)
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND"
 
 
@@ -39,9 +38,19 @@ def found(question: str, browser: str) -> list[str]:
     """The pages that a search finds, the best first."""
     with tempfile.TemporaryDirectory() as folder:
         page = f"file://{SITE / 'search.html'}?q={quote(question)}"
-        how = [*FLAGS.split(), OFFLINE, "--allow-file-access-from-files", "--virtual-time-budget=8000", "--dump-dom"]
+        how = [
+            *FLAGS.split(),
+            OFFLINE,
+            "--allow-file-access-from-files",
+            "--virtual-time-budget=8000",
+            "--dump-dom",
+        ]
         ran = subprocess.run(
-            [browser, *how, f"--user-data-dir={folder}", page], capture_output=True, text=True, timeout=120, check=True
+            [browser, *how, f"--user-data-dir={folder}", page],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
         )
     results = re.search(r'<ul[^>]*class="search".*?</ul>', ran.stdout, re.DOTALL)
     links = re.findall(r'<li[^>]*><a href="([^"?#]+)\.html', results[0] if results else "")
@@ -50,7 +59,9 @@ def found(question: str, browser: str) -> list[str]:
 
 def main() -> int:
     """Ask all questions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--browser", default="chromium")
     browser, missed = parser.parse_args().browser, 0
     for question, wanted in QUESTIONS.items():

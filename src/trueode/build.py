@@ -1,4 +1,6 @@
-"""From options to the parts of a run: data, model, solver, optimiser, rule. The one place that reads options."""
+"""From options to the parts of a run: data, model, solver, optimiser, rule. The one place that
+reads options.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from math import prod
 import torch
 from torch import nn
 
-from trueode.adaptation import FidelityRule, Ladder, PaperStepRule, PaperToleranceRule, Rule, paper_starting_step
+from trueode.adaptation import (
+    FidelityRule,
+    Ladder,
+    PaperStepRule,
+    PaperToleranceRule,
+    Rule,
+    paper_starting_step,
+)
 from trueode.catalog import AUTO, METHODS
 from trueode.data import Batches, Dataset, Unseen, keep_unseen, load_dataset
 from trueode.distributed import Ranks
@@ -18,17 +27,40 @@ from trueode.fields import Autocast, build_field, init_weights
 from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.seeds import torch_stream
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, get_tableau
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    Gradient,
+    Solver,
+    get_tableau,
+)
 from trueode.training import Schedule, State, Trainer
 from trueode.training.checks import Checks, accuracy_difference, prediction_difference
 from trueode.training.optimizers import Optimizer, make_optimizer
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}  # of data, weights and states
-GRADIENTS: dict[str, Gradient] = {"naive": Backprop(), "checkpoint": Checkpoint(), "adjoint": Adjoint()}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bf16": torch.float32,
+}  # of data, weights and states
+GRADIENTS: dict[str, Gradient] = {
+    "naive": Backprop(),
+    "checkpoint": Checkpoint(),
+    "adjoint": Adjoint(),
+}
 COLD = 8  # field evaluations of the solver that a fidelity rule starts with
 CHECKED = 64  # samples of a check on unseen inputs
-CERTIFIED = 10  # flips that a certificate of enough samples would allow: fewer make it a matter of luck
-FLOORS = {"float32": 1e-7, "float64": 1e-13, "bf16": 1e-7}  # below such a tolerance rounding decides
+CERTIFIED = (
+    10  # flips that a certificate of enough samples would allow: fewer make it a matter of luck
+)
+FLOORS = {
+    "float32": 1e-7,
+    "float64": 1e-13,
+    "bf16": 1e-7,
+}  # below such a tolerance rounding decides
 
 
 @dataclass(frozen=True)
@@ -130,7 +162,9 @@ def build_model(options: Options, shape: Shape) -> NeuralODE:
             conv = nn.Conv1d if len(sample) == 2 else nn.Conv2d
             upstream = conv(sample[0], options.upstream_channels, 1)
             sample = (options.upstream_channels, *sample[1:])
-        field = build_field(options.network, sample, options.ch_residual_block, options.act, options.time_dependent)
+        field = build_field(
+            options.network, sample, options.ch_residual_block, options.act, options.time_dependent
+        )
         downstream = _downstream(options, shape, sample)
     model = NeuralODE(
         field,
@@ -164,7 +198,9 @@ def _downstream(options: Options, shape: Shape, state: tuple[int, ...]) -> nn.Mo
 
 
 def training_solver(options: Options, length: float) -> Solver:
-    """The solver that training starts with on an interval of a length (an adaptation may choose another)."""
+    """The solver that training starts with on an interval of a length (an adaptation may choose
+    another).
+    """
     if options.fixed_step:
         step = min(options.training_step(length), length)
         return FixedStep(options.method, step_size=step, max_steps=options.max_steps)
@@ -222,13 +258,16 @@ def _fidelity_rule(options: Options, shape: Shape) -> FidelityRule:
         stages = get_tableau(method).advancing_stages
         return FixedStep(method, n_steps=max(1, min(COLD // stages, options.max_steps)))
 
-    start, *others = (cold(method) for method in (AUTO if options.solver == "auto" else (options.method,)))
+    start, *others = (
+        cold(method) for method in (AUTO if options.solver == "auto" else (options.method,))
+    )
     target = get_task(shape.task).target
     return FidelityRule(start, options.fidelity, target=target, others=others, ladder=ladder)
 
 
 def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | None]:
-    """The data to train and test with, and the inputs kept to control an adaptation and to certify its result.
+    """The data to train and test with, and the inputs kept to control an adaptation and to certify
+    its result.
 
     Raises:
         DataError: there are too few samples.

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 
 class Method(NamedTuple):
-    """A Runge-Kutta method: ``kind`` is ``"fixed"`` or ``"adaptive"``; ``order`` is the order of the advanced solution."""
+    """A Runge-Kutta method: ``kind`` is ``"fixed"`` or ``"adaptive"``; ``order`` is the order of
+    the advanced solution.
+    """
 
     kind: str
     order: int
@@ -29,7 +31,9 @@ AUTO = ("rk4", "midpoint", "euler", "dopri5")
 
 
 class DataSet(NamedTuple):
-    """A data set: ``shape`` is ``"signal"`` (channels, length), ``"image"`` (channels, height, width) or ``"any"``."""
+    """A data set: ``shape`` is ``"signal"`` (channels, length), ``"image"`` (channels, height,
+    width) or ``"any"``.
+    """
 
     shape: str
     task: str
@@ -59,7 +63,8 @@ class Activation(NamedTuple):
         module: its class in ``torch.nn``.
         settings: attributes that make such a module this function.
         function: its name in ``torch`` or ``torch.nn.functional``.
-        overwriting: a form that may overwrite its input: another one where the derivative follows from the output.
+        overwriting: a form that may overwrite its input: another one where the derivative follows
+            from the output.
         kernel: its number in ``native.c``; None: the kernel does not have it.
     """
 

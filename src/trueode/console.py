@@ -8,14 +8,20 @@ from rich.console import Console
 
 
 def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that prints texts as they are: names that users chose hold brackets, colons and numbers."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr, quiet=quiet)
+    """A console that prints texts as they are: names that users chose hold brackets, colons and
+    numbers.
+    """
+    console = Console(
+        highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr, quiet=quiet
+    )
     if not console.is_terminal:
         console.width = 140  # tables in a log are not squeezed
     return console
 
 
-def print_answer(console: Console, answer: str, lines: Iterable[str] = (), *, title: str, colour: str) -> None:
+def print_answer(
+    console: Console, answer: str, lines: Iterable[str] = (), *, title: str, colour: str
+) -> None:
     """Print an answer and what belongs to it: in a frame on a terminal, as plain lines elsewhere."""
     if not console.is_terminal:
         console.print(answer, style="bold")
@@ -28,4 +34,6 @@ def print_answer(console: Console, answer: str, lines: Iterable[str] = (), *, ti
     text = Text(answer, style="bold")
     for line in lines:
         text.append(f"\n• {line}", style="not bold")
-    console.print(Panel(text, title=title, title_align="left", border_style=colour), soft_wrap=False)
+    console.print(
+        Panel(text, title=title, title_align="left", border_style=colour), soft_wrap=False
+    )

@@ -52,7 +52,9 @@ class Ranks:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Do something on the main rank before the others do it: they find what it left on the disk."""
+        """Do something on the main rank before the others do it: they find what it left on the
+        disk.
+        """
         if self.world_size > 1 and not self.is_main:
             torch.distributed.barrier()
         yield
@@ -89,23 +91,33 @@ def check_gpus(use_gpu: bool, gpu_ids: str) -> list[int]:
     """The GPUs asked for; an empty list for a run on the CPU.
 
     Raises:
-        DeviceError: a GPU was asked for that does not exist, or ``gpu_ids`` is not a list of numbers.
+        DeviceError: a GPU was asked for that does not exist, or ``gpu_ids`` is not a list of
+            numbers.
     """
     if not use_gpu:
         return []
     try:
         ids = [int(part) for part in gpu_ids.split(",")]
     except ValueError:
-        raise DeviceError(f"--gpu_ids {gpu_ids!r}: numbers are expected, as '0' or '0,1,2'.") from None
+        raise DeviceError(
+            f"--gpu_ids {gpu_ids!r}: numbers are expected, as '0' or '0,1,2'."
+        ) from None
     if min(ids) < 0 or len(set(ids)) < len(ids):
-        raise DeviceError(f"--gpu_ids {gpu_ids!r}: different numbers of at least 0 are expected, as '0' or '0,1,2'.")
+        raise DeviceError(
+            f"--gpu_ids {gpu_ids!r}: different numbers of at least 0 are expected, as '0' or '0,1,2'."
+        )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     missing = [i for i in ids if i >= count]
     if missing:
-        found = f"torch sees {count} GPU{'s' if count != 1 else ''}" if count else "torch sees no GPU on this machine"
+        found = (
+            f"torch sees {count} GPU{'s' if count != 1 else ''}"
+            if count
+            else "torch sees no GPU on this machine"
+        )
         raise DeviceError(
             f"--use_gpu true: the device cuda:{missing[0]} does not exist; {found}. "
-            "Leave --use_gpu out to train on the CPU" + (", or choose others with --gpu_ids." if count else ".")
+            "Leave --use_gpu out to train on the CPU"
+            + (", or choose others with --gpu_ids." if count else ".")
         )
     return ids
 
@@ -140,6 +152,14 @@ def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``python ARGUMENTS`` as several processes that train together, and return their exit code."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    """Run ``python ARGUMENTS`` as several processes that train together, and return their exit
+    code.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
     return subprocess.call([*command, *arguments])

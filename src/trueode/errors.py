@@ -1,6 +1,7 @@
 """The tree of errors: everything that trueode raises on purpose.
 
-A command ends with the ``exit_code`` of the error it meets: 2 for usage (the request was wrong), 1 for a failed run.
+A command ends with the ``exit_code`` of the error it meets: 2 for usage (the request was wrong), 1
+for a failed run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, ends of lines, and halves of characters: no file or terminal gives them back as they are."""
+"""Control characters, ends of lines, and halves of characters: no file or terminal gives them back
+as they are.
+"""
 
 
 class TrueodeError(Exception):
@@ -68,7 +71,9 @@ class CheckpointError(TrueodeError):
 
 
 class RunDamagedError(TrueodeError):
-    """The directory of a run is not as the run left it: a file is damaged, or it was removed or replaced under the run."""
+    """The directory of a run is not as the run left it: a file is damaged, or it was removed or
+    replaced under the run.
+    """
 
 
 class WorkersLostError(TrueodeError):
@@ -99,7 +104,9 @@ def told(failure: BaseException) -> str:
 
 @contextmanager
 def calling(what: str, advice: str = "") -> Iterator[None]:
-    """A block that runs somebody else's code: whatever it raises becomes a `UsageError` that names it."""
+    """A block that runs somebody else's code: whatever it raises becomes a `UsageError` that names
+    it.
+    """
     try:
         yield
     except TrueodeError:

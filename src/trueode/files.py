@@ -29,7 +29,10 @@ def sync(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as failure:
-        if failure.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems know no such thing
+        if failure.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+        ):  # some file systems know no such thing
             raise
     finally:
         os.close(handle)
@@ -44,10 +47,14 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file beside its place, make sure that it is on the disk, move it there, and make sure of that as well."""
+    """Write a file beside its place, make sure that it is on the disk, move it there, and make sure
+    of that as well.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    temporary.unlink(missing_ok=True)  # a write that was killed has left it, or it is a link that leads elsewhere
+    temporary.unlink(
+        missing_ok=True
+    )  # a write that was killed has left it, or it is a link that leads elsewhere
     try:
         with temporary.open("xb") as file:
             write(file)
@@ -71,7 +78,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def plain(content: Any) -> Any:
-    """Content as JSON can hold it: records as dictionaries, tensors as lists, numbers that are not finite as None."""
+    """Content as JSON can hold it: records as dictionaries, tensors as lists, numbers that are not
+    finite as None.
+    """
     if is_dataclass(content):
         content = {each.name: getattr(content, each.name) for each in fields(content)}
     if isinstance(content, Mapping):
@@ -93,7 +102,9 @@ class Lock:
 
     @classmethod
     def take(cls, folder: Path) -> Lock | None:
-        """Lock a folder; None if it is locked already. Where folders cannot be locked, there is nothing to wait for."""
+        """Lock a folder; None if it is locked already. Where folders cannot be locked, there is
+        nothing to wait for.
+        """
         if sys.platform == "win32":
             return cls(folder, None)
         import fcntl
@@ -113,7 +124,9 @@ class Lock:
 
     @property
     def in_place(self) -> bool:
-        """Whether the folder is where it was locked: it was not removed, moved or replaced by another one."""
+        """Whether the folder is where it was locked: it was not removed, moved or replaced by
+        another one.
+        """
         try:
             return _identity(self._folder) == self._identity
         except (FileNotFoundError, NotADirectoryError):

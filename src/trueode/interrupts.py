@@ -14,7 +14,9 @@ INTERRUPTED = 130
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """A block in which these signals are remembered: what it is handed tells whether there was one; a second one stops at once."""
+    """A block in which these signals are remembered: what it is handed tells whether there was one;
+    a second one stops at once.
+    """
     seen: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -22,8 +24,14 @@ def interrupts() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         seen.append(number)
 
-    main = threading.current_thread() is threading.main_thread()  # in others, signals are not ours to handle
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    main = (
+        threading.current_thread() is threading.main_thread()
+    )  # in others, signals are not ours to handle
+    before = {
+        number: signal.signal(number, remember)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if main
+    }
     try:
         yield lambda: bool(seen)
     finally:

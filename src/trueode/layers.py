@@ -1,4 +1,6 @@
-"""A vector field described as a stack of matrix layers: what fields tell solvers that know a faster way than calling them."""
+"""A vector field described as a stack of matrix layers: what fields tell solvers that know a faster
+way than calling them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def activations(name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor
 
     known = ACTIVATIONS[name]
     function, overwriting = (
-        getattr(torch, each, None) or getattr(functional, each) for each in (known.function, known.overwriting)
+        getattr(torch, each, None) or getattr(functional, each)
+        for each in (known.function, known.overwriting)
     )
     return function, overwriting
 
@@ -28,14 +31,15 @@ def activations(name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor
 class Layer(NamedTuple):
     """One layer ``activation(weight @ x + bias + t * time_weight)`` on rows ``x``.
 
-    A state of ``width`` numbers is read as ``width / in`` rows of ``in`` numbers, so that a pointwise (kernel 1)
-    convolution over a channels-last signal is one small matrix applied to every row. A wider convolution has a matrix for
-    each of its taps: row ``r`` becomes the sum over them of ``weight[..., tap] @ x[r + tap - taps // 2]``, without those rows
-    that there are not.
+    A state of ``width`` numbers is read as ``width / in`` rows of ``in`` numbers, so that a
+    pointwise (kernel 1) convolution over a channels-last signal is one small matrix applied to
+    every row. A wider convolution has a matrix for each of its taps: row ``r`` becomes the sum over
+    them of ``weight[..., tap] @ x[r + tap - taps // 2]``, without those rows that there are not.
 
     Attributes:
-        weight: ``(out, in)`` or ``(out, in, taps)`` with an odd number of taps, as `torch.nn.Linear` and `torch.nn.Conv1d`
-            hold it: their parameters are taken as they are, without a view that autograd would have to record.
+        weight: ``(out, in)`` or ``(out, in, taps)`` with an odd number of taps, as
+            `torch.nn.Linear` and `torch.nn.Conv1d` hold it: their parameters are taken as they are,
+            without a view that autograd would have to record.
         bias: ``(out,)``.
         activation: a name of ``catalog.ACTIVATIONS``, or ``"identity"``.
         time_weight: ``(out,)``, or None when the layer does not see the time.
@@ -53,8 +57,14 @@ class Layer(NamedTuple):
 
     @property
     def matrix(self) -> Tensor:
-        """``(taps * in, out)``, by which a row and its neighbours side by side are multiplied from the right."""
-        return self.weight.t() if self.weight.dim() == 2 else self.weight.permute(2, 1, 0).flatten(0, 1)
+        """``(taps * in, out)``, by which a row and its neighbours side by side are multiplied from
+        the right.
+        """
+        return (
+            self.weight.t()
+            if self.weight.dim() == 2
+            else self.weight.permute(2, 1, 0).flatten(0, 1)
+        )
 
 
 class LayerStack(NamedTuple):

@@ -1,4 +1,6 @@
-"""Random numbers for different purposes from one seed: independent of each other, and of what else is drawn."""
+"""Random numbers for different purposes from one seed: independent of each other, and of what else
+is drawn.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def stream(seed: int, purpose: str, *keys: int) -> np.random.Generator:
 
 
 def torch_stream(seed: int, purpose: str, *keys: int) -> torch.Generator:
-    """The same for torch, whose generators want seeds with a good balance of 0 and 1 bits (its documentation says)."""
+    """The same for torch, whose generators want seeds with a good balance of 0 and 1 bits (its
+    documentation says).
+    """
     import torch
 
     number = int(_sequence(seed, purpose, *keys).generate_state(1, np.uint64)[0])

@@ -23,7 +23,9 @@ def judge(certifier: Certifier, flips: int, n: int = 1000, **more: Any) -> Certi
 @pytest.mark.parametrize("rate", [0.010001, 0.012, 0.02])
 @pytest.mark.parametrize("n", [400, 1000])
 def test_wrong_models_pass_at_most_five_times_in_a_hundred(rate: float, n: int) -> None:
-    """4000 models whose true share of flips is above the 1 % that is certified, up to four attempts each."""
+    """4000 models whose true share of flips is above the 1 % that is certified, up to four attempts
+    each.
+    """
     random, passed = np.random.default_rng(round(1e6 * rate) + n), 0
     for counts in random.binomial(n, rate, (4_000, ATTEMPTS)):
         certifier = Certifier(0.01)
@@ -34,7 +36,10 @@ def test_wrong_models_pass_at_most_five_times_in_a_hundred(rate: float, n: int) 
 
 def test_good_models_pass() -> None:
     random = np.random.default_rng(0)
-    passed = [judge(Certifier(0.01), int(count)) is not None for count in random.binomial(1000, 0.001, 1000)]
+    passed = [
+        judge(Certifier(0.01), int(count)) is not None
+        for count in random.binomial(1000, 0.001, 1000)
+    ]
     assert np.mean(passed) > 0.95
 
 
@@ -78,11 +83,17 @@ def test_it_tells_the_numbers() -> None:
 @pytest.mark.parametrize("fidelity", [0.001, 0.01, 0.2])
 def test_too_few_inputs_are_refused_with_the_number_that_is_needed(fidelity: float) -> None:
     needed = samples_for(fidelity, 0.975)
-    assert clopper_pearson(0, needed, 0.975)[1] <= fidelity < clopper_pearson(0, needed - 1, 0.975)[1]
+    assert (
+        clopper_pearson(0, needed, 0.975)[1] <= fidelity < clopper_pearson(0, needed - 1, 0.975)[1]
+    )
     assert Certifier(fidelity).refuse(needed) is None
     refused = Certifier(fidelity).refuse(needed - 1)
     assert refused is not None
-    assert (refused.status, refused.decision.needed, refused.attempts) == (Status.INCONCLUSIVE, needed, ())
+    assert (refused.status, refused.decision.needed, refused.attempts) == (
+        Status.INCONCLUSIVE,
+        needed,
+        (),
+    )
     assert f"at least {needed} inputs" in refused.sentence
     assert f"there are {needed - 1}" in refused.sentence
 

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueode.adaptation import Certificate, Evidence, Extrapolated, FidelityRule, Ladder, Progress, Refine
+from trueode.adaptation import (
+    Certificate,
+    Evidence,
+    Extrapolated,
+    FidelityRule,
+    Ladder,
+    Progress,
+    Refine,
+)
 from trueode.adaptation.certificate import ATTEMPTS
 from trueode.catalog import METHODS
 from trueode.errors import UsageError
@@ -27,8 +35,8 @@ ROUNDING = 1e-7
 class Curve:
     """A model whose outputs under a solver are off by the solver's error.
 
-    Errors of two solvers point the same way and partly cancel, unless that of the finer one is hardly smaller: then both
-    are arbitrary.
+    Errors of two solvers point the same way and partly cancel, unless that of the finer one is
+    hardly smaller: then both are arbitrary.
 
     Args:
         error: of a solver.
@@ -49,7 +57,9 @@ class Curve:
         difference = abs(own - exact) if fine < 0.9 * coarse else own
         costs = {solver: cost(solver) for solver in (candidate, reference.solver, reference.finer)}
         self.nfe += sum(costs.values())
-        return Evidence(difference * factor, cost(candidate), cost(reference.solver) + cost(reference.finer))
+        return Evidence(
+            difference * factor, cost(candidate), cost(reference.solver) + cost(reference.finer)
+        )
 
 
 def cost(solver: Solver) -> float:
@@ -90,7 +100,9 @@ def changes(solvers: list[Solver]) -> int:
 @pytest.mark.parametrize("method", [name for name, (kind, _) in METHODS.items() if kind == "fixed"])
 @settings(max_examples=8, deadline=None)
 @given(constant=st.floats(1e-3, 10), start=st.integers(1, 60))
-def test_ends_close_to_the_coarsest_solver_that_meets_the_target(method: str, constant: float, start: int) -> None:
+def test_ends_close_to_the_coarsest_solver_that_meets_the_target(
+    method: str, constant: float, start: int
+) -> None:
     p = METHODS[method].order
     error = order(p, constant)
     solvers = follow(FidelityRule(FixedStep(method, n_steps=start), FIDELITY), Curve(error), 1600)
@@ -125,9 +137,13 @@ def test_noise_does_not_make_it_oscillate(p: int) -> None:
 
 
 def test_a_plateau_is_left_alone() -> None:
-    """The error is the same whatever the number of steps, below the target: the cheapest solver is found and kept."""
+    """The error is the same whatever the number of steps, below the target: the cheapest solver is
+    found and kept.
+    """
     solvers = follow(
-        FidelityRule(FixedStep("rk4", n_steps=5), FIDELITY), Curve(lambda s: 0.003 if count(s) < 50 else 0.0), 200
+        FidelityRule(FixedStep("rk4", n_steps=5), FIDELITY),
+        Curve(lambda s: 0.003 if count(s) < 50 else 0.0),
+        200,
     )
     assert count(solvers[-1]) == 1
     assert changes(solvers[120:]) == 0
@@ -169,7 +185,9 @@ def test_evidence_that_is_infinite_refines() -> None:
 
 def test_a_cheaper_solver_that_is_not_finite_is_not_taken() -> None:
     solvers = follow(
-        FidelityRule(FixedStep("rk4", n_steps=4), FIDELITY), Curve(lambda s: nan if count(s) < 4 else 0.0), 50
+        FidelityRule(FixedStep("rk4", n_steps=4), FIDELITY),
+        Curve(lambda s: nan if count(s) < 4 else 0.0),
+        50,
     )
     assert {count(s) for s in solvers} == {4}
 
@@ -184,12 +202,18 @@ def test_a_refinement_is_at_most_a_doubling() -> None:
 
 
 def test_a_decrease_that_is_taken_back_is_not_tried_again_soon() -> None:
-    """Cheaper solvers look good for ten checks, and are bad from then on: each time it takes twice as long."""
+    """Cheaper solvers look good for ten checks, and are bad from then on: each time it takes twice
+    as long.
+    """
     rule, changed = FidelityRule(FixedStep("rk4", n_steps=8), FIDELITY), []
     for check in range(1, 400):
         before = count(rule.solver)
         bad = before < 8
-        after = count(rule.propose(Curve(lambda s, bad=bad: 0.02 if bad else 0.0), Progress(50 * check, 20_000)))
+        after = count(
+            rule.propose(
+                Curve(lambda s, bad=bad: 0.02 if bad else 0.0), Progress(50 * check, 20_000)
+            )
+        )
         if after < before:
             changed.append(check)
     waits = np.diff([0, *changed])
@@ -197,18 +221,24 @@ def test_a_decrease_that_is_taken_back_is_not_tried_again_soon() -> None:
 
 
 def test_checks_are_cheap() -> None:
-    """At rest a check costs one solve, one at half the step, and now and then one of the solver on trial."""
+    """At rest a check costs one solve, one at half the step, and now and then one of the solver on
+    trial.
+    """
     rule, curve = FidelityRule(FixedStep("rk4", n_steps=8), FIDELITY), Curve(order(4, 0.005 * 8**4))
     follow(rule, curve, 100)
     assert count(rule.solver) == 8
     assert curve.nfe <= 100 * (32 + 64) * 2
 
 
-@pytest.mark.parametrize("method", [name for name, (kind, _) in METHODS.items() if kind == "adaptive"])
+@pytest.mark.parametrize(
+    "method", [name for name, (kind, _) in METHODS.items() if kind == "adaptive"]
+)
 @settings(max_examples=8, deadline=None)
 @given(constant=st.floats(1e-2, 1e3))
 def test_tolerances(method: str, constant: float) -> None:
-    """Errors are proportional to the tolerance; it ends within a factor of four of the loosest that is good enough."""
+    """Errors are proportional to the tolerance; it ends within a factor of four of the loosest that
+    is good enough.
+    """
     rule = FidelityRule(Adaptive(method, 3e-3, 3e-3), FIDELITY)
     solvers = follow(rule, Curve(lambda s: constant * s.rtol), 300)  # type: ignore[union-attr]
     tol = solvers[-1].rtol  # type: ignore[union-attr]
@@ -217,7 +247,9 @@ def test_tolerances(method: str, constant: float) -> None:
     assert changes(solvers[-100:]) == 0
 
 
-def test_a_tolerance_is_never_loosened_beyond_where_control_idles_nor_where_it_saves_nothing() -> None:
+def test_a_tolerance_is_never_loosened_beyond_where_control_idles_nor_where_it_saves_nothing() -> (
+    None
+):
     rule = FidelityRule(Adaptive("dopri5", 1e-3, 1e-3), FIDELITY)
     assert {s.rtol for s in follow(rule, Curve(lambda s: 0.0), 50)} == {1e-3, 2e-3, 3e-3}  # type: ignore[union-attr]
 
@@ -236,7 +268,11 @@ def test_the_tightest_tolerance() -> None:
     assert "--precision float64" in rule.notice
 
 
-OTHERS = (FixedStep("midpoint", n_steps=1), FixedStep("euler", n_steps=1), Adaptive("dopri5", 3e-3, 3e-3))
+OTHERS = (
+    FixedStep("midpoint", n_steps=1),
+    FixedStep("euler", n_steps=1),
+    Adaptive("dopri5", 3e-3, 3e-3),
+)
 
 
 def method_errors(euler: float, midpoint: float, rk4: float) -> Callable[[Solver], float]:
@@ -255,8 +291,12 @@ def method_errors(euler: float, midpoint: float, rk4: float) -> Callable[[Solver
     ("constants", "best"),
     [((0.001, 1.0, 1.0), "euler"), ((1.0, 0.002, 1.0), "midpoint"), ((10.0, 10.0, 1.0), "rk4")],
 )
-def test_the_method_of_least_cost_is_chosen(constants: tuple[float, float, float], best: str) -> None:
-    solvers = follow(FidelityRule(COLD, FIDELITY, others=OTHERS), Curve(method_errors(*constants)), 500)
+def test_the_method_of_least_cost_is_chosen(
+    constants: tuple[float, float, float], best: str
+) -> None:
+    solvers = follow(
+        FidelityRule(COLD, FIDELITY, others=OTHERS), Curve(method_errors(*constants)), 500
+    )
     assert solvers[-1].name == best
     assert changes(solvers[-100:]) == 0
 
@@ -273,7 +313,9 @@ def test_a_change_of_method_costs_no_more_than_keeping_it() -> None:
     rule = FidelityRule(COLD, FIDELITY, others=OTHERS)
     solvers = [rule.solver, *follow(rule, Curve(method_errors(0.5, 0.3, 1.0), noise=0.5), 400)]
     for before, after in pairwise(solvers):
-        assert before.name == after.name or cost(after) < 2 * cost(before), "at most what refining would cost"
+        assert before.name == after.name or cost(after) < 2 * cost(before), (
+            "at most what refining would cost"
+        )
 
 
 def test_a_saved_rule_decides_as_one_that_went_on() -> None:
@@ -343,7 +385,9 @@ def test_a_good_model_is_certified_at_once() -> None:
     ],
 )
 @pytest.mark.parametrize("flips", [20, 900])
-def test_a_failure_halves_the_error_whatever_the_number_of_flips(start: Solver, finer: Solver, flips: int) -> None:
+def test_a_failure_halves_the_error_whatever_the_number_of_flips(
+    start: Solver, finer: Solver, flips: int
+) -> None:
     rule, inspection = FidelityRule(start, FIDELITY), Made(flips, 0)
     assert rule.certify(inspection) == Refine(finer, 200)
     assert rule.solver == finer
@@ -367,7 +411,9 @@ def test_after_a_failure_nothing_cheaper_is_tried() -> None:
 
 def test_an_adaptive_solver_is_compared_over_a_whole_trial() -> None:
     """It takes 20 or 44 evaluations in turn; a fixed-step solver of 40 does not save any."""
-    rule = FidelityRule(Adaptive("dopri5", 3e-3, 3e-3), FIDELITY, others=(FixedStep("rk4", n_steps=1),))
+    rule = FidelityRule(
+        Adaptive("dopri5", 3e-3, 3e-3), FIDELITY, others=(FixedStep("rk4", n_steps=1),)
+    )
     turn, tried = 0, set()
 
     def measure(candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
@@ -400,7 +446,9 @@ def test_it_gives_up_after_four_attempts() -> None:
 
 
 def test_it_gives_up_where_nothing_finer_is_allowed() -> None:
-    answer = FidelityRule(FixedStep("rk4", n_steps=100), FIDELITY, ladder=Ladder(max_steps=100)).certify(Made(50))
+    answer = FidelityRule(
+        FixedStep("rk4", n_steps=100), FIDELITY, ladder=Ladder(max_steps=100)
+    ).certify(Made(50))
     assert isinstance(answer, Certificate)
     assert answer.status is Status.SOLVER_DEPENDENT
     assert "--max_steps" in answer.sentence
@@ -418,7 +466,10 @@ def test_a_run_certifies_wrong_models_at_most_five_times_in_a_hundred(again: boo
     """Refining that does not help, on new inputs or on the same ones each time."""
     random, passed = np.random.default_rng(again), 0
     for counts in random.binomial(1000, 0.0101, (2000, ATTEMPTS)):
-        rule, inspection = FidelityRule(COLD, 0.01), Made(*(counts[:1].repeat(ATTEMPTS) if again else counts))
+        rule, inspection = (
+            FidelityRule(COLD, 0.01),
+            Made(*(counts[:1].repeat(ATTEMPTS) if again else counts)),
+        )
         answer = rule.certify(inspection)
         while isinstance(answer, Refine):
             answer = rule.certify(inspection)

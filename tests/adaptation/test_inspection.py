@@ -43,7 +43,9 @@ def test_numbers_and_series() -> None:
 
 def test_a_rule_certifies_a_model_in_any_loop() -> None:
     x = circle(1000)
-    inspection = ModelInspection(NeuralODE(Turn(), downstream=sides()), lambda attempt: x, CLASSES, source="of noise")
+    inspection = ModelInspection(
+        NeuralODE(Turn(), downstream=sides()), lambda attempt: x, CLASSES, source="of noise"
+    )
     answer = FidelityRule(FixedStep("rk4", n_steps=8), 0.01).certify(inspection)
     assert isinstance(answer, Certificate)
     assert answer.certified

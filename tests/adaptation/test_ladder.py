@@ -28,7 +28,8 @@ def test_finer_meets_the_ratio_or_doubles(method: str, n: int, ratio: float) -> 
     if finer.n_steps < min(2 * n, 500):
         assert error_ratio(solver, finer) <= 1 / ratio * (1 + 1e-6), "by theory"
         assert finer.n_steps == n + 1 or (
-            error_ratio(solver, FixedStep(method, n_steps=finer.n_steps - 1)) > 1 / ratio * (1 - 1e-6)
+            error_ratio(solver, FixedStep(method, n_steps=finer.n_steps - 1))
+            > 1 / ratio * (1 - 1e-6)
         )
 
 
@@ -84,8 +85,14 @@ def test_an_adaptive_solver_is_tried_as_it_is() -> None:
     assert Ladder().cheaper(solver, 1.0) is solver
 
 
-@pytest.mark.parametrize("solver", [FixedStep("rk4", step_size=0.1), OnGrid("rk4", (0.0, 0.5, 1.0))])
+@pytest.mark.parametrize(
+    "solver", [FixedStep("rk4", step_size=0.1), OnGrid("rk4", (0.0, 0.5, 1.0))]
+)
 def test_solvers_without_a_number_of_steps_are_refused(solver: FixedStep | OnGrid) -> None:
-    for step in (Ladder().coarser, lambda s: Ladder().finer(s, 2.0), lambda s: Ladder().cheaper(s, 10.0)):
+    for step in (
+        Ladder().coarser,
+        lambda s: Ladder().finer(s, 2.0),
+        lambda s: Ladder().cheaper(s, 10.0),
+    ):
         with pytest.raises(UsageError, match="n_steps"):
             step(solver)

@@ -25,7 +25,9 @@ def gap(one: float, other: float) -> float:
 
 
 def test_tells_the_difference_and_the_costs() -> None:
-    assert Measure(Runs(), gap)(COARSE, FINE) == Evidence(difference=37.5, candidate_nfe=2.0, reference_nfe=8.0)
+    assert Measure(Runs(), gap)(COARSE, FINE) == Evidence(
+        difference=37.5, candidate_nfe=2.0, reference_nfe=8.0
+    )
 
 
 def test_each_solver_value_is_solved_once() -> None:
@@ -34,7 +36,9 @@ def test_each_solver_value_is_solved_once() -> None:
     first = measure(COARSE, FINE)
     assert measure.nfe == 10.0
     assert measure(COARSE, FINE) == first
-    assert measure(FixedStep("euler", n_steps=2), FINE) == first  # an equal value is the same solver
+    assert (
+        measure(FixedStep("euler", n_steps=2), FINE) == first
+    )  # an equal value is the same solver
     measure(MEDIUM, FINE)
     assert run.solvers == [COARSE, FINE, MEDIUM]
     assert measure.nfe == 14.0
@@ -85,7 +89,9 @@ def test_an_extrapolated_reference_is_better_than_its_two_solves() -> None:
         reference = Extrapolated(FixedStep(tableau, n_steps=3))
         assert reference.weight == 1 / (2**order - 1)
         assert reference.finer == FixedStep(tableau, n_steps=6)
-    assert Extrapolated(Adaptive("dopri5", 1e-3, 1e-3)).finer == Adaptive("dopri5", 1e-3, 1e-3).scaled(2**-5)
+    assert Extrapolated(Adaptive("dopri5", 1e-3, 1e-3)).finer == Adaptive(
+        "dopri5", 1e-3, 1e-3
+    ).scaled(2**-5)
 
 
 def test_what_fails_differs_infinitely() -> None:

@@ -1,4 +1,6 @@
-"""The paper's adaptation, decision by decision: what it measures is made up, no network is involved."""
+"""The paper's adaptation, decision by decision: what it measures is made up, no network is
+involved.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trueode.adaptation import Evidence, PaperStepRule, PaperToleranceRule, Progress, paper_starting_step
+from trueode.adaptation import (
+    Evidence,
+    PaperStepRule,
+    PaperToleranceRule,
+    Progress,
+    paper_starting_step,
+)
 from trueode.solvers import Adaptive, FixedStep, Solver
 
 PROGRESS = Progress(50, 1000)
@@ -24,7 +32,9 @@ FAILS, PASSES = 0.3, 0.0
 class Made:
     """A comparison whose findings are given, the last one for ever; it remembers what it was asked."""
 
-    def __init__(self, *differences: float, nfe: Callable[[Solver], float] = lambda solver: 0.0) -> None:
+    def __init__(
+        self, *differences: float, nfe: Callable[[Solver], float] = lambda solver: 0.0
+    ) -> None:
         self.differences = list(differences)
         self.nfe = nfe
         self.asked: list[tuple[Solver, Solver]] = []
@@ -42,7 +52,9 @@ def test_halves_the_step_when_the_difference_exceeds_the_threshold() -> None:
     rule, measure = PaperStepRule("euler", 1.0, 0.2), Made(0.1000001)
     assert rule.propose(measure, PROGRESS) == FixedStep("euler", step_size=0.1, max_steps=500)
     assert rule.solver == FixedStep("euler", step_size=0.1, max_steps=500)
-    assert [candidate for candidate, _ in measure.asked] == [FixedStep("euler", step_size=0.2, max_steps=500)]
+    assert [candidate for candidate, _ in measure.asked] == [
+        FixedStep("euler", step_size=0.2, max_steps=500)
+    ]
     assert rule.notice == ""
 
 
@@ -101,7 +113,9 @@ def test_halving_that_ends_at_the_most_steps_is_an_ordinary_one() -> None:
     st.integers(1, 600),
     st.integers(1, 600),
 )
-def test_the_step_stays_within_its_limits(differences: list[float], length: float, n: int, max_steps: int) -> None:
+def test_the_step_stays_within_its_limits(
+    differences: list[float], length: float, n: int, max_steps: int
+) -> None:
     rule = PaperStepRule("midpoint", length, length / min(n, max_steps), max_steps=max_steps)
     for difference in differences:
         solver = rule.propose(Made(difference), PROGRESS)
@@ -124,7 +138,9 @@ def test_the_step_stays_within_its_limits(differences: list[float], length: floa
         ("rk4_38", 0.2, "rk4", 0.2 * 50**-0.25),
     ],
 )
-def test_the_solver_that_a_step_is_checked_with(method: str, step: float, test: str, test_step: float) -> None:
+def test_the_solver_that_a_step_is_checked_with(
+    method: str, step: float, test: str, test_step: float
+) -> None:
     rule, measure = PaperStepRule(method, 1.0, step), Made(FAILS)
     assert rule.test_solver.method == test
     assert rule.test_solver.step_size == pytest.approx(test_step, rel=1e-12)
@@ -133,8 +149,13 @@ def test_the_solver_that_a_step_is_checked_with(method: str, step: float, test: 
     assert [reference for _, reference in measure.asked] == [expected]
 
 
-@given(st.sampled_from([("euler", 1, 2), ("midpoint", 2, 4), ("heun2", 2, 4), ("rk4", 4, 4)]), st.floats(1e-3, 5.0))
-def test_the_check_is_fifty_times_as_accurate_and_never_coarser(method: tuple[str, int, int], step: float) -> None:
+@given(
+    st.sampled_from([("euler", 1, 2), ("midpoint", 2, 4), ("heun2", 2, 4), ("rk4", 4, 4)]),
+    st.floats(1e-3, 5.0),
+)
+def test_the_check_is_fifty_times_as_accurate_and_never_coarser(
+    method: tuple[str, int, int], step: float
+) -> None:
     name, p, q = method
     test = PaperStepRule(name, 10.0, step).test_solver
     assert test.step_size <= step
@@ -150,7 +171,9 @@ def test_a_restored_step_rule_decides_as_the_saved_one() -> None:
     restored.load_state_dict(json.loads(json.dumps(saved.state_dict())))
     assert restored.solver == saved.solver
     for difference in differences:
-        assert restored.propose(Made(difference), PROGRESS) == saved.propose(Made(difference), PROGRESS)
+        assert restored.propose(Made(difference), PROGRESS) == saved.propose(
+            Made(difference), PROGRESS
+        )
 
 
 # the tolerance
@@ -162,7 +185,9 @@ def by_tolerance(solver: Solver) -> float:
     return 1000 - solver.rtol
 
 
-@pytest.mark.parametrize(("method", "part"), [("fehlberg2", 5), ("dopri5", 10), ("bosh3", 10), ("tsit5", 10)])
+@pytest.mark.parametrize(
+    ("method", "part"), [("fehlberg2", 5), ("dopri5", 10), ("bosh3", 10), ("tsit5", 10)]
+)
 def test_the_solver_that_a_tolerance_is_checked_with(method: str, part: int) -> None:
     rule, measure = PaperToleranceRule(method, 1e-2), Made(PASSES, nfe=by_tolerance)
     rule.propose(measure, PROGRESS)
@@ -176,7 +201,10 @@ def test_the_solver_that_a_tolerance_is_checked_with(method: str, part: int) -> 
 
 
 def test_error_control_per_sample_is_kept_in_every_solve() -> None:
-    rule, measure = PaperToleranceRule("bosh3", 1e-2, per_sample=True), Made(PASSES, nfe=by_tolerance)
+    rule, measure = (
+        PaperToleranceRule("bosh3", 1e-2, per_sample=True),
+        Made(PASSES, nfe=by_tolerance),
+    )
     assert rule.propose(measure, PROGRESS).per_sample
     assert all(solver.per_sample for pair in measure.asked for solver in pair)
 
@@ -205,7 +233,9 @@ def test_the_check_is_refined_while_it_costs_no_more_than_training() -> None:
     rule.propose(measure, PROGRESS)
     tests = [reference.rtol for _, reference in measure.asked]
     assert tests == pytest.approx([1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-6], rel=1e-9)
-    assert [candidate.rtol for candidate, _ in measure.asked] == pytest.approx([5e-2] * 5 + [5.5e-2], rel=1e-9)
+    assert [candidate.rtol for candidate, _ in measure.asked] == pytest.approx(
+        [5e-2] * 5 + [5.5e-2], rel=1e-9
+    )
 
 
 def test_what_counts_is_the_difference_of_the_refined_check() -> None:
@@ -218,7 +248,10 @@ def test_what_counts_is_the_difference_of_the_refined_check() -> None:
 
 @pytest.mark.parametrize("floor", [1e-7, 1e-13])
 def test_no_check_is_made_below_the_floor(floor: float) -> None:
-    rule, measure = PaperToleranceRule("dopri5", 3e-3, floor=floor), Made(FAILS)  # the check never costs more
+    rule, measure = (
+        PaperToleranceRule("dopri5", 3e-3, floor=floor),
+        Made(FAILS),
+    )  # the check never costs more
     rule.propose(measure, PROGRESS)
     tests = [reference.rtol for _, reference in measure.asked]
     assert tests[-1] == floor
@@ -272,7 +305,9 @@ def test_a_restored_tolerance_rule_decides_as_the_saved_one() -> None:
     assert restored.solver == saved.solver
     for difference in differences:
         made = Made(difference, nfe=by_tolerance)
-        assert restored.propose(made, PROGRESS) == saved.propose(Made(difference, nfe=by_tolerance), PROGRESS)
+        assert restored.propose(made, PROGRESS) == saved.propose(
+            Made(difference, nfe=by_tolerance), PROGRESS
+        )
 
 
 # the first step
@@ -298,7 +333,9 @@ def test_first_step_of_a_linear_field(a: float, order: int) -> None:
 def test_first_step_where_a_hundred_trial_steps_are_the_limit() -> None:
     # h0 = 0.01 d0 / d1 = 1e-4, h1 = (0.01 / 1e-2)^(1/5) = 1 for the constant field
     z0 = torch.full((3, 1), 1e-4, dtype=torch.float64)
-    step = paper_starting_step(lambda t, z: torch.full_like(z, 1e-2), z0, 10.0, order=4, max_steps=10_000)
+    step = paper_starting_step(
+        lambda t, z: torch.full_like(z, 1e-2), z0, 10.0, order=4, max_steps=10_000
+    )
     assert step == pytest.approx(1e-2, rel=1e-9)
 
 
@@ -321,7 +358,10 @@ def test_first_step_of_an_interval_that_starts_elsewhere() -> None:
 def test_first_step_of_a_field_that_vanishes_or_is_not_finite() -> None:
     z0 = torch.ones(2, 2)
     for field in (torch.zeros_like, lambda z: torch.full_like(z, float("nan"))):
-        assert paper_starting_step(lambda t, z, f=field: f(z), z0, 2.0, order=2, max_steps=100) == 2.0 / 100
+        assert (
+            paper_starting_step(lambda t, z, f=field: f(z), z0, 2.0, order=2, max_steps=100)
+            == 2.0 / 100
+        )
     # a state of zero: the trial step is 1e-6
     away = paper_starting_step(lambda t, z: z + 1, torch.zeros(2, 2), 2.0, order=2, max_steps=10**5)
     assert away == pytest.approx(1e-4, rel=1e-3)
@@ -371,12 +411,18 @@ class Sum:
 @pytest.mark.parametrize("cuts", [(4, 3), (6, 1), (2, 3, 2)])
 def test_first_step_does_not_depend_on_how_ranks_share_the_batch(cuts: tuple[int, ...]) -> None:
     z0 = torch.randn(7, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    z0 *= torch.arange(1, 8).unsqueeze(1)  # samples of different sizes: means of means would be wrong
+    z0 *= torch.arange(1, 8).unsqueeze(
+        1
+    )  # samples of different sizes: means of means would be wrong
     whole = paper_starting_step(lambda t, z: torch.tanh(z), z0, 1.0, order=2, max_steps=10**6)
     total, found = Sum(len(cuts)), []
 
     def rank(part: Tensor) -> None:
-        found.append(paper_starting_step(lambda t, z: torch.tanh(z), part, 1.0, order=2, max_steps=10**6, total=total))
+        found.append(
+            paper_starting_step(
+                lambda t, z: torch.tanh(z), part, 1.0, order=2, max_steps=10**6, total=total
+            )
+        )
 
     threads = [Thread(target=rank, args=(part,)) for part in z0.split(cuts)]
     for thread in threads:

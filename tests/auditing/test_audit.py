@@ -104,11 +104,16 @@ def test_coarse_euler_on_a_rotation_depends_on_the_solver() -> None:
     assert found.decision.lower > found.decision.margin
     assert found.metric == pytest.approx(1 - flips / len(x))
     assert found.metric_exact == 1
-    error = (own - turned(x)).square().mean().sqrt() / (turned(x) - turned(x).mean(0)).square().mean().sqrt()
+    error = (own - turned(x)).square().mean().sqrt() / (
+        turned(x) - turned(x).mean(0)
+    ).square().mean().sqrt()
     assert found.rows[0].output_error == pytest.approx(float(error), rel=1e-5)
     assert found.rows[0].state_error == pytest.approx(float(error), rel=1e-5)
     assert found.performance.answer is Answer.EXACT
-    assert all(words in found.sentence for words in ("too coarse", found.solver, f"take {found.safe[0].solver}"))
+    assert all(
+        words in found.sentence
+        for words in ("too coarse", found.solver, f"take {found.safe[0].solver}")
+    )
 
 
 def test_fine_rk4_on_a_rotation_is_an_ode() -> None:
@@ -119,7 +124,9 @@ def test_fine_rk4_on_a_rotation_is_an_ode() -> None:
 
 
 def test_a_field_that_euler_solves_exactly_is_an_ode() -> None:
-    """The direction depends on what does not move, here on the third component: straight lines, at constant velocity."""
+    """The direction depends on what does not move, here on the third component: straight lines, at
+    constant velocity.
+    """
 
     def constant(t: Tensor, z: Tensor) -> Tensor:
         velocity = torch.tensor([1.0, -1.0, 0.0]).to(z)
@@ -135,10 +142,16 @@ def test_a_field_that_euler_solves_exactly_is_an_ode() -> None:
 
 
 def test_a_constant_predictor_is_an_ode_and_told_to_be_vacuous() -> None:
-    model = NeuralODE(rotation, None, lambda z: z * 1e-3 + torch.tensor([1.0, 0.0]).to(z), euler(4)).eval()
+    model = NeuralODE(
+        rotation, None, lambda z: z * 1e-3 + torch.tensor([1.0, 0.0]).to(z), euler(4)
+    ).eval()
     found = audit(model, labelled(), methods=())
     assert found.verdict == "ode"
-    assert [note for note in found.notes if note.startswith("vacuous: the model predicts the same class")]
+    assert [
+        note
+        for note in found.notes
+        if note.startswith("vacuous: the model predicts the same class")
+    ]
 
 
 def test_a_model_no_better_than_chance_is_told_to_be_vacuous() -> None:
@@ -146,7 +159,9 @@ def test_a_model_no_better_than_chance_is_told_to_be_vacuous() -> None:
     shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     shuffled[turned(x).argmax(1) == 0] = 1  # never right there
     found = audit(turning(rk4(32)), (x, shuffled), methods=())
-    assert found.chance == pytest.approx(max(shuffled.double().mean().item(), 1 - shuffled.double().mean().item()))
+    assert found.chance == pytest.approx(
+        max(shuffled.double().mean().item(), 1 - shuffled.double().mean().item())
+    )
     assert found.metric < found.chance
     assert any(note.startswith("vacuous: accuracy") for note in found.notes)
     assert not any(note.startswith("vacuous") for note in coarse().notes)
@@ -198,10 +213,15 @@ def test_samples_that_blow_up_are_told_apart() -> None:
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     "field",
-    [lambda t, z: torch.where(z > 0, -1.0, 1.0) * 30 + rotation(t, z), lambda t, z: 5 * torch.sin(1e5 * z.flip(1))],
+    [
+        lambda t, z: torch.where(z > 0, -1.0, 1.0) * 30 + rotation(t, z),
+        lambda t, z: 5 * torch.sin(1e5 * z.flip(1)),
+    ],
     ids=["discontinuous", "rough"],
 )
-def test_a_field_that_no_solver_resolves_is_inconclusive(field: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_a_field_that_no_solver_resolves_is_inconclusive(
+    field: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     x = points(20)
     found = check_solver(model_of(field), (x, x.argmax(1)))
     assert (found.verdict, found.exit_code) == ("inconclusive", 4)
@@ -211,7 +231,9 @@ def test_a_field_that_no_solver_resolves_is_inconclusive(field: Callable[[Tensor
 
 
 class Odd(nn.Module):
-    """A rotation by `trueode.solve`, with something that an audit cannot have, or with counters, which it can have."""
+    """A rotation by `trueode.solve`, with something that an audit cannot have, or with counters,
+    which it can have.
+    """
 
     def __init__(self, what: str) -> None:
         super().__init__()
@@ -246,12 +268,16 @@ class Odd(nn.Module):
         ("list", "memory", "depend on what was called before"),
     ],
 )
-def test_where_a_precondition_is_violated_there_is_no_verdict(what: str, precondition: str, words: str) -> None:
+def test_where_a_precondition_is_violated_there_is_no_verdict(
+    what: str, precondition: str, words: str
+) -> None:
     model = Odd(what).eval()
     found = audit(model, labelled(40))
     assert (found.verdict, found.exit_code) == ("inconclusive", 4)
     assert words in found.sentence
-    assert [each.name for each in found.preconditions if each.decisive and not each.holds] == [precondition]
+    assert [each.name for each in found.preconditions if each.decisive and not each.holds] == [
+        precondition
+    ]
     assert (found.reference, found.reasons, found.rows, found.safe) == (None, None, (), ())
     assert words in check_solver(model, labelled(40)).decision.reason
     json.loads(found.to_json())
@@ -285,7 +311,9 @@ def test_samples_that_see_each_other_are_kept_together() -> None:
     assert found.verdict == "solver-dependent"
     assert found.reference is not None
     means = x.double().mean(0)
-    torch.testing.assert_close(found.reference.outputs, turned(x - means) + means, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        found.reference.outputs, turned(x - means) + means, rtol=0, atol=1e-5
+    )
 
 
 # Regression
@@ -297,7 +325,10 @@ def squares(model: NeuralODE, y: Tensor, **how: Any) -> Audit:
 
 def test_a_regression_is_judged_by_gaps_and_not_by_labels() -> None:
     x = points(320)
-    good, bad = squares(turning(euler(64)), turned(x).float()), squares(turning(euler(64)), 100 * points(320, seed=1))
+    good, bad = (
+        squares(turning(euler(64)), turned(x).float()),
+        squares(turning(euler(64)), 100 * points(320, seed=1)),
+    )
     own = x.double() @ torch.linalg.matrix_power(torch.eye(2).double() + MATRIX.double() / 64, 64)
     exact = turned(x)
     scale = (exact - exact.mean(0)).square().mean(0).sqrt()
@@ -363,7 +394,10 @@ def test_the_solver_can_be_given() -> None:
     assert inside.decision == found.decision
     tight = audit(own, labelled(), solver=Adaptive("dopri5", 1e-6, 1e-6), methods=())
     assert (tight.verdict, tight.rows[0].kind, tight.rows[0].setting) == ("ode", "adaptive", 1e-6)
-    assert audit(turning(rk4(32)), labelled(), solver=euler(4), methods=()).decision == coarse().decision
+    assert (
+        audit(turning(rk4(32)), labelled(), solver=euler(4), methods=()).decision
+        == coarse().decision
+    )
 
 
 @pytest.mark.parametrize(
@@ -446,7 +480,9 @@ def test_kinks_keep_every_method_at_order_two() -> None:
 
 def test_the_gain_is_of_the_samples_right_with_one_only() -> None:
     model, (x, y) = turning(euler(4)), labelled()
-    noisy = torch.where(torch.rand(len(y), generator=torch.Generator().manual_seed(3)) < 0.35, 1 - y, y)
+    noisy = torch.where(
+        torch.rand(len(y), generator=torch.Generator().manual_seed(3)) < 0.35, 1 - y, y
+    )
     found = audit(model, (x, noisy), methods=())
     right, right_exact = model(x).argmax(1) == noisy, turned(x).argmax(1) == noisy
     first, second = int((right & ~right_exact).sum()), int((right_exact & ~right).sum())
@@ -467,7 +503,10 @@ def fitted(solver: Solver) -> NeuralODE:
     """A disc in a ring, which no plane flow separates."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(200) % 2
-    radius, angle = 0.5 * torch.rand(200, generator=generator) + y, 2 * pi * torch.rand(200, generator=generator)
+    radius, angle = (
+        0.5 * torch.rand(200, generator=generator) + y,
+        2 * pi * torch.rand(200, generator=generator),
+    )
     x = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
     torch.manual_seed(0)
     model = NeuralODE(field_with(nn.Tanh()), None, nn.Linear(2, 2), solver)
@@ -480,11 +519,15 @@ def fitted(solver: Solver) -> NeuralODE:
     return model.eval()
 
 
-@pytest.mark.parametrize(("solver", "feature"), [(euler(3), True), (rk4(4), False)], ids=["euler", "rk4"])
+@pytest.mark.parametrize(
+    ("solver", "feature"), [(euler(3), True), (rk4(4), False)], ids=["euler", "rk4"]
+)
 def test_coarse_steps_that_became_a_feature_are_told(solver: Solver, feature: bool) -> None:
     model = fitted(solver)
     found = audit(model, (model.x, model.y), methods=(solver.name,))
-    assert (found.performance.answer is Answer.SOLVER) == ("NOT an ODE" in found.sentence) == feature
+    assert (
+        (found.performance.answer is Answer.SOLVER) == ("NOT an ODE" in found.sentence) == feature
+    )
     own, *others = found.rows
     if feature:
         assert own.loss < min(row.loss for row in others)
@@ -513,7 +556,9 @@ def test_crossings_stability_and_idle_adaptivity_are_told() -> None:
     assert reasons.stability == pytest.approx(2)
     assert reasons.crossings_exact is not None
     idle = audit(
-        model_of(lambda t, z: 0 * z + 1, Adaptive("dopri5", 1e-3, 1e-3)), labelled(), methods=("dopri5",)
+        model_of(lambda t, z: 0 * z + 1, Adaptive("dopri5", 1e-3, 1e-3)),
+        labelled(),
+        methods=("dopri5",),
     ).reasons
     assert idle is not None
     assert idle.idle
@@ -563,7 +608,17 @@ def test_json_holds_what_the_audit_holds() -> None:
         written = json.loads(found.to_json(), parse_constant=refuse)
         plain = found.to_dict()
         assert list(written) == list(plain)
-        for key in ("verdict", "sentence", "n", "flips", "lower", "upper", "notes", "solver", "margin"):
+        for key in (
+            "verdict",
+            "sentence",
+            "n",
+            "flips",
+            "lower",
+            "upper",
+            "notes",
+            "solver",
+            "margin",
+        ):
             assert written[key] == plain[key]
         assert [row["flips"] for row in written["rows"]] == [row.flips for row in found.rows]
     assert written["performance"]["own"] is None
@@ -573,7 +628,9 @@ def test_json_holds_what_the_audit_holds() -> None:
 def keys_of(value: Any) -> set[str]:
     """All keys of nested mappings, but for what the libraries name themselves."""
     if isinstance(value, dict):
-        nested = [keys_of(each) for key, each in value.items() if key not in ("settings", "versions")]
+        nested = [
+            keys_of(each) for key, each in value.items() if key not in ("settings", "versions")
+        ]
         return set(value).union(*nested)
     if isinstance(value, list | tuple):
         return set().union(*map(keys_of, value))
@@ -584,7 +641,10 @@ def test_every_field_is_documented() -> None:
     text = (ROOT / "docs" / "audit-reference.md").read_text(encoding="utf-8")
     found = ordered(nn.Tanh)
     plain = found.to_dict()
-    assert all(plain[part] for part in ("rows", "orders", "safe", "pareto", "reasons", "exact_flow", "preconditions"))
+    assert all(
+        plain[part]
+        for part in ("rows", "orders", "safe", "pareto", "reasons", "exact_flow", "preconditions")
+    )
     fields = keys_of(plain) | keys_of(coarse().to_dict())
     assert {key for key in fields if f"`{key}`" not in text} == set()
 
@@ -596,7 +656,12 @@ def test_saving_writes_the_figures_and_never_overwrites_unasked(tmp_path: Path) 
     assert path == folder / "audit.json"
     assert json.loads(path.read_text(encoding="utf-8"))["flips"] == found.flips
     names = {f"audit_{name}.png" for name in found.figures()}
-    assert {"audit_swap.png", "audit_order.png", "audit_cost.png", "audit_trajectories.png"} == names
+    assert {
+        "audit_swap.png",
+        "audit_order.png",
+        "audit_cost.png",
+        "audit_trajectories.png",
+    } == names
     assert names <= {each.name for each in folder.iterdir()}
     assert all((folder / name).stat().st_size > 1000 for name in names)
     path.write_text("mine", encoding="utf-8")

@@ -33,10 +33,16 @@ class Jumping(nn.Module):
 
 
 @pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
-def test_a_field_that_jumps_at_a_time_that_is_given_has_an_exact_flow(span: tuple[float, float]) -> None:
+def test_a_field_that_jumps_at_a_time_that_is_given_has_an_exact_flow(
+    span: tuple[float, float],
+) -> None:
     found = audit(Jumping(span), (X, X), methods=(), breaks=[JUMP])
     assert found.exact is not None
-    assert (found.n, found.decision.counts.unresolved, found.verdict) == (320, 0, "solver-dependent")
+    assert (found.n, found.decision.counts.unresolved, found.verdict) == (
+        320,
+        0,
+        "solver-dependent",
+    )
     angle = torch.tensor((span[1] - span[0]) * (JUMP - 40 * (1 - JUMP)), dtype=torch.float64)
     exact = X.double() @ torch.linalg.matrix_exp(angle * TURN.double())
     torch.testing.assert_close(found.exact.outputs, exact, rtol=0, atol=2e-3)
@@ -48,7 +54,9 @@ def test_trajectories_that_are_drawn_see_the_jump(span: tuple[float, float]) -> 
     for breaks in ([], [JUMP]):
         found = audit(Jumping(span), (X, (X[:, 0] > 0).long()), methods=("euler",), breaks=breaks)
         assert found.paths is not None
-        first, last = (torch.view_as_complex(found.paths.exact[k].double().contiguous()) for k in (0, -1))
+        first, last = (
+            torch.view_as_complex(found.paths.exact[k].double().contiguous()) for k in (0, -1)
+        )
         angles.append((last / first).angle().double())
     exact = torch.tensor((span[1] - span[0]) * (JUMP - 40 * (1 - JUMP)), dtype=torch.float64)
     exact = torch.remainder(exact + torch.pi, 2 * torch.pi) - torch.pi
@@ -57,13 +65,22 @@ def test_trajectories_that_are_drawn_see_the_jump(span: tuple[float, float]) -> 
 
 
 def test_the_training_solver_is_audited_as_it_is() -> None:
-    how: dict[str, Any] = {"solver": FixedStep("euler", n_steps=2), "methods": (), "task": "regression"}
-    plain, told = audit(Jumping(), X, **how, breaks=(JUMP,)), audit(Jumping(), X, **how, breaks=(JUMP,), max_step=0.1)
+    how: dict[str, Any] = {
+        "solver": FixedStep("euler", n_steps=2),
+        "methods": (),
+        "task": "regression",
+    }
+    plain, told = (
+        audit(Jumping(), X, **how, breaks=(JUMP,)),
+        audit(Jumping(), X, **how, breaks=(JUMP,), max_step=0.1),
+    )
     assert plain.own.nfe == told.own.nfe == 2
     assert told.own.outputs.equal(plain.own.outputs)
 
 
-@pytest.mark.parametrize("solver", [FixedStep("euler", n_steps=2), OnGrid("euler", (0.0, 0.9, 1.0))])
+@pytest.mark.parametrize(
+    "solver", [FixedStep("euler", n_steps=2), OnGrid("euler", (0.0, 0.9, 1.0))]
+)
 @pytest.mark.parametrize(("breaks", "times"), [((0.3, 7.0), [0.0, 1.0]), ((0.7,), [-1.0, 0.0])])
 def test_steps_end_at_breaks_and_none_is_too_long(
     solver: FixedStep | OnGrid, breaks: tuple[float, ...], times: list[float]

@@ -13,13 +13,31 @@ from trueode.evaluation import Row, clopper_pearson
 from trueode.solvers import Adaptive, FixedStep, Solver, get_tableau
 
 
-def make_row(method: str, setting: float, error: float, flips: int = 0, n: int = 1000, **how: Any) -> Row:
+def make_row(
+    method: str, setting: float, error: float, flips: int = 0, n: int = 1000, **how: Any
+) -> Row:
     fixed = METHODS[method].kind == "fixed"
-    solver = FixedStep(method, n_steps=int(setting)) if fixed else Adaptive(method, setting, setting)
+    solver = (
+        FixedStep(method, n_steps=int(setting)) if fixed else Adaptive(method, setting, setting)
+    )
     nfe = setting * get_tableau(method).advancing_stages if fixed else 10 / setting**0.2
     upper = clopper_pearson(flips, n)[1]
     values = {"is_training": False, "status": "success", **how}
-    return Row(solver, setting, 0.0, nfe, nan, nan, nan, flips / n, upper, upper <= 0.01, error, nan, **values)
+    return Row(
+        solver,
+        setting,
+        0.0,
+        nfe,
+        nan,
+        nan,
+        nan,
+        flips / n,
+        upper,
+        upper <= 0.01,
+        error,
+        nan,
+        **values,
+    )
 
 
 class Synthetic:
@@ -33,10 +51,14 @@ class Synthetic:
         assert isinstance(solver, FixedStep)
         setting = float(solver.n_steps or 0)
         flips = 0 if setting >= self.needed[solver.name] else 500
-        return self.rows.setdefault((solver.name, setting), make_row(solver.name, setting, 1 / setting, flips))
+        return self.rows.setdefault(
+            (solver.name, setting), make_row(solver.name, setting, 1 / setting, flips)
+        )
 
     def of(self, method: str) -> list[Row]:
-        return sorted((row for row in self.rows.values() if row.method == method), key=lambda row: row.setting)
+        return sorted(
+            (row for row in self.rows.values() if row.method == method), key=lambda row: row.setting
+        )
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])

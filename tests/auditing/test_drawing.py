@@ -25,7 +25,9 @@ DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
     "bernoulli": lambda x: torch.bernoulli(torch.full_like(x, 0.3)),
     "dropout": lambda x: F.dropout(torch.ones_like(x), 0.3),
     "randint": lambda x: torch.randint(0, 9, x.shape).to(x),
-    "generator": lambda x: torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(3)),
+    "generator": lambda x: torch.randn(
+        x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(3)
+    ),
 }
 
 
@@ -59,7 +61,9 @@ def test_seeds_are_those_of_all_packages() -> None:
 class Latent(nn.Module):
     """An encoder with noise, and an ODE behind it."""
 
-    def __init__(self, draw: Callable[[Tensor], Tensor], steps: int = 64, fresh: float = 0.0) -> None:
+    def __init__(
+        self, draw: Callable[[Tensor], Tensor], steps: int = 64, fresh: float = 0.0
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.encoder, self.net, self.head = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 2)
@@ -73,7 +77,13 @@ class Latent(nn.Module):
         z = self.encoder(x)
         options = {"step_size": 1 / self.steps}
         return self.head(
-            odeint(self.field, z + self.draw(z), torch.tensor([0.0, 1.0]), method="rk4", options=options)[-1]
+            odeint(
+                self.field,
+                z + self.draw(z),
+                torch.tensor([0.0, 1.0]),
+                method="rk4",
+                options=options,
+            )[-1]
         )
 
 

@@ -43,7 +43,9 @@ class Field(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2))
+        self.net = nn.Sequential(
+            nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2)
+        )
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         derivative: Tensor = self.net(y)
@@ -65,13 +67,17 @@ def trained(solver: Solver) -> NeuralODE:
 
 
 class Diffeq(nn.Module):
-    def __init__(self, field: nn.Module, head: nn.Module, odeint: Any = torchdiffeq.odeint, **how: Any) -> None:
+    def __init__(
+        self, field: nn.Module, head: nn.Module, odeint: Any = torchdiffeq.odeint, **how: Any
+    ) -> None:
         super().__init__()
         self.field, self.head, self.odeint, self.how = field, head, odeint, how
         self.integration_time = torch.tensor([0.0, 1.0])
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.head(self.odeint(self.field, x, self.integration_time.type_as(x), **self.how)[-1])
+        output: Tensor = self.head(
+            self.odeint(self.field, x, self.integration_time.type_as(x), **self.how)[-1]
+        )
         return output
 
 
@@ -90,14 +96,20 @@ class Dyn(nn.Module):
 class Ode(nn.Module):
     """The solver's term holds the field: it is registered twice."""
 
-    def __init__(self, field: nn.Module, head: nn.Module, method: str, controller: Any, dt0: float | None) -> None:
+    def __init__(
+        self, field: nn.Module, head: nn.Module, method: str, controller: Any, dt0: float | None
+    ) -> None:
         super().__init__()
         self.field, self.head, self.dt0 = field, head, dt0
         term = torchode.ODETerm(field)
-        self.solver = torchode.AutoDiffAdjoint(getattr(torchode, method)(term=term), controller(term=term))
+        self.solver = torchode.AutoDiffAdjoint(
+            getattr(torchode, method)(term=term), controller(term=term)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        problem = torchode.InitialValueProblem(y0=x, t_start=torch.zeros(len(x)).to(x), t_end=torch.ones(len(x)).to(x))
+        problem = torchode.InitialValueProblem(
+            y0=x, t_start=torch.zeros(len(x)).to(x), t_end=torch.ones(len(x)).to(x)
+        )
         dt0 = None if self.dt0 is None else torch.full((len(x),), self.dt0).to(x)
         output: Tensor = self.head(self.solver.solve(problem, dt0=dt0).ys[:, -1])
         return output
@@ -119,7 +131,9 @@ def parts(solver: Solver) -> tuple[Field, nn.Module]:
 
 
 EULERS: dict[str, Callable[[Field, nn.Module], nn.Module]] = {
-    "torchdiffeq": lambda field, head: Diffeq(field, head, method="euler", options={"step_size": 0.25}),
+    "torchdiffeq": lambda field, head: Diffeq(
+        field, head, method="euler", options={"step_size": 0.25}
+    ),
     "torchdyn": lambda field, head: Dyn(field, head, solver="euler", sensitivity="adjoint"),
     "torchode": lambda field, head: Ode(field, head, "Euler", fixed, 0.25),
 }
@@ -154,18 +168,27 @@ def test_the_same_weights_have_the_same_audit_in_every_library(library: str) -> 
     assert found.reference is not None
     assert own.reference is not None
     torch.testing.assert_close(found.reference.outputs, own.reference.outputs, rtol=1e-5, atol=1e-5)
-    rows, same_rows = ({(row.method, row.setting): row for row in each.rows} for each in (found, own))
+    rows, same_rows = (
+        {(row.method, row.setting): row for row in each.rows} for each in (found, own)
+    )
     if (
         library == "torchdyn"
     ):  # it asks for the states after all of its steps: steps end there, and no fewer are possible
         assert min(row.n_steps for row in found.rows if row.kind == "fixed") == 4
-        rows = {key: row for key, row in rows.items() if row.kind == "adaptive" or row.setting % 4 == 0}
+        rows = {
+            key: row for key, row in rows.items() if row.kind == "adaptive" or row.setting % 4 == 0
+        }
         same_rows = {key: same_rows[key] for key in rows}
     assert list(rows) == list(same_rows)
     assert {"euler", "rk4", "dopri5"} == {row.method for row in rows.values()}
     for row, same in zip(rows.values(), same_rows.values(), strict=True):
         assert row.is_training == same.is_training
-        assert (row.flips, row.changed, row.metric, row.status) == (same.flips, same.changed, same.metric, same.status)
+        assert (row.flips, row.changed, row.metric, row.status) == (
+            same.flips,
+            same.changed,
+            same.metric,
+            same.status,
+        )
         assert row.loss == pytest.approx(same.loss, rel=1e-3, abs=1e-5)
         if row.kind == "fixed":
             assert (row.n_steps, row.nfe) == (same.n_steps, same.nfe)
@@ -173,7 +196,10 @@ def test_the_same_weights_have_the_same_audit_in_every_library(library: str) -> 
             assert row.state_error == pytest.approx(same.state_error, rel=0.02, abs=1e-6)
     assert found.reasons is not None
     assert own.reasons is not None
-    assert (found.reasons.crossings, found.reasons.pairs) == (own.reasons.crossings, own.reasons.pairs)
+    assert (found.reasons.crossings, found.reasons.pairs) == (
+        own.reasons.crossings,
+        own.reasons.pairs,
+    )
     assert found.reasons.lipschitz == pytest.approx(own.reasons.lipschitz, rel=1e-3)
     (solver,) = found.provenance["solver"]
     assert solver["library"] == library
@@ -183,7 +209,9 @@ def test_the_same_weights_have_the_same_audit_in_every_library(library: str) -> 
 
 
 FINES: dict[str, Callable[[Field, nn.Module], nn.Module]] = {
-    "torchdiffeq rk4, h = 0.1": lambda field, head: Diffeq(field, head, method="rk4", options={"step_size": 0.1}),
+    "torchdiffeq rk4, h = 0.1": lambda field, head: Diffeq(
+        field, head, method="rk4", options={"step_size": 0.1}
+    ),
     "torchdyn rk4, h = 0.1": lambda field, head: Dyn(field, head, 10, solver="rk4"),
     "torchode Tsit5, tol = 0.0001": lambda field, head: Ode(field, head, "Tsit5", controlled, None),
     "torchdiffeq dopri5, tol = 1e-07 (rel), 1e-09 (abs)": lambda field, head: Diffeq(field, head),
@@ -226,7 +254,10 @@ SPEED = 4.0
 
 def turned(x: Tensor, angle: float) -> Tensor:
     x = x.double()
-    c, s = torch.tensor(angle, dtype=torch.float64).cos(), torch.tensor(angle, dtype=torch.float64).sin()
+    c, s = (
+        torch.tensor(angle, dtype=torch.float64).cos(),
+        torch.tensor(angle, dtype=torch.float64).sin(),
+    )
     return x @ torch.stack([torch.stack([c, s]), torch.stack([-s, c])])
 
 
@@ -276,7 +307,9 @@ CALLS: dict[str, Callable[[Rotation, Tensor], Tensor]] = {
     "partial": lambda field, x: euler(field, x, UNIT)[-1],
     "tuple states": as_tuple,
     "decreasing time": backwards,
-    "many times": lambda field, x: torchdiffeq.odeint(field, x, torch.linspace(0, 1, 5), method="euler")[-1],
+    "many times": lambda field, x: torchdiffeq.odeint(
+        field, x, torch.linspace(0, 1, 5), method="euler"
+    )[-1],
 }
 
 
@@ -341,7 +374,9 @@ def test_several_blocks_are_replaced_together(libraries: tuple[str, ...]) -> Non
     speed = SPEED / len(libraries)
     model = Blocks(*(block(library, speed) for library in libraries)).eval()
     found = audit(model, (X, Y), methods=("rk4",))
-    assert [each["library"] for each in found.provenance["solver"]] == list(dict.fromkeys(libraries))
+    assert [each["library"] for each in found.provenance["solver"]] == list(
+        dict.fromkeys(libraries)
+    )
     assert set(libraries) | {"trueode"} <= set(found.provenance["versions"])
     assert found.reference is not None
     torch.testing.assert_close(found.reference.outputs, turned(X, SPEED), rtol=1e-4, atol=1e-4)
@@ -360,7 +395,11 @@ def test_a_compiled_model_is_audited_as_it_was_written() -> None:
     compiled = torch.compile(model, backend="eager")
     before = compiled(X)
     found = audit(compiled, (X, Y), methods=())
-    assert (found.verdict, found.decision, found.solver) == (plain.verdict, plain.decision, plain.solver)
+    assert (found.verdict, found.decision, found.solver) == (
+        plain.verdict,
+        plain.decision,
+        plain.solver,
+    )
     torch.testing.assert_close(compiled(X), before)
 
 
@@ -390,7 +429,9 @@ def test_a_model_of_single_precision_has_a_reference_in_its_own(kind: type[nn.Mo
     assert found.reference is not None
     assert not found.reference.double
     assert 0 <= found.reference.floor < 1e-3
-    torch.testing.assert_close(found.reference.outputs.double(), turned(X, SPEED), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        found.reference.outputs.double(), turned(X, SPEED), rtol=1e-3, atol=1e-3
+    )
     (precision,) = (each for each in found.preconditions if each.name == "double precision")
     assert not precision.holds
     assert any(note.startswith("double precision") for note in found.notes)
@@ -431,7 +472,9 @@ def test_shared_modules_and_tied_weights_stay_shared_and_tied() -> None:
 
 
 class Restless(nn.Module):
-    """Draws numbers, counts in buffers, both in place and anew, has parts of other modes, and may fail from some call on."""
+    """Draws numbers, counts in buffers, both in place and anew, has parts of other modes, and may
+    fail from some call on.
+    """
 
     def __init__(self, fails_at: int | None = None) -> None:
         super().__init__()
@@ -462,11 +505,25 @@ class Restless(nn.Module):
 
 
 def state_of(model: Restless) -> tuple[Any, ...]:
-    tensors = [(name, id(x), x.tolist(), x.dtype) for name, x in [*model.named_parameters(), *model.named_buffers()]]
-    grads = [(p.requires_grad, id(p.grad), None if p.grad is None else p.grad.tolist()) for p in model.parameters()]
+    tensors = [
+        (name, id(x), x.tolist(), x.dtype)
+        for name, x in [*model.named_parameters(), *model.named_buffers()]
+    ]
+    grads = [
+        (p.requires_grad, id(p.grad), None if p.grad is None else p.grad.tolist())
+        for p in model.parameters()
+    ]
     modes = [module.training for module in model.modules()]
     numbers = np.random.get_state()  # noqa: NPY002
-    return tensors, grads, modes, torch.get_rng_state().tolist(), random.getstate(), numbers[1].tolist(), numbers[2]
+    return (
+        tensors,
+        grads,
+        modes,
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        numbers[1].tolist(),
+        numbers[2],
+    )
 
 
 @pytest.mark.parametrize("fails_at", [None, 1, 2, 3, 5, 8])
@@ -506,7 +563,9 @@ class Failing(nn.Module):
         return final
 
 
-@pytest.mark.parametrize("at", [1, 2, 40, 120])  # not where parts of a batch are tried, which may fail
+@pytest.mark.parametrize(
+    "at", [1, 2, 40, 120]
+)  # not where parts of a batch are tried, which may fail
 def test_after_an_exception_the_libraries_solve_by_themselves_again(at: int) -> None:
     model = Failing(at)
     matrix = model.field.matrix

@@ -1,4 +1,6 @@
-"""A model's forward: in double precision wherever its parts lie, with the gradients it needs, always from the same state."""
+"""A model's forward: in double precision wherever its parts lie, with the gradients it needs,
+always from the same state.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def classify(x: Tensor) -> Tensor:
 def test_a_function_runs_in_double_precision() -> None:
     ran = model_under_test(classify, (X, Y)).run(FixedStep("rk4", n_steps=8), Part(double=True))
     assert ran.outputs.dtype == torch.float64
-    expected = model_under_test(NeuralODE(FIELD), (X, Y)).run(FixedStep("rk4", n_steps=8), Part(double=True))
+    expected = model_under_test(NeuralODE(FIELD), (X, Y)).run(
+        FixedStep("rk4", n_steps=8), Part(double=True)
+    )
     torch.testing.assert_close(ran.outputs, expected.outputs)
     assert FIELD.one.weight.dtype == torch.float32
     assert FIELD.one.weight is FIELD.other.weight
@@ -77,11 +81,15 @@ def test_double_precision_ends_with_its_block() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert {name: id(x) for name, x in [*field.named_parameters(), *field.named_buffers()]} == before
+    assert {
+        name: id(x) for name, x in [*field.named_parameters(), *field.named_buffers()]
+    } == before
     assert (field.index.tolist(), field.shift.tolist()) == ([0, 1], [1.0, 1.0])
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning"
+)
 def test_scripted_parts_keep_their_precision() -> None:
     model = Headed(lambda field, z: odeint(lambda t, z: scripted(z), z))
     scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
@@ -95,7 +103,10 @@ def test_scripted_parts_keep_their_precision() -> None:
 
 def test_a_function_is_told_by_its_weights() -> None:
     known = audit(classify, (X, Y), methods=()).provenance
-    assert (known["parameters"], known["dtype"]) == (sum(p.numel() for p in FIELD.parameters()), "float32")
+    assert (known["parameters"], known["dtype"]) == (
+        sum(p.numel() for p in FIELD.parameters()),
+        "float32",
+    )
     assert known["weights"] is not None
 
 
@@ -134,7 +145,9 @@ class Headed(nn.Module):
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "torchdiffeq": lambda: Headed(odeint),
     "torchdiffeq dopri5": lambda: Headed(lambda field, z: odeint(field, z, rtol=1e-5, atol=1e-5)),
-    "NeuralODE": lambda: NeuralODE(Hamiltonian(), nn.Linear(2, 2), nn.Linear(2, 2), solver=FixedStep("rk4", n_steps=8)),
+    "NeuralODE": lambda: NeuralODE(
+        Hamiltonian(), nn.Linear(2, 2), nn.Linear(2, 2), solver=FixedStep("rk4", n_steps=8)
+    ),
 }
 
 
@@ -181,7 +194,9 @@ class Density(nn.Module):
     def field(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         z = state[0].requires_grad_()
         dz = self.net(z)
-        trace = sum(torch.autograd.grad(dz[:, i].sum(), z, create_graph=True)[0][:, i] for i in range(2))
+        trace = sum(
+            torch.autograd.grad(dz[:, i].sum(), z, create_graph=True)[0][:, i] for i in range(2)
+        )
         return dz, -torch.as_tensor(trace)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -303,7 +318,9 @@ class Choosy(nn.Module):
 
 
 def test_the_data_is_the_cause_of_the_first_failure_alone() -> None:
-    with pytest.raises(ModelError, match=r"shape \(320, 3\): RuntimeError: .*Is this the data .* call="):
+    with pytest.raises(
+        ModelError, match=r"shape \(320, 3\): RuntimeError: .*Is this the data .* call="
+    ):
         audit(Choosy(lambda t, z: False), (torch.randn(320, 3), Y), methods=())
     previous = [0.0]
 
@@ -316,7 +333,10 @@ def test_the_data_is_the_cause_of_the_first_failure_alone() -> None:
 
 
 def test_a_later_failure_tells_what_was_done() -> None:
-    # the first of many calls in double precision, by which it is known that the model runs in it, is a single step
+    # the first of many calls in double precision, by which it is known that the model runs in it,
+    # is a single step
     choosy = Choosy(lambda t, z: z.dtype == torch.float64 and float(t) > 0)
-    with pytest.raises(UsageError, match=r"with rk4 x 33 in double precision: ValueError: not this one\.$"):
+    with pytest.raises(
+        UsageError, match=r"with rk4 x 33 in double precision: ValueError: not this one\.$"
+    ):
         audit(choosy, (X, Y), methods=())

@@ -53,7 +53,12 @@ def looked_at(model: nn.Module, data: Any, **how: Any) -> Any:
 
 @pytest.mark.parametrize(
     "data",
-    [(X, Y), (X, Y, torch.ones(700, dtype=torch.bool)), Split(X, Y), (X, X, torch.tensor([0.5, 1.0]))],
+    [
+        (X, Y),
+        (X, Y, torch.ones(700, dtype=torch.bool)),
+        Split(X, Y),
+        (X, X, torch.tensor([0.5, 1.0])),
+    ],
     ids=["pair", "mask", "split", "times"],
 )
 def test_rows_are_cut_only_where_samples_are_independent(data: Any) -> None:
@@ -62,7 +67,12 @@ def test_rows_are_cut_only_where_samples_are_independent(data: Any) -> None:
     for model in (GRAPH, HELD):
         subject = looked_at(model, data, samples=600, call=call, groups=torch.arange(700) // 2)
         assert not subject.separable
-        assert (subject.sizes, subject.n, len(subject.y), len(subject.groups)) == ((700,), 700, 700, 700)
+        assert (subject.sizes, subject.n, len(subject.y), len(subject.groups)) == (
+            (700,),
+            700,
+            700,
+            700,
+        )
         assert subject.mask is None or len(subject.mask) == 700
 
 
@@ -86,7 +96,10 @@ def test_a_coupling_that_only_the_cut_shows() -> None:
 
 
 def test_an_audit_of_a_pair_is_that_of_one_batch() -> None:
-    pair, whole = audit(GRAPH, (X, Y), samples=300, methods=()), audit(GRAPH, [(X, Y)], samples=300, methods=())
+    pair, whole = (
+        audit(GRAPH, (X, Y), samples=300, methods=()),
+        audit(GRAPH, [(X, Y)], samples=300, methods=()),
+    )
     assert pair.decision == whole.decision
     assert (pair.n, pair.verdict) == (700, "solver-dependent")
     assert any("kept whole as given" in note for note in pair.notes)

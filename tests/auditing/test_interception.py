@@ -33,11 +33,15 @@ class Model(nn.Module):
         self.t = torch.tensor([0.0, 1.0])
 
     def forward(self, x: Tensor) -> Tensor:
-        states: Tensor = torchdiffeq.odeint(lambda t, z: self.field(z).tanh(), x, self.t, method="rk4")
+        states: Tensor = torchdiffeq.odeint(
+            lambda t, z: self.field(z).tanh(), x, self.t, method="rk4"
+        )
         return states[-1]
 
 
-def test_blocks_are_not_nested_and_leave_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_not_nested_and_leave_everything_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     registry = _registry()
     before = dict(registry)
     for outer, inner in ((recorded, _replacing), (_replacing, recorded)):
@@ -113,7 +117,9 @@ def test_the_probe_leaves_no_traces() -> None:
 
 @pytest.mark.parametrize("kind", ["unseen", "wrong", "moved", "raising"])
 @pytest.mark.parametrize("block", [recorded, _replacing])
-def test_unknown_versions_are_refused(kind: str, block: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_versions_are_refused(
+    kind: str, block: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry = _registry()
     before = dict(registry)
     with monkeypatch.context() as patch:
@@ -127,7 +133,10 @@ def test_unknown_versions_are_refused(kind: str, block: Callable[[], object], mo
         else:
             patch.setattr(torchdiffeq, "odeint", _raising)
         with (
-            pytest.raises(UsageError, match=r"torchdiffeq 0\.2\.\d+ is not supported by this version of trueode"),
+            pytest.raises(
+                UsageError,
+                match=r"torchdiffeq 0\.2\.\d+ is not supported by this version of trueode",
+            ),
             block(),
         ):  # type: ignore[attr-defined]
             pass
@@ -157,7 +166,10 @@ def test_replacements_must_give_all_states() -> None:
     def short(posed: ForeignProblem) -> tuple[Tensor, Solved]:
         return posed.z0[None], Solved(posed.found, 0, 0, 0, 1.0)
 
-    with replaced(short), pytest.raises(UsageError, match=r"shape \(1, 4, 2\); needed is \(2, 4, 2\)"):
+    with (
+        replaced(short),
+        pytest.raises(UsageError, match=r"shape \(1, 4, 2\); needed is \(2, 4, 2\)"),
+    ):
         Model()(torch.ones(4, 2))
 
 

@@ -126,10 +126,24 @@ def test_what_there_is_now() -> None:
 
 def test_single_numbers_that_change() -> None:
     buffer, new = torch.zeros(()), torch.zeros(1)
-    held: dict[str, Any] = {"n": 0, "still": 0, "text": "a", "buffer": buffer, "new": new, "list": [0], "large": new}
+    held: dict[str, Any] = {
+        "n": 0,
+        "still": 0,
+        "text": "a",
+        "buffer": buffer,
+        "new": new,
+        "list": [0],
+        "large": new,
+    }
     grows = [1]
     kept = Kept([held, held["list"], grows, buffer, cell := CellType(0)])
-    held["n"], held["made"], held["text"], held["new"], held["large"] = 5, 1, "b", torch.ones(1), torch.ones(2)
+    held["n"], held["made"], held["text"], held["new"], held["large"] = (
+        5,
+        1,
+        "b",
+        torch.ones(1),
+        torch.ones(2),
+    )
     buffer += 1
     held["list"][0], cell.cell_contents = 9, 3
     grows.append(2)

@@ -1,4 +1,6 @@
-"""Checks inside of a training: `check_solver` in one's own loop, `SolverCheck` in that of Lightning."""
+"""Checks inside of a training: `check_solver` in one's own loop, `SolverCheck` in that of
+Lightning.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def test_a_check_leaves_no_trace_in_a_loop(make: Any, training: bool) -> None:
     assert grad is grad_after is True
 
 
-# --- Lightning --------------------------------------------------------------------------------------------------------
+# --- Lightning
+# --------------------------------------------------------------------------------------------------------
 
 
 class Lit(pl.LightningModule):  # type: ignore[misc]
@@ -176,8 +179,14 @@ def test_a_callback_logs_and_leaves_no_trace(make: Any) -> None:
     assert same(plain, checked)
     assert not nothing
     assert list(callback.reports) == [5, 10]
-    found = {step: values for step, values in logged.items() if any(name.startswith("solver/") for name in values)}
-    assert list(found) == [5, 10], "and not again, as if it had been found again, at the steps after"
+    found = {
+        step: values
+        for step, values in logged.items()
+        if any(name.startswith("solver/") for name in values)
+    }
+    assert list(found) == [5, 10], (
+        "and not again, as if it had been found again, at the steps after"
+    )
     for step, report in callback.reports.items():
         assert (report.n, report.own.nfe) == (30, 2)
         assert found[step] == {
@@ -195,7 +204,9 @@ def test_a_callback_takes_no_steps_between_nothing() -> None:
 
 
 def test_without_lightning_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] in ("lightning", "pytorch_lightning")]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] in ("lightning", "pytorch_lightning")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "trueode.auditing.lightning", raising=False)
     monkeypatch.setattr(util, "find_spec", lambda name, package=None: None)

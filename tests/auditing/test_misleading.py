@@ -62,7 +62,9 @@ def test_rounding_is_not_taken_for_the_solver() -> None:
     offset = audit(lambda x: fine(x) + 3e3, (X, X), methods=())
     assert offset.verdict != "solver-dependent"
     constant = audit(
-        lambda x: torch.cat([fine(x), torch.full((len(x), 1), 0.7)], 1), (X, torch.randn(400, 3)), methods=()
+        lambda x: torch.cat([fine(x), torch.full((len(x), 1), 0.7)], 1),
+        (X, torch.randn(400, 3)),
+        methods=(),
     )
     assert constant.verdict == "inconclusive"
     assert "same for all samples" in constant.sentence
@@ -115,7 +117,9 @@ def test_blocks_of_different_solvers_are_no_row_of_one_method() -> None:
 def test_batches_that_do_not_fit_together() -> None:
     class Lengths(nn.Module):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            states: Any = solve(lambda t, z: -z, x, (0.0, 1.0), solver=FixedStep("rk4", n_steps=4), save_at=t).zs
+            states: Any = solve(
+                lambda t, z: -z, x, (0.0, 1.0), solver=FixedStep("rk4", n_steps=4), save_at=t
+            ).zs
             return states.transpose(0, 1)
 
     batches = [(X[:5], torch.zeros(5, n, 2), torch.linspace(0.1, 1, n)) for n in (3, 4)]

@@ -58,7 +58,9 @@ def test_all_forms_of_data_give_the_same(data: Any) -> None:
     assert accuracy is not None
     assert accuracy[:, 0].tolist() == (net(X).argmax(1) == LABELS).double().tolist()
     assert losses is not None
-    torch.testing.assert_close(losses[:, 0], nn.functional.cross_entropy(net(X), LABELS, reduction="none").double())
+    torch.testing.assert_close(
+        losses[:, 0], nn.functional.cross_entropy(net(X), LABELS, reduction="none").double()
+    )
     assert (ran.metric, ran.loss) == pytest.approx((float(accuracy.mean()), float(losses.mean())))
 
 
@@ -72,7 +74,9 @@ def test_inputs_alone() -> None:
 
 @pytest.mark.parametrize("samples", [1, 4, 7, 10, 99])
 def test_only_the_first_samples_are_taken(samples: int) -> None:
-    subject = model_under_test(model(), DataLoader(TensorDataset(X, LABELS), batch_size=4), samples=samples)
+    subject = model_under_test(
+        model(), DataLoader(TensorDataset(X, LABELS), batch_size=4), samples=samples
+    )
     assert subject.n == min(samples, 10)
     torch.testing.assert_close(subject.run().outputs, model()(X[:samples]).detach())
 
@@ -98,7 +102,9 @@ def test_some_samples(separable: bool) -> None:
 def test_double_precision_leaves_the_model_alone() -> None:
     net = model()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    ran = model_under_test(net, (X, LABELS)).run(Adaptive("dopri5", 1e-10, 1e-10), Part(double=True))
+    ran = model_under_test(net, (X, LABELS)).run(
+        Adaptive("dopri5", 1e-10, 1e-10), Part(double=True)
+    )
     assert ran.outputs.dtype == torch.float64
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.dtype == torch.float32 for p in net.parameters())
@@ -128,13 +134,19 @@ def test_a_time_series_of_our_own_model() -> None:
 
 @pytest.mark.parametrize("shape", [(10,), (10, 1)])
 def test_one_logit_stands_for_two_classes(shape: tuple[int, ...]) -> None:
-    net = NeuralODE(Tanh(), downstream=lambda z: z[:, 0].reshape(shape), solver=FixedStep("euler", n_steps=3))
+    net = NeuralODE(
+        Tanh(), downstream=lambda z: z[:, 0].reshape(shape), solver=FixedStep("euler", n_steps=3)
+    )
     subject = model_under_test(net, (X, LABELS))
-    assert subject.run().metric == float(((net(X).reshape(10) > 0).long() == LABELS).double().mean())
+    assert subject.run().metric == float(
+        ((net(X).reshape(10) > 0).long() == LABELS).double().mean()
+    )
 
 
 def test_a_metric_of_ones_own() -> None:
-    found = model_under_test(model(), (X, X), metric=lambda outputs, y: (outputs - y).abs().amax(1)).run()
+    found = model_under_test(
+        model(), (X, X), metric=lambda outputs, y: (outputs - y).abs().amax(1)
+    ).run()
     assert found.metric == pytest.approx(float((model()(X).detach() - X).abs().amax(1).mean()))
     with pytest.raises(UsageError, match="a value for each of the 10 samples"):
         model_under_test(model(), (X, X), metric=lambda outputs, y: outputs).run()

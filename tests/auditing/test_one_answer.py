@@ -1,4 +1,6 @@
-"""One situation, one answer: from the end of a run, an audit, a check, a certificate; one message for what cannot be answered."""
+"""One situation, one answer: from the end of a run, an audit, a check, a certificate; one message
+for what cannot be answered.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class Case:
         solver: its training solver.
         x: inputs.
         y: targets; None: those that the model itself predicts with its solver.
-        counts: ``(flips, blown up, unresolved, rounding)``, as far as they are known; None is any number but 0.
+        counts: ``(flips, blown up, unresolved, rounding)``, as far as they are known; None is any
+            number but 0.
         status: the answer.
         answer: that for the performance.
         downstream: after the field.
@@ -91,7 +94,9 @@ def near(share: float) -> Tensor:
     """Points of which a share turns over between 45 degrees and one radian."""
     angle = torch.linspace(-2.0, 0.2, 600)  # their first component keeps its sign under both
     angle[: round(share * 600)] = 0.5 * torch.pi - 0.5 * (1 + 0.25 * torch.pi)
-    return torch.stack([angle.cos(), angle.sin()], 1)[torch.randperm(600, generator=torch.Generator().manual_seed(1))]
+    return torch.stack([angle.cos(), angle.sin()], 1)[
+        torch.randperm(600, generator=torch.Generator().manual_seed(1))
+    ]
 
 
 def first(z: Tensor) -> Tensor:
@@ -113,23 +118,55 @@ def blowing(share: float) -> Tensor:
     return x
 
 
-EULER, RK4, FAILING = FixedStep("euler", n_steps=1), FixedStep("rk4", n_steps=8), FixedStep("euler", n_steps=3000)
+EULER, RK4, FAILING = (
+    FixedStep("euler", n_steps=1),
+    FixedStep("rk4", n_steps=8),
+    FixedStep("euler", n_steps=3000),
+)
 X = points()
 CASES = {
     "ode": Case(turn, RK4, X, turned(X).argmax(1), (0, 0, 0, 0), ODE),
-    "uses the error of its solver": Case(turn, EULER, X, None, (None, 0, 0, 0), DEPENDENT, Answer.SOLVER),
-    "too coarse": Case(turn, EULER, X, turned(X).argmax(1), (None, 0, 0, 0), DEPENDENT, Answer.EXACT),
-    "numbers that move and cost nothing": Case(turn, EULER, X, 100 * points(600), (None, 0, 0, 0), DEPENDENT),
+    "uses the error of its solver": Case(
+        turn, EULER, X, None, (None, 0, 0, 0), DEPENDENT, Answer.SOLVER
+    ),
+    "too coarse": Case(
+        turn, EULER, X, turned(X).argmax(1), (None, 0, 0, 0), DEPENDENT, Answer.EXACT
+    ),
+    "numbers that move and cost nothing": Case(
+        turn, EULER, X, 100 * points(600), (None, 0, 0, 0), DEPENDENT
+    ),
     "near the margin": Case(
-        turn, EULER, near(0.01), torch.zeros(600).long(), (6, 0, 0, 0), OPEN, Answer.UNDECIDED, first
+        turn,
+        EULER,
+        near(0.01),
+        torch.zeros(600).long(),
+        (6, 0, 0, 0),
+        OPEN,
+        Answer.UNDECIDED,
+        first,
     ),
-    "blows up": Case(square, EULER, blowing(0.03), None, (0, 12, 0, 0), DEPENDENT, Answer.UNDECIDED, sided),
-    "blows up, seldom": Case(square, EULER, blowing(0.01), None, (0, 4, 0, 0), OPEN, Answer.UNDECIDED, sided),
+    "blows up": Case(
+        square, EULER, blowing(0.03), None, (0, 12, 0, 0), DEPENDENT, Answer.UNDECIDED, sided
+    ),
+    "blows up, seldom": Case(
+        square, EULER, blowing(0.01), None, (0, 4, 0, 0), OPEN, Answer.UNDECIDED, sided
+    ),
     "its solver fails": Case(
-        square, FAILING, blowing(0.03), torch.ones(400).long(), (0, 0, 12, 0), OPEN, Answer.UNDECIDED, sided
+        square,
+        FAILING,
+        blowing(0.03),
+        torch.ones(400).long(),
+        (0, 0, 12, 0),
+        OPEN,
+        Answer.UNDECIDED,
+        sided,
     ),
-    "adaptive": Case(turn, Adaptive("dopri5", 1e-5, 1e-5), X, turned(X).argmax(1), (0, 0, 0, 0), ODE),
-    "rounding": Case(turn, RK4, 0.01 * X, (turned(X)[:, 0] < 0).long(), (0, 0, 0, None), ODE, downstream=offset),
+    "adaptive": Case(
+        turn, Adaptive("dopri5", 1e-5, 1e-5), X, turned(X).argmax(1), (0, 0, 0, 0), ODE
+    ),
+    "rounding": Case(
+        turn, RK4, 0.01 * X, (turned(X)[:, 0] < 0).long(), (0, 0, 0, None), ODE, downstream=offset
+    ),
     "constant": Case(turn, RK4, X, points(600), (0, 0, 0, 0), OPEN, Answer.SAME, flat),
 }
 
@@ -149,7 +186,9 @@ def answers(case: Case) -> dict[str, tuple[Decision, Answer | None]]:
         "end of a run": at_the_end,
         "audit": audit(model, (x, y), methods=("rk4",), task=case.task),
         "check": check_solver(model, (x, y), samples=n, task=case.task),
-        "foreign": audit(lambda x: outside(x), (x, y), solver=case.solver, methods=(), task=case.task),
+        "foreign": audit(
+            lambda x: outside(x), (x, y), solver=case.solver, methods=(), task=case.task
+        ),
     }
     said = {name: (each.decision, each.performance.answer) for name, each in found.items()}
     return {**said, "certificate": (decide(attempt.counts, 0.01), None)}
@@ -174,7 +213,9 @@ def test_every_entry_gives_the_same_answer(name: str) -> None:
 class Wrong:
     """A request that nothing can be said of: a model, its data, options of the task and a margin."""
 
-    def __init__(self, y: Tensor, told: str, x: Tensor = X, model: NeuralODE | None = None, **how: Any) -> None:
+    def __init__(
+        self, y: Tensor, told: str, x: Tensor = X, model: NeuralODE | None = None, **how: Any
+    ) -> None:
         self.model, self.data, self.told = model or NeuralODE(turn, solver=RK4).eval(), (x, y), told
         self.margin = how.pop("margin", 0.01)
         self.task = "regression" if y.is_floating_point() else "classification"
@@ -211,20 +252,29 @@ WRONG = SimpleNamespace(
     absolute=Wrong(X, "absolute", absolute=0.0),
     classes=Wrong(LABELS, "tolerance does not go with classification", tolerance=0.1),
     margin=Wrong(LABELS, "margin.* between 0 and 1.*1.5", margin=1.5),
-    half=Wrong(LABELS, "torch.float16.* single precision", X.half(), NeuralODE(Line(), solver=RK4).half().eval()),
+    half=Wrong(
+        LABELS,
+        "torch.float16.* single precision",
+        X.half(),
+        NeuralODE(Line(), solver=RK4).half().eval(),
+    ),
 )
 
 
 def at_the_end(wrong: Wrong) -> None:
     x, y = wrong.data
-    runnable = ModelOnSamples(wrong.model, Split(x, y, dtype=x.dtype), get_task(wrong.task, **wrong.how), RK4)
+    runnable = ModelOnSamples(
+        wrong.model, Split(x, y, dtype=x.dtype), get_task(wrong.task, **wrong.how), RK4
+    )
     judge(runnable, runnable.run(), margin=wrong.margin)
 
 
 def certified(wrong: Wrong) -> None:
     x, y = wrong.data
     split = Split(x, y, dtype=x.dtype)
-    inspection = ModelInspection(wrong.model, lambda attempt: split, get_task(wrong.task, **wrong.how))
+    inspection = ModelInspection(
+        wrong.model, lambda attempt: split, get_task(wrong.task, **wrong.how)
+    )
     Certifier(wrong.margin).judge(inspection.count(RK4, 1), RK4)
 
 
@@ -234,18 +284,30 @@ ENTRIES: dict[str, Callable[[Wrong], Any]] = {
     "audit": lambda wrong: audit(
         wrong.model, wrong.data, task=wrong.task, margin=wrong.margin, methods=(), **wrong.how
     ),
-    "check": lambda wrong: check_solver(wrong.model, wrong.data, task=wrong.task, margin=wrong.margin, **wrong.how),
+    "check": lambda wrong: check_solver(
+        wrong.model, wrong.data, task=wrong.task, margin=wrong.margin, **wrong.how
+    ),
 }
 
 
 @pytest.mark.parametrize("name", vars(WRONG))
-def test_what_cannot_be_answered_is_told_alike(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_cannot_be_answered_is_told_alike(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     wrong: Wrong = getattr(WRONG, name)
     for entry in ENTRIES.values():
         with pytest.raises(UsageError, match=wrong.told):
             entry(wrong)
     place = f"{__name__}:WRONG.{name}"
-    words = [f"{place}.model", "--data", f"{place}.data", "--task", wrong.task, "--margin", str(wrong.margin)]
+    words = [
+        f"{place}.model",
+        "--data",
+        f"{place}.data",
+        "--task",
+        wrong.task,
+        "--margin",
+        str(wrong.margin),
+    ]
     for option, value in wrong.how.items():
         words += [f"--{option}", f"{place}.decision" if option == "decision" else str(value)]
     assert main(["audit", *words, "--methods", "", "--output_dir", str(tmp_path / "audit")]) == 2

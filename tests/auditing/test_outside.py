@@ -1,4 +1,6 @@
-"""The audit reports fields that are called outside of every solve; modules that a field shares with the rest are no fields."""
+"""The audit reports fields that are called outside of every solve; modules that a field shares with
+the rest are no fields.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,12 @@ class Shares(nn.Module):
 
     def __init__(self, *outside: str) -> None:
         super().__init__()
-        self.encoder, self.act, self.norm, self.net = nn.Linear(2, 2), nn.Tanh(), nn.LayerNorm(2), nn.Linear(2, 2)
+        self.encoder, self.act, self.norm, self.net = (
+            nn.Linear(2, 2),
+            nn.Tanh(),
+            nn.LayerNorm(2),
+            nn.Linear(2, 2),
+        )
         self.outside = outside
 
     def field(self, t: Tensor, z: Tensor) -> Tensor:
@@ -112,7 +119,9 @@ def test_a_function_around_a_module() -> None:
 def test_a_model_of_this_package() -> None:
     field = Field()
     assert told(NeuralODE(field, solver=FixedStep("rk4", n_steps=4))) == ""
-    by_hand = NeuralODE(field, upstream=lambda x: x + field(0.0, x), solver=FixedStep("rk4", n_steps=4))
+    by_hand = NeuralODE(
+        field, upstream=lambda x: x + field(0.0, x), solver=FixedStep("rk4", n_steps=4)
+    )
     assert "the field field (Field) 1 beside" in told(by_hand)
 
 

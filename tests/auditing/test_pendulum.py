@@ -1,4 +1,6 @@
-"""A damped pendulum, learned by a coarse and by a fine solver: a time series whose error metric may hide the difference."""
+"""A damped pendulum, learned by a coarse and by a fine solver: a time series whose error metric may
+hide the difference.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ torchdiffeq = pytest.importorskip("torchdiffeq")
 TIMES = torch.linspace(0, 10, 41)
 INTERVAL, END = 0.25, 10.0
 TRAINED, TESTED, ITERATIONS = 64, 300, 100
-SMALL, ROTATING = 1.0, 3.0  # largest angle and angular velocity at the start: swinging, or also turning over
+SMALL, ROTATING = (
+    1.0,
+    3.0,
+)  # largest angle and angular velocity at the start: swinging, or also turning over
 
 
 def pendulum(t: Tensor, z: Tensor) -> Tensor:
@@ -30,7 +35,9 @@ def trajectories(n: int, size: float, seed: int) -> Tensor:
     """``(n, times, 2)``."""
     generator = torch.Generator().manual_seed(seed)
     start = size * (2 * torch.rand(n, 2, generator=generator, dtype=torch.float64) - 1)
-    states = solve(pendulum, start, (0.0, END), solver=Adaptive("dopri5", 1e-9, 1e-9), save_at=TIMES).zs
+    states = solve(
+        pendulum, start, (0.0, END), solver=Adaptive("dopri5", 1e-9, 1e-9), save_at=TIMES
+    ).zs
     return states.transpose(0, 1).float()
 
 
@@ -39,7 +46,9 @@ class Field(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 2))
+        self.net = nn.Sequential(
+            nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 2)
+        )
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         derivative: Tensor = self.net(y)
@@ -48,7 +57,9 @@ class Field(nn.Module):
 
 @cache
 def learned(method: str, size: float) -> Field:
-    """A field whose single steps of a method at the sampling interval lead from each state to the next one."""
+    """A field whose single steps of a method at the sampling interval lead from each state to the
+    next one.
+    """
     torch.manual_seed(0)
     field, states = Field(), trajectories(TRAINED, size, 1)
     before, after = states[:, :-1].flatten(0, 1), states[:, 1:].flatten(0, 1)
@@ -64,7 +75,9 @@ def learned(method: str, size: float) -> Field:
 
 
 def ours(method: str, size: float) -> NeuralODE:
-    return NeuralODE(learned(method, size), solver=FixedStep(method, step_size=INTERVAL), t=(0.0, END))
+    return NeuralODE(
+        learned(method, size), solver=FixedStep(method, step_size=INTERVAL), t=(0.0, END)
+    )
 
 
 def data(size: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +131,10 @@ def rollout(field: nn.Module, batch: Any, method: str) -> Tensor:
 def test_the_same_weights_in_torchdiffeq_have_the_same_audit() -> None:
     own = audited("euler", SMALL)
     found = audit(
-        learned("euler", SMALL), data(SMALL), call=lambda field, batch: rollout(field, batch, "euler"), methods=()
+        learned("euler", SMALL),
+        data(SMALL),
+        call=lambda field, batch: rollout(field, batch, "euler"),
+        methods=(),
     )
     assert found.solver == "torchdiffeq euler, h = 0.25"
     assert (found.verdict, found.decision) == (own.verdict, own.decision)
@@ -132,7 +148,10 @@ def test_the_same_weights_in_torchdiffeq_have_the_same_audit() -> None:
 def test_rk4_in_torchdiffeq_is_an_ode() -> None:
     """Its rk4 is the 3/8 rule: on weights learned with rk4 it is as good."""
     found = audit(
-        learned("rk4", SMALL), data(SMALL), call=lambda field, batch: rollout(field, batch, "rk4"), methods=()
+        learned("rk4", SMALL),
+        data(SMALL),
+        call=lambda field, batch: rollout(field, batch, "rk4"),
+        methods=(),
     )
     assert (found.verdict, found.flips) == ("ode", 0)
     assert found.rows[0].method == "rk4_38"

@@ -90,7 +90,9 @@ def test_only_what_changes_outputs_is_a_memory() -> None:
     found = audit(used, (X, Y), methods=())
     assert found.verdict == "inconclusive"
     assert "what was called before" in found.sentence
-    assert [each.name for each in found.preconditions if each.decisive and not each.holds] == ["memory"]
+    assert [each.name for each in found.preconditions if each.decisive and not each.holds] == [
+        "memory"
+    ]
     for model in (kept, used):
         assert model.last is None
         assert model.history == {"states": []}

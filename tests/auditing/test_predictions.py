@@ -1,4 +1,6 @@
-"""What counts as a prediction: signs, tolerances, pixels, nodes, windows, a single trajectory; and data that is none."""
+"""What counts as a prediction: signs, tolerances, pixels, nodes, windows, a single trajectory; and
+data that is none.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from trueode import Adaptive, Audit, FixedStep, NeuralODE, audit, solve
 from trueode.errors import DataError
 from trueode.evaluation import Answer
 
-ONCE, COARSE, FINE = FixedStep("euler", n_steps=1), FixedStep("euler", n_steps=2), FixedStep("rk4", n_steps=16)
+ONCE, COARSE, FINE = (
+    FixedStep("euler", n_steps=1),
+    FixedStep("euler", n_steps=2),
+    FixedStep("rk4", n_steps=16),
+)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -38,14 +44,19 @@ def test_numbers_that_move_by_per_cents_make_no_resnet_where_nothing_is_lost() -
 
 
 def test_a_single_trajectory_under_an_input_that_jumps_is_no_evidence_against_an_ode() -> None:
-    jumps, times = torch.linspace(0.37, 9.1, 8, dtype=torch.float64), torch.linspace(0, 10, 11, dtype=torch.float64)
+    jumps, times = (
+        torch.linspace(0.37, 9.1, 8, dtype=torch.float64),
+        torch.linspace(0, 10, 11, dtype=torch.float64),
+    )
 
     def driven(t: Tensor, z: Tensor) -> Tensor:
         return (-1.0) ** int((t > jumps).sum()) - z
 
     def series(tolerance: float) -> Any:
         solver = Adaptive("dopri5", tolerance, tolerance)
-        return lambda x: solve(driven, x, (0.0, 10.0), solver=solver, save_at=times).zs.transpose(0, 1)
+        return lambda x: solve(driven, x, (0.0, 10.0), solver=solver, save_at=times).zs.transpose(
+            0, 1
+        )
 
     x = torch.tensor([[0.3]], dtype=torch.float64)
     y = series(1e-9)(x)
@@ -88,7 +99,9 @@ class Graph(nn.Module):
 
     def __init__(self, nodes: int, solver: FixedStep = FINE) -> None:
         super().__init__()
-        self.register_buffer("mean", (torch.eye(nodes).roll(1, 0) + torch.eye(nodes).roll(-1, 0)) / 2)
+        self.register_buffer(
+            "mean", (torch.eye(nodes).roll(1, 0) + torch.eye(nodes).roll(-1, 0)) / 2
+        )
         self.solver = solver
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +119,9 @@ def test_only_nodes_that_have_a_target_or_are_not_masked_are_samples() -> None:
     found = graph()
     assert (found.n, found.verdict) == (60, "inconclusive")
     assert found.decision.needed == 299
-    assert not next(each for each in found.preconditions if each.name == "independent samples").holds
+    assert not next(
+        each for each in found.preconditions if each.name == "independent samples"
+    ).holds
     whole = graph(population="all")
     assert (whole.n, whole.verdict, whole.decision.level) == (60, "ode", 0)
     assert graph(mask=torch.arange(360) < 320).n == 20
@@ -118,16 +133,22 @@ def test_only_nodes_that_have_a_target_or_are_not_masked_are_samples() -> None:
 
 def test_looks_that_are_planned_share_the_level() -> None:
     x = noise(400, 1)
-    levels = [audit(decay(FINE), (x, x), methods=(), look=look).decision.level for look in (None, 1, 2)]
+    levels = [
+        audit(decay(FINE), (x, x), methods=(), look=look).decision.level for look in (None, 1, 2)
+    ]
     assert levels == [0.05, 0.025, 0.0125]
-    bound = [audit(decay(FINE), (x, x), methods=(), look=look).decision.upper for look in (None, 1, 2)]
+    bound = [
+        audit(decay(FINE), (x, x), methods=(), look=look).decision.upper for look in (None, 1, 2)
+    ]
     assert bound == sorted(bound)
 
 
 def test_the_solver_of_many_blocks_is_told_in_a_line() -> None:
     def blocks(x: Tensor) -> Tensor:
         for k in range(12):
-            x = solve(lambda t, z: -z, x, (0.0, 0.1 + 0.01 * k), solver=FixedStep("euler", n_steps=1)).z
+            x = solve(
+                lambda t, z: -z, x, (0.0, 0.1 + 0.01 * k), solver=FixedStep("euler", n_steps=1)
+            ).z
         return x
 
     x = noise(40, 1)
@@ -144,7 +165,10 @@ def test_arrays_that_are_no_tensors_are_told_by_their_kind() -> None:
         def __array__(self) -> Any:
             return np.zeros((3, 2))
 
-    for data, told in (((Array(), Array()), "JAX.*PyTorch"), ((np.zeros((3, 2)), np.zeros(3)), "from_numpy")):
+    for data, told in (
+        ((Array(), Array()), "JAX.*PyTorch"),
+        ((np.zeros((3, 2)), np.zeros(3)), "from_numpy"),
+    ):
         with pytest.raises(DataError, match=told):
             audit(decay(FINE), data)
         with pytest.raises(DataError, match=told):

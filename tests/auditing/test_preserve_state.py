@@ -143,7 +143,14 @@ def contents(x: Any, seen: dict[int, Any] | None = None) -> Any:
         return id(x)
     seen[id(x)] = x
     if isinstance(x, Tensor):
-        return id(x), x.tolist(), x.dtype, x.requires_grad, id(x.grad), None if x.grad is None else x.grad.tolist()
+        return (
+            id(x),
+            x.tolist(),
+            x.dtype,
+            x.requires_grad,
+            id(x.grad),
+            None if x.grad is None else x.grad.tolist(),
+        )
     if isinstance(x, dict):
         return id(x), [(key, contents(value, seen)) for key, value in x.items()]
     if isinstance(x, list | tuple | set):
@@ -152,7 +159,8 @@ def contents(x: Any, seen: dict[int, Any] | None = None) -> Any:
         return [contents(part, seen) for part in (x.func, x.args, x.keywords)]
     if hasattr(x, "__closure__"):
         return [
-            contents(part, seen) for part in (*(cell.cell_contents for cell in x.__closure__ or ()), x.__defaults__)
+            contents(part, seen)
+            for part in (*(cell.cell_contents for cell in x.__closure__ or ()), x.__defaults__)
         ]
     if isinstance(x, str | int | float | None | bool):
         return x

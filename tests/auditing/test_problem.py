@@ -17,4 +17,7 @@ def test_what_was_found_says_itself_and_is_plain() -> None:
     assert str(loose) == "torchdiffeq dopri8, tol = 1e-07 (rel), 1e-09 (abs)"
     assert str(FoundSolver("torchdiffeq", "rk4", {}, False, 4, "rk4_38")) == "torchdiffeq rk4"
     assert json.loads(json.dumps(tight.settings)) == tight.settings
-    assert len({FOUND, FoundSolver("torchdiffeq", "euler", {"step_size": 0.125}, False, 1, "euler")}) == 1
+    assert (
+        len({FOUND, FoundSolver("torchdiffeq", "euler", {"step_size": 0.125}, False, 1, "euler")})
+        == 1
+    )

@@ -10,7 +10,8 @@ from trueode.solvers import get_tableau
 
 
 @pytest.mark.parametrize(
-    ("method", "limit"), [("euler", 2.0), ("midpoint", 2.0), ("heun2", 2.0), ("rk4", 2.785293563), ("dopri5", 3.3066)]
+    ("method", "limit"),
+    [("euler", 2.0), ("midpoint", 2.0), ("heun2", 2.0), ("rk4", 2.785293563), ("dopri5", 3.3066)],
 )
 def test_stability_limits(method: str, limit: float) -> None:
     """Hairer & Wanner II, section IV.2."""
@@ -36,5 +37,9 @@ def test_lines_that_cross_late_and_at_other_times_are_counted() -> None:
 def test_growth_is_the_norm_of_a_symmetric_field() -> None:
     matrix = torch.diag(torch.tensor([-3.0, 0.5, 1.0], dtype=torch.float64))
     z = torch.zeros(4, 3, dtype=torch.float64)
-    assert growth(lambda t, z: z @ matrix, torch.tensor(0.0), z, True) == pytest.approx(3.0, rel=1e-3)
-    assert growth(lambda t, z: z @ matrix, torch.tensor(0.0), z.flatten()[:3], False) == pytest.approx(3.0, rel=1e-3)
+    assert growth(lambda t, z: z @ matrix, torch.tensor(0.0), z, True) == pytest.approx(
+        3.0, rel=1e-3
+    )
+    assert growth(
+        lambda t, z: z @ matrix, torch.tensor(0.0), z.flatten()[:3], False
+    ) == pytest.approx(3.0, rel=1e-3)

@@ -22,7 +22,9 @@ def problem(
     field: Field, times: list[float], breaks: tuple[float, ...] = (), z0: Tensor | None = None
 ) -> ForeignProblem:
     start = torch.ones(3, 2, dtype=torch.float64) if z0 is None else z0
-    return ForeignProblem(field, start, torch.tensor(times, dtype=torch.float64), breaks, True, FOUND)
+    return ForeignProblem(
+        field, start, torch.tensor(times, dtype=torch.float64), breaks, True, FOUND
+    )
 
 
 def decay(t: Tensor, z: Tensor) -> Tensor:
@@ -59,10 +61,12 @@ def test_steps_end_at_the_times_and_no_state_is_interpolated(
     posed = problem(lambda t, z: torch.ones_like(z) * t, times)
     states, solved = replace_by(solver)(posed)
     assert (solved.n_steps, solved.nfe) == (steps, steps)
-    for i, end in enumerate(times[1:], 1):  # alone, up to each of the times, Euler comes to the same states
-        alone, _ = replace_by(solver if len(times) < 3 else OnGrid("euler", _ends(solver, times, end)))(
-            problem(posed.field, [times[0], end])
-        )
+    for i, end in enumerate(
+        times[1:], 1
+    ):  # alone, up to each of the times, Euler comes to the same states
+        alone, _ = replace_by(
+            solver if len(times) < 3 else OnGrid("euler", _ends(solver, times, end))
+        )(problem(posed.field, [times[0], end]))
         torch.testing.assert_close(states[i], alone[-1], rtol=1e-12, atol=1e-12)
         if i > 20:
             break
@@ -85,13 +89,23 @@ def _ends(solver: FixedStep | OnGrid, times: list[float], end: float) -> tuple[f
 
 def test_adaptive_solves_once_with_states_between() -> None:
     times = [0.0, 0.1, 0.7, 2.0]
-    states, solved = replace_by(Adaptive("dopri5", 1e-10, 1e-10, per_sample=True))(problem(decay, times))
+    states, solved = replace_by(Adaptive("dopri5", 1e-10, 1e-10, per_sample=True))(
+        problem(decay, times)
+    )
     exact = torch.tensor(times, dtype=torch.float64).sin().neg().exp()
     torch.testing.assert_close(states, exact.view(-1, 1, 1).expand(-1, 3, 2), rtol=1e-8, atol=1e-8)
     alone = solve(
-        decay, torch.ones(3, 2, dtype=torch.float64), (0.0, 2.0), solver=Adaptive("dopri5", 1e-10, 1e-10), save_at=times
+        decay,
+        torch.ones(3, 2, dtype=torch.float64),
+        (0.0, 2.0),
+        solver=Adaptive("dopri5", 1e-10, 1e-10),
+        save_at=times,
     )
-    assert (solved.n_steps, solved.n_rejected, solved.nfe) == (alone.n_steps, alone.n_rejected, alone.nfe)
+    assert (solved.n_steps, solved.n_rejected, solved.nfe) == (
+        alone.n_steps,
+        alone.n_rejected,
+        alone.nfe,
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,19 +118,25 @@ def test_adaptive_solves_once_with_states_between() -> None:
     ],
 )
 @pytest.mark.parametrize("right", [True, False], ids=["t >= 0.3 jumps", "t > 0.3 jumps"])
-def test_steps_end_at_breaks_and_see_one_side_of_the_jump(solver: FixedStep | Adaptive, right: bool) -> None:
+def test_steps_end_at_breaks_and_see_one_side_of_the_jump(
+    solver: FixedStep | Adaptive, right: bool
+) -> None:
     def jumping(t: Tensor, z: Tensor) -> Tensor:
         after = t >= 0.3 if right else t > 0.3
         return torch.where(after, -3.0, 1.0) * torch.ones_like(z)
 
     states, solved = replace_by(solver)(problem(jumping, [0.0, 0.3, 0.5, 1.0], breaks=(0.3, 5.0)))
-    wanted = torch.tensor([1.0, 1.3, 0.7, -0.8], dtype=torch.float64).view(-1, 1, 1).expand(-1, 3, 2)
+    wanted = (
+        torch.tensor([1.0, 1.3, 0.7, -0.8], dtype=torch.float64).view(-1, 1, 1).expand(-1, 3, 2)
+    )
     torch.testing.assert_close(states, wanted, rtol=1e-12, atol=1e-12)
     assert solved.n_rejected == 0
 
 
 def test_a_break_between_times_is_no_state() -> None:
-    states, solved = replace_by(FixedStep("euler", n_steps=2))(problem(decay, [0.0, 1.0], breaks=(0.25,)))
+    states, solved = replace_by(FixedStep("euler", n_steps=2))(
+        problem(decay, [0.0, 1.0], breaks=(0.25,))
+    )
     assert states.shape == (2, 3, 2)
     assert solved.n_steps == 1 + 2
 
@@ -134,11 +154,15 @@ def test_failures_are_noted_and_states_are_nan_from_there() -> None:
         return z**2
 
     times = [0.0, 0.5, 2.0]
-    states, solved = replace_by(Adaptive("dopri5", 1e-6, 1e-6, max_steps=60))(problem(exploding, times))
+    states, solved = replace_by(Adaptive("dopri5", 1e-6, 1e-6, max_steps=60))(
+        problem(exploding, times)
+    )
     assert solved.status in ("max_steps", "step_underflow", "non_finite")
     assert solved.message
     assert states[:2].isfinite().all()
-    torch.testing.assert_close(states[1], torch.full((3, 2), 2.0, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        states[1], torch.full((3, 2), 2.0, dtype=torch.float64), rtol=1e-5, atol=0
+    )
     assert states[2].isnan().all()
     states, solved = replace_by(FixedStep("euler", n_steps=50, max_steps=20))(problem(decay, times))
     assert solved.status == "max_steps"

@@ -1,4 +1,6 @@
-"""``trueode audit`` of models that are named by module and function, and all that can be wrong with a request."""
+"""``trueode audit`` of models that are named by module and function, and all that can be wrong with
+a request.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,12 @@ def refused(words: str, capsys: pytest.CaptureFixture[str], code: int = 2) -> st
     ],
 )
 def test_the_exit_code_is_the_verdict(
-    target: str, flags: str, verdict: str, code: int, module: str, capsys: pytest.CaptureFixture[str]
+    target: str,
+    flags: str,
+    verdict: str,
+    code: int,
+    module: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = f"{module}:{target} --data {module}:loader --methods rk4 {flags}"
     found, out, err = audit(words, capsys)
@@ -127,14 +134,20 @@ def test_the_exit_code_is_the_verdict(
 
 
 def test_json_alone_is_on_standard_output(module: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = audit(f"{module}:coarse --data {module}:tensors --methods euler,rk4 --json", capsys)
+    code, out, err = audit(
+        f"{module}:coarse --data {module}:tensors --methods euler,rk4 --json", capsys
+    )
     assert code == 3
     found = json.loads(out)
     place = Path(f"experiments/audits/{module}-coarse")
     assert out == (place / "audit.json").read_text()
     assert err.strip() == f"results: {place}/audit.json"
     assert found["schema"] == 2
-    assert (found["n"], found["task"], found["performance"]["name"]) == (400, "classification", "accuracy")
+    assert (found["n"], found["task"], found["performance"]["name"]) == (
+        400,
+        "classification",
+        "accuracy",
+    )
     assert found["lower"] < found["flips"] / 400 < found["upper"]
     assert {row["method"] for row in found["rows"]} == {"euler", "rk4"}
     assert {path.name for path in place.iterdir()} == {
@@ -145,7 +158,9 @@ def test_json_alone_is_on_standard_output(module: str, capsys: pytest.CaptureFix
 
 def test_objects_as_they_are(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A module and a loader that are there need not be made."""
-    code, _, err = audit(f"{module}:ready --data {module}:data --methods '' --output_dir there", capsys)
+    code, _, err = audit(
+        f"{module}:ready --data {module}:data --methods '' --output_dir there", capsys
+    )
     assert code == 0, err
     found = json.loads(Path("there/audit.json").read_text())
     assert (found["n"], len(found["rows"])) == (400, 1)
@@ -177,8 +192,15 @@ class tools:
     code, out, err = audit(f"{words} --task regression", capsys)
     assert code == 3, err
     found = json.loads(out)
-    assert (found["task"], found["n"], found["flips"], found["performance"]["own"]) == ("regression", 40, 40, None)
-    words = f"{module}:model --data {module}:tensors --methods rk4 --metric {module}:tools.far --json"
+    assert (found["task"], found["n"], found["flips"], found["performance"]["own"]) == (
+        "regression",
+        40,
+        40,
+        None,
+    )
+    words = (
+        f"{module}:model --data {module}:tensors --methods rk4 --metric {module}:tools.far --json"
+    )
     code, out, err = audit(words, capsys)
     assert code == 0, err
     found = json.loads(out)["performance"]
@@ -204,7 +226,9 @@ class Blurred(nn.Module):
 """
 
 
-def test_breaks_show_what_is_too_short_to_be_found(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_breaks_show_what_is_too_short_to_be_found(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     add(module, SPECIAL)
     words = f"{module}:dosed --data {module}:tensors --methods '' --json --max_step 0.1"
     changed = []
@@ -216,16 +240,22 @@ def test_breaks_show_what_is_too_short_to_be_found(module: str, capsys: pytest.C
     assert changed[0] == 0 < 0.2 < changed[1]
 
 
-def test_steps_are_as_short_as_is_asked_for(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_are_as_short_as_is_asked_for(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     each = []
     for given in ("", "--max_step 0.01"):
-        code, out, err = audit(f"{module}:model --data {module}:tensors --methods '' --json {given}", capsys)
+        code, out, err = audit(
+            f"{module}:model --data {module}:tensors --methods '' --json {given}", capsys
+        )
         assert code == 0, err
         each.append(json.loads(out)["evaluations"] / 400)
     assert each[0] < 400 <= each[1]  # a step of rk4 takes four
 
 
-def test_a_seed_makes_random_numbers_the_same(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_seed_makes_random_numbers_the_same(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     add(module, SPECIAL)
     words = f"{module}:Blurred --data {module}:tensors --methods '' --json"
     assert audit(words, capsys)[0] == 4
@@ -250,9 +280,13 @@ def test_earlier_audits_are_left_alone(module: str, capsys: pytest.CaptureFixtur
     assert (code, out) == (2, "")
     assert "--overwrite true" in err
     assert {path: path.read_bytes() for path in first.iterdir()} == before
-    code, out, err = audit(f"{module}:noisy --data {module}:tensors --output_dir {first} --overwrite true", capsys)
+    code, out, err = audit(
+        f"{module}:noisy --data {module}:tensors --output_dir {first} --overwrite true", capsys
+    )
     assert code == 4, err
-    assert {path.name for path in first.iterdir()} == {"audit.json", "audit_notes.png"}, "figures of another audit"
+    assert {path.name for path in first.iterdir()} == {"audit.json", "audit_notes.png"}, (
+        "figures of another audit"
+    )
     assert mine.read_text() == "mine"
     code, out, err = audit(f"{words} --overwrite", capsys)
     assert out.splitlines()[-1] == f"results: {first}/audit.json"
@@ -289,7 +323,9 @@ def test_earlier_audits_are_left_alone(module: str, capsys: pytest.CaptureFixtur
         (".", ["There is no run"]),
     ],
 )
-def test_wrong_requests(words: str, told: list[str], module: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_requests(
+    words: str, told: list[str], module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     message = refused(words.format(module), capsys)
     for word in told:
         assert word.format(module) in message
@@ -333,10 +369,16 @@ def test_somebody_elses_code_fails(
     assert told.format(module) in refused(f"{module}:{words.format(module)} --samples 500", capsys)
 
 
-@pytest.mark.parametrize("source", ["raise RuntimeError('in two\\nlines')", "import nosuchpackage", "exit(3)", "def ("])
-def test_a_module_that_cannot_be_imported(source: str, module: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "source", ["raise RuntimeError('in two\\nlines')", "import nosuchpackage", "exit(3)", "def ("]
+)
+def test_a_module_that_cannot_be_imported(
+    source: str, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path(f"{module}.py").write_text(source)
-    assert f"{module} cannot be imported" in refused(f"{module}:model --data {module}:loader", capsys)
+    assert f"{module} cannot be imported" in refused(
+        f"{module}:model --data {module}:loader", capsys
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated")
@@ -345,7 +387,9 @@ def test_a_scripted_model(module: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "scripted model" in refused(f"{module}:scripted --data {module}:loader", capsys)
 
 
-def test_a_training_solver_that_fails_leaves_no_verdict(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_solver_that_fails_leaves_no_verdict(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     add(
         module,
         """
@@ -373,7 +417,9 @@ def endless():
     raise AssertionError("more than 80 samples were asked for")
 """,
     )
-    code, _, err = audit(f"{module}:model --data {module}:endless --samples 80 --methods ''", capsys)
+    code, _, err = audit(
+        f"{module}:model --data {module}:endless --samples 80 --methods ''", capsys
+    )
     assert code == 4, err
 
 
@@ -400,14 +446,28 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_it_is_a_command(module: str) -> None:
     """In a process of its own, which finds the module in the working directory."""
-    words = [f"{module}:coarse", "--data", f"{module}:tensors", "--methods", "", "--samples", "100", "--json"]
+    words = [
+        f"{module}:coarse",
+        "--data",
+        f"{module}:tensors",
+        "--methods",
+        "",
+        "--samples",
+        "100",
+        "--json",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "trueode", "audit", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "trueode", "audit", *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode in (3, 4), done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["n"] == 100
-    assert done.stderr.strip().splitlines() == [f"results: experiments/audits/{module}-coarse/audit.json"]
+    assert done.stderr.strip().splitlines() == [
+        f"results: experiments/audits/{module}-coarse/audit.json"
+    ]
 
 
 def test_an_audit_imports_no_compiler(module: str) -> None:
@@ -418,6 +478,9 @@ def test_an_audit_imports_no_compiler(module: str) -> None:
     )
     words = [f"{module}:coarse", "--data", f"{module}:tensors", "--methods", "", "--samples", "100"]
     done = subprocess.run(
-        [sys.executable, "-m", "trueode", "audit", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "trueode", "audit", *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stderr.strip() == "compiler: False"

@@ -22,12 +22,45 @@ from trueode.options.schema import LEAST_SIZE, MOST, MOST_SIZE
 from trueode.options.yaml_text import parse_yaml
 
 WORDS = (
-    *("0", "-1", "1e9", "1e19", "1e30", "1e308", "1e400", "-1e308", "5e-324", "1e-320", "nan", "inf", "9" * 5000),
-    *("", "x]", "o[", "[/]", "[bold]", ":x:", "\udcff", "a\0b", "a\nb", "☃", "none", "true", "0x10", "1_000", "1e-4"),
+    *(
+        "0",
+        "-1",
+        "1e9",
+        "1e19",
+        "1e30",
+        "1e308",
+        "1e400",
+        "-1e308",
+        "5e-324",
+        "1e-320",
+        "nan",
+        "inf",
+        "9" * 5000,
+    ),
+    *(
+        "",
+        "x]",
+        "o[",
+        "[/]",
+        "[bold]",
+        ":x:",
+        "\udcff",
+        "a\0b",
+        "a\nb",
+        "☃",
+        "none",
+        "true",
+        "0x10",
+        "1_000",
+        "1e-4",
+    ),
 )
 
 
-@given(st.sampled_from([item.name for item in describe()]), st.sampled_from(WORDS) | st.text(max_size=20))
+@given(
+    st.sampled_from([item.name for item in describe()]),
+    st.sampled_from(WORDS) | st.text(max_size=20),
+)
 def test_any_value_of_any_option_is_refused_or_comes_back(name: str, word: str) -> None:
     options = None
     with suppress(OptionError):
@@ -44,7 +77,10 @@ def test_any_value_of_any_option_is_refused_or_comes_back(name: str, word: str) 
                 assert not value or LEAST_SIZE <= abs(value) <= MOST_SIZE
 
 
-@given(st.sampled_from([item.name for item in describe()]), st.integers(-(10**400), 10**400) | st.just(10**5000))
+@given(
+    st.sampled_from([item.name for item in describe()]),
+    st.integers(-(10**400), 10**400) | st.just(10**5000),
+)
 def test_numbers_of_any_length(name: str, number: int) -> None:
     with suppress(OptionError):
         make_options({name: number})
@@ -55,9 +91,9 @@ def test_numbers_of_any_length(name: str, number: int) -> None:
 def test_so_many_steps_that_nothing_counts_them() -> None:
     for length in (1e300, sys.float_info.max):
         with pytest.raises(OptionError, match="--max_steps"):
-            make_options({"step_size": LEAST_SIZE, "dataset": "pendulum", "network": "linear_odenet"}).check_times(
-                length
-            )
+            make_options(
+                {"step_size": LEAST_SIZE, "dataset": "pendulum", "network": "linear_odenet"}
+            ).check_times(length)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +145,9 @@ def test_errors_of_ours_are_not_hidden() -> None:
         ["sweep", "p.yaml", "--workers", "1e30"],
     ],
 )
-def test_words_that_no_command_can_use(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_no_command_can_use(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -125,11 +163,20 @@ def test_words_that_no_command_can_use(words: list[str], capsys: pytest.CaptureF
         {"WORLD_SIZE": "2"},
         {"WORLD_SIZE": "2", "RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
         {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"},
-        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {
+            "WORLD_SIZE": "2",
+            "RANK": "0",
+            "LOCAL_RANK": "x",
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": "1",
+        },
     ],
 )
 def test_variables_of_torchrun_that_are_wrong(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -146,7 +193,22 @@ def test_names_are_printed_as_they_are_and_where_a_terminal_cannot_spelt_out(
     monkeypatch.chdir(tmp_path)
     printed = BytesIO()
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(printed, encoding="ascii"))
-    assert main(["train", "--output_dir", "o[", "--name", "x]:x:☃", "--niter", "1", "--verdict_budget", "0"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--output_dir",
+                "o[",
+                "--name",
+                "x]:x:☃",
+                "--niter",
+                "1",
+                "--verdict_budget",
+                "0",
+            ]
+        )
+        == 0
+    )
     assert main(["train", "--help"]) == 0
     sys.stdout.flush()
     shown = printed.getvalue().decode("ascii")

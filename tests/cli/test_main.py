@@ -54,9 +54,17 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["trian"], ["train", "--solver", "rk5"], ["config", "--nme", "x"], ["train", "--use_gpu", "2"]]
+    "words",
+    [
+        ["trian"],
+        ["train", "--solver", "rk5"],
+        ["config", "--nme", "x"],
+        ["train", "--use_gpu", "2"],
+    ],
 )
-def test_bad_requests_end_with_2_and_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_requests_end_with_2_and_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -65,7 +73,9 @@ def test_bad_requests_end_with_2_and_one_line(words: list[str], capsys: pytest.C
 
 def test_train_hands_options_to_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(experiment, "run", lambda options, given: seen.append((options, given)) or 0)
+    monkeypatch.setattr(
+        experiment, "run", lambda options, given: seen.append((options, given)) or 0
+    )
     monkeypatch.setattr(experiment, "infer", lambda options, given: seen.append("infer") or 0)
     assert main(["train", "--lr", "0.5"]) == 0
     assert seen == [(make_options({"lr": 0.5}), frozenset({"lr"}))]
@@ -87,14 +97,19 @@ def test_notices_of_options_without_effect() -> None:
 
 def test_train_script_is_a_thin_shim() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--solver", "rk5"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "train.py"), "--solver", "rk5"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("train.py: --solver rk5")
     assert len((ROOT / "train.py").read_text().splitlines()) < 20
 
 
-def test_warnings_of_the_package_are_notes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_the_package_are_notes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from trueode.cli import main as module
     from trueode.solvers.backends.native import library
 

@@ -1,4 +1,6 @@
-"""``trueode sweep`` and ``trueode reproduce``: bad requests, help, and that they reach what does the work."""
+"""``trueode sweep`` and ``trueode reproduce``: bad requests, help, and that they reach what does
+the work.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,12 @@ def plan(tmp_path: Path) -> str:
     ],
 )
 def test_bad_requests_end_with_2_and_one_line(
-    words: list[str], told: str, plan: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+    words: list[str],
+    told: str,
+    plan: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: Any,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([plan if word == "PLAN" else word for word in words]) == 2
@@ -67,7 +74,11 @@ def test_help_is_quick_and_complete(command: str, capsys: pytest.CaptureFixture[
 def test_flags_reach_the_sweep(plan: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeps, "run_sweep", lambda plan, directory, **rest: seen.append((plan, directory, rest)) or 1)
+    monkeypatch.setattr(
+        sweeps,
+        "run_sweep",
+        lambda plan, directory, **rest: seen.append((plan, directory, rest)) or 1,
+    )
     assert main(["sweep", plan, "--workers", "3", "--niter", "7", "--scheduler", "tcp://x:1"]) == 1
     found, directory, rest = seen[0]
     assert [(run.options.niter, run.options.random_seed) for run in found.runs] == [(7, 0), (7, 1)]

@@ -40,15 +40,25 @@ def test_classification_from_one_file(tmp_path):
     rows = torch.cat([data.train.x, data.test.x])[:, 0]
     assert sorted(rows.tolist()) == sorted(torch.tensor(X, dtype=torch.float32).tolist())
     assert torch.equal(load_dataset("arrays", path, seed=1).test.x, data.test.x)
-    pairs = {tuple(x): y for x, y in zip(X.astype(np.float32).tolist(), LABELS.tolist(), strict=True)}
-    assert all(pairs[tuple(x)] == y for x, y in zip(data.test.x[:, 0].tolist(), data.test.y.tolist(), strict=True))
+    pairs = {
+        tuple(x): y for x, y in zip(X.astype(np.float32).tolist(), LABELS.tolist(), strict=True)
+    }
+    assert all(
+        pairs[tuple(x)] == y
+        for x, y in zip(data.test.x[:, 0].tolist(), data.test.y.tolist(), strict=True)
+    )
 
 
 def test_regression_from_two_files(tmp_path):
     save(tmp_path / "train.npz", x=X.reshape(10, 1, 1, 3), y=X.sum(1))
     save(tmp_path / "test.npz", x=X[:4].reshape(4, 1, 1, 3), y=X[:4].sum(1))
     data = load_dataset("arrays", tmp_path)
-    assert (data.task, data.sample_shape, data.n_outputs, len(data.test)) == ("regression", (1, 1, 3), 1, 4)
+    assert (data.task, data.sample_shape, data.n_outputs, len(data.test)) == (
+        "regression",
+        (1, 1, 3),
+        1,
+        4,
+    )
     assert data.train.y.shape == (10, 1)
     assert load_dataset("arrays", tmp_path, dtype=torch.float64).train.x.dtype == torch.float64
 
@@ -80,7 +90,12 @@ def test_time_series(own_times, tmp_path):
 
 @pytest.mark.parametrize("own_times", [False, True])
 def test_time_series_that_start_elsewhere(own_times, tmp_path):
-    for t0, t in ((2019.0, TIMES + 2019), (-3.5, TIMES - 3), (0.0, TIMES + 7), (np.float32(1.5), TIMES + 2)):
+    for t0, t in (
+        (2019.0, TIMES + 2019),
+        (-3.5, TIMES - 3),
+        (0.0, TIMES + 7),
+        (np.float32(1.5), TIMES + 2),
+    ):
         save(tmp_path / "data.npz", x=X, y=STATES, t=np.tile(t, (10, 1)) if own_times else t, t0=t0)
         data = load_dataset("arrays", tmp_path)
         assert (data.t_start, data.t_end) == (float(t0), t[-1])
@@ -153,7 +168,11 @@ def test_without_times_t0_means_nothing(tmp_path):
         ({"x": X, "y": STATES, "t": np.zeros((4, 3))}, "auto", ["each of the 10"]),
         ({"x": X, "y": STATES, "t": np.zeros((10, 3, 1))}, "auto", ["(times,) or (n, times)"]),
         ({"x": X, "y": changed(STATES, slice(None), np.inf), "t": TIMES}, "auto", ["infinite"]),
-        ({"x": X, "y": changed(STATES, slice(None), np.nan), "t": TIMES}, "auto", ["no observed state"]),
+        (
+            {"x": X, "y": changed(STATES, slice(None), np.nan), "t": TIMES},
+            "auto",
+            ["no observed state"],
+        ),
         ({"x": np.array(["a"] * 10), "y": LABELS}, "auto", ["real numbers"]),
         ({"x": X[:1], "y": LABELS[:1]}, "auto", ["two or more"]),
     ],
@@ -196,12 +215,23 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape", ["10**18, 3", "10**6, 10**6", "-1, 3", "2.5, 3", "True, 3", "'a', 3", "[10], 3", "10**30,"]
+    "shape",
+    ["10**18, 3", "10**6, 10**6", "-1, 3", "2.5, 3", "True, 3", "'a', 3", "[10], 3", "10**30,"],
 )
 def test_shapes_that_a_header_only_claims(shape, tmp_path):
     """The file holds 240 bytes of numbers, whatever it says."""
-    header = str({"descr": "<f8", "fortran_order": False, "shape": None}).replace("None", f"({shape})").encode()
-    npy = b"\x93NUMPY\x01\x00" + len(header + b"\n").to_bytes(2, "little") + header + b"\n" + X.tobytes()
+    header = (
+        str({"descr": "<f8", "fortran_order": False, "shape": None})
+        .replace("None", f"({shape})")
+        .encode()
+    )
+    npy = (
+        b"\x93NUMPY\x01\x00"
+        + len(header + b"\n").to_bytes(2, "little")
+        + header
+        + b"\n"
+        + X.tobytes()
+    )
     with zipfile.ZipFile(tmp_path / "data.npz", "w") as file:
         file.writestr("x.npy", npy)
         file.writestr("y.npy", npy)

@@ -1,4 +1,6 @@
-"""What identifies data: its content and its names, not its place, and a cache that does not change the answer."""
+"""What identifies data: its content and its names, not its place, and a cache that does not change
+the answer.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def folder(root: Path, content: bytes = b"1", name: str = "a.png") -> Path:
 
 
 def test_generated_data_is_its_generator() -> None:
-    assert identity("concentric_sphere2", "anywhere") == {"generator": generator_version("concentric_sphere2")}
+    assert identity("concentric_sphere2", "anywhere") == {
+        "generator": generator_version("concentric_sphere2")
+    }
 
 
 def test_folders_are_their_names_and_content(tmp_path: Path) -> None:
@@ -38,7 +42,9 @@ def test_nothing_is_no_data(tmp_path: Path) -> None:
         identity("image_folder", tmp_path)
 
 
-def test_the_cache_is_believed_until_a_file_looks_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_believed_until_a_file_looks_different(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, cache = folder(tmp_path / "a"), tmp_path / "cache.json"
     first = identity("image_folder", root, cache)
     read = []

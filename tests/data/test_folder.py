@@ -20,7 +20,9 @@ Image = pytest.importorskip("PIL.Image")
 def write(path, seed=0, size=(6, 5), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     channels = {"RGB": (3,), "RGBA": (4,), "L": ()}[mode]
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], *channels), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(
+        0, 256, (size[1], size[0], *channels), dtype=np.uint8
+    )
     Image.fromarray(pixels).save(path)
     return pixels
 
@@ -67,7 +69,10 @@ def test_from_disk_equals_memory(workers, two_classes, monkeypatch):
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.y, b.y)
     assert torch.equal(torch.get_rng_state(), state)
-    a, b = (torch.cat([batch.x for batch in Batches(part.test.first(2), 2).in_order()]) for part in (memory, disk))
+    a, b = (
+        torch.cat([batch.x for batch in Batches(part.test.first(2), 2).in_order()])
+        for part in (memory, disk)
+    )
     assert torch.equal(a, b)
     assert disk.to(torch.float64).train.batch(torch.arange(2)).x.dtype == torch.float64
 
@@ -97,7 +102,9 @@ def test_a_fifth_is_held_out_where_there_is_no_test(tmp_path):
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize(("modes", "channels"), [(("L", "L"), 1), (("L", "RGB"), 3), (("RGB", "RGBA"), 3)])
+@pytest.mark.parametrize(
+    ("modes", "channels"), [(("L", "L"), 1), (("L", "RGB"), 3), (("RGB", "RGBA"), 3)]
+)
 def test_grey_if_all_files_are(modes, channels, in_memory, tmp_path, monkeypatch):
     if not in_memory:
         monkeypatch.setattr(folder, "MEMORY", 0)
@@ -184,7 +191,9 @@ def test_all_known_endings(suffix, kind, tmp_path):
 
 
 def test_images_of_billions_of_pixels(tmp_path):
-    header = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    header = b"BM" + struct.pack(
+        "<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 0, 0, 0, 0
+    )
     (tmp_path / "vast.bmp").write_bytes(header)
     with pytest.raises(DataError, match=r"vast\.bmp.*pixels"):
         decode(tmp_path / "vast.bmp", None)

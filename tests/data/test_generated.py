@@ -78,7 +78,12 @@ def test_pendulum_solves_its_equation():
     np.testing.assert_allclose(t, np.linspace(0, 10, 41))
     for start, path in zip(x[:, 0], y[:, :, 0], strict=True):
         exact = solve_ivp(
-            lambda t, z: [z[1], -np.sin(z[0]) - 0.1 * z[1]], (0, 10), start, t_eval=t, rtol=1e-11, atol=1e-11
+            lambda t, z: [z[1], -np.sin(z[0]) - 0.1 * z[1]],
+            (0, 10),
+            start,
+            t_eval=t,
+            rtol=1e-11,
+            atol=1e-11,
         )
         np.testing.assert_allclose(path, exact.y.T, atol=1e-8)
 
@@ -133,7 +138,9 @@ class TestCache:
         drawn = []
         draw = spheres.concentric_spheres
         with monkeypatch.context() as patch:
-            patch.setattr(spheres, "concentric_spheres", lambda *args: drawn.append(args) or draw(*args))
+            patch.setattr(
+                spheres, "concentric_spheres", lambda *args: drawn.append(args) or draw(*args)
+            )
             data = load_dataset("concentric_sphere2", folder)
         return data, bool(drawn)
 
@@ -151,7 +158,9 @@ class TestCache:
         content = bytearray(path.read_bytes())
         if damage == "flip":
             content[len(content) // 2] ^= 1
-        path.write_bytes({"truncate": content[:-100], "flip": content, "empty": b"", "text": b"abc"}[damage])
+        path.write_bytes(
+            {"truncate": content[:-100], "flip": content, "empty": b"", "text": b"abc"}[damage]
+        )
         again, drawn = self.load(tmp_path, monkeypatch)
         assert drawn
         assert torch.equal(first.train.x, again.train.x)

@@ -55,9 +55,16 @@ def make_mnist(root, pack=True):
 def test_mnist(pack, tmp_path):
     made = make_mnist(tmp_path, pack)
     data = load_dataset("mnist", tmp_path)
-    assert (data.sample_shape, data.n_outputs, len(data.train), len(data.test)) == ((1, 28, 28), 10, 12, 5)
+    assert (data.sample_shape, data.n_outputs, len(data.train), len(data.test)) == (
+        (1, 28, 28),
+        10,
+        12,
+        5,
+    )
     batch = data.test.batch(torch.tensor([4, 1]))
-    torch.testing.assert_close(batch.x, torch.from_numpy(made["t10k"][0][[4, 1], None] / np.float32(255)))
+    torch.testing.assert_close(
+        batch.x, torch.from_numpy(made["t10k"][0][[4, 1], None] / np.float32(255))
+    )
     assert batch.y.tolist() == [4, 1]
     raw = sorted(os.listdir(tmp_path / "MNIST" / "raw"))
     assert len(raw) == (8 if pack else 4)  # unpacked beside the archives, and nothing unfinished
@@ -86,13 +93,18 @@ def test_damaged_mnist_is_named(tmp_path):
 
 @pytest.fixture
 def cifar_archive(tmp_path, monkeypatch):
-    """A CIFAR-10 of 5 x 4 + 4 images as a .tar.gz in the published layout; returns the archive and the images."""
+    """A CIFAR-10 of 5 x 4 + 4 images as a .tar.gz in the published layout; returns the archive and
+    the images.
+    """
     folder = tmp_path / "made" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     reader = datasets.CIFAR10
     tables = {"train_list": [], "test_list": []}
     images = []
-    for table, names in (("train_list", [f"data_batch_{i}" for i in range(1, 6)]), ("test_list", ["test_batch"])):
+    for table, names in (
+        ("train_list", [f"data_batch_{i}" for i in range(1, 6)]),
+        ("test_list", ["test_batch"]),
+    ):
         for name in names:
             x = RNG.integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
             images.append(x)
@@ -121,7 +133,12 @@ def test_cifar10(unpacked, cifar_archive, tmp_path):
     else:
         archive.rename(root / archive.name)
     data = load_dataset("cifar10", root)
-    assert (data.sample_shape, data.n_outputs, len(data.train), len(data.test)) == ((3, 32, 32), 10, 20, 4)
+    assert (data.sample_shape, data.n_outputs, len(data.train), len(data.test)) == (
+        (3, 32, 32),
+        10,
+        20,
+        4,
+    )
     assert data.classes[3] == "class3"
     batch = data.train.batch(torch.tensor([5, 0]))
     expected = np.concatenate(images)[[5, 0]] / np.float32(255)
@@ -149,8 +166,14 @@ def test_damaged_cifar10_is_refused(cifar_archive, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("cifar10", ["cifar-10-python.tar.gz", "cifar-10-batches-py", "https://www.cs.toronto.edu"]),
-        ("mnist", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "MNIST/raw", "https://"]),
+        (
+            "cifar10",
+            ["cifar-10-python.tar.gz", "cifar-10-batches-py", "https://www.cs.toronto.edu"],
+        ),
+        (
+            "mnist",
+            ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "MNIST/raw", "https://"],
+        ),
     ],
 )
 def test_failed_download_says_what_goes_where_and_leaves_nothing(name, words, tmp_path):
@@ -186,7 +209,13 @@ def test_download_appears_whole_or_not_at_all(cifar_archive, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x1f\x8b\x08\0\0\0\0\0\0\0damaged", b"no gzip", b"", gzip.compress(bytes(3 * 10**4), mtime=0)]
+    "content",
+    [
+        b"\x1f\x8b\x08\0\0\0\0\0\0\0damaged",
+        b"no gzip",
+        b"",
+        gzip.compress(bytes(3 * 10**4), mtime=0),
+    ],
 )
 def test_packed_files_that_are_damaged_or_too_large(content, tmp_path, monkeypatch):
     make_mnist(tmp_path)

@@ -43,11 +43,20 @@ def test_laws_of_the_order(n, size, seed, start, ranks, shuffle):
         assert [len(b) for b in batches[:-1]] == [size] * (per_epoch - 1)
         assert 1 <= len(batches[-1]) <= size
     # starting later equals skipping
-    assert ids(Batches(split, size, seed=seed, shuffle=shuffle), start, 2 * per_epoch) == expected[start:]
-    # ranks take contiguous parts in order, of sizes that differ by one at most, and know the whole size
+    assert (
+        ids(Batches(split, size, seed=seed, shuffle=shuffle), start, 2 * per_epoch)
+        == expected[start:]
+    )
+    # ranks take contiguous parts in order, of sizes that differ by one at most, and know the whole
+    # size
     shares = [
         list(
-            islice(Batches(split, size, seed=seed, shuffle=shuffle, rank=r, world_size=ranks).from_iteration(start), 5)
+            islice(
+                Batches(
+                    split, size, seed=seed, shuffle=shuffle, rank=r, world_size=ranks
+                ).from_iteration(start),
+                5,
+            )
         )
         for r in range(ranks)
     ]
@@ -58,9 +67,12 @@ def test_laws_of_the_order(n, size, seed, start, ranks, shuffle):
         assert {share[step][1] for share in shares} == {len(reference)}
     # one pass in order
     passes = [
-        Batches(split, size, seed=seed, shuffle=shuffle, rank=r, world_size=ranks).in_order() for r in range(ranks)
+        Batches(split, size, seed=seed, shuffle=shuffle, rank=r, world_size=ranks).in_order()
+        for r in range(ranks)
     ]
-    assert sorted(i for batches in passes for batch in batches for i in batch.y.tolist()) == list(range(n))
+    assert sorted(i for batches in passes for batch in batches for i in batch.y.tolist()) == list(
+        range(n)
+    )
     assert [i for batch in whole.in_order() for i in batch.y.tolist()] == list(range(n))
 
 
@@ -71,12 +83,19 @@ def test_epochs_and_seeds_differ_and_the_global_state_is_left_alone():
     assert a[0] != b[0]
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
-    assert ids(Batches(numbered(5), 2, seed=0, shuffle=False), 0, 4) == [[0, 1], [2, 3], [4], [0, 1]]
+    assert ids(Batches(numbered(5), 2, seed=0, shuffle=False), 0, 4) == [
+        [0, 1],
+        [2, 3],
+        [4],
+        [0, 1],
+    ]
 
 
 def test_bytes_become_numbers_between_0_and_1():
     split = Split(
-        torch.tensor([[0, 51], [255, 102]], dtype=torch.uint8).view(2, 1, 2), torch.arange(2), dtype=torch.float64
+        torch.tensor([[0, 51], [255, 102]], dtype=torch.uint8).view(2, 1, 2),
+        torch.arange(2),
+        dtype=torch.float64,
     )
     x = split.batch(torch.tensor([1, 0])).x
     torch.testing.assert_close(x, torch.tensor([[[1.0, 0.4]], [[0.0, 0.2]]], dtype=torch.float64))
@@ -92,12 +111,18 @@ def test_times_go_with_their_samples():
     assert len(own.first(2)) == 2
     assert len(own.first(9)) == 3
     assert own.to(torch.float64).x.dtype == torch.float64
-    assert torch.equal(own.to(torch.float16).t, own.t)  # rounding would move the last time beyond the end
+    assert torch.equal(
+        own.to(torch.float16).t, own.t
+    )  # rounding would move the last time beyond the end
 
 
 @pytest.mark.parametrize(
     ("n", "size", "options", "word"),
-    [(4, 0, {}, "batch_size"), (4, 2, {"rank": 2, "world_size": 2}, "rank"), (0, 2, {}, "no samples")],
+    [
+        (4, 0, {}, "batch_size"),
+        (4, 2, {"rank": 2, "world_size": 2}, "rank"),
+        (0, 2, {}, "no samples"),
+    ],
 )
 def test_impossible_batches(n, size, options, word):
     with pytest.raises(UsageError, match=word):

@@ -17,17 +17,29 @@ def arrays(n: int) -> Dataset:
     return Dataset("arrays", "classification", split, split.first(5), (1, 1), n)
 
 
-@pytest.mark.parametrize("name", ["concentric_sphere2", "concentric_sphere10", "three_minima", "pendulum"])
+@pytest.mark.parametrize(
+    "name", ["concentric_sphere2", "concentric_sphere10", "three_minima", "pendulum"]
+)
 def test_generated_data_is_drawn_afresh(name: str, tmp_path: pytest.TempPathFactory) -> None:
     dataset = load_dataset(name, tmp_path, dtype=torch.float64)
     same, unseen = keep_unseen(dataset, seed=0, share=0.1, size=300)
     assert same is dataset, "all points are trained on"
-    sets = [dataset.train.x, dataset.test.x, unseen.control.x, unseen.attempt(1).x, unseen.attempt(2).x]
+    sets = [
+        dataset.train.x,
+        dataset.test.x,
+        unseen.control.x,
+        unseen.attempt(1).x,
+        unseen.attempt(2).x,
+    ]
     rows = torch.cat([part.flatten(1) for part in sets])
     assert len(torch.unique(rows, dim=0)) == len(rows), "no point is met twice"
     assert len(unseen.attempt(1)) == unseen.size == 300
-    assert torch.equal(unseen.attempt(2).x, keep_unseen(dataset, seed=0, share=0.1, size=300)[1].attempt(2).x)
-    assert not torch.equal(unseen.attempt(2).x, keep_unseen(dataset, seed=1, share=0.1, size=300)[1].attempt(2).x)
+    assert torch.equal(
+        unseen.attempt(2).x, keep_unseen(dataset, seed=0, share=0.1, size=300)[1].attempt(2).x
+    )
+    assert not torch.equal(
+        unseen.attempt(2).x, keep_unseen(dataset, seed=1, share=0.1, size=300)[1].attempt(2).x
+    )
     assert unseen.control.x.dtype == torch.float64
     assert (unseen.control.t is None) == (dataset.train.t is None)
 
@@ -38,9 +50,15 @@ def test_other_data_is_shared_out() -> None:
     assert (len(rest.train), len(unseen.control), unseen.size) == (800, 50, 70)
     attempts = [unseen.attempt(k) for k in (1, 2, 3)]
     labels = [split.y.tolist() for split in (rest.train, unseen.control, attempts[0], attempts[1])]
-    assert len({label for part in labels for label in part}) == 800 + 50 + 140, "no sample is in two parts"
-    assert rest.train.y.tolist() == sorted(rest.train.y.tolist()), "the order of training is that of the data"
-    assert attempts[2].y.tolist() == attempts[0].y.tolist(), "where none are left, they are used again"
+    assert len({label for part in labels for label in part}) == 800 + 50 + 140, (
+        "no sample is in two parts"
+    )
+    assert rest.train.y.tolist() == sorted(rest.train.y.tolist()), (
+        "the order of training is that of the data"
+    )
+    assert attempts[2].y.tolist() == attempts[0].y.tolist(), (
+        "where none are left, they are used again"
+    )
     assert rest.test is dataset.test
     for split in (rest.train, unseen.control, attempts[1]):
         assert torch.equal(split.x.flatten(), split.y.float())

@@ -10,13 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from trueode.data import Split
-from trueode.evaluation import Evaluation, Flips, ModelOnSamples, Runnable, Task, count_flips, get_task
+from trueode.evaluation import (
+    Evaluation,
+    Flips,
+    ModelOnSamples,
+    Runnable,
+    Task,
+    count_flips,
+    get_task,
+)
 from trueode.evaluation.flow import ExactFlow, exact_flow
 from trueode.evaluation.runnable import ALL, Part
 from trueode.models import NeuralODE
 from trueode.solvers import FixedStep, Solver
 
-CLASSES, NUMBERS, SERIES = get_task("classification"), get_task("regression"), get_task("timeseries")
+CLASSES, NUMBERS, SERIES = (
+    get_task("classification"),
+    get_task("regression"),
+    get_task("timeseries"),
+)
 EULER, RK4 = FixedStep("euler", step_size=1.0), FixedStep("rk4", step_size=0.125)
 ANGLE = 2.0
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -43,12 +55,16 @@ def sides() -> nn.Linear:
 
 def turned(x: Tensor, angle: float = ANGLE) -> Tensor:
     """The exact solution of `Turn` at time 1."""
-    matrix = torch.linalg.matrix_exp(torch.tensor([[0.0, -angle], [angle, 0.0]], dtype=torch.float64))
+    matrix = torch.linalg.matrix_exp(
+        torch.tensor([[0.0, -angle], [angle, 0.0]], dtype=torch.float64)
+    )
     return (x.double() @ matrix.T).to(x.dtype)
 
 
 def circle(n: int) -> Tensor:
-    """Points of the unit circle in random order whose images under `Turn` keep away from the classifier's boundary."""
+    """Points of the unit circle in random order whose images under `Turn` keep away from the
+    classifier's boundary.
+    """
     phi = torch.linspace(0.05, pi - 0.05, (n + 1) // 2)
     phi = torch.cat([phi, phi + pi])[:n] - pi / 2 - ANGLE
     phi = phi[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
@@ -61,7 +77,11 @@ def on(
 ) -> ModelOnSamples:  # fmt: skip
     """A field as a model on samples; without targets these are zeros."""
     if y is None:
-        y = torch.zeros(len(x), dtype=torch.int64) if task.name == "classification" else torch.zeros_like(x)
+        y = (
+            torch.zeros(len(x), dtype=torch.int64)
+            if task.name == "classification"
+            else torch.zeros_like(x)
+        )
     model = NeuralODE(field, downstream=downstream, solver=solver, t=(0.0, end))
     return ModelOnSamples(model, Split(x, y, t, dtype=x.dtype), task, solver, **how)
 
@@ -80,7 +100,9 @@ def counted(runnable: Runnable, **how: Any) -> tuple[Evaluation, ExactFlow, Flip
 
 
 class Given(Runnable):
-    """Outputs that are given: under the training solver, rk4 or Radau, and others (those of rk4 if not given)."""
+    """Outputs that are given: under the training solver, rk4 or Radau, and others (those of rk4 if
+    not given).
+    """
 
     growth: float | Tensor = 1.0
 

@@ -40,8 +40,12 @@ def test_the_bounds_decide(n: int, data: st.DataObject, margin: float) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 5000), st.data(), st.sampled_from([0.01, 0.1]), st.sampled_from([0.05, 0.0125]))
-def test_as_many_samples_as_are_needed_decide(n: int, data: st.DataObject, margin: float, level: float) -> None:
+@given(
+    st.integers(1, 5000), st.data(), st.sampled_from([0.01, 0.1]), st.sampled_from([0.05, 0.0125])
+)
+def test_as_many_samples_as_are_needed_decide(
+    n: int, data: st.DataObject, margin: float, level: float
+) -> None:
     flips = data.draw(st.integers(0, ceil(3 * margin * n)).filter(lambda flips: flips <= n))
     unresolved = data.draw(st.integers(0, min(n - flips, ceil(margin * n))))
     found = decide(Flips(n, flips, unresolved=unresolved), margin, level=level)
@@ -68,7 +72,12 @@ def test_why_it_is_undecided() -> None:
 
 
 def test_all_there_is_needs_no_bounds() -> None:
-    cases = ((2, 0, "ode"), (3, 0, "solver-dependent"), (2, 1, "inconclusive"), (3, 1, "solver-dependent"))
+    cases = (
+        (2, 0, "ode"),
+        (3, 0, "solver-dependent"),
+        (2, 1, "inconclusive"),
+        (3, 1, "solver-dependent"),
+    )
     for flips, unresolved, status in cases:
         found = decide(Flips(200, flips, unresolved=unresolved), population="all")
         assert (found.status, found.level) == (status, 0.0)
@@ -88,14 +97,26 @@ def test_a_margin_is_a_share(margin: float) -> None:
 
 @cache
 def answers(n: int, margin: float, level: float) -> tuple[int, int]:
-    """The most flips with which a model is an ODE, and the fewest with which it is solver-dependent."""
-    statuses = [decide(Flips(n, k), margin, level=level).status for k in range(min(n, ceil(5 * margin * n) + 20) + 1)]
-    ode, dependent = statuses.count(Status.ODE) - 1, len(statuses) - statuses.count(Status.SOLVER_DEPENDENT)
-    assert statuses == sorted(statuses, key=[Status.ODE, Status.INCONCLUSIVE, Status.SOLVER_DEPENDENT].index)
+    """The most flips with which a model is an ODE, and the fewest with which it is
+    solver-dependent.
+    """
+    statuses = [
+        decide(Flips(n, k), margin, level=level).status
+        for k in range(min(n, ceil(5 * margin * n) + 20) + 1)
+    ]
+    ode, dependent = (
+        statuses.count(Status.ODE) - 1,
+        len(statuses) - statuses.count(Status.SOLVER_DEPENDENT),
+    )
+    assert statuses == sorted(
+        statuses, key=[Status.ODE, Status.INCONCLUSIVE, Status.SOLVER_DEPENDENT].index
+    )
     return ode, dependent
 
 
-@pytest.mark.parametrize(("n", "margin"), [(300, 0.01), (1000, 0.01), (4000, 0.01), (100, 0.1), (37, 0.3)])
+@pytest.mark.parametrize(
+    ("n", "margin"), [(300, 0.01), (1000, 0.01), (4000, 0.01), (100, 0.1), (37, 0.3)]
+)
 def test_one_look_is_wrong_in_five_per_cent_at_most(n: int, margin: float) -> None:
     flips = np.random.default_rng(n).binomial(n, margin, DRAWS)
     ode, dependent = answers(n, margin, LEVEL)
@@ -114,13 +135,17 @@ def test_all_looks_together_are_wrong_in_five_per_cent_at_most(n: int) -> None:
         flips += rng.binomial(size - seen, 0.01, DRAWS)
         seen = size
         ode, dependent = answers(size, 0.01, level_of(look))
-        decided = np.where(decided != 0, decided, np.where(flips <= ode, 1, np.where(flips >= dependent, -1, 0)))
+        decided = np.where(
+            decided != 0, decided, np.where(flips <= ode, 1, np.where(flips >= dependent, -1, 0))
+        )
     assert 0 < (decided == 1).mean() <= ALLOWED
     assert 0 < (decided == -1).mean() <= ALLOWED
 
 
 def test_predictions_of_one_sample_may_depend_on_one_another() -> None:
-    """In two samples of a hundred two of four change: one drawn of each is right, all of them would not be."""
+    """In two samples of a hundred two of four change: one drawn of each is right, all of them would
+    not be.
+    """
     n, k, rng = 400, 4, np.random.default_rng(0)
     share = np.where(rng.random((DRAWS, n)) < 0.02, 0.5, 0.0)
     changed = rng.random((DRAWS, n)) < share  # of the prediction that is drawn

@@ -8,7 +8,19 @@ from math import pi
 import pytest
 import torch
 
-from tests.evaluation.flows import ANGLE, NUMBERS, RK4, Given, circle, counted, logits, on, sides, turn, turned
+from tests.evaluation.flows import (
+    ANGLE,
+    NUMBERS,
+    RK4,
+    Given,
+    circle,
+    counted,
+    logits,
+    on,
+    sides,
+    turn,
+    turned,
+)
 from tests.problems import states
 from trueode.evaluation import Evaluation, count_flips, get_task
 from trueode.evaluation.runnable import Part
@@ -30,15 +42,24 @@ def test_what_only_single_precision_changes_is_rounding() -> None:
     exact = torch.tensor([0, 0, 1, 1])
     own, in_double = torch.tensor([1, 1, 1, 0]), torch.tensor([0, 1, 1, 1])
     found = counted(Given(logits(own).float(), logits(exact), in_double=logits(in_double)))[2]
-    assert (found.flips, found.rounding, found.changed, found.unresolved, found.share) == (1, 2, 1, 0, 0.25)
-    # of a model: the threshold lies within rounding of the outputs, and beyond the error of the solver
+    assert (found.flips, found.rounding, found.changed, found.unresolved, found.share) == (
+        1,
+        2,
+        1,
+        0,
+        0.25,
+    )
+    # of a model: the threshold lies within rounding of the outputs, and beyond the error of the
+    # solver
     x, shift = torch.linspace(0.5, 2, 300)[:, None], 1e6
 
     def downstream(z: torch.Tensor) -> torch.Tensor:
         moved = (z + shift) - shift - 0.7
         return torch.cat([moved, -moved], 1)
 
-    found = counted(on(lambda t, z: -z, x, downstream=downstream, solver=FixedStep("rk4", n_steps=20)))[2]
+    found = counted(
+        on(lambda t, z: -z, x, downstream=downstream, solver=FixedStep("rk4", n_steps=20))
+    )[2]
     assert (found.flips, found.unresolved) == (0, 0)
     assert found.rounding > 0
 
@@ -58,7 +79,9 @@ def test_blow_ups_are_told_apart() -> None:
     x[:10] = 3.0
     found = counted(on(lambda t, z: z * z, x, downstream=lambda z: torch.cat([z + 10, -z], 1)))[2]
     assert (found.flips, found.blown_up, found.changed, found.share) == (0, 10, 10, 0.1)
-    found = counted(on(lambda t, z: z * z, x, task=NUMBERS))[2]  # nor do they hide the gaps of the others
+    found = counted(on(lambda t, z: z * z, x, task=NUMBERS))[
+        2
+    ]  # nor do they hide the gaps of the others
     assert (found.blown_up, found.unresolved, found.flips > 40) == (10, 0, True)
     x = torch.tensor([[3.0], [-1.0]], dtype=torch.float64)  # the second ends on the boundary
     found = counted(on(lambda t, z: z * z, x, downstream=lambda z: torch.cat([z, -z - 1], 1)))[2]
@@ -72,7 +95,9 @@ def test_steps_that_a_batch_shares_are_taken_again_by_whole_batches() -> None:
         own, exact, _ = counted(runnable)
         run = runnable.run
 
-        def noted(solver: Solver | None, part: Part, run: Callable[..., Evaluation] = run) -> Evaluation:
+        def noted(
+            solver: Solver | None, part: Part, run: Callable[..., Evaluation] = run
+        ) -> Evaluation:
             whole.append(part.whole)
             return run(solver, part)
 
@@ -82,7 +107,9 @@ def test_steps_that_a_batch_shares_are_taken_again_by_whole_batches() -> None:
 
 
 def test_the_share_is_the_mean_over_samples() -> None:
-    """Of two predictions of the first sample one changes, of the second none, of the third the only one that counts."""
+    """Of two predictions of the first sample one changes, of the second none, of the third the only
+    one that counts.
+    """
     exact = torch.zeros(4, 2, dtype=torch.int64)
     own = torch.tensor([[1, 0], [0, 0], [1, 1], [1, 1]])
     y = torch.tensor([[0, 0], [0, 0], [0, -100], [-100, -100]])

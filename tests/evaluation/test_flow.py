@@ -10,7 +10,18 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from tests.evaluation.flows import CLASSES, NUMBERS, SERIES, Given, Turn, counted, logits, on, sides, turned
+from tests.evaluation.flows import (
+    CLASSES,
+    NUMBERS,
+    SERIES,
+    Given,
+    Turn,
+    counted,
+    logits,
+    on,
+    sides,
+    turned,
+)
 from tests.problems import PROBLEMS, states
 from trueode.evaluation import ExactFlow, Runnable, exact_flow, finer_solver
 from trueode.evaluation.course import FINEST
@@ -27,7 +38,10 @@ def flow(runnable: Runnable, **how: float) -> ExactFlow:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 256])
 def test_a_linear_field_is_the_matrix_exponential(batch_size: int) -> None:
-    found = flow(on(LINEAR.field, LINEAR.start, task=NUMBERS, end=LINEAR.t[1], batch_size=batch_size), level=PRECISE)
+    found = flow(
+        on(LINEAR.field, LINEAR.start, task=NUMBERS, end=LINEAR.t[1], batch_size=batch_size),
+        level=PRECISE,
+    )
     expected = LINEAR.exact(LINEAR.t[1])
     torch.testing.assert_close(found.outputs, expected, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(found.states, expected, rtol=1e-7, atol=1e-7)
@@ -47,7 +61,9 @@ def test_a_relu_field_is_that_of_scipy() -> None:
         with torch.no_grad():
             return 3 * net(torch.as_tensor(z)).numpy()
 
-    exact = torch.stack([torch.as_tensor(solve_ivp(field, (0, 1), z, rtol=1e-9, atol=1e-9).y[:, -1]) for z in x])
+    exact = torch.stack(
+        [torch.as_tensor(solve_ivp(field, (0, 1), z, rtol=1e-9, atol=1e-9).y[:, -1]) for z in x]
+    )
     assert bool(found.settled.all())
     assert bool(((found.outputs - exact).abs() <= 0.1 * found.allowed).all())
 
@@ -72,7 +88,9 @@ def spin(t: Tensor, z: Tensor) -> Tensor:
 
 
 def test_only_what_has_not_settled_is_refined() -> None:
-    x = torch.tensor([[1.0, 0.0, 0.1], [0.0, 1.0, 0.1], [1.0, 0.0, 4.0], [1.0, 1.0, 4.0]], dtype=torch.float64)
+    x = torch.tensor(
+        [[1.0, 0.0, 0.1], [0.0, 1.0, 0.1], [1.0, 0.0, 4.0], [1.0, 1.0, 4.0]], dtype=torch.float64
+    )
     seen = []
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -89,7 +107,9 @@ def test_only_what_has_not_settled_is_refined() -> None:
     assert found.n_steps > 71
     assert sum(n == 2 for n in seen) > 4 * 71
     a = 5 * x[:, 2]
-    exact = torch.stack([x[:, 0] * a.cos() - x[:, 1] * a.sin(), x[:, 0] * a.sin() + x[:, 1] * a.cos(), x[:, 2]], 1)
+    exact = torch.stack(
+        [x[:, 0] * a.cos() - x[:, 1] * a.sin(), x[:, 0] * a.sin() + x[:, 1] * a.cos(), x[:, 2]], 1
+    )
     torch.testing.assert_close(found.outputs, exact, rtol=0, atol=1e-3)
 
 
@@ -102,7 +122,9 @@ def test_a_budget_that_is_too_small_leaves_samples_unresolved() -> None:
     assert "budget" in counts.trouble
 
 
-def test_on_the_boundary_nothing_settles_and_close_to_it_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_boundary_nothing_settles_and_close_to_it_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Logits must be known to a part of their margin."""
     monkeypatch.setattr(sys.modules["trueode.evaluation.refinement"], "FINEST", 600)
     ends = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1e-8, 1.0]], dtype=torch.float64)
@@ -135,7 +157,10 @@ def square(t: Tensor, z: Tensor) -> Tensor:
 def test_what_blows_up_does_not_disturb_others(task: object, batch_size: int) -> None:
     x = torch.tensor([[-1.0], [5.0], [0.5], [3.0], [-0.2], [0.9]], dtype=torch.float64)
     good = torch.tensor([0, 2, 4, 5])
-    how = {"task": task, "downstream": (lambda z: torch.cat([z, -z], 1)) if task is CLASSES else None}
+    how = {
+        "task": task,
+        "downstream": (lambda z: torch.cat([z, -z], 1)) if task is CLASSES else None,
+    }
     _, found, counts = counted(on(square, x, batch_size=batch_size, **how))
     alone = flow(on(square, x[good], **how))
     assert found.blown_up.tolist() == [False, True, False, True, False, False]
@@ -154,13 +179,17 @@ def test_a_blow_up_close_to_the_end_takes_no_others_along() -> None:
 
 
 def test_explicit_instability_is_no_blow_up() -> None:
-    """rk4 leaves the range of numbers with 71 steps; dopri5 does not, alone or beside samples that do blow up."""
+    """rk4 leaves the range of numbers with 71 steps; dopri5 does not, alone or beside samples that
+    do blow up.
+    """
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         stiff, blows = z[:, 1:], z[:, :1]
         return torch.cat([blows * blows, -2000 * stiff], 1)
 
-    x = torch.tensor([[-1.0, 1.0], [-1.0, 2.0], [1.05, 0.0], [1.3, 0.0], [5.0, 0.0]], dtype=torch.float64)
+    x = torch.tensor(
+        [[-1.0, 1.0], [-1.0, 2.0], [1.05, 0.0], [1.3, 0.0], [5.0, 0.0]], dtype=torch.float64
+    )
     for start in (x[:1], x):
         found = flow(on(field, start, downstream=lambda z: torch.cat([z[:, :1], -z[:, :1]], 1)))
         assert found.blown_up.tolist() == (start[:, 0] > 1).tolist()
@@ -194,5 +223,12 @@ def test_a_sample_is_refined_for_the_predictions_that_count() -> None:
 
 
 def test_what_is_referred_to_in_training_is_finer() -> None:
-    for method, n_steps, expected in (("euler", 100, 100), ("midpoint", 3, 16), ("rk4", 20, 40), ("dopri5", 9.5, 20)):
-        assert finer_solver(FixedStep(method, n_steps=1), n_steps) == FixedStep("rk4", n_steps=expected)
+    for method, n_steps, expected in (
+        ("euler", 100, 100),
+        ("midpoint", 3, 16),
+        ("rk4", 20, 40),
+        ("dopri5", 9.5, 20),
+    ):
+        assert finer_solver(FixedStep(method, n_steps=1), n_steps) == FixedStep(
+            "rk4", n_steps=expected
+        )

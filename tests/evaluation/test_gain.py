@@ -16,13 +16,17 @@ from trueode.evaluation.statistics import mean_bounds, share_difference
 from trueode.files import plain
 
 
-def compared(own: Tensor, exact: Tensor, y: Tensor | None, other: Tensor | None = None, **fields: Any) -> Performance:
+def compared(
+    own: Tensor, exact: Tensor, y: Tensor | None, other: Tensor | None = None, **fields: Any
+) -> Performance:
     runnable = Given(own, exact, other, NUMBERS if own.shape[1] == 1 else CLASSES, y=y, **fields)
     return performance(runnable, *counted(runnable))
 
 
 def labelled(n: int, b: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of which b are right under the training solver alone and c under the exact flow alone; labels."""
+    """Logits of which b are right under the training solver alone and c under the exact flow alone;
+    labels.
+    """
     own, exact = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
     own[b : b + c], exact[:b] = 1, 1
     return logits(own), logits(exact), torch.zeros(n, dtype=torch.int64)
@@ -74,7 +78,9 @@ def test_blow_ups_are_wrong_and_drawn_predictions_count() -> None:
     runnable = Given(own, exact, y=y)
     ran, flow, counts = counted(runnable)
     flow.blown_up[:50] = True
-    counts = type(counts)(500, blown_up=50, drawn=counts.drawn, doubtful=torch.zeros(500, 1, dtype=torch.bool))
+    counts = type(counts)(
+        500, blown_up=50, drawn=counts.drawn, doubtful=torch.zeros(500, 1, dtype=torch.bool)
+    )
     found = performance(runnable, ran, flow, counts)
     assert (found.own, found.exact, found.gain, found.answer) == (1.0, 0.9, 0.1, Answer.SOLVER)
     y = torch.zeros(200, 3, dtype=torch.int64)  # of several predictions the drawn ones count
@@ -98,19 +104,25 @@ def test_squared_errors(n: int, share: float, answer: Answer) -> None:
     own, exact, y = errors.sqrt(), ((1 + share) * errors).sqrt(), torch.zeros(n, 1)
     found = compared(own, exact, y)
     assert (found.answer, found.name, found.margin) == (answer, "mse", 0.1)
-    assert (found.own, found.exact) == pytest.approx([float(x.square().mean()) for x in (own, exact)])
+    assert (found.own, found.exact) == pytest.approx(
+        [float(x.square().mean()) for x in (own, exact)]
+    )
     if n >= 100:
         gains = ((exact.square() - own.square()) / own.square().mean())[:, 0].tolist()
         assert (found.gain, found.lower, found.upper) == pytest.approx(mean_bounds(gains, 0.975))
         low, high = ttest_1samp(gains, 0).confidence_interval(0.95)
         assert (found.lower, found.upper) == pytest.approx((low, high))
         exact[0] += 1
-        assert compared(own, exact, y, exact - torch.eye(n)[0][:, None]).answer is Answer.UNDECIDED, "one is unresolved"
+        assert (
+            compared(own, exact, y, exact - torch.eye(n)[0][:, None]).answer is Answer.UNDECIDED
+        ), "one is unresolved"
 
 
 def test_only_held_out_targets_and_known_metrics_decide() -> None:
     own, exact, y = labelled(1000, 90, 0)
-    assert compared(own, exact, y, held_out=False) == Performance(Answer.UNDECIDED, "accuracy", 1.0, 0.91)
+    assert compared(own, exact, y, held_out=False) == Performance(
+        Answer.UNDECIDED, "accuracy", 1.0, 0.91
+    )
     runnable = Given(own, exact, y=y)
     found = performance(runnable, *counted(runnable), population="all")
     assert (found.lower, found.upper, found.answer) == (0.09, 0.09, Answer.SOLVER)
@@ -120,7 +132,14 @@ def test_only_held_out_targets_and_known_metrics_decide() -> None:
     def right(outputs: Tensor, y: Tensor) -> Tensor:
         return (outputs.argmax(1) == y).double()
 
-    assert compared(own, exact, y, metric=right) == Performance(Answer.UNDECIDED, "right", 1.0, 0.91)
+    assert compared(own, exact, y, metric=right) == Performance(
+        Answer.UNDECIDED, "right", 1.0, 0.91
+    )
     pixels = torch.stack([y, y], 1)  # a value for each sample, of which each has two predictions
-    found = compared(logits(pixels), logits(1 - pixels), pixels, metric=lambda outputs, y: right(outputs, y).mean(1))
+    found = compared(
+        logits(pixels),
+        logits(1 - pixels),
+        pixels,
+        metric=lambda outputs, y: right(outputs, y).mean(1),
+    )
     assert (found.own, found.exact) == (1.0, 0.0)

@@ -16,7 +16,11 @@ from trueode.evaluation import Task, evaluate, get_task, to_device
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, FixedStep, Solver
 
-CLASSES, NUMBERS, SERIES = get_task("classification"), get_task("regression"), get_task("timeseries")
+CLASSES, NUMBERS, SERIES = (
+    get_task("classification"),
+    get_task("regression"),
+    get_task("timeseries"),
+)
 RK4 = FixedStep("rk4", n_steps=5)
 N = 11
 
@@ -70,13 +74,18 @@ def test_evaluates_in_evaluation_mode_and_leaves_the_mode_as_it_was(training: bo
     model, split = problem(NUMBERS)
     model.upstream = nn.Sequential(nn.Identity(), nn.Identity()).train(training)
     model.upstream[1].eval()  # a part with a mode of its own
-    model.upstream.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
+    model.upstream.register_forward_hook(
+        lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
+    )
     before = [module.training for module in model.modules()]
     assert evaluate(model, split, NUMBERS) == evaluate(model, split, NUMBERS, RK4)
     with pytest.raises(SolveError):
         evaluate(model, split, NUMBERS, Adaptive("dopri5", 1e-9, 1e-9, max_steps=1))
     assert modes == [(False, False)] * 3
-    assert (before, True) == ([module.training for module in model.modules()], torch.is_grad_enabled())
+    assert (before, True) == (
+        [module.training for module in model.modules()],
+        torch.is_grad_enabled(),
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,9 @@ class Alone(Ranks):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("solver", [RK4, Adaptive("bosh3", 1e-4, 1e-4, per_sample=True)], ids=["fixed", "per sample"])
+@pytest.mark.parametrize(
+    "solver", [RK4, Adaptive("bosh3", 1e-4, 1e-4, per_sample=True)], ids=["fixed", "per sample"]
+)
 def test_ranks_share_the_work(world_size: int, solver: Solver) -> None:
     """The last batch has two samples: one of three ranks has none of them."""
     model, split = problem(CLASSES)
@@ -105,7 +116,14 @@ def test_ranks_share_the_work(world_size: int, solver: Solver) -> None:
     assert sum(int(part[0]) for part in seen) == N
     for rank in range(world_size):
         others = tuple(part for other, part in enumerate(seen[:world_size]) if other != rank)
-        found = evaluate(model, split, CLASSES, solver, batch_size=3, ranks=Alone(rank, world_size, cpu, others, ([],)))
+        found = evaluate(
+            model,
+            split,
+            CLASSES,
+            solver,
+            batch_size=3,
+            ranks=Alone(rank, world_size, cpu, others, ([],)),
+        )
         values = [(each.n, each.loss, each.metric, each.n_steps) for each in (found, one)]
         assert values[0] == pytest.approx(values[1], rel=1e-9)
 

@@ -53,7 +53,9 @@ def test_paths_lead_from_the_states_to_the_output(solver: Solver, times: int | N
         logits = model(split.x, solver)
     np.testing.assert_allclose(found["paths"][0], z0.numpy())
     np.testing.assert_array_equal(found["paths"][-1], found["output"])
-    np.testing.assert_allclose(found["output"], solve(model.field, z0, model.t, solver=solver).z.detach().numpy())
+    np.testing.assert_allclose(
+        found["output"], solve(model.field, z0, model.t, solver=solver).z.detach().numpy()
+    )
     assert found["predictions"].tolist() == logits.argmax(1).tolist()
     assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == split.y).double().mean()))
     assert found["solver"] == str(solver)
@@ -69,7 +71,11 @@ def test_regions_are_what_the_classifier_says_around_the_output() -> None:
     solver = FixedStep("rk4", n_steps=4)
     model = NeuralODE(TanhField(), downstream=quadrant, solver=solver)
     found = phase_portrait(model.train(), samples(SAMPLES + 20), solver)
-    assert (len(found["labels"]), found["paths"].shape, model.training) == (SAMPLES, (5, SAMPLES, 2), True)
+    assert (len(found["labels"]), found["paths"].shape, model.training) == (
+        SAMPLES,
+        (5, SAMPLES, 2),
+        True,
+    )
     x, y = found["grid_x"], found["grid_y"]
     assert found["regions"].shape == (len(y), len(x)) == (GRID, GRID)
     for axis, values in ((x, found["output"][:, 0]), (y, found["output"][:, 1])):
@@ -87,8 +93,12 @@ def test_there_is_none_unless_the_state_has_two_components_and_there_is_a_classi
     for width in (1, 3):
         model = NeuralODE(lambda t, z: -z, downstream=nn.Identity(), solver=solver)
         assert phase_portrait(model, Split(torch.randn(4, width), labels), solver) is None
-    assert phase_portrait(NeuralODE(lambda t, z: -z), Split(torch.randn(4, 2), labels), solver) is None
-    lifted = NeuralODE(lambda t, z: -z, nn.Linear(2, 3), nn.Linear(3, 2))  # the state counts, not the input
+    assert (
+        phase_portrait(NeuralODE(lambda t, z: -z), Split(torch.randn(4, 2), labels), solver) is None
+    )
+    lifted = NeuralODE(
+        lambda t, z: -z, nn.Linear(2, 3), nn.Linear(3, 2)
+    )  # the state counts, not the input
     assert phase_portrait(lifted, Split(torch.randn(4, 2), labels), solver) is None
     lowered = NeuralODE(lambda t, z: -z, nn.Linear(3, 2), nn.Linear(2, 2))
     assert phase_portrait(lowered, Split(torch.randn(4, 3), labels), solver) is not None
@@ -109,7 +119,9 @@ def test_series_with_times_of_their_own_are_predicted_at_all_of_them() -> None:
         y[row, : len(place)] = whole[row, place]
     solver = FixedStep("rk4", n_steps=64)
     model = NeuralODE(LINEAR.field, t=LINEAR.t)
-    t, truth, predicted = series_portrait(model, Split(LINEAR.start, y, own), get_task("timeseries"), solver)
+    t, truth, predicted = series_portrait(
+        model, Split(LINEAR.start, y, own), get_task("timeseries"), solver
+    )
     np.testing.assert_array_equal(t, SHARED.numpy())
     np.testing.assert_allclose(predicted, whole.numpy(), rtol=1e-5, atol=1e-6)
     for row, place in enumerate(places):

@@ -48,7 +48,9 @@ def test_stiff_fields_are_solved_implicitly(rate: float) -> None:
 def test_stiff_fields_of_many_numbers_stay_open() -> None:
     x = torch.cat([points(2, 50), points(2, 50)], 1)
     rate = torch.full((100,), 1e7, dtype=torch.float64)
-    runnable = on(lambda t, z: -rate * (z - 1), x, task=NUMBERS, solver=FixedStep("euler", n_steps=10))
+    runnable = on(
+        lambda t, z: -rate * (z - 1), x, task=NUMBERS, solver=FixedStep("euler", n_steps=10)
+    )
     exact = exact_flow(runnable, runnable.run())
     assert not exact.settled.any()
     assert not exact.blown_up.any()
@@ -108,7 +110,9 @@ def test_predictions_near_rounding_are_settled_in_double_precision() -> None:
 
 def test_methods_that_disagree_are_not_settled_by_implicit_ones() -> None:
     classes = torch.tensor([0, 1, 1, 0])
-    exact = exact_flow(runnable := Given(logits(classes), logits(classes), logits(1 - classes)), runnable.run())
+    exact = exact_flow(
+        runnable := Given(logits(classes), logits(classes), logits(1 - classes)), runnable.run()
+    )
     assert not exact.settled.any()
 
 
@@ -124,7 +128,9 @@ def test_many_steps_go_with_fine_tolerances(training: int, order: int) -> None:
 
 @pytest.mark.parametrize("many", [1, 20])
 def test_a_trajectory_under_an_input_that_jumps(many: int) -> None:
-    """Jumps at times that all rows share, fewer or more than there are output times; the truth is piecewise exponential."""
+    """Jumps at times that all rows share, fewer or more than there are output times; the truth is
+    piecewise exponential.
+    """
     jumps = torch.linspace(0.71, 9.3, 7, dtype=torch.float64).tolist()
     times = torch.linspace(0, 10, many + 1, dtype=torch.float64)[1:]
 

@@ -18,19 +18,31 @@ SHARED = Adaptive("bosh3", 1e-3, 1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [3, 4, 11])
-def test_outputs_do_not_depend_on_the_batches_and_means_are_those_of_evaluate(batch_size: int) -> None:
+def test_outputs_do_not_depend_on_the_batches_and_means_are_those_of_evaluate(
+    batch_size: int,
+) -> None:
     runnable = turn(11, RK4, batch_size=batch_size)
     found, expected = runnable.run(), evaluate(runnable.model, runnable.samples, CLASSES, RK4)
     assert (found.n, found.nfe, found.n_steps, found.status) == (11, 32.0, 8.0, "success")
-    assert (found.loss, found.metric) == (pytest.approx(expected.loss), pytest.approx(expected.metric))
+    assert (found.loss, found.metric) == (
+        pytest.approx(expected.loss),
+        pytest.approx(expected.metric),
+    )
     with torch.no_grad():
         torch.testing.assert_close(found.outputs, runnable.model(runnable.samples.x))
     torch.testing.assert_close(found.states[:, 0], found.outputs[:, 0])
     rows = torch.tensor([1, 5, 6, 10])
-    plain, nudged = (runnable.run(part=Part(rows, True, solving=Guided(Course(), nudge))) for nudge in (0.0, 1e-6))
-    assert (plain.outputs.dtype, plain.loss != plain.loss) == (torch.float64, True), "means are those of all rows"
+    plain, nudged = (
+        runnable.run(part=Part(rows, True, solving=Guided(Course(), nudge)))
+        for nudge in (0.0, 1e-6)
+    )
+    assert (plain.outputs.dtype, plain.loss != plain.loss) == (torch.float64, True), (
+        "means are those of all rows"
+    )
     torch.testing.assert_close(plain.outputs.float(), found.outputs[rows])
-    torch.testing.assert_close(nudged.outputs - plain.outputs, 1e-6 * plain.outputs, rtol=1e-6, atol=1e-14)
+    torch.testing.assert_close(
+        nudged.outputs - plain.outputs, 1e-6 * plain.outputs, rtol=1e-6, atol=1e-14
+    )
 
 
 def test_steps_that_a_batch_shares_are_those_of_whole_batches() -> None:
@@ -44,7 +56,11 @@ def test_steps_that_a_batch_shares_are_those_of_whole_batches() -> None:
 def test_a_solver_that_fails_leaves_nan_and_no_means() -> None:
     x = torch.tensor([[0.5], [1e200], [0.2]], dtype=torch.float64)
     found = on(lambda t, z: z**3, x, task=NUMBERS).run()
-    assert (found.status, found.loss != found.loss, found.metric != found.metric) == ("non_finite", True, True)
+    assert (found.status, found.loss != found.loss, found.metric != found.metric) == (
+        "non_finite",
+        True,
+        True,
+    )
     assert found.outputs.isnan()[:, 0].tolist() == [False, True, False]
     assert found.message
 
@@ -57,14 +73,23 @@ def test_the_model_is_left_as_it_was() -> None:
     found = runnable.run(part=Part(torch.arange(4), True))
     assert not found.outputs.requires_grad
     assert (model.training, model.reduce, runnable.samples.x.dtype) == (True, reduce, torch.float32)
-    assert all(value.dtype == torch.float32 and value.equal(before[name]) for name, value in model.state_dict().items())
+    assert all(
+        value.dtype == torch.float32 and value.equal(before[name])
+        for name, value in model.state_dict().items()
+    )
 
 
 def test_images_held_as_bytes_are_numbers_in_double_precision() -> None:
-    pixels = torch.randint(256, (3, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    runnable = on(lambda t, z: -z, pixels, downstream=nn.Flatten(), solver=FixedStep("rk4", n_steps=99))
+    pixels = torch.randint(
+        256, (3, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    runnable = on(
+        lambda t, z: -z, pixels, downstream=nn.Flatten(), solver=FixedStep("rk4", n_steps=99)
+    )
     expected = pixels.double().flatten(1) / 255 * torch.tensor(-1.0, dtype=torch.float64).exp()
-    torch.testing.assert_close(runnable.run(part=Part(double=True)).outputs, expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        runnable.run(part=Part(double=True)).outputs, expected, rtol=1e-8, atol=0
+    )
 
 
 def test_equal_steps_are_one_grid() -> None:
@@ -84,7 +109,12 @@ def test_data_of_which_nothing_can_be_said_is_refused() -> None:
     with pytest.raises(DataError, match="targets"):
         on(Turn(), x, x.masked_fill(x > 0, torch.inf), task=NUMBERS)
     two = logits(torch.tensor([0, 1]))
-    for y in (torch.tensor([0, 2]), torch.tensor([-1, 0]), torch.tensor([0.5, 1.0]), torch.zeros(2, 3)):
+    for y in (
+        torch.tensor([0, 2]),
+        torch.tensor([-1, 0]),
+        torch.tensor([0.5, 1.0]),
+        torch.zeros(2, 3),
+    ):
         with pytest.raises(DataError):
             Given(two, two, y=y).run()
     with pytest.raises(DataError, match="agree"):
@@ -93,9 +123,15 @@ def test_data_of_which_nothing_can_be_said_is_refused() -> None:
 
 def test_a_metric_of_ones_own() -> None:
     pixels, y = logits(torch.tensor([[0, 1], [1, 1]])), torch.tensor([[0, 0], [1, -100]])
-    found = Given(pixels, pixels, y=y, metric=lambda outputs, y: (outputs.argmax(1) == y).double().mean(1)).run()
+    found = Given(
+        pixels, pixels, y=y, metric=lambda outputs, y: (outputs.argmax(1) == y).double().mean(1)
+    ).run()
     assert found.metric == 0.5
-    for metric, word in ((lambda x, y: y[:1], "shape"), (lambda x, y: 1.0, "float"), (lambda x, y: 1 / 0, "failed")):
+    for metric, word in (
+        (lambda x, y: y[:1], "shape"),
+        (lambda x, y: 1.0, "float"),
+        (lambda x, y: 1 / 0, "failed"),
+    ):
         with pytest.raises(UsageError, match=word):
             Given(pixels, pixels, y=y, metric=metric).run()
 

@@ -10,7 +10,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.evaluation.flows import ANGLE, NUMBERS, RK4, Given, Turn, circle, counted, logits, on, sides, turn, turned
+from tests.evaluation.flows import (
+    ANGLE,
+    NUMBERS,
+    RK4,
+    Given,
+    Turn,
+    circle,
+    counted,
+    logits,
+    on,
+    sides,
+    turn,
+    turned,
+)
 from tests.problems import TanhField, states
 from trueode.evaluation import ModelOnSamples, Row, SolverTable, by_factors
 from trueode.evaluation.solver_table import error, to_csv, to_rich
@@ -51,7 +64,11 @@ def test_each_grid_is_solved_once() -> None:
     runnable.run = lambda solver=None, **how: solved.append(solver) or run(solver, **how)
     table = SolverTable(runnable, run())
     for _ in range(2):
-        for solver in (HALF, FixedStep("euler", n_steps=2), *(FixedStep("rk4", step_size=h) for h in (3.0, 1.0))):
+        for solver in (
+            HALF,
+            FixedStep("euler", n_steps=2),
+            *(FixedStep("rk4", step_size=h) for h in (3.0, 1.0)),
+        ):
             table.row(solver)
     assert solved == [FixedStep("rk4", step_size=3.0)]
     assert table.row(HALF) is table.training
@@ -65,17 +82,30 @@ def test_where_grids_are_not_known_beforehand_the_steps_taken_tell() -> None:
     table = SolverTable(runnable, runnable.run())
     for factor, step in ((1.0, 0.25), (2.0, 0.5), (4.0, 1.0)):
         table.row(FixedStep("rk4", step_size=step), factor)
-    assert [(row.method, row.factors) for row in table.rows] == [("euler", ()), ("rk4", (1.0, 2.0, 4.0))]
+    assert [(row.method, row.factors) for row in table.rows] == [
+        ("euler", ()),
+        ("rk4", (1.0, 2.0, 4.0)),
+    ]
 
 
 def test_the_training_solver_comes_first_and_once() -> None:
-    for training in (HALF, Adaptive("dopri5", 1e-3, 1e-3), Adaptive("bosh3", 1e-3, 1e-5, per_sample=True)):
+    for training in (
+        HALF,
+        Adaptive("dopri5", 1e-3, 1e-3),
+        Adaptive("bosh3", 1e-3, 1e-5, per_sample=True),
+    ):
         table = tried(training, ["rk4", training.name], [0.5, 1])
         own = model(training).run()
         assert (table.training, table.training.factors) == (table.rows[0], (1.0,))
         assert [row.is_training for row in table.rows] == [True, False, False, False]
-        assert (table.training.loss, table.training.n_steps, table.training.changed) == (own.loss, own.n_steps, 0.0)
-    assert [row.n_steps for row in tried(OnGrid("euler", (0.0, 0.1, 0.5, 1.0)), ["euler"], [1]).rows] == [3, 3]
+        assert (table.training.loss, table.training.n_steps, table.training.changed) == (
+            own.loss,
+            own.n_steps,
+            0.0,
+        )
+    assert [
+        row.n_steps for row in tried(OnGrid("euler", (0.0, 0.1, 0.5, 1.0)), ["euler"], [1]).rows
+    ] == [3, 3]
 
 
 def test_what_factors_multiply() -> None:
@@ -84,7 +114,9 @@ def test_what_factors_multiply() -> None:
     for row in table.rows[1:]:
         factor = row.factors[0]
         if row.kind == "fixed":
-            assert row.n_steps == FixedStep("rk4", step_size=factor * 2 / table.training.n_steps).count(2.0)
+            assert row.n_steps == FixedStep(
+                "rk4", step_size=factor * 2 / table.training.n_steps
+            ).count(2.0)
         else:
             assert row.solver == Adaptive("bosh3", factor * 1e-4, factor * 1e-6, per_sample=True)
     table = tried(HALF, ["dopri5"], [0.1, 10], tol=1e-5)
@@ -106,7 +138,10 @@ def test_changed_is_unlike_training_and_flips_unlike_the_exact_flow() -> None:
         assert row.flips == pytest.approx((ANGLE - float(angle)) / pi, abs=0.02)
         assert not row.safe
         with torch.no_grad():
-            right = runnable.model(runnable.samples.x, FixedStep("euler", n_steps=steps)).argmax(1) == runnable.y
+            right = (
+                runnable.model(runnable.samples.x, FixedStep("euler", n_steps=steps)).argmax(1)
+                == runnable.y
+            )
         assert row.metric == pytest.approx(float(right.double().mean())) == 1 - row.flips
     fine = table.row(RK4)
     assert (fine.flips, fine.safe, fine.changed) == (0.0, True, table.training.flips)
@@ -119,7 +154,11 @@ def test_errors_are_relative_to_the_spread() -> None:
     row = SolverTable(runnable, *counted(runnable, level=2)).training
     truth = turned(x)
     gap, spread = x + x @ Turn().matrix.detach().T.double() - truth, truth - truth.mean(0)
-    assert row.output_error == pytest.approx(float(gap.norm() / spread.norm()), rel=1e-3) == row.state_error
+    assert (
+        row.output_error
+        == pytest.approx(float(gap.norm() / spread.norm()), rel=1e-3)
+        == row.state_error
+    )
     holes = truth.index_fill(0, torch.tensor(0), torch.inf)
     assert (error(truth, holes), error(holes * torch.nan, truth)) == (0.0, torch.inf)
     assert error(truth[:1], truth[:1]) != error(truth[:1], truth[:1]), "nothing to measure by"
@@ -135,10 +174,22 @@ def explosive() -> tuple[SolverTable, FixedStep]:
 
 def test_a_solver_that_fails_has_a_row_that_says_so_and_the_others_go_on() -> None:
     table, training = explosive()
-    failed, fine = table.row(training.scaled(16), 16.0), table.row(FixedStep("rk4", step_size=1 / 32))
-    assert (failed.status, failed.changed, failed.flips, failed.upper) == ("non_finite", 1.0, 0.0, 1.0)
+    failed, fine = (
+        table.row(training.scaled(16), 16.0),
+        table.row(FixedStep("rk4", step_size=1 / 32)),
+    )
+    assert (failed.status, failed.changed, failed.flips, failed.upper) == (
+        "non_finite",
+        1.0,
+        0.0,
+        1.0,
+    )
     assert not failed.safe
-    assert (failed.metric != failed.metric, failed.loss != failed.loss, failed.output_error) == (True, True, torch.inf)
+    assert (failed.metric != failed.metric, failed.loss != failed.loss, failed.output_error) == (
+        True,
+        True,
+        torch.inf,
+    )
     assert (fine.status, fine.metric == fine.metric) == ("success", True)
     values = read(table.rows)[1]
     assert (values["status"], values["metric"]) == ("non_finite", "nan")
@@ -173,7 +224,11 @@ def test_csv_holds_every_row() -> None:
         assert tuple(float(x) for x in values["factors"].split()) == row.factors
         for name in ("n_steps", "nfe", "loss", "metric", "changed", "setting"):
             assert float(values[name]) == getattr(row, name)
-        assert (values["method"], values["kind"], values["status"]) == (row.method, row.kind, "success")
+        assert (values["method"], values["kind"], values["status"]) == (
+            row.method,
+            row.kind,
+            "success",
+        )
         assert (values["is_training"], values["solver"]) == (str(row.is_training), str(row.solver))
     training = next(line for line in printed(table.rows) if "(training)" in line)
     assert training.split()[:7] == ["euler,", "h", "=", "0.5", "(training)", "1", "2"]

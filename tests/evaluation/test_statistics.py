@@ -34,7 +34,9 @@ def test_what_was_seen_is_just_as_improbable_as_allowed_at_the_bounds(
 
 
 @given(st.floats(0.002, 0.9), st.floats(0.6, 0.99))
-def test_samples_for_is_the_smallest_number_that_is_enough(margin: float, confidence: float) -> None:
+def test_samples_for_is_the_smallest_number_that_is_enough(
+    margin: float, confidence: float
+) -> None:
     n = samples_for(margin, confidence)
     assert clopper_pearson(0, n, confidence)[1] <= margin
     assume(n > 1)
@@ -43,12 +45,16 @@ def test_samples_for_is_the_smallest_number_that_is_enough(margin: float, confid
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 400), st.integers(0, 100), st.integers(0, 400), st.integers(0, 100))
-def test_the_bounds_of_a_difference_are_those_of_both_shares(b: int, more: int, c: int, others: int) -> None:
+def test_the_bounds_of_a_difference_are_those_of_both_shares(
+    b: int, more: int, c: int, others: int
+) -> None:
     low, high = share_difference((b, b + more), (c, c + others), 1000, 0.95)
     bounds = [binomtest(k, 1000).proportion_ci(0.95, "exact") for k in (b, c + others, b + more, c)]
     assert low == pytest.approx(bounds[0].low - bounds[1].high, rel=1e-6, abs=1e-9)
     assert high == pytest.approx(bounds[2].high - bounds[3].low, rel=1e-6, abs=1e-9)
-    assert share_difference((c, c + others), (b, b + more), 1000, 0.95) == pytest.approx((-high, -low))
+    assert share_difference((c, c + others), (b, b + more), 1000, 0.95) == pytest.approx(
+        (-high, -low)
+    )
 
 
 @pytest.mark.parametrize("n", [2, 100])
@@ -64,4 +70,6 @@ def test_slope_and_its_interval_are_those_of_linear_regression(n: int) -> None:
     x, y = rng.normal(size=n).tolist(), rng.normal(size=n).tolist()
     found = linregress(x, y)
     half = float(t.ppf(0.975, n - 2)) * found.stderr
-    assert slope(x, y) == pytest.approx((found.slope, found.slope - half, found.slope + half), rel=1e-9)
+    assert slope(x, y) == pytest.approx(
+        (found.slope, found.slope - half, found.slope + half), rel=1e-9
+    )

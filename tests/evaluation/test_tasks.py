@@ -17,7 +17,11 @@ from trueode.models import NeuralODE
 from trueode.solvers import FixedStep
 
 NAN = float("nan")
-CLASSES, NUMBERS, SERIES = get_task("classification"), get_task("regression"), get_task("timeseries")
+CLASSES, NUMBERS, SERIES = (
+    get_task("classification"),
+    get_task("regression"),
+    get_task("timeseries"),
+)
 RK4 = FixedStep("rk4", n_steps=6)
 
 
@@ -28,7 +32,9 @@ def column(*values: float) -> Tensor:
 def series_batch(n: int = 3, seed: int = 0) -> Batch:
     """Four times, shared."""
     y = torch.randn(n, 4, 1, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Batch(states(n).unsqueeze(1), y, torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64))
+    return Batch(
+        states(n).unsqueeze(1), y, torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    )
 
 
 def test_tasks_by_name() -> None:
@@ -44,11 +50,17 @@ def test_tasks_by_name() -> None:
 def test_losses_and_metrics() -> None:
     output = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
     batch = Batch(output, torch.tensor([[1.0, 4.0], [3.0, 1.0]]))
-    assert (float(NUMBERS.loss_sum(output, batch)), float(NUMBERS.metric_sum(output, batch))) == (7.0, 7.0)
+    assert (float(NUMBERS.loss_sum(output, batch)), float(NUMBERS.metric_sum(output, batch))) == (
+        7.0,
+        7.0,
+    )
     batch = Batch(output, torch.tensor([0, 0]))
     assert int(CLASSES.metric_sum(output, batch)) == 1
     assert float(CLASSES.loss_sum(output, batch)) == pytest.approx(log(1 + exp(1)) + log(2))
-    task, y = get_task("classification", ignore_index=9), torch.tensor([[0, 9], [1, 2], [9, 9], [0, 0]])
+    task, y = (
+        get_task("classification", ignore_index=9),
+        torch.tensor([[0, 9], [1, 2], [9, 9], [0, 0]]),
+    )
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
     losses = task.losses(logits, Batch(logits, y))
     assert (losses == 0).tolist() == (y == 9).tolist()
@@ -120,7 +132,11 @@ def test_what_is_not_finite_counts_as_flipped(bad: float) -> None:
         for own, reference in ((broken, good), (good, broken), (broken, broken)):
             assert task.flipped(own, reference, allowed).any(1).tolist() == [False, True, False]
             assert not bool(task.settled(own, reference, allowed)[1].any())
-    assert flips(SERIES, broken.view(3, 1, 2), good.view(3, 1, 2), NUMBERS.allowed(good)) == [False, True, False]
+    assert flips(SERIES, broken.view(3, 1, 2), good.view(3, 1, 2), NUMBERS.allowed(good)) == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_numbers_flip_beyond_one_percent_of_the_spread_or_what_is_said() -> None:
@@ -134,7 +150,12 @@ def test_numbers_flip_beyond_one_percent_of_the_spread_or_what_is_said() -> None
         (get_task("density"), 0.1),
     ):
         assert float(task.allowed(reference)) == pytest.approx(allowed)
-        assert flips(task, reference + column(0.0, 0.99, -1.01, 50) * allowed, reference) == [False, False, True, True]
+        assert flips(task, reference + column(0.0, 0.99, -1.01, 50) * allowed, reference) == [
+            False,
+            False,
+            True,
+            True,
+        ]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), NAN])
@@ -161,15 +182,20 @@ def test_gap_and_spread_are_rms_of_each_component() -> None:
 
 
 def test_what_measurements_cannot_see_is_no_change() -> None:
-    """A time series may move by a tenth of the RMS residual, of each component, where that is more than the tolerance."""
+    """A time series may move by a tenth of the RMS residual, of each component, where that is more
+    than the tolerance.
+    """
     reference = series_batch(5).y
     spread = SERIES.spread(reference)
     residual = torch.ones_like(reference) * torch.tensor([0.01, 2.0])
     residual[0] = NAN
     torch.testing.assert_close(
-        SERIES.allowed(reference, residual), torch.stack([0.01 * spread[0], torch.tensor(0.2).double()])
+        SERIES.allowed(reference, residual),
+        torch.stack([0.01 * spread[0], torch.tensor(0.2).double()]),
     )
-    torch.testing.assert_close(SERIES.allowed(reference, torch.full_like(residual, NAN)), 0.01 * spread)
+    torch.testing.assert_close(
+        SERIES.allowed(reference, torch.full_like(residual, NAN)), 0.01 * spread
+    )
     assert get_task("timeseries", absolute=0.3).allowed(reference, residual).tolist() == [0.3, 0.3]
 
 
@@ -184,7 +210,8 @@ def test_gaps_of_series_leave_absent_times_out() -> None:
     absent = torch.tensor([[True, False, False, False]]).expand(3, 4)[..., None, None]
     own, reference = own.masked_fill(absent, NAN), reference.masked_fill(absent, NAN)
     assert flips(SERIES, own, reference, allowed) == [False] * 3
-    # the mean is over the times that are there: three moved by 1.1 % do not hide behind an absent one
+    # the mean is over the times that are there: three moved by 1.1 % do not hide behind an absent
+    # one
     assert flips(SERIES, reference + 1.1 / 0.99 * move, reference, allowed) == [True] * 3
     torch.testing.assert_close(
         SERIES.error_over_time(reference + move, reference, allowed),
@@ -200,7 +227,9 @@ def test_gaps_of_series_leave_absent_times_out() -> None:
 
 def test_logits_are_settled_below_a_share_of_their_margin() -> None:
     after = torch.tensor([[2.0, 1.0, 0.0]] * 5, dtype=torch.float64)
-    move = torch.tensor([[0.9, -0.9, 0.9], [-1.1, 0.0, 0.0], [0.0, 0.0, 1.1], [0.0] * 3, [-20.0, 0.0, 0.0]])
+    move = torch.tensor(
+        [[0.9, -0.9, 0.9], [-1.1, 0.0, 0.0], [0.0, 0.0, 1.1], [0.0] * 3, [-20.0, 0.0, 0.0]]
+    )
     for share in (0.1, 0.05):
         found = CLASSES.settled(after + share * move, after, None, share)
         assert found[:, 0].tolist() == [True, False, False, True, False]
@@ -209,7 +238,9 @@ def test_logits_are_settled_below_a_share_of_their_margin() -> None:
     single = CLASSES.settled(column(1.0, 2.0, NAN), column(9.0, 2.0, 1.0))
     assert single[:, 0].tolist() == [True, True, False]
     after = column(0.0, 10.0, 20.0, 30.0)
-    found = NUMBERS.settled(after + column(0.0, 0.099, -0.101, 0.99) * NUMBERS.allowed(after), after)
+    found = NUMBERS.settled(
+        after + column(0.0, 0.099, -0.101, 0.99) * NUMBERS.allowed(after), after
+    )
     assert found[:, 0].tolist() == [True, True, False, False]
 
 
@@ -218,16 +249,30 @@ def test_logits_are_settled_below_a_share_of_their_margin() -> None:
 
 def test_a_sign_decides() -> None:
     task = get_task("regression", decision=lambda outputs: outputs > 0)
-    own, reference = torch.tensor([[1.0, -1.0], [2.0, 3.0]]), torch.tensor([[9.0, 1.0], [1e-9, 4.0]])
+    own, reference = (
+        torch.tensor([[1.0, -1.0], [2.0, 3.0]]),
+        torch.tensor([[9.0, 1.0], [1e-9, 4.0]]),
+    )
     assert task.flipped(own, reference).tolist() == [[False, True], [False, False]]
     batch = Batch(own, torch.tensor([[1.0, 1.0], [-1.0, 1.0]]))
-    assert (task.metric_name, task.metrics(own, batch).tolist()) == ("accuracy", [[True, False], [False, True]])
-    labels = get_task("classification", decision=lambda outputs: (outputs[:, 1] > outputs[:, 0]).long())
+    assert (task.metric_name, task.metrics(own, batch).tolist()) == (
+        "accuracy",
+        [[True, False], [False, True]],
+    )
+    labels = get_task(
+        "classification", decision=lambda outputs: (outputs[:, 1] > outputs[:, 0]).long()
+    )
     assert labels.metrics(own, Batch(own, torch.tensor([0, 0]))).tolist() == [True, False]
     for share in (0.1, 0.05):  # settled where moves 1 / share times as large do not change it
         after = column(1.0, 1.0, 1.0, -1.0, 0.0)
         before = after + share * column(0.99, 1.01, -1.01, 0.99, 0.0)
-        assert task.settled(before, after, None, share)[:, 0].tolist() == [True, False, False, True, True]
+        assert task.settled(before, after, None, share)[:, 0].tolist() == [
+            True,
+            False,
+            False,
+            True,
+            True,
+        ]
     for wrong in (lambda x: 1 / 0, lambda x: True, lambda x: x[:1] > 0, lambda x: x.sum() > 0):
         with pytest.raises(UsageError, match="decision"):
             get_task("regression", decision=wrong).flipped(own, reference)
@@ -242,14 +287,18 @@ def test_the_difference_of_classifications_is_close_to_the_share_of_flips() -> N
     margin = torch.linspace(-20, 20, 4001, dtype=torch.float64)
     for scale in (0.5, 1.0, 3.0):
         for moved in (0.05, 0.5, 2.0):
-            one, other = (torch.stack([scale * m, torch.zeros_like(m)], 1) for m in (margin, margin + moved))
+            one, other = (
+                torch.stack([scale * m, torch.zeros_like(m)], 1) for m in (margin, margin + moved)
+            )
             share = float(task.flipped(one, other).double().mean())
             assert task.difference(one, other) == pytest.approx(share, rel=0.05, abs=2 / 4001)
 
 
 @pytest.mark.parametrize("name", ["regression", "timeseries"])
 def test_the_target_bounds_the_share_of_flips(name: str) -> None:
-    """Markov's inequality: outputs whose difference is the target have at most so many flips, and it scales with the error."""
+    """Markov's inequality: outputs whose difference is the target have at most so many flips, and
+    it scales with the error.
+    """
     task = get_task(name)
     generator = torch.Generator().manual_seed(0)
     shape = (400, 3) if name == "regression" else (400, 6, 1, 3)
@@ -257,7 +306,9 @@ def test_the_target_bounds_the_share_of_flips(name: str) -> None:
     error = torch.randn(shape, generator=generator, dtype=torch.float64).pow(3)  # heavy tails
     for fidelity in (0.01, 0.1):
         scaled = error * task.target(fidelity) / task.difference(reference + error, reference)
-        assert task.difference(reference + scaled, reference) == pytest.approx(task.target(fidelity))
+        assert task.difference(reference + scaled, reference) == pytest.approx(
+            task.target(fidelity)
+        )
         assert 0 < float(task.flipped(reference + scaled, reference).double().mean()) <= fidelity
 
 
@@ -271,4 +322,6 @@ def test_components_that_do_not_vary_are_left_out(name: str) -> None:
     found = task.difference(reference + error, reference)
     assert found == pytest.approx(expected * 2**-0.5), "the gap is a mean over all components"
     constant = torch.ones_like(reference)
-    assert task.difference(constant + error, constant) != task.difference(constant + error, constant), "not a number"
+    assert task.difference(constant + error, constant) != task.difference(
+        constant + error, constant
+    ), "not a number"

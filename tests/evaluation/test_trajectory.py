@@ -16,14 +16,22 @@ SERIES = get_task("timeseries", absolute=0.05)
 
 
 def test_one_that_follows_to_the_end_is_an_ode() -> None:
-    times, x = torch.linspace(0, 2 * pi, 41, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    times, x = (
+        torch.linspace(0, 2 * pi, 41, dtype=torch.float64),
+        torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+    )
     how = {"task": SERIES, "end": 2 * pi, "solver": FixedStep("rk4", n_steps=60)}
     found = counted(on(Turn(1.0).double(), x, torch.zeros(1, 41, 2), times, **how))[2]
     path, decided = found.trajectory, decide(found)
     assert (path.horizon, path.predictable, path.end) == (path.end, path.end, pytest.approx(2 * pi))
     assert float(path.error.max()) < 1
     torch.testing.assert_close(path.growth, torch.ones(41).double(), rtol=1e-3, atol=0)
-    assert (decided.status, decided.level, decided.lower, decided.upper) == (Status.ODE, 0.0, 0.0, 0.0)
+    assert (decided.status, decided.level, decided.lower, decided.upper) == (
+        Status.ODE,
+        0.0,
+        0.0,
+        0.0,
+    )
 
 
 def test_the_horizon_is_where_the_error_exceeds_what_is_allowed() -> None:
@@ -32,7 +40,9 @@ def test_the_horizon_is_where_the_error_exceeds_what_is_allowed() -> None:
     x, how = torch.tensor([[1.0, 0.0]], dtype=torch.float64), {"task": SERIES, "end": 10.0}
     how["solver"] = FixedStep("euler", step_size=h)
     found = counted(on(Turn(1.0).double(), x, torch.zeros(1, 41, 2), times, **how))[2]
-    turned = torch.polar((1 + h * h) ** (times / h / 2), times / h * torch.tensor(h, dtype=torch.float64).atan())
+    turned = torch.polar(
+        (1 + h * h) ** (times / h / 2), times / h * torch.tensor(h, dtype=torch.float64).atan()
+    )
     gap = (turned - torch.polar(torch.ones_like(times), times)).abs() / 2**0.5 / 0.05
     path = found.trajectory
     torch.testing.assert_close(path.error, gap, rtol=0.02, atol=0.002)
@@ -48,7 +58,9 @@ def test_the_horizon_is_where_the_error_exceeds_what_is_allowed() -> None:
         (0, 10, "solver-dependent"), (10, 0, "ode"),
     ],
 )  # fmt: skip
-def test_beyond_the_horizon_of_a_perturbation_nothing_is_said(wrong: int, grown: int, status: str) -> None:
+def test_beyond_the_horizon_of_a_perturbation_nothing_is_said(
+    wrong: int, grown: int, status: str
+) -> None:
     """The error exceeds what is allowed from one time on, and a perturbation of 1e-9 from another."""
     exact, number = torch.ones(1, 10, 1, dtype=torch.float64), torch.arange(10.0)
     own = exact + 0.06 * (number >= wrong)[:, None]
@@ -63,6 +75,8 @@ def test_beyond_the_horizon_of_a_perturbation_nothing_is_said(wrong: int, grown:
 def test_only_a_single_series_is_a_trajectory() -> None:
     """Windows of one series are one sample, and no trajectory; nor are numbers."""
     windows = torch.randn(6, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = counted(Given(windows, windows, task=SERIES, groups=torch.zeros(6, dtype=torch.int64)))[2]
+    found = counted(Given(windows, windows, task=SERIES, groups=torch.zeros(6, dtype=torch.int64)))[
+        2
+    ]
     assert (found.n, found.trajectory) == (1, None)
     assert counted(Given(windows[:1, 0], windows[:1, 0], task=NUMBERS))[2].trajectory is None

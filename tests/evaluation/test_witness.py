@@ -30,7 +30,9 @@ def bump(t: Tensor, at: float | Tensor, width: float) -> Tensor:
 
 
 def kicked(width: float, at: float, *, clock: bool) -> object:
-    """A field that adds the second component to the first one within a short time, which is that of the solve or a state."""
+    """A field that adds the second component to the first one within a short time, which is that of
+    the solve or a state.
+    """
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         now = z[:, 2:] if clock else t
@@ -46,7 +48,9 @@ def plain(field: object) -> object:
 
 
 @pytest.mark.parametrize("kind", ["tensor", "number", "clock"])
-@pytest.mark.parametrize(("width", "at"), [(1e-1, 0.4), (1e-2, 0.613), (1e-3, 0.287), (2e-4, 0.731)])
+@pytest.mark.parametrize(
+    ("width", "at"), [(1e-1, 0.4), (1e-2, 0.613), (1e-3, 0.287), (2e-4, 0.731)]
+)
 def test_an_impulse_that_all_methods_step_over_is_found(width: float, at: float, kind: str) -> None:
     x = points()
     x[:, 2] = 0.0
@@ -65,7 +69,9 @@ def test_an_impulse_that_all_methods_step_over_is_found(width: float, at: float,
 @pytest.mark.parametrize("share", [0.05, 1.0])
 def test_impulses_at_times_of_their_own_are_found(share: float) -> None:
     x = points()
-    x[:, 2] = 0.05 + 0.9 * torch.rand(N, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x[:, 2] = 0.05 + 0.9 * torch.rand(
+        N, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     hit = torch.arange(N) < share * N
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -93,7 +99,9 @@ def test_jumps_of_a_field_are_located() -> None:
 
 
 def test_smooth_fields_have_no_features() -> None:
-    exact = counted(on(Turn(9.0).double(), points()[:, :2], task=get_task("regression", tolerance=1e-7)))[1]
+    exact = counted(
+        on(Turn(9.0).double(), points()[:, :2], task=get_task("regression", tolerance=1e-7))
+    )[1]
     assert bool(exact.settled.all())
     assert not any(exact.course.features.values())
 
@@ -107,13 +115,20 @@ def test_what_a_field_takes_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         Takes.PARTS: lambda t, z: math.cos(float(t)) * z,
         Takes.ONE: lambda t, z: math.cos(float(t)) * z * torch.sign(weight).abs(),
     }
-    looked = {Takes.ROWS: 10 * N, Takes.TIMES: 10 * N, Takes.PARTS: 10 * N // 2, Takes.ONE: 10}  # two parts of 2000
+    looked = {
+        Takes.ROWS: 10 * N,
+        Takes.TIMES: 10 * N,
+        Takes.PARTS: 10 * N // 2,
+        Takes.ONE: 10,
+    }  # two parts of 2000
     monkeypatch.setattr(witness, "CALLS", 2000)
     flows = {}
     for takes, field in fields.items():
         runnable, course = on(field, x, batch_size=N), Course()
         solving = Witnessed(course, 17, 0, torch.arange(N), sampled=10)
-        flows[takes] = runnable.run(FixedStep("rk4", n_steps=17), Part(torch.arange(N), solving=solving)).outputs
+        flows[takes] = runnable.run(
+            FixedStep("rk4", n_steps=17), Part(torch.arange(N), solving=solving)
+        ).outputs
         assert course.takes == {0: takes}
         assert solving.times == looked[takes]
     for takes in (Takes.PARTS, Takes.ONE):
@@ -124,7 +139,9 @@ def test_what_a_field_takes_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defects_do_not_depend_on_what_a_field_takes(how: str) -> None:
     """Rows at different times, some of them twice, against the formula."""
     x = points(7)[:, :2]
-    problem = Problem(lambda t, z: torch.cos(3 * t) * z, x, (1.0, 3.0), solver=FixedStep("rk4", n_steps=1))
+    problem = Problem(
+        lambda t, z: torch.cos(3 * t) * z, x, (1.0, 3.0), solver=FixedStep("rk4", n_steps=1)
+    )
     course = Course(takes={0: Takes[how]})
     solve = Rk4(problem, True, set(), course, 0)
     (step,) = solve.steps([0.0, 1.0], last=True)
@@ -143,12 +160,16 @@ def test_a_defect_stays_from_its_time_on() -> None:
         calls += 1
         return torch.where(t > 0.55, 1.0, 0.0) * torch.ones_like(z)
 
-    runnable = on(field, points()[:, :1], t=torch.linspace(0, 1, 5, dtype=torch.float64), task=SERIES)
+    runnable = on(
+        field, points()[:, :1], t=torch.linspace(0, 1, 5, dtype=torch.float64), task=SERIES
+    )
     solving = Witnessed(Course(), 4, 0, torch.arange(N), sampled=20)
     part = Part(torch.arange(N), True, solving=solving)
     first = runnable.run(FixedStep("rk4", n_steps=4), part).outputs
     before = calls
-    moved = runnable.run(FixedStep("rk4", n_steps=4), part._replace(solving=solving.moved())).outputs
+    moved = runnable.run(
+        FixedStep("rk4", n_steps=4), part._replace(solving=solving.moved())
+    ).outputs
     assert calls == before
     assert torch.equal(first[:, :3], moved[:, :3])
     assert bool((first[:, 3:] != moved[:, 3:]).all())
@@ -158,7 +179,9 @@ def test_the_interpolation_is_that_of_cubics() -> None:
     theta = torch.linspace(0, 1, 7, dtype=torch.float64)
     cubic = lambda x: 1 + x - 3 * x**2 + 2 * x**3  # noqa: E731
     slope = lambda x: 1 - 6 * x + 6 * x**2  # noqa: E731
-    ends = (f(torch.full((7, 1), x, dtype=torch.float64)) for f in (cubic, slope) for x in (0.0, 1.0))
+    ends = (
+        f(torch.full((7, 1), x, dtype=torch.float64)) for f in (cubic, slope) for x in (0.0, 1.0)
+    )
     state, derivative = hermite(theta, *ends)
     torch.testing.assert_close(state[:, 0], cubic(theta))
     torch.testing.assert_close(derivative[:, 0], slope(theta))

@@ -11,7 +11,9 @@ from trueode.evaluation.trajectory import Trajectory
 MANY = decide(Flips(1000, 300))
 
 
-def said(decision: Decision, answer: Answer = Answer.UNDECIDED, advice: str = "", **values: float) -> str:
+def said(
+    decision: Decision, answer: Answer = Answer.UNDECIDED, advice: str = "", **values: float
+) -> str:
     return sentence(decision, Performance(answer, "accuracy", **values), "euler x 4", advice=advice)
 
 
@@ -48,8 +50,12 @@ def test_what_else_is_said() -> None:
     assert decide(Flips(100)).reason in said(decide(Flips(100)))
 
 
-@pytest.mark.parametrize(("horizon", "word"), [(2.0, "up to the end"), (1.0, "t = 1"), (-torch.inf, "at no time")])
+@pytest.mark.parametrize(
+    ("horizon", "word"), [(2.0, "up to the end"), (1.0, "t = 1"), (-torch.inf, "at no time")]
+)
 def test_a_trajectory_has_its_horizon(horizon: float, word: str) -> None:
     times = torch.tensor([0.0, 1.0, 2.0])
-    found = decide(Flips(1, int(horizon < 2), trajectory=Trajectory(times, times, times, horizon, 2.0)))
+    found = decide(
+        Flips(1, int(horizon < 2), trajectory=Trajectory(times, times, times, horizon, 2.0))
+    )
     assert word in said(found)

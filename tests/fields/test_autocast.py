@@ -38,7 +38,9 @@ def error(found: Tensor, exact: Tensor) -> float:
     return float((found.detach() - exact.detach()).norm() / exact.detach().norm())
 
 
-def test_derivatives_are_rounded_and_handed_back_in_the_type_of_the_state(field: nn.Module, z: Tensor) -> None:
+def test_derivatives_are_rounded_and_handed_back_in_the_type_of_the_state(
+    field: nn.Module, z: Tensor
+) -> None:
     value, exact = Autocast(field, torch.bfloat16)(0.0, z), field(0.0, z)
     assert value.dtype == torch.float32
     assert 0 < error(value.double(), exact.double()) < 2 * ROUNDING

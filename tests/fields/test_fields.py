@@ -43,7 +43,10 @@ def apply_stack(stack: LayerStack, t: Tensor | float, z: Tensor) -> Tensor:
     for weight, bias, activation, time_weight in stack.layers:
         rows = x.reshape(batch, -1, weight.shape[1])
         if weight.dim() == 3:
-            rows = F.conv1d(rows.movedim(1, 2), weight, padding=weight.shape[2] // 2).movedim(2, 1) + bias
+            rows = (
+                F.conv1d(rows.movedim(1, 2), weight, padding=weight.shape[2] // 2).movedim(2, 1)
+                + bias
+            )
         else:
             rows = F.linear(rows, weight, bias)
         if time_weight is not None:
@@ -119,12 +122,18 @@ def by_hand(field, t, z):
 def test_field_is_the_papers_network(network, shape, act, time_dependent, dtype):
     field = seeded(build_field(network, shape, 4, act, time_dependent)).to(dtype)
     z = torch.randn(3, *shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    times = [0.25, torch.tensor(0.25), torch.linspace(0, 1, 3, dtype=dtype).view(-1, *[1] * len(shape))]
+    times = [
+        0.25,
+        torch.tensor(0.25),
+        torch.linspace(0, 1, 3, dtype=dtype).view(-1, *[1] * len(shape)),
+    ]
     tol = 2e-5 if dtype == torch.float32 else 1e-12
     before = z.clone()
     for t in times:
         value, gradients = both_with_gradients(field, field, t, z)
-        expected, expected_gradients = both_with_gradients(field, lambda t, z: by_hand(field, t, z), t, z)
+        expected, expected_gradients = both_with_gradients(
+            field, lambda t, z: by_hand(field, t, z), t, z
+        )
         assert value.shape == z.shape
         assert value.dtype == dtype
         torch.testing.assert_close(value, expected, rtol=tol, atol=tol)
@@ -151,7 +160,9 @@ def test_second_derivatives(network):
 
 def test_state_dict_reads_naturally_and_copies():
     field = build_field("odenet", (3, 4, 4), 6)
-    assert list(field.state_dict()) == [f"conv{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")]
+    assert list(field.state_dict()) == [
+        f"conv{i}.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")
+    ]
     other = copy.deepcopy(build_field("odenet", (3, 4, 4), 6))
     other.load_state_dict(field.state_dict())
     z = torch.randn(2, 3, 4, 4)
@@ -228,7 +239,9 @@ def test_matrix_layers_follow_the_weights():
 def test_hooks_see_values_that_stay_as_they_were():
     field = ConvField(1, 4, 2)
     seen = []
-    field.conv1.register_forward_hook(lambda module, args, output: seen.append((output, output.clone())))
+    field.conv1.register_forward_hook(
+        lambda module, args, output: seen.append((output, output.clone()))
+    )
     field(0.0, torch.randn(2, 1, 4, 4))
     assert torch.equal(*seen[0])
 
@@ -245,8 +258,12 @@ def test_a_layer_that_returns_its_input_does_not_spoil_the_state():
 def test_flops_count_two_for_each_weight_and_position():
     assert build_field("linear_odenet", (1, 2), 32).flops((1, 2)) == 2 * (2 * 32 + 32 * 32 + 32 * 2)
     assert build_field("simple_odenet", (1, 5), 32).flops((1, 5)) == 2 * 5 * (32 + 3 * 32 * 32 + 32)
-    assert build_field("odenet", (3, 8, 6), 16).flops((3, 8, 6)) == 2 * 48 * (3 * 16 + 9 * 256 + 16 * 3)
-    assert build_field("odenet", (3, 8, 6), 16, "relu", True).flops((3, 8, 6)) == 2 * 48 * (4 * 16 + 9 * 256 + 16 * 3)
+    assert build_field("odenet", (3, 8, 6), 16).flops((3, 8, 6)) == 2 * 48 * (
+        3 * 16 + 9 * 256 + 16 * 3
+    )
+    assert build_field("odenet", (3, 8, 6), 16, "relu", True).flops((3, 8, 6)) == 2 * 48 * (
+        4 * 16 + 9 * 256 + 16 * 3
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,26 @@ class TestInit:
         assert not layer.bias.any()
         return layer.weight.detach()
 
-    @pytest.mark.parametrize("layer", [nn.Linear(200, 300), nn.Conv1d(60, 100, 3), nn.Conv2d(40, 60, 3)])
+    @pytest.mark.parametrize(
+        "layer", [nn.Linear(200, 300), nn.Conv1d(60, 100, 3), nn.Conv2d(40, 60, 3)]
+    )
     def test_standard_deviations(self, layer):
         fan_in = layer.weight[0].numel()
         fan_out = layer.weight[:, 0].numel()
-        expected = {"kaiming": (2 / fan_in) ** 0.5, "normal": 0.3, "xavier": 0.3 * (2 / (fan_in + fan_out)) ** 0.5}
+        expected = {
+            "kaiming": (2 / fan_in) ** 0.5,
+            "normal": 0.3,
+            "xavier": 0.3 * (2 / (fan_in + fan_out)) ** 0.5,
+        }
         for kind, deviation in expected.items():
             weight = self.draw(layer, kind, 0.3)
             assert weight.std().item() == pytest.approx(deviation, rel=0.03)
             assert abs(weight.mean().item()) < 0.03 * deviation
 
     def test_orthogonal_rows(self):
-        weight = self.draw(nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), "orthogonal", 0.5).flatten(1)
+        weight = self.draw(
+            nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), "orthogonal", 0.5
+        ).flatten(1)
         torch.testing.assert_close(weight @ weight.T, 0.25 * torch.eye(6), atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize("kind", ["normal", "xavier", "kaiming", "orthogonal"])

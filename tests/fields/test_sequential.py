@@ -11,7 +11,16 @@ from trueode.fields import SequentialField
 from trueode.solvers import Adaptive, FixedStep, solve
 from trueode.solvers.backends import native
 
-ACTIVATIONS = [nn.ReLU(), nn.LeakyReLU(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Softplus(), nn.GELU(), nn.Identity()]
+ACTIVATIONS = [
+    nn.ReLU(),
+    nn.LeakyReLU(),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.SiLU(),
+    nn.Softplus(),
+    nn.GELU(),
+    nn.Identity(),
+]
 
 
 def network(*activations: nn.Module, timed: bool = False, bias: bool = True) -> SequentialField:
@@ -38,14 +47,22 @@ def test_layers_give_what_calling_gives(depth: int, timed: bool, name: str) -> N
     z = torch.randn(6, 2, 2, dtype=torch.float64, requires_grad=True)
     assert field.layer_stack(z.shape) is not None
     with native.using(name):
-        for solver in (FixedStep("rk4", n_steps=3), Adaptive("dopri5", 1e-4, 1e-4, per_sample=True)):
-            for x, y in zip(results(field, z, solver, True), results(field, z, solver, False), strict=True):
+        for solver in (
+            FixedStep("rk4", n_steps=3),
+            Adaptive("dopri5", 1e-4, 1e-4, per_sample=True),
+        ):
+            for x, y in zip(
+                results(field, z, solver, True), results(field, z, solver, False), strict=True
+            ):
                 torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
 
 
 def test_without_biases() -> None:
     field = network(nn.Tanh(), bias=False)
-    z, solver = torch.randn(6, 4, dtype=torch.float64, requires_grad=True), FixedStep("rk4", n_steps=3)
+    z, solver = (
+        torch.randn(6, 4, dtype=torch.float64, requires_grad=True),
+        FixedStep("rk4", n_steps=3),
+    )
     assert field.layer_stack(z.shape) is not None
     for x, y in zip(results(field, z, solver, True), results(field, z, solver, False), strict=True):
         torch.testing.assert_close(x, y)

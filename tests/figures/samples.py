@@ -25,7 +25,10 @@ def history(n: int = 50, *, adaptive: bool = False) -> dict[str, Array]:
         "n_steps": random.integers(1, 5, n).astype(float),
         "tolerance" if adaptive else "step_size": 10.0 ** -random.integers(2, 5, n),
     }
-    columns |= {f"test_{name}": np.where(tested, columns[name], np.nan) for name in ("loss", "accuracy", "mse")}
+    columns |= {
+        f"test_{name}": np.where(tested, columns[name], np.nan)
+        for name in ("loss", "accuracy", "mse")
+    }
     return columns
 
 

@@ -59,21 +59,32 @@ DEGENERATE = {
     "no columns": lambda: figures.adaptation({}, "accuracy"),
     "no rows": lambda: figures.adaptation(first(run(adaptive=True), 0), "accuracy"),
     "one row": lambda: figures.adaptation(first(run(adaptive=True), 1), "mse"),
-    "one check": lambda: figures.adaptation({name: column[9:10] for name, column in run().items()}, "accuracy"),
-    "only NaN": lambda: figures.adaptation({name: np.full(50, np.nan) for name in run(adaptive=True)}, "accuracy"),
-    "only infinity": lambda: figures.adaptation(run() | {"signal": np.full(50, np.inf)}, "accuracy"),
+    "one check": lambda: figures.adaptation(
+        {name: column[9:10] for name, column in run().items()}, "accuracy"
+    ),
+    "only NaN": lambda: figures.adaptation(
+        {name: np.full(50, np.nan) for name in run(adaptive=True)}, "accuracy"
+    ),
+    "only infinity": lambda: figures.adaptation(
+        run() | {"signal": np.full(50, np.inf)}, "accuracy"
+    ),
     "zero mse": lambda: figures.adaptation(run() | {"mse": np.zeros(50)}, "mse"),
-    "constant": lambda: figures.adaptation(run() | {"accuracy": np.ones(50), "test_accuracy": np.ones(50)}, "accuracy"),
+    "constant": lambda: figures.adaptation(
+        run() | {"accuracy": np.ones(50), "test_accuracy": np.ones(50)}, "accuracy"
+    ),
     "a method a row": lambda: figures.adaptation(run(orders=range(1, 51)), "accuracy"),
     "no groups": lambda: figures.adaptation_runs({}, "accuracy"),
     "no runs": lambda: figures.adaptation_runs({"paper": [], "fidelity": [run()]}, "accuracy"),
     "a run without columns": lambda: figures.adaptation_runs({"paper": [{}, run()]}, "mse"),
-    "runs of one row": lambda: figures.adaptation_runs({"paper": [first(run(), 1), first(run(), 1)]}, "accuracy"),
+    "runs of one row": lambda: figures.adaptation_runs(
+        {"paper": [first(run(), 1), first(run(), 1)]}, "accuracy"
+    ),
     "a run of zero mse": lambda: figures.adaptation_runs(
         {"paper": [run()], "fidelity": [run() | {"test_mse": np.zeros(50)}]}, "mse"
     ),
     "runs that have no iteration in common": lambda: figures.adaptation_runs(
-        {"paper": [first(run(), 20), {name: column[30:] for name, column in run().items()}]}, "accuracy"
+        {"paper": [first(run(), 20), {name: column[30:] for name, column in run().items()}]},
+        "accuracy",
     ),
 }
 
@@ -118,7 +129,10 @@ def test_panels_share_the_iterations():
 
 def test_steps_have_the_tolerance_at_their_side_if_there_is_one():
     data = run(adaptive=True)
-    fixed, adaptive = figures.adaptation(run(), "accuracy").axes, figures.adaptation(data, "accuracy").axes
+    fixed, adaptive = (
+        figures.adaptation(run(), "accuracy").axes,
+        figures.adaptation(data, "accuracy").axes,
+    )
     assert "tolerance" not in [axes.get_ylabel() for axes in fixed]
     assert np.array_equal(adaptive[1].lines[0].get_ydata(), data["n_steps"])
     (right,) = (axes for axes in adaptive if axes.get_ylabel() == "tolerance")
@@ -130,14 +144,21 @@ def test_steps_have_the_tolerance_at_their_side_if_there_is_one():
 def test_the_tolerance_breaks_off_where_the_steps_are_fixed():
     data = run(adaptive=True)
     data["tolerance"][10:20] = np.nan
-    (right,) = (axes for axes in figures.adaptation(data, "accuracy").axes if axes.get_ylabel() == "tolerance")
+    (right,) = (
+        axes
+        for axes in figures.adaptation(data, "accuracy").axes
+        if axes.get_ylabel() == "tolerance"
+    )
     assert np.array_equal(right.lines[0].get_ydata(), data["tolerance"], equal_nan=True)
 
 
 def test_a_line_marks_each_change_of_the_method():
     data = run(60, orders=(4, 2, 4))
     axes = figures.adaptation(data, "accuracy").axes[1]
-    assert [line.get_xdata()[0] for line in axes.lines[1:]] == [data["iteration"][20], data["iteration"][40]]
+    assert [line.get_xdata()[0] for line in axes.lines[1:]] == [
+        data["iteration"][20],
+        data["iteration"][40],
+    ]
     assert says(axes) == ["order 4", "order 2", "order 4"]
 
 
@@ -176,7 +197,9 @@ def test_a_signal_of_zero_stands_on_a_linear_axis():
     assert figures.adaptation(data, "accuracy").axes[2].get_yscale() == "linear"
 
 
-@pytest.mark.parametrize(("factor", "unit"), [(1, "thousands"), (1e3, "millions"), (1e6, "billions")])
+@pytest.mark.parametrize(
+    ("factor", "unit"), [(1, "thousands"), (1e3, "millions"), (1e6, "billions")]
+)
 def test_evaluations_are_shown_for_an_iteration_and_in_total(factor, unit):
     data = run()
     data["nfe_total"] = data["nfe_total"] * factor
@@ -200,12 +223,17 @@ def test_evaluations_are_shown_for_an_iteration_and_in_total(factor, unit):
 def test_panels_without_columns_say_so(place, names):
     data = run(adaptive=True, orders=(2, 4))
     empty = data | {name: np.full(50, np.nan) for name in names}
-    for found in (figures.adaptation(without(data, *names), "accuracy"), figures.adaptation(empty, "accuracy")):
+    for found in (
+        figures.adaptation(without(data, *names), "accuracy"),
+        figures.adaptation(empty, "accuracy"),
+    ):
         silent = [k for k, axes in enumerate(found.axes[:4]) if "no data" in says(axes)]
         assert silent == [place]
 
 
-@pytest.mark.parametrize("name", ["accuracy", "test_accuracy", "test_accuracy_reference", "n_steps", "target", "nfe"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "test_accuracy", "test_accuracy_reference", "n_steps", "target", "nfe"]
+)
 def test_a_panel_that_lacks_one_of_its_columns_shows_the_others(name):
     figure = figures.adaptation(without(run(adaptive=True), name), "accuracy")
     assert not [axes for axes in figure.axes if "no data" in says(axes)]
@@ -213,7 +241,9 @@ def test_a_panel_that_lacks_one_of_its_columns_shows_the_others(name):
 
 def test_each_rule_is_a_column_with_a_line_per_seed_and_their_mean():
     runs = [run(seed=k) for k in range(4)]
-    paper, fidelity, steps, _ = figures.adaptation_runs({"paper": runs, "fidelity": runs[:1]}, "accuracy").axes
+    paper, fidelity, steps, _ = figures.adaptation_runs(
+        {"paper": runs, "fidelity": runs[:1]}, "accuracy"
+    ).axes
     assert [paper.get_title(loc="left"), fidelity.get_title(loc="left")] == ["paper", "fidelity"]
     assert (paper.get_ylabel(), steps.get_ylabel()) == ("test accuracy (%)", "steps")
     for axes, tint, name, scale in (
@@ -226,11 +256,15 @@ def test_each_rule_is_a_column_with_a_line_per_seed_and_their_mean():
             assert np.array_equal(line.get_ydata(), scale * at_checks(data, name))
             assert line.get_linewidth() < mean.get_linewidth()
         assert mean.get_label() == "mean"
-        assert mean.get_ydata() == pytest.approx(scale * np.mean([at_checks(data, name) for data in runs], axis=0))
+        assert mean.get_ydata() == pytest.approx(
+            scale * np.mean([at_checks(data, name) for data in runs], axis=0)
+        )
 
 
 def test_columns_share_the_axes_of_values_and_panels_of_a_column_that_of_iterations():
-    figure = figures.adaptation_runs({"paper": [run(50)], "fidelity": [run(80, seed=1)]}, "accuracy")
+    figure = figures.adaptation_runs(
+        {"paper": [run(50)], "fidelity": [run(80, seed=1)]}, "accuracy"
+    )
     paper, fidelity, paper_steps, fidelity_steps = figure.axes
     assert paper.get_ylim() == fidelity.get_ylim()
     assert paper_steps.get_ylim() == fidelity_steps.get_ylim()
@@ -238,7 +272,10 @@ def test_columns_share_the_axes_of_values_and_panels_of_a_column_that_of_iterati
 
 
 def test_the_mean_ends_where_the_first_run_ends_and_is_taken_between_rows_as_well():
-    long = {"iteration": np.array([0.0, 100, 200, 300]), "test_accuracy": np.array([0, 0.4, 0.8, 0.8])}
+    long = {
+        "iteration": np.array([0.0, 100, 200, 300]),
+        "test_accuracy": np.array([0, 0.4, 0.8, 0.8]),
+    }
     short = {"iteration": np.array([50.0, 150, 250]), "test_accuracy": np.array([0.2, 0.2, 0.2])}
     long["n_steps"], short["n_steps"] = np.array([1.0, 3, 5, 7]), np.array([1.0, 1, 1])
     upper, lower = figures.adaptation_runs({"paper": [long, short]}, "accuracy").axes
@@ -256,13 +293,19 @@ def test_numbers_of_steps_that_differ_much_stand_on_a_logarithmic_axis(most, sca
 
 
 def test_one_mse_of_zero_makes_the_common_axis_linear():
-    upper = figures.adaptation_runs({"a": [run()], "b": [run() | {"test_mse": np.zeros(50)}]}, "mse").axes[:2]
+    upper = figures.adaptation_runs(
+        {"a": [run()], "b": [run() | {"test_mse": np.zeros(50)}]}, "mse"
+    ).axes[:2]
     assert [axes.get_yscale() for axes in upper] == ["linear", "linear"]
     assert figures.adaptation_runs({"a": [run()]}, "mse").axes[0].get_yscale() == "log"
 
 
 def test_no_tick_above_100_per_cent():
-    perfect = run() | {"accuracy": np.ones(50), "test_accuracy": np.ones(50), "test_accuracy_reference": np.ones(50)}
+    perfect = run() | {
+        "accuracy": np.ones(50),
+        "test_accuracy": np.ones(50),
+        "test_accuracy_reference": np.ones(50),
+    }
     figure = figures.adaptation_runs({"a": [perfect]}, "accuracy")
     for axes in (figure.axes[0], figures.adaptation(perfect, "accuracy").axes[0]):
         low, high = axes.get_ylim()

@@ -51,7 +51,15 @@ def rows() -> list[dict[str, Any]]:
 
 
 ORDERS = [
-    {"method": "rk4", "nominal": 4, "observed": 3.9, "lower": 3.7, "upper": 4.1, "floor": 1e-6, "steps": [1, 2, 4]}
+    {
+        "method": "rk4",
+        "nominal": 4,
+        "observed": 3.9,
+        "lower": 3.7,
+        "upper": 4.1,
+        "floor": 1e-6,
+        "steps": [1, 2, 4],
+    }
 ]
 SAFE = [
     {
@@ -87,12 +95,17 @@ def inside(figure: Figure, texts: list[Any]) -> bool:
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
     whole = figure.bbox
-    held = all(whole.x0 <= b.x0 and b.x1 <= whole.x1 and whole.y0 <= b.y0 and b.y1 <= whole.y1 for b in boxes)
+    held = all(
+        whole.x0 <= b.x0 and b.x1 <= whole.x1 and whole.y0 <= b.y0 and b.y1 <= whole.y1
+        for b in boxes
+    )
     return held and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_swap_shows_shares_against_the_exact_flow() -> None:
-    figure = figures.solver_swap([*rows(), row("rk4", 8, np.inf, N, status="non_finite")], TRAINING, exact=0.8)
+    figure = figures.solver_swap(
+        [*rows(), row("rk4", 8, np.inf, N, status="non_finite")], TRAINING, exact=0.8
+    )
     upper, _, lower, _ = figure.axes
     assert lines(lower)["euler"].get_ydata() == pytest.approx([60, 30, 3.8, 0.9, 0.2, 0.1])
     assert list(lines(lower)["rk4"].get_xdata()) == [1, 2, 4], "a solve that failed has no point"
@@ -144,14 +157,19 @@ def test_cost_shows_who_is_safe() -> None:
     assert (safe.get_xdata(), safe.get_ydata()) == (pytest.approx([8]), pytest.approx([0.3]))
     assert [text.get_text() for text in axes.texts] == ["margin 1 %"]
     assert axes.get_ylim()[0] < 0.3
-    assert not any(label.startswith("cheapest") for label in lines(figures.audit_cost(rows(), 0.01, []).axes[0]))
+    assert not any(
+        label.startswith("cheapest")
+        for label in lines(figures.audit_cost(rows(), 0.01, []).axes[0])
+    )
 
 
 def test_names_of_other_libraries_fit() -> None:
     foreign = "torchdiffeq explicit_adams"
     for figure in (
         figures.audit_cost([row(foreign, 20, 0.1, 3, is_training=True), *rows()[1:]], 0.01, SAFE),
-        figures.audit_order([row(foreign, 20, 0.1, 3), *rows()], [ORDERS[0] | {"method": "midpoint"}, *ORDERS]),
+        figures.audit_order(
+            [row(foreign, 20, 0.1, 3), *rows()], [ORDERS[0] | {"method": "midpoint"}, *ORDERS]
+        ),
     ):
         shown = figure.axes[0].get_legend()
         assert shown is not None
@@ -162,14 +180,25 @@ def test_trajectories_have_the_colour_of_the_prediction() -> None:
     labels = np.arange(12) % 3
     figure = figures.audit_trajectories(paths(), paths() + 0.1, labels, np.zeros(12, int), TRAINING)
     own, exact = figure.axes
-    assert (own.get_title(loc="left"), exact.get_title(loc="left")) == (f"trained with {TRAINING}", "exact flow")
+    assert (own.get_title(loc="left"), exact.get_title(loc="left")) == (
+        f"trained with {TRAINING}",
+        "exact flow",
+    )
     for axes, expected in ((own, [0, 1, 2]), (exact, [0])):
         drawn = [artist for artist in axes.collections if isinstance(artist, LineCollection)]
-        assert [to_hex(artist.get_color()[0]) for artist in drawn] == [colour(label) for label in expected]
+        assert [to_hex(artist.get_color()[0]) for artist in drawn] == [
+            colour(label) for label in expected
+        ]
         assert sum(len(artist.get_segments()) for artist in drawn) == 12
     (shown,) = figure.legends
-    assert [text.get_text() for text in shown.get_texts()] == [*(f"predicted {k}" for k in range(3)), "start", "end"]
-    ten = figures.audit_trajectories(paths(), paths(), np.arange(12) % 10, np.arange(12) % 10, TRAINING)
+    assert [text.get_text() for text in shown.get_texts()] == [
+        *(f"predicted {k}" for k in range(3)),
+        "start",
+        "end",
+    ]
+    ten = figures.audit_trajectories(
+        paths(), paths(), np.arange(12) % 10, np.arange(12) % 10, TRAINING
+    )
     titles = [axes._left_title for axes in ten.axes]  # type: ignore[attr-defined]
     assert inside(ten, [*titles, *ten.legends[0].get_texts()])
 
@@ -182,18 +211,34 @@ DEGENERATE = {
     "one row, swap": lambda: figures.solver_swap(rows()[:1], TRAINING, exact=0.8),
     "one row, order": lambda: figures.audit_order(rows()[:1], []),
     "one row, cost": lambda: figures.audit_cost(rows()[:1], 0.01, []),
-    "not finite, swap": lambda: figures.solver_swap([r | {"metric": np.nan} for r in rows()], TRAINING, name="mse"),
-    "not finite, order": lambda: figures.audit_order([r | {"output_error": np.inf} for r in rows()], []),
-    "null, order": lambda: figures.audit_order([r | {"output_error": None} for r in rows()], ORDERS),
+    "not finite, swap": lambda: figures.solver_swap(
+        [r | {"metric": np.nan} for r in rows()], TRAINING, name="mse"
+    ),
+    "not finite, order": lambda: figures.audit_order(
+        [r | {"output_error": np.inf} for r in rows()], []
+    ),
+    "null, order": lambda: figures.audit_order(
+        [r | {"output_error": None} for r in rows()], ORDERS
+    ),
     "no error, order": lambda: figures.audit_order([r | {"output_error": 0.0} for r in rows()], []),
-    "all failed, cost": lambda: figures.audit_cost([r | {"status": "non_finite"} for r in rows()], 0.01, []),
+    "all failed, cost": lambda: figures.audit_cost(
+        [r | {"status": "non_finite"} for r in rows()], 0.01, []
+    ),
     "many methods, swap": lambda: figures.solver_swap(
         [row(m, s, s, 1) for m in METHODS for s in (0.1, 0.2)], name="mse", exact=1.0
     ),
-    "many methods, cost": lambda: figures.audit_cost([row(m, s, s, 1) for m in METHODS for s in (0.1, 0.2)], 0.5, SAFE),
-    "no paths": lambda: figures.audit_trajectories(NOTHING[0], NOTHING[0], NOTHING[1], NOTHING[1], TRAINING),
-    "paths of NaN": lambda: figures.audit_trajectories(paths() * np.nan, paths(), np.zeros(12), np.zeros(12), TRAINING),
-    "one path": lambda: figures.audit_trajectories(paths(1), paths(1), np.zeros(1), np.zeros(1), TRAINING),
+    "many methods, cost": lambda: figures.audit_cost(
+        [row(m, s, s, 1) for m in METHODS for s in (0.1, 0.2)], 0.5, SAFE
+    ),
+    "no paths": lambda: figures.audit_trajectories(
+        NOTHING[0], NOTHING[0], NOTHING[1], NOTHING[1], TRAINING
+    ),
+    "paths of NaN": lambda: figures.audit_trajectories(
+        paths() * np.nan, paths(), np.zeros(12), np.zeros(12), TRAINING
+    ),
+    "one path": lambda: figures.audit_trajectories(
+        paths(1), paths(1), np.zeros(1), np.zeros(1), TRAINING
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""What holds for every figure: the file, its bytes, empty and broken inputs, no torch, no global state."""
+"""What holds for every figure: the file, its bytes, empty and broken inputs, no torch, no global
+state.
+"""
 
 import os
 import subprocess
@@ -21,7 +23,10 @@ NO_PORTRAIT = portrait() | {
     "predictions": np.empty(0, int),
     "accuracy": float("nan"),
 }
-BROKEN_PORTRAIT = portrait() | {"paths": np.full((5, 30, 2), np.nan), "output": np.full((30, 2), np.inf)}
+BROKEN_PORTRAIT = portrait() | {
+    "paths": np.full((5, 30, 2), np.nan),
+    "output": np.full((30, 2), np.inf),
+}
 
 FULL = {
     "loss": lambda: figures.loss(history()),
@@ -36,19 +41,31 @@ FULL = {
 DEGENERATE = {
     "no columns": lambda: figures.loss({}),
     "no rows": lambda: figures.effort({name: np.empty(0) for name in history()}),
-    "one row": lambda: figures.metric({name: column[:1] for name, column in history().items()}, "accuracy"),
-    "one row, effort": lambda: figures.effort({name: column[:1] for name, column in history(adaptive=True).items()}),
+    "one row": lambda: figures.metric(
+        {name: column[:1] for name, column in history().items()}, "accuracy"
+    ),
+    "one row, effort": lambda: figures.effort(
+        {name: column[:1] for name, column in history(adaptive=True).items()}
+    ),
     "only NaN": lambda: figures.loss({"iteration": np.arange(5.0), "loss": NAN, "test_loss": NAN}),
     "some NaN and infinity": lambda: figures.loss(
         {"iteration": np.arange(4.0), "loss": np.array([1, np.nan, np.inf, 2])}
     ),
-    "constant": lambda: figures.metric({"iteration": np.arange(5.0), "accuracy": np.ones(5)}, "accuracy"),
+    "constant": lambda: figures.metric(
+        {"iteration": np.arange(5.0), "accuracy": np.ones(5)}, "accuracy"
+    ),
     "zero mse": lambda: figures.metric({"iteration": np.arange(5.0), "mse": np.zeros(5)}, "mse"),
     "no swaps": lambda: figures.solver_swap([], "euler"),
     "one swap": lambda: figures.solver_swap(rows()[1:2], "euler"),
-    "swaps of NaN": lambda: figures.solver_swap([row | {"metric": np.nan, "changed": None} for row in rows()], "euler"),
-    "swaps without error": lambda: figures.solver_swap([row | {"metric": 0.0} for row in rows()], "euler", name="mse"),
-    "an unknown solver": lambda: figures.solver_swap([row | {"method": "mine"} for row in rows()], "mine"),
+    "swaps of NaN": lambda: figures.solver_swap(
+        [row | {"metric": np.nan, "changed": None} for row in rows()], "euler"
+    ),
+    "swaps without error": lambda: figures.solver_swap(
+        [row | {"metric": 0.0} for row in rows()], "euler", name="mse"
+    ),
+    "an unknown solver": lambda: figures.solver_swap(
+        [row | {"method": "mine"} for row in rows()], "mine"
+    ),
     "no paths": lambda: figures.trajectories(NO_PORTRAIT),
     "no output": lambda: figures.regions(NO_PORTRAIT),
     "paths of NaN": lambda: figures.trajectories(BROKEN_PORTRAIT),
@@ -72,7 +89,9 @@ def test_every_figure_is_written_whole(draw, tmp_path):
 
 @pytest.mark.parametrize("name", FULL)
 def test_equal_input_gives_equal_bytes(name, tmp_path):
-    first, second = (figures.save(FULL[name](), tmp_path / f"{k}.png").read_bytes() for k in range(2))
+    first, second = (
+        figures.save(FULL[name](), tmp_path / f"{k}.png").read_bytes() for k in range(2)
+    )
     assert first == second
 
 
@@ -97,5 +116,7 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
 
 def test_neither_torch_nor_pyplot_is_imported():
     code = "import sys, trueode.figures; print([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

@@ -57,7 +57,11 @@ def test_dark_is_the_training_configuration() -> None:
 
 def test_bars_reach_from_the_lowest_to_the_highest_seed() -> None:
     (axes,) = figures.swap_sweep({"title": points()}).axes
-    ends = {tuple(np.round(segment[:, 1], 6)) for bars in axes.collections for segment in bars.get_segments()}
+    ends = {
+        tuple(np.round(segment[:, 1], 6))
+        for bars in axes.collections
+        for segment in bars.get_segments()
+    }
     assert ends == {(80, 95), (70, 85), (60, 75)}
 
 
@@ -71,7 +75,9 @@ def test_logarithmic_axes_and_finer_solvers_to_the_right(kind: str, label: str) 
 
 
 def test_failed_solvers_are_left_out() -> None:
-    (axes,) = figures.swap_sweep({"title": [{**point, "mean": float("nan")} for point in points()]}).axes
+    (axes,) = figures.swap_sweep(
+        {"title": [{**point, "mean": float("nan")} for point in points()]}
+    ).axes
     assert [text.get_text() for text in axes.texts] == ["no data"]
 
 
@@ -83,7 +89,9 @@ def test_panels_share_colours_and_legends() -> None:
 
 
 def test_figure_1_has_trajectories_above_and_accuracies_below() -> None:
-    figure = figures.fine_and_coarse([portrait(), portrait()], [points(), points()], ["fine", "coarse"])
+    figure = figures.fine_and_coarse(
+        [portrait(), portrait()], [points(), points()], ["fine", "coarse"]
+    )
     assert [axes.get_title("left")[:1] for axes in figure.axes] == ["a", "b", "c", "d"]
     for below in figure.axes[2:]:
         assert below.get_xscale() == "log"
@@ -112,7 +120,9 @@ def test_figure_3_draws_a_line_only_where_there_is_one() -> None:
 
 
 def test_critical_steps_have_a_line_for_each_group_and_what_is_allowed() -> None:
-    group = [{"x": 2.0**k, "mean": 0.5 / 2**k, "low": 0.4 / 2**k, "high": 0.6 / 2**k} for k in range(4)]
+    group = [
+        {"x": 2.0**k, "mean": 0.5 / 2**k, "low": 0.4 / 2**k, "high": 0.6 / 2**k} for k in range(4)
+    ]
     (axes,) = figures.critical_steps({"a": group, "b": group}, 0.1).axes
     assert [line.get_label() for line in axes.lines] == ["a", "b", "allowed: 10 %"]
     assert axes.get_xscale() == "log"

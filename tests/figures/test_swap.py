@@ -16,20 +16,37 @@ def test_each_solver_is_a_line_over_its_realised_steps():
     assert upper.get_xscale() == lower.get_xscale() == "log"
     assert lower.get_xlabel() == "steps"
     for solver in ("euler", "midpoint", "rk4"):
-        own = sorted((row for row in rows() if row["method"] == solver), key=lambda row: row["n_steps"])
+        own = sorted(
+            (row for row in rows() if row["method"] == solver), key=lambda row: row["n_steps"]
+        )
         assert list(lines(upper)[solver].get_xdata()) == [row["n_steps"] for row in own]
-        assert lines(upper)[solver].get_ydata() == pytest.approx([100 * row["metric"] for row in own])
-        assert lines(lower)[solver].get_ydata() == pytest.approx([100 * row["changed"] for row in own])
+        assert lines(upper)[solver].get_ydata() == pytest.approx(
+            [100 * row["metric"] for row in own]
+        )
+        assert lines(lower)[solver].get_ydata() == pytest.approx(
+            [100 * row["changed"] for row in own]
+        )
 
 
 def test_circle_cross_and_triangle_as_in_the_paper():
     upper, _ = figures.solver_swap(rows()).axes
-    assert [lines(upper)[solver].get_marker() for solver in ("euler", "midpoint", "rk4")] == ["o", "x", "^"]
+    assert [lines(upper)[solver].get_marker() for solver in ("euler", "midpoint", "rk4")] == [
+        "o",
+        "x",
+        "^",
+    ]
 
 
 def test_solvers_of_one_panel_differ_in_marker_and_in_colour():
-    for panel in (("euler", "midpoint", "heun2", "rk4", "rk4_38"), ("fehlberg2", "bosh3", "dopri5", "tsit5")):
-        assert len({MARKS[solver][0] for solver in panel}) == len({MARKS[solver][1] for solver in panel}) == len(panel)
+    for panel in (
+        ("euler", "midpoint", "heun2", "rk4", "rk4_38"),
+        ("fehlberg2", "bosh3", "dopri5", "tsit5"),
+    ):
+        assert (
+            len({MARKS[solver][0] for solver in panel})
+            == len({MARKS[solver][1] for solver in panel})
+            == len(panel)
+        )
 
 
 def test_the_training_point_is_dark_and_named():

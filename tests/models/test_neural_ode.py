@@ -25,20 +25,26 @@ def test_is_downstream_of_flow_of_upstream() -> None:
     field, up, down, x = TanhField(), nn.Linear(2, 2).double(), head(), states()
     model = NeuralODE(field, up, down, solver=RK4, t=(0.0, 2.0))
     torch.testing.assert_close(model(x), down(solve(field, up(x), (0.0, 2.0), solver=RK4).z))
-    assert {id(p) for p in model.parameters()} == {id(p) for m in (field, up, down) for p in m.parameters()}
+    assert {id(p) for p in model.parameters()} == {
+        id(p) for m in (field, up, down) for p in m.parameters()
+    }
 
 
 def test_layers_around_are_optional() -> None:
     field, x = TanhField(), states()
     torch.testing.assert_close(NeuralODE(field, solver=RK4)(x), solve(field, x, solver=RK4).z)
-    torch.testing.assert_close(NeuralODE(lambda t, z: -z, solver=RK4)(x), x * 0.36788, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        NeuralODE(lambda t, z: -z, solver=RK4)(x), x * 0.36788, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_solver_is_a_value_of_the_call() -> None:
     model, x = NeuralODE(TanhField(), downstream=head(), solver=RK4), states()
     coarse = model(x, FixedStep("euler", n_steps=1))
     assert not torch.allclose(coarse, model(x))
-    torch.testing.assert_close(model(x, Adaptive("dopri5", 1e-9, 1e-9)), model(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        model(x, Adaptive("dopri5", 1e-9, 1e-9)), model(x), rtol=1e-3, atol=1e-3
+    )
     assert model.solver is RK4
     output, solution = model(x, FixedStep("euler", n_steps=5), return_solution=True)
     assert output.shape == (4, 3)
@@ -84,8 +90,12 @@ def test_times_that_do_not_fit() -> None:
 def test_gradients_by_adjoint() -> None:
     found = []
     for gradient in (None, Adjoint()):
-        model = NeuralODE(TanhField(), downstream=head(), solver=Adaptive("dopri5", 1e-8, 1e-8), gradient=gradient)
-        found.append(torch.autograd.grad(model(states()).square().sum(), list(model.field.parameters())))
+        model = NeuralODE(
+            TanhField(), downstream=head(), solver=Adaptive("dopri5", 1e-8, 1e-8), gradient=gradient
+        )
+        found.append(
+            torch.autograd.grad(model(states()).square().sum(), list(model.field.parameters()))
+        )
     for x, y in zip(*found, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
@@ -94,7 +104,9 @@ def test_times_of_no_samples() -> None:
     """As on a rank that has no part of a small batch."""
     field = TanhField()
     model = NeuralODE(field, solver=RK4)
-    output = model(torch.zeros(0, 2, dtype=torch.float64), save_at=torch.zeros(0, 4, dtype=torch.float64))
+    output = model(
+        torch.zeros(0, 2, dtype=torch.float64), save_at=torch.zeros(0, 4, dtype=torch.float64)
+    )
     assert output.shape == (4, 0, 2)
     output.sum().backward()
 
@@ -121,7 +133,11 @@ def test_a_learnable_end_is_a_parameter_of_the_model() -> None:
         (model(torch.ones(1, 1)) - 2).square().sum().backward()
         optimizer.step()
     assert float(end.detach()) == pytest.approx(0.6931, abs=1e-3)
-    other = NeuralODE(lambda t, z: z, t=(0.0, nn.Parameter(torch.tensor(9.0))), solver=FixedStep("rk4", n_steps=10))
+    other = NeuralODE(
+        lambda t, z: z,
+        t=(0.0, nn.Parameter(torch.tensor(9.0))),
+        solver=FixedStep("rk4", n_steps=10),
+    )
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(torch.ones(1, 1)), model(torch.ones(1, 1)))
     wide = copy.deepcopy(model).double()
@@ -130,8 +146,12 @@ def test_a_learnable_end_is_a_parameter_of_the_model() -> None:
 
 
 def test_other_ends_of_time() -> None:
-    """A tensor that is not learnt is a buffer; one that was computed, and numbers, stay what they are."""
-    assert dict(NeuralODE(lambda t, z: z, t=(0.0, torch.tensor(2.0))).named_buffers()) == {"t_end": torch.tensor(2.0)}
+    """A tensor that is not learnt is a buffer; one that was computed, and numbers, stay what they
+    are.
+    """
+    assert dict(NeuralODE(lambda t, z: z, t=(0.0, torch.tensor(2.0))).named_buffers()) == {
+        "t_end": torch.tensor(2.0)
+    }
     raw = torch.tensor(0.0, requires_grad=True)
     model = NeuralODE(lambda t, z: z, t=(0.0, raw.exp()), solver=FixedStep("rk4", n_steps=4))
     model(torch.ones(1, 1)).sum().backward()

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trueode.errors import OptionError
-from trueode.options import Options, describe, dump_yaml, load_options, make_options, merge, read_file
+from trueode.options import (
+    Options,
+    describe,
+    dump_yaml,
+    load_options,
+    make_options,
+    merge,
+    read_file,
+)
 
 IMAGES = "--dataset mnist --network odenet"
 FIDELITY = "--use_step_adaption_algo true --adaption_algo fidelity"
@@ -22,7 +30,9 @@ def load(text: str) -> Options:
 valid = st.fixed_dictionaries(
     {},
     optional={
-        "name": st.text("abcXYZ_-. 'ü#:", min_size=1, max_size=12).filter(lambda s: s.strip(". ") == s and s != ""),
+        "name": st.text("abcXYZ_-. 'ü#:", min_size=1, max_size=12).filter(
+            lambda s: s.strip(". ") == s and s != ""
+        ),
         "random_seed": st.integers(0, 2**32 - 1),
         "step_size": st.floats(0.01, 1.0),
         "lr": st.floats(1e-12, 10),
@@ -30,7 +40,9 @@ valid = st.fixed_dictionaries(
         "use_gpu": st.booleans(),
         "adjoint": st.booleans(),
         "torch_threads": st.none() | st.integers(1, 64),
-        "test_solver_list": st.lists(st.sampled_from(["euler", "rk4", "dopri5"]), min_size=1, max_size=4),
+        "test_solver_list": st.lists(
+            st.sampled_from(["euler", "rk4", "dopri5"]), min_size=1, max_size=4
+        ),
         "test_factor_list": st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=4),
         "niter": st.integers(1, 10**9),
         "act": st.sampled_from(["relu", "gelu"]),
@@ -65,16 +77,34 @@ def test_flags_read_as_values(values: dict[str, object]) -> None:
 
 def test_defaults_are_the_documented_ones() -> None:
     options = Options()
-    assert (options.name, options.dataset, options.network) == ("neural_ode", "concentric_sphere2", "simple_odenet")
-    assert (options.adjoint, options.autodif, options.tol, options.step_size) == (False, "naive", 1e-8, 1.0)
+    assert (options.name, options.dataset, options.network) == (
+        "neural_ode",
+        "concentric_sphere2",
+        "simple_odenet",
+    )
+    assert (options.adjoint, options.autodif, options.tol, options.step_size) == (
+        False,
+        "naive",
+        1e-8,
+        1.0,
+    )
     assert (options.solver, options.ch_residual_block, options.act) == ("euler", 32, "relu")
-    assert (options.init_type, options.init_variance, options.niter, options.batch_size) == ("kaiming", 0.02, 3000, 128)
+    assert (options.init_type, options.init_variance, options.niter, options.batch_size) == (
+        "kaiming",
+        0.02,
+        3000,
+        128,
+    )
     assert (options.lr, options.optimizer, options.weight_decay) == (1e-4, "adam", 0)
     assert (options.gpu_ids, options.num_threads, options.max_steps) == ("0", 2, 500)
     assert (options.threshold, options.initial_tol, options.adaption_interval) == (0.1, 1e-6, 50)
     assert options.test_factor_list == (0.5, 1, 2)
     assert options.test_solver_list == ("euler", "midpoint", "rk4")
-    assert (options.model_checkpoint_freq, options.random_seed, options.adaption_algo) == (500, 0, "paper")
+    assert (options.model_checkpoint_freq, options.random_seed, options.adaption_algo) == (
+        500,
+        0,
+        "paper",
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,14 +124,24 @@ def test_all_spellings_of_the_documents(flag: str, name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("--use_gpu", True), ("--use_gpu true", True), ("--use_gpu false", False), ("--use_gpu no", False)],
+    [
+        ("--use_gpu", True),
+        ("--use_gpu true", True),
+        ("--use_gpu false", False),
+        ("--use_gpu no", False),
+    ],
 )
 def test_booleans_as_people_write_them(text: str, value: bool) -> None:
     assert load(text).use_gpu is value
 
 
 def test_adjoint_and_autodif_are_synonyms() -> None:
-    for text in ("--adjoint true", "--adjoint", "--autodif adjoint", "--adjoint true --autodif adjoint"):
+    for text in (
+        "--adjoint true",
+        "--adjoint",
+        "--autodif adjoint",
+        "--adjoint true --autodif adjoint",
+    ):
         assert (load(text).autodif, load(text).adjoint) == ("adjoint", True)
     assert load("--adjoint false").autodif == "naive"
     assert load("--adjoint false --autodif checkpoint").autodif == "checkpoint"
@@ -158,10 +198,22 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         (f"{FIDELITY} --solver dopri5 --tol 0.1", ["--tol 0.1", "leave it out"]),
         ("--adaption_algo fidelity", ["--adaption_algo fidelity", "--use_step_adaption_algo true"]),
         ("--solver auto", ["--solver auto", "--adaption_algo fidelity"]),
-        ("--solver auto --use_step_adaption_algo true", ["--solver auto", "--adaption_algo fidelity"]),
-        ("--use_step_adaption_algo true --check_on noise", ["--check_on noise", "--adaption_algo fidelity"]),
-        (f"{FIDELITY} --threshold 0.2", ["--threshold 0.2", "--adaption_algo paper", "leave one of them out"]),
-        (f"{FIDELITY} --solver dopri5 --initial_tol 0.1", ["--initial_tol 0.1", "--adaption_algo paper"]),
+        (
+            "--solver auto --use_step_adaption_algo true",
+            ["--solver auto", "--adaption_algo fidelity"],
+        ),
+        (
+            "--use_step_adaption_algo true --check_on noise",
+            ["--check_on noise", "--adaption_algo fidelity"],
+        ),
+        (
+            f"{FIDELITY} --threshold 0.2",
+            ["--threshold 0.2", "--adaption_algo paper", "leave one of them out"],
+        ),
+        (
+            f"{FIDELITY} --solver dopri5 --initial_tol 0.1",
+            ["--initial_tol 0.1", "--adaption_algo paper"],
+        ),
         ("--step_size small", ["--step_size", "small", "number"]),
         ("--lr nan", ["--lr", "nan"]),
         ("--lr inf", ["--lr", "inf"]),
@@ -182,8 +234,14 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ("--solver dopri5 --n_steps 2", ["--n_steps", "dopri5", "--tol"]),
         ("--per_sample true", ["--per_sample", "euler"]),
         ("--precision bf16", ["--precision bf16", "--network odenet", "leave it out"]),
-        (f"{IMAGES} --precision bf16 --solver dopri5", ["--precision bf16", "dopri5", "rounding", "euler"]),
-        (f"{IMAGES} --precision bf16 {FIDELITY} --solver auto", ["--precision bf16", "auto", "euler"]),
+        (
+            f"{IMAGES} --precision bf16 --solver dopri5",
+            ["--precision bf16", "dopri5", "rounding", "euler"],
+        ),
+        (
+            f"{IMAGES} --precision bf16 {FIDELITY} --solver auto",
+            ["--precision bf16", "auto", "euler"],
+        ),
         ("--task regression", ["--task regression", "concentric_sphere2"]),
         ("--downstream none", ["--downstream none", "classification"]),
         ("--resume true --overwrite true", ["--resume", "--overwrite"]),
@@ -201,7 +259,9 @@ def test_bad_requests_name_option_value_and_what_is_allowed(text: str, parts: li
         assert part in message
 
 
-@pytest.mark.parametrize("content", ["step_sise: 1", "- a\n- b", "a: [", "lr: fast", "niter: true", "lr: .nan"])
+@pytest.mark.parametrize(
+    "content", ["step_sise: 1", "- a\n- b", "a: [", "lr: fast", "niter: true", "lr: .nan"]
+)
 def test_bad_files(content: str, tmp_path: Path) -> None:
     path = tmp_path / "o.yaml"
     path.write_text(content)
@@ -213,7 +273,9 @@ def test_a_step_that_fits_is_allowed() -> None:
     assert load("--step_size 1").training_step(1.0) == 1.0
     assert load("--n_steps 500").training_step(2.0) == 2.0 / 500
     assert load("--step_size 0.015625 --max_steps 64").step_size == 1 / 64
-    assert load("--dataset pendulum --network linear_odenet --step_size 5").step_size == 5  # the data knows its end
+    assert (
+        load("--dataset pendulum --network linear_odenet --step_size 5").step_size == 5
+    )  # the data knows its end
     with pytest.raises(OptionError, match="longer than the interval"):
         load("--dataset pendulum --network linear_odenet --step_size 50").check_times(10.0)
 
@@ -271,4 +333,6 @@ def test_auto_starts_with_rk4() -> None:
     options = load(f"{FIDELITY} --solver auto")
     assert (options.method, options.fixed_step, options.certifies) == ("rk4", True, True)
     assert not load("--use_step_adaption_algo true").certifies
-    assert load(f"{FIDELITY} --solver auto --per_sample true").per_sample, "dopri5 is among the methods"
+    assert load(f"{FIDELITY} --solver auto --per_sample true").per_sample, (
+        "dopri5 is among the methods"
+    )

@@ -19,7 +19,9 @@ from trueode.options import load_options, make_options
 from trueode.options.yaml_text import LARGEST, parse_yaml, read_yaml
 from trueode.sweeps import SweepDirectory, read_plan
 
-LAUGHS = "a0: &a0 [1, 1, 1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+LAUGHS = "a0: &a0 [1, 1, 1, 1]\n" + "".join(
+    f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)
+)
 MERGES = "a0: &a0 {x: 1}\n" + "".join(
     f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}, *a{i - 1}], k{i}: 1}}\n" for i in range(1, 40)
 )
@@ -75,7 +77,10 @@ def test_flags_of_a_sweep_are_read_the_same_way() -> None:
     for word in ("*a", "!!int x", "9" * 5000, "[\n" * 500, "2001-99-99: ["):
         with pytest.raises(OptionError, match="--niter"):
             training_options(["--niter", word], make_parser("sweep"))
-    assert training_options(["--niter", "5", "--name", "9"], make_parser("sweep")) == {"niter": 5, "name": "9"}
+    assert training_options(["--niter", "5", "--name", "9"], make_parser("sweep")) == {
+        "niter": 5,
+        "name": "9",
+    }
 
 
 @pytest.mark.parametrize("content", [b"name: \xff", "lr: 1".encode("utf-16"), b"\x00\x01"])
@@ -88,7 +93,15 @@ def test_other_encodings(content: bytes, tmp_path: Path) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    for path in (tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / "none", tmp_path / "loop", "a\0b", "a" * 9999):
+    for path in (
+        tmp_path,
+        tmp_path / "pipe",
+        "/dev/zero",
+        tmp_path / "none",
+        tmp_path / "loop",
+        "a\0b",
+        "a" * 9999,
+    ):
         with pytest.raises(OptionError, match=r"no regular file|cannot be read"):
             read_yaml(path, "The file")
 
@@ -119,7 +132,8 @@ plain = st.recursive(
     | st.floats(allow_nan=False)
     | st.text(st.characters(codec="utf-8")),
     lambda parts: (
-        st.lists(parts, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), parts, max_size=4)
+        st.lists(parts, max_size=4)
+        | st.dictionaries(st.text(st.characters(codec="utf-8")), parts, max_size=4)
     ),
     max_leaves=10,
 )

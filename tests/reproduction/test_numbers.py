@@ -31,7 +31,9 @@ def rows(grid: str, steps: dict[float, float], *, nfe: float = 64.0) -> list[dic
                         "nfe": 1.0,
                         "setting": h,
                     }
-                    metric = own if solver == "euler" else own - lost * (1 if solver == "rk4" else 0.5)
+                    metric = (
+                        own if solver == "euler" else own - lost * (1 if solver == "rk4" else 0.5)
+                    )
                     training = solver == "euler" and factor == 1
                     found.append({**run, **tested, "metric": metric, "is_training": training})
     return found
@@ -39,7 +41,9 @@ def rows(grid: str, steps: dict[float, float], *, nfe: float = 64.0) -> list[dic
 
 def test_spread() -> None:
     found = spread([0.1, 0.3, None, float("nan")])
-    assert found == pytest.approx({"mean": 0.2, "std": 0.2 / 2**0.5, "low": 0.1, "high": 0.3, "n": 2})
+    assert found == pytest.approx(
+        {"mean": 0.2, "std": 0.2 / 2**0.5, "low": 0.1, "high": 0.3, "n": 2}
+    )
     assert plus_minus([0.5]) == "50.0 %"
     assert plus_minus([None]) == "–"
 
@@ -48,7 +52,9 @@ def test_points_are_means_over_seeds() -> None:
     points = swap_points(rows("", {0.5: 0.2}), lambda row: "x")
     assert len(points) == 6
     point = next(point for point in points if point["solver"] == "rk4" and point["factor"] == 0.5)
-    assert (point["x"], point["mean"], point["low"], point["high"]) == pytest.approx((4, 0.785, 0.78, 0.79))
+    assert (point["x"], point["mean"], point["low"], point["high"]) == pytest.approx(
+        (4, 0.785, 0.78, 0.79)
+    )
     assert [point["solver"] for point in points if point["is_training"]] == ["euler"]
     assert points[0]["hashes"] == "-0.5-0 -0.5-1"
 
@@ -69,7 +75,9 @@ def test_the_criterion_takes_the_worst_solver_of_higher_order_at_the_same_step()
     ],
 )
 def test_the_bracket_of_the_critical_step(steps: dict[float, float], bracket: str) -> None:
-    numbers, text = table_1(rows("grid search", steps) + rows(ADAPTED, {1.0: 0.01}, nfe=99.5), "spheres")
+    numbers, text = table_1(
+        rows("grid search", steps) + rows(ADAPTED, {1.0: 0.01}, nfe=99.5), "spheres"
+    )
     assert [row["nfe"] for row in numbers] == [bracket, "99.5 ± 0.0"]
     assert f"| {bracket} | 65–129 |" in text
     assert "| 99.5 ± 0.0 | 100.5 |" in text
@@ -83,7 +91,8 @@ def test_flips_of_each_training_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(1.0, "1"), (0.0078125, "1/128"), (0.1, "0.1"), (1e-5, "1e-05"), (0.5, "1/2")]
+    ("value", "told"),
+    [(1.0, "1"), (0.0078125, "1/128"), (0.1, "0.1"), (1e-5, "1e-05"), (0.5, "1/2")],
 )
 def test_fractions(value: float, told: str) -> None:
     assert fraction(value) == told

@@ -50,7 +50,8 @@ def test_small_scale_is_told_apart_from_the_paper_s(name: str) -> None:
     assert changed == {
         option
         for option, value in SMALL[name].items()
-        if option not in IMPLIED and any(_differs(option, value, part) for part in _parts(PAPER[name]))
+        if option not in IMPLIED
+        and any(_differs(option, value, part) for part in _parts(PAPER[name]))
     }
     assert "scale: small" in told_scale(small, "small")
 
@@ -74,8 +75,12 @@ def test_the_foot_names_seeds_iterations_and_data() -> None:
     )
 
 
-@pytest.mark.parametrize(("niter", "first", "last"), [(None, 975, 6825), (800, 100, 700), (2, 1, 2)])
-def test_moments_of_figure_5_are_eighths_of_its_run(niter: int | None, first: int, last: int) -> None:
+@pytest.mark.parametrize(
+    ("niter", "first", "last"), [(None, 975, 6825), (800, 100, 700), (2, 1, 2)]
+)
+def test_moments_of_figure_5_are_eighths_of_its_run(
+    niter: int | None, first: int, last: int
+) -> None:
     plan = make_plan(plan_of("fig5", "paper", niter), identify=lambda *_, **__: {})
     moments = [run.options.niter for run in plan.runs if run.grid == plans.MOMENTS]
     assert moments[0] == first

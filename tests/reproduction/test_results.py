@@ -52,7 +52,9 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def made(name: str, overrides: dict[str, Any], code: int = 0) -> tuple[list[dict[str, str]], str]:
     """Numbers and caption."""
     console = Console(file=io.StringIO(), width=200)
-    assert reproduce(name, output_dir="out", overrides=overrides, console=console) == code, console.file.getvalue()
+    assert reproduce(name, output_dir="out", overrides=overrides, console=console) == code, (
+        console.file.getvalue()
+    )
     stem = Path("out/results") / f"{name}-small"
     with stem.with_suffix(".csv").open() as file:
         numbers = list(csv.DictReader(file))
@@ -60,7 +62,11 @@ def made(name: str, overrides: dict[str, Any], code: int = 0) -> tuple[list[dict
 
 
 def pictures() -> set[str]:
-    return {path.name for path in Path("out/results").iterdir() if path.suffix in (".png", ".pdf", ".svg")}
+    return {
+        path.name
+        for path in Path("out/results").iterdir()
+        if path.suffix in (".png", ".pdf", ".svg")
+    }
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,9 @@ def test_picture_numbers_and_caption(name: str, overrides: dict[str, Any]) -> No
     assert "seed 0; 4 iterations; concentric_sphere2; 4 channels" in caption
     assert "`niter` 4 (paper: " in caption
     if name != "fig2":  # its numbers are points of one run
-        hashes = {word for row in numbers for word in row.get("hashes", row.get("hash", "")).split()}
+        hashes = {
+            word for row in numbers for word in row.get("hashes", row.get("hash", "")).split()
+        }
         assert hashes
         assert all(len(list(Path("out/runs").glob(f"*-{run}/run.json"))) == 1 for run in hashes)
 

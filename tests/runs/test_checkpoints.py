@@ -25,9 +25,15 @@ def a_state(seed: int = 0) -> dict[str, Any]:
     return {
         "iteration": 10**10,
         "rule": None,
-        "model": {"a.weight": torch.randn(3, 2, generator=generator), "b": torch.randn(2, dtype=torch.float64)},
+        "model": {
+            "a.weight": torch.randn(3, 2, generator=generator),
+            "b": torch.randn(2, dtype=torch.float64),
+        },
         "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
-        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": nan}}, "groups": [{"lr": 0.1, "on": True}]},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0), "exp_avg": nan}},
+            "groups": [{"lr": 0.1, "on": True}],
+        },
         "solver": {"step_size": 0.1 + 0.2},
         "logged": [1, 0.5, 1e-300],
         "random": torch.get_rng_state(),
@@ -78,19 +84,30 @@ def test_round_trip(tmp_path: Path) -> None:
         st.text(max_size=5),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers(0, 9), inner, max_size=3),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.integers(0, 9), inner, max_size=3)
+            ),
             max_leaves=6,
         ),
         max_size=3,
     )
 )
-def test_round_trip_of_plain_values(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any]) -> None:
+def test_round_trip_of_plain_values(
+    tmp_path_factory: pytest.TempPathFactory, state: dict[str, Any]
+) -> None:
     path = save_checkpoint(tmp_path_factory.getbasetemp() / "plain", 1, state)
     assert_same(read_checkpoint(path), state)
 
 
 def test_only_the_newest_stay(tmp_path: Path) -> None:
-    iterations = [0, 5, 10, 99_999_999, 100_000_000, 1_000_000_000]  # numbers, not names, are compared
+    iterations = [
+        0,
+        5,
+        10,
+        99_999_999,
+        100_000_000,
+        1_000_000_000,
+    ]  # numbers, not names, are compared
     for done, iteration in enumerate(iterations, 1):
         path = save_checkpoint(tmp_path, iteration, {"iteration": iteration})
         kept = iterations[max(0, done - KEEP) : done]
@@ -170,7 +187,10 @@ def test_the_one_before_a_damaged_one_is_used(tmp_path: Path) -> None:
     paths[1].write_bytes(b"")
     told.clear()
     assert load_latest(tmp_path, told.append)[0] == paths[0]
-    assert [str(damaged) in text for damaged, text in zip(paths[:0:-1], told, strict=True)] == [True, True]
+    assert [str(damaged) in text for damaged, text in zip(paths[:0:-1], told, strict=True)] == [
+        True,
+        True,
+    ]
     save_checkpoint(tmp_path, 2, {"iteration": 2})  # going on from the first writes the second anew
     assert load_latest(tmp_path, lambda text: None)[1] == {"iteration": 2}
 
@@ -211,7 +231,9 @@ class Code:
 def test_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
     trace = tmp_path / "it ran"
     buffer = io.BytesIO()
-    torch.save({"iteration": 1, "model": Code(trace)}, buffer, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"iteration": 1, "model": Code(trace)}, buffer, _use_new_zipfile_serialization=not legacy
+    )
     content = buffer.getvalue()
     path = tmp_path / "iteration_00000001.pt"
     path.write_bytes(content + hashlib.sha256(content).digest())

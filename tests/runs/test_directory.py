@@ -23,10 +23,14 @@ def taken(root: Path, *names: str) -> None:
 
 def content(root: Path) -> dict[str, bytes | None]:
     """All that is below a folder."""
-    return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
+    return {
+        str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in root.rglob("*")
+    }
 
 
-def create(root: Path, name: str = "run", explicit: bool = False, overwrite: bool = False) -> RunDirectory:
+def create(
+    root: Path, name: str = "run", explicit: bool = False, overwrite: bool = False
+) -> RunDirectory:
     return RunDirectory.create(str(root), name, explicit=explicit, overwrite=overwrite)
 
 
@@ -93,7 +97,9 @@ def test_a_name_that_was_given_and_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("left", [(), ("config.yaml.part",), ("config.yaml.part", "run.json.part")])
-def test_a_directory_without_whole_files_is_free(tmp_path: Path, left: tuple[str, ...], explicit: bool) -> None:
+def test_a_directory_without_whole_files_is_free(
+    tmp_path: Path, left: tuple[str, ...], explicit: bool
+) -> None:
     (tmp_path / "run").mkdir()
     for name in left:
         (tmp_path / "run" / name).write_text("torn")
@@ -125,12 +131,25 @@ def test_a_file_of_that_name_is_in_the_way(tmp_path: Path) -> None:
 def a_whole_run(root: Path) -> set[str]:
     """A directory with all that a run writes, and what a user put there."""
     written = {
-        *("config.yaml", "history.csv", "run.json", "audit.json", "solver_swap.json", "solver_swap.csv"),
+        *(
+            "config.yaml",
+            "history.csv",
+            "run.json",
+            "audit.json",
+            "solver_swap.json",
+            "solver_swap.csv",
+        ),
         *("evaluation_train.json", "evaluation_test.json", "config.yaml.part", "run.json.part"),
         *("checkpoints/iteration_00000500.pt", "checkpoints/iteration_00001000.pt.part"),
         *("figures/loss.png", "tensorboard_logs/events.out.tfevents.1"),
     }
-    own = {"notes.txt", "config.yaml.orig", "my figures/a.png", "checkpoint/iteration_00000500.pt", "data.csv"}
+    own = {
+        "notes.txt",
+        "config.yaml.orig",
+        "my figures/a.png",
+        "checkpoint/iteration_00000500.pt",
+        "data.csv",
+    }
     for name in written | own:
         path = root / "run" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +163,9 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) ->
     before = content(tmp_path / "run")
     directory = create(tmp_path, explicit=True, overwrite=True)
     assert directory.path == tmp_path / "run"
-    assert content(directory.path) == before  # nothing is lost before the new run is known to be possible
+    assert (
+        content(directory.path) == before
+    )  # nothing is lost before the new run is known to be possible
     directory.clear()
     left = {name for name, text in content(directory.path).items() if text is not None}
     assert left == own
@@ -154,7 +175,9 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("place", ["figures/mine.txt", "checkpoints/best.pt"])
-def test_overwrite_keeps_a_file_of_the_user_in_a_folder_of_the_run(tmp_path: Path, place: str) -> None:
+def test_overwrite_keeps_a_file_of_the_user_in_a_folder_of_the_run(
+    tmp_path: Path, place: str
+) -> None:
     a_whole_run(tmp_path)
     (tmp_path / "run" / place).write_text("mine")
     create(tmp_path, explicit=True, overwrite=True).clear()
@@ -216,7 +239,8 @@ def test_open_names_what_is_near(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damaged", [None, b"", b"{", b'{"a": 1', b"[1, 2]", b"3", b"null", b"\xff\xfe\x00", b"\x00" * 40]
+    "damaged",
+    [None, b"", b"{", b'{"a": 1', b"[1, 2]", b"3", b"null", b"\xff\xfe\x00", b"\x00" * 40],
 )
 def test_facts_of_a_damaged_file_are_none(tmp_path: Path, damaged: bytes | None) -> None:
     directory = create(tmp_path)
@@ -237,7 +261,11 @@ def test_facts_are_added(tmp_path: Path) -> None:
     info = json.loads(directory.info.read_text())
     assert info == directory.read_info() == {**started, "status": "finished", "loss": None}
     directory.start({"status": "resumed"})  # facts of the earlier part stay
-    assert directory.read_info() == {**info, "started": directory.read_info()["started"], "status": "resumed"}
+    assert directory.read_info() == {
+        **info,
+        "started": directory.read_info()["started"],
+        "status": "resumed",
+    }
 
 
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
@@ -263,7 +291,9 @@ def test_a_directory_that_is_no_longer_the_runs_is_not_written(tmp_path: Path, h
     assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["figures", "checkpoints", "history.csv", "audit.json", "figures/loss.png"])
+@pytest.mark.parametrize(
+    "name", ["figures", "checkpoints", "history.csv", "audit.json", "figures/loss.png"]
+)
 def test_links_out_of_the_directory_are_not_followed(tmp_path: Path, name: str) -> None:
     outside = tmp_path / "mine"
     outside.mkdir()
@@ -295,10 +325,17 @@ def test_a_link_in_place_of_a_file_that_is_being_written(tmp_path: Path) -> None
     assert directory.read_info() == {"a": 1}
 
 
-def test_what_killed_writes_have_left_is_removed_at_the_next_start_and_nothing_else(tmp_path: Path) -> None:
+def test_what_killed_writes_have_left_is_removed_at_the_next_start_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     a_whole_run(tmp_path)
     mine = ("mine.part", "checkpoints/best.pt.part", "figures/mine.png", "figures/mine.png.part")
-    left = ("history.csv.part", "figures/loss.png.part", "audit/audit.json.part", "audit/audit_swap.png.part")
+    left = (
+        "history.csv.part",
+        "figures/loss.png.part",
+        "audit/audit.json.part",
+        "audit/audit_swap.png.part",
+    )
     for name in (*mine, *left):
         path = tmp_path / "run" / name
         path.parent.mkdir(exist_ok=True)

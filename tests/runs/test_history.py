@@ -29,9 +29,14 @@ def written(path: Path, rows: int) -> str:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2**53), st.floats(), st.none() | st.floats()), max_size=6), st.integers(1, 4))
+@given(
+    st.lists(st.tuples(st.integers(0, 2**53), st.floats(), st.none() | st.floats()), max_size=6),
+    st.integers(1, 4),
+)
 def test_rows_read_back_exactly(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, float, float | None]], buffer: int
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[int, float, float | None]],
+    buffer: int,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "history.csv"
     path.unlink(missing_ok=True)
@@ -103,7 +108,9 @@ def torn(row: str) -> list[str]:
     return [row[:end] for end in range(1, len(row))]
 
 
-@pytest.mark.parametrize("left", [part for part in torn("3,7.620789513793629e-05,0.6666") if part.count(",") < 2])
+@pytest.mark.parametrize(
+    "left", [part for part in torn("3,7.620789513793629e-05,0.6666") if part.count(",") < 2]
+)
 def test_a_torn_last_line_is_not_read(tmp_path: Path, left: str) -> None:
     path = tmp_path / "history.csv"
     whole = written(path, 2)
@@ -111,7 +118,9 @@ def test_a_torn_last_line_is_not_read(tmp_path: Path, left: str) -> None:
     assert read_history(path)["iteration"] == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("left", ["3,7.6e-05,", "3,7.6e-05,0", "3,7.6e-05,0.66", "3,7.6e-05,1.5e", "3,7.6e-05,1.5e-"])
+@pytest.mark.parametrize(
+    "left", ["3,7.6e-05,", "3,7.6e-05,0", "3,7.6e-05,0.66", "3,7.6e-05,1.5e", "3,7.6e-05,1.5e-"]
+)
 def test_a_last_line_torn_in_its_last_number_is_not_read(tmp_path: Path, left: str) -> None:
     path = tmp_path / "history.csv"
     whole = written(path, 2)
@@ -121,7 +130,9 @@ def test_a_last_line_torn_in_its_last_number_is_not_read(tmp_path: Path, left: s
 
 @settings(deadline=None)
 @given(st.integers(0, 12), st.integers(0, 12))
-def test_cut_keeps_the_rows_up_to_an_iteration(tmp_path_factory: pytest.TempPathFactory, rows: int, at: int) -> None:
+def test_cut_keeps_the_rows_up_to_an_iteration(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, at: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.csv"
     path.unlink(missing_ok=True)
     written(path, rows)
@@ -143,7 +154,17 @@ def test_cut_of_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"\xff\xfe\x00", b"x,0.5,1", b"3,0.5", b"3,0.5,1,2", b"", b"1.5,1,1", b"nan,1,1", b"3,0.5,\x00", "3,½,1".encode()],
+    [
+        b"\xff\xfe\x00",
+        b"x,0.5,1",
+        b"3,0.5",
+        b"3,0.5,1,2",
+        b"",
+        b"1.5,1,1",
+        b"nan,1,1",
+        b"3,0.5,\x00",
+        "3,½,1".encode(),
+    ],
 )
 def test_a_whole_line_that_is_no_row_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "history.csv"
@@ -163,6 +184,8 @@ def test_a_whole_line_that_is_no_row_is_named(tmp_path: Path, line: bytes) -> No
 def test_a_history_of_other_columns_is_not_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     before = written(path, 2)
-    with pytest.raises(RunDamagedError, match="columns iteration, loss, accuracy, expected iteration, mse"):
+    with pytest.raises(
+        RunDamagedError, match="columns iteration, loss, accuracy, expected iteration, mse"
+    ):
         History(path, ["iteration", "mse"])
     assert path.read_bytes().decode() == before

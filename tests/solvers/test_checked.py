@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from tests.problems import KINDS, parts_of, states
 from trueode.errors import UsageError
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, solve
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    Gradient,
+    Solver,
+    solve,
+)
 
 SOLVERS: list[Solver] = [
     FixedStep("euler", n_steps=3),
@@ -63,9 +72,12 @@ def test_a_fault_of_the_fields_own_stays_what_it_is() -> None:
 @every_solver
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize(
-    "change", [lambda z: z.mul_(0.5), lambda z: z[:, 0].zero_(), lambda z: nn.Hardtanh(inplace=True)(z)]
+    "change",
+    [lambda z: z.mul_(0.5), lambda z: z[:, 0].zero_(), lambda z: nn.Hardtanh(inplace=True)(z)],
 )
-def test_a_field_that_changes_its_input(change: Callable[[Tensor], Any], mode: Any, solver: Solver) -> None:
+def test_a_field_that_changes_its_input(
+    change: Callable[[Tensor], Any], mode: Any, solver: Solver
+) -> None:
     """The user's state stays as it was."""
     z0 = 2 * states()
     before = z0.clone()
@@ -107,7 +119,9 @@ def test_a_field_may_return_its_input_or_a_constant(gradient: Gradient, solver: 
     speed = torch.ones(4, 2, dtype=torch.float64)
     z = solve(lambda t, z: speed[: len(z)], states(), solver=solver, gradient=gradient).z
     torch.testing.assert_close(z, states() + 1)
-    grown = solve(lambda t, z: z, states(), solver=FixedStep("rk4", n_steps=50), gradient=gradient).z
+    grown = solve(
+        lambda t, z: z, states(), solver=FixedStep("rk4", n_steps=50), gradient=gradient
+    ).z
     torch.testing.assert_close(grown, states() * torch.e, rtol=1e-6, atol=0)
 
 

@@ -62,7 +62,12 @@ def test_times_that_the_field_could_not_tell_apart(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("end", [1e-3, 1.0, 50.0, 1000.0])
 def test_intervals_from_zero_are_never_too_coarse(dtype: torch.dtype, end: float) -> None:
-    z = solve(lambda t, z: 0 * z, torch.ones(2, 1, dtype=dtype), (0.0, end), solver=FixedStep("euler", n_steps=100)).z
+    z = solve(
+        lambda t, z: 0 * z,
+        torch.ones(2, 1, dtype=dtype),
+        (0.0, end),
+        solver=FixedStep("euler", n_steps=100),
+    ).z
     assert torch.equal(z, torch.ones(2, 1, dtype=dtype))
 
 
@@ -83,7 +88,9 @@ def test_a_field_of_layers_is_told_the_same() -> None:
 
 
 @every_solver
-def test_an_end_given_as_a_number_beside_one_that_is_learnt_keeps_its_precision(solver: Solver) -> None:
+def test_an_end_given_as_a_number_beside_one_that_is_learnt_keeps_its_precision(
+    solver: Solver,
+) -> None:
     end = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
     moving = solve(TanhField(), states(), (0.1, end), solver=solver).z
     still = solve(TanhField(), states(), (0.1, 1.1), solver=solver).z

@@ -17,7 +17,9 @@ ORDERS = st.integers(2, 8)
 
 @given(st.floats(0, 1e12), ORDERS)
 def test_the_next_step_aims_at_the_same_error(error: float, order: int) -> None:
-    """The error grows with a power of the step: it would become SAFETY ** order, between the bounds of the factor."""
+    """The error grows with a power of the step: it would become SAFETY ** order, between the bounds
+    of the factor.
+    """
     factor = step_factor(error, order)
     assert SHRINK <= factor <= GROW
     if SHRINK < factor < GROW:

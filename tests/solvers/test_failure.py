@@ -18,7 +18,9 @@ BOTH = pytest.mark.parametrize("per_sample", [False, True])
 STIFF = "stiff"
 
 
-def message(field: Any, z0: Tensor, solver: Any, t: tuple[float, float] = (0.0, 1.0)) -> tuple[str, str]:
+def message(
+    field: Any, z0: Tensor, solver: Any, t: tuple[float, float] = (0.0, 1.0)
+) -> tuple[str, str]:
     solution = solve(field, z0, t, solver=solver, on_failure="return")
     return solution.status, solution.message
 
@@ -29,7 +31,9 @@ def message(field: Any, z0: Tensor, solver: Any, t: tuple[float, float] = (0.0, 
     "field",
     [
         lambda t, z: -1e6 * (z - torch.cos(t)),  # Prothero and Robinson
-        lambda t, z: torch.stack([z[:, 1], 1e5 * (1 - z[:, 0] ** 2) * z[:, 1] - z[:, 0]], 1),  # van der Pol
+        lambda t, z: torch.stack(
+            [z[:, 1], 1e5 * (1 - z[:, 0] ** 2) * z[:, 1] - z[:, 0]], 1
+        ),  # van der Pol
         lambda t, z: z @ torch.tensor([[-1e5, 3.0], [0.0, -1.0]], dtype=z.dtype),
     ],
 )
@@ -79,22 +83,37 @@ def test_fixed_steps_beyond_stability_are_named(method: str) -> None:
 
 
 def test_intervals_of_stability_are_those_of_the_literature() -> None:
-    """Hairer & Wanner II, section IV.2: Euler 2, order two 2, order three 2.51, rk4 2.79, Dormand and Prince 3.31."""
-    known = {"euler": 2.0, "midpoint": 2.0, "heun2": 2.0, "bosh3": 2.51, "rk4": 2.78, "rk4_38": 2.78, "dopri5": 3.3}
+    """Hairer & Wanner II, section IV.2: Euler 2, order two 2, order three 2.51, rk4 2.79, Dormand
+    and Prince 3.31.
+    """
+    known = {
+        "euler": 2.0,
+        "midpoint": 2.0,
+        "heun2": 2.0,
+        "bosh3": 2.51,
+        "rk4": 2.78,
+        "rk4_38": 2.78,
+        "dopri5": 3.3,
+    }
     for name, limit in known.items():
         assert get_tableau(name).stability == pytest.approx(limit, abs=0.02)
 
 
 @BOTH
 @pytest.mark.parametrize(
-    ("dtype", "tol"), [(torch.float16, 1e-5), (torch.bfloat16, 1e-4), (torch.float32, 1e-9), (torch.float64, 1e-18)]
+    ("dtype", "tol"),
+    [(torch.float16, 1e-5), (torch.bfloat16, 1e-4), (torch.float32, 1e-9), (torch.float64, 1e-18)],
 )
-def test_a_tolerance_below_rounding_is_named(dtype: torch.dtype, tol: float, per_sample: bool) -> None:
+def test_a_tolerance_below_rounding_is_named(
+    dtype: torch.dtype, tol: float, per_sample: bool
+) -> None:
     def field(t: Tensor, z: Tensor) -> Tensor:
         return torch.sin(3 * z) - 2 * z
 
     z0 = torch.tensor([[1.0, -0.5], [0.3, 2.0]], dtype=dtype)
-    status, text = message(field, z0, Adaptive("dopri5", tol, 0.0, per_sample=per_sample, max_steps=200))
+    status, text = message(
+        field, z0, Adaptive("dopri5", tol, 0.0, per_sample=per_sample, max_steps=200)
+    )
     if status != "success":
         assert status in ("max_steps", "step_underflow")
         assert "rounding" in text
@@ -103,7 +122,9 @@ def test_a_tolerance_below_rounding_is_named(dtype: torch.dtype, tol: float, per
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_with_tolerances_that_it_can_hold(dtype: torch.dtype, per_sample: bool) -> None:
+def test_half_precision_with_tolerances_that_it_can_hold(
+    dtype: torch.dtype, per_sample: bool
+) -> None:
     """Also an absolute tolerance that is no number in half precision: norms are those of float32."""
     z0 = torch.tensor([[300.0, -2.0], [1e-3, 40.0]], dtype=dtype)
     for tol in (
@@ -118,7 +139,11 @@ def test_half_precision_with_tolerances_that_it_can_hold(dtype: torch.dtype, per
 def test_a_zero_tolerance_at_a_zero_of_the_state(per_sample: bool) -> None:
     """The scale is zero there, which is no failure of the field."""
     z0 = torch.zeros(2, 1)
-    solution = solve(lambda t, z: torch.zeros_like(z), z0, solver=Adaptive("dopri5", 1e-6, 0.0, per_sample=per_sample))
+    solution = solve(
+        lambda t, z: torch.zeros_like(z),
+        z0,
+        solver=Adaptive("dopri5", 1e-6, 0.0, per_sample=per_sample),
+    )
     assert torch.equal(solution.z, z0)
     status, text = message(
         lambda t, z: torch.cos(t) * torch.ones_like(z),

@@ -18,7 +18,9 @@ FILES = sorted(FOLDER.rglob("*.py"))
 def test_no_function_takes_more_than_five_arguments(path: Path) -> None:
     """But the public `solve`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef) and not (path.name == "solving.py" and node.name == "solve"):
+        if isinstance(node, ast.FunctionDef) and not (
+            path.name == "solving.py" and node.name == "solve"
+        ):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             names = [each.arg for each in arguments if each.arg not in ("self", "cls", "ctx")]
             assert len(names) <= 5, f"{path.name}: {node.name}({', '.join(names)})"

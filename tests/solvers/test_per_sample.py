@@ -14,7 +14,17 @@ from trueode.catalog import METHODS
 from trueode.errors import SolveError
 from trueode.fields import SequentialField
 from trueode.models import NeuralODE
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, solve, step
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    Gradient,
+    Solver,
+    solve,
+    step,
+)
 from trueode.solvers.backends import native
 
 EMBEDDED = [name for name, method in METHODS.items() if method.kind == "adaptive"]
@@ -42,15 +52,29 @@ def test_a_sample_that_fails_leaves_the_others_alone(method: str, gradient: Grad
     solver = Adaptive(method, 1e-4, 1e-4, per_sample=True, max_steps=2000)
     found = []
     for rows in (good, [0, 1, 2, 3]):
-        w, start = torch.tensor(0.9, dtype=torch.float64, requires_grad=True), z0[rows].clone().requires_grad_()
+        w, start = (
+            torch.tensor(0.9, dtype=torch.float64, requires_grad=True),
+            z0[rows].clone().requires_grad_(),
+        )
         solution = solve(
-            lambda t, z, w=w: w * z**2, start, solver=solver, gradient=gradient, save_at=[0.5, 1.0], on_failure="return"
+            lambda t, z, w=w: w * z**2,
+            start,
+            solver=solver,
+            gradient=gradient,
+            save_at=[0.5, 1.0],
+            on_failure="return",
         )
         places = [i for i, row in enumerate(rows) if row in good]
         assert [solution.statuses[i] for i in places] == ["success"] * 3  # type: ignore[index]
         total = solution.z[places].square().sum() + solution.zs[:, places].sum()  # type: ignore[index]
         if not isinstance(gradient, Adjoint):  # its backward solve is one for the whole batch
-            found.append([solution.z[places], solution.zs[:, places], *torch.autograd.grad(total, [w, start])])  # type: ignore[index]
+            found.append(
+                [
+                    solution.z[places],
+                    solution.zs[:, places],
+                    *torch.autograd.grad(total, [w, start]),
+                ]
+            )  # type: ignore[index]
             found[-1][-1] = found[-1][-1][places]
         else:
             found.append([solution.z[places], solution.zs[:, places]])  # type: ignore[index]
@@ -64,7 +88,9 @@ def test_a_sample_that_fails_leaves_the_others_alone(method: str, gradient: Grad
 
 def test_every_sample_has_a_status() -> None:
     def field(t: Tensor, z: Tensor) -> Tensor:
-        return torch.where(z > 5, 1000 * z**3, torch.where(z < -5, torch.full_like(z, torch.nan), -z))
+        return torch.where(
+            z > 5, 1000 * z**3, torch.where(z < -5, torch.full_like(z, torch.nan), -z)
+        )
 
     z0 = torch.tensor([[1.0], [6.0], [-6.0], [2.0]], dtype=torch.float64)
     solution = solve(field, z0, solver=per_sample(max_steps=300), on_failure="return")
@@ -86,7 +112,9 @@ def test_statuses_are_for_samples_alone() -> None:
 def test_a_field_with_inputs_of_its_own_for_each_sample(method: str, gradient: Gradient) -> None:
     """Whatever it does with them: add, concatenate, multiply by matrices."""
     draw = torch.Generator().manual_seed(0)
-    inputs = torch.randn(5, 2, generator=draw, dtype=torch.float64) * torch.tensor([[0.1], [1], [8], [1], [0.1]])
+    inputs = torch.randn(5, 2, generator=draw, dtype=torch.float64) * torch.tensor(
+        [[0.1], [1], [8], [1], [0.1]]
+    )
     matrices = torch.randn(5, 2, 2, generator=draw, dtype=torch.float64)
 
     class Field(nn.Module):
@@ -102,7 +130,10 @@ def test_a_field_with_inputs_of_its_own_for_each_sample(method: str, gradient: G
     field = Field()
     exact = solve(field, states(5), solver=Adaptive("dopri5", 1e-10, 1e-10))
     found = solve(
-        field, states(5), solver=Adaptive(method, 1e-6, 1e-6, per_sample=True, max_steps=50_000), gradient=gradient
+        field,
+        states(5),
+        solver=Adaptive(method, 1e-6, 1e-6, per_sample=True, max_steps=50_000),
+        gradient=gradient,
     )
     assert len(set(found.n_steps.tolist())) > 1  # type: ignore[union-attr]
     torch.testing.assert_close(found.z, exact.z, rtol=2e-3, atol=2e-3)
@@ -138,13 +169,19 @@ def test_times_of_each_sample(kind: str, solver: Solver, gradient: Gradient) -> 
     found = []
     for own in (True, False):
         field, z0 = KINDS[kind]()
-        solution = solve(field, z0, solver=solver, gradient=gradient, save_at=times if own else union)
+        solution = solve(
+            field, z0, solver=solver, gradient=gradient, save_at=times if own else union
+        )
         picked = []
         for zs in parts_of(solution.zs):
             if own:
                 assert zs.shape[:2] == (4, 3)
                 assert bool(zs[1, 2].isnan().all())
-                picked.append(torch.stack([zs[j, i] for i in range(3) for j in range(4) if not times[i, j].isnan()]))
+                picked.append(
+                    torch.stack(
+                        [zs[j, i] for i in range(3) for j in range(4) if not times[i, j].isnan()]
+                    )
+                )
             else:
                 where = [
                     (int(torch.searchsorted(union, times[i, j])), i)
@@ -166,12 +203,16 @@ def test_derivatives_by_times_of_each_sample(solver: Solver) -> None:
     zs = solve(field, z0, solver=solver, save_at=times).zs
     assert zs is not None
     (found,) = torch.autograd.grad(zs.sum(), times)
-    slopes = torch.stack([field(times.detach()[:, j : j + 1], zs[j].detach()).sum(1) for j in range(3)], 1)
+    slopes = torch.stack(
+        [field(times.detach()[:, j : j + 1], zs[j].detach()).sum(1) for j in range(3)], 1
+    )
     torch.testing.assert_close(found, slopes.detach(), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
-def test_the_cost_of_times_of_each_sample_grows_with_the_batch(solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_times_of_each_sample_grows_with_the_batch(
+    solver: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In numbers that are computed between steps: one for each time of each sample."""
     computed = 0
     original = step.interpolate
@@ -186,7 +227,9 @@ def test_the_cost_of_times_of_each_sample_grows_with_the_batch(solver: Solver, m
     z0 = states(40)
     with torch.no_grad():
         solve(TanhField(), z0, solver=solver, save_at=torch.rand(40, 25, dtype=torch.float64))
-    assert computed <= 40 * 25 * (3 if isinstance(solver, Adaptive) else 1)  # rejected steps are computed too
+    assert computed <= 40 * 25 * (
+        3 if isinstance(solver, Adaptive) else 1
+    )  # rejected steps are computed too
 
 
 def test_model_with_times_of_each_sample() -> None:
@@ -213,7 +256,8 @@ def test_times_of_each_sample_on_the_grid(name: str) -> None:
     torch.manual_seed(0)
     layers = SequentialField(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     times = torch.tensor(
-        [[0.25, 0.5, 1.0], [0.0, 0.75, math.nan], [0.5, 0.5, 0.125], [1.0, 0.25, 0.0]], dtype=torch.float64
+        [[0.25, 0.5, 1.0], [0.0, 0.75, math.nan], [0.5, 0.5, 0.125], [1.0, 0.25, 0.0]],
+        dtype=torch.float64,
     )
     found = []
     with native.using(name):

@@ -13,7 +13,16 @@ from tests.problems import KINDS, TanhField, parts_of, states
 from trueode.catalog import METHODS
 from trueode.errors import UsageError
 from trueode.fields import SequentialField
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, OnGrid, Solver, solve
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    OnGrid,
+    Solver,
+    solve,
+)
 
 EMBEDDED = [name for name, method in METHODS.items() if method.kind == "adaptive"]
 JUMPS = (0.37, 1.21)
@@ -35,25 +44,38 @@ def solvers(**how: Any) -> list[Solver]:
         *(FixedStep(name, step_size=0.05, **how) for name in METHODS),
         FixedStep("rk4", n_steps=30, **how),
         *(Adaptive(name, 1e-6, 1e-6, max_steps=50_000, **how) for name in EMBEDDED),
-        *(Adaptive(name, 1e-6, 1e-6, per_sample=True, max_steps=50_000, **how) for name in EMBEDDED),
+        *(
+            Adaptive(name, 1e-6, 1e-6, per_sample=True, max_steps=50_000, **how)
+            for name in EMBEDDED
+        ),
     ]
 
 
 @pytest.mark.parametrize("interval", [(0.0, 2.0), (2.0, 0.0), (0.37, 1.21), (0.5, 1.0)])
 @pytest.mark.parametrize("solver", solvers(breaks=JUMPS), ids=str)
-def test_a_field_that_jumps_is_solved_as_one_that_does_not(solver: Solver, interval: tuple[float, float]) -> None:
-    """With the accuracy that the method has on smooth fields, also at saved times, and at the breaks themselves."""
+def test_a_field_that_jumps_is_solved_as_one_that_does_not(
+    solver: Solver, interval: tuple[float, float]
+) -> None:
+    """With the accuracy that the method has on smooth fields, also at saved times, and at the
+    breaks themselves.
+    """
     start, end = interval
     times = [t for t in (0.2, 0.37, 0.8, 1.21, 1.7, end) if min(interval) <= t <= max(interval)]
     solution = solve(jumping, states(), interval, solver=solver, save_at=times)
     first_order = solver.order == 1
     tolerance = 0.2 if first_order else 1e-2 if solver.order == 2 else 1e-3
     torch.testing.assert_close(
-        solution.z, states() * torch.tensor(exact(end) - exact(start)).double().exp(), rtol=tolerance, atol=tolerance
+        solution.z,
+        states() * torch.tensor(exact(end) - exact(start)).double().exp(),
+        rtol=tolerance,
+        atol=tolerance,
     )
     for t, z in zip(times, solution.zs, strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(
-            z, states() * torch.tensor(exact(t) - exact(start)).double().exp(), rtol=tolerance, atol=tolerance
+            z,
+            states() * torch.tensor(exact(t) - exact(start)).double().exp(),
+            rtol=tolerance,
+            atol=tolerance,
         )
     grid = solution.grid if solution.grid.dim() == 1 else solution.grid[:, 0]
     for t in JUMPS:
@@ -66,17 +88,27 @@ def test_breaks_restore_the_order() -> None:
     errors = {}
     for breaks in ((), JUMPS):
         for n in (20, 40):
-            z = solve(jumping, states(), (0.0, 2.0), solver=FixedStep("rk4", n_steps=n, breaks=breaks)).z
-            errors[breaks, n] = float((z - states() * torch.tensor(exact(2.0)).double().exp()).abs().max())
+            z = solve(
+                jumping, states(), (0.0, 2.0), solver=FixedStep("rk4", n_steps=n, breaks=breaks)
+            ).z
+            errors[breaks, n] = float(
+                (z - states() * torch.tensor(exact(2.0)).double().exp()).abs().max()
+            )
     assert errors[JUMPS, 20] / errors[JUMPS, 40] > 12
     assert errors[JUMPS, 40] < errors[(), 40] / 1000
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("solver", [FixedStep("rk4", n_steps=8), Adaptive("dopri5", 1e-8, 1e-8)], ids=str)
-@pytest.mark.parametrize("gradient", [Backprop(), Checkpoint(), Adjoint()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "solver", [FixedStep("rk4", n_steps=8), Adaptive("dopri5", 1e-8, 1e-8)], ids=str
+)
+@pytest.mark.parametrize(
+    "gradient", [Backprop(), Checkpoint(), Adjoint()], ids=lambda g: type(g).__name__
+)
 def test_breaks_of_a_smooth_field_change_nothing(kind: str, solver: Solver, gradient: Any) -> None:
-    """But rounding and the steps of an adaptive solve; gradients of parameters, of both ends and of saved times included."""
+    """But rounding and the steps of an adaptive solve; gradients of parameters, of both ends and of
+    saved times included.
+    """
     found = []
     for breaks in ((), (0.25, 0.5)):
         field, z0 = KINDS[kind]()
@@ -113,7 +145,10 @@ def test_a_grid_without_points_at_its_breaks() -> None:
 
 
 def test_breaks_outside_of_the_interval_are_no_breaks() -> None:
-    found = [solve(TanhField(), states(), solver=FixedStep("rk4", n_steps=7, breaks=b)).z for b in ((), (-1.0, 3.0))]
+    found = [
+        solve(TanhField(), states(), solver=FixedStep("rk4", n_steps=7, breaks=b)).z
+        for b in ((), (-1.0, 3.0))
+    ]
     assert torch.equal(*found)
 
 
@@ -136,7 +171,9 @@ def test_a_longest_step_finds_a_pulse(per_sample: bool) -> None:
 
     z0 = torch.zeros(2, 1, dtype=torch.float64)
     solver = Adaptive("tsit5", 1e-6, 1e-6, per_sample=per_sample, max_step=0.1)
-    torch.testing.assert_close(solve(pulse, z0, (0.0, 8.0), solver=solver).z, z0 + 1, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        solve(pulse, z0, (0.0, 8.0), solver=solver).z, z0 + 1, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_failure_before_a_break_ends_the_solve() -> None:
@@ -156,6 +193,9 @@ def test_samples_that_fail_before_a_break_keep_their_states() -> None:
     solution = solve(lambda t, z: -z, z0, solver=solver, save_at=[0.2, 0.8], on_failure="return")
     assert solution.statuses == ("success", "non_finite", "success")
     torch.testing.assert_close(
-        solution.z[[0, 2]], z0[[0, 2]] * torch.exp(torch.tensor(-1.0)).double(), rtol=1e-4, atol=1e-4
+        solution.z[[0, 2]],
+        z0[[0, 2]] * torch.exp(torch.tensor(-1.0)).double(),
+        rtol=1e-4,
+        atol=1e-4,
     )
     assert bool(solution.zs[:, [0, 2]].isfinite().all())  # type: ignore[index]

@@ -92,7 +92,14 @@ def test_a_wrong_argument_is_a_usage_error(attempt: Callable[[Any], Any]) -> Non
     ],
 )
 @pytest.mark.parametrize(
-    "save_at", [[0.5, 1], (0.5, 1.0), np.array([0.5, 1.0]), torch.tensor([0.5, 1.0]), [torch.tensor(0.5), 1.0]]
+    "save_at",
+    [
+        [0.5, 1],
+        (0.5, 1.0),
+        np.array([0.5, 1.0]),
+        torch.tensor([0.5, 1.0]),
+        [torch.tensor(0.5), 1.0],
+    ],
 )
 def test_times_of_any_kind(t: Any, save_at: Any) -> None:
     expected = solve(decay, states(), solver=HEUN, save_at=[0.5, 1.0])
@@ -133,7 +140,9 @@ def test_complex_states(dtype: torch.dtype, solver: Any, gradient: Any) -> None:
     tolerance = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(solution.z, exact.to(dtype), **tolerance)
     torch.testing.assert_close(solution.zs[0], inside.to(dtype), **tolerance)  # type: ignore[index]
-    found = torch.autograd.grad((solution.z * (1 + 2j)).real.sum() + solution.zs.imag.sum(), (w, z0, end))  # type: ignore[union-attr]
+    found = torch.autograd.grad(
+        (solution.z * (1 + 2j)).real.sum() + solution.zs.imag.sum(), (w, z0, end)
+    )  # type: ignore[union-attr]
     expected = torch.autograd.grad((exact * (1 + 2j)).real.sum() + inside.imag.sum(), (w, z0, end))
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, **tolerance)

@@ -39,7 +39,9 @@ def test_a_step_that_divides_the_interval_in_rounding_only(n: int) -> None:
 def test_scaling_by_step_size_and_by_number_of_steps_agree(n: int, factor: float) -> None:
     by_size = FixedStep("euler", step_size=1 / n).scaled(factor)
     by_number = FixedStep("euler", n_steps=n).scaled(factor)
-    assert by_size.count(1.0) == by_number.count(1.0) == max(1, ceil(n / factor - 1e-9 * n / factor))
+    assert (
+        by_size.count(1.0) == by_number.count(1.0) == max(1, ceil(n / factor - 1e-9 * n / factor))
+    )
 
 
 @given(st.integers(1, 500), st.integers(1, 8))
@@ -88,7 +90,11 @@ def test_too_many_steps() -> None:
 
 
 def test_values() -> None:
-    for solver in (FixedStep("rk4", n_steps=3), Adaptive("dopri5", 1e-3, 1e-3), OnGrid("euler", (0.0, 0.2, 1.0))):
+    for solver in (
+        FixedStep("rk4", n_steps=3),
+        Adaptive("dopri5", 1e-3, 1e-3),
+        OnGrid("euler", (0.0, 0.2, 1.0)),
+    ):
         assert pickle.loads(pickle.dumps(solver)) == solver
         assert hash(solver) == hash(pickle.loads(pickle.dumps(solver)))
         with pytest.raises(AttributeError):

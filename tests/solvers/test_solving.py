@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from tests.problems import PROBLEMS, TanhField, states
 from trueode.errors import SolveError, UsageError
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, OnGrid, Solver, solve
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    OnGrid,
+    Solver,
+    solve,
+)
 
 RK4 = FixedStep("rk4", n_steps=5)
 DOPRI5 = Adaptive("dopri5", 1e-6, 1e-6)
@@ -28,14 +37,20 @@ def test_any_shape_and_floating_dtype(shape: list[int], dtype: torch.dtype) -> N
         solution = solve(lambda t, z: -z, z0, solver=solver)
         assert solution.z.shape == z0.shape
         assert solution.z.dtype == dtype
-        torch.testing.assert_close(solution.z.double(), torch.exp(-torch.ones(shape)).double(), rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(
+            solution.z.double(), torch.exp(-torch.ones(shape)).double(), rtol=2e-2, atol=2e-2
+        )
 
 
 @pytest.mark.parametrize(
-    "gradient", [Backprop(), Checkpoint(), Adjoint(params=())], ids=["backprop", "checkpoint", "adjoint"]
+    "gradient",
+    [Backprop(), Checkpoint(), Adjoint(params=())],
+    ids=["backprop", "checkpoint", "adjoint"],
 )
 @pytest.mark.parametrize("solver", [RK4, DOPRI5, PER_SAMPLE], ids=["rk4", "dopri5", "per sample"])
-def test_a_tuple_is_its_parts_side_by_side(solver: Solver, gradient: Backprop | Checkpoint | Adjoint) -> None:
+def test_a_tuple_is_its_parts_side_by_side(
+    solver: Solver, gradient: Backprop | Checkpoint | Adjoint
+) -> None:
     position, velocity = states(3, 2).requires_grad_(), states(3, 1, seed=2).requires_grad_()
 
     def parts(t: Tensor, z: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -45,15 +60,21 @@ def test_a_tuple_is_its_parts_side_by_side(solver: Solver, gradient: Backprop | 
     def joined(t: Tensor, z: Tensor) -> Tensor:
         return torch.cat(parts(t, (z[:, :2], z[:, 2:])), dim=1)
 
-    solution = solve(parts, (position, velocity), solver=solver, gradient=gradient, save_at=[0.5, 1.0])
+    solution = solve(
+        parts, (position, velocity), solver=solver, gradient=gradient, save_at=[0.5, 1.0]
+    )
     expected = solve(joined, torch.cat([position, velocity], 1), solver=solver, save_at=[0.5, 1.0])
     torch.testing.assert_close(torch.cat(solution.z, 1), expected.z)
     torch.testing.assert_close(torch.cat(solution.zs, 2), expected.zs)
     tolerance = 1e-4 if isinstance(gradient, Adjoint) else 1e-9
     found = torch.autograd.grad(solution.z[0].sum() + solution.zs[1].sum(), (position, velocity))
-    wanted = torch.autograd.grad(expected.z[:, :2].sum() + expected.zs[:, :, 2:].sum(), (position, velocity))
+    wanted = torch.autograd.grad(
+        expected.z[:, :2].sum() + expected.zs[:, :, 2:].sum(), (position, velocity)
+    )
     for x, y in zip(found, wanted, strict=True):
-        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance * (100 if isinstance(solver, FixedStep) else 1))
+        torch.testing.assert_close(
+            x, y, rtol=tolerance, atol=tolerance * (100 if isinstance(solver, FixedStep) else 1)
+        )
 
 
 def blow_up(t: Tensor, z: Tensor) -> Tensor:
@@ -77,7 +98,9 @@ def test_failures_are_told(solver: Solver, status: str) -> None:
         solve(blow_up, z0, (0.0, 5.0), solver=solver)
     assert failure.value.status == status
     assert "step" in str(failure.value)
-    solution = solve(blow_up, z0, (0.0, 5.0), solver=solver, on_failure="return", save_at=[0.5, 4.0])
+    solution = solve(
+        blow_up, z0, (0.0, 5.0), solver=solver, on_failure="return", save_at=[0.5, 4.0]
+    )
     assert solution.status == status
     assert solution.message == str(failure.value)
     assert solution.zs.shape == (2, 2, 1)
@@ -107,7 +130,9 @@ def test_rejected_overflow_leaves_no_trace_in_the_gradient(per_sample: bool) -> 
     torch.testing.assert_close(gradient, exact.detach(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("solver", [RK4, DOPRI5, PER_SAMPLE, Adaptive("fehlberg2", 1e-3, 1e-3)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [RK4, DOPRI5, PER_SAMPLE, Adaptive("fehlberg2", 1e-3, 1e-3)], ids=str
+)
 def test_an_interval_of_no_length(solver: Solver) -> None:
     z0 = states()
     solution = solve(lambda t, z: z, z0, (1.0, 1.0), solver=solver, save_at=[1.0, 1.0])
@@ -158,21 +183,30 @@ def test_adjoint_finds_what_a_module_reads_and_does_not_own() -> None:
     field = TanhField()
     found = []
     for gradient in (Backprop(), Adjoint()):
-        z = solve(lambda t, z: scale * field(t, z), states(), solver=FixedStep("rk4", n_steps=40), gradient=gradient).z
+        z = solve(
+            lambda t, z: scale * field(t, z),
+            states(),
+            solver=FixedStep("rk4", n_steps=40),
+            gradient=gradient,
+        ).z
         found.append(torch.autograd.grad(z.sum(), [scale, field.inner]))
     for x, y in zip(*found, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
 
 
 def test_adjoint_refuses_what_it_would_lose() -> None:
-    """A tensor computed from others, unless it is named; a parameter that only the backward solve meets."""
+    """A tensor computed from others, unless it is named; a parameter that only the backward solve
+    meets.
+    """
     weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     context = 2 * weight
     with pytest.raises(UsageError, match="computed from others"):
         solve(lambda t, z: context * z, states(), solver=RK4, gradient=Adjoint())
     z = solve(lambda t, z: context * z, states(), solver=RK4, gradient=Adjoint(params=(context,))).z
     (found,) = torch.autograd.grad(z.sum(), weight)
-    torch.testing.assert_close(found, (2 * states() * torch.exp(context)).sum().detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        found, (2 * states() * torch.exp(context)).sum().detach(), rtol=1e-3, atol=1e-3
+    )
     late, calls = torch.tensor(1.0, dtype=torch.float64, requires_grad=True), []
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -228,9 +262,15 @@ def test_checkpoint_keeps_the_states_only() -> None:
         (lambda f, z: solve(f, z, (0.0, 1.0, 2.0), solver=RK4), "two times"),
         (lambda f, z: solve(f, z, (0.0, float("inf")), solver=RK4), "finite"),
         (lambda f, z: solve(f, z, solver=RK4, save_at=[0.5, 1.5]), "outside of the interval"),
-        (lambda f, z: solve(f, z, solver=RK4, save_at=torch.zeros(2, 2, 2)), r"shape \(times,\) or \(batch, times\)"),
+        (
+            lambda f, z: solve(f, z, solver=RK4, save_at=torch.zeros(2, 2, 2)),
+            r"shape \(times,\) or \(batch, times\)",
+        ),
         (lambda f, z: solve(f, z, solver=RK4, on_failure="ignore"), "on_failure"),
-        (lambda f, z: solve(lambda t, z: z[:, :1], z, solver=RK4), r"shape \(4, 1\) for a state of shape \(4, 2\)"),
+        (
+            lambda f, z: solve(lambda t, z: z[:, :1], z, solver=RK4),
+            r"shape \(4, 1\) for a state of shape \(4, 2\)",
+        ),
         (lambda f, z: solve(f, z[0, 0], solver=PER_SAMPLE), "batch dimension"),
         (lambda f, z: solve(lambda t, z: z, (z, z[:1]), solver=PER_SAMPLE), "same first dimension"),
         (lambda f, z: solve(lambda t, z: z, (z, z.float()), solver=RK4), "share dtype"),
@@ -246,7 +286,9 @@ def test_bad_requests_name_what_is_wrong(call: object, message: str) -> None:
 def test_gradients_of_gradients() -> None:
     z0 = states(2).requires_grad_()
     field = TanhField()
-    assert torch.autograd.gradgradcheck(lambda z: solve(field, z, solver=FixedStep("rk4", n_steps=2)).z, (z0,))
+    assert torch.autograd.gradgradcheck(
+        lambda z: solve(field, z, solver=FixedStep("rk4", n_steps=2)).z, (z0,)
+    )
 
 
 # what is easily wrong
@@ -263,7 +305,9 @@ def test_saved_times_stand_still_when_an_end_moves(solver: Solver) -> None:
         end.requires_grad_()
 
     def gradients(solver: Solver, gradient: Backprop | Adjoint) -> tuple[Tensor, ...]:
-        saved = solve(TanhField(), states(3), ends, solver=solver, gradient=gradient, save_at=[0.25, 0.5, 0.6]).zs
+        saved = solve(
+            TanhField(), states(3), ends, solver=solver, gradient=gradient, save_at=[0.25, 0.5, 0.6]
+        ).zs
         assert saved is not None
         return torch.autograd.grad(saved.sum(), ends)
 
@@ -289,13 +333,18 @@ def test_saved_times_are_not_rounded_to_the_precision_of_the_state(dtype: torch.
     ).zs  # fmt: skip
     assert saved is not None
     exact = solve(
-        lambda t, z: torch.ones_like(z), torch.zeros(1, dtype=dtype), (0.0, 0.5), solver=FixedStep("euler", n_steps=128)
+        lambda t, z: torch.ones_like(z),
+        torch.zeros(1, dtype=dtype),
+        (0.0, 0.5),
+        solver=FixedStep("euler", n_steps=128),
     ).z
     assert torch.equal(saved[1], exact)
 
 
 def test_a_time_rounded_like_the_end_is_the_end() -> None:
-    solution = solve(lambda t, z: -z, torch.ones(2), (0.0, torch.tensor(0.7)), solver=RK4, save_at=[0.7])
+    solution = solve(
+        lambda t, z: -z, torch.ones(2), (0.0, torch.tensor(0.7)), solver=RK4, save_at=[0.7]
+    )
     assert solution.zs is not None
     assert torch.equal(solution.zs[0], solution.z)
 
@@ -319,7 +368,9 @@ def test_a_field_that_is_not_finite_at_the_start_is_told_at_once(per_sample: boo
 
 
 @pytest.mark.parametrize("solver", ALL_KINDS, ids=str)
-@pytest.mark.parametrize("gradient", [Backprop(), Checkpoint(), Adjoint()], ids=["backprop", "checkpoint", "adjoint"])
+@pytest.mark.parametrize(
+    "gradient", [Backprop(), Checkpoint(), Adjoint()], ids=["backprop", "checkpoint", "adjoint"]
+)
 def test_a_batch_without_samples_still_has_a_gradient(
     solver: Solver, gradient: Backprop | Checkpoint | Adjoint
 ) -> None:
@@ -343,7 +394,9 @@ def test_a_batch_without_samples_still_has_a_gradient(
 def test_a_parameter_named_twice_counts_once() -> None:
     w = torch.tensor(1.0, requires_grad=True)
     for params in ((w,), (w, w)):
-        solution = solve(lambda t, z: w * z, torch.ones(1), solver=RK4, gradient=Adjoint(params=params))
+        solution = solve(
+            lambda t, z: w * z, torch.ones(1), solver=RK4, gradient=Adjoint(params=params)
+        )
         (found,) = torch.autograd.grad(solution.z.sum(), w)
         assert float(found) == pytest.approx(2.718, rel=1e-2)
 
@@ -359,7 +412,9 @@ def test_the_state_keeps_its_precision_whatever_the_field_returns() -> None:
 
 def test_an_interval_of_no_length_is_replayed() -> None:
     solution = solve(lambda t, z: -z, torch.ones(2), (1.0, 1.0), solver=DOPRI5)
-    assert torch.equal(solve(lambda t, z: -z, torch.ones(2), (1.0, 1.0), solver=solution.replay()).z, torch.ones(2))
+    assert torch.equal(
+        solve(lambda t, z: -z, torch.ones(2), (1.0, 1.0), solver=solution.replay()).z, torch.ones(2)
+    )
 
 
 def test_vmap_of_a_solve() -> None:

@@ -20,7 +20,9 @@ def test_order_is_not_understated(tableau: ButcherTableau) -> None:
 
 @given(st.floats(0.01, 10), st.floats(-1, 1))
 def test_second_order_family(alpha: float, off: float) -> None:
-    """a21 = alpha, b = (1 - 1/(2 alpha), 1/(2 alpha)) has order 2 for every alpha; off the family it has not."""
+    """a21 = alpha, b = (1 - 1/(2 alpha), 1/(2 alpha)) has order 2 for every alpha; off the family
+    it has not.
+    """
     b2 = 1 / (2 * alpha)
     assert ButcherTableau("ralston", 2, ((), (alpha,)), (1 - b2, b2)).stages == 2
     if abs(off) * alpha > 1e-6:
@@ -40,7 +42,11 @@ def test_inconsistent_weights() -> None:
 
 
 def test_first_same_as_last() -> None:
-    assert {name for name, tableau in TABLEAUS.items() if tableau.fsal} == {"bosh3", "dopri5", "tsit5"}
+    assert {name for name, tableau in TABLEAUS.items() if tableau.fsal} == {
+        "bosh3",
+        "dopri5",
+        "tsit5",
+    }
 
 
 def test_error_weights_sum_to_zero() -> None:

@@ -33,4 +33,7 @@ def said(console: Console) -> str:
 def table(folder: Path, name: str = "grid") -> list[dict[str, str]]:
     """The table without times of the clock."""
     with (folder / "tables" / f"{name}.csv").open() as file:
-        return [{key: value for key, value in row.items() if key not in TIMINGS} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if key not in TIMINGS}
+            for row in csv.DictReader(file)
+        ]

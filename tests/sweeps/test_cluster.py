@@ -65,11 +65,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made.close()
 
 
-def test_a_worker_that_is_killed_loses_nothing(cluster: Cluster, whole: Path, tmp_path: Path) -> None:
-    words = ["-m", "trueode", "sweep", str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "here")]
+def test_a_worker_that_is_killed_loses_nothing(
+    cluster: Cluster, whole: Path, tmp_path: Path
+) -> None:
+    words = [
+        "-m",
+        "trueode",
+        "sweep",
+        str(tmp_path / "grid.yaml"),
+        "--output_dir",
+        str(tmp_path / "here"),
+    ]
     (tmp_path / "grid.yaml").write_text(json.dumps(SOURCE))
     with (tmp_path / "output.txt").open("w") as output:
-        sweep = subprocess.Popen([sys.executable, *words, "--scheduler", cluster.address], stdout=output, stderr=output)
+        sweep = subprocess.Popen(
+            [sys.executable, *words, "--scheduler", cluster.address], stdout=output, stderr=output
+        )
     while sweep.poll() is None and not list((tmp_path / "here").glob("runs/*/history.csv")):
         time.sleep(0.02)
     os.kill(cluster.workers[0].pid, signal.SIGKILL)
@@ -82,9 +93,13 @@ def test_a_worker_that_is_killed_loses_nothing(cluster: Cluster, whole: Path, tm
 def test_workers_that_share_no_directory_return_their_runs(
     cluster: Cluster, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "touch", lambda path: None)  # the mark that workers look for is nowhere
+    monkeypatch.setattr(
+        Path, "touch", lambda path: None
+    )  # the mark that workers look for is nowhere
     console = told()
-    code = run_sweep(make_plan(SOURCE), SweepDirectory(tmp_path), scheduler=cluster.address, console=console)
+    code = run_sweep(
+        make_plan(SOURCE), SweepDirectory(tmp_path), scheduler=cluster.address, console=console
+    )
     assert code == 0, said(console) + cluster.log()
     assert table(tmp_path) == table(whole)
     assert len(list(tmp_path.glob("logs/*.txt"))) == len(list(tmp_path.glob("runs/*/figures"))) == 4
@@ -96,7 +111,12 @@ def test_no_scheduler_at_that_address(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "TIMEOUT", "0.5s")
     with pytest.raises(UsageError, match="no Dask scheduler at tcp://127"):
-        run_sweep(make_plan(SOURCE), SweepDirectory(tmp_path), scheduler="tcp://127.0.0.1:9", console=told())
+        run_sweep(
+            make_plan(SOURCE),
+            SweepDirectory(tmp_path),
+            scheduler="tcp://127.0.0.1:9",
+            console=told(),
+        )
 
 
 def test_the_scheduler_needs_nothing_of_this_package() -> None:

@@ -1,4 +1,6 @@
-"""Sweeps are carried out once, whatever happens to their processes, and the table does not tell what happened."""
+"""Sweeps are carried out once, whatever happens to their processes, and the table does not tell
+what happened.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def start(folder: Path) -> subprocess.Popen[str]:
     plan = folder.parent / "grid.yaml"
     plan.write_text(yaml.safe_dump(SOURCE, sort_keys=False))
     words = [sys.executable, "-m", "trueode", "sweep", str(plan), "--output_dir", str(folder)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder.parent)
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder.parent
+    )
 
 
 def children(pid: int) -> list[int]:
@@ -41,7 +45,10 @@ def test_a_row_for_each_run_solver_and_factor(whole: Path) -> None:
     keys = [(row["run"], row["test_solver"], row["factor"]) for row in rows]
     assert len(set(keys)) == len(keys) == 4 * 2 * 3
     assert sum(row["is_training"] for row in rows) == 4
-    assert all(row["status"] == "success" and 0 <= row["metric"] <= 1 and 0 <= row["flips"] <= 1 for row in rows)
+    assert all(
+        row["status"] == "success" and 0 <= row["metric"] <= 1 and 0 <= row["flips"] <= 1
+        for row in rows
+    )
     steps = {(row["step_size"], row["test_solver"], row["factor"]): row["n_steps"] for row in rows}
     assert steps[0.25, "rk4", 0.5] == 8
     assert steps[1, "euler", 2] == 1, "a step above the interval is one step"
@@ -70,7 +77,9 @@ def test_what_is_finished_is_not_repeated_and_what_is_new_is_done(whole: Path) -
     audit.unlink()  # the end of that run alone is done again
     assert run_sweep(make_plan(SOURCE), SweepDirectory(whole), console=told()) == 0
     assert table(whole) == rows
-    assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {audit.with_name("run.json")}
+    assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {
+        audit.with_name("run.json")
+    }
 
 
 def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
@@ -87,7 +96,8 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
         sweep.communicate()
         for worker in workers:  # they see that nobody can ask them any more
             while (
-                Path(f"/proc/{worker}/cmdline").exists() and b"worker" in Path(f"/proc/{worker}/cmdline").read_bytes()
+                Path(f"/proc/{worker}/cmdline").exists()
+                and b"worker" in Path(f"/proc/{worker}/cmdline").read_bytes()
             ):
                 time.sleep(0.02)
                 assert time.monotonic() < end + 30, "a worker outlives its sweep"
@@ -116,7 +126,9 @@ def test_interrupted_by_the_user(whole: Path, tmp_path: Path) -> None:
     assert table(folder) == table(whole)
 
 
-def test_a_run_that_fails_is_tried_once_more_and_reported_while_others_go_on(tmp_path: Path) -> None:
+def test_a_run_that_fails_is_tried_once_more_and_reported_while_others_go_on(
+    tmp_path: Path,
+) -> None:
     source = {"name": "bad", "base": {**BASE, "niter": 30}, "axes": {"lr": [0.01, 1e30]}}
     plan, directory, console = make_plan(source), SweepDirectory(tmp_path), told()
     assert run_sweep(plan, directory, console=console, workers=1) == 1
@@ -148,15 +160,23 @@ def test_the_estimate_trains_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*"))
     for run in plan.runs:
         assert run.name in said(console)
-    evaluations = {run.options.step_size: run.options.niter / run.options.step_size for run in plan.runs}
+    evaluations = {
+        run.options.step_size: run.options.niter / run.options.step_size for run in plan.runs
+    }
     assert all(f"{value:.3g}" in said(console) for value in evaluations.values())
     assert f"{2 * sum(evaluations.values()):.3g} field evaluations" in said(console)
 
 
 def test_the_estimate_of_a_certified_run_asks_for_no_certificate(tmp_path: Path) -> None:
-    base: dict[str, Any] = {"solver": "rk4", "use_step_adaption_algo": True, "adaption_algo": "fidelity"}
+    base: dict[str, Any] = {
+        "solver": "rk4",
+        "use_step_adaption_algo": True,
+        "adaption_algo": "fidelity",
+    }
     console = told()
-    assert print_estimate(make_plan({"base": base}), SweepDirectory(tmp_path), 1, console) == 0, said(console)
+    assert print_estimate(make_plan({"base": base}), SweepDirectory(tmp_path), 1, console) == 0, (
+        said(console)
+    )
 
 
 def test_status_of_what_is_finished_and_waits(whole: Path, tmp_path: Path) -> None:

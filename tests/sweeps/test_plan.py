@@ -36,16 +36,28 @@ def test_a_grid_is_the_product_of_its_axes() -> None:
 
 
 def test_lists_may_vary_and_other_spellings_are_known() -> None:
-    plan = make_plan({"base": {"evaluate_text_acc": True}, "axes": {"test_solver_list": [["euler"], ["euler", "rk4"]]}})
+    plan = make_plan(
+        {
+            "base": {"evaluate_text_acc": True},
+            "axes": {"test_solver_list": [["euler"], ["euler", "rk4"]]},
+        }
+    )
     assert [run.options.test_solver_list for run in plan.runs] == [("euler",), ("euler", "rk4")]
     assert plan.runs[1].name.startswith("test_solver_list=euler+rk4-")
     assert plan.runs[0].options.evaluate_test_acc
 
 
 def test_several_grids_extend_what_stands_above_them_and_share_runs() -> None:
-    grids = [{"name": "a"}, {"name": "b", "axes": {"step_size": [0.5, 0.25]}}, {"base": {"n_steps": 7}, "axes": {}}]
+    grids = [
+        {"name": "a"},
+        {"name": "b", "axes": {"step_size": [0.5, 0.25]}},
+        {"base": {"n_steps": 7}, "axes": {}},
+    ]
     plan = make_plan({"base": {"step_size": 0.5}, "axes": {"random_seed": [0, 1]}, "grids": grids})
-    assert [(run.grid, run.options.step_size, run.options.n_steps, run.options.random_seed) for run in plan.runs] == [
+    assert [
+        (run.grid, run.options.step_size, run.options.n_steps, run.options.random_seed)
+        for run in plan.runs
+    ] == [
         ("a", 0.5, None, 0),
         ("a", 0.5, None, 1),
         ("b", 0.25, None, 0),
@@ -60,19 +72,31 @@ def test_what_does_not_change_the_result_does_not_change_the_hash(name: str) -> 
     other = {"n": "x", "o": "x", "d": "/x", "p": "infer", "s": "test", "g": "1"}
     value = getattr(Options(), name)
     changed = (
-        not value if isinstance(value, bool) else (value or 0) + 1 if not isinstance(value, str) else other[name[0]]
+        not value
+        if isinstance(value, bool)
+        else (value or 0) + 1
+        if not isinstance(value, str)
+        else other[name[0]]
     )
-    assert run_hash(Options().model_copy(update={name: changed}), GENERATED) == run_hash(Options(), GENERATED)
+    assert run_hash(Options().model_copy(update={name: changed}), GENERATED) == run_hash(
+        Options(), GENERATED
+    )
 
 
 @given(st.sampled_from(sorted(RESULT)))
 def test_everything_else_changes_it(name: str) -> None:
     value = getattr(Options(), name)
     changed: Any = (
-        f"{value}x" if isinstance(value, str) else (value or 0) + 1 if not isinstance(value, tuple) else value[1:]
+        f"{value}x"
+        if isinstance(value, str)
+        else (value or 0) + 1
+        if not isinstance(value, tuple)
+        else value[1:]
     )
     changed = not value if isinstance(value, bool) else changed
-    assert run_hash(Options().model_copy(update={name: changed}), GENERATED) != run_hash(Options(), GENERATED)
+    assert run_hash(Options().model_copy(update={name: changed}), GENERATED) != run_hash(
+        Options(), GENERATED
+    )
 
 
 def test_data_changes_the_hash() -> None:
@@ -101,7 +125,9 @@ def test_flags_win_and_the_plan_that_is_kept_leads_to_the_same_runs() -> None:
     plan = make_plan(source, {"niter": 20, "step_size": 0.25})
     assert {(run.options.niter, run.options.step_size) for run in plan.runs} == {(20, 0.25)}
     again = make_plan(yaml.safe_load(yaml.safe_dump(plan.source, sort_keys=False)))
-    assert [(run.name, run.hash) for run in again.runs] == [(run.name, run.hash) for run in plan.runs]
+    assert [(run.name, run.hash) for run in again.runs] == [
+        (run.name, run.hash) for run in plan.runs
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +170,9 @@ def test_a_plan_is_named_by_its_file(tmp_path: Path) -> None:
     assert read_plan(path).name == "mine"
 
 
-def test_arrays_are_identified_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_are_identified_by_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def save(where: str, value: float) -> Path:
         np.savez(tmp_path / where, x=np.full((10, 2), value), y=np.arange(10) % 2)
         return tmp_path / where
@@ -171,7 +199,10 @@ def test_names_stay_names_of_folders() -> None:
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ({"axes": {"random_seed": list(range(3000)), "niter": list(range(1, 3001))}}, "9000000 runs"),
+        (
+            {"axes": {"random_seed": list(range(3000)), "niter": list(range(1, 3001))}},
+            "9000000 runs",
+        ),
         ({"axes": {"random_seed": list(range(10**6))}}, "1000000 values"),
         ({"axes": AXES, "grids": [{"axes": {"niter": list(range(1, 2001))}}] * 6}, "72000 runs"),
         ({"base": {"step_size": 1e-7, "max_steps": 10**7}}, "larger steps"),
@@ -189,7 +220,9 @@ def test_names_stay_names_of_folders() -> None:
         ),
     ],
 )
-def test_plans_without_end_are_refused_before_any_run_is_made(source: dict[str, Any], told: str) -> None:
+def test_plans_without_end_are_refused_before_any_run_is_made(
+    source: dict[str, Any], told: str
+) -> None:
     with pytest.raises(OptionError, match=told):
         make_plan(source)
 

@@ -1,4 +1,6 @@
-"""A sweep believes its workers only what they have left behind: success is that all planned runs are in the table."""
+"""A sweep believes its workers only what they have left behind: success is that all planned runs
+are in the table.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class Scripted:
         self.closed = True
 
 
-def carried_out(answers: list[str], whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+def carried_out(
+    answers: list[str], whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str]:
     """A sweep of scripted workers: its exit code and what it said."""
     workers, console = Scripted(answers, whole), told()
     monkeypatch.setattr(execute, "_workers", lambda *_: workers)
@@ -99,7 +103,10 @@ def test_runs_that_nobody_can_do_any_more_are_named(
     assert code == 1, words
     there = {row["run"] for row in table(tmp_path)}
     (missing,) = {run.name for run in make_plan(SOURCE).runs} - there
-    assert f"1 of 4 runs are not in the table; the same command goes on with them:\n{missing}\n" in words
+    assert (
+        f"1 of 4 runs are not in the table; the same command goes on with them:\n{missing}\n"
+        in words
+    )
     assert carried_out(["done"], whole, tmp_path, monkeypatch)[0] == 0
     assert table(tmp_path) == table(whole)
 
@@ -122,7 +129,9 @@ def test_a_sweep_whose_directory_is_removed_does_not_make_it_anew(
 )
 def test_an_answer_that_is_none_is_a_failure(answer: Any) -> None:
     assert Result.of("a", answer).status == "failed"
-    assert Result.of("a", {"status": "interrupted", "message": "b"}) == Result("a", "interrupted", "b")
+    assert Result.of("a", {"status": "interrupted", "message": "b"}) == Result(
+        "a", "interrupted", "b"
+    )
 
 
 def damaged(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
@@ -158,7 +167,9 @@ def test_a_run_is_finished_when_its_row_can_be_written(
     assert not finished(run)
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "iteration\nx,1\n", f"iteration\n{'9' * 900},1\n", "iteration\n-4,1\n"])
+@pytest.mark.parametrize(
+    "text", ["", "\n\n", "iteration\nx,1\n", f"iteration\n{'9' * 900},1\n", "iteration\n-4,1\n"]
+)
 def test_the_share_of_a_strange_history(text: str, tmp_path: Path) -> None:
     (tmp_path / "history.csv").write_text(text)
     assert 0 <= done_share(tmp_path, 10) <= 1
@@ -173,7 +184,9 @@ def test_status_of_a_damaged_plan(tmp_path: Path) -> None:
             status(directory, told())
 
 
-def test_what_a_worker_returns_goes_to_the_place_of_its_run_alone(whole: Path, tmp_path: Path) -> None:
+def test_what_a_worker_returns_goes_to_the_place_of_its_run_alone(
+    whole: Path, tmp_path: Path
+) -> None:
     cluster = pytest.importorskip("trueode.sweeps.cluster", exc_type=ImportError)
     with SweepDirectory(tmp_path) as directory:
         mine, other = sorted(path.name for path in whole.glob("runs/*"))[:2]
@@ -200,7 +213,9 @@ def test_what_a_worker_returns_goes_to_the_place_of_its_run_alone(whole: Path, t
         assert not list(tmp_path.glob("tmp*"))
 
 
-def test_a_sweep_that_cannot_begin_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_cannot_begin_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise UsageError("no scheduler")
 

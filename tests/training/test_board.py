@@ -15,7 +15,9 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """All scalars of a folder of event files: (step, value)."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder)).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
 
 
 def test_rows_read_back(tmp_path: Path) -> None:
@@ -36,7 +38,9 @@ def test_what_came_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
         for i in (10, 20, 30, 40):
             board.add({"iteration": i, "loss": 1.0})
     first = next(tmp_path.iterdir())
-    first.rename(tmp_path / "events.out.tfevents.0000000001.machine.1.0")  # event files are read in the order of names
+    first.rename(
+        tmp_path / "events.out.tfevents.0000000001.machine.1.0"
+    )  # event files are read in the order of names
     with Board(tmp_path, 20) as board:
         for i in (30, 40):
             board.add({"iteration": i, "loss": 2.0})
@@ -44,9 +48,13 @@ def test_what_came_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(UsageError, match=r"--use_tensorboard true.*pip install 'trueode\[tensorboard\]'"):
+    with pytest.raises(
+        UsageError, match=r"--use_tensorboard true.*pip install 'trueode\[tensorboard\]'"
+    ):
         Board(tmp_path / "logs", 0)
     assert not (tmp_path / "logs").exists()

@@ -39,7 +39,9 @@ def paper(task: Task) -> Checks:
 def unseen(x: Tensor, size: int = 100) -> Unseen:
     """Controlled with ``x``; the samples of attempt k are those of ``x`` turned by k."""
     y = torch.zeros(len(x), dtype=torch.int64)
-    return Unseen(Split(x, y), size, lambda attempt: Split(x.roll(attempt, 0)[:size], y[:size]), "noise")
+    return Unseen(
+        Split(x, y), size, lambda attempt: Split(x.roll(attempt, 0)[:size], y[:size]), "noise"
+    )
 
 
 class Seeing(nn.Module):
@@ -57,7 +59,9 @@ class Seeing(nn.Module):
 
 def test_a_solver_that_fails_is_refused_and_training_goes_on() -> None:
     """At the limit of stability, the step that is a tenth larger overflows."""
-    model = NeuralODE(lambda t, z: -(z**3), downstream=lambda z: torch.cat([z, -z], 1), t=(0.0, 39.0))
+    model = NeuralODE(
+        lambda t, z: -(z**3), downstream=lambda z: torch.cat([z, -z], 1), t=(0.0, 39.0)
+    )
     rule = PaperStepRule("euler", 39.0, 1.95)
     larger = FixedStep("euler", step_size=2.145)
     compared = compare(model, torch.tensor([[1.0], [0.9]]), paper(CLASSES), rule.solver)
@@ -66,7 +70,9 @@ def test_a_solver_that_fails_is_refused_and_training_goes_on() -> None:
     assert rule.propose(compared, Progress(50, 100)).step_size <= before.step_size
 
 
-@pytest.mark.parametrize(("difference", "nothing"), [(accuracy_difference, 0.0), (prediction_difference, float("nan"))])
+@pytest.mark.parametrize(
+    ("difference", "nothing"), [(accuracy_difference, 0.0), (prediction_difference, float("nan"))]
+)
 def test_equal_outputs_are_no_evidence(difference: Any, nothing: float) -> None:
     """A single sample has no scale to measure a difference of numbers by."""
     model = NeuralODE(lambda t, z: -z)
@@ -92,13 +98,23 @@ def test_an_output_that_was_computed_in_another_way_is_not_compared() -> None:
 def test_held_out_inputs_are_taken_in_turn_and_counted() -> None:
     pool, field = torch.arange(10.0)[:, None] + 1, Seeing()
     checks = Checks(
-        NUMBERS, ALONE, prediction_difference(NUMBERS, ALONE), "held_out", unseen(pool), size=4, interval=50
+        NUMBERS,
+        ALONE,
+        prediction_difference(NUMBERS, ALONE),
+        "held_out",
+        unseen(pool),
+        size=4,
+        interval=50,
     )
     met = []
     for iteration in (50, 100, 150):
         field.seen.clear()
         measure, n = checks.measure(
-            state_of(NeuralODE(field), COARSE, iteration), Batch(-pool, pool), 10, torch.zeros(10, 1), 1.0
+            state_of(NeuralODE(field), COARSE, iteration),
+            Batch(-pool, pool),
+            10,
+            torch.zeros(10, 1),
+            1.0,
         )
         measure(COARSE, FINE)
         assert (n, measure.nfe) == (4, 9)
@@ -110,7 +126,14 @@ def test_ranks_share_the_held_out_inputs() -> None:
     pool = torch.arange(10.0)[:, None]
     parts = []
     for rank in range(3):
-        checks = Checks(NUMBERS, Ranks(rank, 3, torch.device("cpu")), lambda *_: 0.0, "held_out", unseen(pool), size=4)
+        checks = Checks(
+            NUMBERS,
+            Ranks(rank, 3, torch.device("cpu")),
+            lambda *_: 0.0,
+            "held_out",
+            unseen(pool),
+            size=4,
+        )
         batch, n = checks._control(1)
         assert n == 4
         parts += batch.x.flatten().tolist()

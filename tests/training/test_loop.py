@@ -13,8 +13,16 @@ from trueode.training import Hooks, Row, State, Trainer
 
 
 def a_trainer(tmp_path: Path, rows: list[Row], saved: list[int]) -> Trainer:
-    """Ten iterations with checks at every third, rows at every fourth, tests and checkpoints at every fifth."""
-    how = {"niter": 10, "log_interval": 4, "eval_interval": 5, "evaluate_test_acc": True, "model_checkpoint_freq": 5}
+    """Ten iterations with checks at every third, rows at every fourth, tests and checkpoints at
+    every fifth.
+    """
+    how = {
+        "niter": 10,
+        "log_interval": 4,
+        "eval_interval": 5,
+        "evaluate_test_acc": True,
+        "model_checkpoint_freq": 5,
+    }
     rule = {"use_step_adaption_algo": True, "adaption_interval": 3, "max_steps": 8}
     options = make_options({**how, **rule, "data_dir": str(tmp_path)})
     _, trainer = build_run(options, Ranks(0, 1, torch.device("cpu")))

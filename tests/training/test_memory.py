@@ -33,7 +33,9 @@ def images(batch: int, size: int = 12) -> Tensor:
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
 def test_a_step_keeps_the_activations_of_its_stages(method: str) -> None:
-    """Of each evaluation: its input and the two hidden layers; and at most as much again in copies and sums."""
+    """Of each evaluation: its input and the two hidden layers; and at most as much again in copies
+    and sums.
+    """
     hidden, batch, size = 16, 8, 12
     model = a_model(hidden)
     stages = len(get_tableau(method).b)
@@ -42,7 +44,9 @@ def test_a_step_keeps_the_activations_of_its_stages(method: str) -> None:
     assert 0.9 * activations < found < 2.5 * activations
 
 
-@pytest.mark.parametrize("solver", [FixedStep("rk4", n_steps=4), Adaptive("dopri5", 1e-3, 1e-3)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [FixedStep("rk4", n_steps=4), Adaptive("dopri5", 1e-3, 1e-3)], ids=str
+)
 def test_it_is_linear_in_the_batch(solver: Solver) -> None:
     model = a_model(solver=solver)
     two, four, six = (bytes_per_step(model, images(batch), solver) for batch in (2, 4, 6))
@@ -54,7 +58,9 @@ def test_it_is_linear_in_the_batch(solver: Solver) -> None:
 def test_numbers_of_twice_the_size_take_twice_the_memory() -> None:
     model, x = a_model(), images(4)
     single = bytes_per_step(model, x, model.solver)
-    assert bytes_per_step(model.double(), x.double(), model.solver) == pytest.approx(2 * single, rel=0.05)
+    assert bytes_per_step(model.double(), x.double(), model.solver) == pytest.approx(
+        2 * single, rel=0.05
+    )
 
 
 def test_it_does_not_depend_on_the_number_of_steps() -> None:
@@ -78,7 +84,9 @@ def test_it_is_what_autograd_keeps_for_each_further_step() -> None:
         return sum(tensor.nbytes for tensor in found.values())
 
     each = (kept(10) - kept(5)) / 5
-    assert bytes_per_step(model, x, FixedStep("midpoint", n_steps=1)) == pytest.approx(each, rel=0.25)
+    assert bytes_per_step(model, x, FixedStep("midpoint", n_steps=1)) == pytest.approx(
+        each, rel=0.25
+    )
 
 
 def test_measuring_changes_nothing() -> None:
@@ -101,7 +109,9 @@ def test_some_memory_is_free() -> None:
 def trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, **values: Any
 ) -> tuple[State, list[str], list[Row]]:
-    """Three iterations of a run on a machine with so much memory (None: plenty): state, notices, rows."""
+    """Three iterations of a run on a machine with so much memory (None: plenty): state, notices,
+    rows.
+    """
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**60 if free is None else free)
     how = {
         "niter": 3,
@@ -115,7 +125,9 @@ def trained(
     _, trainer = build_run(options, Ranks(0, 1, CPU))
     notices: list[str] = []
     rows: list[Row] = []
-    trainer.schedule = Schedule(options.niter, log=1, test=None, check=options.adaption_interval, checkpoint=10)
+    trainer.schedule = Schedule(
+        options.niter, log=1, test=None, check=options.adaption_interval, checkpoint=10
+    )
     trainer.hooks = Hooks(rows.append, notice=notices.append)
     assert trainer.run()
     assert trainer.state.iteration == 3
@@ -127,9 +139,20 @@ RUNS: dict[str, dict[str, Any]] = {
     "dense": {"solver": "rk4", "n_steps": 3, "network": "linear_odenet"},
     "dopri5": {"solver": "dopri5", "tol": 1e-3},
     "per sample": {"solver": "dopri5", "tol": 1e-3, "per_sample": True},
-    "conv": {"dataset": "concentric_sphere900", "ch_residual_block": 2, "n_steps": 2, "batch_size": 4},
+    "conv": {
+        "dataset": "concentric_sphere900",
+        "ch_residual_block": 2,
+        "n_steps": 2,
+        "batch_size": 4,
+    },
     "adapting": {"use_step_adaption_algo": True, "adaption_interval": 1, "threshold": 1e-9},
-    "time series": {"dataset": "pendulum", "network": "linear_odenet", "step_size": 0.25, "act": "tanh", "lr": 1e-3},
+    "time series": {
+        "dataset": "pendulum",
+        "network": "linear_odenet",
+        "step_size": 0.25,
+        "act": "tanh",
+        "lr": 1e-3,
+    },
 }
 
 
@@ -164,7 +187,9 @@ def test_a_gradient_that_needs_little_memory_stays(
 
 
 def test_half_of_the_free_memory_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The change comes where the steps need more than half of what is free, no earlier and no later."""
+    """The change comes where the steps need more than half of what is free, no earlier and no
+    later.
+    """
     how = {"solver": "euler", "n_steps": 8, "network": "linear_odenet"}
     state, _, _ = trained(tmp_path, monkeypatch, None, **how)
     need = 8 * bytes_per_step(state.model, torch.zeros(32, 1, 2, dtype=torch.float64), state.solver)
@@ -177,7 +202,9 @@ def test_a_state_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     how = RUNS["adapting"]
     state, _, _ = trained(tmp_path, monkeypatch, None, **how)
     saved = read_checkpoint(save_checkpoint(tmp_path, 3, state.state_dict()))
-    options = make_options({"data_dir": str(tmp_path / "data"), "precision": "float64", "random_seed": 1, **how})
+    options = make_options(
+        {"data_dir": str(tmp_path / "data"), "precision": "float64", "random_seed": 1, **how}
+    )
     fresh = build_run(options, Ranks(0, 1, CPU))[1].state
     rule = fresh.rule
     assert rule is not None

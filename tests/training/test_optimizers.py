@@ -114,20 +114,29 @@ def further(model: nn.Module, optimizer: Optimizer, seeds: range) -> Optimizer:
 
 
 def older(optimizer: Optimizer, form: str) -> dict[str, Any]:
-    """A state as earlier versions wrote it: their own form, that of torch.optim on a CPU, or that with ``fused=True``."""
+    """A state as earlier versions wrote it: their own form, that of torch.optim on a CPU, or that
+    with ``fused=True``.
+    """
     state = {number: dict(state) for number, state in optimizer.state_dict()["state"].items()}
     if form == "own":
         return {"state": state}
     name = next(name for name, classes in CLASSES.items() if type(optimizer) in classes)
-    theirs: Any = {**PEERS, "rmsprop": torch.optim.RMSprop}[name](optimizer.params, lr=0.01, weight_decay=0.1)
-    saved: dict[str, Any] = {**theirs.state_dict(), "state": {number: each for number, each in state.items() if each}}
+    theirs: Any = {**PEERS, "rmsprop": torch.optim.RMSprop}[name](
+        optimizer.params, lr=0.01, weight_decay=0.1
+    )
+    saved: dict[str, Any] = {
+        **theirs.state_dict(),
+        "state": {number: each for number, each in state.items() if each},
+    }
     saved["param_groups"][0]["fused"] = form == "fused" or None
     return saved
 
 
 @pytest.mark.parametrize("form", ["now", "own", "torch", "fused"])
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_every_state_goes_on_in_every_class(one: type[Optimizer], other: type[Optimizer], form: str) -> None:
+def test_every_state_goes_on_in_every_class(
+    one: type[Optimizer], other: type[Optimizer], form: str
+) -> None:
     """As on a CPU, and from a CPU to another device and back."""
     model, optimizer = trained(one, 3)
     saved = optimizer.state_dict() if form == "now" else older(optimizer, form)
@@ -140,7 +149,9 @@ def test_every_state_goes_on_in_every_class(one: type[Optimizer], other: type[Op
     further(again, taker, range(3, 6))
     whole, uninterrupted = trained(one, 6)
     for p, q in zip(whole.parameters(), again.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0 if one is other else 1e-5, atol=0 if one is other else 1e-7)
+        torch.testing.assert_close(
+            p, q, rtol=0 if one is other else 1e-5, atol=0 if one is other else 1e-7
+        )
     here, there = uninterrupted.state_dict()["state"], taker.state_dict()["state"]
     assert [list(state) for state in here.values()] == [list(state) for state in there.values()]
 
@@ -165,7 +176,9 @@ def test_a_loaded_state_is_a_copy_of_the_type_and_layout_of_the_parameters(name:
     before = copy.deepcopy(saved)
     model = network(torch.float64)
     taker = make_optimizer(name, model.parameters(), 0.01, 0.1)
-    taker.load_state_dict({"state": {i: {k: v.contiguous() for k, v in s.items()} for i, s in saved["state"].items()}})
+    taker.load_state_dict(
+        {"state": {i: {k: v.contiguous() for k, v in s.items()} for i, s in saved["state"].items()}}
+    )
     for number, param in enumerate(model.parameters()):
         for key, value in taker.state_dict()["state"][number].items():
             assert value.dtype == (torch.float32 if key == "step" else torch.float64)
@@ -235,7 +248,9 @@ def test_others_are_those_of_torch() -> None:
     assert isinstance(make_optimizer("rmsprop", network().parameters(), 0.01, 0.0), TorchRMSprop)
     elsewhere: list[Tensor] = [nn.Parameter(torch.empty(2, device="meta"))]
     assert isinstance(make_optimizer("adam", elsewhere, 0.01, 0.0), TorchAdam)
-    mixed: list[Tensor] = [nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+    mixed: list[Tensor] = [
+        nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in (torch.float32, torch.float64)
+    ]
     assert isinstance(make_optimizer("sgd", mixed, 0.01, 0.0), TorchSGD)
 
 

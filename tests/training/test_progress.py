@@ -85,6 +85,8 @@ def test_a_bar_is_taken_away_when_the_run_fails(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(RuntimeError):
         fail()
-    assert text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+    assert (
+        text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h") == 1
+    )  # the cursor is back
     with Progress(5, 0, console):  # and another bar may be shown
         pass

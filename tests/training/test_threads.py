@@ -1,4 +1,6 @@
-"""PyTorch's threads in training: one for small tensors, all of them otherwise, and as before afterwards."""
+"""PyTorch's threads in training: one for small tensors, all of them otherwise, and as before
+afterwards.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Rules that choose step size, tolerance or method while a model trains, and the certificate of what they achieve."""
+"""Rules that choose step size, tolerance or method while a model trains, and the certificate of
+what they achieve.
+"""
 
 from trueode.adaptation.certificate import Certificate, Certifier
 from trueode.adaptation.fidelity import FidelityRule
@@ -6,7 +8,16 @@ from trueode.adaptation.inspection import ModelInspection
 from trueode.adaptation.ladder import Ladder
 from trueode.adaptation.measure import Measure
 from trueode.adaptation.paper import PaperStepRule, PaperToleranceRule, paper_starting_step
-from trueode.adaptation.rule import Comparison, Evidence, Extrapolated, Inspection, Progress, Refine, Rule, Signal
+from trueode.adaptation.rule import (
+    Comparison,
+    Evidence,
+    Extrapolated,
+    Inspection,
+    Progress,
+    Refine,
+    Rule,
+    Signal,
+)
 
 __all__ = [
     "Certificate",

@@ -1,4 +1,6 @@
-"""The certificate: a bound of the share of predictions that depend on the solver, for the model that training ended with."""
+"""The certificate: a bound of the share of predictions that depend on the solver, for the model
+that training ended with.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +57,11 @@ class Certificate:
 class Certifier:
     """Attempts to certify models, one after another, at a level that they share.
 
-    An attempt passes when the one-sided Clopper-Pearson upper bound of the share of predictions that change, or may, is at
-    most ``fidelity``. The k-th attempt takes the level 0.05 / 2^k: whatever the number of attempts, a run ends with a wrong
-    certificate in at most 5 % of the cases (union bound). This holds for inputs that are used again as well: what follows a
-    failure must not depend on the number of flips, so that the models to be judged do not depend on the inputs.
+    An attempt passes when the one-sided Clopper-Pearson upper bound of the share of predictions
+    that change, or may, is at most ``fidelity``. The k-th attempt takes the level 0.05 / 2^k:
+    whatever the number of attempts, a run ends with a wrong certificate in at most 5 % of the cases
+    (union bound). This holds for inputs that are used again as well: what follows a failure must
+    not depend on the number of flips, so that the models to be judged do not depend on the inputs.
 
     Args:
         fidelity: the share of predictions that may change.
@@ -66,7 +69,9 @@ class Certifier:
         source: where the inputs come from, in words.
     """
 
-    def __init__(self, fidelity: float, attempts: tuple[Decision, ...] = (), source: str = "") -> None:
+    def __init__(
+        self, fidelity: float, attempts: tuple[Decision, ...] = (), source: str = ""
+    ) -> None:
         self.fidelity = fidelity
         self.attempts = attempts
         self.source = source
@@ -87,7 +92,14 @@ class Certifier:
             return None
         reason = f"it needs at least {self.needed} inputs that training has not seen, there are {n}"
         decision = Decision(
-            Status.INCONCLUSIVE, Flips(n), 0.0, 1.0, self.fidelity, level_of(self.number), self.needed, reason
+            Status.INCONCLUSIVE,
+            Flips(n),
+            0.0,
+            1.0,
+            self.fidelity,
+            level_of(self.number),
+            self.needed,
+            reason,
         )
         return Certificate(decision, f"not certified: {reason}", self.attempts)
 
@@ -98,7 +110,9 @@ class Certifier:
             counts: of inputs that neither training nor the rule has seen.
             solver: that the model was judged with.
         """
-        decision = replace(decide(counts, self.fidelity, level=level_of(self.number)), solver=str(solver))
+        decision = replace(
+            decide(counts, self.fidelity, level=level_of(self.number)), solver=str(solver)
+        )
         if counts.constant:
             return Certificate(decision, f"not certified: {decision.reason}", self.attempts)
         self.attempts += (decision,)

@@ -19,13 +19,17 @@ class ModelInspection:
     """An `Inspection` of a model.
 
     Args:
-        model: the model; one of another library becomes one by ``NeuralODE(field, upstream, downstream)``.
-        inputs: the inputs of an attempt, counted from 1: ``(n, …)``, or a split of a data set (time series need their
-            times). Neither training nor the rule has seen them, and they are new ones each time where possible.
+        model: the model; one of another library becomes one by
+            ``NeuralODE(field, upstream, downstream)``.
+        inputs: the inputs of an attempt, counted from 1: ``(n, …)``, or a split of a data set (time
+            series need their times). Neither training nor the rule has seen them, and they are new
+            ones each time where possible.
         task: what is learned.
-        batch_size: samples solved at once; for a solver that controls the error of a batch, that of the training.
+        batch_size: samples solved at once; for a solver that controls the error of a batch, that of
+            the training.
         source: where the inputs come from, in words: what a certificate says holds for such.
-        ranks: the processes that train together: the main one counts, and the others learn what it found.
+        ranks: the processes that train together: the main one counts, and the others learn what it
+            found.
 
     Attributes:
         evaluations: field evaluations spent, counted in samples.
@@ -48,9 +52,14 @@ class ModelInspection:
         """Flips among the inputs of an attempt."""
         facts, trouble = torch.zeros(8, dtype=torch.float64, device="cpu"), ""
         if self._ranks.is_main:
-            reduce, self._model.reduce = self._model.reduce, None  # the other ranks do not take part
+            reduce, self._model.reduce = (
+                self._model.reduce,
+                None,
+            )  # the other ranks do not take part
             try:
-                runnable = ModelOnSamples(self._model, self._of(attempt), self._task, solver, self._batch_size)
+                runnable = ModelOnSamples(
+                    self._model, self._of(attempt), self._task, solver, self._batch_size
+                )
                 own = runnable.run()
                 found = count_flips(runnable, None, own, exact_flow(runnable, own))
             finally:
@@ -60,12 +69,17 @@ class ModelInspection:
         *counts, share, constant, evaluations = self._ranks.sum(facts).tolist()
         self.evaluations += evaluations
         n, flips, blown_up, unresolved, rounding = map(round, counts)
-        return Flips(n, flips, blown_up, unresolved, rounding, share, bool(constant), evaluations, trouble)
+        return Flips(
+            n, flips, blown_up, unresolved, rounding, share, bool(constant), evaluations, trouble
+        )
 
     def _of(self, attempt: int) -> Samples:
         """The samples of an attempt, asked for once."""
         if self._known is None or self._known[0] != attempt:
             x = self._inputs(attempt)
             unlabelled = torch.empty(len(x), 0, device="cpu")
-            self._known = attempt, Split(x, unlabelled, dtype=x.dtype) if isinstance(x, Tensor) else x
+            self._known = (
+                attempt,
+                Split(x, unlabelled, dtype=x.dtype) if isinstance(x, Tensor) else x,
+            )
         return self._known[1]

@@ -15,8 +15,8 @@ class Measure(Generic[Output]):
     """A `Comparison` that solves each solver once and counts what it spends.
 
     Args:
-        run: solves the batch: the output and its field evaluations. The output is something to calculate with, as a
-            tensor is, or None where the solver failed.
+        run: solves the batch: the output and its field evaluations. The output is something to
+            calculate with, as a tensor is, or None where the solver failed.
         difference: between two outputs. Where one is None it is infinite.
 
     Attributes:
@@ -24,7 +24,9 @@ class Measure(Generic[Output]):
     """
 
     def __init__(
-        self, run: Callable[[Solver], tuple[Output | None, float]], difference: Callable[[Output, Output], float]
+        self,
+        run: Callable[[Solver], tuple[Output | None, float]],
+        difference: Callable[[Output, Output], float],
     ) -> None:
         self._run = run
         self._difference = difference
@@ -39,7 +41,9 @@ class Measure(Generic[Output]):
         """Compare two solvers."""
         own, own_nfe = self._solve(candidate)
         other, other_nfe = (
-            self._extrapolate(reference) if isinstance(reference, Extrapolated) else self._solve(reference)
+            self._extrapolate(reference)
+            if isinstance(reference, Extrapolated)
+            else self._solve(reference)
         )
         difference = float("inf") if own is None or other is None else self._difference(own, other)
         return Evidence(difference, own_nfe, other_nfe)
@@ -55,5 +59,7 @@ class Measure(Generic[Output]):
         fine: Any
         coarse, coarse_nfe = self._solve(reference.solver)
         fine, fine_nfe = self._solve(reference.finer)
-        better = None if coarse is None or fine is None else fine + reference.weight * (fine - coarse)
+        better = (
+            None if coarse is None or fine is None else fine + reference.weight * (fine - coarse)
+        )
         return better, coarse_nfe + fine_nfe

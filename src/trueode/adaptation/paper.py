@@ -1,7 +1,8 @@
-"""The adaptation of the paper: compare accuracies with a more accurate solver, halve, or grow a little.
+"""The adaptation of the paper: compare accuracies with a more accurate solver, halve, or grow a
+little.
 
-Source: Ott, Katiyar, Hennig & Tiemann, *ResNet After All? Neural ODEs and Their Numerical Solution*, ICLR 2021,
-section 4 and supplement.
+Source: Ott, Katiyar, Hennig & Tiemann, *ResNet After All? Neural ODEs and Their Numerical
+Solution*, ICLR 2021, section 4 and supplement.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ class PaperStepRule:
     """
 
     def __init__(
-        self, method: str, length: float, step_size: float, *, threshold: float = 0.1, max_steps: int = 500
+        self,
+        method: str,
+        length: float,
+        step_size: float,
+        *,
+        threshold: float = 0.1,
+        max_steps: int = 500,
     ) -> None:
         self._method = method
         self._length = length
@@ -62,13 +69,18 @@ class PaperStepRule:
             self._step = self._finer()
         else:
             larger = min(GROW * self._step, self._length)
-            if larger != self._step and measure(self._with(larger), test).difference <= self._threshold:
+            if (
+                larger != self._step
+                and measure(self._with(larger), test).difference <= self._threshold
+            ):
                 self._step = larger
         return self.solver
 
     @property
     def test_solver(self) -> FixedStep:
-        """The solver of higher accuracy: its error 50 times smaller, its step not larger than the training step."""
+        """The solver of higher accuracy: its error 50 times smaller, its step not larger than the
+        training step.
+        """
         p = METHODS[self._method].order
         name, q = ("midpoint", 2) if self._method == "euler" else ("rk4", 4)
         return FixedStep(name, step_size=min(self._step, (self._step**p / FINER) ** (1 / q)))
@@ -113,7 +125,13 @@ class PaperToleranceRule:
     """
 
     def __init__(
-        self, method: str, tol: float, *, threshold: float = 0.1, floor: float = 1e-7, per_sample: bool = False
+        self,
+        method: str,
+        tol: float,
+        *,
+        threshold: float = 0.1,
+        floor: float = 1e-7,
+        per_sample: bool = False,
     ) -> None:
         self._method = method
         self._tol = tol
@@ -129,7 +147,9 @@ class PaperToleranceRule:
         return self._with(self._tol)
 
     def propose(self, measure: Comparison, progress: Progress) -> Adaptive:
-        """Halve the tolerance when the check fails, else grow it by a tenth if the check allows and saves evaluations."""
+        """Halve the tolerance when the check fails, else grow it by a tenth if the check allows and
+        saves evaluations.
+        """
         self.notice = ""
         own = self.solver
         test = self._tested_at(self._tol / (5 if self._method == "fehlberg2" else 10))
@@ -187,8 +207,9 @@ def paper_starting_step(
 ) -> float:
     """The step that the paper's adaptation starts with: two evaluations of the field.
 
-    The rule of Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, p. 169, with unscaled norms: no
-    tolerance enters. Norms are Euclidean over the whole state of a sample, averaged over the samples.
+    The rule of Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, p. 169, with
+    unscaled norms: no tolerance enters. Norms are Euclidean over the whole state of a sample,
+    averaged over the samples.
 
     Args:
         field: the vector field.

@@ -16,7 +16,8 @@ class Evidence:
     """What a comparison of two solvers found.
 
     Attributes:
-        difference: between their results, as the measure defines it (the paper: between their accuracies on a batch).
+        difference: between their results, as the measure defines it (the paper: between their
+            accuracies on a batch).
         candidate_nfe: field evaluations of the candidate's solve.
         reference_nfe: field evaluations of the reference's solve.
     """
@@ -33,7 +34,8 @@ class Progress:
     Attributes:
         iteration: iterations done, the current one included.
         total: iterations of the whole run.
-        recent_nfe: field evaluations of the last training solves (up to five), the current one last.
+        recent_nfe: field evaluations of the last training solves (up to five), the current one
+            last.
     """
 
     iteration: int
@@ -69,10 +71,12 @@ class Refine:
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """A reference better than any of its two solves: a solver and the same at half the step, extrapolated (Richardson).
+    """A reference better than any of its two solves: a solver and the same at half the step,
+    extrapolated (Richardson).
 
-    With results y of the solver, of order p, and y' of `finer`: y' + (y' - y) / (2^p - 1), whose error is of the next
-    order. Source: Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, section II.4.
+    With results y of the solver, of order p, and y' of `finer`: y' + (y' - y) / (2^p - 1), whose
+    error is of the next order. Source: Hairer, Nørsett & Wanner, *Solving Ordinary Differential
+    Equations I*, section II.4.
     """
 
     solver: Solver

@@ -1,4 +1,6 @@
-"""Which solvers a model is tried with, and what the rows say: observed order, cheapest safe solver, Pareto front."""
+"""Which solvers a model is tried with, and what the rows say: observed order, cheapest safe solver,
+Pareto front.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,30 @@ from trueode.evaluation.statistics import slope
 from trueode.solvers import Adaptive, FixedStep, Solver, get_tableau
 
 LOOSEST, TIGHTEST = 1e-1, 1e-6  # tolerances of adaptive methods; float32 can keep no tighter one
-LEAST_NFE = 256  # methods are tried up to so many evaluations, or four times those of the training solver
+LEAST_NFE = (
+    256  # methods are tried up to so many evaluations, or four times those of the training solver
+)
 AT_REST = 2  # rows without a flip after which finer ones are not tried
-ASYMPTOTIC, TELLING = 0.3, 3  # an order needs so many rows with an error below this share of the outputs' scale
+ASYMPTOTIC, TELLING = (
+    0.3,
+    3,
+)  # an order needs so many rows with an error below this share of the outputs' scale
 ABOVE_FLOOR = 10.0  # errors nearer to the floor than by this factor say nothing of the order
-POINTS, APART = 4, 1.5  # the finest ones that are left, each with so many times the steps of the one before
+POINTS, APART = (
+    4,
+    1.5,
+)  # the finest ones that are left, each with so many times the steps of the one before
 
 
-def explore(table: SolverTable, methods: Sequence[str], *, note: Callable[[str], None] = lambda text: None) -> None:
+def explore(
+    table: SolverTable, methods: Sequence[str], *, note: Callable[[str], None] = lambda text: None
+) -> None:
     """Run all methods from one step, or a loose tolerance, up to where nothing changes any more.
 
-    The steps double; those of the training method are the training steps halved and doubled, to four times as many at
-    least. Steps end at all times at which a model asks for states: there are no fewer than that. Methods go on until two
-    rows in turn have no flip and three show their order, or until their evaluations exceed four times those of the
-    training solver and 256.
+    The steps double; those of the training method are the training steps halved and doubled, to
+    four times as many at least. Steps end at all times at which a model asks for states: there are
+    no fewer than that. Methods go on until two rows in turn have no flip and three show their
+    order, or until their evaluations exceed four times those of the training solver and 256.
 
     Args:
         table: where the rows go.
@@ -37,7 +49,9 @@ def explore(table: SolverTable, methods: Sequence[str], *, note: Callable[[str],
     for method in methods:
         fixed, calm, telling, least = METHODS[method].kind == "fixed", 0, 0, 0.0
         for setting in _ladder(method, own):
-            if fixed and setting <= least:  # the times of the outputs make it more: that grid has been tried
+            if (
+                fixed and setting <= least
+            ):  # the times of the outputs make it more: that grid has been tried
                 continue
             wanted = method == own.method and fixed and setting <= 4 * own.setting
             too_dear = fixed and setting * get_tableau(method).advancing_stages > most
@@ -101,20 +115,29 @@ class Order:
 
 
 def observed_orders(rows: Sequence[Row], floor: float) -> tuple[Order, ...]:
-    """The order of each method of fixed steps that has three rows or more between rounding and the size of the outputs.
+    """The order of each method of fixed steps that has three rows or more between rounding and the
+    size of the outputs.
 
     Args:
         rows: of a table.
         floor: error of the outputs that rounding leaves, relative to their scale.
     """
-    fixed = [row for row in rows if row.kind == "fixed" and row.status == "success" and isfinite(row.output_error)]
+    fixed = [
+        row
+        for row in rows
+        if row.kind == "fixed" and row.status == "success" and isfinite(row.output_error)
+    ]
     found = []
     for method in dict.fromkeys(row.method for row in fixed if row.method in METHODS):
         own = sorted((row for row in fixed if row.method == method), key=lambda row: row.n_steps)
         used: list[Row] = []
         for row in reversed(own):  # from the finest one
             asymptotic = ABOVE_FLOOR * floor < row.output_error < ASYMPTOTIC
-            if asymptotic and len(used) < POINTS and (not used or used[0].n_steps >= APART * row.n_steps):
+            if (
+                asymptotic
+                and len(used) < POINTS
+                and (not used or used[0].n_steps >= APART * row.n_steps)
+            ):
                 used.insert(0, row)
         if len(used) < TELLING:
             continue
@@ -125,7 +148,9 @@ def observed_orders(rows: Sequence[Row], floor: float) -> tuple[Order, ...]:
 
 
 def find_safe(table: SolverTable, method: str) -> Row | None:
-    """The coarsest safe row of a method, finer than which all are safe; found by bisection between rows; None: it has none."""
+    """The coarsest safe row of a method, finer than which all are safe; found by bisection between
+    rows; None: it has none.
+    """
 
     def safe(row: Row) -> bool:
         return row.status == "success" and row.safe

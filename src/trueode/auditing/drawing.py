@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A block in which random numbers of double precision are drawn in single precision: others would be those of another model.
+    """A block in which random numbers of double precision are drawn in single precision: others
+    would be those of another model.
 
     Attributes:
         any: whether numbers were drawn.
@@ -33,7 +34,10 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         double = kwargs.get("dtype") == torch.float64 or any(_is_double(x) for x in args)
         if not double:
             return func(*args, **kwargs)
-        single = {**kwargs, **({"dtype": torch.float32} if kwargs.get("dtype") == torch.float64 else {})}
+        single = {
+            **kwargs,
+            **({"dtype": torch.float32} if kwargs.get("dtype") == torch.float64 else {}),
+        }
         drawn = func(*(x.float() if _is_double(x) else x for x in args), **single)
         if func._schema.is_mutable:
             return args[0].copy_(drawn)

@@ -36,7 +36,8 @@ class Forward:
 
     Attributes:
         found: what lies behind both.
-        gradients: whether it runs with gradients enabled, because its field differentiates something.
+        gradients: whether it runs with gradients enabled, because its field differentiates
+            something.
     """
 
     def __init__(self, model: Any, call: Call, seed: int | None = None) -> None:
@@ -47,7 +48,9 @@ class Forward:
         self.found = reachable(model, call)
         self.gradients = self._continues = self._ran = False
         self._touched, self._counters = Kept(), list[Number]()
-        self._device = next((x.device for module in self.found.modules for x in module.parameters()), None)
+        self._device = next(
+            (x.device for module in self.found.modules for x in module.parameters()), None
+        )
 
     def __call__(self, batch: Any, double: bool = False, solver: Solver | None = None) -> Any:
         """The outputs for a batch on the model's device, in its own or in double precision.
@@ -68,7 +71,11 @@ class Forward:
         gradients = torch.enable_grad() if self.gradients else nullcontext()
         draws = Draws() if not self._ran or (double and self._random) else None
         try:
-            with gradients, in_double(self.found.every) if double else nullcontext(), draws or nullcontext():
+            with (
+                gradients,
+                in_double(self.found.every) if double else nullcontext(),
+                draws or nullcontext(),
+            ):
                 outputs = self.call(self.model, moved)
         except TrueodeError:
             raise
@@ -76,15 +83,23 @@ class Forward:
             first = first_tensor(batch)
             shape = "" if first is None else f" of shape {tuple(first.shape)}"
             how = f"{'' if solver is None else f' with {solver}'}{' in double precision' if double else ''}"
-            asked = "" if self._ran else " Is this the data that the model takes? Say with call=… how it is called."
-            raise ModelError(f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{asked}") from failure
+            asked = (
+                ""
+                if self._ran
+                else " Is this the data that the model takes? Say with call=… how it is called."
+            )
+            raise ModelError(
+                f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{asked}"
+            ) from failure
         self._random |= draws is not None and draws.any
         self._ran = True
         return outputs
 
     @contextmanager
     def continued(self) -> Iterator[None]:
-        """A block in which a call begins with the state that there is, and not with that of the first one."""
+        """A block in which a call begins with the state that there is, and not with that of the
+        first one.
+        """
         self._continues = True
         try:
             yield
@@ -96,7 +111,9 @@ class Forward:
         self._touched, self._counters = before.touched(), before.numbers()
 
     def steady(self, replacement: Replacement) -> Replacement:
-        """A replacement whose field calls all begin with the counters of the first one, and leave no graph behind."""
+        """A replacement whose field calls all begin with the counters of the first one, and leave
+        no graph behind.
+        """
 
         def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
             gradients = torch.is_grad_enabled()
@@ -105,7 +122,11 @@ class Forward:
                 return replacement(problem)
             with torch.no_grad():
                 return replacement(
-                    replace(problem, field=self._steady(problem.field, gradients), z0=problem.z0.detach())
+                    replace(
+                        problem,
+                        field=self._steady(problem.field, gradients),
+                        z0=problem.z0.detach(),
+                    )
                 )
 
         return solve
@@ -113,7 +134,10 @@ class Forward:
     def _refuse_noise(self, problem: ForeignProblem) -> None:
         if self.seed is None or not self._random or self._tried:
             return
-        with torch.random.fork_rng(devices=[x for x in [problem.z0.device] if x.type == "cuda"]), torch.no_grad():
+        with (
+            torch.random.fork_rng(devices=[x for x in [problem.z0.device] if x.type == "cuda"]),
+            torch.no_grad(),
+        ):
             field = self._steady(problem.field, self.gradients)
             one, other = (field(problem.times[0], problem.z0) for _ in range(2))
         if not torch.equal(one, other) and bool(one.isfinite().all()):
@@ -133,7 +157,11 @@ class Forward:
             with torch.set_grad_enabled(gradients):
                 derivative = field(t.detach(), z.detach()).detach()
             if counted is None:
-                counted = [(number, value) for number in self._counters if (value := number.read()) is not None]
+                counted = [
+                    (number, value)
+                    for number in self._counters
+                    if (value := number.read()) is not None
+                ]
             return derivative
 
         return called
@@ -141,7 +169,8 @@ class Forward:
 
 @contextmanager
 def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Copies in double precision in the places of parameters and buffers, for a while; tied weights stay tied.
+    """Copies in double precision in the places of parameters and buffers, for a while; tied weights
+    stay tied.
 
     Raises:
         TypeError: some modules are scripted.
@@ -156,10 +185,14 @@ def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
             return None
         if id(x) not in copies:
             copy = x.detach().double() if x.is_floating_point() else x.detach()
-            copies[id(x)] = (copy.clone() if copy.data_ptr() == x.data_ptr() else copy).requires_grad_(x.requires_grad)
+            copies[id(x)] = (
+                copy.clone() if copy.data_ptr() == x.data_ptr() else copy
+            ).requires_grad_(x.requires_grad)
         return copies[id(x)]
 
-    places: list[dict[str, Any]] = [held for module in modules for held in (module._parameters, module._buffers)]
+    places: list[dict[str, Any]] = [
+        held for module in modules for held in (module._parameters, module._buffers)
+    ]
     originals = [dict(held) for held in places]
     try:
         for held in places:
@@ -172,5 +205,7 @@ def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _cast(x: Tensor, device: torch.device | None, double: bool) -> Tensor:
-    x = (x if device is None else x.to(device)).detach()  # a model may ask for gradients of its input
+    x = (
+        x if device is None else x.to(device)
+    ).detach()  # a model may ask for gradients of its input
     return x.double() if double and x.is_floating_point() else x

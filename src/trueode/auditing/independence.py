@@ -1,4 +1,6 @@
-"""Whether a sample is independent of the others: before anything is cut, for a part of what belongs together is another model."""
+"""Whether a sample is independent of the others: before anything is cut, for a part of what belongs
+together is another model.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,14 @@ from trueode.errors import DataError, UsageError
 from trueode.solvers import FixedStep
 
 ROUNDING = 1e-3  # of the scale of the outputs: parts of a batch may differ by rounding, not by more
-QUICK = FixedStep("euler", n_steps=2)  # of fixed steps, for an adaptive solver lets samples share their steps
+QUICK = FixedStep(
+    "euler", n_steps=2
+)  # of fixed steps, for an adaptive solver lets samples share their steps
 
 
 def keep_whole_where_coupled(subject: ModelUnderTest) -> bool:
-    """Tell whether samples are independent, and let the model look at whole batches, as they were given, where they are not.
+    """Tell whether samples are independent, and let the model look at whole batches, as they were
+    given, where they are not.
 
     Raises:
         UsageError: the model cannot be run.
@@ -29,7 +34,9 @@ def keep_whole_where_coupled(subject: ModelUnderTest) -> bool:
 
 
 def _independent(subject: ModelUnderTest) -> bool:
-    """Whether parts of a batch, run by themselves, give what the whole batch gives: all rows, across the cut."""
+    """Whether parts of a batch, run by themselves, give what the whole batch gives: all rows,
+    across the cut.
+    """
     if subject.given is None:
         return True
     batch, parts = subject.given.compared()

@@ -1,4 +1,6 @@
-"""Another solver in the place of those that a model calls, for a while and without touching its code."""
+"""Another solver in the place of those that a model calls, for a while and without touching its
+code.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ _owner: int | None = None
 
 @contextmanager
 def recorded() -> Iterator[list[Solved]]:
-    """A block in which every solve of this thread is noted in the list that it gives; the libraries' solvers run untouched.
+    """A block in which every solve of this thread is noted in the list that it gives; the
+    libraries' solvers run untouched.
 
     Raises:
-        UsageError: another such block is open, or the installed version of a library is not known here.
+        UsageError: another such block is open, or the installed version of a library is not known
+            here.
     """
     with _block(None) as solves:
         yield solves
@@ -35,17 +39,20 @@ def recorded() -> Iterator[list[Solved]]:
 
 @contextmanager
 def replaced(replacement: Replacement) -> Iterator[list[Solved]]:
-    """A block in which every solve of this thread is done by ``replacement``, and noted in the list that it gives.
+    """A block in which every solve of this thread is done by ``replacement``, and noted in the list
+    that it gives.
 
-    It is meant for forward passes. Gradients do not flow to times; the backward pass of a library's adjoint, which solves
-    again, is replaced if it runs inside of the block, and the library's own after it.
+    It is meant for forward passes. Gradients do not flow to times; the backward pass of a library's
+    adjoint, which solves again, is replaced if it runs inside of the block, and the library's own
+    after it.
 
     Args:
         replacement: solves the problems; see `replace_by`.
 
     Raises:
-        UsageError: another such block is open; the installed version of a library is not known here; or, from inside of
-            the block, a solve is not that of an initial value problem (events, callbacks, hypersolvers, …).
+        UsageError: another such block is open; the installed version of a library is not known
+            here; or, from inside of the block, a solve is not that of an initial value problem
+            (events, callbacks, hypersolvers, …).
     """
     with _block(replacement) as solves:
         yield solves
@@ -56,8 +63,12 @@ def _block(replacement: Replacement | None) -> Iterator[list[Solved]]:
     global _owner
     if not _OPEN.acquire(blocking=False):
         if _owner == threading.get_ident():
-            raise UsageError("Audits cannot be nested: end the one that is running before another one starts.")
-        raise UsageError("Another thread is auditing, and what it replaces is shared: run one audit after the other.")
+            raise UsageError(
+                "Audits cannot be nested: end the one that is running before another one starts."
+            )
+        raise UsageError(
+            "Another thread is auditing, and what it replaces is shared: run one audit after the other."
+        )
     _owner = threading.get_ident()
     try:
         session = Session(replacement)
@@ -99,13 +110,20 @@ def _hook(library: Library, session: Session, stack: ExitStack) -> None:
 
 
 def _fault(library: Library, session: Session) -> str | None:
-    """What is wrong with a solve of a tiny problem; None if nothing is. It leaves no traces in the session."""
+    """What is wrong with a solve of a tiny problem; None if nothing is. It leaves no traces in the
+    session.
+    """
     kept = session.replacement, session.solves
-    expected, nfe = (0.5, 2) if session.replaces else (0.0, 1)  # of the midpoint, and of the library's Euler method
+    expected, nfe = (
+        (0.5, 2) if session.replaces else (0.0, 1)
+    )  # of the midpoint, and of the library's Euler method
     session.replacement = replace_by(FixedStep("midpoint", n_steps=1)) if session.replaces else None
     session.solves = []
     try:
-        with torch.no_grad(), torch.device("cpu"):  # whatever new tensors of the library lie on by default
+        with (
+            torch.no_grad(),
+            torch.device("cpu"),
+        ):  # whatever new tensors of the library lie on by default
             final = float(library.probe())
         seen = session.solves
     finally:

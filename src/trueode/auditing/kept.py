@@ -17,7 +17,8 @@ class Kept:
     """What holders hold at this moment.
 
     Args:
-        holders: tensors, dicts or `Entries` of them, lists, sets, deques, cells of closures, classes.
+        holders: tensors, dicts or `Entries` of them, lists, sets, deques, cells of closures,
+            classes.
     """
 
     def __init__(self, holders: Iterable[Any] = ()) -> None:
@@ -32,7 +33,9 @@ class Kept:
     def now(self) -> Kept:
         """The same holders, with what they hold by now."""
         found = Kept()
-        found._before = [(x, _contents(x) if _has_changed(x, before) else before) for x, before in self._before]
+        found._before = [
+            (x, _contents(x) if _has_changed(x, before) else before) for x, before in self._before
+        ]
         return found
 
     def touched(self) -> Kept:
@@ -55,7 +58,9 @@ class Kept:
 
 
 class Number(NamedTuple):
-    """A place that holds a single number: an entry of a dict or list, a cell, an attribute of a class."""
+    """A place that holds a single number: an entry of a dict or list, a cell, an attribute of a
+    class.
+    """
 
     holder: Any
     key: Any
@@ -63,7 +68,11 @@ class Number(NamedTuple):
     def read(self) -> tuple[Any, Any] | None:
         """What it holds, and the number of that; None where it holds none."""
         now = _contents(self.holder).get(self.key)
-        return (now, now.detach().clone() if isinstance(now, Tensor) else now) if _is_number(now) else None
+        return (
+            (now, now.detach().clone() if isinstance(now, Tensor) else now)
+            if _is_number(now)
+            else None
+        )
 
     def write(self, value: tuple[Any, Any]) -> None:
         """Let it hold again what was read."""
@@ -106,7 +115,9 @@ def _has_changed(holder: Any, before: Any) -> bool:
     if isinstance(holder, Tensor):
         return not _alike(holder, before) or not same(holder.detach(), before)
     now = _contents(holder)
-    return list(now) != list(before) or any(x is not y for x, y in zip(now.values(), before.values(), strict=True))
+    return list(now) != list(before) or any(
+        x is not y for x, y in zip(now.values(), before.values(), strict=True)
+    )
 
 
 def _put(holder: Any, before: Any) -> None:

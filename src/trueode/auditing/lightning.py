@@ -25,9 +25,9 @@ def _callback() -> Any:
 class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of is known at run time
     """Every so many training steps, log how much the model depends on its solver.
 
-    Logged are ``solver/flips`` (share of predictions that change under the exact flow), ``solver/flips_upper`` (with 95 %
-    confidence), ``solver/state_error`` and ``solver/nfe``. The module is called as ``module(x)`` unless ``call`` says
-    otherwise, and left as it is.
+    Logged are ``solver/flips`` (share of predictions that change under the exact flow),
+    ``solver/flips_upper`` (with 95 % confidence), ``solver/state_error`` and ``solver/nfe``. The
+    module is called as ``module(x)`` unless ``call`` says otherwise, and left as it is.
 
     Args:
         data: samples that the model is not trained on; as in `audit`.
@@ -39,7 +39,9 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of 
         reports: what was found, by training step.
     """
 
-    def __init__(self, data: Any, every_n_steps: int = 500, *, samples: int = 512, **how: Any) -> None:
+    def __init__(
+        self, data: Any, every_n_steps: int = 500, *, samples: int = 512, **how: Any
+    ) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise UsageError(f"every_n_steps must be at least 1, got {every_n_steps!r}.")
@@ -48,7 +50,9 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of 
         self.how = {"samples": samples, **how}
         self.reports: dict[int, Audit] = {}
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Check, at every ``every_n_steps``-th step."""
         step = int(trainer.global_step)
         if step % self.every_n_steps or step in self.reports or not step:
@@ -61,6 +65,10 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of 
             "solver/state_error": found.state_error,
             "solver/nfe": found.own.nfe,
         }
-        pl_module.log_dict(values, logger=False, rank_zero_only=True)  # for callbacks that monitor them
-        for logger in trainer.loggers:  # at this step alone: log_dict would repeat them until the epoch ends
+        pl_module.log_dict(
+            values, logger=False, rank_zero_only=True
+        )  # for callbacks that monitor them
+        for (
+            logger
+        ) in trainer.loggers:  # at this step alone: log_dict would repeat them until the epoch ends
             logger.log_metrics(values, step)

@@ -43,7 +43,8 @@ class ModelUnderTest(Runnable):
         sizes: samples of each batch.
         task: what is learned.
         solver: the training solver, where it is not that of the model itself.
-        breaks: times at which its fields may jump, given by hand: of every other solver, steps end there.
+        breaks: times at which its fields may jump, given by hand: of every other solver, steps end
+            there.
         max_step: the longest step of every other solver; None: any.
         given: the data, from before they were cut into batches.
         of_rows: the mask and the groups that were given, of all rows.
@@ -89,17 +90,29 @@ class ModelUnderTest(Runnable):
         """See `Runnable`.
 
         Raises:
-            UsageError: the model calls no solver that can be replaced, returns what cannot be audited, or raises.
+            UsageError: the model calls no solver that can be replaced, returns what cannot be
+                audited, or raises.
         """
-        # the training solver is audited as it is: finer steps, or steps that know of jumps, would be those of another one
-        how: tuple[tuple[float, ...], float | None] = ((), None) if solver is None else (self.breaks, self.max_step)
+        # the training solver is audited as it is: finer steps, or steps that know of jumps, would
+        # be those of another one
+        how: tuple[tuple[float, ...], float | None] = (
+            ((), None) if solver is None else (self.breaks, self.max_step)
+        )
         solver = solver or self.solver
         block: AbstractContextManager[list[Solved]] = (
-            recorded() if solver is None else replaced(self.forward.steady(replace_by(solver, part.solving, *how)))
+            recorded()
+            if solver is None
+            else replaced(self.forward.steady(replace_by(solver, part.solving, *how)))
         )
-        outputs, states, solves = list[Tensor](), list[Tensor | None](), list[tuple[int, list[Solved]]]()
+        outputs, states, solves = (
+            list[Tensor](),
+            list[Tensor | None](),
+            list[tuple[int, list[Solved]]](),
+        )
         with block as noted:
-            for batch, numbers, rows, n in self._parts(part.indices, part.whole or not self.separable):
+            for batch, numbers, rows, n in self._parts(
+                part.indices, part.whole or not self.separable
+            ):
                 before = len(noted)
                 if part.solving is not None:
                     part.solving.begin(numbers)
@@ -115,7 +128,9 @@ class ModelUnderTest(Runnable):
         refuse_shapes(outputs)
         known = [part for part in states if part is not None]
         together_known = len(known) == len(states) and len({part.shape[1] for part in known}) == 1
-        failed = next((solve for _, group in solves for solve in group if solve.status != "success"), None)
+        failed = next(
+            (solve for _, group in solves for solve in group if solve.status != "success"), None
+        )
         total = sum(map(len, outputs))
 
         def mean(value: Callable[[list[Solved]], float]) -> float:
@@ -134,7 +149,9 @@ class ModelUnderTest(Runnable):
         )
         return self.scored(found) if part.indices is None else found
 
-    def _parts(self, indices: Tensor | None, whole: bool) -> Iterator[tuple[Any, Tensor, Tensor | None, int]]:
+    def _parts(
+        self, indices: Tensor | None, whole: bool
+    ) -> Iterator[tuple[Any, Tensor, Tensor | None, int]]:
         """Batches to run, their rows, which of these are wanted (None: all), and how many they are."""
         start = 0
         for batch, size in zip(self.batches, self.sizes, strict=True):
@@ -195,23 +212,44 @@ def model_under_test(
     given = read(data, samples)
     if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
-    name = _task_name(_joined(list(map(targets_of, given.cut))), given.cut[0]) if task == "auto" else task
+    name = (
+        _task_name(_joined(list(map(targets_of, given.cut))), given.cut[0])
+        if task == "auto"
+        else task
+    )
     kind = get_task(name, **predictions)
-    own = call is None and isinstance(model, NeuralODE)  # it takes its solver, and times, as arguments
+    own = call is None and isinstance(
+        model, NeuralODE
+    )  # it takes its solver, and times, as arguments
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
     found = ModelUnderTest(
-        Forward(model, how[0], seed), (), (), kind, how[1], steps.breaks, max_step, given, (mask, groups)
+        Forward(model, how[0], seed),
+        (),
+        (),
+        kind,
+        how[1],
+        steps.breaks,
+        max_step,
+        given,
+        (mask, groups),
     )
     found.metric, found.held_out = metric, held_out
     found.look_at(given.cut)
     return found
 
 
-def _of_rows(name: str, given: Tensor | None, n: int, kinds: tuple[torch.dtype, ...]) -> Tensor | None:
+def _of_rows(
+    name: str, given: Tensor | None, n: int, kinds: tuple[torch.dtype, ...]
+) -> Tensor | None:
     """An argument that has an entry for each sample, cut to those that are looked at."""
     if given is None:
         return None
-    if not isinstance(given, Tensor) or given.dtype not in kinds or given.dim() == 0 or len(given) < n:
+    if (
+        not isinstance(given, Tensor)
+        or given.dtype not in kinds
+        or given.dim() == 0
+        or len(given) < n
+    ):
         raise DataError(
             f"{name}=… must be a tensor of {kinds[0]} with an entry for each of the {n} samples, got "
             f"{f'{given.dtype} of shape {tuple(given.shape)}' if isinstance(given, Tensor) else type(given).__name__}."
@@ -231,10 +269,16 @@ def _times(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
     times = [times_of(batch) for batch in batches]
     if not all(isinstance(t, Tensor) for t in times):
         return None
-    own = [t.detach().cpu() for t, n in zip(times, sizes, strict=True) if t.dim() == 2 and len(t) == n]
+    own = [
+        t.detach().cpu() for t, n in zip(times, sizes, strict=True) if t.dim() == 2 and len(t) == n
+    ]
     if len(own) == len(times) and len({t.shape[1] for t in own}) == 1:
         return torch.cat(own)
-    return times[0].detach().cpu() if len(times) == 1 or all(t.equal(times[0]) for t in times) else None
+    return (
+        times[0].detach().cpu()
+        if len(times) == 1 or all(t.equal(times[0]) for t in times)
+        else None
+    )
 
 
 def checked_output(output: Any, n: int, task: Task) -> Tensor:
@@ -273,7 +317,9 @@ def checked_output(output: Any, n: int, task: Task) -> Tensor:
 
 
 def final_state(solved: Solved, n: int) -> Tensor | None:
-    """The final states of a solve of ``n`` samples, ``(n, d)`` on the CPU; None where they are not known."""
+    """The final states of a solve of ``n`` samples, ``(n, d)`` on the CPU; None where they are not
+    known.
+    """
     final = solved.final
     return None if final is None or len(final) != n else final.detach().flatten(1).cpu()
 

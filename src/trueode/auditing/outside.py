@@ -12,8 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-SOLVERS = ("torchdiffeq.", "torchdyn.numerics.", "torchode.", "trueode.solvers.")  # modules whose code calls fields
-WRAPPERS = ("torchdiffeq.", "torchdyn.", "torchode.", "torch._dynamo.")  # their modules only hand on calls
+SOLVERS = (
+    "torchdiffeq.",
+    "torchdyn.numerics.",
+    "torchode.",
+    "trueode.solvers.",
+)  # modules whose code calls fields
+WRAPPERS = (
+    "torchdiffeq.",
+    "torchdyn.",
+    "torchode.",
+    "torch._dynamo.",
+)  # their modules only hand on calls
 CALL = nn.Module._call_impl.__code__
 
 
@@ -22,13 +32,21 @@ class FieldCalls:
 
     def __init__(self) -> None:
         self._outside = Counter[nn.Module]()
-        self._inside: dict[FrameType, Counter[nn.Module]] = {}  # by solve; of modules that no other one calls
+        self._inside: dict[
+            FrameType, Counter[nn.Module]
+        ] = {}  # by solve; of modules that no other one calls
 
     @property
     def outside(self) -> dict[nn.Module, tuple[int, int]]:
-        """Modules that make up the field of a solve and are all called outside of every solve, too: calls outside and inside."""
+        """Modules that make up the field of a solve and are all called outside of every solve, too:
+        calls outside and inside.
+        """
         fields = [solve for solve in self._inside.values() if solve.keys() <= self._outside.keys()]
-        return {module: (self._outside[module], sum(fields, Counter())[module]) for field in fields for module in field}
+        return {
+            module: (self._outside[module], sum(fields, Counter())[module])
+            for field in fields
+            for module in field
+        }
 
     def note(self, module: nn.Module, given: Any) -> None:
         """A module is called."""
@@ -48,13 +66,19 @@ def field_calls(modules: Iterable[nn.Module]) -> Iterator[FieldCalls]:
     with ExitStack() as stack:
         for module in modules:
             scripted = isinstance(module, torch.jit.ScriptModule)
-            if not scripted and not _hands_on(module) and next(module.parameters(), None) is not None:
+            if (
+                not scripted
+                and not _hands_on(module)
+                and next(module.parameters(), None) is not None
+            ):
                 stack.callback(module.register_forward_pre_hook(calls.note).remove)
         yield calls
 
 
 def _around(module: nn.Module) -> tuple[FrameType | None, bool]:
-    """The outermost solve around a call of a module, if there is one, and whether that calls the module without another one."""
+    """The outermost solve around a call of a module, if there is one, and whether that calls the
+    module without another one.
+    """
     solve, alone = None, True
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:

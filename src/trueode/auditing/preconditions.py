@@ -39,12 +39,15 @@ class Precondition:
     text: str
 
 
-def prepare(subject: ModelUnderTest, before: Kept, was_training: bool) -> tuple[Evaluation, tuple[Precondition, ...]]:
+def prepare(
+    subject: ModelUnderTest, before: Kept, was_training: bool
+) -> tuple[Evaluation, tuple[Precondition, ...]]:
     """Run the model under its training solver, twice, and look at what must hold.
 
     Args:
-        subject: the model, in evaluation mode by now; it learns whether it needs gradients, what a call of it changes, whether
-            its samples are separable, and whether it runs in double precision.
+        subject: the model, in evaluation mode by now; it learns whether it needs gradients, what a
+            call of it changes, whether its samples are separable, and whether it runs in double
+            precision.
         before: what lies behind the model, before any call of it.
         was_training: whether it was in training mode.
 
@@ -73,14 +76,18 @@ def prepare(subject: ModelUnderTest, before: Kept, was_training: bool) -> tuple[
          "computed in that of the model, down to its rounding"),
     )  # fmt: skip
     return own, tuple(
-        Precondition(name, not broken, decisive, text if broken else "") for name, broken, decisive, text in found
+        Precondition(name, not broken, decisive, text if broken else "")
+        for name, broken, decisive, text in found
     )
 
 
-def _first_call(subject: ModelUnderTest, before: Kept) -> tuple[ModelUnderTest, Evaluation, FieldCalls]:
+def _first_call(
+    subject: ModelUnderTest, before: Kept
+) -> tuple[ModelUnderTest, Evaluation, FieldCalls]:
     """Call the model for a batch, with gradients where it fails without.
 
-    A model that sees all of its samples at once may fail for a part of them, and not for a batch as it was given.
+    A model that sees all of its samples at once may fail for a part of them, and not for a batch as
+    it was given.
 
     Returns:
         The model on that batch alone, what came of it, and which fields were called.
@@ -90,7 +97,9 @@ def _first_call(subject: ModelUnderTest, before: Kept) -> tuple[ModelUnderTest, 
         DataError: it does not fit the data.
     """
     batches = [subject.batches[0]]
-    if subject.given is not None and size_of(whole := subject.given.whole()[0]) != size_of(batches[0]):
+    if subject.given is not None and size_of(whole := subject.given.whole()[0]) != size_of(
+        batches[0]
+    ):
         batches.append(whole)
     failed: UsageError | None = None
     for batch, gradients in product(batches, (False, True)):
@@ -150,7 +159,9 @@ def _differs_again(subject: ModelUnderTest, own: Evaluation) -> tuple[bool, bool
 
 
 def _called_outside(calls: FieldCalls, modules: list[nn.Module]) -> str:
-    named = {id(part): f" {path}" for module in modules for path, part in module.named_modules() if path}
+    named = {
+        id(part): f" {path}" for module in modules for path, part in module.named_modules() if path
+    }
     fields = "; ".join(
         f"the field{named.get(id(module), '')} ({type(module).__name__}) {outside} beside {inside} inside"
         for module, (outside, inside) in calls.outside.items()
@@ -162,8 +173,15 @@ def _called_outside(calls: FieldCalls, modules: list[nn.Module]) -> str:
 
 
 def _refuse_probabilities(subject: ModelUnderTest, outputs: Tensor) -> None:
-    """One output stands for the logit of two classes: probabilities would all count as the second class."""
-    if subject.task.name != "classification" or outputs.dim() < 2 or outputs.shape[1] != 2 or bool(outputs[:, 0].any()):
+    """One output stands for the logit of two classes: probabilities would all count as the second
+    class.
+    """
+    if (
+        subject.task.name != "classification"
+        or outputs.dim() < 2
+        or outputs.shape[1] != 2
+        or bool(outputs[:, 0].any())
+    ):
         return
     single = outputs[:, 1]
     if len(single) >= FEW and bool(((single >= 0) & (single <= 1)).all()) and bool(single.any()):

@@ -18,8 +18,8 @@ from trueode.evaluation import evaluating
 def preserve_state(found: Reachable) -> Iterator[Kept]:
     """Evaluation mode without gradients; after it all that was found behind a model is as before.
 
-    That is: parameters, buffers, modes, gradients, attributes, contents of containers, closures and global names, and the random
-    state. The block is given what there is in evaluation mode.
+    That is: parameters, buffers, modes, gradients, attributes, contents of containers, closures and
+    global names, and the random state. The block is given what there is in evaluation mode.
     """
     devices = {x.device for x in found.tensors if x.device.type == "cuda"}
     kept = Kept(found.holders)

@@ -23,12 +23,13 @@ class FoundSolver:
     Attributes:
         library: name of the library.
         method: the library's own name of the method, e.g. ``"rk4"``.
-        settings: plain values, as far as they are known: ``rtol``, ``atol`` (the smallest, where there are several),
-            ``step_size`` (the mean one, where steps differ), ``n_times`` and the library's own.
+        settings: plain values, as far as they are known: ``rtol``, ``atol`` (the smallest, where
+            there are several), ``step_size`` (the mean one, where steps differ), ``n_times`` and
+            the library's own.
         adaptive: whether steps are chosen by an estimate of the error.
         order: of the method; 0 where it varies.
-        name: the same method's name in ``catalog.METHODS``, None where there is none. An embedded method is the same if
-            it advances the same solution; estimates of its error differ.
+        name: the same method's name in ``catalog.METHODS``, None where there is none. An embedded
+            method is the same if it advances the same solution; estimates of its error differ.
         blocks: the solvers of a model's ODE blocks, where they differ.
     """
 
@@ -47,18 +48,27 @@ class FoundSolver:
 
     @property
     def label(self) -> str:
-        """The method by its name here, if it is one of ours with one tolerance; else as its library names it."""
+        """The method by its name here, if it is one of ours with one tolerance; else as its library
+        names it.
+        """
         if self.adaptive and self.settings.get("atol", self.rtol) != self.rtol:
             return str(self)  # rows of ours have one
         return self.name or f"{self.library} {self.method}".strip()
 
     def ours(self, n_steps: float) -> Solver | None:
-        """The same as one of our solvers; None where there is none: each library controls steps in another way."""
+        """The same as one of our solvers; None where there is none: each library controls steps in
+        another way.
+        """
         if not self.adaptive:
             return FixedStep(self.name, n_steps=max(1, round(n_steps))) if self.name else None
         if self.library != "trueode" or not self.name:
             return None
-        return Adaptive(self.name, self.rtol, self.settings["atol"], per_sample=bool(self.settings.get("per_sample")))
+        return Adaptive(
+            self.name,
+            self.rtol,
+            self.settings["atol"],
+            per_sample=bool(self.settings.get("per_sample")),
+        )
 
     def __str__(self) -> str:
         settings, text = self.settings, self.method
@@ -69,22 +79,42 @@ class FoundSolver:
         rtol, atol = settings.get("rtol"), settings.get("atol")
         if rtol is None or atol is None:
             return text
-        return f"{text}, tol = {rtol:.3g}" if rtol == atol else f"{text}, tol = {rtol:.3g} (rel), {atol:.3g} (abs)"
+        return (
+            f"{text}, tol = {rtol:.3g}"
+            if rtol == atol
+            else f"{text}, tol = {rtol:.3g} (rel), {atol:.3g} (abs)"
+        )
 
 
 def together(found: Sequence[FoundSolver]) -> FoundSolver:
-    """The solver of a model; where its ODE blocks have different ones, all of them, and each is in ``blocks``."""
+    """The solver of a model; where its ODE blocks have different ones, all of them, and each is in
+    ``blocks``.
+    """
     texts = list(dict.fromkeys(map(str, found)))
     if len(texts) == 1:
         return found[0]
     text, first = " and ".join(texts), found[0]
     if len(texts) > MOST_NAMED:
         methods = dict.fromkeys(f"{each.library} {each.method}" for each in found)
-        sizes = [x for each in found if (x := each.settings.get("rtol" if each.adaptive else "step_size"))]
-        between = f", {'tol' if first.adaptive else 'h'} = {min(sizes):.3g} to {max(sizes):.3g}" if sizes else ""
+        sizes = [
+            x
+            for each in found
+            if (x := each.settings.get("rtol" if each.adaptive else "step_size"))
+        ]
+        between = (
+            f", {'tol' if first.adaptive else 'h'} = {min(sizes):.3g} to {max(sizes):.3g}"
+            if sizes
+            else ""
+        )
         text = f"{len(found)} solves with {', '.join(list(methods)[:MOST_NAMED])}{between}"
     return FoundSolver(
-        "", text, {"rtol": first.rtol}, first.adaptive, max(each.order for each in found), None, tuple(found)
+        "",
+        text,
+        {"rtol": first.rtol},
+        first.adaptive,
+        max(each.order for each in found),
+        None,
+        tuple(found),
     )
 
 
@@ -95,10 +125,11 @@ class ForeignProblem:
     Attributes:
         field: called with a time (a tensor without dimension) and a state of the shape of ``z0``.
         z0: the initial state.
-        times: ``(times,)``, ascending; the first is the start, the last the end; states are wanted at all of them.
+        times: ``(times,)``, ascending; the first is the start, the last the end; states are wanted
+            at all of them.
         breaks: further times at which steps must end, because the field may jump there.
-        samples: whether the first dimension of ``z0`` counts samples. Not so for the flat states that tuples become, and
-            for states of one dimension.
+        samples: whether the first dimension of ``z0`` counts samples. Not so for the flat states
+            that tuples become, and for states of one dimension.
         found: the solver that the model asked for.
     """
 
@@ -120,9 +151,11 @@ class Solved:
         n_steps: accepted steps, likewise; NaN where the library does not tell.
         n_rejected: rejected steps, likewise.
         length: of the interval, mean over the samples.
-        status: ``"success"``, ``"max_steps"``, ``"step_underflow"``, ``"non_finite"`` or ``"failed"``.
+        status: ``"success"``, ``"max_steps"``, ``"step_underflow"``, ``"non_finite"`` or
+            ``"failed"``.
         message: what happened, for a failure.
-        final: the state at the end, samples first; None where its first dimension does not count samples.
+        final: the state at the end, samples first; None where its first dimension does not count
+            samples.
     """
 
     found: FoundSolver
@@ -136,14 +169,17 @@ class Solved:
 
 
 Replacement = Callable[[ForeignProblem], tuple[Tensor, Solved]]
-"""Solves a problem: the states ``(times, *z0.shape)``, of which the first is ``z0``, and what was done."""
+"""Solves a problem: the states ``(times, *z0.shape)``, of which the first is ``z0``, and what was
+done.
+"""
 
 
 def with_times(call: Field, times: Tensor, z0: Tensor) -> Field:
-    """A field whose times come in the dtype of a library's times, or in that of the state if it is wider.
+    """A field whose times come in the dtype of a library's times, or in that of the state if it is
+    wider.
 
-    A solver hands out times in the dtype of the state. Where a library's times are narrower than its state, a model of
-    single precision is run in double precision.
+    A solver hands out times in the dtype of the state. Where a library's times are narrower than
+    its state, a model of single precision is run in double precision.
     """
     dtype = torch.promote_types(times.dtype, z0.dtype)
 
@@ -162,7 +198,9 @@ def status_of(states: Tensor, found: FoundSolver) -> tuple[str, str]:
 
 
 def has_samples(z0: Tensor) -> bool:
-    """Whether the first dimension of a state that a model gave as a tensor counts samples: if there is another one."""
+    """Whether the first dimension of a state that a model gave as a tensor counts samples: if there
+    is another one.
+    """
     return z0.dim() > 1
 
 

@@ -20,10 +20,22 @@ MOST = 100_000  # objects that are looked at
 LONG = 1_000  # entries of a container: a longer one holds data
 LARGE = 10**7  # numbers of a tensor beside parameters and buffers: a larger one is data
 LIBRARIES = frozenset(sys.stdlib_module_names) | {
-    *("torch", "torchvision", "numpy", "scipy", "jax", "trueode", "torchdiffeq", "torchdyn", "torchode"),
+    *(
+        "torch",
+        "torchvision",
+        "numpy",
+        "scipy",
+        "jax",
+        "trueode",
+        "torchdiffeq",
+        "torchdyn",
+        "torchode",
+    ),
     *("lightning", "pytorch_lightning", "lightning_fabric"),
 }
-"""Packages whose functions and objects keep nothing of a model, beside its modules; as all that are installed."""
+"""Packages whose functions and objects keep nothing of a model, beside its modules; as all that are
+installed.
+"""
 INSTALLED = ("site-packages", "dist-packages")  # folders of packages
 
 
@@ -40,8 +52,8 @@ class Reachable:
 
     Attributes:
         every: modules, those inside of others included.
-        holders: what has contents: tensors, dicts (those of attributes included), lists, sets, deques, cells of closures,
-            classes, and global names that functions assign.
+        holders: what has contents: tensors, dicts (those of attributes included), lists, sets,
+            deques, cells of closures, classes, and global names that functions assign.
         modes: whether some code asks for the mode, training or evaluation.
     """
 
@@ -52,7 +64,9 @@ class Reachable:
     @property
     def modules(self) -> list[nn.Module]:
         """Modules that lie in no other one."""
-        inside = {id(part) for module in self.every for part in module.modules() if part is not module}
+        inside = {
+            id(part) for module in self.every for part in module.modules() if part is not module
+        }
         return [module for module in self.every if id(module) not in inside]
 
     @property
@@ -62,7 +76,9 @@ class Reachable:
 
 
 def reachable(*roots: Any) -> Reachable:
-    """Look through attributes, containers, methods, partials, and the closures, defaults and global names of functions."""
+    """Look through attributes, containers, methods, partials, and the closures, defaults and global
+    names of functions.
+    """
     found = Reachable()
     seen: dict[int, Any] = {}  # objects stay alive, so that their ids stay theirs
     waiting = deque(roots)
@@ -73,7 +89,9 @@ def reachable(*roots: Any) -> Reachable:
         seen[id(x)] = x
         if isinstance(x, nn.Module):
             found.every.append(x)
-            own = {id(part): part for part in (*x.parameters(recurse=False), *x.buffers(recurse=False))}
+            own = {
+                id(part): part for part in (*x.parameters(recurse=False), *x.buffers(recurse=False))
+            }
             found.holders.extend(own[key] for key in own.keys() - seen.keys())
             seen.update(own)
         elif (
@@ -85,7 +103,9 @@ def reachable(*roots: Any) -> Reachable:
         elif isinstance(x, FunctionType) and not _is_known(x):
             if assigned := _global_names(x.__code__, "STORE_GLOBAL"):
                 found.holders.append(Entries(x.__globals__, assigned))
-            found.modes = found.modes or any("training" in code.co_names for code in _nested(x.__code__))
+            found.modes = found.modes or any(
+                "training" in code.co_names for code in _nested(x.__code__)
+            )
         waiting.extend(_parts(x))
     return found
 
@@ -123,7 +143,9 @@ def _parts(x: Any) -> Iterator[Any]:
 
 
 def _globals_of(function: FunctionType) -> Iterator[Any]:
-    """What the global names of a function stand for; of a module of somebody's own, what it takes from there."""
+    """What the global names of a function stand for; of a module of somebody's own, what it takes
+    from there.
+    """
     code, held = function.__code__, function.__globals__
     for name in _global_names(code, "LOAD_GLOBAL", "LOAD_NAME"):
         value = held.get(name)
@@ -148,7 +170,12 @@ def _is_library(module: str) -> bool:
 
 def _global_names(code: CodeType, *operations: str) -> set[str]:
     """Global names that code uses in one of the operations."""
-    return {each.argval for part in _nested(code) for each in dis.get_instructions(part) if each.opname in operations}
+    return {
+        each.argval
+        for part in _nested(code)
+        for each in dis.get_instructions(part)
+        if each.opname in operations
+    }
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

@@ -1,4 +1,6 @@
-"""Why a model depends on its solver: margins, stiffness, crossing trajectories, dependence on the batch."""
+"""Why a model depends on its solver: margins, stiffness, crossing trajectories, dependence on the
+batch.
+"""
 
 from __future__ import annotations
 
@@ -33,18 +35,22 @@ class Reasons:
     """What explains a verdict; none of it decides.
 
     Attributes:
-        margin_share: of classifiers: the error of the largest logit, relative to the margin between the two largest logits of
-            the exact flow: its ``median``, its 90 % quantile ``q90``, and the share ``above_half`` of samples in which it exceeds a half.
-        lipschitz: largest growth of a small difference per unit of time, along the exact trajectories of some samples; a lower
-            bound of the field's Lipschitz constant there.
+        margin_share: of classifiers: the error of the largest logit, relative to the margin between
+            the two largest logits of the exact flow: its ``median``, its 90 % quantile ``q90``, and
+            the share ``above_half`` of samples in which it exceeds a half.
+        lipschitz: largest growth of a small difference per unit of time, along the exact
+            trajectories of some samples; a lower bound of the field's Lipschitz constant there.
         step_lipschitz: the training step times ``lipschitz``.
-        stability: the method is stable for steps times a negative eigenvalue down to minus this; NaN if it is not known.
-        crossings: of two-dimensional states in an autonomous field: pairs of trajectories of different predictions that
-            cross, under the training solver; None where it makes no sense.
-        crossings_exact: the same under the exact flow, where none can cross but the chords that stand for them.
+        stability: the method is stable for steps times a negative eigenvalue down to minus this;
+            NaN if it is not known.
+        crossings: of two-dimensional states in an autonomous field: pairs of trajectories of
+            different predictions that cross, under the training solver; None where it makes no
+            sense.
+        crossings_exact: the same under the exact flow, where none can cross but the chords that
+            stand for them.
         pairs: pairs looked at.
-        halved: predictions that change when the batches are halved: of solvers that control the error of a batch; None where
-            it cannot be told.
+        halved: predictions that change when the batches are halved: of solvers that control the
+            error of a batch; None where it cannot be told.
         idle: whether an adaptive training solver accepted every step at its first try.
         texts: all of it in sentences.
     """
@@ -78,7 +84,9 @@ class Paths:
     predictions_exact: Tensor
 
 
-def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row: Row) -> tuple[Reasons, Paths | None]:
+def find_reasons(
+    subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row: Row
+) -> tuple[Reasons, Paths | None]:
     """Look for reasons, on some of the first samples.
 
     Args:
@@ -90,7 +98,11 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     Returns:
         The reasons, and for two-dimensional states the trajectories.
     """
-    logits = subject.task.name == "classification" and subject.task.decision is None and own.outputs.dim() == 2
+    logits = (
+        subject.task.name == "classification"
+        and subject.task.decision is None
+        and own.outputs.dim() == 2
+    )
     shares = _margin_shares(own.outputs.double(), exact) if logits else None
     solver = own.solver.ours(own.n_steps) if hasattr(own.solver, "ours") else own.solver
     probe = _probe(subject, solver)
@@ -103,12 +115,23 @@ def find_reasons(subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row
     paths, crossings, crossings_exact, pairs = None, None, None, 0
     if probe.own is not None and probe.exact is not None and logits:
         n = probe.exact.shape[1]
-        paths = Paths(probe.own, probe.exact, own.outputs[:n].argmax(1), exact.outputs[:n].argmax(1))
+        paths = Paths(
+            probe.own, probe.exact, own.outputs[:n].argmax(1), exact.outputs[:n].argmax(1)
+        )
         if probe.autonomous:
             crossings, pairs = count_crossings(paths.own, paths.predictions)
             crossings_exact, _ = count_crossings(paths.exact, paths.predictions_exact)
     reasons = Reasons(
-        shares, probe.lipschitz, step * probe.lipschitz, limit, crossings, crossings_exact, pairs, halved, idle, ()
+        shares,
+        probe.lipschitz,
+        step * probe.lipschitz,
+        limit,
+        crossings,
+        crossings_exact,
+        pairs,
+        halved,
+        idle,
+        (),
     )
     return Reasons(**{**vars(reasons), "texts": tuple(_texts(reasons, row, subject.n))}), paths
 
@@ -121,7 +144,11 @@ def _margin_shares(own: Tensor, flow: ExactFlow) -> dict[str, float] | None:
     first, second = exact[there].topk(2, dim=1).values.unbind(1)
     share = (own - exact)[there].abs().amax(1) / (first - second).clamp(min=1e-30)
     above = (share > 0.5).double().mean()
-    return {"median": float(share.median()), "q90": float(share.quantile(0.9)), "above_half": float(above)}
+    return {
+        "median": float(share.median()),
+        "q90": float(share.quantile(0.9)),
+        "above_half": float(above),
+    }
 
 
 @dataclass
@@ -140,7 +167,9 @@ def _probe(subject: ModelUnderTest, solver: Solver | None) -> _Probe:
     few = chosen(batch, torch.arange(n, device="cpu"), size) if subject.separable else batch
     found = _Probe()
 
-    inner = replace_by(FixedStep("rk4", n_steps=FINE), breaks=subject.breaks, max_step=subject.max_step)
+    inner = replace_by(
+        FixedStep("rk4", n_steps=FINE), breaks=subject.breaks, max_step=subject.max_step
+    )
 
     def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         if found.length != found.length:  # the first block only
@@ -152,17 +181,22 @@ def _probe(subject: ModelUnderTest, solver: Solver | None) -> _Probe:
     return found
 
 
-def _look(problem: ForeignProblem, solver: Solver | None, breaks: tuple[float, ...], found: _Probe) -> None:
+def _look(
+    problem: ForeignProblem, solver: Solver | None, breaks: tuple[float, ...], found: _Probe
+) -> None:
     start, end = float(problem.times[0]), float(problem.times[-1])
     found.length = abs(end - start)
     grid = torch.linspace(start, end, FINE + 1, dtype=torch.float64, device="cpu")
     rk4 = FixedStep("rk4", n_steps=FINE, breaks=breaks)
-    exact = solve_problem(Problem(problem.field, problem.z0, (start, end), solver=rk4, save_at=grid))
+    exact = solve_problem(
+        Problem(problem.field, problem.z0, (start, end), solver=rk4, save_at=grid)
+    )
     states = exact.zs
     assert states is not None
     chosen_times = torch.linspace(0, FINE, TIMES, device="cpu").round().long().tolist()
     found.lipschitz = max(
-        growth(problem.field, grid[k].to(problem.z0.dtype), states[k], problem.samples) for k in chosen_times
+        growth(problem.field, grid[k].to(problem.z0.dtype), states[k], problem.samples)
+        for k in chosen_times
     )
     if not problem.samples or problem.z0[0].numel() != 2:
         return
@@ -171,17 +205,28 @@ def _look(problem: ForeignProblem, solver: Solver | None, breaks: tuple[float, .
     found.autonomous = bool(torch.equal(early, late))
     found.exact = states.flatten(2)[:, :PROBED].cpu()
     if solver is not None:
-        # between its steps Euler's method goes straight; chords of higher methods could cross where their solutions do not
+        # between its steps Euler's method goes straight; chords of higher methods could cross where
+        # their solutions do not
         points = grid
-        if isinstance(solver, FixedStep) and solver.order == 1 and solver.count(end - start) < LONGEST:
-            points = torch.linspace(start, end, solver.count(end - start) + 1, dtype=torch.float64, device="cpu")
-        own = solve_problem(Problem(problem.field, problem.z0, (start, end), solver=solver, save_at=points))
+        if (
+            isinstance(solver, FixedStep)
+            and solver.order == 1
+            and solver.count(end - start) < LONGEST
+        ):
+            points = torch.linspace(
+                start, end, solver.count(end - start) + 1, dtype=torch.float64, device="cpu"
+            )
+        own = solve_problem(
+            Problem(problem.field, problem.z0, (start, end), solver=solver, save_at=points)
+        )
         if own.status == "success" and own.zs is not None:
             found.own = own.zs.flatten(2)[:, :PROBED].cpu()
 
 
 def growth(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor, samples: bool) -> float:
-    """The largest factor by which the field stretches small differences, by power iteration with finite differences."""
+    """The largest factor by which the field stretches small differences, by power iteration with
+    finite differences.
+    """
     if not bool(z.isfinite().all()):
         return nan
     generator = torch.Generator("cpu").manual_seed(0)
@@ -204,7 +249,8 @@ def growth(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor, samp
 
 
 def stability_limit(tableau: ButcherTableau) -> float:
-    """Where on the negative real axis a method stops being stable: |R(-x)| <= 1 for 0 <= x <= limit.
+    """Where on the negative real axis a method stops being stable: |R(-x)| <= 1 for 0 <= x <=
+    limit.
 
     Source: Hairer & Wanner, Solving Ordinary Differential Equations II, section IV.2.
     """
@@ -217,7 +263,12 @@ def stability_limit(tableau: ButcherTableau) -> float:
     one = torch.ones(s, dtype=torch.float64, device="cpu")
 
     def factor(x: float) -> float:
-        return float(1 - x * b @ torch.linalg.solve(torch.eye(s, dtype=torch.float64, device="cpu") + x * a, one))
+        return float(
+            1
+            - x
+            * b
+            @ torch.linalg.solve(torch.eye(s, dtype=torch.float64, device="cpu") + x * a, one)
+        )
 
     x, step = 0.0, 1.0
     while step > 1e-6:
@@ -249,7 +300,9 @@ def count_crossings(paths: Tensor, labels: Tensor) -> tuple[int, int]:
 
 
 def _apart(p: Tensor, q: Tensor) -> Tensor:
-    """Whether the line through a segment of p has the ends of a segment of q on two sides: ``(pairs, of p, of q)``."""
+    """Whether the line through a segment of p has the ends of a segment of q on two sides:
+    ``(pairs, of p, of q)``.
+    """
     start, along = p[:, :-1, None], p.diff(dim=1)[:, :, None]
     to = q[:, None] - start
     side = along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0]
@@ -267,7 +320,9 @@ def _halved(subject: ModelUnderTest, own: Evaluation) -> int | None:
             sizes.append(len(rows))
     halves = subject.on(tuple(batches), tuple(sizes)).run().outputs
     whole = own.outputs.double()
-    return int(subject.task.flipped(halves.double(), whole, subject.task.allowed(whole)).any(1).sum())
+    return int(
+        subject.task.flipped(halves.double(), whole, subject.task.allowed(whole)).any(1).sum()
+    )
 
 
 def _texts(reasons: Reasons, row: Row, n: int) -> list[str]:

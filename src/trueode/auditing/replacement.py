@@ -19,15 +19,19 @@ from trueode.solvers.solving import solve_problem
 
 
 def replace_by(
-    solver: Solver, solving: Solving | None = None, breaks: Sequence[float] = (), max_step: float | None = None
+    solver: Solver,
+    solving: Solving | None = None,
+    breaks: Sequence[float] = (),
+    max_step: float | None = None,
 ) -> Replacement:
     """Replace a model's solver by one of this package.
 
-    Steps end at all times at which states are wanted and at all breaks, so no state of a solver with given steps is
-    interpolated: ``FixedStep(n_steps=N)`` takes, on an interval of length T, equal steps of at most T / N between these
-    times, ``FixedStep(step_size=h)`` of at most h; `OnGrid` adds them to its grid. `Adaptive` solves from break to break,
-    with dense output at the times between; it never looks at single samples, because a field may depend on the whole
-    batch. A solve that fails is noted with its status, and its states are NaN from there.
+    Steps end at all times at which states are wanted and at all breaks, so no state of a solver
+    with given steps is interpolated: ``FixedStep(n_steps=N)`` takes, on an interval of length T,
+    equal steps of at most T / N between these times, ``FixedStep(step_size=h)`` of at most h;
+    `OnGrid` adds them to its grid. `Adaptive` solves from break to break, with dense output at the
+    times between; it never looks at single samples, because a field may depend on the whole batch.
+    A solve that fails is noted with its status, and its states are NaN from there.
 
     Args:
         solver: takes the steps.
@@ -41,7 +45,9 @@ def replace_by(
     if isinstance(solver, Adaptive) and solving is None:
         solver = replace(solver, per_sample=False)
     elif isinstance(solver, OnGrid) and solver.per_sample:
-        raise UsageError(f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive.")
+        raise UsageError(
+            f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive."
+        )
 
     if isinstance(solver, FixedStep | Adaptive) and max_step is not None:
         solver = replace(solver, max_step=min(max_step, solver.max_step or max_step))
@@ -51,18 +57,28 @@ def replace_by(
 
 
 def _solve(
-    solver: Solver, problem: ForeignProblem, solving: Solving | None, given: Sequence[float], longest: float | None
+    solver: Solver,
+    problem: ForeignProblem,
+    solving: Solving | None,
+    given: Sequence[float],
+    longest: float | None,
 ) -> tuple[Tensor, Solved]:
     z0 = problem.z0
     if not z0.is_floating_point():
-        raise UsageError(f"The model solves for a state of {z0.dtype}; only real floating point states can be audited.")
+        raise UsageError(
+            f"The model solves for a state of {z0.dtype}; only real floating point states can be audited."
+        )
     times = problem.times.detach().to("cpu", torch.float64).tolist()
     start, end = times[0], times[-1]
     if start == end:
         return torch.stack([z0] * len(times)), Solved(problem.found, 0, 0, 0, 0.0)
     breaks = breaks_within(problem, given)
     try:
-        steps = _steps(solver, times, breaks, longest) if solving is None else replace(solver, breaks=breaks)
+        steps = (
+            _steps(solver, times, breaks, longest)
+            if solving is None
+            else replace(solver, breaks=breaks)
+        )
     except SolveError as failure:
         lost = torch.full_like(z0, float("nan"))
         states = torch.stack([z0, *[lost] * (len(times) - 1)])
@@ -76,7 +92,9 @@ def _solve(
     return torch.cat([z0[None], solution.zs]), solved
 
 
-def _steps(solver: Solver, times: Sequence[float], breaks: tuple[float, ...], longest: float | None) -> Solver:
+def _steps(
+    solver: Solver, times: Sequence[float], breaks: tuple[float, ...], longest: float | None
+) -> Solver:
     """What takes the steps.
 
     Raises:
@@ -92,8 +110,11 @@ def _steps(solver: Solver, times: Sequence[float], breaks: tuple[float, ...], lo
         grid = _filled(grid, longest)
     most = solver.max_steps if isinstance(solver, FixedStep) else None
     if most is not None and len(grid) - 1 > most:
-        raise SolveError(f"{solver} would need {len(grid) - 1} steps, more than max_steps = {most}.", "max_steps")
-    # the same operations as for the times that are saved: grid points and these agree to the last bit
+        raise SolveError(
+            f"{solver} would need {len(grid) - 1} steps, more than max_steps = {most}.", "max_steps"
+        )
+    # the same operations as for the times that are saved: grid points and these agree to the last
+    # bit
     return OnGrid(solver.tableau, tuple((t - start) / (end - start) for t in grid), breaks=breaks)
 
 
@@ -110,8 +131,9 @@ def breaks_within(problem: ForeignProblem, given: Sequence[float]) -> tuple[floa
     """The breaks inside of the interval, of the problem and given by hand.
 
     A break that differs from a time by rounding is that time.
-    The times of a solve that runs backwards are negated, in ways that differ between libraries, and a break that is given by hand
-    knows nothing of that: where it lies outside of the interval, its negative is taken.
+    The times of a solve that runs backwards are negated, in ways that differ between libraries, and
+    a break that is given by hand knows nothing of that: where it lies outside of the interval, its
+    negative is taken.
     """
     times = problem.times.detach().to("cpu", torch.float64).tolist()
     start, end = times[0], times[-1]
@@ -124,7 +146,9 @@ def breaks_within(problem: ForeignProblem, given: Sequence[float]) -> tuple[floa
     return tuple(sorted(mark for mark in marks if start < mark < end))
 
 
-def _steps_between(solver: FixedStep | OnGrid, start: float, end: float) -> Callable[[float, float], list[float]]:
+def _steps_between(
+    solver: FixedStep | OnGrid, start: float, end: float
+) -> Callable[[float, float], list[float]]:
     """Where steps end between two times."""
     length = end - start
     if isinstance(solver, OnGrid):
@@ -134,7 +158,8 @@ def _steps_between(solver: FixedStep | OnGrid, start: float, end: float) -> Call
     if h == 0:  # an interval of length zero
         return lambda left, right: []
     equal = FixedStep(solver.tableau, step_size=h)
-    # times are often rounded to single precision, whatever their dtype is by now: that is no reason for one more step
+    # times are often rounded to single precision, whatever their dtype is by now: that is no reason
+    # for one more step
     slack = min(8 * torch.finfo(torch.float32).eps * max(abs(start), abs(end)), 0.01 * h)
 
     def evenly(left: float, right: float) -> list[float]:

@@ -45,7 +45,8 @@ class Audit:
         reasons: what explains the verdict; None where it was not asked for.
         notes: what a reader should know beside the verdict.
         provenance: what was audited, with what.
-        certificate: of the training run, as plain values; where there is one its answer is the answer.
+        certificate: of the training run, as plain values; where there is one its answer is the
+            answer.
         paths: trajectories of two-dimensional states, for the figure.
     """
 
@@ -69,7 +70,9 @@ class Audit:
     @property
     def status(self) -> Status:
         """The answer."""
-        return self.decision.status if self.certificate is None else Status(self.certificate["status"])
+        return (
+            self.decision.status if self.certificate is None else Status(self.certificate["status"])
+        )
 
     @property
     def verdict(self) -> str:
@@ -78,7 +81,9 @@ class Audit:
 
     @property
     def sentence(self) -> str:
-        """The answer in a sentence: that of the certificate, where there is one, with the share of the samples beside it."""
+        """The answer in a sentence: that of the certificate, where there is one, with the share of
+        the samples beside it.
+        """
         if self.certificate is None:
             best = next((str(row.solver) for row in self.safe if not row.is_training), "")
             return sentence(self.decision, self.performance, self.solver, self.what, best)
@@ -109,7 +114,9 @@ class Audit:
 
     @property
     def state_error(self) -> float:
-        """RMS error of the final states relative to their spread, of the outputs where the states are not known; NaN without an exact flow."""
+        """RMS error of the final states relative to their spread, of the outputs where the states
+        are not known; NaN without an exact flow.
+        """
         if not self.rows:
             return nan
         row = self.rows[0]
@@ -146,7 +153,9 @@ class Audit:
         return EXIT_CODES[self.status]
 
     def to_dict(self) -> dict[str, Any]:
-        """The audit as plain values, None for what is not finite, as in ``audit.json``; docs/audit-reference.md describes them."""
+        """The audit as plain values, None for what is not finite, as in ``audit.json``;
+        docs/audit-reference.md describes them.
+        """
         exact, decision, counts = self.exact, self.decision, self.decision.counts
         found: dict[str, Any] = plain({
             "schema": SCHEMA,
@@ -194,7 +203,9 @@ class Audit:
         folder = Path(folder)
         path = folder / "audit.json"
         if path.exists() and not overwrite:
-            raise UsageError(f"{path} exists already: choose another folder, or overwrite it on purpose.")
+            raise UsageError(
+                f"{path} exists already: choose another folder, or overwrite it on purpose."
+            )
         write_text(path, self.to_json())
         from trueode import figures
 
@@ -208,16 +219,22 @@ class Audit:
         return path
 
     def figures(self) -> dict[str, Any]:
-        """The figures, by name: ``swap``, ``order``, ``cost`` and, for two-dimensional states, ``trajectories``."""
+        """The figures, by name: ``swap``, ``order``, ``cost`` and, for two-dimensional states,
+        ``trajectories``.
+        """
         from trueode import figures
 
         if not self.rows:
             return {}
         rows = [row.to_dict() for row in self.rows]
         drawn = {
-            "swap": figures.solver_swap(rows, self.solver, name=self.metric_name, exact=self.metric_exact),
+            "swap": figures.solver_swap(
+                rows, self.solver, name=self.metric_name, exact=self.metric_exact
+            ),
             "order": figures.audit_order(rows, plain(self.orders)),
-            "cost": figures.audit_cost(rows, self.decision.margin, [row.to_dict() for row in self.safe]),
+            "cost": figures.audit_cost(
+                rows, self.decision.margin, [row.to_dict() for row in self.safe]
+            ),
         }
         if self.paths is not None:
             paths = self.paths
@@ -231,17 +248,23 @@ class Audit:
         return drawn
 
     def to_rich(self, *, everything: bool = True) -> Table:
-        """The table of solvers for the terminal: all rows, or the training solver, the cheapest safe one and the Pareto front."""
+        """The table of solvers for the terminal: all rows, or the training solver, the cheapest
+        safe one and the Pareto front.
+        """
         rows = self.rows
         if not everything:
             kept = [*self.safe[:1], *pareto(self.rows)]
-            rows = tuple(row for row in (*self.rows, *self.safe[:1]) if row.is_training or row in kept)
+            rows = tuple(
+                row for row in (*self.rows, *self.safe[:1]) if row.is_training or row in kept
+            )
             rows = tuple(dict.fromkeys(rows))
         caption = "" if self.exact is None else f"Exact flow: {self.exact}."
         return to_rich(rows, self.metric_name, caption)
 
     def lines(self, *, everything: bool = True) -> list[str]:
-        """The verdict, what to know beside it, and with ``everything`` its reasons, a sentence each."""
+        """The verdict, what to know beside it, and with ``everything`` its reasons, a sentence
+        each.
+        """
         found = [self.sentence, *self.notes]
         if self.reasons is not None and everything:
             found += self.reasons.texts

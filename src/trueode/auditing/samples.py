@@ -19,9 +19,12 @@ class Given:
     """Data as they were given, before it is known whether a sample is independent of the others.
 
     Attributes:
-        cut: batches of the first samples, of rows `at_once` where the data are not in batches: for independent samples.
-        whole: the batches as they were given, of which nothing is left out; rows that are not in batches are one.
-        compared: one batch, and the parts of it that must give what it gives where samples are independent.
+        cut: batches of the first samples, of rows `at_once` where the data are not in batches: for
+            independent samples.
+        whole: the batches as they were given, of which nothing is left out; rows that are not in
+            batches are one.
+        compared: one batch, and the parts of it that must give what it gives where samples are
+            independent.
         complete: whether that batch is one of those of ``whole``, and not only a part.
     """
 
@@ -71,7 +74,9 @@ def _read_batches(data: Any, samples: int) -> Given:
     if left < 0:
         size = size_of(cut[-1])
         cut[-1] = chosen(cut[-1], torch.arange(size + left, device="cpu"), size)
-    return Given(tuple(cut), lambda: tuple(whole), lambda: (whole[0], unequal_parts(whole[0])), True)
+    return Given(
+        tuple(cut), lambda: tuple(whole), lambda: (whole[0], unequal_parts(whole[0])), True
+    )
 
 
 def unequal_parts(batch: Any) -> tuple[Any, ...]:
@@ -92,7 +97,8 @@ def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
-    """The number of samples of data that are not in batches, and what makes a batch of some; None where they are in batches.
+    """The number of samples of data that are not in batches, and what makes a batch of some; None
+    where they are in batches.
 
     Raises:
         DataError: the data is of no known form.
@@ -111,7 +117,10 @@ def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
             return len(x), lambda rows: tuple(part[rows.to(part.device)] for part in data)
         return _rows(x if y is None else Split(x, y, t, dtype=x.dtype))
     parts = data if isinstance(data, tuple | list) else (data,)
-    foreign = next((part for part in parts if hasattr(part, "__array__") and not isinstance(part, Tensor)), None)
+    foreign = next(
+        (part for part in parts if hasattr(part, "__array__") and not isinstance(part, Tensor)),
+        None,
+    )
     if foreign is not None:
         jax = type(foreign).__module__.split(".")[0] in ("jax", "jaxlib")
         raise DataError(
@@ -141,7 +150,13 @@ def size_of(batch: Any) -> int:
 def first_tensor(batch: Any) -> Tensor | None:
     if isinstance(batch, Tensor):
         return batch
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    parts = (
+        batch.values()
+        if isinstance(batch, Mapping)
+        else batch
+        if isinstance(batch, tuple | list)
+        else ()
+    )
     return next((found for part in parts if (found := first_tensor(part)) is not None), None)
 
 
@@ -149,7 +164,9 @@ def targets_of(batch: Any) -> Tensor | None:
     if isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
         size = size_of(batch)
         if len(batch[1]) != size:
-            raise DataError(f"A batch has {size} inputs and {len(batch[1])} targets: they must agree.")
+            raise DataError(
+                f"A batch has {size} inputs and {len(batch[1])} targets: they must agree."
+            )
         return batch[1].detach().cpu()
     return None
 
@@ -170,12 +187,20 @@ def _shared_times(batch: Any) -> Tensor | None:
     """The times ``(times,)`` of a triple (x, y, t) that all of its samples share."""
     t = times_of(batch)
     y = batch[1] if t is not None else None
-    together = isinstance(t, Tensor) and isinstance(y, Tensor) and t.dim() == 1 and y.dim() > 1 and y.shape[1] == len(t)
+    together = (
+        isinstance(t, Tensor)
+        and isinstance(y, Tensor)
+        and t.dim() == 1
+        and y.dim() > 1
+        and y.shape[1] == len(t)
+    )
     return t if together else None
 
 
 def chosen(batch: Any, rows: Tensor, size: int) -> Any:
-    """Some samples of a batch: rows of all its tensors of as many rows as it has samples, but for times that they share."""
+    """Some samples of a batch: rows of all its tensors of as many rows as it has samples, but for
+    times that they share.
+    """
     shared = _shared_times(batch)
 
     def pick(x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""What the hooks in a library and the code that opens them share: a session, and how a library is patched."""
+"""What the hooks in a library and the code that opens them share: a session, and how a library is
+patched.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +44,16 @@ class Session:
         """Solve a problem in the place of the library, and note it.
 
         Raises:
-            UsageError: the replacement returned states of another shape than ``(times, *z0.shape)``.
+            UsageError: the replacement returned states of another shape than
+                ``(times, *z0.shape)``.
         """
         assert self.replacement is not None
         states, solved = self.replacement(problem)
         shape = (len(problem.times), *problem.z0.shape)
         if states.shape != shape:
-            raise UsageError(f"The replacement returned states of shape {tuple(states.shape)}; needed is {shape}.")
+            raise UsageError(
+                f"The replacement returned states of shape {tuple(states.shape)}; needed is {shape}."
+            )
         self.note(solved, states[-1] if problem.samples else None)
         return states, solved
 
@@ -65,8 +70,8 @@ class Library:
         name: of the distribution.
         module: the public module that is loaded where the library's solvers can be called.
         patched: a block in which its solves go through a session.
-        probe: solve z' = -z, z(0) = 1 up to 1 by the library's public function, with one step of its Euler method; its
-            final state.
+        probe: solve z' = -z, z(0) = 1 up to 1 by the library's public function, with one step of
+            its Euler method; its final state.
     """
 
     name: str

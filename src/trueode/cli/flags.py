@@ -20,7 +20,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             OptionError: always.
         """
-        raise OptionError(f"{message.rstrip('.')}{'' if message.endswith('?') else '.'} See --help for all options.")
+        raise OptionError(
+            f"{message.rstrip('.')}{'' if message.endswith('?') else '.'} See --help for all options."
+        )
 
 
 def flag(text: str) -> bool:
@@ -32,7 +34,9 @@ def flag(text: str) -> bool:
 
 def add_flag(parser: argparse.ArgumentParser, name: str, text: str) -> None:
     """A flag that is written ``--name true``, or ``--name`` alone."""
-    parser.add_argument(name, type=flag, nargs="?", const=True, default=False, metavar="BOOL", help=text)
+    parser.add_argument(
+        name, type=flag, nargs="?", const=True, default=False, metavar="BOOL", help=text
+    )
 
 
 def share(text: str) -> float:
@@ -53,13 +57,19 @@ def whole(text: str, least: int = -MOST) -> int:
 
 def positive_number(text: str) -> float:
     """A number above 0."""
-    return number(text, f"a number above 0, up to {MOST_SIZE:g}", lambda value: LEAST_SIZE <= value <= MOST_SIZE)
+    return number(
+        text,
+        f"a number above 0, up to {MOST_SIZE:g}",
+        lambda value: LEAST_SIZE <= value <= MOST_SIZE,
+    )
 
 
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers by commas."""
     expected = "numbers by commas, such as 0.5,2.0"
-    return tuple(number(part, expected, lambda value: abs(value) <= MOST_SIZE) for part in text.split(","))
+    return tuple(
+        number(part, expected, lambda value: abs(value) <= MOST_SIZE) for part in text.split(",")
+    )
 
 
 def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
@@ -82,15 +92,27 @@ def training_options(words: Sequence[str], own: argparse.ArgumentParser) -> dict
     """
     parsed, unknown = make_parser(own.prog).parse_known_args(list(words))
     known = [name for item in describe() for name in (item.name, *item.aliases)]
-    known += [text[2:] for action in own._actions for text in action.option_strings if text.startswith("--")]
+    known += [
+        text[2:]
+        for action in own._actions
+        for text in action.option_strings
+        if text.startswith("--")
+    ]
     for text in unknown:
         name = text.lstrip("-").split("=")[0]
         if not text.startswith("-"):
-            raise OptionError(f"{text!r} is not an option: options are written --name value.{nearest(name, known)}")
-        raise OptionError(f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options.")
+            raise OptionError(
+                f"{text!r} is not an option: options are written --name value.{nearest(name, known)}"
+            )
+        raise OptionError(
+            f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options."
+        )
     kinds = {item.name: item.kind for item in describe()}
     given = {name: value for name, value in vars(parsed).items() if name != "options_file"}
-    return {name: value if kinds[name] == "str" else _value(name, value) for name, value in given.items()}
+    return {
+        name: value if kinds[name] == "str" else _value(name, value)
+        for name, value in given.items()
+    }
 
 
 def _value(name: str, words: Any) -> Any:

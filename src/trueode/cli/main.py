@@ -1,4 +1,6 @@
-"""``trueode train | audit | sweep | reproduce | config | info``: the commands. Heavy imports happen inside of them."""
+"""``trueode train | audit | sweep | reproduce | config | info``: the commands. Heavy imports happen
+inside of them.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ DESCRIPTION = (
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "trueode") -> int:
-    """Run a command and return its exit code: 0, 1 for a failed run, 2 for a wrong request, 130 when interrupted."""
+    """Run a command and return its exit code: 0, 1 for a failed run, 2 for a wrong request, 130
+    when interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     return _guarded(prog, words, lambda: _command(words, prog))
 
@@ -64,7 +68,9 @@ def _command(words: list[str], prog: str) -> int:
 
 
 def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
-    """Turn the failures that a user may cause into one message and an exit code, and warnings of ours into notes."""
+    """Turn the failures that a user may cause into one message and an exit code, and warnings of
+    ours into notes.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal cannot show is spelt out
             stream.reconfigure(errors="backslashreplace")
@@ -86,7 +92,9 @@ def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
         print(f"{prog}: {failure}", file=sys.stderr)
         return 1
     except (MemoryError, OverflowError, RuntimeError) as failure:
-        if isinstance(failure, RuntimeError) and not re.search(r"memory|overflow|primitive", str(failure)):
+        if isinstance(failure, RuntimeError) and not re.search(
+            r"memory|overflow|primitive", str(failure)
+        ):
             raise
         what = "There is not enough memory, or a number is too large. Ask for less"
         print(f"{prog}: {what} ({told(failure)}).", file=sys.stderr)
@@ -116,7 +124,9 @@ def train_script() -> int:
 
 def _run(command: str, argv: list[str], prog: str) -> int:
     if any(word in ("-h", "--help") for word in argv):
-        parser = make_parser(prog, DESCRIPTION if command == "train" else COMMANDS[command], _formatter())
+        parser = make_parser(
+            prog, DESCRIPTION if command == "train" else COMMANDS[command], _formatter()
+        )
         parser.print_help()
         return 0
     options, given = load_options(argv, make_parser(prog))
@@ -159,7 +169,12 @@ def notices(options: Options, given: frozenset[str]) -> list[str]:
     """What a user should know of options that are allowed but have little or no effect."""
     found = []
     adaptive = not options.fixed_step
-    if adaptive and options.tol < 1e-6 and options.precision == "float32" and not options.use_step_adaption_algo:
+    if (
+        adaptive
+        and options.tol < 1e-6
+        and options.precision == "float32"
+        and not options.use_step_adaption_algo
+    ):
         found.append(
             f"--tol {options.tol:g} cannot be met in float32 (about 1e-6 can); --precision float64 can meet it."
         )
@@ -168,7 +183,11 @@ def notices(options: Options, given: frozenset[str]) -> list[str]:
     if "initial_tol" in given and not options.use_step_adaption_algo and adaptive:
         found.append("--initial_tol has no effect without --use_step_adaption_algo true.")
     if "step_size" in given and (adaptive or options.use_step_adaption_algo):
-        why = "the adaptation chooses the step" if options.use_step_adaption_algo else f"{options.solver} is adaptive"
+        why = (
+            "the adaptation chooses the step"
+            if options.use_step_adaption_algo
+            else f"{options.solver} is adaptive"
+        )
         found.append(f"--step_size has no effect on training: {why}.")
     return found
 
@@ -184,13 +203,19 @@ def _formatter() -> Any:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "usage: trueode COMMAND [OPTIONS]\n\n" + "\n".join(lines) + "\n\n`trueode COMMAND --help` lists the options."
+    return (
+        "usage: trueode COMMAND [OPTIONS]\n\n"
+        + "\n".join(lines)
+        + "\n\n`trueode COMMAND --help` lists the options."
+    )
 
 
 def _first_steps() -> str:
     width = max(map(len, TRY))
     lines = [f"  {command:<{width}}  {text}" for command, text in TRY.items()]
-    return "Three things to try:\n\n" + "\n".join(lines) + "\n\n`trueode --help` lists all commands."
+    return (
+        "Three things to try:\n\n" + "\n".join(lines) + "\n\n`trueode --help` lists all commands."
+    )
 
 
 if __name__ == "__main__":

@@ -43,9 +43,17 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     parser = Parser(prog, description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(NAMES)}, or all")
     parser.add_argument(
-        "--scale", choices=SCALES, default="small", help="small: minutes on two cores (default); paper: as published"
+        "--scale",
+        choices=SCALES,
+        default="small",
+        help="small: minutes on two cores (default); paper: as published",
     )
-    parser.add_argument("--output_dir", metavar="DIR", default="experiments/reproduction", help="for runs and results")
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        default="experiments/reproduction",
+        help="for runs and results",
+    )
     add_execution(parser)
     return parser
 
@@ -86,6 +94,10 @@ def _one(name: str, arguments: argparse.Namespace, overrides: dict[str, Any]) ->
         from trueode.sweeps.estimate import print_estimate
 
         directory = SweepDirectory(arguments.output_dir)
-        return print_estimate(planned(name, arguments.scale, overrides, directory), directory, arguments.workers)
+        return print_estimate(
+            planned(name, arguments.scale, overrides, directory), directory, arguments.workers
+        )
     how = {"workers": arguments.workers, "scheduler": arguments.scheduler}
-    return reproduce(name, arguments.scale, output_dir=arguments.output_dir, overrides=overrides, **how)
+    return reproduce(
+        name, arguments.scale, output_dir=arguments.output_dir, overrides=overrides, **how
+    )

@@ -20,18 +20,32 @@ DESCRIPTION = (
 def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = Parser(prog, description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False)
-    parser.add_argument("plan", metavar="PLAN.yaml", help="a plan with `base:` and `axes:`, or the word status")
-    parser.add_argument("directory", metavar="DIR", nargs="?", help="for status: the directory of a sweep")
-    parser.add_argument("--output_dir", metavar="DIR", help="where runs and table go (default: experiments/PLAN)")
+    parser.add_argument(
+        "plan", metavar="PLAN.yaml", help="a plan with `base:` and `axes:`, or the word status"
+    )
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", help="for status: the directory of a sweep"
+    )
+    parser.add_argument(
+        "--output_dir", metavar="DIR", help="where runs and table go (default: experiments/PLAN)"
+    )
     add_execution(parser)
     return parser
 
 
 def add_execution(parser: argparse.ArgumentParser) -> None:
     """The flags that tell how a plan is carried out."""
-    add_flag(parser, "--dry_run", "print the runs with their estimated evaluations and time; train nothing")
-    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one for each core)")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers do the runs: tcp://…")
+    add_flag(
+        parser,
+        "--dry_run",
+        "print the runs with their estimated evaluations and time; train nothing",
+    )
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="processes (default: one for each core)"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers do the runs: tcp://…"
+    )
 
 
 def run(argv: Sequence[str], prog: str) -> int:
@@ -53,7 +67,9 @@ def run(argv: Sequence[str], prog: str) -> int:
 
         return status(SweepDirectory(arguments.directory))
     if arguments.directory is not None:
-        raise UsageError(f"{arguments.directory} is too much: {prog} PLAN.yaml, or {prog} status DIR.")
+        raise UsageError(
+            f"{arguments.directory} is too much: {prog} PLAN.yaml, or {prog} status DIR."
+        )
     path = Path(arguments.plan)
     directory = SweepDirectory(arguments.output_dir or Path("experiments") / path.stem)
     plan = read_plan(path, overrides, directory.fingerprints)

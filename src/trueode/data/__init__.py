@@ -1,4 +1,6 @@
-"""Data sets: generated, downloaded, or one's own; as tensors in memory, in batches of a reproducible order."""
+"""Data sets: generated, downloaded, or one's own; as tensors in memory, in batches of a
+reproducible order.
+"""
 
 from __future__ import annotations
 
@@ -48,21 +50,28 @@ def load_dataset(
     Args:
         name: one of ``catalog.DATA_SETS``.
         data_dir: where it lies; generated data is kept in its folder ``generated``.
-        seed: of generated data and of test samples that are held out. Training and test data are drawn independently.
+        seed: of generated data and of test samples that are held out. Training and test data are
+            drawn independently.
         task: what is learned; ``"auto"`` takes the data set's own.
-        image_size: images are resized (shorter side) to it and cut to a square; None leaves them as they are.
+        image_size: images are resized (shorter side) to it and cut to a square; None leaves them as
+            they are.
         num_workers: threads that decode images.
         dtype: of all numbers but labels.
 
     Raises:
-        DataError: an unknown name, missing, unreadable or unsuitable data; the message says what to do.
+        DataError: an unknown name, missing, unreadable or unsuitable data; the message says what to
+            do.
     """
     if name not in DATA_SETS:
-        raise DataError(f"dataset = {name!r} is unknown; known are {', '.join(DATA_SETS)}.{nearest(name, DATA_SETS)}")
+        raise DataError(
+            f"dataset = {name!r} is unknown; known are {', '.join(DATA_SETS)}.{nearest(name, DATA_SETS)}"
+        )
     kind, own_task = DATA_SETS[name]
     if task not in ("auto", *TASKS) or (own_task != "any" and task not in ("auto", own_task)):
         allowed = ", ".join(("auto", *TASKS) if own_task == "any" else ("auto", own_task))
-        raise DataError(f"task = {task!r} is impossible with dataset = {name}; allowed are {allowed}.")
+        raise DataError(
+            f"task = {task!r} is impossible with dataset = {name}; allowed are {allowed}."
+        )
     if image_size is not None and (kind != "image" or image_size < 1):
         raise DataError(
             f"image_size = {image_size} is impossible with dataset = {name}: it is at least 1, for images only."
@@ -75,7 +84,9 @@ def load_dataset(
     elif name == "image_folder":
         from trueode.data.folder import image_folder
 
-        train, test, classes = image_folder(root, seed=seed, image_size=image_size, num_workers=num_workers)
+        train, test, classes = image_folder(
+            root, seed=seed, image_size=image_size, num_workers=num_workers
+        )
         shape = tuple(train.batch(torch.zeros(1, dtype=torch.int64, device="cpu")).x.shape[1:])
         dataset = Dataset(name, own_task, train, test, shape, len(classes), classes)
     elif kind == "image":
@@ -92,7 +103,9 @@ def _published(name: str, root: Path, image_size: int | None) -> Dataset:
     if image_size is not None:
         train, test = ((resized(x, image_size), y) for x, y in (train, test))
     shape = tuple(train[0].shape[1:])
-    return Dataset(name, "classification", Split(*train), Split(*test), shape, len(classes), classes)
+    return Dataset(
+        name, "classification", Split(*train), Split(*test), shape, len(classes), classes
+    )
 
 
 def _generated(name: str, folder: Path, seed: int) -> Dataset:
@@ -104,17 +117,25 @@ def _generated(name: str, folder: Path, seed: int) -> Dataset:
         return {f"{part}_{split}": v for split, parts in zip(("train", "test"), drawn, strict=True)
                 for part, v in zip("xyt", parts, strict=False)}  # fmt: skip
 
-    arrays = cached(folder, name, {"name": name, "version": version, "seed": seed, "counts": counts}, make)
+    arrays = cached(
+        folder, name, {"name": name, "version": version, "seed": seed, "counts": counts}, make
+    )
     tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-    train, test = (Split(tensors[f"x_{s}"], tensors[f"y_{s}"], tensors.get(f"t_{s}")) for s in ("train", "test"))
+    train, test = (
+        Split(tensors[f"x_{s}"], tensors[f"y_{s}"], tensors.get(f"t_{s}"))
+        for s in ("train", "test")
+    )
     shape = tuple(train.x.shape[1:])
     if train.t is not None:
-        return Dataset(name, "timeseries", train, test, shape, train.x[0].numel(), t_end=float(train.t.max()))
+        return Dataset(
+            name, "timeseries", train, test, shape, train.x[0].numel(), t_end=float(train.t.max())
+        )
     return Dataset(name, "classification", train, test, shape, int(train.y.max()) + 1)
 
 
 def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tuple[Dataset, Unseen]:
-    """Provide for samples that training does not see: fresh draws of generated data, else some of the training samples.
+    """Provide for samples that training does not see: fresh draws of generated data, else some of
+    the training samples.
 
     Args:
         dataset: the data.
@@ -140,7 +161,9 @@ def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tupl
 
 
 def generator_version(name: str) -> int:
-    """The version of the generator of a generated data set: another one draws other samples from the same seed."""
+    """The version of the generator of a generated data set: another one draws other samples from
+    the same seed.
+    """
     return _generator(name)[1]
 
 

@@ -21,15 +21,16 @@ HELP = "The arrays data set is an .npz file, or a folder with train.npz and test
 def arrays(root: Path, *, seed: int, task: str) -> Dataset:
     """Read x, y and optionally t; from a single file a seeded fifth is held out for the test.
 
-    Numbers are taken as they are. x is ``(n, d)`` (read as ``(n, 1, d)``), ``(n, channels, length)`` or
-    ``(n, channels, height, width)``. y holds
+    Numbers are taken as they are. x is ``(n, d)`` (read as ``(n, 1, d)``),
+    ``(n, channels, length)`` or ``(n, channels, height, width)``. y holds
 
     * classification (``auto``: integers): labels ``(n,)``, 0 … classes - 1;
     * regression (``auto``: other numbers): ``(n,)`` or ``(n, outputs)``;
-    * timeseries (``auto``: where there is t): states of the shape of x at each time, ``(n, times, …)``, NaN where not
-      observed, with ascending times t, ``(times,)`` or ``(n, times)``, NaN where there is none. x is the state at t = 0,
-      or at the time t0, a number, if the file has it; no time lies before it. Without t0, several times that lie farther
-      from 0 than from each other are refused: the solve would mostly cross a stretch without data.
+    * timeseries (``auto``: where there is t): states of the shape of x at each time,
+      ``(n, times, …)``, NaN where not observed, with ascending times t, ``(times,)`` or
+      ``(n, times)``, NaN where there is none. x is the state at t = 0, or at the time t0, a number,
+      if the file has it; no time lies before it. Without t0, several times that lie farther from 0
+      than from each other are refused: the solve would mostly cross a stretch without data.
 
     Args:
         root: the file or the folder.
@@ -46,7 +47,9 @@ def arrays(root: Path, *, seed: int, task: str) -> Dataset:
     (train_path, _), (test_path, _) = parts
     train, test = splits
     shape = tuple(train.x.shape[1:])
-    if test.x.shape[1:] != train.x.shape[1:] or (task == "regression" and test.y.shape[1:] != train.y.shape[1:]):
+    if test.x.shape[1:] != train.x.shape[1:] or (
+        task == "regression" and test.y.shape[1:] != train.y.shape[1:]
+    ):
         raise DataError(
             f"Samples differ in shape: {train_path} has x {shape}, y {tuple(train.y.shape[1:])} and {test_path} has "
             f"x {tuple(test.x.shape[1:])}, y {tuple(test.y.shape[1:])} (without the number of samples)."
@@ -76,12 +79,19 @@ def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
             f"{path}: x {whole['x'].shape} and y {whole['y'].shape} must hold the same two or more samples."
         )
     order = stream(seed, "split").permutation(n)
-    each = {key for key, value in whole.items() if key in ("x", "y") or (key == "t" and value.ndim == 2)}
+    each = {
+        key for key, value in whole.items() if key in ("x", "y") or (key == "t" and value.ndim == 2)
+    }
     if "t" in each and len(whole["t"]) != n:
-        raise DataError(f"{path}: t of shape {whole['t'].shape} needs one row for each of the {n} samples.")
+        raise DataError(
+            f"{path}: t of shape {whole['t'].shape} needs one row for each of the {n} samples."
+        )
     held_out = max(1, n // 5)
     return [
-        (path, {key: value[np.sort(chosen)] if key in each else value for key, value in whole.items()})
+        (
+            path,
+            {key: value[np.sort(chosen)] if key in each else value for key, value in whole.items()},
+        )
         for chosen in (order[held_out:], order[:held_out])
     ]
 
@@ -93,10 +103,14 @@ def _read(path: Path) -> Arrays:
             found = {key: file[key] for key in known if key in file}
             names = sorted(file)
     except Exception as error:  # numpy fails in as many ways as files can be damaged
-        raise DataError(f"{path} cannot be read as an .npz file of plain arrays ({error}).") from error
+        raise DataError(
+            f"{path} cannot be read as an .npz file of plain arrays ({error})."
+        ) from error
     for key in ("x", "y"):
         if key not in found:
-            raise DataError(f"{path} holds {', '.join(names) or 'nothing'}; the array {key!r} is missing.")
+            raise DataError(
+                f"{path} holds {', '.join(names) or 'nothing'}; the array {key!r} is missing."
+            )
     for key, value in found.items():
         if value.dtype.kind not in "biuf":
             raise DataError(f"{path}: {key} holds {value.dtype}; real numbers are needed.")
@@ -117,7 +131,9 @@ def _split(path: Path, part: Arrays, task: str) -> Split:
             "with at least one sample."
         )
     if y.shape[:1] != x.shape[:1]:
-        raise DataError(f"{path}: x has {len(x)} samples, y has shape {y.shape}; they must agree in the first number.")
+        raise DataError(
+            f"{path}: x has {len(x)} samples, y has shape {y.shape}; they must agree in the first number."
+        )
     x = _floats(x)
     _all_finite(path, "x", x)
     read = torch.from_numpy(x[:, None] if x.ndim == 2 else x)
@@ -125,13 +141,19 @@ def _split(path: Path, part: Arrays, task: str) -> Split:
         return Split(read, torch.from_numpy(_labels(path, y)))
     if task == "regression":
         if y.ndim > 2 or not y.size:
-            raise DataError(f"{path}: y has shape {y.shape}; regression needs (n,) or (n, outputs).")
+            raise DataError(
+                f"{path}: y has shape {y.shape}; regression needs (n,) or (n, outputs)."
+            )
         _all_finite(path, "y", y)
         return Split(read, torch.from_numpy(_floats(y.reshape(len(y), -1))))
     if "t" not in part:
-        raise DataError(f"{path}: time series need an array t with the times, (times,) or (n, times).")
+        raise DataError(
+            f"{path}: time series need an array t with the times, (times,) or (n, times)."
+        )
     states, t = _series(path, x.shape[1:], y, part["t"], _start(path, part))
-    return Split(read, torch.from_numpy(states).view(*states.shape[:2], *read.shape[1:]), torch.from_numpy(t))
+    return Split(
+        read, torch.from_numpy(states).view(*states.shape[:2], *read.shape[1:]), torch.from_numpy(t)
+    )
 
 
 def _floats(value: Array) -> Array:
@@ -143,7 +165,9 @@ def _all_finite(path: Path, key: str, value: Array) -> None:
     bad = np.argwhere(~np.isfinite(value))
     if len(bad):
         place = tuple(bad[0].tolist())
-        raise DataError(f"{path}: {key}{list(place)} is {value[place]}; all of {key} must be finite numbers.")
+        raise DataError(
+            f"{path}: {key}{list(place)} is {value[place]}; all of {key} must be finite numbers."
+        )
 
 
 def _labels(path: Path, y: Array) -> Array:
@@ -155,17 +179,23 @@ def _labels(path: Path, y: Array) -> Array:
     if y.min() < 0:
         raise DataError(f"{path}: y has the label {y.min()}; labels are 0, 1, … classes - 1.")
     if y.max() > 10**6:
-        raise DataError(f"{path}: y has the label {y.max()}; labels count the classes 0, 1, … without gaps.")
+        raise DataError(
+            f"{path}: y has the label {y.max()}; labels count the classes 0, 1, … without gaps."
+        )
     return y.astype(np.int64)
 
 
 def _count_classes(train: Split, test: Split, train_path: Path, test_path: Path) -> int:
     classes, last = int(train.y.max()) + 1, int(test.y.max())
     if last >= classes and train_path != test_path:
-        raise DataError(f"{test_path}: y has the label {last}, but {train_path} only labels up to {classes - 1}.")
+        raise DataError(
+            f"{test_path}: y has the label {last}, but {train_path} only labels up to {classes - 1}."
+        )
     classes = max(classes, last + 1)
     if classes > len(train) + len(test):
-        raise DataError(f"{train_path}: labels up to {classes - 1} for {len(train)} samples; they count 0, 1, 2, ….")
+        raise DataError(
+            f"{train_path}: labels up to {classes - 1} for {len(train)} samples; they count 0, 1, 2, …."
+        )
     return classes
 
 
@@ -173,7 +203,9 @@ def _start(path: Path, part: Arrays) -> float:
     """The time at which x is the state."""
     t0 = part.get("t0", np.zeros(()))
     if t0.shape or not np.isfinite(t0):
-        raise DataError(f"{path}: t0 is {t0}; it is one finite number, the time at which x is the state.")
+        raise DataError(
+            f"{path}: t0 is {t0}; it is one finite number, the time at which x is the state."
+        )
     return float(t0)
 
 
@@ -182,7 +214,9 @@ def _ends(parts: Sequence[tuple[Path, Arrays]]) -> tuple[float, float]:
     (path, _), (test_path, _) = parts
     t_start, other = (_start(*part) for part in parts)
     if other != t_start:
-        raise DataError(f"t0 is {t_start:.12g} in {path} and {other:.12g} in {test_path}: they must agree.")
+        raise DataError(
+            f"t0 is {t_start:.12g} in {path} and {other:.12g} in {test_path}: they must agree."
+        )
     times = [_floats(part["t"]) for _, part in parts]
     first, last = min(float(np.nanmin(t)) for t in times), max(float(np.nanmax(t)) for t in times)
     if not any("t0" in part for _, part in parts) and 0 < last - first < first:
@@ -193,11 +227,15 @@ def _ends(parts: Sequence[tuple[Path, Arrays]]) -> tuple[float, float]:
     return t_start, last
 
 
-def _series(path: Path, sample: Sequence[int], y: Array, t: Array, t0: float) -> tuple[Array, Array]:
+def _series(
+    path: Path, sample: Sequence[int], y: Array, t: Array, t0: float
+) -> tuple[Array, Array]:
     """States and times of a time series, checked; ``t0``: the time at which x is the state."""
     y, t = _floats(y), _floats(t)
     if t.ndim not in (1, 2) or not t.size or (t.ndim == 2 and len(t) != len(y)):
-        raise DataError(f"{path}: t has shape {t.shape}; (times,) or (n, times) with n = {len(y)} is needed.")
+        raise DataError(
+            f"{path}: t has shape {t.shape}; (times,) or (n, times) with n = {len(y)} is needed."
+        )
     expected = (len(y), t.shape[-1], *sample)
     if y.shape != expected:
         raise DataError(
@@ -205,21 +243,32 @@ def _series(path: Path, sample: Sequence[int], y: Array, t: Array, t0: float) ->
         )
     present = ~np.isnan(t)
     if t.ndim == 1 and not present.all():
-        raise DataError(f"{path}: t holds NaN; times that only some samples have are given as t of shape (n, times).")
+        raise DataError(
+            f"{path}: t holds NaN; times that only some samples have are given as t of shape (n, times)."
+        )
     for i, (row, there) in enumerate(zip(np.atleast_2d(t), np.atleast_2d(present), strict=True)):
         times = row[there]
         of = f" of sample {i}" if t.ndim == 2 else ""
-        if not len(times) or not np.isfinite(times).all() or times[0] < t0 or (np.diff(times) <= 0).any():
+        if (
+            not len(times)
+            or not np.isfinite(times).all()
+            or times[0] < t0
+            or (np.diff(times) <= 0).any()
+        ):
             raise DataError(
                 f"{path}: the times t{of} must be finite, ascend strictly and start at {t0:.12g} or later, where x is (it is "
                 "at t0, if the file has it, else at 0)."
             )
         if times[-1] == t0:
-            raise DataError(f"{path}: the times t{of} end at {t0:.12g}, where x is; later ones are needed.")
+            raise DataError(
+                f"{path}: the times t{of} end at {t0:.12g}, where x is; later ones are needed."
+            )
     if np.isinf(y).any():
         raise DataError(f"{path}: y holds infinite values; use NaN for what was not observed.")
     observed = ~np.isnan(y).reshape(*y.shape[:2], -1).all(axis=2) & present
     empty = np.flatnonzero(~observed.any(axis=1))
     if len(empty):
-        raise DataError(f"{path}: sample {empty[0]} has no observed state (all of y is NaN). Remove it.")
+        raise DataError(
+            f"{path}: sample {empty[0]} has no observed state (all of y is NaN). Remove it."
+        )
     return y, t

@@ -17,10 +17,11 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def cached(folder: Path, name: str, recipe: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays of a recipe: read from ``folder/NAME-<hash of the recipe>.npz``, or made and kept there.
+    """Return the arrays of a recipe: read from ``folder/NAME-<hash of the recipe>.npz``, or made
+    and kept there.
 
-    The file holds the hash of its arrays; one that is damaged is made again. A folder that cannot be written is no
-    error: the arrays are then made each time.
+    The file holds the hash of its arrays; one that is damaged is made again. A folder that cannot
+    be written is no error: the arrays are then made each time.
 
     Args:
         folder: where generated data lies.

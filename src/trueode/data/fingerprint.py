@@ -1,4 +1,6 @@
-"""What a data set is, wherever it lies: the same data has the same identity, other data has another one."""
+"""What a data set is, wherever it lies: the same data has the same identity, other data has another
+one.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,21 @@ from trueode.files import real, write_json
 
 
 def identity(name: str, data_dir: str | Path, cache: Path | None = None) -> dict[str, Any]:
-    """What a run's data is, as JSON values: the version of a generator, or a fingerprint of content.
+    """What a run's data is, as JSON values: the version of a generator, or a fingerprint of
+    content.
 
-    Published images are loaded, and downloaded if they are missing: a folder may hold a sample of them.
+    Published images are loaded, and downloaded if they are missing: a folder may hold a sample of
+    them.
 
     Args:
         name: one of ``catalog.DATA_SETS``.
         data_dir: where the data lies.
-        cache: a file that fingerprints are kept in; they are taken anew when a file's name, size or time changes.
+        cache: a file that fingerprints are kept in; they are taken anew when a file's name, size or
+            time changes.
 
     Returns:
-        ``{"generator": version}``, or ``{"files": number, "bytes": number, "sha256": text}``; of published images
-        ``{"samples": number, "sha256": text}``.
+        ``{"generator": version}``, or ``{"files": number, "bytes": number, "sha256": text}``; of
+        published images ``{"samples": number, "sha256": text}``.
 
     Raises:
         DataError: the data is not there.
@@ -43,12 +48,16 @@ def identity(name: str, data_dir: str | Path, cache: Path | None = None) -> dict
     return _remembered(cache, name, root, lambda: _content(root))
 
 
-def _remembered(cache: Path | None, name: str, root: Path, take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _remembered(
+    cache: Path | None, name: str, root: Path, take: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """A fingerprint from the cache if the files look as they did, else a new one."""
     known: dict[str, Any] = {}
     key = f"{name} {real(root)}"
     if cache is not None:
-        with suppress(OSError, ValueError, TypeError, LookupError):  # not there, or damaged: taken anew
+        with suppress(
+            OSError, ValueError, TypeError, LookupError
+        ):  # not there, or damaged: taken anew
             known = dict(json.loads(cache.read_text(encoding="utf-8")))
             if known[key]["looks"] == _looks(root):
                 return dict(known[key]["identity"])
@@ -59,14 +68,20 @@ def _remembered(cache: Path | None, name: str, root: Path, take: Callable[[], di
 
 
 def _files(root: Path) -> list[tuple[str, Path]]:
-    """All files below a folder, or the file itself, with their names relative to it; generated data is left out."""
+    """All files below a folder, or the file itself, with their names relative to it; generated data
+    is left out.
+    """
     if root.is_file():
         return [("", root)]
     found = []
     for folder, below, names in os.walk(root):
-        below[:] = sorted(entry for entry in below if not entry.startswith(".") and entry != "generated")
+        below[:] = sorted(
+            entry for entry in below if not entry.startswith(".") and entry != "generated"
+        )
         found += [Path(folder) / file for file in sorted(names) if not file.startswith(".")]
-    return [(path.relative_to(root).as_posix(), path) for path in found if path.is_file()]  # no pipe, which never ends
+    return [
+        (path.relative_to(root).as_posix(), path) for path in found if path.is_file()
+    ]  # no pipe, which never ends
 
 
 def _looks(root: Path) -> str:
@@ -74,14 +89,18 @@ def _looks(root: Path) -> str:
     total = hashlib.sha256()
     for name, path in _files(root):
         facts = path.stat()
-        total.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        total.update(
+            f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
     return total.hexdigest()
 
 
 def _content(root: Path) -> dict[str, Any]:
     files = _files(root)
     if not files:
-        raise DataError(f"There is no data in {root}: give the file or folder that holds it with --data_dir.")
+        raise DataError(
+            f"There is no data in {root}: give the file or folder that holds it with --data_dir."
+        )
     total, size = hashlib.sha256(), 0
     for name, path in files:
         length = path.stat().st_size

@@ -19,12 +19,21 @@ from trueode.errors import DataError
 from trueode.seeds import stream
 
 FORMATS = {
-    **{".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP"},
+    **{
+        ".jpg": "JPEG",
+        ".jpeg": "JPEG",
+        ".png": "PNG",
+        ".bmp": "BMP",
+        ".gif": "GIF",
+        ".webp": "WEBP",
+    },
     **{".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"},
 }
 """Of Pillow, by the ending of a file's name; no other decoder is let near the file."""
 MOST_PIXELS = 2**27  # of an image, as it lies there and resized
-MEMORY = 4 * 2**30  # bytes of decoded images that are held in memory; more are read from disk as they are needed
+MEMORY = (
+    4 * 2**30
+)  # bytes of decoded images that are held in memory; more are read from disk as they are needed
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 Array = np.ndarray[Any, Any]
@@ -79,7 +88,9 @@ class FolderSplit(Samples):
         """The same samples with floating point numbers of another type."""
         return replace(self, dtype=dtype)
 
-    def read(self, indices: Iterator[tuple[Tensor, int]], num_workers: int) -> Iterator[tuple[Batch, int]]:
+    def read(
+        self, indices: Iterator[tuple[Tensor, int]], num_workers: int
+    ) -> Iterator[tuple[Batch, int]]:
         """Batches of given indices (with what stands beside them), read ahead by worker processes."""
         from torch.utils.data import DataLoader
 
@@ -89,9 +100,13 @@ class FolderSplit(Samples):
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=num_workers,
-            generator=torch.Generator("cpu").manual_seed(0),  # else it would draw from the global random state
+            generator=torch.Generator("cpu").manual_seed(
+                0
+            ),  # else it would draw from the global random state
         )
-        with torch.device("cpu"):  # the loader draws a seed from this generator, on the default device
+        with torch.device(
+            "cpu"
+        ):  # the loader draws a seed from this generator, on the default device
             items = iter(loader)
         for item in items:
             if isinstance(item, DataError):
@@ -129,14 +144,16 @@ def image_folder(
     Args:
         root: the folder.
         seed: of the held-out fifth.
-        image_size: the shorter side is resized to it and the middle square cut out; None: images as they are.
+        image_size: the shorter side is resized to it and the middle square cut out; None: images as
+            they are.
         num_workers: threads that decode.
 
     Returns:
         Training and test samples and the names of the classes, sorted.
 
     Raises:
-        DataError: no images, a broken one, different sizes without ``image_size``, or a test class never trained on.
+        DataError: no images, a broken one, different sizes without ``image_size``, or a test class
+            never trained on.
     """
     train_root = root / "train" if (root / "train").is_dir() else root
     classes = _subfolders(train_root)
@@ -161,19 +178,27 @@ def hold_out(files: Files, seed: int) -> tuple[Files, Files]:
     """Four fifths to train on and one fifth, chosen at random, to test on; both in their old order."""
     n = len(files.paths)
     if n < 2:
-        raise DataError(f"One image cannot be split: {files.paths[0]} is all there is. Add more images.")
+        raise DataError(
+            f"One image cannot be split: {files.paths[0]} is all there is. Add more images."
+        )
     chosen = np.zeros(n, bool)
     chosen[stream(seed, "split").permutation(n)[: max(1, n // 5)]] = True
-    return files.subset(np.flatnonzero(~chosen).tolist()), files.subset(np.flatnonzero(chosen).tolist())
+    return files.subset(np.flatnonzero(~chosen).tolist()), files.subset(
+        np.flatnonzero(chosen).tolist()
+    )
 
 
 def mixed(files: Files, seed: int) -> Files:
-    """The files in a random order: the first of them, on which a verdict is founded, are of all classes."""
+    """The files in a random order: the first of them, on which a verdict is founded, are of all
+    classes.
+    """
     return files.subset(stream(seed, "split", 1).permutation(len(files.paths)).tolist())
 
 
 def decode(path: Path, image_size: int | None) -> Array:
-    """Decode a file into bytes ``(height, width, 3)``, or ``(height, width, 1)`` where the file is grey."""
+    """Decode a file into bytes ``(height, width, 3)``, or ``(height, width, 1)`` where the file is
+    grey.
+    """
     from PIL import Image
 
     with _opened(path) as image:
@@ -194,7 +219,9 @@ def decode(path: Path, image_size: int | None) -> Array:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An image file in the format that its name tells, in a block whose failures are those of the file."""
+    """An image file in the format that its name tells, in a block whose failures are those of the
+    file.
+    """
     from PIL import Image
 
     kind = FORMATS[path.suffix.lower()]
@@ -205,7 +232,9 @@ def _opened(path: Path) -> Iterator[Any]:
             _bound(*image.size)
             yield image
     except Exception as error:  # Pillow fails in as many ways as files can be damaged
-        raise DataError(f"The image {path} cannot be read as {kind} ({error}). Repair, rename or remove it.") from error
+        raise DataError(
+            f"The image {path} cannot be read as {kind} ({error}). Repair, rename or remove it."
+        ) from error
 
 
 def _bound(width: int, height: int) -> None:
@@ -215,7 +244,9 @@ def _bound(width: int, height: int) -> None:
 
 def _subfolders(root: Path) -> tuple[str, ...]:
     try:
-        names = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")))
+        names = tuple(
+            sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+        )
     except OSError as error:
         raise DataError(
             f"The folder {root} cannot be read ({error.strerror}). image_folder expects "
@@ -235,11 +266,15 @@ def _scan(root: Path, classes: tuple[str, ...]) -> Files:
     for label, name in enumerate(classes):
         folder = root / name
         if folder.is_dir():
-            found = sorted(e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in FORMATS)
+            found = sorted(
+                e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in FORMATS
+            )
             paths += [folder / file for file in found]
             labels += [label] * len(found)
     if not paths:
-        raise DataError(f"There are no images in {root}/CLASS/; known are the endings {', '.join(FORMATS)}.")
+        raise DataError(
+            f"There are no images in {root}/CLASS/; known are the endings {', '.join(FORMATS)}."
+        )
     return Files(tuple(paths), tuple(labels))
 
 
@@ -276,7 +311,9 @@ def _load(files: Files, n_train: int, image_size: int | None, threads: int) -> t
 
 
 def _each(pool: ThreadPoolExecutor, work: Callable[[int], bool], n: int) -> Iterator[bool]:
-    """``work`` for 0 … n - 1, handed to the threads in slices: a task for each image would cost more."""
+    """``work`` for 0 … n - 1, handed to the threads in slices: a task for each image would cost
+    more.
+    """
 
     def several(start: int) -> bool:
         return min(map(work, range(start, min(start + 256, n))))  # unlike all, sees every image

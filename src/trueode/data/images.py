@@ -34,7 +34,8 @@ class Images(NamedTuple):
 
 
 def mnist(root: Path) -> Images:
-    """MNIST (1 x 28 x 28, 10 classes) from ``root/MNIST/raw``, where the files may be unpacked or not.
+    """MNIST (1 x 28 x 28, 10 classes) from ``root/MNIST/raw``, where the files may be unpacked or
+    not.
 
     Raises:
         DataError: files are missing and cannot be downloaded, or are damaged.
@@ -56,7 +57,8 @@ def mnist(root: Path) -> Images:
 
 
 def cifar10(root: Path) -> Images:
-    """CIFAR-10 (3 x 32 x 32, 10 classes) from ``root/cifar-10-batches-py`` or ``root/cifar-10-python.tar.gz``.
+    """CIFAR-10 (3 x 32 x 32, 10 classes) from ``root/cifar-10-batches-py`` or
+    ``root/cifar-10-python.tar.gz``.
 
     Raises:
         DataError: the files are missing and cannot be downloaded, or are damaged.
@@ -71,19 +73,25 @@ def cifar10(root: Path) -> Images:
             _download(reader, root, Path(reader.base_folder), where, reader.url)
     parts = [_read(partial(reader, root, train=train), folder) for train in (True, False)]
     (x, y), (x_test, y_test) = (
-        (torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets, device="cpu")) for part in parts
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets, device="cpu"))
+        for part in parts
     )
     return Images((x, y), (x_test, y_test), tuple(parts[0].classes))
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """Images as bytes, the shorter side resized (antialiased) to ``size`` and the middle square cut out."""
+    """Images as bytes, the shorter side resized (antialiased) to ``size`` and the middle square cut
+    out.
+    """
     height, width = x.shape[2:]
     scale = size / min(height, width)
     shape = (max(size, round(height * scale)), max(size, round(width * scale)))
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
     parts = [
-        F.interpolate(part.float(), shape, mode="bilinear", antialias=True).round_().clamp_(0, 255).to(torch.uint8)
+        F.interpolate(part.float(), shape, mode="bilinear", antialias=True)
+        .round_()
+        .clamp_(0, 255)
+        .to(torch.uint8)
         for part in x.split(1024)  # type: ignore[no-untyped-call]
     ]
     return torch.cat(parts)[:, :, top : top + size, left : left + size].contiguous()
@@ -110,7 +118,9 @@ def _read(read: Callable[[], Any], folder: Path) -> Any:
 
 @contextmanager
 def _scratch(root: Path) -> Iterator[Path]:
-    """A folder beside the final ones, removed in the end: what is moved out of it appears whole or not at all."""
+    """A folder beside the final ones, removed in the end: what is moved out of it appears whole or
+    not at all.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = TemporaryDirectory(dir=root, prefix=".unfinished-")
@@ -123,7 +133,9 @@ def _scratch(root: Path) -> Iterator[Path]:
 
 
 def _download(reader: Any, root: Path, folder: Path, where: str, address: str) -> None:
-    """Download into a scratch folder and move the files of ``folder`` to their place under ``root``."""
+    """Download into a scratch folder and move the files of ``folder`` to their place under
+    ``root``.
+    """
     with _scratch(root) as scratch:
         patience = socket.getdefaulttimeout()
         socket.setdefaulttimeout(PATIENCE)
@@ -156,7 +168,9 @@ def _unpack_gzip(file: Path, target: Path) -> None:
                 raise ValueError(f"unpacked it has more than {LARGEST} bytes")
             (scratch / "file").write_bytes(content)
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise DataError(f"{file}.gz is damaged ({_short(error)}). Delete it and place it there again.") from error
+            raise DataError(
+                f"{file}.gz is damaged ({_short(error)}). Delete it and place it there again."
+            ) from error
         os.replace(scratch / "file", target)
 
 

@@ -22,7 +22,8 @@ class Batches:
         seed: of the order.
         shuffle: whether each epoch has a random order of its own; otherwise that of the split.
         rank: of this process.
-        world_size: number of processes. Each takes a contiguous part of every batch; sizes differ by one at most.
+        world_size: number of processes. Each takes a contiguous part of every batch; sizes differ
+            by one at most.
         num_workers: processes that read a split from disk.
     """
 
@@ -40,7 +41,9 @@ class Batches:
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
         if not 0 <= rank < world_size:
-            raise UsageError(f"rank must be in 0 … {world_size - 1} for world_size = {world_size}, not {rank}.")
+            raise UsageError(
+                f"rank must be in 0 … {world_size - 1} for world_size = {world_size}, not {rank}."
+            )
         if not len(split):
             raise DataError("The data holds no samples.")
         self.split = split
@@ -62,7 +65,9 @@ class Batches:
         return torch.from_numpy(stream(self.seed, "order", epoch).permutation(len(self.split)))
 
     def from_iteration(self, i: int) -> Iterator[tuple[Batch, int]]:
-        """All batches from iteration ``i`` on, without end: this rank's part, and the size of the whole batch."""
+        """All batches from iteration ``i`` on, without end: this rank's part, and the size of the
+        whole batch.
+        """
         return self.split.read(self._indices(i), self.num_workers)
 
     def in_order(self) -> Iterator[Batch]:

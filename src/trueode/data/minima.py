@@ -1,4 +1,6 @@
-"""Three minima: the class of a point is the minimum in which a damped particle started there comes to rest."""
+"""Three minima: the class of a point is the minimum in which a damped particle started there comes
+to rest.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ def resting_place(z: Array, t_end: float = 100.0, step: float = 0.02) -> Array:
 def three_minima(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw ``n`` points (x, v), uniform on [-1, 2] x [-2, 2].
 
-    Labels by rk4 with step 0.02 to t = 100. Source: Ott, Katiyar, Hennig & Tiemann, ICLR 2021, supplement.
+    Labels by rk4 with step 0.02 to t = 100. Source: Ott, Katiyar, Hennig & Tiemann, ICLR 2021,
+    supplement.
 
     Returns:
         x ``(n, 1, 2)`` in float64 and labels 0, 1, 2 ``(n,)`` of the minima from left to right.

@@ -18,11 +18,12 @@ Array = np.ndarray[Any, Any]
 
 
 def pendulum(n: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """Draw ``n`` trajectories of x'' = -sin x - 0.1 x' (radians, seconds) with x(0) in [-2, 2] and x'(0) in [-1, 1].
+    """Draw ``n`` trajectories of x'' = -sin x - 0.1 x' (radians, seconds) with x(0) in [-2, 2] and
+    x'(0) in [-1, 1].
 
     Returns:
-        The initial states ``(n, 1, 2)`` holding (x, x'), the states ``(n, times, 1, 2)`` and the times ``(times,)``,
-        every 0.25 s from 0 to 10 s.
+        The initial states ``(n, 1, 2)`` holding (x, x'), the states ``(n, times, 1, 2)`` and the
+        times ``(times,)``, every 0.25 s from 0 to 10 s.
     """
 
     def field(z: Array) -> Array:

@@ -13,10 +13,11 @@ Array = np.ndarray[Any, Any]
 
 
 def concentric_spheres(n: int, d: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draw ``n`` points: a quarter inner, a quarter outer (class 0) and the others, half, between them (class 1).
+    """Draw ``n`` points: a quarter inner, a quarter outer (class 0) and the others, half, between
+    them (class 1).
 
-    Radius = (r_max - r_min) u^(1/d) + r_min with u uniform on [0, 1]; the direction is uniform on the sphere.
-    Source: Ott, Katiyar, Hennig & Tiemann, ICLR 2021.
+    Radius = (r_max - r_min) u^(1/d) + r_min with u uniform on [0, 1]; the direction is uniform on
+    the sphere. Source: Ott, Katiyar, Hennig & Tiemann, ICLR 2021.
 
     Returns:
         x ``(n, 1, d)`` in float64 and labels ``(n,)``, in random order.

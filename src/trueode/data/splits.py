@@ -18,9 +18,10 @@ class Batch(NamedTuple):
 
     Attributes:
         x: inputs ``(batch, channels, length)`` or ``(batch, channels, height, width)``.
-        y: labels ``(batch,)``; targets ``(batch, outputs)``; or states ``(batch, times, channels, length)``, NaN where
-            not observed.
-        t: times of the states, ``(times,)`` for all samples or ``(batch, times)``, NaN where there is none; else None.
+        y: labels ``(batch,)``; targets ``(batch, outputs)``; or states
+            ``(batch, times, channels, length)``, NaN where not observed.
+        t: times of the states, ``(times,)`` for all samples or ``(batch, times)``, NaN where there
+            is none; else None.
     """
 
     x: Tensor
@@ -55,10 +56,16 @@ class Samples(ABC):
 
     @abstractmethod
     def to(self, dtype: torch.dtype) -> Samples:
-        """The same samples with floating point numbers of another type; times keep theirs, so that the last one stays it."""
+        """The same samples with floating point numbers of another type; times keep theirs, so that
+        the last one stays it.
+        """
 
-    def read(self, indices: Iterator[tuple[Tensor, int]], num_workers: int) -> Iterator[tuple[Batch, int]]:
-        """Batches of given indices (with what stands beside them), read ahead where that takes long."""
+    def read(
+        self, indices: Iterator[tuple[Tensor, int]], num_workers: int
+    ) -> Iterator[tuple[Batch, int]]:
+        """Batches of given indices (with what stands beside them), read ahead where that takes
+        long.
+        """
         return ((self.batch(part), n) for part, n in indices)
 
     def first(self, n: int) -> Samples:

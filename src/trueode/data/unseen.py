@@ -1,4 +1,6 @@
-"""Inputs that training does not see: an adaptation is controlled with some of them, and its result certified on others."""
+"""Inputs that training does not see: an adaptation is controlled with some of them, and its result
+certified on others.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from trueode.errors import DataError
 from trueode.seeds import stream
 
 CONTROL = 1024
-"""Samples to control with: enough for a check not to meet the same ones again before others have been seen."""
+"""Samples to control with: enough for a check not to meet the same ones again before others have
+been seen.
+"""
 FEWEST = 8  # to control with
 
 
@@ -34,17 +38,23 @@ class Unseen:
 
 
 def drawn(draw: Callable[[int, int], Split], size: int, name: str) -> Unseen:
-    """Fresh draws of the data set ``name``; ``draw(n, key)`` gives ``n`` samples, other ones for each key."""
-    return Unseen(draw(CONTROL, 0), size, lambda attempt: draw(size, attempt), f"drawn afresh from {name}")
+    """Fresh draws of the data set ``name``; ``draw(n, key)`` gives ``n`` samples, other ones for
+    each key.
+    """
+    return Unseen(
+        draw(CONTROL, 0), size, lambda attempt: draw(size, attempt), f"drawn afresh from {name}"
+    )
 
 
 def held_out(dataset: Dataset, share: float, size: int, *, seed: int) -> tuple[Dataset, Unseen]:
-    """Keep samples from training: a quarter of them, 1024 at most, to control with, the others to certify on.
+    """Keep samples from training: a quarter of them, 1024 at most, to control with, the others to
+    certify on.
 
     Args:
         dataset: the data.
         share: of the training samples that is kept from it.
-        size: samples wanted for an attempt to certify; where there are fewer, each attempt takes all.
+        size: samples wanted for an attempt to certify; where there are fewer, each attempt takes
+            all.
         seed: of the choice.
 
     Returns:

@@ -1,4 +1,6 @@
-"""Where steps of the exact flow end: features of the field that were found, and solves that keep to them."""
+"""Where steps of the exact flow end: features of the field that were found, and solves that keep to
+them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends 
 
 
 class Feature(NamedTuple):
-    """A part of an interval in which the field changes faster than steps: as fractions of the interval.
+    """A part of an interval in which the field changes faster than steps: as fractions of the
+    interval.
 
     Attributes:
         start: where it begins.
@@ -52,7 +55,9 @@ class Feature(NamedTuple):
         return self.end - self.start < max(self.step * 2.0 ** (2 - BISECTIONS), 2 * NARROWEST)
 
     def marks(self) -> Iterator[float]:
-        """Ends of steps that resolve it: its edges, and steps around it that grow from its scale to the old ones."""
+        """Ends of steps that resolve it: its edges, and steps around it that grow from its scale to
+        the old ones.
+        """
         for edge in self.edges:
             yield from edge
         if self.jumps:
@@ -93,22 +98,32 @@ class Course:
         """Take features that were found, the largest first; whether there are new ones."""
         known, new = self.features.setdefault(block, []), False
         for each in found:
-            if all(each.end < old.start - old.scale or each.start > old.end + old.scale for old in known):
+            if all(
+                each.end < old.start - old.scale or each.start > old.end + old.scale
+                for old in known
+            ):
                 known.append(each)
                 new = True
         lasting = [each for each in known if not each.jumps]
         if len(lasting) > PLACES:
-            self.longest = max(1 / FINEST, min(self.longest, median(x.end - x.start for x in lasting) / STEPPED))
+            self.longest = max(
+                1 / FINEST, min(self.longest, median(x.end - x.start for x in lasting) / STEPPED)
+            )
             self.features[block] = [each for each in known if each.jumps]
         return new
 
     def marks(self, block: int, ends: Collection[float]) -> list[float]:
         """Further ends of steps of a block beside given ones, all as fractions of its interval."""
-        wanted = sorted({mark for each in self.features.get(block, ()) for mark in each.marks() if 0 < mark < 1})
+        wanted = sorted(
+            {mark for each in self.features.get(block, ()) for mark in each.marks() if 0 < mark < 1}
+        )
         given, found = sorted({0.0, 1.0, *ends}), list[float]()
         for mark in wanted:
             k = bisect_left(given, mark)
-            if min(mark - given[k - 1], given[k] - mark, mark - found[-1] if found else inf) > CLOSE:
+            if (
+                min(mark - given[k - 1], given[k] - mark, mark - found[-1] if found else inf)
+                > CLOSE
+            ):
                 found.append(mark)
         return found
 
@@ -121,8 +136,9 @@ class Guided:
         nudge: initial states of the first block are multiplied by 1 + ``nudge``.
 
     Attributes:
-        ended: of rows whose solution ends early the number of the block plus the fraction of its interval; NaN where a row's own
-            time is not known, because it was solved together with others.
+        ended: of rows whose solution ends early the number of the block plus the fraction of its
+            interval; NaN where a row's own time is not known, because it was solved together with
+            others.
     """
 
     def __init__(self, course: Course, nudge: float = 0.0) -> None:
@@ -141,15 +157,27 @@ class Guided:
         if self.nudge and not block:
             factor = 1 + self.nudge
             z0 = tuple(factor * x for x in z0) if isinstance(z0, tuple) else factor * z0
-        fractions = self._course.marks(block, [clock.fraction(t) for t in solver.breaks]) if clock.length else []
+        fractions = (
+            self._course.marks(block, [clock.fraction(t) for t in solver.breaks])
+            if clock.length
+            else []
+        )
         marks = sorted({*solver.breaks, *(clock.t0 + x * clock.length for x in fractions)})
         if isinstance(solver, Adaptive):
             longest = self._course.longest * abs(clock.length)
-            alone = solver.per_sample and samples and self._course.takes.get(block, Takes.ROWS) is Takes.ROWS
-            solver = replace(
-                solver, per_sample=alone, max_step=min(solver.max_step or inf, longest) if longest else None
+            alone = (
+                solver.per_sample
+                and samples
+                and self._course.takes.get(block, Takes.ROWS) is Takes.ROWS
             )
-        solution = solve_problem(replace(problem, z0=z0, solver=replace(solver, breaks=tuple(marks))))
+            solver = replace(
+                solver,
+                per_sample=alone,
+                max_step=min(solver.max_step or inf, longest) if longest else None,
+            )
+        solution = solve_problem(
+            replace(problem, z0=z0, solver=replace(solver, breaks=tuple(marks)))
+        )
         return solution if solution.status == "success" else self._lost(solution, block, samples)
 
     def _lost(self, solution: Solution[Any], block: int, samples: bool) -> Solution[Any]:
@@ -169,5 +197,7 @@ class Guided:
         z = solution.z.masked_fill(gone.view(-1, *[1] * (solution.z.dim() - 1)), nan)
         zs = solution.zs
         return replace(
-            solution, z=z, zs=None if zs is None else zs.masked_fill(gone.view(1, -1, *[1] * (zs.dim() - 2)), nan)
+            solution,
+            z=z,
+            zs=None if zs is None else zs.masked_fill(gone.view(1, -1, *[1] * (zs.dim() - 2)), nan),
         )

@@ -34,11 +34,14 @@ class Decision:
     Attributes:
         status: the answer.
         counts: what it follows from.
-        lower: bound of the share of samples that flip or blow up; it is larger with confidence 1 - ``level``.
-        upper: bound of the share of those that do, or may; it is smaller with confidence 1 - ``level``.
+        lower: bound of the share of samples that flip or blow up; it is larger with confidence 1 -
+            ``level``.
+        upper: bound of the share of those that do, or may; it is smaller with confidence 1 -
+            ``level``.
         margin: share that is allowed.
         level: error probability of each bound; 0 where all there is has been looked at.
-        needed: where inconclusive for want of samples: those that would decide if the share stays; None if more than a million.
+        needed: where inconclusive for want of samples: those that would decide if the share stays;
+            None if more than a million.
         reason: where inconclusive: why, and what to do.
         solver: what is judged, in words; empty where it is clear.
     """
@@ -60,11 +63,14 @@ class Decision:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Decision:
         """From plain values."""
-        return cls(**{**values, "status": Status(values["status"]), "counts": Flips(**values["counts"])})
+        return cls(
+            **{**values, "status": Status(values["status"]), "counts": Flips(**values["counts"])}
+        )
 
 
 def level_of(look: int | None) -> float:
-    """The error probability of each bound at a look, counted from 1, of several at one model: all looks share 5 %.
+    """The error probability of each bound at a look, counted from 1, of several at one model: all
+    looks share 5 %.
 
     None is the only look there will be.
     """
@@ -83,17 +89,21 @@ def check_margin(margin: float) -> None:
         )
 
 
-def decide(counts: Flips, margin: float = MARGIN, *, level: float = LEVEL, population: str = "sample") -> Decision:
-    """``ode`` where at most a margin of the predictions change or may change, ``solver-dependent`` where more do.
+def decide(
+    counts: Flips, margin: float = MARGIN, *, level: float = LEVEL, population: str = "sample"
+) -> Decision:
+    """``ode`` where at most a margin of the predictions change or may change, ``solver-dependent``
+    where more do.
 
-    The bounds are one-sided, each at ``level`` (Clopper & Pearson): the two answers exclude one another. Unresolved samples may prevent
-    ``ode``; they never make ``solver-dependent``.
+    The bounds are one-sided, each at ``level`` (Clopper & Pearson): the two answers exclude one
+    another. Unresolved samples may prevent ``ode``; they never make ``solver-dependent``.
 
     Args:
         counts: of the samples.
         margin: share that is allowed.
         level: error probability of each bound.
-        population: ``"sample"``, or ``"all"``: there are no other samples, and shares need no bounds.
+        population: ``"sample"``, or ``"all"``: there are no other samples, and shares need no
+            bounds.
 
     Raises:
         UsageError: a margin or population that is none.
@@ -107,7 +117,9 @@ def decide(counts: Flips, margin: float = MARGIN, *, level: float = LEVEL, popul
     upper = most / n if whole else clopper_pearson(most, n, 1 - level)[1]
 
     def ended(status: Status, needed: int | None = None, reason: str = "") -> Decision:
-        return Decision(status, counts, lower, upper, margin, 0.0 if whole else level, needed, reason)
+        return Decision(
+            status, counts, lower, upper, margin, 0.0 if whole else level, needed, reason
+        )
 
     if counts.constant:
         return ended(
@@ -136,7 +148,9 @@ def decide(counts: Flips, margin: float = MARGIN, *, level: float = LEVEL, popul
 
 
 def samples_needed(share: float, margin: float, level: float = LEVEL) -> int | None:
-    """The samples from which a share is decided, if it stays as it is; None if more than a million would be."""
+    """The samples from which a share is decided, if it stays as it is; None if more than a million
+    would be.
+    """
 
     def decided(n: int) -> bool:
         lower, upper = clopper_pearson(round(share * n), n, 1 - level)

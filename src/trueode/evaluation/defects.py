@@ -13,10 +13,12 @@ from torch import Tensor
 from trueode.evaluation.course import BISECTIONS, NARROWEST, Course, Feature, Takes
 from trueode.solvers.problem import Problem
 
-AT_ONCE = 2**18  # numbers of the states of a call of the field for defects, where it takes as many rows
+AT_ONCE = (
+    2**18
+)  # numbers of the states of a call of the field for defects, where it takes as many rows
 ABOVE_ROUNDING = 1e4  # so much larger is a defect that can be located
-# An error of a step is smooth; a feature that was stepped over changes within so much of the way to an end of the step, on both
-# sides or on one.
+# An error of a step is smooth; a feature that was stepped over changes within so much of the way to
+# an end of the step, on both sides or on one.
 SHARP, SHARPER = 1 / 8, 1 / 32
 POINTS = 16  # parts of the way to an end of the step, one of which an edge lies in
 
@@ -31,14 +33,25 @@ class Step(NamedTuple):
     late: Tensor
 
     def at(self, rows: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """The interpolation of rows at fractions of the interval, and its derivative times the step."""
+        """The interpolation of rows at fractions of the interval, and its derivative times the
+        step.
+        """
         theta = ((time - self.start) / (self.end - self.start)).to(self.before)
         rows = rows.to(self.before.device)
-        return hermite(theta, self.before[rows], self.after[rows], self.h * self.early[rows], self.h * self.late[rows])
+        return hermite(
+            theta,
+            self.before[rows],
+            self.after[rows],
+            self.h * self.early[rows],
+            self.h * self.late[rows],
+        )
 
 
-def hermite(theta: Tensor, before: Tensor, after: Tensor, early: Tensor, late: Tensor) -> tuple[Tensor, Tensor]:
-    """The cubic interpolation at fractions ``(rows,)`` of a step, and its derivative; slopes are times the step.
+def hermite(
+    theta: Tensor, before: Tensor, after: Tensor, early: Tensor, late: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The cubic interpolation at fractions ``(rows,)`` of a step, and its derivative; slopes are
+    times the step.
 
     Source: Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, eq. II.6.7.
     """
@@ -62,7 +75,9 @@ class Rk4:
         length: of the interval, negative backwards.
     """
 
-    def __init__(self, problem: Problem, samples: bool, jumps: set[float], course: Course, block: int) -> None:
+    def __init__(
+        self, problem: Problem, samples: bool, jumps: set[float], course: Course, block: int
+    ) -> None:
         self._field, state, _ = problem.form
         self._clock, self._jumps, self._course, self._block = problem.clock, jumps, course, block
         self.samples, self.length = samples, problem.clock.length
@@ -80,7 +95,9 @@ class Rk4:
 
     def moment(self, theta: float, side: int = 0) -> Tensor:
         """The time at a fraction, as the field is to see it; where it jumps, from one side."""
-        t = torch.tensor(self._clock.t0 + theta * self.length, dtype=self._clock.dtype, device="cpu")
+        t = torch.tensor(
+            self._clock.t0 + theta * self.length, dtype=self._clock.dtype, device="cpu"
+        )
         if side and theta in self._jumps:
             t = t.nextafter(torch.full_like(t, side * self.length * inf))
         return t.to(self.z.device)
@@ -96,7 +113,11 @@ class Rk4:
         for start, end in pairwise(grid):
             h = (end - start) * self.length
             middle = self.moment((start + end) / 2)
-            early = self.call(self.moment(start, 1), z) if late is None or start in self._jumps else late
+            early = (
+                self.call(self.moment(start, 1), z)
+                if late is None or start in self._jumps
+                else late
+            )
             k2 = self.call(middle, z + h / 2 * early)
             k3 = self.call(middle, z + h / 2 * k2)
             k4 = self.call(self.moment(end, -1), z + h * k3)
@@ -147,21 +168,32 @@ class Rk4:
         return times.view(-1, *[1] * (self.z.dim() - 1))
 
     def defects(self, step: Step, rows: Tensor, time: Tensor) -> Tensor:
-        """Defects times a step of rows, each at a time of its own, a fraction of the interval: ``(entries, …)``."""
+        """Defects times a step of rows, each at a time of its own, a fraction of the interval:
+        ``(entries, …)``.
+        """
         states, slopes = step.at(rows, time)
         if self.takes is Takes.ROWS:
             rows_at_once = max(1, AT_ONCE // max(states[:1].numel(), 1))
-            parts = zip(torch.split(time, rows_at_once), torch.split(states, rows_at_once), strict=True)
+            parts = zip(
+                torch.split(time, rows_at_once), torch.split(states, rows_at_once), strict=True
+            )
             return slopes - step.h * torch.cat([self.call(self._times(t), z) for t, z in parts])
         if len(self.z) == 1 or self.takes is Takes.PARTS:
-            alone = [self.call(self.moment(t), z[None]) for t, z in zip(time.tolist(), states, strict=True)]
+            alone = [
+                self.call(self.moment(t), z[None])
+                for t, z in zip(time.tolist(), states, strict=True)
+            ]
             return slopes - step.h * torch.cat(alone)
         found, every = torch.empty_like(states), torch.arange(len(self.z), device="cpu")
         left = torch.arange(len(rows), device="cpu")
         while len(left):
-            times = torch.full((len(every),), float(time[left[0]]), dtype=torch.float64, device="cpu")
+            times = torch.full(
+                (len(every),), float(time[left[0]]), dtype=torch.float64, device="cpu"
+            )
             if self.takes is Takes.TIMES:  # one entry of each row at once
-                last = torch.zeros(len(every), dtype=torch.long, device="cpu").index_copy(0, rows[left], left)
+                last = torch.zeros(len(every), dtype=torch.long, device="cpu").index_copy(
+                    0, rows[left], left
+                )
                 here = left[last[rows[left]] == left]
                 times[rows[here]] = time[here]
                 moments = self._times(times)
@@ -202,19 +234,34 @@ class Rk4:
 
             def defect(times: Tensor, rows: Tensor = rows, step: Step = step) -> Tensor:
                 every = rows.repeat(times.numel() // len(rows))
-                return self.defects(step, every, times.flatten()).double().cpu().view(*times.shape, -1)
+                return (
+                    self.defects(step, every, times.flatten()).double().cpu().view(*times.shape, -1)
+                )
 
             there, n = defect(time), len(rows)
             ends = [torch.full_like(time, end) for end in (step.start, step.end)]
-            edges = [edge.view(2, n).tolist() for edge in _edge(defect, time.repeat(2), torch.cat(ends), there.repeat(2, 1))]
+            edges = [
+                edge.view(2, n).tolist()
+                for edge in _edge(defect, time.repeat(2), torch.cat(ends), there.repeat(2, 1))
+            ]
             size = there.norm(dim=1)
-            noise = ABOVE_ROUNDING * torch.finfo(self.z.dtype).eps * float(step.before[rows].abs().amax())
+            noise = (
+                ABOVE_ROUNDING
+                * torch.finfo(self.z.dtype).eps
+                * float(step.before[rows].abs().amax())
+            )
             for k in range(n):
                 away = (float((time[k] - end[k]).abs()) for end in ends)
                 pairs = [sorted((x[k], y[k])) for x, y in zip(*edges, strict=True)]
-                found = [(pair, (pair[1] - pair[0]) / far) for pair, far in zip(pairs, away, strict=True) if far]
+                found = [
+                    (pair, (pair[1] - pair[0]) / far)
+                    for pair, far in zip(pairs, away, strict=True)
+                    if far
+                ]
                 both = all(ratio < SHARP for _, ratio in found)
-                sharp = tuple((low, high) for (low, high), ratio in found if both or ratio < SHARPER)
+                sharp = tuple(
+                    (low, high) for (low, high), ratio in found if both or ratio < SHARPER
+                )
                 if not float(size[k]) > noise:
                     continue
                 for part in _parts(sharp, step.end - step.start):
@@ -228,12 +275,18 @@ def _parts(edges: tuple[tuple[float, float], ...], step: float) -> Iterator[Feat
     yield from (each for each in apart if each.jumps)
     if lasting:
         yield Feature(
-            min(x.start for x in lasting), max(x.end for x in lasting), tuple(x.edges[0] for x in lasting), step
+            min(x.start for x in lasting),
+            max(x.end for x in lasting),
+            tuple(x.edges[0] for x in lasting),
+            step,
         )
 
 
-def _edge(defect: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """The narrowest parts between two times in which a defect changes by half of itself, by bisection.
+def _edge(
+    defect: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, there: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The narrowest parts between two times in which a defect changes by half of itself, by
+    bisection.
 
     It may return behind an edge: some points on the way show where it changes most.
     """

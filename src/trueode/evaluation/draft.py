@@ -36,12 +36,22 @@ class Draft:
         ended: of rows that blow up where they do, and how exactly that is known.
     """
 
-    def __init__(self, runnable: Runnable, own: Evaluation, course: Course, budget: float, spent: float) -> None:
-        self.runnable, self.own, self.course, self.budget, self.spent = runnable, own, course, budget, spent
+    def __init__(
+        self, runnable: Runnable, own: Evaluation, course: Course, budget: float, spent: float
+    ) -> None:
+        self.runnable, self.own, self.course, self.budget, self.spent = (
+            runnable,
+            own,
+            course,
+            budget,
+            spent,
+        )
         n, task = runnable.n, runnable.task
         dtype = torch.float64 if runnable.double else own.outputs.dtype
         self.outputs = torch.full_like(own.outputs[:n], nan, dtype=dtype)
-        self.states = None if own.states is None else torch.full_like(own.states[:n], nan, dtype=dtype)
+        self.states = (
+            None if own.states is None else torch.full_like(own.states[:n], nan, dtype=dtype)
+        )
         self.settled = torch.zeros_like(task.flipped(own.outputs[:n], own.outputs[:n]))
         self.blown_up, self.sensitive = self.settled.any(1), self.settled.any(1)
         self.apart = torch.full((n,), nan, dtype=torch.float64, device="cpu")
@@ -66,7 +76,9 @@ class Draft:
         return self.runnable.finite(self.outputs[rows], rows)
 
     def same(self, outputs: Tensor, known: Tensor, share: float = SHARE) -> Tensor:
-        """Whether outputs differ by less than a share of what could change a prediction, ``(rows, predictions)``."""
+        """Whether outputs differ by less than a share of what could change a prediction,
+        ``(rows, predictions)``.
+        """
         return self.runnable.task.settled(outputs, known, self.allowed, share)
 
     def differ(self, rows: Tensor, same: Tensor) -> Tensor:
@@ -74,7 +86,9 @@ class Draft:
         return (self.needed[rows] & ~same).any(1)
 
     def settle(self, rows: Tensor, same: Tensor, one: Tensor, other: Tensor) -> None:
-        """Settle predictions of rows that are the same under two methods, and note how far these are apart."""
+        """Settle predictions of rows that are the same under two methods, and note how far these
+        are apart.
+        """
         self.settled[rows] = same
         self.apart[rows] = (one - other).double().flatten(1).square().nanmean(1).sqrt()
 
@@ -85,7 +99,9 @@ class Draft:
             self.states[rows] = states.to(self.states)
         self.allowed = self.runnable.task.allowed(self.outputs, self._residual)
 
-    def run(self, solver: Solver, rows: Tensor, solving: Solving, double: bool | None = None) -> Evaluation:
+    def run(
+        self, solver: Solver, rows: Tensor, solving: Solving, double: bool | None = None
+    ) -> Evaluation:
         """What rows give under a solver, in double precision where the model can be computed so."""
         precise = self.runnable.double if double is None else double
         ran = self.runnable.run(solver, Part(rows, precise, solving=solving))
@@ -97,15 +113,22 @@ class Draft:
     ) -> Evaluation:  # fmt: skip
         """What rows give under a solver.
 
-        Those whose solution ends early are solved again, each by itself or in halves by their ``size`` down to the ``least``
-        number: those that blow up are large, and are not to take others along.
+        Those whose solution ends early are solved again, each by itself or in halves by their
+        ``size`` down to the ``least`` number: those that blow up are large, and are not to take
+        others along.
         """
         runnable, takes = self.runnable, self.course.takes.values()
         ran = self.run(solver, rows, solving, double)
-        again = torch.tensor([row in solving.ended for row in rows.tolist()], device="cpu").nonzero()[:, 0]
+        again = torch.tensor(
+            [row in solving.ended for row in rows.tolist()], device="cpu"
+        ).nonzero()[:, 0]
         alone = all(each is Takes.ROWS for each in takes) if takes else runnable.per_sample
         alone &= isinstance(solving, Guided)
-        if not runnable.separable or not len(again) or (solver.per_sample if alone else len(rows) <= least):
+        if (
+            not runnable.separable
+            or not len(again)
+            or (solver.per_sample if alone else len(rows) <= least)
+        ):
             return ran
         for half in again[size[again].argsort()].chunk(1 if alone else 2):
             part = half.sort().values

@@ -17,18 +17,21 @@ from trueode.solvers import FixedStep, OnGrid, Solver
 
 @dataclass(frozen=True)
 class Flips:
-    """Predictions of a model under a solver, one of each sample, compared with those under its exact flow.
+    """Predictions of a model under a solver, one of each sample, compared with those under its
+    exact flow.
 
     Attributes:
         n: samples.
         flips: predictions that are other ones.
         blown_up: samples whose exact solution ceases to exist before the end.
         unresolved: samples for which there is no exact flow, or for which the solver itself fails.
-        rounding: predictions that the rounding of the model's own precision changes, and the solver does not.
-        share: of the predictions of a sample those that flip or blow up, mean over samples; it differs from
-            ``changed / n`` where samples have several.
+        rounding: predictions that the rounding of the model's own precision changes, and the solver
+            does not.
+        share: of the predictions of a sample those that flip or blow up, mean over samples; it
+            differs from ``changed / n`` where samples have several.
         constant: whether the output is the same for all samples, so that no gap can be measured.
-        evaluations: field evaluations spent on the exact flow and the comparison, counted in samples.
+        evaluations: field evaluations spent on the exact flow and the comparison, counted in
+            samples.
         trouble: why samples are unresolved, and what to do.
         trajectory: where there is a single one: how far it follows its exact flow.
         drawn: the predictions that are counted, numbers ``row * predictions + prediction``.
@@ -55,14 +58,18 @@ class Flips:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
+        return {
+            key: value for key, value in vars(self).items() if isinstance(value, int | float | str)
+        }
 
 
-def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exact: ExactFlow) -> Flips:
+def count_flips(
+    runnable: Runnable, solver: Solver | None, ran: Evaluation, exact: ExactFlow
+) -> Flips:
     """Compare the predictions under a solver with those under the exact flow.
 
-    Predictions are compared in double precision, as far as they differ in the model's own: what only the latter changes is
-    rounding.
+    Predictions are compared in double precision, as far as they differ in the model's own: what
+    only the latter changes is rounding.
 
     Args:
         runnable: the model and its samples.
@@ -83,7 +90,9 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
     trajectory = None
     if own.dtype != torch.float64 and exact.double and bool(flipped.any()):
         rows = flipped.any(1).nonzero()[:, 0]
-        again = runnable.run(solver, Part(rows, True, not isinstance(ran.solver, FixedStep | OnGrid)))
+        again = runnable.run(
+            solver, Part(rows, True, not isinstance(ran.solver, FixedStep | OnGrid))
+        )
         evaluations += again.nfe * len(rows)
         still = task.flipped(again.outputs, exact.outputs[rows].double(), exact.allowed)
         rounding[rows] = flipped[rows] & ~still & runnable.finite(own)[rows, None]
@@ -99,7 +108,10 @@ def count_flips(runnable: Runnable, solver: Solver | None, ran: Evaluation, exac
             unresolved = torch.full(shape, lost, device="cpu")
     masks = (flipped, blown_up, unresolved, rounding)
     flips, gone, open_, rounded = (int(mask.flatten()[drawn].sum()) for mask in masks)
-    share, constant = mean_share(runnable, flipped | blown_up), _constant(runnable, exact, ran.outputs.dtype)
+    share, constant = (
+        mean_share(runnable, flipped | blown_up),
+        _constant(runnable, exact, ran.outputs.dtype),
+    )
     return Flips(
         len(drawn), flips, gone, open_, rounded, share, constant, evaluations, _trouble(runnable, ran, exact) if open_ else "",
         trajectory, drawn, unresolved,
@@ -112,15 +124,27 @@ def mean_share(runnable: Runnable, changed: Tensor) -> float:
     _, place = sample[valid].unique(return_inverse=True)  # type: ignore[no-untyped-call]
     total = torch.zeros(int(place.max()) + 1, dtype=torch.float64, device="cpu")
     found = total.index_add(0, place, changed.flatten()[valid].double())
-    return float((found / total.index_add(0, place, torch.ones(len(place), dtype=torch.float64, device="cpu"))).mean())
+    return float(
+        (
+            found
+            / total.index_add(0, place, torch.ones(len(place), dtype=torch.float64, device="cpu"))
+        ).mean()
+    )
 
 
 def _constant(runnable: Runnable, exact: ExactFlow, dtype: torch.dtype) -> bool:
-    """Whether what is relative to the spread of the outputs has none, down to rounding, in a component."""
+    """Whether what is relative to the spread of the outputs has none, down to rounding, in a
+    component.
+    """
     task = runnable.task
     spread = task.spread(exact.outputs)
     known = exact.outputs[exact.outputs.isfinite()].abs()
-    if spread is None or not len(known) or task.decision is not None or getattr(task, "absolute", None) is not None:
+    if (
+        spread is None
+        or not len(known)
+        or task.decision is not None
+        or getattr(task, "absolute", None) is not None
+    ):
         return False
     return bool((spread <= 100 * torch.finfo(dtype).eps * known.amax()).any())
 
@@ -139,7 +163,9 @@ def _trouble(runnable: Runnable, own: Evaluation, exact: ExactFlow) -> str:
     if exact.sensitive is not None and bool(exact.sensitive.any()):
         return "predictions move with a change of the initial state by 1e-9: the flow is chaotic, or has no unique solution"
     if exact.converged:
-        return "the prediction lies beyond the horizon up to which a perturbation of 1e-9 stays small"
+        return (
+            "the prediction lies beyond the horizon up to which a perturbation of 1e-9 stays small"
+        )
     return (
         f"{exact} do not agree on them. The vector field may be stiff, rough or discontinuous: if it jumps at known times, name "
         "these to the solver"

@@ -16,7 +16,9 @@ from trueode.solvers import FixedStep, Solver
 
 PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
 ROUNDS = 5  # of solves with the features found before
-DOPRI5 = 150.0  # field evaluations of dopri5 for a sample on which the two agree at once, at most about
+DOPRI5 = (
+    150.0  # field evaluations of dopri5 for a sample on which the two agree at once, at most about
+)
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,23 @@ class ExactFlow:
 
     Attributes:
         outputs: ``(n, …)`` by rk4, each row of the finest solve that it took part in.
-        states: final states of the last ODE block ``(n, d)``, likewise; None where they are not known.
+        states: final states of the last ODE block ``(n, d)``, likewise; None where they are not
+            known.
         settled: ``(n, predictions)`` of bool: rk4 and dopri5 agree on the prediction.
         blown_up: ``(n,)`` of bool: the solution ceases to exist before the end, for both methods.
         allowed: by how much numbers may move, for each component; see `Task.allowed`.
-        complete: whether unsettled rows were refined to the end, rather than until the budget was spent.
+        complete: whether unsettled rows were refined to the end, rather than until the budget was
+            spent.
         n_steps: steps of rk4 in the finest solve.
         tolerance: of dopri5 in the finest solve.
-        floor: RMS difference of the two methods, relative to the outputs' deviation from their mean.
+        floor: RMS difference of the two methods, relative to the outputs' deviation from their
+            mean.
         double: whether it was computed in double precision.
         evaluations: field evaluations spent, counted in samples.
-        width: features of the field in time that are narrower than this part of the interval may be missed.
-        sensitive: ``(n,)`` of bool: rows whose prediction moves with a change of their initial state by 1e-9.
+        width: features of the field in time that are narrower than this part of the interval may be
+            missed.
+        sensitive: ``(n,)`` of bool: rows whose prediction moves with a change of their initial
+            state by 1e-9.
         course: what ends of steps keep to.
     """
 
@@ -71,9 +78,11 @@ class ExactFlow:
 
 
 def finer_solver(solver: Solver, n_steps: float) -> FixedStep:
-    """A solver to refer to while a model trains, quick and much finer than ``solver`` with its ``n_steps`` steps.
+    """A solver to refer to while a model trains, quick and much finer than ``solver`` with its
+    ``n_steps`` steps.
 
-    It is rk4 with as many steps, twice as many where the solver's order is rk4's or higher. It shows; it never decides.
+    It is rk4 with as many steps, twice as many where the solver's order is rk4's or higher. It
+    shows; it never decides.
     """
     return FixedStep("rk4", n_steps=max(16, ceil(n_steps) * (2 if solver.order >= 4 else 1)))
 
@@ -83,15 +92,20 @@ def least_cost(n_steps: float, order: int) -> float:
     return 4 * next(levels(n_steps, order))[0] + DOPRI5 + SAMPLED
 
 
-def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: float = float("inf")) -> ExactFlow:
-    """Solve by rk4 and by dopri5, finer each time, the rows on which they do not agree yet, and look for what both step over.
+def exact_flow(
+    runnable: Runnable, own: Evaluation, *, level: int = 0, budget: float = float("inf")
+) -> ExactFlow:
+    """Solve by rk4 and by dopri5, finer each time, the rows on which they do not agree yet, and
+    look for what both step over.
 
-    They agree on a prediction where it is the same, and the outputs differ by less than a twentieth (in later solves: a tenth) of
-    what decides: of the margin between the two largest logits, or of the tolerance. A row is settled where they agree and no
-    defect, looked for at random times, could change the prediction by as much. Where a defect shows a feature that is shorter
-    than steps, ends of steps are put around it and all rows are solved again. A row is refined until the predictions that are
-    drawn of it have settled. The model's own precision is enough for predictions that are a hundred times as far from changing
-    as it changes outputs. Implicit methods of SciPy have the last word on rows that are left. Rows that move with their initial
+    They agree on a prediction where it is the same, and the outputs differ by less than a twentieth
+    (in later solves: a tenth) of what decides: of the margin between the two largest logits, or of
+    the tolerance. A row is settled where they agree and no defect, looked for at random times,
+    could change the prediction by as much. Where a defect shows a feature that is shorter than
+    steps, ends of steps are put around it and all rows are solved again. A row is refined until the
+    predictions that are drawn of it have settled. The model's own precision is enough for
+    predictions that are a hundred times as far from changing as it changes outputs. Implicit
+    methods of SciPy have the last word on rows that are left. Rows that move with their initial
     state are not settled.
 
     Args:
@@ -101,7 +115,9 @@ def exact_flow(runnable: Runnable, own: Evaluation, *, level: int = 0, budget: f
         budget: field evaluations, counted in samples, that may be spent.
     """
     course, spent, alone = Course(coupled=not runnable.separable), 0.0, runnable.n == 1
-    level = max(level, int(alone))  # a trajectory of many output times is followed from some steps between these on
+    level = max(
+        level, int(alone)
+    )  # a trajectory of many output times is followed from some steps between these on
     for left in reversed(range(ROUNDS)):
         draft = Draft(runnable, own, course, budget, spent)
         refinement = Refinement(draft, last=not left)

@@ -1,4 +1,6 @@
-"""Does a model's performance depend on its solver? Only this says that it is not an ODE: it uses its solver's error."""
+"""Does a model's performance depend on its solver? Only this says that it is not an ODE: it uses
+its solver's error.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,17 @@ class Answer(str, Enum):
 
 @dataclass(frozen=True)
 class Performance:
-    """How much better a model performs under its training solver than under its exact flow, on held-out samples.
+    """How much better a model performs under its training solver than under its exact flow, on
+    held-out samples.
 
     Attributes:
         answer: in a word; ``UNDECIDED`` where there are no held-out targets.
         name: of the metric.
         own: its mean under the training solver.
         exact: its mean under the exact flow; a prediction that blows up is wrong.
-        gain: accuracy under the training solver less that under the exact flow, of one prediction of each sample; of mean squared
-            errors what they grow by under the exact flow, relative to that under the training solver.
+        gain: accuracy under the training solver less that under the exact flow, of one prediction
+            of each sample; of mean squared errors what they grow by under the exact flow, relative
+            to that under the training solver.
         lower: bound of the gain.
         upper: bound of the gain.
         margin: gain that is no difference.
@@ -66,10 +70,11 @@ def performance(
 ) -> Performance:
     """Compare the metric of a model under its training solver with that under its exact flow.
 
-    For accuracies, with b predictions right under the training solver alone and c under the exact flow alone, the gain is (b - c) / n,
-    and its bounds are those of both counts at half the level. For mean squared errors they are those of the mean of paired differences
-    (t), from 100 samples on. A test whether the two are equal would not do: training minimises the loss at its solver, so that any
-    model differs once there are samples enough.
+    For accuracies, with b predictions right under the training solver alone and c under the exact
+    flow alone, the gain is (b - c) / n, and its bounds are those of both counts at half the level.
+    For mean squared errors they are those of the mean of paired differences (t), from 100 samples
+    on. A test whether the two are equal would not do: training minimises the loss at its solver, so
+    that any model differs once there are samples enough.
 
     Args:
         runnable: the model and its samples.
@@ -82,7 +87,10 @@ def performance(
     """
     name = runnable.metric_name
     n = len(exact.outputs)
-    mine, theirs = runnable.metrics(own.outputs[:n]), runnable.metrics(exact.outputs.to(own.outputs.dtype))
+    mine, theirs = (
+        runnable.metrics(own.outputs[:n]),
+        runnable.metrics(exact.outputs.to(own.outputs.dtype)),
+    )
     if mine is None or theirs is None:
         return Performance(Answer.UNDECIDED, name)
     if runnable.metric is None and name == "accuracy":  # what is not finite is wrong

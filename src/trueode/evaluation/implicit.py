@@ -82,7 +82,9 @@ class Implicit:
         return posed.solution(kept, ceil(solve.evaluations), grid, status, message)
 
     def _stepper(self, solve: Rk4, rows: int, left: float, right: float, y: Any) -> Any:
-        """The solver of SciPy for a piece between two fractions of the interval, at the ends of which the field may jump."""
+        """The solver of SciPy for a piece between two fractions of the interval, at the ends of
+        which the field may jump.
+        """
         from scipy import integrate
         from scipy.sparse import block_diag
 
@@ -91,7 +93,9 @@ class Implicit:
         def field(theta: float, y: Any) -> Any:
             side = 1 if theta <= left else -1 if theta >= right else 0
             z = torch.from_numpy(np.ascontiguousarray(y)).to(solve.z).view(shape)
-            return length * solve.call(solve.moment(float(theta), side), z).double().cpu().numpy().reshape(-1)
+            return length * solve.call(
+                solve.moment(float(theta), side), z
+            ).double().cpu().numpy().reshape(-1)
 
         # the norm of errors is a mean over rows, and each is to have the tolerance
         tolerance = self.tolerance / rows**0.5

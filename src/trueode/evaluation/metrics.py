@@ -17,14 +17,19 @@ from trueode.evaluation.tasks import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
 
-BATCH, LARGEST, NUMBERS = 256, 2048, 2**16  # samples of a batch; more are solved at once of samples of few numbers
+BATCH, LARGEST, NUMBERS = (
+    256,
+    2048,
+    2**16,
+)  # samples of a batch; more are solved at once of samples of few numbers
 NONE = torch.empty(0, device="cpu")
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on samples under one solver; every mean is over samples, whatever the sizes of the batches.
+    """A model on samples under one solver; every mean is over samples, whatever the sizes of the
+    batches.
 
     Attributes:
         n: samples.
@@ -34,7 +39,8 @@ class Evaluation:
         n_steps: accepted steps for a sample; the largest number over the ODE blocks.
         n_rejected: rejected steps, likewise.
         solver: the solver; one of this package, or as another library names it.
-        outputs: ``(n, …)`` on the CPU, NaN where the solver failed; empty unless they were asked for.
+        outputs: ``(n, …)`` on the CPU, NaN where the solver failed; empty unless they were asked
+            for.
         states: final states of the last ODE block ``(n, d)``; None where they are not known.
         status: ``"success"``, or why the first solve that failed did so.
         message: what happened, for a failure.
@@ -72,7 +78,8 @@ def evaluate(
         task: what is learned.
         solver: under which; None takes the model's default.
         ranks: the processes that share the work; all must call.
-        batch_size: samples of a batch; the steps of a solver that controls the error of a batch depend on it.
+        batch_size: samples of a batch; the steps of a solver that controls the error of a batch
+            depend on it.
 
     Raises:
         SolveError: the solver failed.
@@ -84,23 +91,35 @@ def evaluate(
             n = len(batch.x)
             loss, metric = task.loss_sum(output, batch), task.metric_sum(output, batch)
             total += torch.tensor(
-                [n, float(loss), float(metric), n * solution.nfe, n * solution.mean_steps if n else 0.0],
+                [
+                    n,
+                    float(loss),
+                    float(metric),
+                    n * solution.nfe,
+                    n * solution.mean_steps if n else 0.0,
+                ],
                 dtype=torch.float64,
                 device="cpu",
             )
     n, loss_sum, metric_sum, nfe, n_steps = ranks.sum(total).tolist()
-    return Evaluation(int(n), loss_sum / n, metric_sum / n, nfe / n, n_steps / n, solver=solver or model.solver)
+    return Evaluation(
+        int(n), loss_sum / n, metric_sum / n, nfe / n, n_steps / n, solver=solver or model.solver
+    )
 
 
 def at_once(sample: Tensor) -> int:
-    """How many samples of as many numbers as one has are solved at once, where it does not matter with which others."""
+    """How many samples of as many numbers as one has are solved at once, where it does not matter
+    with which others.
+    """
     return max(BATCH, min(LARGEST, NUMBERS // max(sample.numel(), 1)))
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, for a while."""
-    modes = [(module, module.training) for module in model.modules()]  # parts may have modes of their own
+    modes = [
+        (module, module.training) for module in model.modules()
+    ]  # parts may have modes of their own
     model.eval()
     try:
         with torch.no_grad():
@@ -110,10 +129,16 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def batches_of(split: Samples, batch_size: int, model: torch.nn.Module, ranks: Ranks = ALONE) -> Iterator[Batch]:
-    """This rank's part of all batches in order, on the model's device; a part may be empty, so that ranks keep in step."""
+def batches_of(
+    split: Samples, batch_size: int, model: torch.nn.Module, ranks: Ranks = ALONE
+) -> Iterator[Batch]:
+    """This rank's part of all batches in order, on the model's device; a part may be empty, so that
+    ranks keep in step.
+    """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for batch in Batches(split, batch_size, shuffle=False, rank=ranks.rank, world_size=ranks.world_size).in_order():
+    for batch in Batches(
+        split, batch_size, shuffle=False, rank=ranks.rank, world_size=ranks.world_size
+    ).in_order():
         yield to_device(batch, device)
 
 

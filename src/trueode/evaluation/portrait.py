@@ -1,4 +1,6 @@
-"""What the phase portraits of two-dimensional models show, as plain arrays (figures/portrait.py draws them)."""
+"""What the phase portraits of two-dimensional models show, as plain arrays (figures/portrait.py
+draws them).
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,9 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
         solver: the solver.
 
     Returns:
-        ``times``, ``paths (times, n, 2)`` at the ends of the steps, ``labels``, ``predictions``, ``output (n, 2)``,
-        ``grid_x``, ``grid_y``, ``regions (grid_y, grid_x)``, ``solver``, ``accuracy`` (of these samples); None when the
-        state has not two components.
+        ``times``, ``paths (times, n, 2)`` at the ends of the steps, ``labels``, ``predictions``,
+        ``output (n, 2)``, ``grid_x``, ``grid_y``, ``regions (grid_y, grid_x)``, ``solver``,
+        ``accuracy`` (of these samples); None when the state has not two components.
     """
     n = min(SAMPLES, len(split))
     with evaluating(model):
@@ -42,7 +44,9 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
         grid = solve(model.field, z0, model.t, solver=solver).grid
         if grid.dim() == 1 and len(grid) <= TIMES:
             times = grid
-        elif grid.dim() == 1:  # some of the steps' ends: between them there is interpolation, not the solver
+        elif (
+            grid.dim() == 1
+        ):  # some of the steps' ends: between them there is interpolation, not the solver
             times = grid[torch.linspace(0, len(grid) - 1, TIMES, device="cpu").round().long()]
         else:
             times = torch.linspace(start, end, TIMES, dtype=torch.float64, device="cpu")
@@ -56,7 +60,9 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
         margin = 0.15 * (high - low).clamp(min=1e-6)
         ends = zip((low - margin).tolist(), (high + margin).tolist(), strict=True)
         axes = [torch.linspace(a, b, GRID, device="cpu") for a, b in ends]
-        points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1).view(-1, *output.shape[1:])
+        points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1).view(
+            -1, *output.shape[1:]
+        )
         regions = model.downstream(points.to(output)).argmax(1).view(GRID, GRID)
     return {
         "times": times.numpy(),
@@ -75,9 +81,11 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
 def series_portrait(
     model: NeuralODE, split: Samples, task: Task, solver: Solver
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Times ``(times,)``, true and predicted states ``(n, times, d)`` of the first four time series.
+    """Times ``(times,)``, true and predicted states ``(n, times, d)`` of the first four time
+    series.
 
-    Where they have times of their own, all are predicted at all of them; the truth is NaN where it was not observed.
+    Where they have times of their own, all are predicted at all of them; the truth is NaN where it
+    was not observed.
     """
     n = min(SERIES, len(split))
     with evaluating(model):

@@ -1,4 +1,6 @@
-"""A problem as the solves of the exact flow see it: where their steps must end, and the solution in the form of `solve`."""
+"""A problem as the solves of the exact flow see it: where their steps must end, and the solution in
+the form of `solve`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class Posed:
         block: the number of the ODE block.
 
     Attributes:
-        wanted: fractions at which states are wanted: ``(times,)``, or ``(rows, times)`` with NaN where a row has none.
+        wanted: fractions at which states are wanted: ``(times,)``, or ``(rows, times)`` with NaN
+            where a row has none.
         jumps: fractions at which the field may jump.
         given: both ends, and all of these.
         ends: these, and what the course adds.
@@ -33,7 +36,12 @@ class Posed:
     def __init__(self, problem: Problem, samples: bool, course: Course, block: int) -> None:
         self.problem, self.samples = problem, samples
         clock = problem.clock
-        times = as_times([clock.t1] if problem.save_at is None else problem.save_at).detach().double().cpu()
+        times = (
+            as_times([clock.t1] if problem.save_at is None else problem.save_at)
+            .detach()
+            .double()
+            .cpu()
+        )
         self.wanted = ((times - clock.t0) / (clock.length or 1.0)).clamp(0, 1)
         self.jumps = {theta for t in problem.solver.breaks if 0 < (theta := clock.fraction(t)) < 1}
         self.given = {0.0, 1.0, *self.wanted[~self.wanted.isnan()].tolist(), *self.jumps}
@@ -62,5 +70,7 @@ def _gathered(kept: dict[float, Tensor], fractions: Tensor) -> Tensor:
     if fractions.dim() == 1:
         return torch.stack([kept[theta] for theta in fractions.tolist()])
     lost = torch.full_like(kept[0.0][0], nan)
-    rows = [[kept[x][r] if x == x else lost for x in row] for r, row in enumerate(fractions.tolist())]
+    rows = [
+        [kept[x][r] if x == x else lost for x in row] for r, row in enumerate(fractions.tolist())
+    ]
     return torch.stack([torch.stack(row) for row in rows], 1)

@@ -31,10 +31,14 @@ class Solving(Protocol):
     """Solves the problems that a model poses in a way of its own, batch by batch."""
 
     def begin(self, rows: Tensor) -> None:
-        """A batch begins, of these rows of the runnable; the problems that follow are those of its ODE blocks, in order."""
+        """A batch begins, of these rows of the runnable; the problems that follow are those of its
+        ODE blocks, in order.
+        """
 
     def __call__(self, problem: Problem, samples: bool) -> Solution[Any]:
-        """Solve a problem; ``samples``: whether the first dimension of its state counts the rows of the batch."""
+        """Solve a problem; ``samples``: whether the first dimension of its state counts the rows of
+        the batch.
+        """
 
 
 class Part(NamedTuple):
@@ -43,7 +47,8 @@ class Part(NamedTuple):
     Attributes:
         indices: of the rows that are wanted ``(m,)``, ascending; None: all.
         double: whether in double precision.
-        whole: whether batches stay whole where some of their rows are wanted: for solvers whose steps a batch shares.
+        whole: whether batches stay whole where some of their rows are wanted: for solvers whose
+            steps a batch shares.
         solving: what solves all problems of the model; None: `solve_problem`.
     """
 
@@ -61,14 +66,18 @@ class Runnable(ABC):
 
     Attributes:
         task: what is learned, and what a prediction is.
-        n: rows of the outputs: samples, or predictions of which some belong to one sample (``groups``).
+        n: rows of the outputs: samples, or predictions of which some belong to one sample
+            (``groups``).
         y: targets of all rows, on the CPU; None where there are none.
-        t: times of a time series, ``(times,)`` or ``(n, times)`` with NaN where a row has none; None where they are not known.
+        t: times of a time series, ``(times,)`` or ``(n, times)`` with NaN where a row has none;
+            None where they are not known.
         mask: which predictions count, ``(n, …)`` of bool; None: all.
         groups: ``(n,)``: rows of one number count as one sample; None: each is one.
-        held_out: whether the model was not trained on the samples: only then targets tell of its performance.
+        held_out: whether the model was not trained on the samples: only then targets tell of its
+            performance.
         double: whether the model can be run in double precision.
-        separable: whether a sample's output is the same in any batch, so that a part of a batch may be run by itself.
+        separable: whether a sample's output is the same in any batch, so that a part of a batch may
+            be run by itself.
         per_sample: whether an adaptive solver can control each sample by itself.
         metric: of one's own, in the place of the task's.
     """
@@ -87,15 +96,23 @@ class Runnable(ABC):
 
     @abstractmethod
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
-        """Run the model under a solver (None: the training solver), with its outputs kept. A solver that fails leaves NaN."""
+        """Run the model under a solver (None: the training solver), with its outputs kept. A solver
+        that fails leaves NaN.
+        """
 
     @property
     def metric_name(self) -> str:
         """What the metric is called."""
-        return self.task.metric_name if self.metric is None else getattr(self.metric, "__name__", "metric")
+        return (
+            self.task.metric_name
+            if self.metric is None
+            else getattr(self.metric, "__name__", "metric")
+        )
 
     def grid(self, solver: Any) -> Any:
-        """What is equal for solvers of the same method that take the same steps, where it is known beforehand; else None."""
+        """What is equal for solvers of the same method that take the same steps, where it is known
+        beforehand; else None.
+        """
         return None
 
     def scored(self, found: Evaluation) -> Evaluation:
@@ -117,7 +134,9 @@ class Runnable(ABC):
         return replace(found, loss=self.mean(losses), metric=self.mean(metrics))
 
     def mean(self, values: Tensor) -> float:
-        """Of values of the predictions that count; of all rows where rows of several predictions have one value each."""
+        """Of values of the predictions that count; of all rows where rows of several predictions
+        have one value each.
+        """
         n, k = values.shape
         one = k == 1 and any(given.shape[1] > 1 for given in self._counting(n))
         return float((values if one else values[self.valid(n, k)]).mean())
@@ -156,11 +175,19 @@ class Runnable(ABC):
         return outputs - y if y is not None and isinstance(self.task, TimeSeries) else None
 
     def finite(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Which of some rows, of the first ones if not given, have finite outputs at all times that they have: ``(rows,)`` of bool."""
+        """Which of some rows, of the first ones if not given, have finite outputs at all times that
+        they have: ``(rows,)`` of bool.
+        """
         known = outputs.isfinite().flatten(1)
-        if self.absent is not None and outputs.dim() > 1 and outputs.shape[1] == self.absent.shape[1]:
+        if (
+            self.absent is not None
+            and outputs.dim() > 1
+            and outputs.shape[1] == self.absent.shape[1]
+        ):
             absent = self.absent[: len(outputs)] if rows is None else self.absent[rows]
-            known = outputs.isfinite().flatten(2).all(2) | (absent & outputs.isnan().flatten(2).all(2))
+            known = outputs.isfinite().flatten(2).all(2) | (
+                absent & outputs.isnan().flatten(2).all(2)
+            )
         return known.all(1)
 
     @property
@@ -169,7 +196,9 @@ class Runnable(ABC):
         return self.t.isnan() if self.t is not None and self.t.dim() == 2 else None
 
     def valid(self, n: int, k: int) -> Tensor:
-        """Which predictions of the first rows count: ``(n, k)`` of bool. Labels to ignore and masks take others away."""
+        """Which predictions of the first rows count: ``(n, k)`` of bool. Labels to ignore and masks
+        take others away.
+        """
         count = torch.ones(n, k, dtype=torch.bool, device="cpu")
         for each in self._counting(n):
             if each.shape[1] not in (1, k):
@@ -186,7 +215,8 @@ class Runnable(ABC):
         return [each[:n].reshape(n, -1) for each in given]
 
     def drawn(self, n: int, k: int) -> Tensor:
-        """One prediction of each sample, by chance but always the same: numbers ``row * k + prediction``, ascending.
+        """One prediction of each sample, by chance but always the same: numbers
+        ``row * k + prediction``, ascending.
 
         Bounds of a share need independent predictions, and those of one sample are not.
 
@@ -195,14 +225,20 @@ class Runnable(ABC):
         """
         valid = self.valid(n, k).flatten()
         if not bool(valid.any()):
-            raise DataError("No prediction counts: all labels are to be ignored, or the mask leaves nothing.")
+            raise DataError(
+                "No prediction counts: all labels are to be ignored, or the mask leaves nothing."
+            )
         if k == 1 and self.groups is None:
             return valid.nonzero()[:, 0]
-        order = torch.rand(n * k, generator=torch.Generator("cpu").manual_seed(0), device="cpu").argsort()
+        order = torch.rand(
+            n * k, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+        ).argsort()
         order = order[valid[order]]
         order = order[self.samples_of(n, k)[order].argsort(stable=True)]
         sample = self.samples_of(n, k)[order]
-        first = torch.cat([torch.ones(1, dtype=torch.bool, device="cpu"), sample[1:] != sample[:-1]])
+        first = torch.cat(
+            [torch.ones(1, dtype=torch.bool, device="cpu"), sample[1:] != sample[:-1]]
+        )
         return order[first].sort().values
 
     def samples_of(self, n: int, k: int) -> Tensor:
@@ -228,7 +264,9 @@ class Runnable(ABC):
             )
         y = y.to(outputs.dtype).reshape(outputs.shape)
         if self.absent is not None and outputs.shape[1] == self.absent.shape[1]:
-            y = y.masked_fill(self.absent[: len(y)].view(*outputs.shape[:2], *[1] * (y.dim() - 2)), torch.nan)
+            y = y.masked_fill(
+                self.absent[: len(y)].view(*outputs.shape[:2], *[1] * (y.dim() - 2)), torch.nan
+            )
         return y
 
 
@@ -239,7 +277,9 @@ def _by_prediction(values: Tensor) -> Tensor:
 
 def _labels(y: Tensor, outputs: Tensor, ignored: int) -> Tensor:
     shape = (len(outputs), *outputs.shape[2:])
-    if y.numel() != torch.Size(shape).numel() or (y.is_floating_point() and bool((y != y.round()).any())):
+    if y.numel() != torch.Size(shape).numel() or (
+        y.is_floating_point() and bool((y != y.round()).any())
+    ):
         raise DataError(
             f"Classification needs labels of shape {('n', *shape[1:])}, whole numbers; the targets are {y.dtype} of shape "
             f"{tuple(y.shape)}.".replace("'", "").replace(",)", ")")
@@ -318,8 +358,16 @@ class ModelOnSamples(Runnable):
             samples = samples.take(taken)
         size = self.batch_size
         if part.solving is not None:  # the exact flow of a sample is the same in any batch
-            size = max(size, at_once(samples.batch(torch.zeros(1, dtype=torch.long, device="cpu")).x))
-        outputs, states, status, message, statuses = list[Tensor](), list[Tensor](), "success", "", tuple[str, ...]()
+            size = max(
+                size, at_once(samples.batch(torch.zeros(1, dtype=torch.long, device="cpu")).x)
+            )
+        outputs, states, status, message, statuses = (
+            list[Tensor](),
+            list[Tensor](),
+            "success",
+            "",
+            tuple[str, ...](),
+        )
         nfe = n_steps = n_rejected = 0.0
         begun = 0
         with evaluating(model), _solving(part.solving):
@@ -338,11 +386,17 @@ class ModelOnSamples(Runnable):
                 statuses += solution.statuses or ()
                 if isinstance(solution.z, Tensor):
                     states.append(
-                        solution.z.masked_fill(lost.view(-1, *[1] * (solution.z.dim() - 1)), torch.nan).flatten(1).cpu()
+                        solution.z.masked_fill(
+                            lost.view(-1, *[1] * (solution.z.dim() - 1)), torch.nan
+                        )
+                        .flatten(1)
+                        .cpu()
                     )
                 n = len(batch.x) / len(samples)
                 nfe, n_steps = nfe + n * solution.nfe, n_steps + n * solution.mean_steps
-                n_rejected += n * float(torch.as_tensor(solution.n_rejected, dtype=torch.float64, device="cpu").mean())
+                n_rejected += n * float(
+                    torch.as_tensor(solution.n_rejected, dtype=torch.float64, device="cpu").mean()
+                )
         kept, final = torch.cat(outputs), torch.cat(states) if len(states) == len(outputs) else None
         if rows is not None:
             kept, final = kept[rows], None if final is None else final[rows]

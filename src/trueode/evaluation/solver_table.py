@@ -31,7 +31,8 @@ class Row:
     """A model under one solver.
 
     Attributes:
-        solver: the solver, of fixed steps with the number that was really taken; as its library names it, if it is not one of ours.
+        solver: the solver, of fixed steps with the number that was really taken; as its library
+            names it, if it is not one of ours.
         n_steps: accepted steps, mean over samples.
         n_rejected: rejected steps.
         nfe: field evaluations for a sample.
@@ -41,11 +42,14 @@ class Row:
         flips: share of predictions unlike those under the exact flow; NaN without one.
         upper: bound of the share of samples that flip, blow up or are unresolved.
         safe: whether the solver changes no more predictions than are allowed, with confidence.
-        output_error: RMS of the difference of outputs from the exact flow's, relative to the deviation of those from their mean.
-        state_error: the same of the final states of the last ODE block; NaN where they are not known.
+        output_error: RMS of the difference of outputs from the exact flow's, relative to the
+            deviation of those from their mean.
+        state_error: the same of the final states of the last ODE block; NaN where they are not
+            known.
         is_training: whether this is the training solver.
         status: ``"success"``, or why the solve failed.
-        factors: on the training step or tolerance, where such were asked for; several where the steps taken are the same.
+        factors: on the training step or tolerance, where such were asked for; several where the
+            steps taken are the same.
     """
 
     solver: Any
@@ -67,7 +71,11 @@ class Row:
     @property
     def kind(self) -> str:
         """``"fixed"`` or ``"adaptive"``."""
-        return "adaptive" if isinstance(self.solver, Adaptive) or getattr(self.solver, "adaptive", False) else "fixed"
+        return (
+            "adaptive"
+            if isinstance(self.solver, Adaptive) or getattr(self.solver, "adaptive", False)
+            else "fixed"
+        )
 
     @property
     def method(self) -> str:
@@ -139,7 +147,9 @@ class SolverTable:
                 self._rows[key] = replace(row, factors=() if known is None else known.factors)
         key = self._asked[asked]
         if factor is not None and factor not in self._rows[key].factors:
-            self._rows[key] = replace(self._rows[key], factors=tuple(sorted((*self._rows[key].factors, factor))))
+            self._rows[key] = replace(
+                self._rows[key], factors=tuple(sorted((*self._rows[key].factors, factor)))
+            )
             self.training = next(iter(self._rows.values()))
         return self._rows[key]
 
@@ -155,18 +165,34 @@ class SolverTable:
         return self.runnable.grid(solver) or (row.method, row.n_steps, row.nfe)
 
     def _allowed_by_own(self) -> Tensor | None:
-        return self.runnable.task.allowed(self.own.outputs.double(), self.runnable.residual(self.own.outputs))
+        return self.runnable.task.allowed(
+            self.own.outputs.double(), self.runnable.residual(self.own.outputs)
+        )
 
-    def _judged(self, solver: Any, ran: Evaluation, counts: Flips | None, *, is_training: bool = False) -> Row:
+    def _judged(
+        self, solver: Any, ran: Evaluation, counts: Flips | None, *, is_training: bool = False
+    ) -> Row:
         runnable, exact = self.runnable, self.exact
-        changed = runnable.task.flipped(ran.outputs.double(), self.own.outputs.double(), self._allowed)
+        changed = runnable.task.flipped(
+            ran.outputs.double(), self.own.outputs.double(), self._allowed
+        )
         flips, upper, safe = nan, nan, False
         if exact is not None:
             counts = counts or count_flips(runnable, None if is_training else solver, ran, exact)
             decision = decide(counts, **self._how)
-            flips, upper, safe = counts.changed / counts.n, decision.upper, decision.status is Status.ODE
-        if isinstance(solver, FixedStep) and (solver.n_steps or ran.n_steps) < ran.n_steps and ran.n_steps % 1 == 0:
-            solver = FixedStep(solver.tableau, n_steps=int(ran.n_steps))  # the times of the outputs made them more
+            flips, upper, safe = (
+                counts.changed / counts.n,
+                decision.upper,
+                decision.status is Status.ODE,
+            )
+        if (
+            isinstance(solver, FixedStep)
+            and (solver.n_steps or ran.n_steps) < ran.n_steps
+            and ran.n_steps % 1 == 0
+        ):
+            solver = FixedStep(
+                solver.tableau, n_steps=int(ran.n_steps)
+            )  # the times of the outputs made them more
         return Row(
             solver, ran.n_steps, ran.n_rejected, ran.nfe, ran.metric, ran.loss, mean_share(runnable, changed), flips, upper, safe,
             nan if exact is None else error(ran.outputs, exact.outputs),
@@ -176,7 +202,9 @@ class SolverTable:
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    """RMS of the difference, relative to the RMS deviation of the exact values from their mean over the samples."""
+    """RMS of the difference, relative to the RMS deviation of the exact values from their mean over
+    the samples.
+    """
     found, exact = found[: len(exact)].double().flatten(1), exact.double().flatten(1)
     there = exact.isfinite()
     if not bool(there.any()):
@@ -185,18 +213,26 @@ def error(found: Tensor, exact: Tensor) -> float:
         return inf
     exact = exact.masked_fill(~there, nan)
     spread = (exact - exact.nanmean(0)).square().nanmean().sqrt()
-    rounding = torch.finfo(torch.float32).eps * exact[there].abs().amax()  # equal samples differ by no more than this
+    rounding = (
+        torch.finfo(torch.float32).eps * exact[there].abs().amax()
+    )  # equal samples differ by no more than this
     return float((found - exact).square().nanmean().sqrt() / spread) if spread > rounding else nan
 
 
 def by_factors(
-    table: SolverTable, solvers: Sequence[str], factors: Sequence[float], *, length: float, tol: float
+    table: SolverTable,
+    solvers: Sequence[str],
+    factors: Sequence[float],
+    *,
+    length: float,
+    tol: float,
 ) -> None:
-    """Run a model under other methods, with multiples of the training step and tolerance: the paper's Figure 4.
+    """Run a model under other methods, with multiples of the training step and tolerance: the
+    paper's Figure 4.
 
-    The step of a fixed solver is factor x the training step (under adaptive training: x the mean step), a step above the
-    interval being one step; the tolerance of an adaptive one is factor x the training tolerance (under fixed training:
-    x ``tol``).
+    The step of a fixed solver is factor x the training step (under adaptive training: x the mean
+    step), a step above the interval being one step; the tolerance of an adaptive one is factor x
+    the training tolerance (under fixed training: x ``tol``).
 
     Args:
         table: where the rows go.
@@ -225,7 +261,9 @@ def to_csv(rows: Sequence[Row]) -> str:
     dicts = [row.to_dict() for row in rows]
     writer = csv.DictWriter(text, list(dicts[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "factors": " ".join(f"{factor:g}" for factor in row["factors"])} for row in dicts)
+    writer.writerows(
+        {**row, "factors": " ".join(f"{factor:g}" for factor in row["factors"])} for row in dicts
+    )
     return text.getvalue()
 
 

@@ -9,8 +9,8 @@ from math import log, sqrt
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """One-sided exact bounds of the probability of an event seen ``count`` times among ``n``.
 
-    Each of the two holds with ``confidence`` by itself. Source: C. J. Clopper & E. S. Pearson, Biometrika 26 (1934),
-    404-413.
+    Each of the two holds with ``confidence`` by itself. Source: C. J. Clopper & E. S. Pearson,
+    Biometrika 26 (1934), 404-413.
 
     Returns:
         The lower and the upper bound.
@@ -31,11 +31,15 @@ def samples_for(margin: float, confidence: float = 0.95) -> int:
     return n
 
 
-def share_difference(first: tuple[int, int], second: tuple[int, int], n: int, confidence: float) -> tuple[float, float]:
-    """Bounds of the difference of two probabilities, from counts among the same ``n`` samples; each holds with ``confidence``.
+def share_difference(
+    first: tuple[int, int], second: tuple[int, int], n: int, confidence: float
+) -> tuple[float, float]:
+    """Bounds of the difference of two probabilities, from counts among the same ``n`` samples; each
+    holds with ``confidence``.
 
-    Each count is known to lie between two numbers. The bounds are those of Clopper & Pearson, of each probability at half of the
-    error (union bound): they hold however the two events depend on one another.
+    Each count is known to lie between two numbers. The bounds are those of Clopper & Pearson, of
+    each probability at half of the error (union bound): they hold however the two events depend on
+    one another.
     """
     half = (1 + confidence) / 2
     low = clopper_pearson(first[0], n, half)[0] - clopper_pearson(second[1], n, half)[1]
@@ -44,7 +48,9 @@ def share_difference(first: tuple[int, int], second: tuple[int, int], n: int, co
 
 
 def mean_bounds(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
-    """The mean, and the bounds of its t-interval; each holds with ``confidence``. Two values or more."""
+    """The mean, and the bounds of its t-interval; each holds with ``confidence``. Two values or
+    more.
+    """
     from scipy.special import stdtrit
 
     n = len(values)
@@ -54,8 +60,12 @@ def mean_bounds(values: Sequence[float], confidence: float) -> tuple[float, floa
     return mean, mean - half, mean + half
 
 
-def slope(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """The slope of the least squares line through three or more points, and the bounds of its (two-sided) t-interval."""
+def slope(
+    x: Sequence[float], y: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The slope of the least squares line through three or more points, and the bounds of its
+    (two-sided) t-interval.
+    """
     from scipy.special import stdtrit
 
     n = len(x)

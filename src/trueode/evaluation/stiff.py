@@ -11,12 +11,15 @@ from trueode.evaluation.metrics import Evaluation
 from trueode.solvers import Adaptive
 
 TOLERANCE, COSTLY = 1e-7, 2000  # of implicit methods; field evaluations of a row, about
-# Blow-ups: the tolerance of Radau, the growth of a state that counts as infinite, and the rows that are checked.
+# Blow-ups: the tolerance of Radau, the growth of a state that counts as infinite, and the rows that
+# are checked.
 ROUGH, GROWN, FEW = 1e-5, 1e6, 3
 
 
 def settle_implicitly(draft: Draft, left: Tensor) -> None:
-    """Settle rows on which two implicit methods agree. Where these fail for the first rows, they do so for all."""
+    """Settle rows on which two implicit methods agree. Where these fail for the first rows, they do
+    so for all.
+    """
     for rows in (left[:TOGETHER], left[TOGETHER:]):
         if not len(rows):
             return
@@ -28,10 +31,15 @@ def settle_implicitly(draft: Draft, left: Tensor) -> None:
             return
         seen = draft.finite(rows)  # by the witness, of rk4
         draft.keep(rows[~seen], one.outputs[~seen], None, -1)
-        same = draft.same(other.outputs, one.outputs) & draft.runnable.finite(one.outputs, rows)[:, None]
+        same = (
+            draft.same(other.outputs, one.outputs)
+            & draft.runnable.finite(one.outputs, rows)[:, None]
+        )
         draft.settle(rows, same, one.outputs, other.outputs)
         good = same.any(1)
-        draft.keep(rows[good], one.outputs[good], None if one.states is None else one.states[good], -1)
+        draft.keep(
+            rows[good], one.outputs[good], None if one.states is None else one.states[good], -1
+        )
         if not bool(good.any()):
             return
         if not bool(seen[good].all()):
@@ -39,7 +47,9 @@ def settle_implicitly(draft: Draft, left: Tensor) -> None:
 
 
 def confirm_blow_ups(draft: Draft) -> None:
-    """Doubt blow-ups, unless an implicit method loses the first of these rows, too, and at the same time."""
+    """Doubt blow-ups, unless an implicit method loses the first of these rows, too, and at the same
+    time.
+    """
     lost = draft.blown_up.nonzero()[:FEW, 0]
     seen = [_ends(draft, row) for row in lost.tolist()]
     if not all(seen):

@@ -1,4 +1,6 @@
-"""What is learned: how a model is called for it, its loss, its metric, and when two predictions count as different."""
+"""What is learned: how a model is called for it, its loss, its metric, and when two predictions
+count as different.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,18 @@ from trueode.solvers import Solution, Solver
 from trueode.solvers.control import Reduce
 
 TOLERANCE = 0.01
-"""The gap, relative to the spread of the outputs, above which the prediction of a sample counts as another one."""
+"""The gap, relative to the spread of the outputs, above which the prediction of a sample counts as
+another one.
+"""
 NATS = 0.1  # by which a log density may move
 RESIDUAL = 0.1  # share of the RMS residual of a measured series that its prediction may move
 SHARPNESS = 4.0  # of the distributions whose variation stands for flips
 POWER = 8  # of the power mean of gaps: the higher, the closer to what decides, the largest gaps, and the noisier
 
 DecisionFunction = Callable[[Tensor], Tensor]
-"""``decision(outputs)`` returns what is decided by outputs: ``(n,)`` or ``(n, …)`` of bool or integers."""
+"""``decision(outputs)`` returns what is decided by outputs: ``(n,)`` or ``(n, …)`` of bool or
+integers.
+"""
 
 
 def keep(x: Tensor) -> Tensor:
@@ -34,22 +40,28 @@ def keep(x: Tensor) -> Tensor:
 
 def _mean(values: Tensor, reduce: Reduce) -> float:
     """The mean over the samples of all ranks."""
-    total, count = reduce(torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])).tolist()
+    total, count = reduce(
+        torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
+    ).tolist()
     return float(total / count)
 
 
 def _finite(own: Tensor, reference: Tensor, reduce: Reduce) -> bool:
-    """Whether there are no infinite numbers, and no others than the reference has that are absent (NaN), on any rank."""
+    """Whether there are no infinite numbers, and no others than the reference has that are absent
+    (NaN), on any rank.
+    """
     bad = own.isinf() | reference.isinf() | (own.isnan() != reference.isnan())
     return float(reduce(bad.double().sum())) == 0
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One of classification, regression, time series, density. All sums and tests are over samples, the first dimension.
+    """One of classification, regression, time series, density. All sums and tests are over samples,
+    the first dimension.
 
     Attributes:
-        decision: what is decided by outputs, if it is not what the task itself takes for a prediction.
+        decision: what is decided by outputs, if it is not what the task itself takes for a
+            prediction.
     """
 
     decision: DecisionFunction | None = None
@@ -64,13 +76,17 @@ class Task(ABC):
     def predict(
         self, model: nn.Module, batch: Batch, solver: Solver | None = None, **how: Any
     ) -> tuple[Tensor, Solution[Any]]:
-        """The output of a `NeuralODE` ``(batch, …)`` for the inputs of a batch, and its solution; ``how`` goes to the model."""
+        """The output of a `NeuralODE` ``(batch, …)`` for the inputs of a batch, and its solution;
+        ``how`` goes to the model.
+        """
         output, solution = model(batch.x, solver, return_solution=True, **how)
         return output, solution
 
     @abstractmethod
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
-        """The losses of the predictions: ``(batch,)``, or ``(batch, …)`` where a sample has several."""
+        """The losses of the predictions: ``(batch,)``, or ``(batch, …)`` where a sample has
+        several.
+        """
 
     @abstractmethod
     def metrics(self, output: Tensor, batch: Batch) -> Tensor:
@@ -85,11 +101,16 @@ class Task(ABC):
         return self.metrics(output, batch).sum()
 
     def spread(self, reference: Tensor, reduce: Reduce | None = None) -> Tensor | None:
-        """What differences of outputs are relative to, for each component; ``reduce`` sums over the ranks that share a batch."""
+        """What differences of outputs are relative to, for each component; ``reduce`` sums over the
+        ranks that share a batch.
+        """
         return None
 
-    def allowed(self, reference: Tensor, residual: Tensor | None = None, reduce: Reduce | None = None) -> Tensor | None:
-        """By how much numbers may move and count as the same prediction, for each component; None where there are classes.
+    def allowed(
+        self, reference: Tensor, residual: Tensor | None = None, reduce: Reduce | None = None
+    ) -> Tensor | None:
+        """By how much numbers may move and count as the same prediction, for each component; None
+        where there are classes.
 
         Args:
             reference: outputs.
@@ -100,9 +121,11 @@ class Task(ABC):
 
     @abstractmethod
     def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
-        """How much predictions differ from those in ``reference``: a continuous stand-in for the share of flips.
+        """How much predictions differ from those in ``reference``: a continuous stand-in for the
+        share of flips.
 
-        It falls as the error of a solver does; infinite where outputs are not finite. ``reduce`` sums over the ranks that share a batch.
+        It falls as the error of a solver does; infinite where outputs are not finite. ``reduce``
+        sums over the ranks that share a batch.
         """
 
     @abstractmethod
@@ -110,17 +133,24 @@ class Task(ABC):
         """The `difference` that goes with a share of flips."""
 
     def flipped(self, own: Tensor, reference: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Which predictions are other ones than in ``reference``: ``(batch, predictions)`` of bool; not finite counts as other."""
+        """Which predictions are other ones than in ``reference``: ``(batch, predictions)`` of bool;
+        not finite counts as other.
+        """
         if self.decision is None:
             return self._flipped(own, reference, allowed)
         finite = own.isfinite().flatten(1).all(1) & reference.isfinite().flatten(1).all(1)
         return (self.decided(own) != self.decided(reference)) | ~finite[:, None]
 
-    def settled(self, before: Tensor, after: Tensor, allowed: Tensor | None = None, share: float = 0.1) -> Tensor:
-        """Which predictions are the same, and moved by less than a share of what could change them: ``(batch, predictions)``."""
+    def settled(
+        self, before: Tensor, after: Tensor, allowed: Tensor | None = None, share: float = 0.1
+    ) -> Tensor:
+        """Which predictions are the same, and moved by less than a share of what could change them:
+        ``(batch, predictions)``.
+        """
         if self.decision is None:
             return self._settled(before, after, allowed, share)
-        # what a function decides by is not known: it must not decide otherwise for moves that are 1 / share times as large
+        # what a function decides by is not known: it must not decide otherwise for moves that are 1
+        # / share times as large
         moves = (after, before, after + (after - before) / share, after - (after - before) / share)
         return ~torch.stack([self.flipped(move, after) for move in moves]).any(0)
 
@@ -128,7 +158,9 @@ class Task(ABC):
     def _flipped(self, own: Tensor, reference: Tensor, allowed: Tensor | None) -> Tensor: ...
 
     @abstractmethod
-    def _settled(self, before: Tensor, after: Tensor, allowed: Tensor | None, share: float) -> Tensor: ...
+    def _settled(
+        self, before: Tensor, after: Tensor, allowed: Tensor | None, share: float
+    ) -> Tensor: ...
 
     def decided(self, outputs: Tensor) -> Tensor:
         """What the function ``decision`` decides, ``(n, predictions)``.
@@ -137,11 +169,15 @@ class Task(ABC):
             UsageError: it raised, or returned something else.
         """
         assert self.decision is not None
-        advice = " It takes the outputs and returns what they decide, e.g. lambda outputs: outputs > 0."
+        advice = (
+            " It takes the outputs and returns what they decide, e.g. lambda outputs: outputs > 0."
+        )
         with calling(f"decision=… failed on outputs of shape {tuple(outputs.shape)}", advice):
             found = self.decision(outputs)
         if not isinstance(found, Tensor) or found.dim() == 0 or len(found) != len(outputs):
-            given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            given = (
+                f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            )
             raise UsageError(
                 f"decision=… returned {given} for {len(outputs)} samples; it must return a tensor with samples first, e.g. "
                 "lambda outputs: outputs > 0."
@@ -151,7 +187,8 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Labels ``(batch,)`` from logits ``(batch, classes)``, or ``(batch, …)`` from ``(batch, classes, …)``: cross-entropy, accuracy.
+    """Labels ``(batch,)`` from logits ``(batch, classes)``, or ``(batch, …)`` from
+    ``(batch, classes, …)``: cross-entropy, accuracy.
 
     Attributes:
         ignore_index: the label of predictions that do not count.
@@ -177,15 +214,18 @@ class Classification(Task):
         return output.argmax(1) == batch.y
 
     def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
-        """The total variation of sharpened distributions over classes, half the sum of |p - p'|, mean over samples: 0 to 1.
+        """The total variation of sharpened distributions over classes, half the sum of |p - p'|,
+        mean over samples: 0 to 1.
 
-        Logits count four times: in this way the difference is close to the share of flips, whether a model is sure of its
-        predictions or not. It does not see flips between classes that are equally likely, as before a model has learned
-        anything.
+        Logits count four times: in this way the difference is close to the share of flips, whether
+        a model is sure of its predictions or not. It does not see flips between classes that are
+        equally likely, as before a model has learned anything.
         """
         if not _finite(own, reference, reduce):
             return float("inf")
-        variation = ((SHARPNESS * own).softmax(1) - (SHARPNESS * reference).softmax(1)).abs().sum(1) / 2
+        variation = ((SHARPNESS * own).softmax(1) - (SHARPNESS * reference).softmax(1)).abs().sum(
+            1
+        ) / 2
         return _mean(variation, reduce)
 
     def target(self, fidelity: float) -> float:
@@ -198,8 +238,12 @@ class Classification(Task):
         flipped = ~(same & own.isfinite().all(1) & reference.isfinite().all(1))
         return flipped.flatten(1) if flipped.dim() > 1 else flipped[:, None]
 
-    def _settled(self, before: Tensor, after: Tensor, allowed: Tensor | None, share: float) -> Tensor:
-        """The class is the same, and no logit moved by a share of the margin between the two largest."""
+    def _settled(
+        self, before: Tensor, after: Tensor, allowed: Tensor | None, share: float
+    ) -> Tensor:
+        """The class is the same, and no logit moved by a share of the margin between the two
+        largest.
+        """
         same = ~self._flipped(before, after, None)
         if after.shape[1] < 2:
             return same
@@ -239,10 +283,15 @@ class _Squares(Task):
 
     def metrics(self, output: Tensor, batch: Batch) -> Tensor:
         """The losses; with a function ``decision``, whether it decides by outputs as by targets."""
-        return self.losses(output, batch) if self.decision is None else self.decided(output) == self.decided(batch.y)
+        return (
+            self.losses(output, batch)
+            if self.decision is None
+            else self.decided(output) == self.decided(batch.y)
+        )
 
     def spread(self, reference: Tensor, reduce: Reduce | None = None) -> Tensor:
-        """The RMS deviation of the reference outputs from their mean, over samples and times, for each component.
+        """The RMS deviation of the reference outputs from their mean, over samples and times, for
+        each component.
 
         Values that are absent or not finite are left out.
         """
@@ -250,10 +299,16 @@ class _Squares(Task):
         own = own - self._component_mean(own, reduce)
         return self._component_mean(own.square(), reduce).sqrt()
 
-    def allowed(self, reference: Tensor, residual: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
+    def allowed(
+        self, reference: Tensor, residual: Tensor | None = None, reduce: Reduce | None = None
+    ) -> Tensor:
         """The tolerance, for each component of the outputs."""
         spread = self.spread(reference, reduce)
-        return self.tolerance * spread if self.absolute is None else torch.full_like(spread, self.absolute)
+        return (
+            self.tolerance * spread
+            if self.absolute is None
+            else torch.full_like(spread, self.absolute)
+        )
 
     def _component_mean(self, values: Tensor, reduce: Reduce | None) -> Tensor:
         """The mean of known values ``(…, components)``."""
@@ -265,8 +320,8 @@ class _Squares(Task):
     def difference(self, own: Tensor, reference: Tensor, reduce: Reduce = keep) -> float:
         """The gap relative to the tolerance: its power mean over samples, of the power 8.
 
-        Components in which the reference is constant are left out; NaN if it is constant in all, as a single sample is:
-        there is nothing to measure a gap by.
+        Components in which the reference is constant are left out; NaN if it is constant in all, as
+        a single sample is: there is nothing to measure a gap by.
         """
         if not _finite(own, reference, reduce):
             return float("inf")
@@ -277,14 +332,18 @@ class _Squares(Task):
         return float(_mean(gap.double() ** POWER, reduce) ** (1 / POWER))
 
     def target(self, fidelity: float) -> float:
-        """``fidelity ** (1/8)``: with that power mean, the share of gaps above the tolerance is at most ``fidelity`` (Markov)."""
+        """``fidelity ** (1/8)``: with that power mean, the share of gaps above the tolerance is at
+        most ``fidelity`` (Markov).
+        """
         return float(fidelity ** (1 / POWER))
 
     def _flipped(self, own: Tensor, reference: Tensor, allowed: Tensor | None) -> Tensor:
         """The gap exceeds the tolerance."""
         return ~(self.gap(own, reference, allowed) <= 1)[:, None]
 
-    def _settled(self, before: Tensor, after: Tensor, allowed: Tensor | None, share: float) -> Tensor:
+    def _settled(
+        self, before: Tensor, after: Tensor, allowed: Tensor | None, share: float
+    ) -> Tensor:
         """The gap is less than a share of the tolerance."""
         return (self.gap(before, after, allowed) < share)[:, None]
 
@@ -292,7 +351,9 @@ class _Squares(Task):
         """RMS over components and times of (own - reference) / allowed: ``(batch,)``."""
         return self._mean_square(own, reference, allowed, (1, 2)).sqrt()
 
-    def _mean_square(self, own: Tensor, reference: Tensor, allowed: Tensor | None, over: tuple[int, ...]) -> Tensor:
+    def _mean_square(
+        self, own: Tensor, reference: Tensor, allowed: Tensor | None, over: tuple[int, ...]
+    ) -> Tensor:
         allowed = self.allowed(reference) if allowed is None else allowed
         difference = self._by_component(own) - self._by_component(reference)
         absent = self._absent(own) & self._absent(reference)
@@ -317,7 +378,9 @@ class Regression(_Squares):
 
 @dataclass(frozen=True)
 class Density(_Squares):
-    """Log densities of the samples ``(batch,)``, in nats: a prediction is another one where it moves by more than 0.1."""
+    """Log densities of the samples ``(batch,)``, in nats: a prediction is another one where it
+    moves by more than 0.1.
+    """
 
     absolute: float | None = NATS
 
@@ -326,7 +389,8 @@ class Density(_Squares):
 
 @dataclass(frozen=True)
 class TimeSeries(_Squares):
-    """States ``(batch, times, channels, length)`` at given times: mean squared error over the observed ones.
+    """States ``(batch, times, channels, length)`` at given times: mean squared error over the
+    observed ones.
 
     Outputs are NaN where a sample has no time.
     """
@@ -346,8 +410,12 @@ class TimeSeries(_Squares):
             output = output.masked_fill(absent, torch.nan)
         return output, solution
 
-    def allowed(self, reference: Tensor, residual: Tensor | None = None, reduce: Reduce | None = None) -> Tensor:
-        """The tolerance; where there are measurements, at least a tenth of the RMS residual: what they cannot see is no change."""
+    def allowed(
+        self, reference: Tensor, residual: Tensor | None = None, reduce: Reduce | None = None
+    ) -> Tensor:
+        """The tolerance; where there are measurements, at least a tenth of the RMS residual: what
+        they cannot see is no change.
+        """
         own = super().allowed(reference, None, reduce)
         if residual is None or self.absolute is not None:
             return own
@@ -365,7 +433,9 @@ class TimeSeries(_Squares):
         return output.flatten(2).isnan().all(2, keepdim=True)
 
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Regression, TimeSeries, Density)}
+_TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, Regression, TimeSeries, Density)
+}
 _DEFAULT = {name: kind() for name, kind in _TASKS.items()}
 
 
@@ -376,7 +446,9 @@ def get_task(name: str, **options: Any) -> Task:
         UsageError: an unknown name, or an option that the task does not have.
     """
     if name not in _TASKS:
-        raise UsageError(f"task = {name!r} is unknown; known are {', '.join(_TASKS)}.{nearest(name, _TASKS)}")
+        raise UsageError(
+            f"task = {name!r} is unknown; known are {', '.join(_TASKS)}.{nearest(name, _TASKS)}"
+        )
     given = {key: value for key, value in options.items() if value is not None}
     if foreign := given.keys() - _TASKS[name].__dataclass_fields__:
         raise UsageError(

@@ -22,9 +22,11 @@ class Trajectory:
     Attributes:
         times: at which its states are known ``(times,)``; their numbers where they have none.
         error: of the training solver, relative to what is allowed, ``(times,)``.
-        growth: of a perturbation of 1e-9 of the initial state: its size, relative to 1e-9 of the state's, ``(times,)``.
+        growth: of a perturbation of 1e-9 of the initial state: its size, relative to 1e-9 of the
+            state's, ``(times,)``.
         horizon: the last time up to which the error is at most what is allowed.
-        predictable: the last time up to which the perturbation is so: beyond it there is no statement on single states.
+        predictable: the last time up to which the perturbation is so: beyond it there is no
+            statement on single states.
     """
 
     times: Tensor

@@ -1,4 +1,6 @@
-"""rk4 with a witness: what both methods step over shows in the defect of a solution at random times."""
+"""rk4 with a witness: what both methods step over shows in the defect of a solution at random
+times.
+"""
 
 from __future__ import annotations
 
@@ -32,22 +34,26 @@ class Target(NamedTuple):
 
 
 class Witnessed:
-    """Solves all problems by rk4, from a first step of random length, and looks at defects at random times.
+    """Solves all problems by rk4, from a first step of random length, and looks at defects at
+    random times.
 
-    The defect u' - f(t, u) of the cubic Hermite interpolation u is zero at the ends of steps. The times are stratified over all
-    rows; where a field takes but one time for all rows, those of a batch share them.
+    The defect u' - f(t, u) of the cubic Hermite interpolation u is zero at the ends of steps. The
+    times are stratified over all rows; where a field takes but one time for all rows, those of a
+    batch share them.
 
     Args:
         course: what steps keep to.
         n_steps: steps of an interval.
-        level: of the refinement; pieces between ends of steps that are given have at least 2^(level + 1) - 1 steps.
+        level: of the refinement; pieces between ends of steps that are given have at least 2^(level
+            + 1) - 1 steps.
         rows: all that are solved ``(m,)``.
         sampled: times at which each row is looked at; 0: none.
         targets: where features are to be located.
         nudge: initial states of the first block are multiplied by 1 + ``nudge``.
 
     Attributes:
-        ended: of rows that cease to be finite: the number of the block plus the fraction of its interval.
+        ended: of rows that cease to be finite: the number of the block plus the fraction of its
+            interval.
         times: different times that were looked at.
         largest: of each step of each batch the largest defect, and where it is.
         located: features by block, with the sizes of their defects.
@@ -61,7 +67,13 @@ class Witnessed:
         self.offset = float(0.1 + 0.8 * torch.rand((), generator=generator, device="cpu"))
         order = torch.randperm(len(rows), generator=generator, device="cpu").tolist()
         self.place = dict(zip(rows.tolist(), order, strict=True))
-        self.course, self.n_steps, self.level, self.sampled, self.targets = course, n_steps, level, sampled, targets
+        self.course, self.n_steps, self.level, self.sampled, self.targets = (
+            course,
+            n_steps,
+            level,
+            sampled,
+            targets,
+        )
         self.nudge = nudge
         self.generator = generator
         self.batches: list[list[_Record]] = []
@@ -93,30 +105,41 @@ class Witnessed:
                 solve.look(step, times)
             if aims is not None:
                 solve.remember(step, *aims)
-        for row, end in zip(self.rows.tolist(), solve.ended.tolist() if samples else (), strict=samples):
+        for row, end in zip(
+            self.rows.tolist(), solve.ended.tolist() if samples else (), strict=samples
+        ):
             if end < inf:
                 self.ended.setdefault(row, block + end)
         if aims is not None:
             self.located.setdefault(block, []).extend(solve.located())
         finite = bool(kept[1.0].isfinite().all())
-        outcome = ("success", "") if finite else ("non_finite", "rk4 reached a state that is not finite.")
+        outcome = (
+            ("success", "") if finite else ("non_finite", "rk4 reached a state that is not finite.")
+        )
         found = posed.solution(kept, ceil(solve.evaluations), grid, *outcome)
         if times is not None:
             self._take(block, solve, times, samples)
         start = problem.form.state if block else None
-        record = _Record(found, start, solve.defect, solve.time, posed.wanted, samples, problem.form.unpack)
+        record = _Record(
+            found, start, solve.defect, solve.time, posed.wanted, samples, problem.form.unpack
+        )
         self.batches[-1].append(record)
         return found
 
     def _grid(self, ends: list[float], block: int) -> list[float]:
         """Ends of steps: in each piece equal ones, of which the first and the last share one.
 
-        What is to be located lies well within its step: its edges are known by how far they are from the step's ends.
+        What is to be located lies well within its step: its edges are known by how far they are
+        from the step's ends.
         """
         grid, aims = [0.0], sorted(target.time for target in self.targets if target.block == block)
         for start, end in pairwise(ends):
             width = end - start
-            n = max(ceil(width * self.n_steps - 1e-9), (2 << self.level) - 1, ceil(width / self.course.longest))
+            n = max(
+                ceil(width * self.n_steps - 1e-9),
+                (2 << self.level) - 1,
+                ceil(width / self.course.longest),
+            )
             kept = True
             for k in range(n - 1):
                 each = start + width * (k + self.offset) / (n - 1)
@@ -126,22 +149,33 @@ class Witnessed:
         return grid
 
     def _times(self, solve: Rk4) -> Tensor:
-        """Times for each row, ``(sampled, rows)``: one in each equal part of the interval, of which rows have parts of their own."""
+        """Times for each row, ``(sampled, rows)``: one in each equal part of the interval, of which
+        rows have parts of their own.
+        """
         n, places = 1, [0]
         if solve.takes is not Takes.ONE:
-            n, places = len(self.place), [self.place.get(row, row % len(self.place)) for row in self.rows.tolist()]
-        inside = torch.rand(self.sampled, len(places), generator=self.generator, dtype=torch.float64, device="cpu")
+            n, places = (
+                len(self.place),
+                [self.place.get(row, row % len(self.place)) for row in self.rows.tolist()],
+            )
+        inside = torch.rand(
+            self.sampled, len(places), generator=self.generator, dtype=torch.float64, device="cpu"
+        )
         inside = (torch.tensor(places, dtype=torch.float64, device="cpu") + inside) / n
         times = (torch.arange(self.sampled, device="cpu")[:, None] + inside) / self.sampled
         if solve.takes is Takes.PARTS:  # a call for each: some of the times of every row
-            number = torch.arange(self.sampled, device="cpu")[:, None] + torch.tensor(places, device="cpu")
+            number = torch.arange(self.sampled, device="cpu")[:, None] + torch.tensor(
+                places, device="cpu"
+            )
             times[number % ceil(n * self.sampled / CALLS) > 0] = inf
         return times.expand(-1, len(solve.z))
 
     def _aims(self, block: int, samples: bool) -> tuple[Tensor, Tensor]:
         """Rows of the batch that are to be looked at again in a block, and the times."""
         place = {row: k if samples else 0 for k, row in enumerate(self.rows.tolist())}
-        aims = sorted({(place[x.row], x.time) for x in self.targets if x.row in place and x.block == block})
+        aims = sorted(
+            {(place[x.row], x.time) for x in self.targets if x.row in place and x.block == block}
+        )
         return (
             torch.tensor([row for row, _ in aims], dtype=torch.long, device="cpu"),
             torch.tensor([time for _, time in aims], dtype=torch.float64, device="cpu"),
@@ -159,7 +193,9 @@ class Witnessed:
         return Witnessed(self.course, self.n_steps, self.level, self._all, targets=targets)
 
     def moved(self) -> Moved:
-        """The same solves once more, without a call of a field: every row keeps its largest defects to the end."""
+        """The same solves once more, without a call of a field: every row keeps its largest defects
+        to the end.
+        """
         return Moved(iter(self.batches))
 
 

@@ -14,7 +14,9 @@ def shown(metric_name: str, value: float) -> str:
     return percent(value) if metric_name == "accuracy" else f"{value:.4g}"
 
 
-def sentence(decision: Decision, performance: Performance, solver: Any, what: str = "{}", advice: str = "") -> str:
+def sentence(
+    decision: Decision, performance: Performance, solver: Any, what: str = "{}", advice: str = ""
+) -> str:
     """The verdict in one sentence.
 
     Args:
@@ -28,7 +30,9 @@ def sentence(decision: Decision, performance: Performance, solver: Any, what: st
     head = ""
     if performance.own == performance.own:
         exact = (
-            f"; {shown(name, performance.exact)} under the exact flow" if performance.exact == performance.exact else ""
+            f"; {shown(name, performance.exact)} under the exact flow"
+            if performance.exact == performance.exact
+            else ""
         )
         head = f"{what.format(name)} {shown(name, performance.own)} with {solver}{exact}: "
     return head + _verdict(decision, performance, advice)
@@ -43,7 +47,9 @@ def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
     changed = _changed(decision)
     if decision.status is Status.ODE:
         bound = (
-            "" if not decision.level else f", at most {percent(decision.upper)} with {_confidence(decision)} confidence"
+            ""
+            if not decision.level
+            else f", at most {percent(decision.upper)} with {_confidence(decision)} confidence"
         )
         return f"this model behaves as an ODE ({changed}{bound})"
     what = "accuracy" if performance.name == "accuracy" else "error"
@@ -57,9 +63,7 @@ def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
     known = ""
     if performance.lower == performance.lower:
         known = f": it gains between {percent(performance.lower)} and {percent(performance.upper)} by it"
-    return (
-        f"the predictions of this model depend on its solver ({changed}); whether its {what} does is undecided{known}"
-    )
+    return f"the predictions of this model depend on its solver ({changed}); whether its {what} does is undecided{known}"
 
 
 def _along(decision: Decision) -> str:

@@ -19,7 +19,11 @@ from trueode.evaluation.wording import evaluations
 from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.runs import RunDirectory
 
-FUNCTIONS = ("call", "metric", "decision")  # arguments of `audit` that are named by module and function
+FUNCTIONS = (
+    "call",
+    "metric",
+    "decision",
+)  # arguments of `audit` that are named by module and function
 
 
 def audit_target(
@@ -34,10 +38,12 @@ def audit_target(
     everything: bool,
     **how: Any,
 ) -> int:
-    """Audit a run or a model, print what was found, save it, and return the exit code of the verdict.
+    """Audit a run or a model, print what was found, save it, and return the exit code of the
+    verdict.
 
     Args:
-        target: the directory of a run, or ``module:name`` of a model or of a function that makes one.
+        target: the directory of a run, or ``module:name`` of a model or of a function that makes
+            one.
         data: ``module:name`` of the data, or of a function that makes it; for models.
         data_dir: where the data of a run lies, if not where its options say.
         split: ``"test"`` or ``"train"``, of a run.
@@ -59,14 +65,18 @@ def audit_target(
         }
         for name, value in own.items():
             if value and name != "decision":
-                raise UsageError(f"--{name} goes with a model module:name; the run {target} has its own.")
+                raise UsageError(
+                    f"--{name} goes with a model module:name; the run {target} has its own."
+                )
         folder = Path(output_dir) if output_dir else Path(target) / "audit"
         _refuse(folder, overwrite)
         model, samples_of, how["task"] = _of_run(Path(target), data_dir, split, console)
     else:
         if data_dir is not None or split != "test":
             flag = "--split" if data_dir is None else "--data_dir"
-            raise UsageError(f"{flag} goes with the directory of a run; the samples for the model {target} are --data.")
+            raise UsageError(
+                f"{flag} goes with the directory of a run; the samples for the model {target} are --data."
+            )
         if not data:
             raise UsageError(
                 f"The model {target} needs data: --data module:name, of a loader or of a function that makes one."
@@ -80,9 +90,13 @@ def audit_target(
     with console.status("audit") as status:
         functions = {name: _named(how.pop(name), f"--{name}") for name in FUNCTIONS if how[name]}
         how |= {**dict.fromkeys(FUNCTIONS), **functions, "held_out": split == "test"}
-        found = audit(model, samples_of, progress=lambda text: status.update(f"audit: {text}"), **how)
+        found = audit(
+            model, samples_of, progress=lambda text: status.update(f"audit: {text}"), **how
+        )
     if folder == Path(target) / "audit":
-        RunDirectory(Path(target)).place("audit")  # it is still there, and no link that leads elsewhere
+        RunDirectory(Path(target)).place(
+            "audit"
+        )  # it is still there, and no link that leads elsewhere
     found.save(folder, overwrite=overwrite)
     if as_json:
         print(found.to_json(), end="")
@@ -109,10 +123,14 @@ def _show(found: Audit, console: Console, everything: bool) -> None:
     if len(found.rows) > 1:
         console.print(found.to_rich(everything=everything))
         if not everything:
-            console.print("The rows are those that no other one beats; --all shows every row, and the reasons.")
+            console.print(
+                "The rows are those that no other one beats; --all shows every row, and the reasons."
+            )
 
 
-def _of_run(path: Path, data_dir: str | None, split: str, console: Console) -> tuple[nn.Module, Any, str]:
+def _of_run(
+    path: Path, data_dir: str | None, split: str, console: Console
+) -> tuple[nn.Module, Any, str]:
     """The model of a run, its data and what it has learned."""
     if not path.is_dir():
         raise RunNotFoundError(
@@ -147,12 +165,16 @@ def _named(name: str, what: str) -> Any:
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as failure:  # importing runs somebody else's code
-        raise UsageError(f"{what}: the module {module} cannot be imported: {told(failure)}.") from failure
+        raise UsageError(
+            f"{what}: the module {module} cannot be imported: {told(failure)}."
+        ) from failure
     found = imported
     for part in attribute.split("."):
         if not hasattr(found, part):
             there = [
-                key for key, value in vars(imported).items() if key[0] != "_" and not isinstance(value, ModuleType)
+                key
+                for key, value in vars(imported).items()
+                if key[0] != "_" and not isinstance(value, ModuleType)
             ]
             raise UsageError(
                 f"{what}: {module} has no {attribute}; it has {', '.join(there) or 'nothing'}.{nearest(attribute, there)}"

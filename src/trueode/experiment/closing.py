@@ -55,10 +55,12 @@ def judge(
     console: Console,
     certificate: Certificate | None = None,
 ) -> Audit:
-    """Evaluate with other solvers if asked to, and say whether the model is an ODE, as exactly as the budget allows.
+    """Evaluate with other solvers if asked to, and say whether the model is an ODE, as exactly as
+    the budget allows.
 
-    As many of the first 1000 samples are looked at as the budget, counted in field evaluations and not in seconds, is enough for:
-    equal runs have equal verdicts. It is a share of those of the run, ``evaluations``, and never less than 50 Gflop.
+    As many of the first 1000 samples are looked at as the budget, counted in field evaluations and
+    not in seconds, is enough for: equal runs have equal verdicts. It is a share of those of the
+    run, ``evaluations``, and never less than 50 Gflop.
     """
     task, solver = get_task(shape.task), model.solver
     runnable = ModelOnSamples(model, split, task, solver, held_out=what == "test")
@@ -76,10 +78,14 @@ def judge(
         name = f"{what} {{}}" + ("" if n == runnable.n else f" of the first {n} samples")
         found = audit(judged, own, budget=budget, what=name)
     asked = found.decision
-    if asked.status is Status.INCONCLUSIVE and (asked.counts.unresolved or n < min(SAMPLES, runnable.n)):
+    if asked.status is Status.INCONCLUSIVE and (
+        asked.counts.unresolved or n < min(SAMPLES, runnable.n)
+    ):
         share = 2 * max(cost, 4 * budget / SAMPLES) * SAMPLES / max(evaluations, 1.0)
         how = f"python train.py --phase infer --split {what} {where(options, directory)} --verdict_budget {share:.2g}"
-        found = replace(found, decision=replace(asked, reason=f"{asked.reason}; check it with: {how}"))
+        found = replace(
+            found, decision=replace(asked, reason=f"{asked.reason}; check it with: {how}")
+        )
     if certificate is not None:
         found = replace(found, certificate=certificate.to_dict())
     if options.evaluate_with_dif_solver:
@@ -88,26 +94,42 @@ def judge(
     return found
 
 
-def _with_rows(options: Options, runnable: ModelOnSamples, found: Audit, console: Console, what: str) -> Audit:
+def _with_rows(
+    options: Options, runnable: ModelOnSamples, found: Audit, console: Console, what: str
+) -> Audit:
     """The same with the table of solvers, which is printed."""
     own = runnable.run()
     if own.status != "success":
-        console.print(f"note: no other solvers were tried, the training solver fails on the {what} data. {own.message}")
+        console.print(
+            f"note: no other solvers were tried, the training solver fails on the {what} data. {own.message}"
+        )
         return found
     decision = found.decision
-    table = SolverTable(runnable, own, found.exact, decision.counts, margin=decision.margin, level=decision.level)
-    by_factors(table, options.test_solver_list, options.test_factor_list, length=runnable.length, tol=options.tol)
+    table = SolverTable(
+        runnable, own, found.exact, decision.counts, margin=decision.margin, level=decision.level
+    )
+    by_factors(
+        table,
+        options.test_solver_list,
+        options.test_factor_list,
+        length=runnable.length,
+        tol=options.tol,
+    )
     console.print(to_rich(table.rows, found.metric_name))
     return replace(found, rows=table.rows)
 
 
-def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Dataset, found: Audit) -> None:
+def draw(
+    directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Dataset, found: Audit
+) -> None:
     """Draw what the run has to show."""
     import numpy as np
 
     from trueode import figures
 
-    history: Any = {name: np.asarray(column) for name, column in read_history(directory.history).items()}
+    history: Any = {
+        name: np.asarray(column) for name, column in read_history(directory.history).items()
+    }
     task = get_task(shape.task)
     drawn: dict[str, Callable[[], Any]] = {
         "loss": lambda: figures.loss(history),
@@ -118,9 +140,15 @@ def draw(directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Datas
         drawn["adaptation"] = lambda: figures.adaptation(history, task.metric_name)
     if len(found.rows) > 1:
         rows = [row.to_dict() for row in found.rows]
-        drawn["solver_swap"] = lambda: figures.solver_swap(rows, found.solver, name=task.metric_name)
+        drawn["solver_swap"] = lambda: figures.solver_swap(
+            rows, found.solver, name=task.metric_name
+        )
     with suppress(SolveError):  # on the test data: the verdict has told of it
-        portrait = phase_portrait(model, dataset.test, model.solver) if shape.task == "classification" else None
+        portrait = (
+            phase_portrait(model, dataset.test, model.solver)
+            if shape.task == "classification"
+            else None
+        )
         if portrait is not None:
             drawn["trajectories"] = lambda: figures.trajectories(portrait)
             drawn["regions"] = lambda: figures.regions(portrait)

@@ -22,7 +22,15 @@ from trueode.experiment.closing import draw, judge, where
 from trueode.experiment.saved import fitting, read_stored, refuse_other_data, resumed, start
 from trueode.interrupts import INTERRUPTED
 from trueode.options import Options, dump_yaml
-from trueode.runs import History, RunDirectory, cut_history, load_latest, save_checkpoint, write_json, write_text
+from trueode.runs import (
+    History,
+    RunDirectory,
+    cut_history,
+    load_latest,
+    save_checkpoint,
+    write_json,
+    write_text,
+)
 from trueode.training import Hooks, Row, State, Trainer
 from trueode.training.progress import Progress
 
@@ -32,7 +40,8 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
 
     Args:
         options: the options.
-        given: names of the options that the user gave; only a given ``name`` insists on its directory.
+        given: names of the options that the user gave; only a given ``name`` insists on its
+            directory.
 
     Returns:
         The exit code, 0, or 130 when the user interrupted.
@@ -68,7 +77,9 @@ def _lead(options: Options, given: frozenset[str], ranks: Ranks, console: Consol
         directory = RunDirectory.open(place, name)
         directory.lock()
     else:
-        directory = RunDirectory.create(place, name, explicit="name" in given, overwrite=options.overwrite)
+        directory = RunDirectory.create(
+            place, name, explicit="name" in given, overwrite=options.overwrite
+        )
     try:
         if options.resume:
             options = resumed(options, given, directory)
@@ -127,7 +138,9 @@ def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Con
 def _restore(trainer: Trainer, directory: RunDirectory, console: Console) -> None:
     """Take over the newest checkpoint of a directory, if there is one."""
     if directory.has_checkpoints:
-        path, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
+        path, saved = load_latest(
+            directory.checkpoints, lambda text: console.print(f"note: {text}")
+        )
         with fitting(path, directory):
             shape = Shape(**saved["shape"])
         refuse_other_data(shape, trainer.dataset)
@@ -135,21 +148,34 @@ def _restore(trainer: Trainer, directory: RunDirectory, console: Console) -> Non
             trainer.state.load_state_dict(saved)
 
 
-def _announce(options: Options, directory: RunDirectory, trainer: Trainer, console: Console) -> None:
+def _announce(
+    options: Options, directory: RunDirectory, trainer: Trainer, console: Console
+) -> None:
     """Tell what runs, also in ``config.yaml`` and ``run.json``."""
     state, unseen = trainer.state, trainer.checks.unseen
     if trainer.done:
-        console.print(f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer.")
-    facts: dict[str, Any] = {"status": "running", "seed": options.random_seed, "iteration": state.iteration}
+        console.print(
+            f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer."
+        )
+    facts: dict[str, Any] = {
+        "status": "running",
+        "seed": options.random_seed,
+        "iteration": state.iteration,
+    }
     if directory.has_checkpoints and options.niter != (before := read_stored(directory).niter):
-        facts["continued"] = f"--niter was raised from {before} to {options.niter} at iteration {state.iteration}"
+        facts["continued"] = (
+            f"--niter was raised from {before} to {options.niter} at iteration {state.iteration}"
+        )
     write_text(
-        directory.place("config.yaml"), dump_yaml(options.model_copy(update={"resume": False, "overwrite": False}))
+        directory.place("config.yaml"),
+        dump_yaml(options.model_copy(update={"resume": False, "overwrite": False})),
     )
     directory.start(facts)
     hopeless = None if unseen is None else Certifier(options.fidelity).refuse(unseen.size)
     if hopeless is not None:
-        console.print(f"note: in the end it will be said: {hopeless.sentence}. A larger --held_out keeps more of them.")
+        console.print(
+            f"note: in the end it will be said: {hopeless.sentence}. A larger --held_out keeps more of them."
+        )
     console.print(
         f"{options.dataset}, {options.network}, {state.solver}: {options.niter} iterations, results in {directory.path}"
     )
@@ -188,7 +214,9 @@ def _recorded(
             history.sync()  # rows first: a checkpoint never knows more than the history
             directory.forget_audit()
             save_checkpoint(
-                directory.place("checkpoints"), state.iteration, {**state.state_dict(), "shape": asdict(shape)}
+                directory.place("checkpoints"),
+                state.iteration,
+                {**state.state_dict(), "shape": asdict(shape)},
             )
 
         @cache  # each notice comes once
@@ -213,7 +241,12 @@ def _columns(options: Options, metric: str) -> list[str]:
 
 
 def _close(
-    options: Options, directory: RunDirectory, shape: Shape, trainer: Trainer, console: Console, begin: float
+    options: Options,
+    directory: RunDirectory,
+    shape: Shape,
+    trainer: Trainer,
+    console: Console,
+    begin: float,
 ) -> None:
     """Certificate, verdict and figures of the trained model; ``begin``: when the run began."""
     state, model, dataset = trainer.state, trainer.state.model, trainer.dataset
@@ -227,6 +260,9 @@ def _close(
         write_text(directory.place("solver_swap.csv"), to_csv(found.rows))
     draw(directory, model, shape, dataset, found)
     directory.update(
-        verdict=found.verdict, sentence=found.sentence, solver=str(state.solver), seconds=time.time() - begin
+        verdict=found.verdict,
+        sentence=found.sentence,
+        solver=str(state.solver),
+        seconds=time.time() - begin,
     )
     console.print(f"results: {directory.path}")

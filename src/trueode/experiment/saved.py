@@ -15,11 +15,27 @@ from trueode.build import Shape, build_data, build_model
 from trueode.console import open_console
 from trueode.data import Dataset
 from trueode.distributed import Ranks
-from trueode.errors import CheckpointError, DataError, OptionError, RunDamagedError, TrueodeError, told
+from trueode.errors import (
+    CheckpointError,
+    DataError,
+    OptionError,
+    RunDamagedError,
+    TrueodeError,
+    told,
+)
 from trueode.evaluation import evaluate, get_task, shown
 from trueode.experiment.closing import judge
 from trueode.models import NeuralODE
-from trueode.options import DEVICES, EVALUATION, LOGGING, PLACES, Options, describe, make_options, read_file
+from trueode.options import (
+    DEVICES,
+    EVALUATION,
+    LOGGING,
+    PLACES,
+    Options,
+    describe,
+    make_options,
+    read_file,
+)
 from trueode.runs import RunDirectory, load_latest, write_json
 from trueode.solvers import from_plain
 
@@ -45,9 +61,11 @@ def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
 
 
 def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
-    """Evaluate a saved run on ``options.split``, with other solvers if asked to, and tell whether it is an ODE.
+    """Evaluate a saved run on ``options.split``, with other solvers if asked to, and tell whether
+    it is an ODE.
 
-    The results are printed and saved as ``evaluation_SPLIT.json``; nothing else of the run is touched.
+    The results are printed and saved as ``evaluation_SPLIT.json``; nothing else of the run is
+    touched.
 
     Raises:
         TrueodeError: there is no such run, or it cannot be evaluated as asked.
@@ -55,7 +73,9 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
     ranks, console = start(options)
     directory = RunDirectory.open(options.output_dir, options.name)
     stored = read_stored(directory)
-    refuse_changes(options, stored, given - PLACES - DEVICES - LOGGING - EVALUATION - {"niter"}, "evaluating")
+    refuse_changes(
+        options, stored, given - PLACES - DEVICES - LOGGING - EVALUATION - {"niter"}, "evaluating"
+    )
     anew = {name: getattr(options, name) for name in given & (EVALUATION | {"data_dir"})}
     stored = stored.model_copy(update={"evaluate_with_dif_solver": False, **anew})
     model, shape, saved = open_run(stored, directory, console)
@@ -70,8 +90,15 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
         f"{model.solver}: loss {found.loss:.4g}, {task.metric_name} {shown(task.metric_name, found.metric)}, "
         f"NFE {found.nfe:.4g}"
     )
-    judged = judge(stored, directory, model, shape, split, options.split, saved["evaluations"], console)
-    result = {"iteration": saved["iteration"], "n": found.n, "loss": found.loss, task.metric_name: found.metric}
+    judged = judge(
+        stored, directory, model, shape, split, options.split, saved["evaluations"], console
+    )
+    result = {
+        "iteration": saved["iteration"],
+        "n": found.n,
+        "loss": found.loss,
+        task.metric_name: found.metric,
+    }
     result |= {"nfe": found.nfe, "n_steps": found.n_steps, "audit": judged.to_dict()}
     path = directory.place(f"evaluation_{options.split}.json")
     write_json(path, result)
@@ -86,7 +113,12 @@ def resumed(options: Options, given: frozenset[str], directory: RunDirectory) ->
         OptionError: something else was given, or fewer iterations than are stored.
     """
     stored = read_stored(directory)
-    refuse_changes(options, stored, given - PLACES - DEVICES - LOGGING - {"niter", "verdict_budget"}, "resuming")
+    refuse_changes(
+        options,
+        stored,
+        given - PLACES - DEVICES - LOGGING - {"niter", "verdict_budget"},
+        "resuming",
+    )
     if "niter" in given and options.niter < stored.niter:
         raise OptionError(
             f"--niter {options.niter} is less than the {stored.niter} iterations of the run {directory.name}: "
@@ -94,7 +126,9 @@ def resumed(options: Options, given: frozenset[str], directory: RunDirectory) ->
         )
     may_change = DEVICES | LOGGING | {"niter", "verdict_budget", "data_dir"}
     anew = {name: getattr(options, name) for name in given & may_change}
-    return stored.model_copy(update={**anew, "name": directory.name, "output_dir": options.output_dir})
+    return stored.model_copy(
+        update={**anew, "name": directory.name, "output_dir": options.output_dir}
+    )
 
 
 def read_stored(directory: RunDirectory) -> Options:
@@ -107,7 +141,9 @@ def read_stored(directory: RunDirectory) -> Options:
         values = read_file(directory.config)
         missing = [item.name for item in describe() if item.name not in values]
         if missing and directory.of_this_version:
-            raise OptionError(f"It lacks {', '.join(missing)}, and this version writes all options.")
+            raise OptionError(
+                f"It lacks {', '.join(missing)}, and this version writes all options."
+            )
         return make_options(values)
     except ValueError as failure:
         raise RunDamagedError(
@@ -119,14 +155,17 @@ def refuse_other_data(shape: Shape, dataset: Dataset) -> None:
     """Check that data is of the kind that the run was trained on.
 
     Raises:
-        DataError: it is for another task, of another size, or its inputs are states at another time.
+        DataError: it is for another task, of another size, or its inputs are states at another
+            time.
     """
     found, expected = (
         f"{it.task} with inputs {'x'.join(map(str, size))} and {it.n_outputs} outputs"
         for it, size in ((dataset, dataset.sample_shape), (shape, shape.sample))
     )
     if found != expected:
-        raise DataError(f"The data is for {found}, and the run was trained for {expected}: give such data.")
+        raise DataError(
+            f"The data is for {found}, and the run was trained for {expected}: give such data."
+        )
     if dataset.t_start != shape.t_start:
         raise DataError(
             f"The inputs of the data are states at the time {dataset.t_start:.12g}, and the run was trained on states at "
@@ -135,7 +174,9 @@ def refuse_other_data(shape: Shape, dataset: Dataset) -> None:
 
 
 def start(options: Options) -> tuple[Ranks, Console]:
-    """Join the other ranks, if there are any, and open the console that the main one speaks through."""
+    """Join the other ranks, if there are any, and open the console that the main one speaks
+    through.
+    """
     if options.torch_threads:
         torch.set_num_threads(options.torch_threads)
     ranks = distributed.connect(options.use_gpu, options.gpu_ids)
@@ -165,7 +206,9 @@ def refuse_changes(options: Options, stored: Options, fixed: frozenset[str], doi
             )
 
 
-def open_run(options: Options, directory: RunDirectory, console: Console) -> tuple[NeuralODE, Shape, dict[str, Any]]:
+def open_run(
+    options: Options, directory: RunDirectory, console: Console
+) -> tuple[NeuralODE, Shape, dict[str, Any]]:
     """The model of a run as its newest usable checkpoint has it.
 
     Raises:
@@ -190,7 +233,15 @@ def fitting(path: Path, directory: RunDirectory) -> Iterator[None]:
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TrueodeError, TypeError, ValueError) as failure:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TrueodeError,
+        TypeError,
+        ValueError,
+    ) as failure:
         raise CheckpointError(
             f"{path} does not fit the run or this version of trueode ({told(failure)}): remove it if it is another run's, "
             f"use the version that {directory.info} names, or train anew."

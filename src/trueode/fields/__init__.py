@@ -17,12 +17,17 @@ __all__ = ["Autocast", "ConvField", "DenseField", "SequentialField", "build_fiel
 
 
 def build_field(
-    network: str, sample_shape: Sequence[int], hidden: int, act: str = "relu", time_dependent: bool = False
+    network: str,
+    sample_shape: Sequence[int],
+    hidden: int,
+    act: str = "relu",
+    time_dependent: bool = False,
 ) -> ConvField | DenseField:
     """Build the field of a network's name for samples of a given shape.
 
     Args:
-        network: ``"odenet"`` (images), ``"simple_odenet"`` (signals) or ``"linear_odenet"`` (any shape).
+        network: ``"odenet"`` (images), ``"simple_odenet"`` (signals) or ``"linear_odenet"`` (any
+            shape).
         sample_shape: ``(channels, length)`` or ``(channels, height, width)``, without the batch.
         hidden: hidden channels or units C.
         act: a name of ``catalog.ACTIVATIONS``.
@@ -34,11 +39,17 @@ def build_field(
     shape = tuple(sample_shape)
     if network not in NETWORKS:
         known = ", ".join(NETWORKS)
-        raise UsageError(f"network = {network!r} is unknown; known are {known}.{nearest(network, NETWORKS)}")
+        raise UsageError(
+            f"network = {network!r} is unknown; known are {known}.{nearest(network, NETWORKS)}"
+        )
     if hidden < 1:
-        raise UsageError(f"The hidden channels (ch_residual_block) must be at least 1, not {hidden}.")
+        raise UsageError(
+            f"The hidden channels (ch_residual_block) must be at least 1, not {hidden}."
+        )
     if not shape or min(shape) < 1:
-        raise UsageError(f"A sample of shape {shape} holds no numbers: (channels, …), all at least 1, is needed.")
+        raise UsageError(
+            f"A sample of shape {shape} holds no numbers: (channels, …), all at least 1, is needed."
+        )
     if network == "linear_odenet":
         return DenseField(prod(shape), hidden, act, time_dependent)
     dim, kind, other = (2, "images (channels, height, width)", "simple_odenet")
@@ -46,5 +57,7 @@ def build_field(
         dim, kind, other = (1, "signals (channels, length)", "odenet")
     if len(shape) != dim + 1:
         instead = f"{other} or linear_odenet" if len(shape) == 4 - dim else "linear_odenet"
-        raise UsageError(f"network = {network} works on {kind}; the samples have shape {shape}. Use {instead}.")
+        raise UsageError(
+            f"network = {network} works on {kind}; the samples have shape {shape}. Use {instead}."
+        )
     return ConvField(shape[0], hidden, dim, act, time_dependent)

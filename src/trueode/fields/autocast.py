@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 
 class Autocast(nn.Module):
-    """``f(t, z)`` with the convolutions and matrix products of a field in another floating point type.
+    """``f(t, z)`` with the convolutions and matrix products of a field in another floating point
+    type.
 
-    The derivative is handed back in that of the state, so that solvers combine stages in it. The context is that of one
-    evaluation: the weights are rounded anew at each, which takes no time that could be measured beside convolutions, and
-    their gradients are summed over the evaluations in the weights' own type. Casts kept over a whole solve would sum them
-    in the lower precision, where after some hundred evaluations nothing more can be added. Evaluations that a backward
-    pass repeats are the same as those of the forward pass.
+    The derivative is handed back in that of the state, so that solvers combine stages in it. The
+    context is that of one evaluation: the weights are rounded anew at each, which takes no time
+    that could be measured beside convolutions, and their gradients are summed over the evaluations
+    in the weights' own type. Casts kept over a whole solve would sum them in the lower precision,
+    where after some hundred evaluations nothing more can be added. Evaluations that a backward pass
+    repeats are the same as those of the forward pass.
 
     Args:
         field: the field; a Module's parameters are those of this one.

@@ -15,10 +15,11 @@ from trueode.layers import Layer, LayerStack, activations
 
 
 class ConvField(nn.Module):
-    """``f(t, z)`` = convolution of width 1 (c → C), act, of width 3 (C → C), act, of width 1 (C → c).
+    """``f(t, z)`` = convolution of width 1 (c → C), act, of width 3 (C → C), act, of width 1 (C →
+    c).
 
-    Zeros are padded, so that the shape is kept. Source: ``simple_odenet`` (signals) and ``odenet`` (images) of Ott,
-    Katiyar, Hennig & Tiemann, ICLR 2021.
+    Zeros are padded, so that the shape is kept. Source: ``simple_odenet`` (signals) and ``odenet``
+    (images) of Ott, Katiyar, Hennig & Tiemann, ICLR 2021.
 
     Args:
         channels: c, the channels of the state.
@@ -28,7 +29,9 @@ class ConvField(nn.Module):
         time_dependent: whether the time enters the first layer as one more channel.
     """
 
-    def __init__(self, channels: int, hidden: int, dim: int, act: str = "relu", time_dependent: bool = False) -> None:
+    def __init__(
+        self, channels: int, hidden: int, dim: int, act: str = "relu", time_dependent: bool = False
+    ) -> None:
         super().__init__()
         if dim not in (1, 2):
             raise UsageError(f"A ConvField has dim = 1 (signals) or 2 (images), not {dim!r}.")
@@ -41,7 +44,9 @@ class ConvField(nn.Module):
         self.conv2 = conv(hidden, hidden, 3, padding=1)
         self.conv3 = conv(hidden, channels, 1)
         self._built = self._geometry()
-        if dim == 2:  # the layout in which CPUs (oneDNN) convolve fastest; otherwise weights are copied at every call
+        if (
+            dim == 2
+        ):  # the layout in which CPUs (oneDNN) convolve fastest; otherwise weights are copied at every call
             self.to(memory_format=torch.channels_last)
 
     def extra_repr(self) -> str:
@@ -49,7 +54,10 @@ class ConvField(nn.Module):
 
     def _geometry(self) -> list[object]:
         """What a convolution does besides its weights; another one may have been put in its place."""
-        return [(m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.padding_mode) for m in self.children()]
+        return [
+            (m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.padding_mode)
+            for m in self.children()
+        ]
 
     def _is_plain(self) -> bool:
         return is_plain(self, ConvField, nn.Conv1d if self.dim == 1 else nn.Conv2d)
@@ -58,9 +66,10 @@ class ConvField(nn.Module):
         """Compute the field.
 
         Args:
-            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an autonomous field.
-            z: states ``(batch, c, length)`` or ``(batch, c, height, width)``; images are computed fastest in
-                ``torch.channels_last`` and keep that layout.
+            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an
+                autonomous field.
+            z: states ``(batch, c, length)`` or ``(batch, c, height, width)``; images are computed
+                fastest in ``torch.channels_last`` and keep that layout.
 
         Returns:
             dz/dt, of the shape of ``z``.
@@ -78,13 +87,20 @@ class ConvField(nn.Module):
         return self.conv3(x)  # type: ignore[no-any-return]
 
     def flops(self, sample_shape: Sequence[int]) -> int:
-        """Floating point operations of one evaluation on one sample ``(c, …)``: two for each weight and position."""
-        return 2 * prod(sample_shape[1:]) * sum(m.weight.numel() for m in (self.conv1, self.conv2, self.conv3))
+        """Floating point operations of one evaluation on one sample ``(c, …)``: two for each weight
+        and position.
+        """
+        return (
+            2
+            * prod(sample_shape[1:])
+            * sum(m.weight.numel() for m in (self.conv1, self.conv2, self.conv3))
+        )
 
     def with_convolution(
         self, convolve: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Callable[[float | Tensor, Tensor], Tensor] | None:
-        """The field of images with its wide convolution computed in another way; None when calling it does more than that.
+        """The field of images with its wide convolution computed in another way; None when calling
+        it does more than that.
 
         Args:
             convolve: does what ``F.conv2d(x, weight, bias, padding=1)`` does.
@@ -95,14 +111,33 @@ class ConvField(nn.Module):
         return partial(self._compute, lambda x: convolve(x, self.conv2.weight, bias))
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """The field as matrices for states ``(batch, c, length)``; None when calling it does more than that."""
-        if self.dim != 1 or len(state_shape) != 3 or not self._is_plain() or self._built != self._geometry():
+        """The field as matrices for states ``(batch, c, length)``; None when calling it does more
+        than that.
+        """
+        if (
+            self.dim != 1
+            or len(state_shape) != 3
+            or not self._is_plain()
+            or self._built != self._geometry()
+        ):
             return None
-        (w1, b1), (w2, b2), (w3, b3) = ((conv.weight, conv.bias) for conv in (self.conv1, self.conv2, self.conv3))
-        if state_shape[1] != self.channels or state_shape[2] == 0 or b1 is None or b2 is None or b3 is None:
+        (w1, b1), (w2, b2), (w3, b3) = (
+            (conv.weight, conv.bias) for conv in (self.conv1, self.conv2, self.conv3)
+        )
+        if (
+            state_shape[1] != self.channels
+            or state_shape[2] == 0
+            or b1 is None
+            or b2 is None
+            or b3 is None
+        ):
             return None
         time_weight = None
         if self.time_dependent:
             w1, time_weight = w1[:, :-1], w1[:, -1, 0]
-        layers = Layer(w1, b1, self.act, time_weight), Layer(w2, b2, self.act), Layer(w3, b3, "identity")
+        layers = (
+            Layer(w1, b1, self.act, time_weight),
+            Layer(w2, b2, self.act),
+            Layer(w3, b3, "identity"),
+        )
         return LayerStack(layers, channels_last=True)

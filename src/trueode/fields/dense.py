@@ -12,7 +12,8 @@ from trueode.layers import Layer, LayerStack, activations
 
 
 class DenseField(nn.Module):
-    """``f(t, z)`` = Linear (d → C), act, Linear (C → C), act, Linear (C → d) on each flattened sample.
+    """``f(t, z)`` = Linear (d → C), act, Linear (C → C), act, Linear (C → d) on each flattened
+    sample.
 
     Source: ``linear_odenet`` of Ott, Katiyar, Hennig & Tiemann, ICLR 2021.
 
@@ -23,7 +24,9 @@ class DenseField(nn.Module):
         time_dependent: whether the time enters the first layer as one more input.
     """
 
-    def __init__(self, features: int, hidden: int, act: str = "relu", time_dependent: bool = False) -> None:
+    def __init__(
+        self, features: int, hidden: int, act: str = "relu", time_dependent: bool = False
+    ) -> None:
         super().__init__()
         self.features = features
         self.act = check_activation(act)
@@ -39,7 +42,8 @@ class DenseField(nn.Module):
         """Compute the field.
 
         Args:
-            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an autonomous field.
+            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an
+                autonomous field.
             z: states ``(batch, …)`` of d numbers each.
 
         Returns:
@@ -58,7 +62,9 @@ class DenseField(nn.Module):
         return 2 * sum(m.weight.numel() for m in (self.linear1, self.linear2, self.linear3))
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """The field's layers as matrices for states ``(batch, …)``; None when calling it does more than that."""
+        """The field's layers as matrices for states ``(batch, …)``; None when calling it does more
+        than that.
+        """
         if not is_plain(self, DenseField, nn.Linear) or prod(state_shape[1:]) != self.features:
             return None
         if any(layer.bias is None for layer in (self.linear1, self.linear2, self.linear3)):

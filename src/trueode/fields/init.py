@@ -11,18 +11,23 @@ from trueode.errors import UsageError, nearest
 
 @torch.no_grad()
 def init_weights(
-    module: nn.Module, init_type: str = "kaiming", gain: float = 0.02, generator: torch.Generator | None = None
+    module: nn.Module,
+    init_type: str = "kaiming",
+    gain: float = 0.02,
+    generator: torch.Generator | None = None,
 ) -> None:
     """Draw the weights of all linear and convolutional layers in ``module``; biases become zero.
 
     Args:
         module: layers to initialise, in place.
-        init_type: ``"kaiming"``: normal with variance 2 / fan-in (He, Zhang, Ren & Sun, ICCV 2015, eq. 10);
-            ``"normal"``: standard deviation ``gain``; ``"xavier"``: normal with variance
-            gain² · 2 / (fan-in + fan-out) (Glorot & Bengio, AISTATS 2010, eq. 12); ``"orthogonal"``: rows or columns
-            orthogonal with length ``gain`` (Saxe, McClelland & Ganguli, ICLR 2014).
+        init_type: ``"kaiming"``: normal with variance 2 / fan-in (He, Zhang, Ren & Sun, ICCV 2015,
+            eq. 10); ``"normal"``: standard deviation ``gain``; ``"xavier"``: normal with variance
+            gain² · 2 / (fan-in + fan-out) (Glorot & Bengio, AISTATS 2010, eq. 12);
+            ``"orthogonal"``: rows or columns orthogonal with length ``gain`` (Saxe, McClelland &
+                Ganguli, ICLR 2014).
         gain: see above; not used by ``"kaiming"``.
-        generator: source of the random numbers; the weights depend on nothing else, whatever their device or layout.
+        generator: source of the random numbers; the weights depend on nothing else, whatever their
+            device or layout.
 
     Raises:
         UsageError: an unknown ``init_type``.

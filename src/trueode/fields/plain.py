@@ -1,4 +1,6 @@
-"""What the fields share: the check of an activation's name, the time as an input, and whether a field is still as it was built."""
+"""What the fields share: the check of an activation's name, the time as an input, and whether a
+field is still as it was built.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,19 @@ def check_activation(name: str) -> str:
         UsageError: it is not.
     """
     if name not in ACTIVATIONS:
-        raise UsageError(f"act = {name!r} is unknown; known are {', '.join(ACTIVATIONS)}.{nearest(name, ACTIVATIONS)}")
+        raise UsageError(
+            f"act = {name!r} is unknown; known are {', '.join(ACTIVATIONS)}.{nearest(name, ACTIVATIONS)}"
+        )
     return name
 
 
 def is_plain(field: nn.Module, cls: type[nn.Module], layer: type[nn.Module]) -> bool:
-    """Whether calling ``field`` does what ``cls`` says and nobody watches: then it may be computed in another way.
+    """Whether calling ``field`` does what ``cls`` says and nobody watches: then it may be computed
+    in another way.
 
-    Not so when forward is overridden, a hook is registered on the field or a layer or globally, or a layer has been
-    replaced by anything but a ``layer`` (a parametrised layer has another type too).
+    Not so when forward is overridden, a hook is registered on the field or a layer or globally, or
+    a layer has been replaced by anything but a ``layer`` (a parametrised layer has another type
+    too).
     """
     layers = field._modules.values()
     if type(field).forward is not cls.forward or not all(type(m) is layer for m in layers):
@@ -36,7 +42,9 @@ def is_plain(field: nn.Module, cls: type[nn.Module], layer: type[nn.Module]) -> 
 
 
 def is_unwatched(*modules: Any) -> bool:
-    """Whether no hook, on one of the modules or globally, and no forward of an instance's own would be passed by."""
+    """Whether no hook, on one of the modules or globally, and no forward of an instance's own would
+    be passed by.
+    """
     if _has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
     return not any(map(_is_watched, modules))
@@ -56,7 +64,8 @@ def append_time(t: float | Tensor, z: Tensor) -> Tensor:
     """``z`` with the time as one more channel (or feature): ``(batch, channels + 1, …)``.
 
     Args:
-        t: a number, a tensor of one number, or one that broadcasts against ``z``: ``(batch, 1, …, 1)``.
+        t: a number, a tensor of one number, or one that broadcasts against ``z``:
+            ``(batch, 1, …, 1)``.
         z: ``(batch, channels, …)``.
     """
     time = torch.as_tensor(t, dtype=z.dtype, device=z.device)

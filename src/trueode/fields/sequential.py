@@ -16,12 +16,12 @@ from trueode.layers import Layer, LayerStack
 class SequentialField(nn.Module):
     """``f(t, z)`` = the modules, one after the other, on each flattened sample.
 
-    Where they are `torch.nn.Linear` layers with pointwise activations between them, of any widths and number, solvers know a
-    faster way than calling them one by one, with the same results.
+    Where they are `torch.nn.Linear` layers with pointwise activations between them, of any widths
+    and number, solvers know a faster way than calling them one by one, with the same results.
 
     Args:
-        *modules: from ``(batch, features)`` to the same shape, where features are the numbers in one sample; with
-            ``time_dependent``, from one feature more.
+        *modules: from ``(batch, features)`` to the same shape, where features are the numbers in
+            one sample; with ``time_dependent``, from one feature more.
         time_dependent: whether the time is appended to the sample.
     """
 
@@ -34,7 +34,8 @@ class SequentialField(nn.Module):
         """Compute the field.
 
         Args:
-            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an autonomous field.
+            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an
+                autonomous field.
             z: states ``(batch, …)``.
 
         Returns:
@@ -46,7 +47,9 @@ class SequentialField(nn.Module):
         return self.net(x).view(z.shape)  # type: ignore[no-any-return]
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """The field's layers as matrices for states ``(batch, …)``; None when calling it does more than that."""
+        """The field's layers as matrices for states ``(batch, …)``; None when calling it does more
+        than that.
+        """
         # this is asked before every solve, so attributes of modules are looked up where they lie
         net = self._modules["net"]
         if type(self).forward is not SequentialField.forward or type(net) is not nn.Sequential:
@@ -60,10 +63,14 @@ class SequentialField(nn.Module):
         for module in modules:
             if type(module) is nn.Linear:
                 weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-                if weight is None or weight.shape[1] != width + (self.time_dependent and not layers):
+                if weight is None or weight.shape[1] != width + (
+                    self.time_dependent and not layers
+                ):
                     return None
                 width, activated = weight.shape[0], False
-                layers.append(Layer(weight, weight.new_zeros(width) if bias is None else bias, "identity"))
+                layers.append(
+                    Layer(weight, weight.new_zeros(width) if bias is None else bias, "identity")
+                )
             elif (name := _activation(module)) is None or activated:
                 return None
             elif name != "identity":
@@ -76,7 +83,9 @@ class SequentialField(nn.Module):
         return LayerStack(tuple(layers))
 
 
-_NAMES: dict[type[nn.Module], str] = {getattr(nn, known.module): name for name, known in ACTIVATIONS.items()}
+_NAMES: dict[type[nn.Module], str] = {
+    getattr(nn, known.module): name for name, known in ACTIVATIONS.items()
+}
 _NAMES[nn.Identity] = "identity"
 
 

@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from trueode.figures.history import Array, History, draw_curves, draw_steps, every, known, running_mean, thinned
+from trueode.figures.history import (
+    Array,
+    History,
+    draw_curves,
+    draw_steps,
+    every,
+    known,
+    running_mean,
+    thinned,
+)
 from trueode.figures.swap import MARKS as SOLVERS
 from trueode.figures.theme import (
     BLUE,
@@ -34,7 +43,8 @@ DASHES = (0, (2.4, 1.6))
 
 @themed
 def adaptation(history: History, metric: str) -> Figure:
-    """An adaptive run: metric, steps and tolerance, signal and target, evaluations, all against the iteration.
+    """An adaptive run: metric, steps and tolerance, signal and target, evaluations, all against the
+    iteration.
 
     Args:
         history: of the run.
@@ -43,7 +53,9 @@ def adaptation(history: History, metric: str) -> Figure:
     width, height = 8.8, 9.0
     figure = new_figure(width, height)
     figure.subplots_adjust(right=1 - 0.8 / width)  # room for the axes on the right
-    panels = figure.subplots(4, 1, sharex=True, gridspec_kw={"height_ratios": [1.5, 1, 1, 1], "hspace": 0.32})
+    panels = figure.subplots(
+        4, 1, sharex=True, gridspec_kw={"height_ratios": [1.5, 1, 1, 1], "hspace": 0.32}
+    )
     _metric(panels[0], history, metric)
     _solver(panels[1], history)
     _signal(panels[2], history)
@@ -57,20 +69,23 @@ def adaptation(history: History, metric: str) -> Figure:
 def adaptation_runs(
     runs: Mapping[str, Sequence[History]], metric: str, moments: Sequence[Mapping[str, Any]] = ()
 ) -> Figure:
-    """The paper's Figure 5: several seeds of each rule, side by side; metric above, number of steps below.
+    """The paper's Figure 5: several seeds of each rule, side by side; metric above, number of steps
+    below.
 
     Args:
         runs: the histories of each rule, by its name.
         metric: ``"accuracy"``, a share shown in per cent, or ``"mse"``.
-        moments: tests under other solvers, drawn over the last of ``runs``: each with ``iteration``, ``solver``, ``metric`` and
-            ``n_steps``.
+        moments: tests under other solvers, drawn over the last of ``runs``: each with
+            ``iteration``, ``solver``, ``metric`` and ``n_steps``.
 
     Thin lines are seeds, strong ones their mean as far as all of them go.
     """
     groups = dict(runs) or {"": ()}
     width, height = max(6.4, 1.2 + 3.7 * len(groups)), 5.8
     figure = new_figure(width, height)
-    figure.subplots_adjust(top=1 - (0.88 if moments else 0.66) / height)  # room for the legend above the titles
+    figure.subplots_adjust(
+        top=1 - (0.88 if moments else 0.66) / height
+    )  # room for the legend above the titles
     panels = two_rows(figure, len(groups), 1.5, 0.12, 0.07, sharex="col", sharey="row")
     share = metric == "accuracy"
     scale = 100.0 if share else 1.0
@@ -78,8 +93,15 @@ def adaptation_runs(
         upper.set_title(name)
         lower.set_xlabel("iteration")
         lower.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        _seeds(upper, [_scaled(history, f"test_{metric}", scale) for history in histories], VERMILION)
-        _seeds(upper, [_scaled(history, f"test_{metric}_reference", scale) for history in histories], DARK, above=True)
+        _seeds(
+            upper, [_scaled(history, f"test_{metric}", scale) for history in histories], VERMILION
+        )
+        _seeds(
+            upper,
+            [_scaled(history, f"test_{metric}_reference", scale) for history in histories],
+            DARK,
+            above=True,
+        )
         _seeds(lower, [known(history, "n_steps") for history in histories], GREEN, steps=True)
         for axes in (upper, lower):
             if not axes.lines:
@@ -87,8 +109,13 @@ def adaptation_runs(
     tested = list(dict.fromkeys(moment["solver"] for moment in moments))
     for solver in tested:
         own = [moment for moment in moments if moment["solver"] == solver]
-        for axes, name, factor in ((panels[0, -1], "metric", scale), (panels[1, -1], "n_steps", 1.0)):
-            axes.plot([m["iteration"] for m in own], [m[name] * factor for m in own], **_marked(solver))
+        for axes, name, factor in (
+            (panels[0, -1], "metric", scale),
+            (panels[1, -1], "n_steps", 1.0),
+        ):
+            axes.plot(
+                [m["iteration"] for m in own], [m[name] * factor for m in own], **_marked(solver)
+            )
     panels[0, 0].set_ylabel("test accuracy (%)" if share else f"test {metric}")
     panels[1, 0].set_ylabel("steps")
     if share:
@@ -103,7 +130,9 @@ def adaptation_runs(
         Line2D([], [], color=GREY, linewidth=0.7, label="one seed"),
         Line2D([], [], color=GREY, linewidth=2.6, label="mean of the seeds"),
     ]
-    handles += [Line2D([], [], label=f"tested with {solver}", **_marked(solver)) for solver in tested]
+    handles += [
+        Line2D([], [], label=f"tested with {solver}", **_marked(solver)) for solver in tested
+    ]
     figure.legend(
         handles=handles,
         loc="upper right",
@@ -119,14 +148,26 @@ def adaptation_runs(
 def _marked(solver: str) -> dict[str, Any]:
     """How tests under a solver are marked."""
     mark, tint = SOLVERS[solver]
-    return {"marker": mark, "color": tint, "linestyle": "none", "markersize": 6, "markerfacecolor": "none", "zorder": 5}
+    return {
+        "marker": mark,
+        "color": tint,
+        "linestyle": "none",
+        "markersize": 6,
+        "markerfacecolor": "none",
+        "zorder": 5,
+    }
 
 
 def _metric(axes: Axes, history: History, metric: str) -> None:
-    """The metric on training batches and on the test set, there also under the finer solver; gaps between are shaded."""
+    """The metric on training batches and on the test set, there also under the finer solver; gaps
+    between are shaded.
+    """
     share = metric == "accuracy"
     scale = 100.0 if share else 1.0
-    axes.set(title="Accuracy" if share else "Mean squared error", ylabel="accuracy (%)" if share else metric)
+    axes.set(
+        title="Accuracy" if share else "Mean squared error",
+        ylabel="accuracy (%)" if share else metric,
+    )
     draw_curves(axes, history, metric, scale=scale)
     iteration, reference = _scaled(history, f"test_{metric}_reference", scale)
     if len(reference):
@@ -151,7 +192,9 @@ def _metric(axes: Axes, history: History, metric: str) -> None:
         _per_cent([axes])
     else:
         logarithmic_y(axes)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2, columnspacing=1.2)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2, columnspacing=1.2
+    )
 
 
 def _solver(axes: Axes, history: History) -> None:
@@ -164,13 +207,17 @@ def _solver(axes: Axes, history: History) -> None:
         right = _right_axis(axes, "tolerance", DARK)
         right.margins(y=0.2)  # room for the names of methods
         x, y = thinned(iteration, tolerance)
-        right.plot(x, y, color=DARK, linewidth=1.2, marker=_mark(y), markersize=3, drawstyle="steps-post")
+        right.plot(
+            x, y, color=DARK, linewidth=1.2, marker=_mark(y), markersize=3, drawstyle="steps-post"
+        )
         logarithmic_y(right)
     _methods(axes, *known(history, "order"))
 
 
 def _methods(axes: Axes, iteration: Array, order: Array) -> None:
-    """A thin line at each change of the method, and its order at the top of the panel where there is room for it."""
+    """A thin line at each change of the method, and its order at the top of the panel where there
+    is room for it.
+    """
     changes = np.flatnonzero(np.diff(order)) + 1
     if not len(changes):
         return
@@ -203,7 +250,14 @@ def _signal(axes: Axes, history: History) -> None:
     if len(target):
         x, y = thinned(iteration, target)
         axes.plot(
-            x, y, color=DARK, linestyle="--", linewidth=1.2, marker=_mark(y), drawstyle="steps-post", label="target"
+            x,
+            y,
+            color=DARK,
+            linestyle="--",
+            linewidth=1.2,
+            marker=_mark(y),
+            drawstyle="steps-post",
+            label="target",
         )
     if not axes.lines:
         return tell_empty(axes)
@@ -243,28 +297,56 @@ def _counts(axes: Axes, history: History, name: str, tint: str, *, alone: bool) 
 
 
 def _seeds(
-    axes: Axes, curves: Sequence[tuple[Array, Array]], tint: str, *, steps: bool = False, above: bool = False
+    axes: Axes,
+    curves: Sequence[tuple[Array, Array]],
+    tint: str,
+    *,
+    steps: bool = False,
+    above: bool = False,
 ) -> None:
-    """A thin line per seed, and their mean; one ``above`` another lets it shine through where they agree."""
+    """A thin line per seed, and their mean; one ``above`` another lets it shine through where they
+    agree.
+    """
     curves = [curve for curve in curves if len(curve[0])]
     drawing = "steps-post" if steps else "default"
     for x, y in curves:
         x, y = thinned(x, y)
         axes.plot(
-            x, y, color=tint, linewidth=0.7, alpha=0.45, marker=_mark(y), markersize=3, drawstyle=drawing, zorder=1.5
+            x,
+            y,
+            color=tint,
+            linewidth=0.7,
+            alpha=0.45,
+            marker=_mark(y),
+            markersize=3,
+            drawstyle=drawing,
+            zorder=1.5,
         )
     if curves:
         x, y = thinned(*_mean(curves, _held if steps else np.interp))
         width, dashes = (1.6, DASHES) if above else (2.6 if not steps else 2.0, "-")
-        axes.plot(x, y, color=tint, linewidth=width, linestyle=dashes, marker=_mark(y), drawstyle=drawing, label="mean")
+        axes.plot(
+            x,
+            y,
+            color=tint,
+            linewidth=width,
+            linestyle=dashes,
+            marker=_mark(y),
+            drawstyle=drawing,
+            label="mean",
+        )
 
 
 def _mean(
     curves: Sequence[tuple[Array, Array]], between: Callable[[Array, Array, Array], Array]
 ) -> tuple[Array, Array]:
-    """Mean of curves where all of them are known; ``between`` gives values between the points of one."""
+    """Mean of curves where all of them are known; ``between`` gives values between the points of
+    one.
+    """
     points = np.unique(np.concatenate([x for x, _ in curves]))
-    points = points[(points >= max(x[0] for x, _ in curves)) & (points <= min(x[-1] for x, _ in curves))]
+    points = points[
+        (points >= max(x[0] for x, _ in curves)) & (points <= min(x[-1] for x, _ in curves))
+    ]
     return points, np.mean([between(points, x, y) for x, y in curves], axis=0)
 
 
@@ -279,11 +361,15 @@ def _scaled(history: History, name: str, scale: float) -> tuple[Array, Array]:
 
 
 def _with_gaps(history: History, name: str) -> tuple[Array, Array]:
-    """A column that breaks off where it is empty, as the tolerance does where the solver takes fixed steps."""
+    """A column that breaks off where it is empty, as the tolerance does where the solver takes
+    fixed steps.
+    """
     if not len(known(history, name)[0]):
         return np.empty(0), np.empty(0)
     values = np.asarray(history[name], dtype=float)
-    return np.asarray(history["iteration"], dtype=float), np.where(np.isfinite(values), values, np.nan)
+    return np.asarray(history["iteration"], dtype=float), np.where(
+        np.isfinite(values), values, np.nan
+    )
 
 
 def _right_axis(axes: Axes, label: str, tint: str) -> Axes:

@@ -1,4 +1,6 @@
-"""What an audit shows. Rows are those of ``audit.json``: mappings with ``method``, ``kind``, ``setting``, ``n_steps``, …"""
+"""What an audit shows. Rows are those of ``audit.json``: mappings with ``method``, ``kind``,
+``setting``, ``n_steps``, …
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from trueode.figures.theme import DARK, GREY, colour, logarithmic_y, new_figure,
 
 Row = Mapping[str, Any]
 
-BESIDE, WIDE = 1.85, 21  # inches for a legend beside the axes; letters that one of its lines has room for
+BESIDE, WIDE = (
+    1.85,
+    21,
+)  # inches for a legend beside the axes; letters that one of its lines has room for
 
 
 @themed
@@ -28,7 +33,8 @@ def audit_order(rows: Sequence[Row], orders: Sequence[Row]) -> Figure:
 
     Args:
         rows: of the audit.
-        orders: with ``method``, ``nominal``, ``observed``, ``lower``, ``upper``, ``floor`` and ``steps``.
+        orders: with ``method``, ``nominal``, ``observed``, ``lower``, ``upper``, ``floor`` and
+            ``steps``.
     """
     figure, axes = _with_legend_beside("Error of the outputs, and the order at which it falls")
     axes.set_xlabel("steps")
@@ -41,7 +47,9 @@ def audit_order(rows: Sequence[Row], orders: Sequence[Row]) -> Figure:
     if orders:
         _line(axes, orders[0]["floor"], "rounding")
     for method in dict.fromkeys(row["method"] for row in fixed):
-        own = sorted((row for row in fixed if row["method"] == method), key=lambda row: row["n_steps"])
+        own = sorted(
+            (row for row in fixed if row["method"] == method), key=lambda row: row["n_steps"]
+        )
         label = fill(method, WIDE)
         if method in found:
             order = found[method]
@@ -49,7 +57,9 @@ def audit_order(rows: Sequence[Row], orders: Sequence[Row]) -> Figure:
             label = f"{method}: {order['observed']:.2f} ± {half:.2f}\n(nominal order {order['nominal']})"
         marker, tint = MARKS.get(method, ("P", GREY))
         x, y = [row["n_steps"] for row in own], [row["output_error"] for row in own]
-        axes.plot(x, y, marker=marker, color=tint, linewidth=1.0, markerfacecolor="none", label=label)
+        axes.plot(
+            x, y, marker=marker, color=tint, linewidth=1.0, markerfacecolor="none", label=label
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -60,7 +70,8 @@ def audit_order(rows: Sequence[Row], orders: Sequence[Row]) -> Figure:
 
 @themed
 def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figure:
-    """How many predictions a solver may change, with 95 % confidence, against field evaluations: safe is below the margin.
+    """How many predictions a solver may change, with 95 % confidence, against field evaluations:
+    safe is below the margin.
 
     Args:
         rows: of the audit.
@@ -78,7 +89,15 @@ def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figur
         own = sorted((row for row in good if row["method"] == method), key=lambda row: row["nfe"])
         marker, tint = MARKS.get(method, ("P", GREY))
         x, y = [row["nfe"] for row in own], [100 * row["upper"] for row in own]
-        axes.plot(x, y, marker=marker, color=tint, linewidth=1.0, markerfacecolor="none", label=fill(method, WIDE))
+        axes.plot(
+            x,
+            y,
+            marker=marker,
+            color=tint,
+            linewidth=1.0,
+            markerfacecolor="none",
+            label=fill(method, WIDE),
+        )
     pointed: dict[str, Any] = {
         "marker": "o",
         "color": DARK,
@@ -90,7 +109,11 @@ def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figur
         if row["is_training"]:
             pointed["marker"], _ = MARKS.get(row["method"], ("P", GREY))
             axes.plot(
-                row["nfe"], 100 * row["upper"], label=f"trained with\n{fill(row['solver'], WIDE)}", zorder=4, **pointed
+                row["nfe"],
+                100 * row["upper"],
+                label=f"trained with\n{fill(row['solver'], WIDE)}",
+                zorder=4,
+                **pointed,
             )
     if safe:
         star = {**pointed, "marker": "*", "markersize": 15, "markeredgewidth": 0.0}
@@ -120,7 +143,8 @@ def audit_trajectories(
     predictions_exact: NDArray[Any],
     training: str,
 ) -> Figure:
-    """Trajectories of two-dimensional states under the training solver and under the exact flow, coloured by prediction.
+    """Trajectories of two-dimensional states under the training solver and under the exact flow,
+    coloured by prediction.
 
     Args:
         own: ``(points, n, 2)`` under the training solver.
@@ -139,15 +163,25 @@ def audit_trajectories(
         _plane(axes, np.asarray(paths, dtype=float), np.asarray(labels), title)
     panels[0].set_ylabel("$z_2$")
     shown = (
-        np.unique(np.concatenate([np.asarray(predictions), np.asarray(predictions_exact)])) if len(predictions) else ()
+        np.unique(np.concatenate([np.asarray(predictions), np.asarray(predictions_exact)]))
+        if len(predictions)
+        else ()
     )
     dots: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 4.5}
-    entries = [Line2D([], [], color=colour(int(label)), label=f"predicted {int(label)}") for label in shown]
+    entries = [
+        Line2D([], [], color=colour(int(label)), label=f"predicted {int(label)}") for label in shown
+    ]
     entries += [
         Line2D([], [], markerfacecolor="white", markeredgecolor=DARK, label="start", **dots),
         Line2D([], [], color=DARK, label="end", **dots),
     ]
-    figure.legend(handles=entries, loc="upper right", bbox_to_anchor=(1 - 0.22 / 9.4, 1.0), ncols=6, columnspacing=1.2)
+    figure.legend(
+        handles=entries,
+        loc="upper right",
+        bbox_to_anchor=(1 - 0.22 / 9.4, 1.0),
+        ncols=6,
+        columnspacing=1.2,
+    )
     return figure
 
 
@@ -194,8 +228,17 @@ def _plane(axes: Axes, paths: NDArray[Any], labels: NDArray[Any], title: str) ->
     for label in np.unique(labels[there]):
         chosen = paths[:, there & (labels == label)]
         tint = colour(int(label))
-        axes.add_collection(LineCollection(list(chosen.transpose(1, 0, 2)), colors=tint, linewidths=0.8, alpha=0.6))
-        axes.plot(*chosen[0].T, "o", markerfacecolor="white", markeredgecolor=tint, markersize=4, markeredgewidth=1.0)
+        axes.add_collection(
+            LineCollection(list(chosen.transpose(1, 0, 2)), colors=tint, linewidths=0.8, alpha=0.6)
+        )
+        axes.plot(
+            *chosen[0].T,
+            "o",
+            markerfacecolor="white",
+            markeredgecolor=tint,
+            markersize=4,
+            markeredgewidth=1.0,
+        )
         axes.plot(*chosen[-1].T, "o", color=tint, markersize=4, markeredgewidth=0)
 
 

@@ -1,6 +1,7 @@
 """Figures of a run's history: loss, metric, effort.
 
-A history maps the columns of ``history.csv`` to float arrays of equal length, NaN where a cell is empty.
+A history maps the columns of ``history.csv`` to float arrays of equal length, NaN where a cell is
+empty.
 """
 
 from __future__ import annotations
@@ -13,17 +14,31 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from trueode.figures.theme import BLUE, DARK, GREEN, GREY, VERMILION, logarithmic_y, new_figure, tell_empty, themed
+from trueode.figures.theme import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    VERMILION,
+    logarithmic_y,
+    new_figure,
+    tell_empty,
+    themed,
+)
 
 Array = NDArray[np.float64]
 History = Mapping[str, Array]
 
-COLUMNS = 600  # a figure is about this many pixels wide: more points than two per pixel cannot be seen
+COLUMNS = (
+    600  # a figure is about this many pixels wide: more points than two per pixel cannot be seen
+)
 
 
 @themed
 def loss(history: History) -> Figure:
-    """Training loss (each logged batch faint, running mean strong) and test loss against the iteration."""
+    """Training loss (each logged batch faint, running mean strong) and test loss against the
+    iteration.
+    """
     figure = new_figure()
     axes = figure.add_subplot(title="Loss", xlabel="iteration", ylabel="loss")
     _curves(axes, history, "loss", scale=1.0, log=True)
@@ -32,7 +47,9 @@ def loss(history: History) -> Figure:
 
 @themed
 def metric(history: History, name: str) -> Figure:
-    """The metric ``name`` (``"accuracy"``, a share shown in per cent, or ``"mse"``) against the iteration."""
+    """The metric ``name`` (``"accuracy"``, a share shown in per cent, or ``"mse"``) against the
+    iteration.
+    """
     figure = new_figure()
     share = name == "accuracy"
     axes = figure.add_subplot(
@@ -49,7 +66,9 @@ def metric(history: History, name: str) -> Figure:
 
 @themed
 def effort(history: History) -> Figure:
-    """Field evaluations per iteration, forward and backward; steps per solve; tolerance when the solver is adaptive."""
+    """Field evaluations per iteration, forward and backward; steps per solve; tolerance when the
+    solver is adaptive.
+    """
     adaptive = "tolerance" in history
     figure = new_figure(height=4.6 if not adaptive else 6.0)
     panels = figure.subplots(3 if adaptive else 2, 1, sharex=True, gridspec_kw={"hspace": 0.28})
@@ -58,7 +77,10 @@ def effort(history: History) -> Figure:
     panels[1].set(ylabel="steps")
     panels[-1].set_xlabel("iteration")
     # The wider line lies below: where forward and backward cost the same, both are seen.
-    for column, label, tint, width in (("nfe_backward", "backward", VERMILION, 4.0), ("nfe", "forward", BLUE, 1.6)):
+    for column, label, tint, width in (
+        ("nfe_backward", "backward", VERMILION, 4.0),
+        ("nfe", "forward", BLUE, 1.6),
+    ):
         draw_steps(panels[0], history, column, tint, label, width)
     draw_steps(panels[1], history, "n_steps", GREEN)
     if adaptive:
@@ -70,7 +92,9 @@ def effort(history: History) -> Figure:
             panel.set_ylim(0, max(1.0, panel.dataLim.y1) * 1.15)
             panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     if panels[0].lines:
-        panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, reverse=True)
+        panels[0].legend(
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, reverse=True
+        )
     return figure
 
 
@@ -90,28 +114,51 @@ def draw_curves(axes: Axes, history: History, name: str, *, scale: float) -> Non
     train = train * scale
     if len(train) > 1:
         axes.plot(*thinned(iteration, train), color=BLUE, alpha=0.28, linewidth=0.9, label="_batch")
-        axes.plot(*every(iteration, running_mean(train)), color=BLUE, label="training batches, running mean")
+        axes.plot(
+            *every(iteration, running_mean(train)),
+            color=BLUE,
+            label="training batches, running mean",
+        )
     elif len(train):
         axes.plot(iteration, train, "o", color=BLUE, label="training batch")
     iteration, test = known(history, f"test_{name}")
     if len(test):
         marks = "o" if len(test) <= 40 else ""
-        axes.plot(*thinned(iteration, test * scale), color=VERMILION, marker=marks, markersize=4, label="test set")
+        axes.plot(
+            *thinned(iteration, test * scale),
+            color=VERMILION,
+            marker=marks,
+            markersize=4,
+            label="test set",
+        )
 
 
-def draw_steps(axes: Axes, history: History, name: str, colour: str, label: str = "", width: float = 1.6) -> None:
+def draw_steps(
+    axes: Axes, history: History, name: str, colour: str, label: str = "", width: float = 1.6
+) -> None:
     """A column whose value holds until the next row."""
     iteration, values = known(history, name)
     if len(values):
         marker = "o" if len(values) == 1 else ""
         x, y = thinned(iteration, values)
-        axes.plot(x, y, color=colour, label=label, linewidth=width, marker=marker, drawstyle="steps-post", alpha=0.9)
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            label=label,
+            linewidth=width,
+            marker=marker,
+            drawstyle="steps-post",
+            alpha=0.9,
+        )
     elif not axes.lines and not axes.texts:
         tell_empty(axes)
 
 
 def known(history: History, name: str) -> tuple[Array, Array]:
-    """Iterations and values of a column where the value is finite; empty when the column is missing."""
+    """Iterations and values of a column where the value is finite; empty when the column is
+    missing.
+    """
     iteration = np.asarray(history.get("iteration", ()), dtype=float)
     values = np.asarray(history.get(name, ()), dtype=float)
     if values.shape != iteration.shape:

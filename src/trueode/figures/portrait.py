@@ -1,8 +1,9 @@
-"""Two-dimensional models in phase space: the paper's Figure 1 (trajectories) and Figure 2 (output over regions).
+"""Two-dimensional models in phase space: the paper's Figure 1 (trajectories) and Figure 2 (output
+over regions).
 
-A portrait is a mapping with ``times (n_times,)``, ``paths (n_times, n, 2)``, ``labels (n,)``, ``predictions (n,)``,
-``output (n, 2)``, ``grid_x (m,)``, ``grid_y (k,)``, ``regions (k, m)`` (predicted class at each grid point), ``solver``
-(in words) and ``accuracy`` (a share).
+A portrait is a mapping with ``times (n_times,)``, ``paths (n_times, n, 2)``, ``labels (n,)``,
+``predictions (n,)``, ``output (n, 2)``, ``grid_x (m,)``, ``grid_y (k,)``, ``regions (k, m)``
+(predicted class at each grid point), ``solver`` (in words) and ``accuracy`` (a share).
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ PATHS = 120  # more lines than this hide each other
 
 @themed
 def trajectories(portrait: Portrait) -> Figure:
-    """Paths of the samples through the ODE block, coloured by class: start hollow, end filled (Figure 1 a, b).
+    """Paths of the samples through the ODE block, coloured by class: start hollow, end filled
+    (Figure 1 a, b).
 
-    Trajectories of an autonomous ODE cannot cross; where these do, the discretisation is too coarse.
+    Trajectories of an autonomous ODE cannot cross; where these do, the discretisation is too
+    coarse.
     """
     figure, axes = _plane("Trajectories", portrait)
     shown = draw_paths(axes, portrait)
@@ -40,7 +43,15 @@ def trajectories(portrait: Portrait) -> Figure:
         figure,
         np.asarray(portrait["labels"])[shown],
         extra=[
-            Line2D([], [], marker="o", linestyle="none", markerfacecolor="white", markeredgecolor=DARK, label="start"),
+            Line2D(
+                [],
+                [],
+                marker="o",
+                linestyle="none",
+                markerfacecolor="white",
+                markeredgecolor=DARK,
+                label="start",
+            ),
             Line2D([], [], marker="o", linestyle="none", color=DARK, label="end"),
         ],
     )
@@ -56,8 +67,17 @@ def draw_paths(axes: Axes, portrait: Portrait, limit: int = PATHS) -> NDArray[An
     for label in np.unique(labels[chosen]):
         own = paths[:, chosen[labels[chosen] == label]]
         tint = colour(int(label))
-        axes.add_collection(LineCollection(list(own.transpose(1, 0, 2)), colors=tint, linewidths=0.8, alpha=0.55))
-        axes.plot(*own[0].T, "o", markerfacecolor="white", markeredgecolor=tint, markersize=4.2, markeredgewidth=1.0)
+        axes.add_collection(
+            LineCollection(list(own.transpose(1, 0, 2)), colors=tint, linewidths=0.8, alpha=0.55)
+        )
+        axes.plot(
+            *own[0].T,
+            "o",
+            markerfacecolor="white",
+            markeredgecolor=tint,
+            markersize=4.2,
+            markeredgewidth=1.0,
+        )
         axes.plot(*own[-1].T, "o", color=tint, markersize=4.2, markeredgewidth=0)
     if len(chosen):
         _view(axes, paths[:, chosen])
@@ -89,7 +109,9 @@ def draw_regions(axes: Axes, portrait: Portrait, frame: Portrait | None = None) 
     output = np.asarray(portrait["output"], dtype=float).reshape(-1, 2)
     labels = np.asarray(portrait["labels"])
     behind = portrait if frame is None else frame
-    x, y, areas = (np.asarray(behind[name], dtype=float) for name in ("grid_x", "grid_y", "regions"))
+    x, y, areas = (
+        np.asarray(behind[name], dtype=float) for name in ("grid_x", "grid_y", "regions")
+    )
     if len(x) > 1 and len(y) > 1:
         n_classes = int(max(np.nanmax(areas), labels.max(initial=0))) + 1
         pale = ListedColormap([0.72 + 0.28 * np.array(to_rgb(colour(k))) for k in range(n_classes)])
@@ -109,7 +131,14 @@ def draw_regions(axes: Axes, portrait: Portrait, frame: Portrait | None = None) 
     finite: NDArray[Any] = np.flatnonzero(np.isfinite(output).all(axis=1))
     for label in np.unique(labels[finite]):
         own = output[finite[labels[finite] == label]]
-        axes.plot(*own.T, "o", color=colour(int(label)), markersize=3.6, markeredgecolor="white", markeredgewidth=0.3)
+        axes.plot(
+            *own.T,
+            "o",
+            color=colour(int(label)),
+            markersize=3.6,
+            markeredgecolor="white",
+            markeredgewidth=0.3,
+        )
     return finite
 
 
@@ -123,14 +152,18 @@ def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
     figure.subplots_adjust(top=0.89, bottom=0.15)
     axes = figure.add_subplot(xlabel="$z_1$", ylabel="$z_2$")
     heading = title + "\n" + ", ".join(filter(None, facts))
-    figure.text(MARGIN_LEFT / 5.4, 0.985, heading, ha="left", va="top", fontsize="large", linespacing=1.4)
+    figure.text(
+        MARGIN_LEFT / 5.4, 0.985, heading, ha="left", va="top", fontsize="large", linespacing=1.4
+    )
     axes.set_aspect("equal", adjustable="box")
     axes.locator_params(nbins=6)
     return figure, axes
 
 
 def _view(axes: Axes, paths: NDArray[np.float64]) -> None:
-    """All starts and the bulk of the ends: a few samples that are flung far away must not shrink all others to a dot."""
+    """All starts and the bulk of the ends: a few samples that are flung far away must not shrink
+    all others to a dot.
+    """
     whole = np.stack([paths.min(axis=(0, 1)), paths.max(axis=(0, 1))])
     bulk = np.concatenate([paths[0], np.quantile(paths[-1], [0.02, 0.98], axis=0)])
     bulk = np.stack([bulk.min(axis=0), bulk.max(axis=0)])
@@ -142,7 +175,9 @@ def _view(axes: Axes, paths: NDArray[np.float64]) -> None:
 def _classes(figure: Figure, labels: NDArray[Any], extra: list[Line2D] | None = None) -> None:
     """Which colour is which class."""
     handles = [
-        Line2D([], [], marker="o", linestyle="none", color=colour(int(label)), label=f"class {label}")
+        Line2D(
+            [], [], marker="o", linestyle="none", color=colour(int(label)), label=f"class {label}"
+        )
         for label in np.unique(labels)
     ]
     figure.legend(handles=[*handles, *(extra or [])], loc="lower center", ncols=6)

@@ -15,8 +15,11 @@ SHOWN = 4
 
 
 @themed
-def time_series(t: ArrayLike, truth: ArrayLike, predicted: ArrayLike, names: Sequence[str] | None = None) -> Figure:
-    """Truth (dots) and prediction (lines) of the first four trajectories, a panel each, a colour per component.
+def time_series(
+    t: ArrayLike, truth: ArrayLike, predicted: ArrayLike, names: Sequence[str] | None = None
+) -> Figure:
+    """Truth (dots) and prediction (lines) of the first four trajectories, a panel each, a colour
+    per component.
 
     Args:
         t: times ``(times,)``.
@@ -32,7 +35,12 @@ def time_series(t: ArrayLike, truth: ArrayLike, predicted: ArrayLike, names: Seq
         return figure
     columns = min(n, 2)
     panels = figure.subplots(
-        -(-n // columns), columns, sharex=True, sharey=True, squeeze=False, gridspec_kw={"hspace": 0.16, "wspace": 0.08}
+        -(-n // columns),
+        columns,
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        gridspec_kw={"hspace": 0.16, "wspace": 0.08},
     )
     width = true.shape[2]
     labels = list(names) if names is not None else [f"$z_{{{k + 1}}}$" for k in range(width)]
@@ -41,7 +49,15 @@ def time_series(t: ArrayLike, truth: ArrayLike, predicted: ArrayLike, names: Seq
             axes.set_axis_off()
             continue
         for k in range(width):
-            axes.plot(times, true[number, :, k], "o", color=colour(k), markersize=3.2, alpha=0.55, markeredgewidth=0)
+            axes.plot(
+                times,
+                true[number, :, k],
+                "o",
+                color=colour(k),
+                markersize=3.2,
+                alpha=0.55,
+                markeredgewidth=0,
+            )
             axes.plot(times, own[number, :, k], color=colour(k), linewidth=1.3)
     for axes in panels[-1]:
         axes.set_xlabel("time")
@@ -52,6 +68,11 @@ def time_series(t: ArrayLike, truth: ArrayLike, predicted: ArrayLike, names: Seq
         Line2D([], [], color=DARK, label="predicted"),
     ]
     panels[0, -1].legend(
-        handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=6, borderaxespad=0.2, columnspacing=1.2
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=6,
+        borderaxespad=0.2,
+        columnspacing=1.2,
     )
     return figure

@@ -1,4 +1,6 @@
-"""The paper's Figure 4 for one model: accuracy under other solvers than the one it was trained with."""
+"""The paper's Figure 4 for one model: accuracy under other solvers than the one it was trained
+with.
+"""
 
 from __future__ import annotations
 
@@ -44,23 +46,33 @@ MARKS: dict[str, tuple[str, str]] = {
 
 @themed
 def solver_swap(
-    rows: Sequence[Row], training: object = "", *, name: str = "accuracy", exact: float = float("nan")
+    rows: Sequence[Row],
+    training: object = "",
+    *,
+    name: str = "accuracy",
+    exact: float = float("nan"),
 ) -> Figure:
-    """Accuracy (or mse) above, share of changed predictions below, against the fineness of the solver.
+    """Accuracy (or mse) above, share of changed predictions below, against the fineness of the
+    solver.
 
     Args:
-        rows: one per solver, as in ``audit.json``: with ``method``, ``kind`` (``"fixed"`` or ``"adaptive"``), ``setting``
-            (realised steps, or tolerance), ``metric``, ``changed`` and ``flips`` (shares of predictions unlike the training
-            solver's, and unlike the exact flow's), ``is_training`` and ``status``.
+        rows: one per solver, as in ``audit.json``: with ``method``, ``kind`` (``"fixed"`` or
+            ``"adaptive"``), ``setting`` (realised steps, or tolerance), ``metric``, ``changed`` and
+            ``flips`` (shares of predictions unlike the training solver's, and unlike the exact
+            flow's), ``is_training`` and ``status``.
         training: the training solver in words, for the label of its point.
         name: of the metric.
-        exact: the metric under the exact flow: a line across, and ``flips`` are drawn in the place of ``changed``.
+        exact: the metric under the exact flow: a line across, and ``flips`` are drawn in the place
+            of ``changed``.
 
-    Fixed solvers stand on a logarithmic axis of realised steps, adaptive ones on 1/tolerance, side by side.
+    Fixed solvers stand on a logarithmic axis of realised steps, adaptive ones on 1/tolerance, side
+    by side.
     """
     rows = [row for row in rows if row.get("status", "success") == "success"]
     share = "flips" if np.isfinite(exact) else "changed"
-    kinds = [kind for kind in ("fixed", "adaptive") if any(row.get("kind") == kind for row in rows)] or ["fixed"]
+    kinds = [
+        kind for kind in ("fixed", "adaptive") if any(row.get("kind") == kind for row in rows)
+    ] or ["fixed"]
     figure = new_figure(6.8 if len(kinds) == 1 else 9.2, 5.0)
     panels = two_rows(figure, len(kinds), 2.2, 0.14, 0.08, sharex="col", sharey="row")
     for (upper, lower), kind in zip(panels.T, kinds, strict=True):
@@ -82,7 +94,9 @@ def solver_swap(
     first, below = panels[:, 0]
     first.set_ylabel("accuracy (%)" if name == "accuracy" else name)
     first.set_title("One model, many solvers")
-    below.set_ylabel("unlike the\nexact flow (%)" if np.isfinite(exact) else "predictions\nchanged (%)")
+    below.set_ylabel(
+        "unlike the\nexact flow (%)" if np.isfinite(exact) else "predictions\nchanged (%)"
+    )
     figure.align_ylabels(panels[:, 0])
     _value_axes(panels[0], panels[1], name)
     _legend(figure, panels[0])
@@ -152,8 +166,12 @@ def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
         doubled = {values[0] * 2**k for k in range(32)}
         apart = max(1.18, (values[-1] / values[0]) ** (1 / 16))
         kept: list[float] = []
-        for value in sorted(values, key=lambda value: value not in doubled):  # the doubled ones first
-            if len(values) <= 3 or all(max(value / other, other / value) >= apart for other in kept):
+        for value in sorted(
+            values, key=lambda value: value not in doubled
+        ):  # the doubled ones first
+            if len(values) <= 3 or all(
+                max(value / other, other / value) >= apart for other in kept
+            ):
                 kept.append(value)  # labels closer than this would touch
         axes.xaxis.set_major_locator(FixedLocator(sorted(kept)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -187,7 +205,9 @@ class _UpTo(MaxNLocator):
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     entries = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if "exact flow" in entries:
         entries["exact flow"] = entries.pop("exact flow")  # after the solvers

@@ -1,4 +1,6 @@
-"""The look that all figures share: colours that colour-blind readers can tell apart, quiet axes, fixed margins."""
+"""The look that all figures share: colours that colour-blind readers can tell apart, quiet axes,
+fixed margins.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,20 @@ P = ParamSpec("P")
 
 DARK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-# Okabe & Ito, Color Universal Design (2008), the readable ones first; two greys complete ten classes.
-PALETTE = (BLUE, VERMILION, GREEN, PURPLE, "#e69f00", "#56b4e9", "#8c6d1f", "#f0e442", "#555555", "#aaaaaa")
+# Okabe & Ito, Color Universal Design (2008), the readable ones first; two greys complete ten
+# classes.
+PALETTE = (
+    BLUE,
+    VERMILION,
+    GREEN,
+    PURPLE,
+    "#e69f00",
+    "#56b4e9",
+    "#8c6d1f",
+    "#f0e442",
+    "#555555",
+    "#aaaaaa",
+)
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
@@ -53,7 +67,9 @@ FOOTER = 0.22  # inches
 
 
 def style() -> AbstractContextManager[None]:
-    """The theme as a context: what is drawn or saved inside it looks alike, and nothing outside it changes."""
+    """The theme as a context: what is drawn or saved inside it looks alike, and nothing outside it
+    changes.
+    """
     return mpl.rc_context(cast(Any, STYLE))
 
 
@@ -69,7 +85,9 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(width: float = 6.4, height: float = 3.8) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches that belongs to no window and no global state."""
+    """An empty figure of ``width`` x ``height`` inches that belongs to no window and no global
+    state.
+    """
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(
@@ -81,7 +99,9 @@ def new_figure(width: float = 6.4, height: float = 3.8) -> Figure:
     return figure
 
 
-def two_rows(figure: Figure, columns: int, upper: float, hspace: float, wspace: float, **shared: Any) -> Any:
+def two_rows(
+    figure: Figure, columns: int, upper: float, hspace: float, wspace: float, **shared: Any
+) -> Any:
     """Axes ``(2, columns)``, those above so many times as high as those below."""
     grid = {"height_ratios": [upper, 1], "hspace": hspace, "wspace": wspace}
     return figure.subplots(2, columns, squeeze=False, gridspec_kw=grid, **shared)
@@ -93,11 +113,15 @@ def footer(figure: Figure, text: str) -> None:
     grown = height + FOOTER
     place = figure.subplotpars
     figure.set_size_inches(width, grown)
-    figure.subplots_adjust(bottom=(place.bottom * height + FOOTER) / grown, top=(place.top * height + FOOTER) / grown)
+    figure.subplots_adjust(
+        bottom=(place.bottom * height + FOOTER) / grown, top=(place.top * height + FOOTER) / grown
+    )
     for legend in figure.legends:  # they stand at the edges of the figure
         legend.set_in_layout(False)
     with style():
-        figure.text(0.06 / width, 0.06 / grown, text, ha="left", va="bottom", fontsize=7.5, color=GREY)
+        figure.text(
+            0.06 / width, 0.06 / grown, text, ha="left", va="bottom", fontsize=7.5, color=GREY
+        )
 
 
 def colour(index: int) -> str:
@@ -113,7 +137,9 @@ def drawn_y(panels: Sequence[Axes]) -> NDArray[np.float64]:
 
 
 def logarithmic_y(axes: Axes) -> None:
-    """Logarithmic y axis with numbers written out, where every value drawn is positive; else leave it linear."""
+    """Logarithmic y axis with numbers written out, where every value drawn is positive; else leave
+    it linear.
+    """
     values = drawn_y([axes])
     if not len(values) or values.min() <= 0:
         return

@@ -27,10 +27,25 @@ class Description(NamedTuple):
         if self.choices:
             what = f"{'one or more' if self.several else 'one'} of {', '.join(self.choices)}"
         else:
-            words = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text"}
+            words = {
+                "int": "whole number",
+                "float": "number",
+                "bool": "true or false",
+                "str": "text",
+            }
             what = words[self.kind]
-            what = f"{what}s" if self.several else what if self.kind in ("bool", "str") else f"a {what}"
-        return what + (f" {self.limits}" if self.limits else "") + (", or none" if self.optional else "")
+            what = (
+                f"{what}s"
+                if self.several
+                else what
+                if self.kind in ("bool", "str")
+                else f"a {what}"
+            )
+        return (
+            what
+            + (f" {self.limits}" if self.limits else "")
+            + (", or none" if self.optional else "")
+        )
 
 
 def describe() -> list[Description]:
@@ -40,7 +55,12 @@ def describe() -> list[Description]:
     for name, info in Options.model_fields.items():
         annotation = str(info.annotation).replace("<class '", "").rstrip("'>")
         kind = next(k for k in ("bool", "int", "float", "str") if k in annotation)
-        limits = [f"{signs[key]} {getattr(m, key)}" for m in info.metadata for key in signs if hasattr(m, key)]
+        limits = [
+            f"{signs[key]} {getattr(m, key)}"
+            for m in info.metadata
+            for key in signs
+            if hasattr(m, key)
+        ]
         extra: Any = info.json_schema_extra
         found.append(
             Description(

@@ -19,7 +19,9 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError(message[0].upper() + message[1:] + ".")
 
 
-def make_parser(prog: str, description: str = "", formatter: Any = argparse.HelpFormatter) -> argparse.ArgumentParser:
+def make_parser(
+    prog: str, description: str = "", formatter: Any = argparse.HelpFormatter
+) -> argparse.ArgumentParser:
     """The parser of all flags; it reads texts, the schema makes values of them."""
     parser = _Parser(
         prog=prog,
@@ -31,14 +33,22 @@ def make_parser(prog: str, description: str = "", formatter: Any = argparse.Help
     groups: dict[str, Any] = {}
     file_group = parser.add_argument_group("file")
     file_group.add_argument(
-        "--options_file", metavar="path", help="a YAML file of options that differ from the defaults; flags win over it"
+        "--options_file",
+        metavar="path",
+        help="a YAML file of options that differ from the defaults; flags win over it",
     )
     for item in describe():
         group = groups.setdefault(item.group, None) or parser.add_argument_group(item.group)
         groups[item.group] = group
         default = " ".join(map(str, item.default)) if item.several else str(item.default).lower()
         default = item.default if item.kind == "str" and not item.several else default
-        arity: Any = {"nargs": "?", "const": "true"} if item.kind == "bool" else {"nargs": "+"} if item.several else {}
+        arity: Any = (
+            {"nargs": "?", "const": "true"}
+            if item.kind == "bool"
+            else {"nargs": "+"}
+            if item.several
+            else {}
+        )
         group.add_argument(
             f"--{item.name}",
             *(f"--{alias}" for alias in item.aliases),
@@ -51,22 +61,29 @@ def make_parser(prog: str, description: str = "", formatter: Any = argparse.Help
     return parser
 
 
-def load_options(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> tuple[Options, frozenset[str]]:
+def load_options(
+    argv: Sequence[str], parser: argparse.ArgumentParser | None = None
+) -> tuple[Options, frozenset[str]]:
     """Read options from flags and from the file that they name.
 
     Returns:
         The options, and the names that the user gave, by flag or in the file.
 
     Raises:
-        OptionError: an option is unknown, out of range, of the wrong type or impossible beside another one.
+        OptionError: an option is unknown, out of range, of the wrong type or impossible beside
+            another one.
     """
     parsed, unknown = (parser or make_parser("trueode train")).parse_known_args(list(argv))
     known = [name for item in describe() for name in (item.name, *item.aliases)]
     for text in unknown:
         name = text.lstrip("-").split("=")[0]
         if not text.startswith("-"):
-            raise OptionError(f"{text!r} is not an option: options are written --name value.{nearest(name, known)}")
-        raise OptionError(f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options.")
+            raise OptionError(
+                f"{text!r} is not an option: options are written --name value.{nearest(name, known)}"
+            )
+        raise OptionError(
+            f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options."
+        )
     flags = vars(parsed)
     if "step_size" in flags and flags.get("n_steps") is not None:
         given = f"--n_steps {flags['n_steps']} and --step_size {flags['step_size']}"
@@ -77,7 +94,9 @@ def load_options(argv: Sequence[str], parser: argparse.ArgumentParser | None = N
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Options:
-    """Options of two layers; a value of the upper one replaces what the lower one said of the same thing."""
+    """Options of two layers; a value of the upper one replaces what the lower one said of the same
+    thing.
+    """
     return make_options(layered(lower, upper))
 
 
@@ -96,7 +115,9 @@ def make_options(values: Mapping[str, Any]) -> Options:
     items = {item.name: item for item in describe()}
     for name in values:
         if name not in items:
-            raise OptionError(f"Unknown option {name!r}.{nearest(str(name), items)} See --help for all options.")
+            raise OptionError(
+                f"Unknown option {name!r}.{nearest(str(name), items)} See --help for all options."
+            )
     try:
         return Options.model_validate(dict(values))
     except ValidationError as failure:
@@ -110,7 +131,13 @@ def _message(failure: ValidationError, items: Mapping[str, Description]) -> str:
         return str(inner)
     name = str(first["loc"][0])
     item, value = items[name], first["input"]
-    word = "none" if value is None else str(value).lower() if isinstance(value, bool) else printable(value)
+    word = (
+        "none"
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool)
+        else printable(value)
+    )
     return f"--{name} {word}: expected {item.expected}."
 
 
@@ -138,7 +165,9 @@ def canonical(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     known = [name for item in describe() for name in (item.name, *item.aliases)]
     for name in values:
         if name not in known:
-            raise OptionError(f"Unknown option {printable(name)!r} in {where}.{nearest(str(name), known)}")
+            raise OptionError(
+                f"Unknown option {printable(name)!r} in {where}.{nearest(str(name), known)}"
+            )
     found: dict[str, Any] = {}
     for name, value in values.items():
         option = ALIASES.get(str(name), str(name))

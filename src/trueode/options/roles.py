@@ -1,4 +1,6 @@
-"""What options are for: which of them a result depends on, and which may be given anew to a run that is there."""
+"""What options are for: which of them a result depends on, and which may be given anew to a run
+that is there.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,9 @@ from trueode.options.schema import Options
 PLACES = frozenset({"name", "output_dir", "data_dir", "phase", "split", "resume", "overwrite"})
 DEVICES = frozenset({"use_gpu", "gpu_ids", "num_threads", "torch_threads"})
 LOGGING = frozenset({"log_interval", "model_checkpoint_freq", "use_tensorboard"})
-EVALUATION = frozenset({"evaluate_with_dif_solver", "test_solver_list", "test_factor_list", "verdict_budget"})
+EVALUATION = frozenset(
+    {"evaluate_with_dif_solver", "test_solver_list", "test_factor_list", "verdict_budget"}
+)
 RESULT = frozenset(Options.model_fields) - PLACES - DEVICES - LOGGING
-"""The options that a run's result depends on; where data lies does not matter, what it holds does."""
+"""The options that a run's result depends on; where data lies does not matter, what it holds does.
+"""

@@ -23,12 +23,16 @@ EITHER_OR = (("autodif", "adjoint"), ("step_size", "n_steps"))
 
 MOST = 2**32 - 1
 LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
-"""Whole numbers are at most the first; other numbers than 0 lie between these two: what is computed with them stays in the
-range of float32."""
+"""Whole numbers are at most the first; other numbers than 0 lie between these two: what is computed
+with them stays in the range of float32."""
 
 
-def option(default: Any, group: str, text: str, choices: tuple[str, ...] = (), **limits: float) -> Any:
-    """A field with its default, group, help text and, where they exist, choices and limits (``gt``, ``ge``, ``le``)."""
+def option(
+    default: Any, group: str, text: str, choices: tuple[str, ...] = (), **limits: float
+) -> Any:
+    """A field with its default, group, help text and, where they exist, choices and limits (``gt``,
+    ``ge``, ``le``).
+    """
     extra: Any = {"group": group, "choices": list(choices)}
     constraints: Any = limits
     return Field(default, description=text, json_schema_extra=extra, **constraints)
@@ -38,13 +42,19 @@ class Options(BaseModel):
     """The options of a run; frozen, and never in an impossible combination."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, validate_default=False
+        frozen=True,
+        extra="forbid",
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        validate_default=False,
     )
 
     # run
     name: str = option("neural_ode", "run", "name of the run; results go to OUTPUT_DIR/NAME")
     output_dir: str = option("./experiments", "run", "folder of all results")
-    phase: str = option("train", "run", "train a model, or evaluate a saved run", ("train", "infer"))
+    phase: str = option(
+        "train", "run", "train a model, or evaluate a saved run", ("train", "infer")
+    )
     split: str = option("train", "run", "data that `--phase infer` evaluates", ("train", "test"))
     random_seed: int = option(0, "run", "seed of everything random", ge=0, le=MOST)
     resume: bool = option(False, "run", "continue the run NAME from its last checkpoint")
@@ -52,8 +62,12 @@ class Options(BaseModel):
 
     # device
     use_gpu: bool = option(False, "device", "train on GPUs")
-    gpu_ids: str = option("0", "device", "GPUs to use, as '0' or '0,1,2'; several start a process each")
-    torch_threads: int | None = option(None, "device", "CPU threads of torch; none: torch's own choice", ge=1, le=1024)
+    gpu_ids: str = option(
+        "0", "device", "GPUs to use, as '0' or '0,1,2'; several start a process each"
+    )
+    torch_threads: int | None = option(
+        None, "device", "CPU threads of torch; none: torch's own choice", ge=1, le=1024
+    )
     precision: str = option(
         "float32",
         "device",
@@ -64,10 +78,18 @@ class Options(BaseModel):
 
     # data
     dataset: str = option("concentric_sphere2", "data", "data set", tuple(DATA_SETS))
-    data_dir: str = option("./data", "data", "where data lies or is put; for `arrays` also an .npz file")
-    task: str = option("auto", "data", "what is learned; auto: what the data set is for", ("auto", *TASKS))
+    data_dir: str = option(
+        "./data", "data", "where data lies or is put; for `arrays` also an .npz file"
+    )
+    task: str = option(
+        "auto", "data", "what is learned; auto: what the data set is for", ("auto", *TASKS)
+    )
     image_size: int | None = option(
-        None, "data", "resize and crop images to this many pixels; none: as they are", ge=1, le=10_000
+        None,
+        "data",
+        "resize and crop images to this many pixels; none: as they are",
+        ge=1,
+        le=10_000,
     )
     num_threads: int = option(2, "data", "data-loading workers (image folders)", ge=0, le=1024)
     batch_size: int = option(128, "data", "samples per iteration, over all devices together", ge=1)
@@ -75,32 +97,54 @@ class Options(BaseModel):
 
     # model
     network: str = option(
-        "simple_odenet", "model", "vector field: Conv2d (images), Conv1d (signals) or dense", NETWORKS
+        "simple_odenet",
+        "model",
+        "vector field: Conv2d (images), Conv1d (signals) or dense",
+        NETWORKS,
     )
     ch_residual_block: int = option(32, "model", "hidden channels of the vector field", ge=1)
     act: str = option("relu", "model", "activation", tuple(ACTIVATIONS))
     init_type: str = option("kaiming", "model", "initialisation of the weights", INITIALISATIONS)
-    init_variance: float = option(0.02, "model", "gain of the initialisations normal, xavier and orthogonal", gt=0)
-    time_dependent: bool = option(False, "model", "give the time to the vector field as one more input")
+    init_variance: float = option(
+        0.02, "model", "gain of the initialisations normal, xavier and orthogonal", gt=0
+    )
+    time_dependent: bool = option(
+        False, "model", "give the time to the vector field as one more input"
+    )
     upstream_channels: int = option(
-        0, "model", "lift the input to this many channels before the ODE block; 0: no upstream layer", ge=0
+        0,
+        "model",
+        "lift the input to this many channels before the ODE block; 0: no upstream layer",
+        ge=0,
     )
     downstream: str = option(
-        "auto", "model", "layer after the ODE block; auto: linear, none for time series", ("auto", "linear", "none")
+        "auto",
+        "model",
+        "layer after the ODE block; auto: linear, none for time series",
+        ("auto", "linear", "none"),
     )
 
     # solver
     solver: str = option(
-        "euler", "solver", "method that training uses; auto: the adaptation chooses it", (*METHODS, "auto")
+        "euler",
+        "solver",
+        "method that training uses; auto: the adaptation chooses it",
+        (*METHODS, "auto"),
     )
     step_size: float = option(1.0, "solver", "step of a fixed-step solver", gt=0)
     n_steps: int | None = option(None, "solver", "number of steps, instead of step_size", ge=1)
-    tol: float = option(1e-8, "solver", "relative and absolute tolerance of an adaptive solver", gt=0)
+    tol: float = option(
+        1e-8, "solver", "relative and absolute tolerance of an adaptive solver", gt=0
+    )
     t_end: float | None = option(
         None, "solver", "end T of the ODE block; none: 1, or the last time of a time series", gt=0
     )
-    max_steps: int = option(500, "solver", "most steps of a fixed-step solver in training", ge=1, le=10_000_000)
-    per_sample: bool = option(False, "solver", "control the error of each sample by itself (adaptive solvers)")
+    max_steps: int = option(
+        500, "solver", "most steps of a fixed-step solver in training", ge=1, le=10_000_000
+    )
+    per_sample: bool = option(
+        False, "solver", "control the error of each sample by itself (adaptive solvers)"
+    )
     autodif: str = option(
         "naive",
         "solver",
@@ -116,10 +160,18 @@ class Options(BaseModel):
     weight_decay: float = option(0.0, "optimisation", "weight decay", ge=0)
 
     # adaptation
-    use_step_adaption_algo: bool = option(False, "adaptation", "adapt step size or tolerance during training")
-    adaption_algo: str = option("paper", "adaptation", "the paper's rule, or ours", ("paper", "fidelity"))
+    use_step_adaption_algo: bool = option(
+        False, "adaptation", "adapt step size or tolerance during training"
+    )
+    adaption_algo: str = option(
+        "paper", "adaptation", "the paper's rule, or ours", ("paper", "fidelity")
+    )
     fidelity: float = option(
-        0.01, "adaptation", "share of predictions that may depend on the solver (fidelity rule)", ge=1e-4, lt=1
+        0.01,
+        "adaptation",
+        "share of predictions that may depend on the solver (fidelity rule)",
+        ge=1e-4,
+        lt=1,
     )
     check_on: str = option(
         "held_out",
@@ -134,14 +186,20 @@ class Options(BaseModel):
         gt=0,
         lt=1,
     )
-    threshold: float = option(0.1, "adaptation", "accuracy difference at which the paper's rule refines", gt=0, le=1)
-    initial_tol: float = option(1e-6, "adaptation", "tolerance that the paper's rule starts with", gt=0)
+    threshold: float = option(
+        0.1, "adaptation", "accuracy difference at which the paper's rule refines", gt=0, le=1
+    )
+    initial_tol: float = option(
+        1e-6, "adaptation", "tolerance that the paper's rule starts with", gt=0
+    )
     adaption_interval: int = option(50, "adaptation", "iterations between checks", ge=1)
 
     # evaluation
     evaluate_test_acc: bool = option(False, "evaluation", "evaluate the test data during training")
     eval_interval: int = option(100, "evaluation", "iterations between these evaluations", ge=1)
-    evaluate_with_dif_solver: bool = option(False, "evaluation", "evaluate with other solvers after training")
+    evaluate_with_dif_solver: bool = option(
+        False, "evaluation", "evaluate with other solvers after training"
+    )
     test_solver_list: tuple[str, ...] = option(
         ("euler", "midpoint", "rk4"), "evaluation", "the other solvers", tuple(METHODS)
     )
@@ -170,7 +228,11 @@ class Options(BaseModel):
                 raise ValueError("text of one line")
             if isinstance(part, int) and part.bit_length() > 64:
                 raise ValueError("a number of usual size")
-        if "None" in annotation and isinstance(value, str) and value.lower() in ("none", "null", ""):
+        if (
+            "None" in annotation
+            and isinstance(value, str)
+            and value.lower() in ("none", "null", "")
+        ):
             return None
         if isinstance(value, bool) and "bool" not in annotation:
             raise ValueError("a number or text")
@@ -213,7 +275,10 @@ class Options(BaseModel):
         for name in sorted(names):
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{name}", *(str(v).lower() if v is None or isinstance(v, bool) else str(v) for v in values)]
+            words += [
+                f"--{name}",
+                *(str(v).lower() if v is None or isinstance(v, bool) else str(v) for v in values),
+            ]
         return words
 
     @property
@@ -267,7 +332,9 @@ def _problems(o: Options) -> list[str]:
         for value in values if isinstance(values, tuple) else (values,):
             if choices and value not in choices:
                 hint = nearest(str(value), choices)
-                found.append(f"--{name} {printable(value)}: not known. Choose from {', '.join(choices)}.{hint}")
+                found.append(
+                    f"--{name} {printable(value)}: not known. Choose from {', '.join(choices)}.{hint}"
+                )
             if isinstance(value, int) and value > MOST:
                 found.append(f"--{name} {printable(value)}: whole numbers are at most {MOST}.")
             if isinstance(value, float) and value and not LEAST_SIZE <= abs(value) <= MOST_SIZE:
@@ -279,9 +346,15 @@ def _problems(o: Options) -> list[str]:
     shape, task = DATA_SETS[o.dataset]
     if not o.name or o.name in (".", "..") or any(c in o.name for c in "/\\\0"):
         found.append(f"--name {o.name!r}: a name of a folder is needed, without / or \\.")
-    if not o.test_solver_list or not o.test_factor_list or not all(1e-4 <= x <= 1e4 for x in o.test_factor_list):
+    if (
+        not o.test_solver_list
+        or not o.test_factor_list
+        or not all(1e-4 <= x <= 1e4 for x in o.test_factor_list)
+    ):
         factors = " ".join(map(str, o.test_factor_list))
-        found.append(f"--test_factor_list {factors}: positive factors are needed, from 0.0001 to 10000.")
+        found.append(
+            f"--test_factor_list {factors}: positive factors are needed, from 0.0001 to 10000."
+        )
     if o.network == "odenet" and shape == "signal":
         found.append(
             f"--network odenet needs images, and --dataset {o.dataset} holds flat data: "
@@ -294,12 +367,20 @@ def _problems(o: Options) -> list[str]:
         )
     if "auto" != o.task != task and task != "any":
         found.append(f"--task {o.task} does not fit --dataset {o.dataset}, which is for {task}.")
-    if o.downstream == "none" and (o.task == "classification" or (o.task == "auto" and task == "classification")):
-        found.append("--downstream none: classification needs a linear layer after the ODE block: choose linear.")
+    if o.downstream == "none" and (
+        o.task == "classification" or (o.task == "auto" and task == "classification")
+    ):
+        found.append(
+            "--downstream none: classification needs a linear layer after the ODE block: choose linear."
+        )
     if o.n_steps is not None and o.step_size != Options.model_fields["step_size"].default:
-        found.append(f"--n_steps {o.n_steps} and --step_size {o.step_size:g} contradict each other: give one of them.")
+        found.append(
+            f"--n_steps {o.n_steps} and --step_size {o.step_size:g} contradict each other: give one of them."
+        )
     if o.n_steps is not None and not o.fixed_step:
-        found.append(f"--n_steps {o.n_steps} needs a fixed-step solver; {o.solver} is adaptive: use --tol.")
+        found.append(
+            f"--n_steps {o.n_steps} needs a fixed-step solver; {o.solver} is adaptive: use --tol."
+        )
     if o.per_sample and o.fixed_step and o.solver != "auto":
         found.append(f"--per_sample true needs an adaptive solver; {o.solver} takes fixed steps.")
     found += _precision_problems(o)
@@ -340,7 +421,10 @@ def _adaptation_problems(o: Options) -> list[str]:
     def changed(name: str) -> bool:
         return bool(getattr(o, name) != Options.model_fields[name].default)
 
-    rules = {"paper": ("threshold", "initial_tol"), "fidelity": ("fidelity", "check_on", "held_out")}
+    rules = {
+        "paper": ("threshold", "initial_tol"),
+        "fidelity": ("fidelity", "check_on", "held_out"),
+    }
     found = [
         f"--{name} {getattr(o, name)} is of the adaptation: add --use_step_adaption_algo true."
         for name in ("adaption_algo", *rules["fidelity"])
@@ -360,7 +444,12 @@ def _adaptation_problems(o: Options) -> list[str]:
             for name in ("step_size", "n_steps", "tol")
             if changed(name)
         ]
-    if o.use_step_adaption_algo and o.adaption_algo == "paper" and o.fixed_step and changed("initial_tol"):
+    if (
+        o.use_step_adaption_algo
+        and o.adaption_algo == "paper"
+        and o.fixed_step
+        and changed("initial_tol")
+    ):
         found.append(
             f"--initial_tol {o.initial_tol:g} starts a tolerance rule, and {o.solver} takes fixed steps: "
             "choose an adaptive solver (fehlberg2, bosh3, dopri5, tsit5), or leave --initial_tol out."

@@ -1,4 +1,6 @@
-"""YAML that people write, read as plain values: the one reader of options, plans and configurations."""
+"""YAML that people write, read as plain values: the one reader of options, plans and
+configurations.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from trueode.errors import OptionError, printable, told
 
 LARGEST = 2**17  # bytes of a file, and values in it: some seconds of work
 LONGEST_NUMBER = 400  # characters
-_KINDS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+_KINDS = {
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,7 +38,8 @@ def read_yaml(path: str | Path, what: str) -> dict[Any, Any]:
         what: it is, for messages.
 
     Raises:
-        OptionError: it is no regular file, cannot be read, is too large or not plain YAML, or holds no mapping.
+        OptionError: it is no regular file, cannot be read, is too large or not plain YAML, or holds
+            no mapping.
     """
     path, advice = Path(path), "Give the path of a YAML file."
     try:
@@ -48,7 +54,9 @@ def read_yaml(path: str | Path, what: str) -> dict[Any, Any]:
         raise OptionError(f"{what} {path} holds more than {LARGEST} bytes. {advice}")
     values = parse_yaml(text, f"{what} {path}")
     if not isinstance(values, dict | None):
-        raise OptionError(f"{what} {path} must hold lines `key: value`, it holds {type(values).__name__}.")
+        raise OptionError(
+            f"{what} {path} must hold lines `key: value`, it holds {type(values).__name__}."
+        )
     return values or {}
 
 
@@ -69,15 +77,21 @@ def parse_yaml(text: str, where: str) -> Any:
     except RecursionError:
         reason = "it is nested too deeply"
     except Exception as failure:  # PyYAML meets impossible numbers with errors of all kinds
-        reason = " ".join(str(failure).split()) if isinstance(failure, yaml.YAMLError | ValueError) else told(failure)
+        reason = (
+            " ".join(str(failure).split())
+            if isinstance(failure, yaml.YAMLError | ValueError)
+            else told(failure)
+        )
     raise OptionError(f"{where} is not valid YAML: {printable(reason)}.")
 
 
 def _count(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node holds, those of an alias counted anew each time; ``known``: what has been counted.
+    """How many values a node holds, those of an alias counted anew each time; ``known``: what has
+    been counted.
 
     Raises:
-        ValueError: a value is of no plain kind, no text that can be written, or a key is there twice.
+        ValueError: a value is of no plain kind, no text that can be written, or a key is there
+            twice.
     """
     if id(node) in known:
         return known[id(node)]

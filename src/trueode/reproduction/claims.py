@@ -11,13 +11,16 @@ from trueode.reproduction.numbers import Row, fraction, grouped, percent, spread
 from trueode.solvers import get_tableau
 
 ALLOWED = 0.1
-"""Test accuracy that a better solver may cost, as in the paper's rule; the criterion of the grid search, ours."""
+"""Test accuracy that a better solver may cost, as in the paper's rule; the criterion of the grid
+search, ours.
+"""
 ALIKE = 0.02
 """Means of the test accuracy that differ by no more are the same; ours."""
 
 
 def loss_under_better(rows: Sequence[Row]) -> float | None:
-    """The accuracy that the rows of a run lose at most under a solver that is no less accurate than that of training.
+    """The accuracy that the rows of a run lose at most under a solver that is no less accurate than
+    that of training.
 
     Such are solvers of at least its order, with at most its step or tolerance.
     """
@@ -35,7 +38,8 @@ def loss_under_better(rows: Sequence[Row]) -> float | None:
 
 
 def swap_claims(rows: Sequence[Row], key: str) -> str:
-    """What Figure 4 is about, and whether the exact flow agrees with its test solvers, as a list in Markdown.
+    """What Figure 4 is about, and whether the exact flow agrees with its test solvers, as a list in
+    Markdown.
 
     Args:
         rows: of a sweep over ``key``, of one training solver.
@@ -43,9 +47,16 @@ def swap_claims(rows: Sequence[Row], key: str) -> str:
     """
     what = {"step_size": "step", "tol": "tolerance"}[key]
     tested = [row for row in rows if row["test_solver"]]
-    found, flips = [], {}  # from coarse to fine: setting, accuracy as trained, loss under a better solver
+    found, flips = (
+        [],
+        {},
+    )  # from coarse to fine: setting, accuracy as trained, loss under a better solver
     for (setting,), own in sorted(grouped(tested, (key,)).items(), reverse=True):
-        runs = [each for each in grouped(own, ("hash",)).values() if any(row["is_training"] for row in each)]
+        runs = [
+            each
+            for each in grouped(own, ("hash",)).values()
+            if any(row["is_training"] for row in each)
+        ]
         accuracy = spread([row["metric"] for row in own if row["is_training"]])
         lost = spread([loss_under_better(each) for each in runs])
         if lost["n"]:
@@ -56,7 +67,11 @@ def swap_claims(rows: Sequence[Row], key: str) -> str:
     low, high = min(accuracy for _, accuracy, _ in found), max(accuracy for _, accuracy, _ in found)
     coarsest, _, most = found[0]
     worst_from = list(accumulate((lost for *_, lost in reversed(found)), max))[::-1]
-    safe = [(setting, worst) for (setting, *_), worst in zip(found, worst_from, strict=True) if worst <= ALLOWED]
+    safe = [
+        (setting, worst)
+        for (setting, *_), worst in zip(found, worst_from, strict=True)
+        if worst <= ALLOWED
+    ]
     critical = (
         f"from {fraction(safe[0][0])} on it costs at most {percent(safe[0][1])}"
         if safe
@@ -80,9 +95,15 @@ def swap_claims(rows: Sequence[Row], key: str) -> str:
         worst, at = max(judged)
         number = f"at {fraction(at)} it changes {percent(worst)} of the predictions"
         lines.append(
-            (f"There the exact flow does not matter either (ours, {percent(MARGIN)} allowed)", number, worst <= MARGIN)
+            (
+                f"There the exact flow does not matter either (ours, {percent(MARGIN)} allowed)",
+                number,
+                worst <= MARGIN,
+            )
         )
-    told = "\n".join(f"* {claim}: {'yes' if holds else '**no**'} ({number})." for claim, number, holds in lines)
+    told = "\n".join(
+        f"* {claim}: {'yes' if holds else '**no**'} ({number})." for claim, number, holds in lines
+    )
     return (
         "The paper's claims, by these numbers (means over seeds; a better solver has at least the order and at most the "
         f"{what} of training; it matters if it costs more than {percent(ALLOWED)}, means are the same if within {percent(ALIKE)}):\n\n{told}"

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 XOR: Array = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
-"""The corners of the unit square. (Those of a square around 0 would not do: the field is odd, so the ends of opposite corners
-are opposite, and 0 lies between the ends of either class.)"""
+"""The corners of the unit square. (Those of a square around 0 would not do: the field is odd, so
+the ends of opposite corners are opposite, and 0 lies between the ends of either class.)"""
 LABELS = np.array([0, 0, 1, 1])
 COARSE, FINE = 10**-2.5, 10**-3.5
 T = 5.0
@@ -21,7 +21,9 @@ _NORMALS: Array = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
 
 
 class Parameters(NamedTuple):
-    """Of the field z' = [[alpha, 1], [-gamma |z|^delta, beta]] z; numbers, or arrays ``(n,)`` for n fields at once."""
+    """Of the field z' = [[alpha, 1], [-gamma |z|^delta, beta]] z; numbers, or arrays ``(n,)`` for n
+    fields at once.
+    """
 
     alpha: Any
     beta: Any
@@ -30,13 +32,16 @@ class Parameters(NamedTuple):
 
 
 CHOSEN = Parameters(alpha=-0.52, beta=1.39, gamma=18.1, delta=1.14)
-"""Found by a random search for what shows the effect with the largest margins, and most robustly."""
+"""Found by a random search for what shows the effect with the largest margins, and most robustly.
+"""
 
 
 def field(z: Array, p: Parameters) -> Array:
     """The field at points ``(…, 4, 2)``; parameters ``(…, 1)``."""
     stiffness = p.gamma * np.linalg.norm(z, axis=-1) ** p.delta
-    slopes: Array = np.stack([p.alpha * z[..., 0] + z[..., 1], p.beta * z[..., 1] - stiffness * z[..., 0]], axis=-1)
+    slopes: Array = np.stack(
+        [p.alpha * z[..., 0] + z[..., 1], p.beta * z[..., 1] - stiffness * z[..., 0]], axis=-1
+    )
     return slopes
 
 
@@ -46,7 +51,9 @@ def steps_of(h: float) -> int:
 
 
 def euler(p: Parameters, n_steps: int, keep: int = 0) -> Array:
-    """Ends ``(…, 4, 2)`` of the XOR points after so many Euler steps; with ``keep``, the states at about so many times before."""
+    """Ends ``(…, 4, 2)`` of the XOR points after so many Euler steps; with ``keep``, the states at
+    about so many times before.
+    """
     p = _columns(p)
     z = np.broadcast_to(XOR, (*np.shape(p.alpha)[:-1], *XOR.shape)).copy()
     path = [z]
@@ -83,13 +90,17 @@ def margin(ends: Array) -> tuple[Array, Array, Array]:
         ends: ``(…, 4, 2)``.
 
     Returns:
-        The greatest gap between the classes' projections over all directions, where either component is scaled to a standard
-        deviation of 1 over the points, ``(…)``; the normal ``(…, 2)`` of the line in the middle of the gap, and its offset
+        The greatest gap between the classes' projections over all directions, where either
+        component is scaled to a standard deviation of 1 over the points, ``(…)``; the normal
+        ``(…, 2)`` of the line in the middle of the gap, and its offset
         ``(…)``: on the line ``normal · z = offset``.
     """
     size = ends.std(axis=-2)
     projected = (ends / size[..., None, :]) @ _NORMALS.T
-    upper, lower = projected[..., LABELS == 0, :].min(axis=-2), projected[..., LABELS == 1, :].max(axis=-2)
+    upper, lower = (
+        projected[..., LABELS == 0, :].min(axis=-2),
+        projected[..., LABELS == 1, :].max(axis=-2),
+    )
     best = (upper - lower).argmax(axis=-1)[..., None]
     gap = np.take_along_axis(upper - lower, best, -1)[..., 0]
     middle = np.take_along_axis(upper + lower, best, -1)[..., 0] / 2
@@ -105,12 +116,16 @@ def margins(p: Parameters) -> tuple[Array, Array, Array]:
 
 
 def shows(coarse: Array, fine: Array, true: Array) -> NDArray[np.bool_]:
-    """Whether the ends are linearly separable with the coarse step, and neither with the fine one nor exactly."""
+    """Whether the ends are linearly separable with the coarse step, and neither with the fine one
+    nor exactly.
+    """
     return (coarse > 0) & (fine < 0) & (true < 0)
 
 
 def robustness(p: Parameters, within: float, n: int = 200, seed: int = 0) -> float:
-    """The share of parameters that show the effect, when each is changed at random by at most so much, relative to itself."""
+    """The share of parameters that show the effect, when each is changed at random by at most so
+    much, relative to itself.
+    """
     random = np.random.default_rng(seed)
     near = Parameters(*(value * (1 + within * random.uniform(-1, 1, n)) for value in p))
     return float(shows(*margins(near)).mean())

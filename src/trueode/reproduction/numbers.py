@@ -19,16 +19,27 @@ def grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], l
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float]:
-    """``mean``, ``std`` (0 for one value), ``low``, ``high`` and number ``n`` of the values that there are."""
+    """``mean``, ``std`` (0 for one value), ``low``, ``high`` and number ``n`` of the values that
+    there are.
+    """
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return {"mean": math.nan, "std": math.nan, "low": math.nan, "high": math.nan, "n": 0}
     deviation = stdev(known) if len(known) > 1 else 0.0
-    return {"mean": fmean(known), "std": deviation, "low": min(known), "high": max(known), "n": len(known)}
+    return {
+        "mean": fmean(known),
+        "std": deviation,
+        "low": min(known),
+        "high": max(known),
+        "n": len(known),
+    }
 
 
-def swap_points(rows: Sequence[Row], training: Callable[[Row], str], *, tolerance: bool = False) -> list[Row]:
-    """Means over seeds for each training configuration, test solver and factor, as `figures.swap_sweep` takes them.
+def swap_points(
+    rows: Sequence[Row], training: Callable[[Row], str], *, tolerance: bool = False
+) -> list[Row]:
+    """Means over seeds for each training configuration, test solver and factor, as
+    `figures.swap_sweep` takes them.
 
     Args:
         rows: of a sweep's table.
@@ -37,13 +48,17 @@ def swap_points(rows: Sequence[Row], training: Callable[[Row], str], *, toleranc
     """
     tested = [{**row, "training": training(row)} for row in rows if row["test_solver"]]
     points = []
-    for (name, solver, factor), own in grouped(tested, ("training", "test_solver", "factor")).items():
+    for (name, solver, factor), own in grouped(
+        tested, ("training", "test_solver", "factor")
+    ).items():
         points.append(
             {
                 "training": name,
                 "solver": solver,
                 "factor": factor,
-                "x": fmean(row["setting"] if tolerance else row["n_steps"] or math.nan for row in own),
+                "x": fmean(
+                    row["setting"] if tolerance else row["n_steps"] or math.nan for row in own
+                ),
                 "nfe": fmean(row["nfe"] or math.nan for row in own),
                 **spread([row["metric"] for row in own]),
                 "is_training": any(row["is_training"] for row in own),
@@ -61,7 +76,11 @@ def percent(share: float) -> str:
 def plus_minus(values: Sequence[float | None]) -> str:
     """Mean ± standard deviation of shares, in per cent."""
     found = spread(values)
-    return percent(found["mean"]) if found["n"] < 2 else f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f} %"
+    return (
+        percent(found["mean"])
+        if found["n"] < 2
+        else f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f} %"
+    )
 
 
 def fraction(value: float) -> str:

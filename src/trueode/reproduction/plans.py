@@ -1,7 +1,7 @@
 """What each figure and table of the paper needs, as plans of sweeps: data, no code.
 
-``PAPER[name]`` is what the paper did; ``SMALL[name]`` changes it to what takes minutes on two cores. Figure 3 trains nothing: its
-plan only names the data that it shows.
+``PAPER[name]`` is what the paper did; ``SMALL[name]`` changes it to what takes minutes on two
+cores. Figure 3 trains nothing: its plan only names the data that it shows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ POWERS = [2.0**k for k in range(1, -9, -1)]
 ADAPT = {"use_step_adaption_algo": True, "step_size": 1.0}
 FIDELITY = {**ADAPT, "adaption_algo": "fidelity"}
 MOMENTS = "moments"
-"""Grid of runs that end where another one goes on: training is deterministic, so they are that run at these moments."""
+"""Grid of runs that end where another one goes on: training is deterministic, so they are that run
+at these moments.
+"""
 EIGHTHS = [k / 8 for k in range(1, 8)]
 
 PAPER: dict[str, dict[str, Any]] = {
@@ -46,11 +48,17 @@ PAPER: dict[str, dict[str, Any]] = {
         "base": SPHERE,
         "axes": {"random_seed": SEEDS},
         "grids": [
-            {"name": "fine", "base": {"step_size": 0.0078125, "test_factor_list": [64 * x for x in POWERS]}},
+            {
+                "name": "fine",
+                "base": {"step_size": 0.0078125, "test_factor_list": [64 * x for x in POWERS]},
+            },
             {"name": "coarse", "base": {"step_size": 0.5, "test_factor_list": POWERS}},
         ],
     },
-    "fig2": {"base": {**SPHERE, "step_size": 0.5, "test_factor_list": POWERS}, "axes": {"random_seed": [0]}},
+    "fig2": {
+        "base": {**SPHERE, "step_size": 0.5, "test_factor_list": POWERS},
+        "axes": {"random_seed": [0]},
+    },
     "fig3": {"base": SPHERE},
     "fig4a": {"base": SPHERE, "axes": {"step_size": STEPS, "random_seed": SEEDS}},
     "fig4b": {
@@ -96,7 +104,10 @@ PAPER: dict[str, dict[str, Any]] = {
         "axes": {"random_seed": SEEDS},
         "grids": [
             {"name": "grid search", "axes": {"step_size": STEPS[:7]}},
-            {"name": "adaptation of the paper", "base": {**ADAPT, "evaluate_test_acc": True}},  # as Figure 5
+            {
+                "name": "adaptation of the paper",
+                "base": {**ADAPT, "evaluate_test_acc": True},
+            },  # as Figure 5
             # not with Euler: what became of that is told by its recipe
             {"name": "fidelity, rk4", "base": {**FIDELITY, "solver": "rk4"}},
             {"name": "fidelity, auto", "base": {**FIDELITY, "solver": "auto"}},
@@ -104,7 +115,11 @@ PAPER: dict[str, dict[str, Any]] = {
     },
     "spheres": {
         "base": {**SPHERE, **HIGHER},
-        "axes": {"dataset": ["concentric_sphere3", "concentric_sphere10"], "step_size": STEPS, "random_seed": SEEDS},
+        "axes": {
+            "dataset": ["concentric_sphere3", "concentric_sphere10"],
+            "step_size": STEPS,
+            "random_seed": SEEDS,
+        },
     },
     "sphere900": {
         "base": {**SPHERE, **HIGHER},
@@ -115,8 +130,16 @@ PAPER: dict[str, dict[str, Any]] = {
         "axes": {"dataset": ["three_minima"], "step_size": STEPS, "random_seed": SEEDS},
     },
     "tolerances": {
-        "base": {**SPHERE, "test_solver_list": ["fehlberg2", "dopri5"], "test_factor_list": [0.1, 1.0, 10.0]},
-        "axes": {"solver": ["fehlberg2", "dopri5"], "tol": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6], "random_seed": SEEDS},
+        "base": {
+            **SPHERE,
+            "test_solver_list": ["fehlberg2", "dopri5"],
+            "test_factor_list": [0.1, 1.0, 10.0],
+        },
+        "axes": {
+            "solver": ["fehlberg2", "dopri5"],
+            "tol": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6],
+            "random_seed": SEEDS,
+        },
     },
     "mnist": {
         "base": {**CIFAR, **HIGHER, "solver": "euler", "batch_size": 128},
@@ -125,7 +148,9 @@ PAPER: dict[str, dict[str, Any]] = {
 }
 
 SMALL_IMAGES = {"ch_residual_block": 16, "batch_size": 64, "lr": 1e-3, "verdict_budget": 2.0}
-"""A run of a few hundred iterations is short beside the exact flow of some hundred images, so the verdict may cost more."""
+"""A run of a few hundred iterations is short beside the exact flow of some hundred images, so the
+verdict may cost more.
+"""
 
 SMALL: dict[str, dict[str, Any]] = {
     "fig1": {"niter": 3000, "random_seed": [0, 1, 2]},
@@ -137,20 +162,30 @@ SMALL: dict[str, dict[str, Any]] = {
     "fig4d": {**SMALL_IMAGES, "niter": 200, "random_seed": [0]},
     "fig5": {**SMALL_IMAGES, "niter": 400, "eval_interval": 25, "random_seed": [0, 1]},
     "table1": {"niter": 3000, "random_seed": [0, 1, 2]},
-    "table1_cifar": {**SMALL_IMAGES, "niter": 400, "eval_interval": 25, "random_seed": [0, 1], "step_size": STEPS[:5]},
+    "table1_cifar": {
+        **SMALL_IMAGES,
+        "niter": 400,
+        "eval_interval": 25,
+        "random_seed": [0, 1],
+        "step_size": STEPS[:5],
+    },
     "spheres": {"niter": 2000, "random_seed": [0, 1, 2], "lr": 1e-3},
     "sphere900": {"niter": 300, "random_seed": [0], "step_size": STEPS[:5], "lr": 1e-3},
     "minima": {"niter": 2000, "random_seed": [0], "lr": 1e-3},
     "tolerances": {"niter": 2000, "random_seed": [0], "tol": [1e-1, 1e-2, 1e-3, 1e-4]},
     "mnist": {**SMALL_IMAGES, "niter": 300, "random_seed": [0, 1], "step_size": STEPS[:5]},
 }
-"""What small scale changes: an axis takes these values, a base this value. Axes of `MOMENTS` stay as they are."""
+"""What small scale changes: an axis takes these values, a base this value. Axes of `MOMENTS` stay
+as they are.
+"""
 
 SCALES = ("small", "paper")
 
 
 def plan_of(name: str, scale: str, niter: int | None = None) -> dict[str, Any]:
-    """The plan of a figure or table at a scale, as `make_plan` takes it; ``niter``: another number of iterations."""
+    """The plan of a figure or table at a scale, as `make_plan` takes it; ``niter``: another number
+    of iterations.
+    """
     plan = deepcopy(PAPER[name])
     if scale == "small":
         for part in (plan, *(grid for grid in plan.get("grids", []) if grid["name"] != MOMENTS)):
@@ -163,6 +198,8 @@ def plan_of(name: str, scale: str, niter: int | None = None) -> dict[str, Any]:
         plan["base"]["niter"] = niter
     for grid in plan.get("grids", []):
         if grid["name"] == MOMENTS:  # shares of a run, in iterations
-            moments = (max(1, round(share * plan["base"]["niter"])) for share in grid["axes"]["niter"])
+            moments = (
+                max(1, round(share * plan["base"]["niter"])) for share in grid["axes"]["niter"]
+            )
             grid["axes"]["niter"] = list(dict.fromkeys(moments))
     return {"name": f"{name}-{scale}", **plan}

@@ -16,7 +16,16 @@ from trueode.evaluation import phase_portrait
 from trueode.experiment import load
 from trueode.reproduction import fan
 from trueode.reproduction.claims import ALLOWED, swap_claims
-from trueode.reproduction.numbers import Row, fraction, grouped, markdown, percent, plus_minus, spread, swap_points
+from trueode.reproduction.numbers import (
+    Row,
+    fraction,
+    grouped,
+    markdown,
+    percent,
+    plus_minus,
+    spread,
+    swap_points,
+)
 from trueode.reproduction.plans import MOMENTS
 from trueode.reproduction.scale import whole
 from trueode.reproduction.table import better_solver_losses, table_1
@@ -82,10 +91,15 @@ def figure_1(context: Context) -> Made:
     """Trajectories and accuracy of a fine and a coarse model."""
     names = {"fine": "fine step, h = 1/128", "coarse": "coarse step, h = 1/2"}
     curves = [
-        swap_points([row for row in context.rows if row["grid"] == grid], lambda row: row["grid"]) for grid in names
+        swap_points([row for row in context.rows if row["grid"] == grid], lambda row: row["grid"])
+        for grid in names
     ]
-    figure = figures.fine_and_coarse([portrait_of(context, grid) for grid in names], curves, list(names.values()))
-    return Made(figure, [point for points in curves for point in points], flips_text(context.rows, "grid"))
+    figure = figures.fine_and_coarse(
+        [portrait_of(context, grid) for grid in names], curves, list(names.values())
+    )
+    return Made(
+        figure, [point for points in curves for point in points], flips_text(context.rows, "grid")
+    )
 
 
 def figure_2(context: Context) -> Made:
@@ -93,13 +107,22 @@ def figure_2(context: Context) -> Made:
     steps = {"tested with h = 1/2": 2, "tested with h = 1/4": 4}
     portraits = [portrait_of(context, "", FixedStep("euler", n_steps=n)) for n in steps.values()]
     numbers = [
-        {"test": name, "sample": i, "z1": float(z[0]), "z2": float(z[1]), "label": int(label), "prediction": int(own)}
+        {
+            "test": name,
+            "sample": i,
+            "z1": float(z[0]),
+            "z2": float(z[1]),
+            "label": int(label),
+            "prediction": int(own),
+        }
         for name, portrait in zip(steps, portraits, strict=True)
         for i, (z, label, own) in enumerate(
             zip(portrait["output"], portrait["labels"], portrait["predictions"], strict=True)
         )
     ]
-    shares = ", ".join(f"{percent(p['accuracy'])} {name}" for name, p in zip(steps, portraits, strict=True))
+    shares = ", ".join(
+        f"{percent(p['accuracy'])} {name}" for name, p in zip(steps, portraits, strict=True)
+    )
     text = f"Accuracy of the {len(portraits[0]['labels'])} samples shown: {shares}."
     return Made(figures.two_outputs(portraits, list(steps)), numbers, text)
 
@@ -113,14 +136,17 @@ def figure_3(context: Context) -> Made:
         paths = fan.euler(p, fan.steps_of(h), keep=4000)
         gap, normal, offset = (np.asarray(part) for part in fan.margin(paths[-1]))
         line = (normal, float(offset)) if gap > 0 else None
-        panels.append({"title": f"Euler, {name}", "paths": paths, "labels": fan.LABELS, "line": line})
+        panels.append(
+            {"title": f"Euler, {name}", "paths": paths, "labels": fan.LABELS, "line": line}
+        )
         numbers += [
             {"step_size": h, "point": f"{x[0]:g} {x[1]:g}", "label": int(label), "z1": float(z[0]), "z2": float(z[1]), "margin": float(gap)}
             for x, label, z in zip(fan.XOR, fan.LABELS, paths[-1], strict=True)
         ]  # fmt: skip
     coarse, fine, true = (float(value) for value in fan.margins(p))
     shares = ", ".join(
-        f"{percent(fan.robustness(p, within))} at ± {100 * within:g} %" for within in (0.01, 0.02, 0.05, 0.1)
+        f"{percent(fan.robustness(p, within))} at ± {100 * within:g} %"
+        for within in (0.01, 0.02, 0.05, 0.1)
     )
     text = (
         f"Parameters (the paper does not state them; these were searched for): {told}; T = {fan.T:g}; XOR points are the "
@@ -141,7 +167,9 @@ def steps_figure(title: str) -> Callable[[Context], Made]:
     def make(context: Context) -> Made:
         points = swap_points(context.rows, lambda row: f"h = {fraction(row['step_size'])}")
         figure = figures.swap_sweep({title: points}, legend="trained with")
-        text = f"{flips_text(context.rows, 'step_size')}\n\n{swap_claims(context.rows, 'step_size')}"
+        text = (
+            f"{flips_text(context.rows, 'step_size')}\n\n{swap_claims(context.rows, 'step_size')}"
+        )
         return Made(figure, points, text)
 
     return make
@@ -152,11 +180,18 @@ def tolerances_figure(title: str) -> Callable[[Context], Made]:
 
     def make(context: Context) -> Made:
         by_solver = grouped(context.rows, [key for key in ("solver",) if key in context.rows[0]])
-        panels, text = {}, [flips_text(context.rows, *(["solver"] if len(by_solver) > 1 else []), "tol")]
+        panels, text = (
+            {},
+            [flips_text(context.rows, *(["solver"] if len(by_solver) > 1 else []), "tol")],
+        )
         for solver, own in by_solver.items():
             name = f"Trained with {solver[0]}" if len(by_solver) > 1 else title
             panels[name] = swap_points(own, lambda row: f"tol = {row['tol']:g}", tolerance=True)
-            text.append(f"{name}. {swap_claims(own, 'tol')}" if len(by_solver) > 1 else swap_claims(own, "tol"))
+            text.append(
+                f"{name}. {swap_claims(own, 'tol')}"
+                if len(by_solver) > 1
+                else swap_claims(own, "tol")
+            )
         figure = figures.swap_sweep(panels, kind="adaptive", legend="trained with")
         numbers = [{"panel": name, **point} for name, points in panels.items() for point in points]
         return Made(figure, numbers, "\n\n".join(text))
@@ -172,18 +207,33 @@ def figure_5(context: Context) -> Made:
         path = context.directory.place(run)
         if context.directory.state(run) != "finished":
             continue
-        columns = {name: np.asarray(column) for name, column in read_history(path / "history.csv").items()}
+        columns = {
+            name: np.asarray(column) for name, column in read_history(path / "history.csv").items()
+        }
         histories.append(columns)
         tested = np.flatnonzero(np.isfinite(columns["test_accuracy"]))
         names = ("iteration", "test_accuracy", "test_accuracy_reference", "n_steps", "nfe_total")
         first, last = {"seed": run.options.random_seed}, {"hash": run.hash}
         numbers += [
-            {**first, "solver": "euler", **{name: float(columns[name][i]) for name in names}, **last} for i in tested
+            {
+                **first,
+                "solver": "euler",
+                **{name: float(columns[name][i]) for name in names},
+                **last,
+            }
+            for i in tested
         ]
     moments = [
-        {"iteration": row["niter"], "solver": row["test_solver"], "metric": row["metric"], "n_steps": row["n_steps"]}
+        {
+            "iteration": row["niter"],
+            "solver": row["test_solver"],
+            "metric": row["metric"],
+            "n_steps": row["n_steps"],
+        }
         for row in context.rows
-        if row["test_solver"] and row["factor"] == 1 and row["random_seed"] == context.plan.runs[0].options.random_seed
+        if row["test_solver"]
+        and row["factor"] == 1
+        and row["random_seed"] == context.plan.runs[0].options.random_seed
     ]
     numbers += [
         {"seed": row["random_seed"], "solver": row["test_solver"], "iteration": row["niter"], "test_accuracy": row["metric"],
@@ -191,9 +241,16 @@ def figure_5(context: Context) -> Made:
         for row in context.rows
         if row["grid"] == MOMENTS and row["test_solver"] and row["factor"] == 1
     ]  # fmt: skip
-    panels = {"a, b  Euler, checked with midpoint": histories, "c, d  the first seed at certain moments": histories[:1]}
+    panels = {
+        "a, b  Euler, checked with midpoint": histories,
+        "c, d  the first seed at certain moments": histories[:1],
+    }
     figure = figures.adaptation_runs(panels, "accuracy", moments)
-    ends = [row for row in context.rows if row["grid"] != MOMENTS and row["test_solver"] and row["factor"] == 1]
+    ends = [
+        row
+        for row in context.rows
+        if row["grid"] != MOMENTS and row["test_solver"] and row["factor"] == 1
+    ]
     head = ("test solver", "accuracy at the end")
     rows = [
         (solver, plus_minus([row["metric"] for row in own]))
@@ -228,11 +285,16 @@ def critical(by: str, name: str = "training steps") -> Callable[[Context], Made]
         table = []
         for label, points in groups.items():
             ordered = sorted(points, key=lambda point: point["x"])
-            passing = [k for k, point in enumerate(ordered) if all(later["mean"] <= ALLOWED for later in ordered[k:])]
+            passing = [
+                k
+                for k, point in enumerate(ordered)
+                if all(later["mean"] <= ALLOWED for later in ordered[k:])
+            ]
             at = ordered[passing[0]] if passing else ordered[-1]
             first = f"{'' if passing else 'finer than '}{fraction(at['step_size'])}"
             ends = (
-                f"{fraction(point['step_size'])}: {percent(point['accuracy'])}" for point in (ordered[0], ordered[-1])
+                f"{fraction(point['step_size'])}: {percent(point['accuracy'])}"
+                for point in (ordered[0], ordered[-1])
             )
             there = (at["accuracy"], at["mean"], at["flips"])
             table.append((label, first, *map(percent, there), ", ".join(ends)))
@@ -264,13 +326,17 @@ def first_table(data: str) -> Callable[[Context], Made]:
 
 
 def flips_text(rows: Sequence[Row], *keys: str) -> str:
-    """For each training configuration: accuracy, that under the exact flow, and flips against it; and of how many samples."""
+    """For each training configuration: accuracy, that under the exact flow, and flips against it;
+    and of how many samples.
+    """
     trained = [row for row in rows if row["is_training"]]
     lines = []
     for values, own in grouped(trained, keys).items():
         lines.append(
             (
-                ", ".join(fraction(value) if isinstance(value, float) else str(value) for value in values),
+                ", ".join(
+                    fraction(value) if isinstance(value, float) else str(value) for value in values
+                ),
                 plus_minus([row["metric"] for row in own]),
                 plus_minus([row["metric_exact"] for row in own]),
                 plus_minus([row["flips"] for row in own]),
@@ -284,7 +350,11 @@ def flips_text(rows: Sequence[Row], *keys: str) -> str:
         "flips against the exact flow",
         "verdict: ODE",
     )
-    return "\n\n".join(part for part in (markdown(head, lines), samples_text(trained)) if part) if lines else ""
+    return (
+        "\n\n".join(part for part in (markdown(head, lines), samples_text(trained)) if part)
+        if lines
+        else ""
+    )
 
 
 def samples_text(rows: Sequence[Row]) -> str:
@@ -333,14 +403,21 @@ RECIPES: dict[str, Recipe] = {
         ("the parameters of the field, the end T and the XOR points",),
         trains=False,
     ),
-    "fig4a": Recipe("Trained with Euler, tested with Euler, midpoint and rk4", steps_figure("Trained with Euler")),
+    "fig4a": Recipe(
+        "Trained with Euler, tested with Euler, midpoint and rk4",
+        steps_figure("Trained with Euler"),
+    ),
     "fig4b": Recipe("Trained and tested with rk4", steps_figure("Trained with rk4")),
     "fig4c": Recipe(
         "Trained with Fehlberg 2(1), tested with Fehlberg 2(1) and Dopri5",
         tolerances_figure("Trained with Fehlberg 2(1)"),
         (CHOSEN_TOLERANCES,),
     ),
-    "fig4d": Recipe("Trained and tested with Dopri5", tolerances_figure("Trained with Dopri5"), (CHOSEN_TOLERANCES,)),
+    "fig4d": Recipe(
+        "Trained and tested with Dopri5",
+        tolerances_figure("Trained with Dopri5"),
+        (CHOSEN_TOLERANCES,),
+    ),
     "fig5": Recipe(
         "Step adaptation: test accuracy and number of steps over training; beside the training solver a finer one",
         figure_5,
@@ -349,15 +426,27 @@ RECIPES: dict[str, Recipe] = {
             "the moments are each eighth of the run of the first seed; there Euler, midpoint and rk4 take as many steps as training goes on with",
         ),
     ),
-    "table1": Recipe("Table 1, concentric spheres in two dimensions", first_table("spheres"), (CRITERION, CERTIFIED)),
-    "table1_cifar": Recipe("Table 1, CIFAR-10", first_table("cifar10"), (CRITERION, CERTIFIED, WITHOUT_EULER)),
+    "table1": Recipe(
+        "Table 1, concentric spheres in two dimensions",
+        first_table("spheres"),
+        (CRITERION, CERTIFIED),
+    ),
+    "table1_cifar": Recipe(
+        "Table 1, CIFAR-10", first_table("cifar10"), (CRITERION, CERTIFIED, WITHOUT_EULER)
+    ),
     "spheres": Recipe(
-        "Critical step size of concentric spheres in 3 and 10 dimensions, Euler", critical("dataset"), (CRITERION,)
+        "Critical step size of concentric spheres in 3 and 10 dimensions, Euler",
+        critical("dataset"),
+        (CRITERION,),
     ),
     "sphere900": Recipe(
-        "Critical step size of concentric spheres in 900 dimensions, Euler", critical("dataset"), (CRITERION,)
+        "Critical step size of concentric spheres in 900 dimensions, Euler",
+        critical("dataset"),
+        (CRITERION,),
     ),
-    "minima": Recipe("Critical step size of the three minima, Euler", critical("dataset"), (CRITERION,)),
+    "minima": Recipe(
+        "Critical step size of the three minima, Euler", critical("dataset"), (CRITERION,)
+    ),
     "tolerances": Recipe(
         "Trained with Fehlberg 2(1) and with Dopri5 at several tolerances, concentric spheres in two dimensions",
         tolerances_figure("Trained at several tolerances"),

@@ -46,9 +46,11 @@ def reproduce(
     scheduler: str | None = None,
     console: Console | None = None,
 ) -> int:
-    """Do the runs that a figure or table of the paper needs, and write it: ``OUTPUT_DIR/results/NAME-SCALE.*``.
+    """Do the runs that a figure or table of the paper needs, and write it:
+    ``OUTPUT_DIR/results/NAME-SCALE.*``.
 
-    All of them share the runs of ``OUTPUT_DIR``: what is finished for one is not repeated for another.
+    All of them share the runs of ``OUTPUT_DIR``: what is finished for one is not repeated for
+    another.
 
     Args:
         name: a key of `trueode.reproduction.plans.PAPER`.
@@ -60,7 +62,8 @@ def reproduce(
         console: where progress is shown.
 
     Returns:
-        0; 1 when runs have failed, and what they should show is missing; 130 when the user interrupted.
+        0; 1 when runs have failed, and what they should show is missing; 130 when the user
+        interrupted.
 
     Raises:
         TrueodeError: data is missing, or the overrides are impossible.
@@ -92,7 +95,9 @@ def reproduce(
     return code
 
 
-def _write(name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], took: str) -> list[Path]:
+def _write(
+    name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], took: str
+) -> list[Path]:
     plan, directory = context.plan, context.directory
     stem = directory.path / "results" / plan.name
     options = plan.runs[0].options
@@ -105,7 +110,9 @@ def _write(name: str, scale: str, context: Context, made: Made, overrides: Mappi
     paths = []
     if made.figure is not None:
         figures.footer(made.figure, f"{name}; {foot}")
-        paths += [figures.save(made.figure, stem.with_name(f"{plan.name}.{form}")) for form in FORMS]
+        paths += [
+            figures.save(made.figure, stem.with_name(f"{plan.name}.{form}")) for form in FORMS
+        ]
     table = stem.with_name(f"{plan.name}.csv")
     write_text(table, to_csv(list(made.numbers)))
     caption = stem.with_name(f"{plan.name}.md")
@@ -114,11 +121,22 @@ def _write(name: str, scale: str, context: Context, made: Made, overrides: Mappi
 
 
 def _caption(
-    name: str, scale: str, context: Context, made: Made, overrides: Mapping[str, Any], foot: str, took: str
+    name: str,
+    scale: str,
+    context: Context,
+    made: Made,
+    overrides: Mapping[str, Any],
+    foot: str,
+    took: str,
 ) -> str:
-    """What is shown, at which scale, how that differs from the paper, by which command, and what was found."""
+    """What is shown, at which scale, how that differs from the paper, by which command, and what
+    was found.
+    """
     recipe, plan = RECIPES[name], context.plan
-    told = {**overrides, **({"data_dir": "DIR"} if "data_dir" in overrides else {})}  # where data lies is nobody else's
+    told = {
+        **overrides,
+        **({"data_dir": "DIR"} if "data_dir" in overrides else {}),
+    }  # where data lies is nobody else's
     flags = [word for key, value in told.items() for word in (f"--{key}", *_words(value))]
     command = shlex.join(["trueode", "reproduce", name, "--scale", scale, *flags])
     parts = [f"**{recipe.title}.**"]
@@ -126,14 +144,18 @@ def _caption(
         paper = make_plan(plan_of(name, "paper"), identify=lambda *_, **__: {})
         differs = differences(plan, paper)
         missing = len(plan.runs) - len({row["hash"] for row in context.rows if row["test_solver"]})
-        parts.append(f"{foot[0].upper()}{foot[1:]}. Lines, points and ± are means and spreads over the seeds.")
+        parts.append(
+            f"{foot[0].upper()}{foot[1:]}. Lines, points and ± are means and spreads over the seeds."
+        )
         parts.append(
             f"Different from the paper: {'; '.join(differs)}."
             if differs
             else "As published, but for what is named here."
         )
         if missing:
-            parts.append(f"**{missing} of {len(plan.runs)} runs are missing**: they have failed or are not finished.")
+            parts.append(
+                f"**{missing} of {len(plan.runs)} runs are missing**: they have failed or are not finished."
+            )
     if recipe.silent:
         parts.append(f"Where the paper is silent (ours): {'; '.join(recipe.silent)}.")
     if made.text:

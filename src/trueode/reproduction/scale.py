@@ -42,10 +42,17 @@ def differences(plan: Plan, paper: Plan) -> list[str]:
     """How a plan differs from the paper's, option by option."""
     found = []
     for name in type(plan.runs[0].options).model_fields:
-        if name in IMPLIED or name in ("name", "output_dir", "data_dir", "torch_threads", "num_threads"):
+        if name in IMPLIED or name in (
+            "name",
+            "output_dir",
+            "data_dir",
+            "torch_threads",
+            "num_threads",
+        ):
             continue
         own, theirs = (
-            list(dict.fromkeys(told(getattr(run.options, name)) for run in whole(each))) for each in (plan, paper)
+            list(dict.fromkeys(told(getattr(run.options, name)) for run in whole(each)))
+            for each in (plan, paper)
         )
         if set(own) != set(theirs):
             found.append(f"`{name}` {', '.join(own)} (paper: {', '.join(theirs)})")

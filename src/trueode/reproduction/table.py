@@ -1,4 +1,6 @@
-"""Table 1: the grid search by our criterion, the paper's adaptation and ours, beside the paper's numbers."""
+"""Table 1: the grid search by our criterion, the paper's adaptation and ours, beside the paper's
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,15 @@ from math import isnan, nan
 from typing import Any
 
 from trueode.reproduction.claims import ALLOWED, loss_under_better
-from trueode.reproduction.numbers import Row, fraction, grouped, markdown, percent, plus_minus, spread
+from trueode.reproduction.numbers import (
+    Row,
+    fraction,
+    grouped,
+    markdown,
+    percent,
+    plus_minus,
+    spread,
+)
 
 KEYS = ("grid", "grid accuracy", "adapted", "adapted accuracy")
 PAPER = {
@@ -22,15 +32,17 @@ ADAPTED = "adaptation of the paper"
 
 
 def better_solver_losses(rows: Sequence[Row], by: str | None = None) -> list[Row]:
-    """For each number of training steps, the accuracy that solvers of higher order at the same step lose, at most.
+    """For each number of training steps, the accuracy that solvers of higher order at the same step
+    lose, at most.
 
     Args:
         rows: of a sweep over ``step_size``.
         by: another column to group by.
 
     Returns:
-        Rows with ``group``, ``step_size``, ``x`` (steps), ``mean``, ``std``, ``low``, ``high``, ``n`` of the loss, the mean
-        ``accuracy`` as trained, ``flips`` against the exact flow, and ``hashes``.
+        Rows with ``group``, ``step_size``, ``x`` (steps), ``mean``, ``std``, ``low``, ``high``,
+        ``n`` of the loss, the mean ``accuracy`` as trained, ``flips`` against the exact flow, and
+        ``hashes``.
     """
     found = []
     keys = [*([by] if by else []), "step_size"]
@@ -38,7 +50,9 @@ def better_solver_losses(rows: Sequence[Row], by: str | None = None) -> list[Row
         own, lost, flips, hashes = [], [], [], []
         for (run,), each in grouped(group, ("hash",)).items():
             trained = next(row for row in each if row["is_training"])
-            better = [row["metric"] for row in each if row["factor"] == 1 and not row["is_training"]]
+            better = [
+                row["metric"] for row in each if row["factor"] == 1 and not row["is_training"]
+            ]
             known = [value for value in better if value is not None]
             own.append(trained["metric"])
             lost.append(trained["metric"] - min(known) if known else nan)
@@ -67,7 +81,10 @@ def table_1(rows: Sequence[Row], data: str) -> tuple[list[Row], str]:
         data: a key of ``PAPER``.
     """
     paper = PAPER[data]
-    grid = sorted(better_solver_losses([row for row in rows if row["grid"] == "grid search"]), key=lambda row: row["x"])
+    grid = sorted(
+        better_solver_losses([row for row in rows if row["grid"] == "grid search"]),
+        key=lambda row: row["x"],
+    )
     passing = [k for k in range(len(grid)) if all(row["mean"] <= ALLOWED for row in grid[k:])]
     numbers: list[Row] = []
     lines: list[tuple[str, ...]] = []
@@ -76,10 +93,20 @@ def table_1(rows: Sequence[Row], data: str) -> tuple[list[Row], str]:
         chosen = grid[last]
         below = f"{grid[last - 1]['x']:g}–" if last else "≤ "
         bracket = f"{below}{chosen['x']:g}" if passing else f"> {chosen['x']:g}"
-        group = [row for row in rows if row["grid"] == "grid search" and row["step_size"] == chosen["step_size"]]
+        group = [
+            row
+            for row in rows
+            if row["grid"] == "grid search" and row["step_size"] == chosen["step_size"]
+        ]
         numbers.append(_numbers("grid search", group, bracket))
-        lines.append(_line("grid search (our criterion)", group, bracket, paper["grid"], paper["grid accuracy"]))
-    for (name,), group in grouped([row for row in rows if row["grid"] != "grid search"], ("grid",)).items():
+        lines.append(
+            _line(
+                "grid search (our criterion)", group, bracket, paper["grid"], paper["grid accuracy"]
+            )
+        )
+    for (name,), group in grouped(
+        [row for row in rows if row["grid"] != "grid search"], ("grid",)
+    ).items():
         nfe = spread([row["nfe_per_iteration"] for row in _trained(group)])
         told = f"{nfe['mean']:.1f}" + (f" ± {nfe['std']:.1f}" if nfe["n"] > 1 else "")
         theirs = (paper["adapted"], paper["adapted accuracy"]) if name == ADAPTED else ("–", "–")
@@ -101,7 +128,11 @@ def _lost(group: Sequence[Row]) -> list[float | None]:
 
 def _numbers(name: str, group: Sequence[Row], nfe: str) -> Row:
     own = _trained(group)
-    found: dict[str, Any] = {"rule": name, "nfe": nfe, "lost_under_better": spread(_lost(group))["mean"]}
+    found: dict[str, Any] = {
+        "rule": name,
+        "nfe": nfe,
+        "lost_under_better": spread(_lost(group))["mean"],
+    }
     for column in ("metric", "metric_exact", "flips", "nfe_per_iteration"):
         values = spread([row[column] for row in own])
         found |= {column: values["mean"], f"{column}_std": values["std"]}
@@ -109,14 +140,27 @@ def _numbers(name: str, group: Sequence[Row], nfe: str) -> Row:
     return {**found, "runs": len(own), "hashes": " ".join(row["hash"] for row in own)}
 
 
-def _line(name: str, group: Sequence[Row], nfe: str, paper_nfe: str, paper_accuracy: str) -> tuple[str, ...]:
+def _line(
+    name: str, group: Sequence[Row], nfe: str, paper_nfe: str, paper_accuracy: str
+) -> tuple[str, ...]:
     own = _trained(group)
     accuracy, exact, flips = (
         plus_minus([row[column] for row in own]) for column in ("metric", "metric_exact", "flips")
     )
     certain = f"{sum(row['verdict'] == 'ode' for row in own)} of {len(own)}"
     final = f"{spread([row['nfe'] for row in own])['mean']:.1f}"
-    return (name, nfe, paper_nfe, final, accuracy, paper_accuracy, exact, flips, plus_minus(_lost(group)), certain)
+    return (
+        name,
+        nfe,
+        paper_nfe,
+        final,
+        accuracy,
+        paper_accuracy,
+        exact,
+        flips,
+        plus_minus(_lost(group)),
+        certain,
+    )
 
 
 def _steps(grid: Sequence[Row]) -> str:
@@ -130,7 +174,12 @@ def _steps(grid: Sequence[Row]) -> str:
         )
         for row in grid
     ]
-    head = ("training step", "test accuracy", "lost under a solver of higher order", "flips against the exact flow")
+    head = (
+        "training step",
+        "test accuracy",
+        "lost under a solver of higher order",
+        "flips against the exact flow",
+    )
     return f"The grid search:\n\n{markdown(head, lines)}" if lines else ""
 
 
@@ -143,7 +192,9 @@ def _comparison(numbers: Sequence[Row], paper: dict[str, str]) -> str:
         nfe = "grid" if row["rule"] == "grid search" else "adapted"
         kind = f"{nfe} accuracy"
         centre, deviation = (float(part) for part in paper[kind].removesuffix(" %").split(" ± "))
-        theirs = float(paper[nfe].split("–")[-1])  # of a bracket the finer end, which is the one that was trained
+        theirs = float(
+            paper[nfe].split("–")[-1]
+        )  # of a bracket the finer end, which is the one that was trained
         own, width = 100 * row["metric"], 100 * row["metric_std"]
         verb = "agrees" if abs(own - centre) <= deviation + width else "does not agree"
         said.append(

@@ -55,7 +55,8 @@ _JUDGED = TypeAdapter(_Judged)
 
 
 def read_audit(run: Path) -> dict[str, Any]:
-    """``audit.json`` of a run; one written by a version before schema 2 is brought into its form, as far as sweeps need it.
+    """``audit.json`` of a run; one written by a version before schema 2 is brought into its form,
+    as far as sweeps need it.
 
     Raises:
         RunNotFoundError: the file is missing or damaged.
@@ -94,7 +95,11 @@ def _brought_up(old: dict[str, Any], run: Path) -> dict[str, Any]:
         "verdict": "inconclusive" if old["status"] == "not checked" else old["status"],
         "blown_up": 0,
         "unresolved": 0,
-        "performance": {"name": old["metric_name"], "own": old["metric"], "exact": old["metric_exact"]},
+        "performance": {
+            "name": old["metric_name"],
+            "own": old["metric"],
+            "exact": old["metric_exact"],
+        },
         "exact_flow": {"n_steps": old["n_steps_exact"]} if checked else None,
         "rows": rows,
     }

@@ -49,7 +49,11 @@ def prune(folder: Path, keep: int = KEEP) -> None:
 
 def found(folder: Path) -> list[Path]:
     """All checkpoints, the newest first."""
-    named = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := re.fullmatch(NAME, path.name))]
+    named = [
+        (int(match[1]), path)
+        for path in folder.glob("*.pt")
+        if (match := re.fullmatch(NAME, path.name))
+    ]
     return [path for _, path in sorted(named, reverse=True)]
 
 
@@ -63,13 +67,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
         if hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:]:
             raise CheckpointError(f"The checkpoint {path} is truncated or corrupted.")
-        state: Any = torch.load(io.BytesIO(content[:-_DIGEST]), weights_only=True, map_location="cpu")
+        state: Any = torch.load(
+            io.BytesIO(content[:-_DIGEST]), weights_only=True, map_location="cpu"
+        )
     except CheckpointError:
         raise
     except Exception as failure:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {failure}") from failure
     if not isinstance(state, dict):
-        raise CheckpointError(f"The checkpoint {path} holds a {type(state).__name__}, expected the state of a run.")
+        raise CheckpointError(
+            f"The checkpoint {path} holds a {type(state).__name__}, expected the state of a run."
+        )
     return state
 
 
@@ -91,4 +99,6 @@ def load_latest(folder: Path, damaged: Callable[[str], None]) -> tuple[Path, dic
             return path, read_checkpoint(path)
         except CheckpointError as failure:
             failures.append(str(failure))
-    raise CheckpointError(f"There is no usable checkpoint in {folder}. {' '.join(failures)}".strip())
+    raise CheckpointError(
+        f"There is no usable checkpoint in {folder}. {' '.join(failures)}".strip()
+    )

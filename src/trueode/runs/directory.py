@@ -19,7 +19,10 @@ from trueode.files import TEMPORARY, Lock, make_folder, real, write_json
 from trueode.runs.checkpoints import NAME, found, prune
 
 CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
-JUDGEMENTS = ("audit.json", "certificate.json")  # the latter of earlier versions; of the model that training ended with
+JUDGEMENTS = (
+    "audit.json",
+    "certificate.json",
+)  # the latter of earlier versions; of the model that training ended with
 WRITTEN = {
     "checkpoints": NAME,
     "figures": r"(loss|accuracy|mse|effort|adaptation|solver_swap|trajectories|regions|time_series)\.png",
@@ -35,7 +38,8 @@ LEFT = re.escape(TEMPORARY)
 class RunDirectory:
     """``OUTPUT_DIR/NAME``; nothing in it is deleted or overwritten unless asked for.
 
-    Who writes to it holds its lock until `release`, or until the process ends in whatever way, and asks `place` where to.
+    Who writes to it holds its lock until `release`, or until the process ends in whatever way, and
+    asks `place` where to.
     """
 
     def __init__(self, path: Path, lock: Lock | None = None, made: Iterable[Path] = ()) -> None:
@@ -56,7 +60,8 @@ class RunDirectory:
 
         Args:
             output_dir: folder of all runs.
-            name: the run's name; taken as it is when explicit, else the first free of NAME, NAME-2, NAME-3, ….
+            name: the run's name; taken as it is when explicit, else the first free of NAME, NAME-2,
+                NAME-3, ….
             explicit: whether the user gave the name.
             overwrite: take the directory of an earlier run of that name; `clear` removes its files.
 
@@ -77,7 +82,9 @@ class RunDirectory:
                 number += 1
                 candidate = f"{name}-{number}"
                 if explicit:
-                    free = next(n for i in range(2, 10**6) if not (root / (n := f"{name}-{i}")).exists())
+                    free = next(
+                        n for i in range(2, 10**6) if not (root / (n := f"{name}-{i}")).exists()
+                    )
                     raise RunExistsError(
                         f"The run {root / name} exists and is left as it is. Continue it with --resume true, replace it "
                         f"with --overwrite true, or choose a free name such as --name {free}."
@@ -98,7 +105,11 @@ class RunDirectory:
         root = Path(output_dir)
         if not (root / name / "config.yaml").is_file():
             known = sorted(path.parent.name for path in root.glob("*/config.yaml"))
-            there = f" There are: {', '.join(known[:10])}.{nearest(name, known)}" if known else " There are none there."
+            there = (
+                f" There are: {', '.join(known[:10])}.{nearest(name, known)}"
+                if known
+                else " There are none there."
+            )
             raise RunNotFoundError(f"There is no run {root / name} (no config.yaml in it).{there}")
         return cls(root / name)
 
@@ -120,7 +131,9 @@ class RunDirectory:
             )
 
     def release(self) -> None:
-        """Let others write here; a directory in which nothing was written is removed, and those that were made for it."""
+        """Let others write here; a directory in which nothing was written is removed, and those
+        that were made for it.
+        """
         if self._lock is not None:
             with suppress(OSError):  # one holds something
                 for folder in (self.path, *self._made) if self._lock.in_place else ():
@@ -144,7 +157,8 @@ class RunDirectory:
         """Where to write a file or a folder of the run.
 
         Raises:
-            RunDamagedError: the directory was removed, moved or replaced, or a symbolic link leads out of it.
+            RunDamagedError: the directory was removed, moved or replaced, or a symbolic link leads
+                out of it.
         """
         self.check()
         path = self.path / name
@@ -156,34 +170,46 @@ class RunDirectory:
         return path
 
     def prepare(self) -> None:
-        """Check all places, before anything is written, and remove what writes that were killed have left."""
+        """Check all places, before anything is written, and remove what writes that were killed
+        have left.
+        """
         for folder in WRITTEN:
             path = self.place(folder)
             if os.path.lexists(path) and not path.is_dir():
-                raise RunDamagedError(f"{path} is no folder: move it away, or choose another --name.")
+                raise RunDamagedError(
+                    f"{path} is no folder: move it away, or choose another --name."
+                )
         for file in self._written("", *WRITTEN):
             self.place(str(file.relative_to(self.path)))
         self._remove(LEFT, *WRITTEN)
         prune(self.path / "checkpoints")
 
     def clear(self) -> None:
-        """Remove the files of an earlier run: only those that a run writes, and links in the place of its folders."""
+        """Remove the files of an earlier run: only those that a run writes, and links in the place
+        of its folders.
+        """
         for folder in WRITTEN.keys() - {"."}:
             if (self.path / folder).is_symlink():
                 (self.path / folder).unlink()
         self._remove(f"({LEFT})?", *WRITTEN)
 
     def forget_audit(self) -> None:
-        """Remove what ``trueode audit`` has written: it is of the newest checkpoint, and there comes a newer one."""
+        """Remove what ``trueode audit`` has written: it is of the newest checkpoint, and there
+        comes a newer one.
+        """
         self._remove(f"({LEFT})?", "audit")
 
     def _written(self, ending: str, *folders: str) -> Iterator[Path]:
-        """The files that a run has written to some of its folders, under their names with an ending."""
+        """The files that a run has written to some of its folders, under their names with an
+        ending.
+        """
         for folder in folders:
             place = self.path / folder
             if place.is_dir() and (folder == "." or not place.is_symlink()):
                 files = (file for file in place.iterdir() if file.is_symlink() or file.is_file())
-                yield from [file for file in files if re.fullmatch(WRITTEN[folder] + ending, file.name)]
+                yield from [
+                    file for file in files if re.fullmatch(WRITTEN[folder] + ending, file.name)
+                ]
 
     def _remove(self, ending: str, *folders: str) -> None:
         """Remove these files, and the folders that are empty then."""
@@ -191,11 +217,18 @@ class RunDirectory:
             file.unlink()
         for folder in folders:
             place = self.path / folder
-            if folder != "." and place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+            if (
+                folder != "."
+                and place.is_dir()
+                and not place.is_symlink()
+                and not any(place.iterdir())
+            ):
                 place.rmdir()
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Write ``run.json`` at the start: what runs, with what, where; what was said of an earlier end is taken back."""
+        """Write ``run.json`` at the start: what runs, with what, where; what was said of an earlier
+        end is taken back.
+        """
         for name in JUDGEMENTS:
             self.place(name).unlink(missing_ok=True)
         earlier = {name: fact for name, fact in self.read_info().items() if name not in CLOSING}
@@ -224,7 +257,9 @@ class RunDirectory:
 
 
 def _claim(path: Path) -> Lock | None:
-    """Make a directory and lock it; None if the name is taken (a directory without whole files is free)."""
+    """Make a directory and lock it; None if the name is taken (a directory without whole files is
+    free).
+    """
     try:
         make_folder(path)
     except FileExistsError:  # a file
@@ -254,7 +289,12 @@ def _git_commit() -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+            ["git", "rev-parse", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

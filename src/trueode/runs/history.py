@@ -32,7 +32,9 @@ class History:
         self._buffer = buffer
         known = _read(path)[0] if path.exists() else []
         if known and known != self._columns:
-            raise RunDamagedError(f"{path} has the columns {', '.join(known)}, expected {', '.join(columns)}. {ADVICE}")
+            raise RunDamagedError(
+                f"{path} has the columns {', '.join(known)}, expected {', '.join(columns)}. {ADVICE}"
+            )
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self._columns, restval="")
         if not known:
@@ -87,7 +89,9 @@ def cut_history(path: Path, iteration: int) -> None:
     kept = [line for line, values in rows if values[0] <= iteration]
     if torn or len(kept) < len(rows):
         lines = [",".join(columns), *kept] if columns else []
-        write_atomic(path, lambda file: file.write("".join(f"{line}\r\n" for line in lines).encode()))
+        write_atomic(
+            path, lambda file: file.write("".join(f"{line}\r\n" for line in lines).encode())
+        )
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[str, list[float]]], bool]:

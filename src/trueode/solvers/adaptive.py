@@ -10,7 +10,15 @@ from sys import float_info
 import torch
 from torch import Tensor
 
-from trueode.solvers.control import Reduce, error_scale, rms, scaled_error, starting_step, step_factor, trial_step
+from trueode.solvers.control import (
+    Reduce,
+    error_scale,
+    rms,
+    scaled_error,
+    starting_step,
+    step_factor,
+    trial_step,
+)
 from trueode.solvers.failure import Stop, reason
 from trueode.solvers.saving import Saver
 from trueode.solvers.solver import Adaptive
@@ -39,7 +47,8 @@ class Trace:
 def integrate(
     stepper: Stepper, solver: Adaptive, z: Tensor, saver: Saver | None, reduce: Reduce | None = None
 ) -> tuple[Tensor, Trace]:
-    """Integrate to the end of the interval under error control and return the final state with the trace.
+    """Integrate to the end of the interval under error control and return the final state with the
+    trace.
 
     The steps are constants for the gradient; rejected steps leave no trace in the graph.
     """
@@ -57,12 +66,19 @@ def integrate(
     while theta < 1:
         tired = len(trace.errors) + trace.n_rejected >= solver.max_steps
         if tired or dtheta <= 10 * ulp(theta) or not isfinite(dtheta):
-            _give_up(trace, stepper, solver, Stop(z, dtheta * clock.length, tired, finite and isfinite(dtheta)))
+            _give_up(
+                trace,
+                stepper,
+                solver,
+                Stop(z, dtheta * clock.length, tired, finite and isfinite(dtheta)),
+            )
             return z, trace
         # a rest too short for a step of its own is taken along
         target = 1.0 if theta + 1.0001 * dtheta >= 1 else theta + dtheta
         inside = saver.inside(theta, target, z) if saver else None
-        result = stepper.step(clock.spans((theta, target), stepper.tableau.c)[0], z, first, inside, with_error=True)
+        result = stepper.step(
+            clock.spans((theta, target), stepper.tableau.c)[0], z, first, inside, with_error=True
+        )
         assert result.error is not None
         with torch.no_grad():
             error, before, after = map(stepper.controlled, (result.error, z, result.z))
@@ -82,7 +98,9 @@ def integrate(
     return z, trace
 
 
-def _first_fraction(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor, reduce: Reduce | None) -> float:
+def _first_fraction(
+    stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor, reduce: Reduce | None
+) -> float:
     length = abs(stepper.clock.length)
     if solver.first_step is not None:
         return min(1.0, solver.first_step / length)

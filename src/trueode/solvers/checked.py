@@ -12,13 +12,16 @@ from torch import Tensor
 from trueode.errors import UsageError
 from trueode.solvers.solution import Counter
 
-FIRST_CALLS = 2  # are watched: the second one shows whether a field writes into what it has returned
+FIRST_CALLS = (
+    2  # are watched: the second one shows whether a field writes into what it has returned
+)
 
 
 class CheckedField:
     """Calls a field, counts its calls, and gives the derivative in the precision of the state.
 
-    The first calls of a solve also show whether the field changes its input, or returns the same memory again.
+    The first calls of a solve also show whether the field changes its input, or returns the same
+    memory again.
 
     Args:
         field: the field, ``field(t, z)``.
@@ -34,10 +37,15 @@ class CheckedField:
         """The derivative at a state, of its shape and dtype.
 
         Raises:
-            UsageError: the field does not return a derivative of the state, changes its input, or returns memory again.
+            UsageError: the field does not return a derivative of the state, changes its input, or
+                returns memory again.
         """
         self._counter.add()
-        value = self._field(t, z) if self._watched >= FIRST_CALLS or z.is_meta else self._call_watched(t, z)
+        value = (
+            self._field(t, z)
+            if self._watched >= FIRST_CALLS or z.is_meta
+            else self._call_watched(t, z)
+        )
         if (
             not isinstance(value, Tensor)
             or value.dtype != z.dtype
@@ -70,7 +78,9 @@ class CheckedField:
                 "tensor, for instance a .clone()."
             )
         self._watched += 1
-        self._returned = _Memory(value) if isinstance(value, Tensor) and self._watched < FIRST_CALLS else None
+        self._returned = (
+            _Memory(value) if isinstance(value, Tensor) and self._watched < FIRST_CALLS else None
+        )
         return value
 
 
@@ -82,7 +92,9 @@ def fitted(value: Any, z: Tensor) -> Tensor:
     """
     if not isinstance(value, Tensor):
         kind = "None: is a return missing?" if value is None else f"{type(value).__name__}."
-        raise UsageError(f"The field must return a tensor of the state's shape {tuple(z.shape)}; it returned {kind}")
+        raise UsageError(
+            f"The field must return a tensor of the state's shape {tuple(z.shape)}; it returned {kind}"
+        )
     if value.shape != z.shape:
         raise UsageError(
             f"The field returned shape {tuple(value.shape)} for a state of shape {tuple(z.shape)}: "
@@ -105,7 +117,9 @@ class _Memory:
 
     def __init__(self, x: Tensor) -> None:
         self._x = x
-        self._copy = x.clone() if x.is_inference() else None  # tensors of inference mode count no versions
+        self._copy = (
+            x.clone() if x.is_inference() else None
+        )  # tensors of inference mode count no versions
         self._version = 0 if x.is_inference() else x._version
 
     def has_changed(self) -> bool:
@@ -115,13 +129,21 @@ class _Memory:
 
 
 def is_symbolic() -> bool:
-    """Whether tensors stand for others, so that values cannot be asked for: under torch.func, and while a program is traced."""
-    return bool(torch._C._are_functorch_transforms_active() or torch._C._is_tracing() or torch.compiler.is_compiling())
+    """Whether tensors stand for others, so that values cannot be asked for: under torch.func, and
+    while a program is traced.
+    """
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or torch.compiler.is_compiling()
+    )
 
 
 def _takes_two(field: Callable[..., Any]) -> bool:
     try:
-        inspect.signature(field.forward if isinstance(field, torch.nn.Module) else field).bind(None, None)
+        inspect.signature(field.forward if isinstance(field, torch.nn.Module) else field).bind(
+            None, None
+        )
     except TypeError:
         return False
     except ValueError:  # no signature is known, as of some built-in functions

@@ -43,7 +43,9 @@ def seconds(t: Any) -> float:
             return float(t.detach())
     elif isinstance(t, Real):
         return float(t)
-    raise UsageError(f"A time must be a real number or a tensor of one, with a value, got {_described(t)}.")
+    raise UsageError(
+        f"A time must be a real number or a tensor of one, with a value, got {_described(t)}."
+    )
 
 
 def pair(ends: Any) -> tuple[Any, Any]:
@@ -62,7 +64,9 @@ def pair(ends: Any) -> tuple[Any, Any]:
 
 
 def is_differentiable(t: Any) -> bool:
-    """Whether a derivative by a time may be asked for: one in reverse mode, that is recorded, or one in forward mode."""
+    """Whether a derivative by a time may be asked for: one in reverse mode, that is recorded, or
+    one in forward mode.
+    """
     if not isinstance(t, Tensor) or not t.is_floating_point():
         return False
     if t.requires_grad and torch.is_grad_enabled():
@@ -96,15 +100,17 @@ def _described(t: Any) -> str:
 class Clock:
     """Times ``t0 + theta (t1 - t0)`` of the interval of a solve.
 
-    Steps are handled as fractions theta, so rounding does not accumulate, the direction of time needs no special case
-    and, when a derivative by an end of the interval is asked for, every step scales with it.
+    Steps are handled as fractions theta, so rounding does not accumulate, the direction of time
+    needs no special case and, when a derivative by an end of the interval is asked for, every step
+    scales with it.
 
     Args:
         ends: start and end, numbers or tensors of one number.
         like: a state; the field sees times in its precision and on its device.
 
     Raises:
-        UsageError: the ends are not two finite times, or the precision of the state cannot tell times apart in between.
+        UsageError: the ends are not two finite times, or the precision of the state cannot tell
+            times apart in between.
     """
 
     def __init__(self, ends: Any, like: Tensor) -> None:
@@ -174,7 +180,9 @@ class Clock:
         return 0.0 if abs(theta) < slack else 1.0 if abs(theta - 1) < slack else theta
 
     def tensor(self, theta: Tensor) -> Tensor:
-        """The times at fractions in float64, in the precision of the state and differentiable where the ends are."""
+        """The times at fractions in float64, in the precision of the state and differentiable where
+        the ends are.
+        """
         start, length = self._ends or (self.t0, self.length)
         return (start + theta * length).to(dtype=self.dtype, device=self._device)
 
@@ -188,24 +196,34 @@ class Clock:
         return (times - start) / length
 
     def tensor_step(self, dtheta: Tensor) -> Tensor:
-        """The step sizes of fractions of the interval, in the precision of the state, differentiable where the ends are."""
+        """The step sizes of fractions of the interval, in the precision of the state,
+        differentiable where the ends are.
+        """
         length = self.length if self._ends is None else self._ends[1]
         return (dtheta.double() * length).to(dtype=self.dtype, device=self._device)
 
     def spans(self, grid: Sequence[float], nodes: Sequence[float]) -> list[Span]:
-        """The stage times and the size of each step of a grid of fractions; ``nodes`` are the nodes c of the method."""
+        """The stage times and the size of each step of a grid of fractions; ``nodes`` are the nodes
+        c of the method.
+        """
         steps = list(pairwise(grid))
         rows = [[*(b if c == 1 else a + c * (b - a) for c in nodes), b] for a, b in steps]
-        theta = torch.tensor(rows, dtype=torch.float64, device="cpu").view(len(steps), len(nodes) + 1)
+        theta = torch.tensor(rows, dtype=torch.float64, device="cpu").view(
+            len(steps), len(nodes) + 1
+        )
         times = [row.unbind(0) for row in self.tensor(theta).unbind(0)]
         sizes: Sequence[Step] = [(b - a) * self.length for a, b in steps]
         if self.differentiable:
             widths = [b - a for a, b in steps]
-            sizes = self.tensor_step(torch.tensor(widths, dtype=torch.float64, device="cpu")).unbind(0)
+            sizes = self.tensor_step(
+                torch.tensor(widths, dtype=torch.float64, device="cpu")
+            ).unbind(0)
         return [Span(row, h) for row, h in zip(times, sizes, strict=True)]
 
     def span_per_sample(self, before: Tensor, after: Tensor, nodes: Sequence[float]) -> Span:
-        """The step of each sample between two fractions ``(samples, 1, …)``; so are its times and its sizes."""
+        """The step of each sample between two fractions ``(samples, 1, …)``; so are its times and
+        its sizes.
+        """
         width = after - before
         times = [self.tensor(after if c == 1 else before + c * width) for c in (*nodes, 1.0)]
         return Span(times, self.tensor_step(width))
@@ -226,5 +244,11 @@ def double(t: Any) -> Tensor:
 
 
 def precision(t: Any) -> float:
-    """The relative rounding error of a time: of numbers and of tensors of whole numbers that of float64."""
-    return limits(t.dtype)[0] if isinstance(t, Tensor) and t.is_floating_point() else float_info.epsilon
+    """The relative rounding error of a time: of numbers and of tensors of whole numbers that of
+    float64.
+    """
+    return (
+        limits(t.dtype)[0]
+        if isinstance(t, Tensor) and t.is_floating_point()
+        else float_info.epsilon
+    )

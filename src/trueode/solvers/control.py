@@ -1,4 +1,6 @@
-"""Error control of adaptive solvers: the error norm, the choice of the next step, the starting step."""
+"""Error control of adaptive solvers: the error norm, the choice of the next step, the starting
+step.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def rms(x: Tensor, reduce: Reduce | None = None) -> float:
 
 
 def rms_per_sample(x: Tensor) -> Tensor:
-    """The root mean square over all but the first dimension: shape ``(batch,)``, in float64 on the CPU."""
+    """The root mean square over all but the first dimension: shape ``(batch,)``, in float64 on the
+    CPU.
+    """
     x = magnitude(x)
     flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
     norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
@@ -36,13 +40,17 @@ def rms_per_sample(x: Tensor) -> Tensor:
 
 
 def magnitude(x: Tensor) -> Tensor:
-    """Numbers of the same sizes, real and in float32 at least: half precision would overflow in norms."""
+    """Numbers of the same sizes, real and in float32 at least: half precision would overflow in
+    norms.
+    """
     x = x.abs() if x.is_complex() else x
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def scaled_error(error: Tensor, before: Tensor, after: Tensor, rtol: float, atol: float) -> Tensor:
-    """``error / (atol + rtol max(|before|, |after|))``: a step is accepted when its norm is at most 1."""
+    """``error / (atol + rtol max(|before|, |after|))``: a step is accepted when its norm is at most
+    1.
+    """
     size = torch.maximum(magnitude(before).abs(), magnitude(after).abs())
     return magnitude(error) / error_scale(size, rtol, atol)
 
@@ -54,9 +62,11 @@ def error_scale(state: Tensor, rtol: float, atol: float) -> Tensor:
 
 
 def step_factor(error_ratio: float, error_order: int) -> float:
-    """The factor from a step to the next one: the elementary controller (Hairer, Nørsett & Wanner I, eq. II.4.13).
+    """The factor from a step to the next one: the elementary controller (Hairer, Nørsett & Wanner
+    I, eq. II.4.13).
 
-    An accepted step may shrink the next one too: where the error grows along the way, a step as long would be rejected.
+    An accepted step may shrink the next one too: where the error grows along the way, a step as
+    long would be rejected.
 
     Args:
         error_ratio: norm of the scaled error of the step; at most 1 when the step was accepted.
@@ -76,7 +86,8 @@ def step_factors(error_ratio: Tensor, error_order: int) -> Tensor:
 
 
 def trial_step(d0: float, d1: float) -> float:
-    """The trial step h0 of the rule for the first step (Hairer, Nørsett & Wanner I, p. 169, a and b).
+    """The trial step h0 of the rule for the first step (Hairer, Nørsett & Wanner I, p. 169, a and
+    b).
 
     Args:
         d0: norm of the state.

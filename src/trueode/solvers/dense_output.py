@@ -36,17 +36,21 @@ class Taken(NamedTuple):
         h = self.h[rows] if isinstance(self.h, Tensor) and self.h.dim() else self.h
         end = None if self.end is self.stages[-1] else self.end[rows]
         stages = [k[rows] for k in self.stages]
-        return Taken(h, self.before[rows], self.after[rows], stages, stages[-1] if end is None else end)
+        return Taken(
+            h, self.before[rows], self.after[rows], stages, stages[-1] if end is None else end
+        )
 
 
 def interpolate(tableau: ButcherTableau, theta: Tensor, step: Taken) -> Tensor:
     """The state at fractions theta of one step.
 
-    Cubic Hermite interpolation (Hairer, Nørsett & Wanner I, eq. II.6.7) or, for a tableau with dense weights, its own.
+    Cubic Hermite interpolation (Hairer, Nørsett & Wanner I, eq. II.6.7) or, for a tableau with
+    dense weights, its own.
 
     Args:
         tableau: the method.
-        theta: fractions of the step, broadcastable against the states: ``(times, 1, …)`` or one per row.
+        theta: fractions of the step, broadcastable against the states: ``(times, 1, …)`` or one per
+            row.
         step: the step.
 
     Returns:

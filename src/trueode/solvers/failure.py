@@ -45,7 +45,9 @@ def status_of(stop: Stop, known: Tensor) -> str:
 
 
 def reason(field: Autonomous, known: Tensor, solver: Adaptive, stop: Stop) -> tuple[str, str]:
-    """The status of a solve that gave up, and the reason in words; ``known`` is the field where it did."""
+    """The status of a solve that gave up, and the reason in words; ``known`` is the field where it
+    did.
+    """
     status = status_of(stop, known)
     if status == "non_finite":
         return status, "the state or the field is not finite"
@@ -85,10 +87,14 @@ def instability(field: Autonomous, tableau: ButcherTableau, z: Tensor, h: float)
     )
 
 
-def fastest_rate(field: Autonomous, z: Tensor, known: Tensor, row: int | None) -> tuple[float, float]:
-    """The largest rate of a field's Jacobian at a state, and how fast that component decays, by power iteration.
+def fastest_rate(
+    field: Autonomous, z: Tensor, known: Tensor, row: int | None
+) -> tuple[float, float]:
+    """The largest rate of a field's Jacobian at a state, and how fast that component decays, by
+    power iteration.
 
-    Source: Sommeijer, Shampine & Verwer, RKC: an explicit solver for parabolic PDEs, 1998, section 2.2.
+    Source: Sommeijer, Shampine & Verwer, RKC: an explicit solver for parabolic PDEs, 1998, section
+    2.2.
 
     Args:
         field: the field at a frozen time.
@@ -96,7 +102,9 @@ def fastest_rate(field: Autonomous, z: Tensor, known: Tensor, row: int | None) -
         known: the field there.
         row: the sample that is looked at; None: all.
     """
-    draw = torch.randn(z.shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu")
+    draw = torch.randn(
+        z.shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     direction = draw.to(dtype=z.dtype, device=z.device)
     if row is not None:
         direction[torch.arange(len(z), device=z.device) != row] = 0

@@ -31,7 +31,11 @@ class Outcome(NamedTuple):
 
 
 def integrate(
-    stepper: Stepper, solver: Solver, z: Tensor, points: SavePoints | None, reduce: Reduce | None = None
+    stepper: Stepper,
+    solver: Solver,
+    z: Tensor,
+    points: SavePoints | None,
+    reduce: Reduce | None = None,
 ) -> Outcome:
     """Carry out a solve.
 
@@ -50,20 +54,30 @@ def integrate(
     saver = None if points is None else Saver(points)
     if isinstance(solver, Adaptive):
         z, trace = adaptive.integrate(stepper, solver, z, saver, reduce)
-        grid, errors = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (trace.grid, trace.errors))
+        grid, errors = (
+            torch.tensor(x, dtype=torch.float64, device="cpu") for x in (trace.grid, trace.errors)
+        )
         zs = saver.stacked(z) if saver else None
-        return Outcome(z, zs, grid, len(errors), trace.n_rejected, errors, trace.status, trace.message)
+        return Outcome(
+            z, zs, grid, len(errors), trace.n_rejected, errors, trace.status, trace.message
+        )
     try:
         fractions = solver.fractions(stepper.clock.length)
     except SolveError as failure:
         grid = torch.zeros(1, dtype=torch.float64, device="cpu")
-        return Outcome(z, saver.stacked(z) if saver else None, grid, 0, 0, None, failure.status, str(failure))
+        return Outcome(
+            z, saver.stacked(z) if saver else None, grid, 0, 0, None, failure.status, str(failure)
+        )
     grid = torch.tensor(fractions, dtype=torch.float64, device="cpu")
     if grid.dim() == 2:
         if saver:
-            raise UsageError("save_at does not go with a grid per sample: ask for it in the adaptive solve itself.")
+            raise UsageError(
+                "save_at does not go with a grid per sample: ask for it in the adaptive solve itself."
+            )
         if grid.shape[1] != z.shape[0]:
-            raise UsageError(f"The grid is for {grid.shape[1]} samples, the state has shape {tuple(z.shape)}.")
+            raise UsageError(
+                f"The grid is for {grid.shape[1]} samples, the state has shape {tuple(z.shape)}."
+            )
         z = fixed.integrate_per_sample(stepper, grid, z)
     else:
         z = fixed.integrate(stepper, fractions, z, saver)  # type: ignore[arg-type]

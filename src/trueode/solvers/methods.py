@@ -6,14 +6,24 @@ from trueode.catalog import METHODS
 from trueode.errors import UsageError, nearest
 from trueode.solvers.tableau import ButcherTableau
 
-EULER = ButcherTableau("euler", 1, ((),), (1.0,), source="Euler, Institutionum calculi integralis I, 1768")
+EULER = ButcherTableau(
+    "euler", 1, ((),), (1.0,), source="Euler, Institutionum calculi integralis I, 1768"
+)
 
 MIDPOINT = ButcherTableau(
-    "midpoint", 2, ((), (1 / 2,)), (0.0, 1.0), source="Runge 1895; Hairer, Nørsett & Wanner I, eq. II.1.4"
+    "midpoint",
+    2,
+    ((), (1 / 2,)),
+    (0.0, 1.0),
+    source="Runge 1895; Hairer, Nørsett & Wanner I, eq. II.1.4",
 )
 
 HEUN2 = ButcherTableau(
-    "heun2", 2, ((), (1.0,)), (1 / 2, 1 / 2), source="explicit trapezoidal rule; Hairer, Nørsett & Wanner I, eq. II.1.3"
+    "heun2",
+    2,
+    ((), (1.0,)),
+    (1 / 2, 1 / 2),
+    source="explicit trapezoidal rule; Hairer, Nørsett & Wanner I, eq. II.1.3",
 )
 
 RK4 = ButcherTableau(
@@ -93,7 +103,12 @@ def _tsit5_dense() -> tuple[tuple[float, ...], ...]:
 
     s, r, p, q = -1.0530884977290216, 1.3299890189751412, 1.4364028541716351, 0.7139816917074209
     return (
-        (-s * r * q, s * (q + r * p), -s * (p + r), s),  # scale theta (theta - r)(theta² - p theta + q)
+        (
+            -s * r * q,
+            s * (q + r * p),
+            -s * (p + r),
+            s,
+        ),  # scale theta (theta - r)(theta² - p theta + q)
         quadratic(0.1017, 2.1966568338249754, 1.2949852507374631),
         quadratic(2.490627285651252793, 2.38535645472061657, 1.57803468208092486),
         roots(-16.54810288924490272, 1.21712927295533244, 0.61620406037800089),
@@ -131,7 +146,13 @@ TSIT5 = ButcherTableau(
         (-0.008480655492356989, 0.335480655492357),
         (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
         (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-        (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+        (
+            5.86145544294642,
+            -12.92096931784711,
+            8.159367898576159,
+            -0.071584973281401,
+            -0.028269050394068383,
+        ),
         _TSIT5_B[:-1],
     ),
     _TSIT5_B,
@@ -142,7 +163,8 @@ TSIT5 = ButcherTableau(
 )
 
 TABLEAUS: dict[str, ButcherTableau] = {
-    method.name: method for method in (EULER, MIDPOINT, HEUN2, RK4, RK4_38, FEHLBERG2, BOSH3, DOPRI5, TSIT5)
+    method.name: method
+    for method in (EULER, MIDPOINT, HEUN2, RK4, RK4_38, FEHLBERG2, BOSH3, DOPRI5, TSIT5)
 }
 
 
@@ -155,5 +177,7 @@ def get_tableau(method: str | ButcherTableau) -> ButcherTableau:
     if isinstance(method, ButcherTableau):
         return method
     if not isinstance(method, str) or method not in TABLEAUS:
-        raise UsageError(f"Unknown method {method!r}: known are {', '.join(METHODS)}.{nearest(str(method), METHODS)}")
+        raise UsageError(
+            f"Unknown method {method!r}: known are {', '.join(METHODS)}.{nearest(str(method), METHODS)}"
+        )
     return TABLEAUS[method]

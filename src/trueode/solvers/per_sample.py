@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from trueode.solvers.clock import Clock
-from trueode.solvers.control import error_scale, rms_per_sample, scaled_error, starting_step, step_factors, trial_step
+from trueode.solvers.control import (
+    error_scale,
+    rms_per_sample,
+    scaled_error,
+    starting_step,
+    step_factors,
+    trial_step,
+)
 from trueode.solvers.failure import Stop, reason, status_of
 from trueode.solvers.saving import Inside, SavePoints
 from trueode.solvers.solver import Adaptive
@@ -21,8 +28,10 @@ class SampleTraces:
     """What the solves of the samples did.
 
     Attributes:
-        grid: accepted fractions of the interval, ``(steps + 1, batch)``; a finished sample repeats its last one.
-        errors: norm of the scaled error of the accepted steps, ``(steps, batch)``; NaN after the last one.
+        grid: accepted fractions of the interval, ``(steps + 1, batch)``; a finished sample repeats
+            its last one.
+        errors: norm of the scaled error of the accepted steps, ``(steps, batch)``; NaN after the
+            last one.
         n_steps: accepted steps, ``(batch,)``.
         n_rejected: rejected steps, ``(batch,)``.
         statuses: ``"success"`` or the reason of failure, of each sample.
@@ -42,9 +51,9 @@ def integrate(
 ) -> tuple[Tensor, Tensor | None, SampleTraces]:
     """Integrate every sample to the end of the interval under its own error control.
 
-    Only samples that have not arrived are evaluated, so a stiff one does not make the others pay; one that fails keeps
-    the state that it reached, and the others go on. Control runs in float64 on the CPU; the field sees times of shape
-    ``(samples, 1, …)``.
+    Only samples that have not arrived are evaluated, so a stiff one does not make the others pay;
+    one that fails keeps the state that it reached, and the others go on. Control runs in float64 on
+    the CPU; the field sees times of shape ``(samples, 1, …)``.
 
     Args:
         stepper: takes the steps.
@@ -66,11 +75,15 @@ def integrate(
     if len(active):
         first = stepper.start_per_sample(theta, z)
         dtheta = _first_fractions(stepper, solver, z, first).clamp(max=most)
-    elif not len(z):  # nothing to solve, but the weights are part of the graph, as on the ranks that have samples
+    elif not len(
+        z
+    ):  # nothing to solve, but the weights are part of the graph, as on the ranks that have samples
         final = z + 0 * stepper.start_per_sample(theta, z)
     while len(active):
         tired = record.counts[:, active].sum(0) >= solver.max_steps
-        failed = (dtheta <= 10 * torch.finfo(torch.float64).eps * theta) | ~dtheta.isfinite() | tired
+        failed = (
+            (dtheta <= 10 * torch.finfo(torch.float64).eps * theta) | ~dtheta.isfinite() | tired
+        )
         leaving = failed
         if bool(failed.any()):
             sizes = dtheta * clock.length
@@ -82,23 +95,36 @@ def integrate(
         else:
             target = torch.where(theta + 1.0001 * dtheta >= 1, 1.0, theta + dtheta)
             wanted = None if saver is None else saver.wanted(active, theta, target)
-            inside = None if wanted is None else Inside.at(wanted.theta, wanted.rows.to(device), state)
+            inside = (
+                None if wanted is None else Inside.at(wanted.theta, wanted.rows.to(device), state)
+            )
             span = stepper.span_per_sample(theta, target, state)
             result = stepper.step(span, state, first, inside, with_error=True)
             assert result.error is not None
             with torch.no_grad():
-                ratio = rms_per_sample(scaled_error(result.error, state, result.z, solver.rtol, solver.atol))
+                ratio = rms_per_sample(
+                    scaled_error(result.error, state, result.z, solver.rtol, solver.atol)
+                )
                 accepted, finite = ratio <= 1, ratio.isfinite()
                 if not bool(finite.all()):
                     finite = finite | (_all_finite(result.z) & _all_finite(result.error)).cpu()
-            dtheta = ((target - theta) * step_factors(ratio, solver.tableau.embedded_order + 1)).clamp(max=most)
+            dtheta = (
+                (target - theta) * step_factors(ratio, solver.tableau.embedded_order + 1)
+            ).clamp(max=most)
             if not bool(accepted.all()):
                 if result.z.requires_grad and not bool(ratio.isfinite().all()):
-                    # the overflow of a rejected step would reach the gradients as 0 x inf: repeat those steps with size 0
-                    span = stepper.span_per_sample(theta, torch.where(accepted, target, theta), state)
+                    # the overflow of a rejected step would reach the gradients as 0 x inf: repeat
+                    # those steps with size 0
+                    span = stepper.span_per_sample(
+                        theta, torch.where(accepted, target, theta), state
+                    )
                     result = stepper.step(span, state, first, inside, with_error=True)
                 column = _columns(accepted.to(device), state)
-                end = None if result.end is None or first is None else torch.where(column, result.end, first)
+                end = (
+                    None
+                    if result.end is None or first is None
+                    else torch.where(column, result.end, first)
+                )
                 result = result._replace(z=torch.where(column, result.z, state), end=end)
             if saver is not None and wanted is not None and result.saved is not None:
                 passed = accepted[wanted.rows]
@@ -113,19 +139,25 @@ def integrate(
             state, first = state[keep.to(device)], None if first is None else first[keep.to(device)]
             active, theta, dtheta, finite = active[keep], theta[keep], dtheta[keep], finite[keep]
             stepper = replace(stepper, field=whole.part(active))
-            if stepper.recompute and len(active):  # a step must do the same when it is computed again
+            if stepper.recompute and len(
+                active
+            ):  # a step must do the same when it is computed again
                 whole.settle(stepper, theta, state)
     traces = record.traces()
     if saver is None:
         return final, None, traces
-    return final, saver.stacked(final, torch.tensor([x == "success" for x in traces.statuses], device="cpu")), traces
+    return (
+        final,
+        saver.stacked(final, torch.tensor([x == "success" for x in traces.statuses], device="cpu")),
+        traces,
+    )
 
 
 class _Whole:
     """The field of the whole batch, from which come those of the samples that have not arrived.
 
-    A field that adds inputs of its own for each sample refuses a part of the batch. From then on it is called with the whole
-    one, in which the other samples stay at the start.
+    A field that adds inputs of its own for each sample refuses a part of the batch. From then on it
+    is called with the whole one, in which the other samples stay at the start.
     """
 
     def __init__(self, field: Field, z: Tensor, clock: Clock) -> None:
@@ -178,8 +210,12 @@ class _Record:
         self.counts[1, rows] += ~accepted
         self._accepted.append((rows[accepted], target[accepted], ratio[accepted]))
 
-    def fail(self, stepper: Stepper, solver: Adaptive, where: tuple[Tensor, Tensor], stops: list[Stop]) -> None:
-        """Note the samples that gave up, and look into the first one; ``where``: the active samples, their fractions."""
+    def fail(
+        self, stepper: Stepper, solver: Adaptive, where: tuple[Tensor, Tensor], stops: list[Stop]
+    ) -> None:
+        """Note the samples that gave up, and look into the first one; ``where``: the active
+        samples, their fractions.
+        """
         active, theta = where
 
         def field(z: Tensor) -> Tensor:
@@ -201,7 +237,9 @@ class _Record:
         """The grids and errors of all samples, side by side."""
         steps = int(self.counts[0].max()) if self.counts.numel() else 0
         grid = torch.zeros(steps + 1, self.counts.shape[1], dtype=torch.float64, device="cpu")
-        errors = torch.full((steps, self.counts.shape[1]), float("nan"), dtype=torch.float64, device="cpu")
+        errors = torch.full(
+            (steps, self.counts.shape[1]), float("nan"), dtype=torch.float64, device="cpu"
+        )
         position = torch.zeros_like(self.counts[0])
         for rows, fractions, ratios in self._accepted:
             errors[position[rows], rows] = ratios
@@ -210,12 +248,16 @@ class _Record:
         n_failed = sum(status != "success" for status in self._statuses)
         others = f" {n_failed - 1} other samples failed, too." if n_failed > 1 else ""
         grid, (accepted, rejected) = grid.cummax(0).values, self.counts
-        return SampleTraces(grid, errors, accepted, rejected, tuple(self._statuses), self._message + others)
+        return SampleTraces(
+            grid, errors, accepted, rejected, tuple(self._statuses), self._message + others
+        )
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Points inside of the steps of some samples: fractions of these, rows among them, numbers among all points."""
+    """Points inside of the steps of some samples: fractions of these, rows among them, numbers
+    among all points.
+    """
 
     theta: Tensor
     rows: Tensor
@@ -234,7 +276,9 @@ class _Saver:
         self._z, self._index, self._states = z, list[Tensor](), list[Tensor]()
 
     def wanted(self, active: Tensor, before: Tensor, after: Tensor) -> _Wanted | None:
-        """The points inside of the steps of the active samples between two fractions; None: there are none."""
+        """The points inside of the steps of the active samples between two fractions; None: there
+        are none.
+        """
         points = self._fractions[:, active]
         hits = (points > before) & (points <= after)
         if self._ends_stay:
@@ -253,15 +297,22 @@ class _Saver:
         self._states.append(states)
 
     def stacked(self, final: Tensor, arrived: Tensor) -> Tensor:
-        """The states at all points, ``(times, batch, …)``; NaN where there is no time or a failed sample did not arrive."""
+        """The states at all points, ``(times, batch, …)``; NaN where there is no time or a failed
+        sample did not arrive.
+        """
         z, n = self._z, self._fractions.numel()
         if self._ends_stay:
-            for at, states in ((self._fractions <= 0, z), ((self._fractions >= 1) & arrived, final)):
+            for at, states in (
+                (self._fractions <= 0, z),
+                ((self._fractions >= 1) & arrived, final),
+            ):
                 index = at.flatten().nonzero()[:, 0]
                 self.take(index, states[(index % max(len(z), 1)).to(z.device)])
         saved = z.new_full((n, *z.shape[1:]), float("nan"))
         if self._index:
-            saved = saved.index_copy(0, torch.cat(self._index).to(z.device), torch.cat(self._states))
+            saved = saved.index_copy(
+                0, torch.cat(self._index).to(z.device), torch.cat(self._states)
+            )
         return saved.view(len(self._fractions), *z.shape)
 
 
@@ -278,20 +329,31 @@ def _all_finite(x: Tensor) -> Tensor:
 def _first_fractions(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor) -> Tensor:
     length = abs(stepper.clock.length)
     if solver.first_step is not None:
-        return torch.full((len(z),), min(1.0, solver.first_step / length), dtype=torch.float64, device="cpu")
+        return torch.full(
+            (len(z),), min(1.0, solver.first_step / length), dtype=torch.float64, device="cpu"
+        )
     scale = error_scale(z.detach(), solver.rtol, solver.atol)
 
     def norms(x: Tensor) -> Tensor:
         return rms_per_sample(x.detach() / scale)
 
     d0, d1 = norms(z), norms(first)
-    if bool(d1.isinf().any()):  # beyond the numbers of a norm, where the tolerance is next to nothing
+    if bool(
+        d1.isinf().any()
+    ):  # beyond the numbers of a norm, where the tolerance is next to nothing
         d1 = torch.where(d1.isinf() & _all_finite(first).cpu(), float_info.max, d1)
-    h0 = torch.tensor(list(map(trial_step, d0.tolist(), d1.tolist())), dtype=torch.float64, device="cpu")
+    h0 = torch.tensor(
+        list(map(trial_step, d0.tolist(), d1.tolist())), dtype=torch.float64, device="cpu"
+    )
     trial = h0.clamp(max=length) / length
     # recorded if anything is: a field may differentiate inside of itself
-    moved = stepper.start_per_sample(trial, z + _columns(stepper.clock.tensor_step(trial), z).detach() * first)
+    moved = stepper.start_per_sample(
+        trial, z + _columns(stepper.clock.tensor_step(trial), z).detach() * first
+    )
     d2 = norms(moved - first) / (trial * length)
     order = solver.tableau.embedded_order + 1
-    steps = [starting_step(x, y, c, order) for x, y, c in zip(h0.tolist(), d1.tolist(), d2.tolist(), strict=True)]
+    steps = [
+        starting_step(x, y, c, order)
+        for x, y, c in zip(h0.tolist(), d1.tolist(), d2.tolist(), strict=True)
+    ]
     return torch.tensor(steps, dtype=torch.float64, device="cpu").clamp(max=length) / length

@@ -23,7 +23,9 @@ from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 
 
 class _Piece(NamedTuple):
-    """A part of the interval: its ends as fractions of it, and the breaks there, as times; None: there is none."""
+    """A part of the interval: its ends as fractions of it, and the breaks there, as times; None:
+    there is none.
+    """
 
     start: float
     end: float
@@ -31,7 +33,8 @@ class _Piece(NamedTuple):
 
 
 def in_pieces(problem: Problem, solve: Callable[[Problem], Outcome]) -> Outcome:
-    """Solve a problem from break to break; steps end at each of them, and see the field as it is on their own side.
+    """Solve a problem from break to break; steps end at each of them, and see the field as it is on
+    their own side.
 
     Derivatives by the ends of the interval and by saved times flow; breaks stand still.
 
@@ -41,20 +44,32 @@ def in_pieces(problem: Problem, solve: Callable[[Problem], Outcome]) -> Outcome:
     """
     clock, solver, z, saved = problem.clock, problem.solver, problem.z0, _Saved(problem)
     marks = {theta: t for t in solver.breaks if 0 <= (theta := clock.fraction(t)) <= 1}
-    pieces = [_Piece(a, b, (marks.get(a), marks.get(b))) for a, b in pairwise(sorted({0.0, 1.0, *marks}))]
+    pieces = [
+        _Piece(a, b, (marks.get(a), marks.get(b))) for a, b in pairwise(sorted({0.0, 1.0, *marks}))
+    ]
     outcomes: list[Outcome] = []
     for piece in pieces:
         seen = _seen_from_inside(problem, piece)
-        ends = tuple(problem.t[int(theta)] if theta in (0.0, 1.0) else marks[theta] for theta in piece[:2])
-        steps = _steps(solver, piece, clock, outcomes) if len(pieces) > 1 else replace(solver, breaks=())
-        outcome = _after(outcomes, solve(replace(seen, z0=z, t=ends, solver=steps, save_at=saved.within(piece))))
+        ends = tuple(
+            problem.t[int(theta)] if theta in (0.0, 1.0) else marks[theta] for theta in piece[:2]
+        )
+        steps = (
+            _steps(solver, piece, clock, outcomes)
+            if len(pieces) > 1
+            else replace(solver, breaks=())
+        )
+        outcome = _after(
+            outcomes, solve(replace(seen, z0=z, t=ends, solver=steps, save_at=saved.within(piece)))
+        )
         saved.take(outcome.zs)
         outcomes.append(outcome)
         z = outcome.z
         if outcome.status != "success" and outcome.statuses is None:
             break
     grids = [
-        torch.where(each.fractions == 1, piece.end, piece.start + each.fractions * (piece.end - piece.start))
+        torch.where(
+            each.fractions == 1, piece.end, piece.start + each.fractions * (piece.end - piece.start)
+        )
         for each, piece in zip(outcomes, pieces, strict=False)
     ]
     return outcomes[-1]._replace(
@@ -75,15 +90,22 @@ def _after(before: Sequence[Outcome], outcome: Outcome) -> Outcome:
     if known is None or outcome.statuses is None or all(status == "success" for status in known):
         return outcome
     gone = torch.tensor([status != "success" for status in known], device="cpu")
-    statuses = tuple(old if old != "success" else new for old, new in zip(known, outcome.statuses, strict=True))
+    statuses = tuple(
+        old if old != "success" else new for old, new in zip(known, outcome.statuses, strict=True)
+    )
     zs = None if outcome.zs is None else _where(gone[None], float("nan"), outcome.zs)
-    return outcome._replace(z=_where(gone, before[-1].z, outcome.z), zs=zs, statuses=statuses, status=before[-1].status)
+    return outcome._replace(
+        z=_where(gone, before[-1].z, outcome.z), zs=zs, statuses=statuses, status=before[-1].status
+    )
 
 
 def _where(mask: Tensor, chosen: Any, other: Any) -> Any:
     """States of one kind where a mask of their first dimensions says so."""
     if isinstance(other, tuple):
-        return tuple(_where(mask, chosen[i] if isinstance(chosen, tuple) else chosen, x) for i, x in enumerate(other))
+        return tuple(
+            _where(mask, chosen[i] if isinstance(chosen, tuple) else chosen, x)
+            for i, x in enumerate(other)
+        )
     wide = mask.to(other.device).view(*mask.shape, *[1] * (other.dim() - mask.dim()))
     return torch.where(wide, chosen, other)
 
@@ -114,24 +136,35 @@ def _next(t: float, towards: float, dtype: torch.dtype) -> float:
 
 def _steps(solver: Solver, piece: _Piece, clock: Clock, before: Sequence[Outcome]) -> Solver:
     """The solver of a piece: what is left of the steps that the whole may take."""
-    used = sum(int(torch.as_tensor(each.n_steps + each.n_rejected, device="cpu").max()) for each in before)
+    used = sum(
+        int(torch.as_tensor(each.n_steps + each.n_rejected, device="cpu").max()) for each in before
+    )
     if isinstance(solver, Adaptive):
         first = None if before else solver.first_step
-        return replace(solver, breaks=(), first_step=first, max_steps=max(1, solver.max_steps - used))
+        return replace(
+            solver, breaks=(), first_step=first, max_steps=max(1, solver.max_steps - used)
+        )
     if isinstance(solver, FixedStep):
         most = None if solver.max_steps is None else max(1, solver.max_steps - used)
         step = solver.step_size or (abs(clock.length) or 1.0) / (solver.n_steps or 1)
         return FixedStep(solver.method, step_size=step, max_steps=most, max_step=solver.max_step)
     rows = [row if isinstance(row, tuple) else (row,) for row in solver.grid]
-    first, last = (bisect_left([min(row) for row in rows], theta - clock.slack) for theta in piece[:2])
+    first, last = (
+        bisect_left([min(row) for row in rows], theta - clock.slack) for theta in piece[:2]
+    )
     if piece.end == 1.0:
         last = len(rows) - 1
     width, part = piece.end - piece.start, rows[first : last + 1]
     if any(
-        abs(theta - end) > clock.slack for row, end in ((part[0], piece.start), (part[-1], piece.end)) for theta in row
+        abs(theta - end) > clock.slack
+        for row, end in ((part[0], piece.start), (part[-1], piece.end))
+        for theta in row
     ):
         raise UsageError(f"The grid must have points at the breaks, {solver.breaks}.")
-    inner = [tuple(min(max((theta - piece.start) / width, 0.0), 1.0) for theta in row) for row in part[1:-1]]
+    inner = [
+        tuple(min(max((theta - piece.start) / width, 0.0), 1.0) for theta in row)
+        for row in part[1:-1]
+    ]
     size = len(rows[0])
     grid = ((0.0,) * size, *inner, (1.0,) * size)
     return OnGrid(solver.method, grid if solver.per_sample else tuple(row[0] for row in grid))
@@ -146,7 +179,9 @@ class _Saved:
         self._masks, self._states = list[Tensor](), list[Any]()
 
     def within(self, piece: _Piece) -> Tensor | None:
-        """The times in a piece, its start left out unless it is the first one: states at a break are those before it."""
+        """The times in a piece, its start left out unless it is the first one: states at a break
+        are those before it.
+        """
         if self._times is None or self._points is None:
             return None
         theta, slack = self._points.fractions, self._points.slack
@@ -176,6 +211,8 @@ class _Saved:
             for mask, each in zip(self._masks[1:], states[1:], strict=True):
                 found = _where(mask, each, found)
             return found
-        found = states[0].new_full((len(self._points.fractions), *states[0].shape[1:]), float("nan"))
+        found = states[0].new_full(
+            (len(self._points.fractions), *states[0].shape[1:]), float("nan")
+        )
         index = torch.cat([mask.nonzero()[:, 0] for mask in self._masks])
         return found.index_copy(0, index.to(found.device), torch.cat(list(states)))

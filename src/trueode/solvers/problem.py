@@ -28,7 +28,9 @@ Made = TypeVar("Made")
 
 
 class lazy(Generic[Made]):  # noqa: N801 - used like a property
-    """``functools.cached_property`` without its lock, which costs more than what most properties here do."""
+    """``functools.cached_property`` without its lock, which costs more than what most properties
+    here do.
+    """
 
     def __init__(self, make: Callable[[Any], Made]) -> None:
         self._make, self._name, self.__doc__ = make, make.__name__, make.__doc__
@@ -39,7 +41,9 @@ class lazy(Generic[Made]):  # noqa: N801 - used like a property
 
 
 class Form(NamedTuple):
-    """A problem in the form that loops work on: one tensor as state, one callable as field, and the way back."""
+    """A problem in the form that loops work on: one tensor as state, one callable as field, and the
+    way back.
+    """
 
     field: Field
     state: Tensor
@@ -68,14 +72,24 @@ class Problem:
 
     def __post_init__(self) -> None:
         parts = self.z0 if isinstance(self.z0, tuple) else (self.z0,)
-        if not parts or not all(isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in parts):
-            raise UsageError("z0 must be a floating point or complex tensor, or a tuple of such tensors, at least one.")
+        if not parts or not all(
+            isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in parts
+        ):
+            raise UsageError(
+                "z0 must be a floating point or complex tensor, or a tuple of such tensors, at least one."
+            )
         if not callable(self.field):
-            raise UsageError(f"The field must be a function of time and state, field(t, z), got {self.field!r}.")
+            raise UsageError(
+                f"The field must be a function of time and state, field(t, z), got {self.field!r}."
+            )
         if not isinstance(self.solver, (FixedStep, Adaptive, OnGrid)):
-            raise UsageError(f"solver must be a FixedStep, Adaptive or OnGrid value, got {self.solver!r}.")
+            raise UsageError(
+                f"solver must be a FixedStep, Adaptive or OnGrid value, got {self.solver!r}."
+            )
         if not isinstance(self.gradient, (Backprop, Checkpoint, Adjoint)):
-            raise UsageError(f"gradient must be Backprop(), Checkpoint() or Adjoint(), got {self.gradient!r}.")
+            raise UsageError(
+                f"gradient must be Backprop(), Checkpoint() or Adjoint(), got {self.gradient!r}."
+            )
         if self.per_sample and not all(x.dim() for x in parts):
             raise UsageError("Per-sample control needs a state with a batch dimension, (batch, …).")
         self._check_transforms()
@@ -85,7 +99,9 @@ class Problem:
     def _check_transforms(self) -> None:
         adaptive = isinstance(self.solver, Adaptive)
         if self.first.is_meta and adaptive:
-            raise UsageError("An adaptive solve looks at values, which tensors on meta do not have: take FixedStep.")
+            raise UsageError(
+                "An adaptive solve looks at values, which tensors on meta do not have: take FixedStep."
+            )
         if torch._C._are_functorch_transforms_active():
             if not isinstance(self.gradient, Backprop):
                 raise UsageError(
@@ -134,14 +150,28 @@ class Problem:
 
     @lazy
     def layers(self) -> LayerStack | None:
-        """The field's layers, where it is willing to tell them and may be evaluated by them here and now."""
+        """The field's layers, where it is willing to tell them and may be evaluated by them here
+        and now.
+        """
         z0, offer = self.z0, getattr(self.field, "layer_stack", None)
-        if offer is None or isinstance(z0, tuple) or isinstance(self.gradient, Adjoint) or not z0.is_floating_point():
+        if (
+            offer is None
+            or isinstance(z0, tuple)
+            or isinstance(self.gradient, Adjoint)
+            or not z0.is_floating_point()
+        ):
             return None
-        if z0.is_meta or torch.is_autocast_enabled(z0.device.type) or is_symbolic() or forward_ad._current_level >= 0:
+        if (
+            z0.is_meta
+            or torch.is_autocast_enabled(z0.device.type)
+            or is_symbolic()
+            or forward_ad._current_level >= 0
+        ):
             return None
         stack: LayerStack | None = offer(z0.shape)
-        if stack is None or any(x.dtype != z0.dtype or x.device != z0.device for x in stack.layers[0][:2]):
+        if stack is None or any(
+            x.dtype != z0.dtype or x.device != z0.device for x in stack.layers[0][:2]
+        ):
             return None
         return stack
 

@@ -18,7 +18,8 @@ Times = Sequence[Any] | Tensor
 
 
 def as_times(save_at: Times) -> Tensor:
-    """Times as a tensor; numbers keep their full precision, and tensors among them their derivatives.
+    """Times as a tensor; numbers keep their full precision, and tensors among them their
+    derivatives.
 
     Raises:
         UsageError: they are no times.
@@ -38,9 +39,11 @@ class SavePoints:
     """Where states are wanted, as fractions of the interval.
 
     Attributes:
-        fractions: in float64, ``(times,)``, or ``(times, batch)`` with times of its own for each sample; NaN: none.
+        fractions: in float64, ``(times,)``, or ``(times, batch)`` with times of its own for each
+            sample; NaN: none.
         slack: how far rounding of the times may have moved them.
-        moving: the fractions again, differentiable; None where no derivative by a time is asked for.
+        moving: the fractions again, differentiable; None where no derivative by a time is asked
+            for.
         ends_stay: whether the points at an end of the interval move with that end alone.
     """
 
@@ -57,13 +60,18 @@ class SavePoints:
     @property
     def at_ends(self) -> bool:
         """Whether they are the ends of the interval alone, which no step has inside of it."""
-        return self.moving is None and not self.per_sample and all(x in (0.0, 1.0) for x in self.fractions.tolist())
+        return (
+            self.moving is None
+            and not self.per_sample
+            and all(x in (0.0, 1.0) for x in self.fractions.tolist())
+        )
 
 
 def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
     """Requested times as fractions of the interval; those within rounding of an end are that end.
 
-    A time that no derivative is asked for stands still when an end of the interval moves, unless it is that end.
+    A time that no derivative is asked for stands still when an end of the interval moves, unless it
+    is that end.
 
     Args:
         save_at: ``(times,)`` or ``(batch, times)``, where NaN stands for no time.
@@ -75,7 +83,9 @@ def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
     """
     times = as_times(save_at)
     if times.dim() not in (1, 2):
-        raise UsageError(f"save_at must have shape (times,) or (batch, times); it has {tuple(times.shape)}.")
+        raise UsageError(
+            f"save_at must have shape (times,) or (batch, times); it has {tuple(times.shape)}."
+        )
     if times.dim() == 2:
         if batch is None or times.shape[0] != batch:
             samples = "no dimension of samples" if batch is None else f"{batch} samples"
@@ -85,12 +95,18 @@ def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
         times = times.T
     wanted = times.detach().to("cpu", torch.float64)
     slack = clock.slack_of(precision(times))
-    theta = torch.where(wanted == clock.t0, 0.0, torch.nan) if clock.length == 0 else (wanted - clock.t0) / clock.length
+    theta = (
+        torch.where(wanted == clock.t0, 0.0, torch.nan)
+        if clock.length == 0
+        else (wanted - clock.t0) / clock.length
+    )
     absent = wanted.isnan() if times.dim() == 2 else torch.zeros_like(wanted, dtype=torch.bool)
     outside = ~((theta >= -slack) & (theta <= 1 + slack) | absent)
     if bool(outside.any()):
         t = float(wanted[outside][0])
-        raise UsageError(f"save_at holds the time {t:g}, outside of the interval from {clock.t0:g} to {clock.t1:g}.")
+        raise UsageError(
+            f"save_at holds the time {t:g}, outside of the interval from {clock.t0:g} to {clock.t1:g}."
+        )
     fixed = torch.where(theta < slack, 0.0, torch.where(theta > 1 - slack, 1.0, theta))
     if not (clock.differentiable or is_differentiable(times)) or clock.length == 0:
         return SavePoints(fixed, slack)
@@ -104,7 +120,8 @@ class Inside(NamedTuple):
     """Points inside of a step.
 
     Attributes:
-        theta: fractions of the step, in the precision of the state: ``(times, 1, …)``, or one for each row, ``(rows, 1, …)``.
+        theta: fractions of the step, in the precision of the state: ``(times, 1, …)``, or one for
+            each row, ``(rows, 1, …)``.
         rows: the samples that they belong to, ``(rows,)``; None: all samples at each time.
     """
 
@@ -119,7 +136,9 @@ class Inside(NamedTuple):
 
 
 def union(points: SavePoints) -> tuple[SavePoints, Tensor]:
-    """All fractions that occur, ascending, and where each entry is found among them, ``(times, batch)``; -1: nowhere."""
+    """All fractions that occur, ascending, and where each entry is found among them,
+    ``(times, batch)``; -1: nowhere.
+    """
     absent = points.fractions.isnan()
     every = torch.unique(points.fractions[~absent])
     position = torch.searchsorted(every, points.fractions.nan_to_num(nan=0.0).contiguous())
@@ -127,7 +146,9 @@ def union(points: SavePoints) -> tuple[SavePoints, Tensor]:
 
 
 def gather(states: Tensor, position: Tensor) -> Tensor:
-    """From ``(union, batch, …)`` to each sample's own times, ``(times, batch, …)``; NaN where there is none."""
+    """From ``(union, batch, …)`` to each sample's own times, ``(times, batch, …)``; NaN where there
+    is none.
+    """
     here = position.to(states.device)
     absent = (here < 0).view(*here.shape, *[1] * (states.dim() - 2))
     if not len(states):
@@ -137,7 +158,9 @@ def gather(states: Tensor, position: Tensor) -> Tensor:
 
 
 def grid_positions(points: SavePoints, grid: Sequence[float]) -> list[int] | None:
-    """Where on the grid each point of all samples lies, as a `Saver` sees it; None if one lies, or may move, inside of a step."""
+    """Where on the grid each point of all samples lies, as a `Saver` sees it; None if one lies, or
+    may move, inside of a step.
+    """
     if points.moving is not None:
         return None
     wanted = points.fractions.tolist()
@@ -149,8 +172,8 @@ def grid_positions(points: SavePoints, grid: Sequence[float]) -> list[int] | Non
 class Saver:
     """Collects the states at the given points while one grid of steps for all samples passes them.
 
-    Where derivatives by times are asked for, also points at grid points are those at a fraction of a step, since the grid
-    and the points move on their own.
+    Where derivatives by times are asked for, also points at grid points are those at a fraction of
+    a step, since the grid and the points move on their own.
     """
 
     def __init__(self, points: SavePoints) -> None:
@@ -195,7 +218,9 @@ class Saver:
             self._done = last
 
     def stacked(self, z: Tensor) -> Tensor:
-        """The states in the order asked for, ``(times, *state)``; NaN where there is no time or a failed solve did not arrive."""
+        """The states in the order asked for, ``(times, *state)``; NaN where there is no time or a
+        failed solve did not arrive.
+        """
         one = z.shape if self._rows is None else z.shape[1:]
         missing = len(self._order) - self._done
         # part of the graph also where it is empty

@@ -42,11 +42,11 @@ class Solution(Generic[State]):
         n_steps: accepted steps: a number, or ``(batch,)`` under per-sample control.
         n_rejected: rejected steps, likewise.
         errors: norms of the scaled errors of the accepted steps; None for fixed steps.
-        status: ``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``; under per-sample control that of the
-            first sample that failed.
+        status: ``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``; under
+            per-sample control that of the first sample that failed.
         message: what happened, for a failure.
-        statuses: under per-sample control the status of each sample; otherwise None. A sample that failed keeps the state that
-            it reached.
+        statuses: under per-sample control the status of each sample; otherwise None. A sample that
+            failed keeps the state that it reached.
     """
 
     z: State
@@ -68,7 +68,8 @@ class Solution(Generic[State]):
     def grid(self) -> Tensor:
         """Times of the accepted steps, both ends included, in float64: ``(n_steps + 1,)``.
 
-        Under per-sample control ``(most steps + 1, batch)``, where a finished sample repeats its last time.
+        Under per-sample control ``(most steps + 1, batch)``, where a finished sample repeats its
+        last time.
         """
         return self._clock.t0 + self._fractions * self._clock.length
 
@@ -80,20 +81,32 @@ class Solution(Generic[State]):
     @property
     def mean_steps(self) -> float:
         """The number of accepted steps, averaged over the samples."""
-        return float(self.n_steps.double().mean()) if isinstance(self.n_steps, Tensor) else float(self.n_steps)
+        return (
+            float(self.n_steps.double().mean())
+            if isinstance(self.n_steps, Tensor)
+            else float(self.n_steps)
+        )
 
     def lost(self) -> Tensor:
-        """Which samples (first dimension of the state) did not reach the end with finite numbers: ``(batch,)`` of bool."""
+        """Which samples (first dimension of the state) did not reach the end with finite numbers:
+        ``(batch,)`` of bool.
+        """
         parts: tuple[Tensor, ...] = self.z if isinstance(self.z, tuple) else (self.z,)
         whole = torch.zeros(len(parts[0]), dtype=torch.bool, device=parts[0].device)
         if self.statuses is not None:
-            return torch.tensor([status != "success" for status in self.statuses], device=whole.device)
-        if self.status == "non_finite" and not isinstance(self._solver, Adaptive):  # the other samples went their way
+            return torch.tensor(
+                [status != "success" for status in self.statuses], device=whole.device
+            )
+        if self.status == "non_finite" and not isinstance(
+            self._solver, Adaptive
+        ):  # the other samples went their way
             return ~torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
         return whole if self.status == "success" else ~whole
 
     def replay(self) -> OnGrid:
         """The solver that takes just these steps again."""
-        rows: list[Any] = self._fractions.tolist() if len(self._fractions) > 1 else [0.0, 1.0]  # a step of length zero
+        rows: list[Any] = (
+            self._fractions.tolist() if len(self._fractions) > 1 else [0.0, 1.0]
+        )  # a step of length zero
         grid = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
         return OnGrid(self._solver.tableau, grid, breaks=self._solver.breaks)

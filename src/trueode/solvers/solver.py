@@ -13,9 +13,7 @@ from trueode.errors import SolveError, UsageError
 from trueode.solvers.methods import get_tableau
 from trueode.solvers.tableau import ButcherTableau
 
-MOST_STEPS = (
-    10_000_000  # of a grid that nobody has bounded: one of many more would fill the memory before the first step
-)
+MOST_STEPS = 10_000_000  # of a grid that nobody has bounded: one of many more would fill the memory before the first step
 
 
 def _is_number(value: Any) -> bool:
@@ -43,7 +41,9 @@ class _Method:
         try:
             object.__setattr__(self, "breaks", tuple(map(float, self.breaks)))
         except (TypeError, ValueError):
-            raise UsageError(f"breaks must be times, such as (0.5, 2.0), got {self.breaks!r}.") from None
+            raise UsageError(
+                f"breaks must be times, such as (0.5, 2.0), got {self.breaks!r}."
+            ) from None
         if not all(map(isfinite, self.breaks)):
             raise UsageError(f"breaks must be finite times, got {self.breaks!r}.")
 
@@ -69,14 +69,18 @@ class FixedStep(_Method):
 
     Args:
         method: a name of ``catalog.METHODS`` or a tableau.
-        step_size: the step; where it does not divide the interval, the last step is shorter and ends exactly at its end.
+        step_size: the step; where it does not divide the interval, the last step is shorter and
+            ends exactly at its end.
         n_steps: instead of ``step_size``: the number of equal steps.
-        max_steps: a solve that would take more steps fails before it starts; without it, one of more than ten millions.
+        max_steps: a solve that would take more steps fails before it starts; without it, one of
+            more than ten millions.
         max_step: no step is longer, where ``n_steps`` alone would make them so.
-        breaks: times at which the field may jump: steps end there, and see the field as it is on their own side.
+        breaks: times at which the field may jump: steps end there, and see the field as it is on
+            their own side.
 
     Raises:
-        UsageError: neither or both of ``step_size`` and ``n_steps`` are given, or a number is out of range.
+        UsageError: neither or both of ``step_size`` and ``n_steps`` are given, or a number is out
+            of range.
     """
 
     step_size: float | None = None
@@ -107,7 +111,8 @@ class FixedStep(_Method):
                 ratio = length / step
                 if ratio == inf:
                     raise SolveError(
-                        f"A step of {step:g} is too small for an interval of {length:g}.", "step_underflow"
+                        f"A step of {step:g} is too small for an interval of {length:g}.",
+                        "step_underflow",
                     )
                 least = max(least, ceil(ratio - 1e-9 * ratio))
         return least
@@ -142,7 +147,9 @@ class FixedStep(_Method):
 
     def __str__(self) -> str:
         return (
-            f"{self.name}, h = {self.step_size:.6g}" if self.step_size is not None else f"{self.name} x {self.n_steps}"
+            f"{self.name}, h = {self.step_size:.6g}"
+            if self.step_size is not None
+            else f"{self.name} x {self.n_steps}"
         )
 
 
@@ -154,12 +161,15 @@ class Adaptive(_Method):
         method: a name or tableau with an embedded method.
         rtol: relative tolerance.
         atol: absolute tolerance.
-        per_sample: control each sample (first dimension of the state) by itself, so that its result does not depend on
-            the others; otherwise one step for all, from the root mean square error over the whole batch.
+        per_sample: control each sample (first dimension of the state) by itself, so that its result
+            does not depend on the others; otherwise one step for all, from the root mean square
+            error over the whole batch.
         first_step: the first step; None chooses it (Hairer, Nørsett & Wanner I, p. 169).
         max_steps: most attempted steps.
-        max_step: no step is longer, so that no feature of the field that lasts longer is stepped over.
-        breaks: times at which the field may jump: steps end there, and see the field as it is on their own side.
+        max_step: no step is longer, so that no feature of the field that lasts longer is stepped
+            over.
+        breaks: times at which the field may jump: steps end there, and see the field as it is on
+            their own side.
 
     Raises:
         UsageError: the method has no error estimate, or a number is out of range.
@@ -186,14 +196,18 @@ class Adaptive(_Method):
                 "scale the components of the state."
             )
         if min(self.rtol, self.atol) < 0 or self.rtol + self.atol == 0:
-            raise UsageError(f"rtol and atol must not be negative nor both zero, got {self.rtol!r} and {self.atol!r}.")
+            raise UsageError(
+                f"rtol and atol must not be negative nor both zero, got {self.rtol!r} and {self.atol!r}."
+            )
         for name in ("first_step", "max_step"):
             if (value := getattr(self, name)) is not None:
                 _positive(name, value)
         object.__setattr__(self, "max_steps", _whole("max_steps", self.max_steps))
 
     def longest(self, length: float) -> float:
-        """The longest step as a fraction of an interval; a rest of a ten-thousandth is taken along with a step."""
+        """The longest step as a fraction of an interval; a rest of a ten-thousandth is taken along
+        with a step.
+        """
         return inf if self.max_step is None else self.max_step / (1.0001 * abs(length))
 
     def scaled(self, factor: float) -> Adaptive:
@@ -202,21 +216,29 @@ class Adaptive(_Method):
         return replace(self, rtol=self.rtol * factor, atol=self.atol * factor)
 
     def refined(self, times: int = 2) -> Adaptive:
-        """The tolerances at which about ``times`` as many steps are taken: divided by ``times ** order``."""
+        """The tolerances at which about ``times`` as many steps are taken: divided by
+        ``times ** order``.
+        """
         return self.scaled(float(times) ** -self.order)
 
     def __str__(self) -> str:
-        tolerance = f"{self.rtol:.3g}" if self.rtol == self.atol else f"{self.rtol:.3g} (rel), {self.atol:.3g} (abs)"
+        tolerance = (
+            f"{self.rtol:.3g}"
+            if self.rtol == self.atol
+            else f"{self.rtol:.3g} (rel), {self.atol:.3g} (abs)"
+        )
         return f"{self.name}, tol = {tolerance}{', per sample' if self.per_sample else ''}"
 
 
 @dataclass(frozen=True)
 class OnGrid(_Method):
-    """Steps of a method at given fractions of the interval: any grid, or the replay of an adaptive solve.
+    """Steps of a method at given fractions of the interval: any grid, or the replay of an adaptive
+    solve.
 
     Args:
         method: a name or tableau.
-        grid: fractions, ascending from 0 to 1; for a grid per sample, one tuple of the samples' fractions per grid point.
+        grid: fractions, ascending from 0 to 1; for a grid per sample, one tuple of the samples'
+            fractions per grid point.
         breaks: times at which the field may jump; the grid must have points there.
     """
 
@@ -265,7 +287,9 @@ def to_plain(solver: Solver) -> dict[str, Any]:
     return {**{f.name: getattr(solver, f.name) for f in fields(solver)}, "method": solver.name}
 
 
-def from_plain(values: Mapping[str, Any], method: str | ButcherTableau | None = None) -> FixedStep | Adaptive:
+def from_plain(
+    values: Mapping[str, Any], method: str | ButcherTableau | None = None
+) -> FixedStep | Adaptive:
     """The solver of `to_plain`; ``method`` stands for the name, where it is a tableau of your own."""
     kind: type[FixedStep | Adaptive] = Adaptive if "rtol" in values else FixedStep
     return kind(**{**values, "method": method or values["method"]})

@@ -27,8 +27,12 @@ from trueode.solvers.solver import Adaptive, Solver
 
 _BACKPROP = Backprop()
 
-replacement: ContextVar[Callable[[Problem], Solution[Any] | None] | None] = ContextVar("replacement", default=None)
-"""What solves in place of `solve_problem` in this context, while an audit tries other solvers; None where it leaves a solve alone."""
+replacement: ContextVar[Callable[[Problem], Solution[Any] | None] | None] = ContextVar(
+    "replacement", default=None
+)
+"""What solves in place of `solve_problem` in this context, while an audit tries other solvers; None
+where it leaves a solve alone.
+"""
 
 
 def solve(
@@ -44,22 +48,26 @@ def solve(
 ) -> Solution[Any]:
     """Solve ``dz/dt = field(t, z)``, ``z(t[0]) = z0`` up to ``t[1]``.
 
-    Gradients flow to ``z0``, to the parameters of the field, and to the ends of ``t`` and to ``save_at`` where they are
-    tensors that require them, in reverse and in forward mode; the steps that an adaptive solver chose are constants, as fractions
-    of the interval. A derivative that a solver or gradient cannot give is a `UsageError`. No result shares memory with an
-    argument.
+    Gradients flow to ``z0``, to the parameters of the field, and to the ends of ``t`` and to
+    ``save_at`` where they are tensors that require them, in reverse and in forward mode; the steps
+    that an adaptive solver chose are constants, as fractions of the interval. A derivative that a
+    solver or gradient cannot give is a `UsageError`. No result shares memory with an argument.
 
     Args:
-        field: the vector field, called with a time (a tensor without dimension; ``(batch, 1, …)`` under per-sample
-            control) and a state, returning the derivative in the state's shape. It must not change the state in place.
+        field: the vector field, called with a time (a tensor without dimension; ``(batch, 1, …)``
+            under per-sample control) and a state, returning the derivative in the state's shape. It
+            must not change the state in place.
         z0: the initial state, a floating point or complex tensor of any shape, or a tuple of them.
         t: start and end; the end may lie before the start.
         solver: a `FixedStep`, `Adaptive` or `OnGrid`.
-        gradient: how gradients are computed: `Backprop`, `Checkpoint` (less memory) or `Adjoint` (continuous).
-        save_at: times inside of the interval at which the state is wanted too, by dense output; asking never changes the
-            steps. ``(times,)``, or ``(batch, times)`` with times of its own for each sample (NaN: none).
+        gradient: how gradients are computed: `Backprop`, `Checkpoint` (less memory) or `Adjoint`
+            (continuous).
+        save_at: times inside of the interval at which the state is wanted too, by dense output;
+            asking never changes the steps. ``(times,)``, or ``(batch, times)`` with times of its
+            own for each sample (NaN: none).
         on_failure: ``"raise"``, or ``"return"`` a Solution whose status tells what happened.
-        reduce: sums a tensor over the ranks that share one batch, so that they take the same adaptive steps.
+        reduce: sums a tensor over the ranks that share one batch, so that they take the same
+            adaptive steps.
 
     Returns:
         The solution with its statistics.
@@ -70,7 +78,9 @@ def solve(
     """
     if on_failure not in ("raise", "return"):
         raise UsageError(f"on_failure must be 'raise' or 'return', got {on_failure!r}.")
-    problem = Problem(field, z0, t, solver=solver, gradient=gradient, save_at=save_at, reduce=reduce)
+    problem = Problem(
+        field, z0, t, solver=solver, gradient=gradient, save_at=save_at, reduce=reduce
+    )
     replace_solve = replacement.get()
     replaced = None if replace_solve is None else replace_solve(problem)
     if replaced is not None:  # an audit notes failures by itself
@@ -82,7 +92,9 @@ def solve(
 
 
 def solve_problem(problem: Problem) -> Solution[Any]:
-    """What `solve` does with a problem, whether an audit is under way or not; the status names a failure."""
+    """What `solve` does with a problem, whether an audit is under way or not; the status names a
+    failure.
+    """
     outcome = _outcome(problem)
     problem.counter.solving = False
     if problem.reduce is not None:
@@ -112,14 +124,23 @@ def _outcome(problem: Problem) -> Outcome:
         if backend.accepts(problem):
             break
     outcome = backend.solve(problem)
-    return outcome if outcome.is_finite or isinstance(problem.solver, Adaptive) else _looked_at(outcome, problem)
+    return (
+        outcome
+        if outcome.is_finite or isinstance(problem.solver, Adaptive)
+        else _looked_at(outcome, problem)
+    )
 
 
 def _looked_at(outcome: Outcome, problem: Problem) -> Outcome:
     """The outcome of given steps, marked as failed if its final state is not finite."""
     found: Any = outcome.z
     parts: tuple[Tensor, ...] = found if isinstance(found, tuple) else (found,)
-    if outcome.status != "success" or is_symbolic() or parts[0].is_meta or all(map(_is_finite, parts)):
+    if (
+        outcome.status != "success"
+        or is_symbolic()
+        or parts[0].is_meta
+        or all(map(_is_finite, parts))
+    ):
         return outcome
     clock, (field, z0, _) = (
         problem.clock,

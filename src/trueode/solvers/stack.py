@@ -12,13 +12,16 @@ from torch.nn import functional as F
 from trueode.layers import Layer, LayerStack, activations
 from trueode.solvers.step import Field
 
-# One matrix for all rows beats a convolution of three taps: with no more rows than taps it has no more entries than the
-# convolution has products, and up to this width (rows x out) the smaller overhead outweighs them (measured).
+# One matrix for all rows beats a convolution of three taps: with no more rows than taps it has no
+# more entries than the convolution has products, and up to this width (rows x out) the smaller
+# overhead outweighs them (measured).
 WIDEST_DENSE = 256
 
 
 def shift(bias: Tensor, time_weight: Tensor | None, t: Any, rows: int) -> Tensor:
-    """``bias + t time_weight``; a time per sample, ``(batch, 1)``, is repeated for the rows of each sample."""
+    """``bias + t time_weight``; a time per sample, ``(batch, 1)``, is repeated for the rows of each
+    sample.
+    """
     if time_weight is None:
         return bias
     if isinstance(t, Tensor) and t.dim():
@@ -39,7 +42,9 @@ def stack_field(stack: LayerStack) -> Field:
             rows = x.reshape(x.shape[0] * per_sample, fan_in)
             if layer.taps > 1:
                 rows = _windows(rows, per_sample, layer.taps)
-            rows = torch.addmm(shift(layer.bias, layer.time_weight, t, per_sample), rows, layer.matrix)
+            rows = torch.addmm(
+                shift(layer.bias, layer.time_weight, t, per_sample), rows, layer.matrix
+            )
             if layer.activation != "identity":
                 rows = activations(layer.activation)[0](rows)
             x = rows.view(x.shape[0], per_sample * fan_out)
@@ -49,7 +54,9 @@ def stack_field(stack: LayerStack) -> Field:
 
 
 def _windows(x: Tensor, per_sample: int, taps: int) -> Tensor:
-    """Rows ``(batch * per_sample, in)`` with their neighbours in the same sample beside them, ``(…, taps * in)``."""
+    """Rows ``(batch * per_sample, in)`` with their neighbours in the same sample beside them,
+    ``(…, taps * in)``.
+    """
     padded = F.pad(x.view(-1, per_sample, x.shape[1]), (0, 0, taps // 2, taps // 2))
     return torch.cat([padded[:, i : i + per_sample] for i in range(taps)], dim=2).flatten(0, 1)
 
@@ -73,7 +80,12 @@ def dense(stack: LayerStack, width: int) -> LayerStack:
         rows = width // fan_in
         if layer.taps > 1:
             time_weight = None if layer.time_weight is None else layer.time_weight.repeat(rows)
-            layer = Layer(dense_convolution(layer.weight, rows), layer.bias.repeat(rows), layer.activation, time_weight)
+            layer = Layer(
+                dense_convolution(layer.weight, rows),
+                layer.bias.repeat(rows),
+                layer.activation,
+                time_weight,
+            )
         elif layer.weight.dim() == 3:
             layer = layer._replace(weight=layer.weight.squeeze(2))
         layers.append(layer)
@@ -83,7 +95,9 @@ def dense(stack: LayerStack, width: int) -> LayerStack:
 
 @cache
 def _reach(rows: int, taps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(rows * rows, taps)``: 1 where row j of the input reaches row m of the output through a tap."""
+    """``(rows * rows, taps)``: 1 where row j of the input reaches row m of the output through a
+    tap.
+    """
     with torch.inference_mode(False):  # it is kept, also for a use with gradients
         places = (torch.arange(n, device="cpu") for n in (rows, rows, taps))
         j, m, tap = torch.meshgrid(*places, indexing="ij")
@@ -101,5 +115,11 @@ def dense_convolution(weight: Tensor, rows: int) -> Tensor:
         ``(rows * out, rows * in)``; block (m, j) is ``weight[..., j - m + taps // 2]``.
     """
     fan_out, fan_in, taps = weight.shape
-    blocks = _reach(rows, taps, weight.dtype, weight.device) @ weight.permute(2, 0, 1).reshape(taps, -1)
-    return blocks.view(rows, rows, fan_out, fan_in).permute(1, 2, 0, 3).reshape(rows * fan_out, rows * fan_in)
+    blocks = _reach(rows, taps, weight.dtype, weight.device) @ weight.permute(2, 0, 1).reshape(
+        taps, -1
+    )
+    return (
+        blocks.view(rows, rows, fan_out, fan_in)
+        .permute(1, 2, 0, 3)
+        .reshape(rows * fan_out, rows * fan_in)
+    )

@@ -1,4 +1,6 @@
-"""States in the forms that loops work on: one tensor for a tuple of them, a matrix for layers; and back."""
+"""States in the forms that loops work on: one tensor for a tuple of them, a matrix for layers; and
+back.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,11 @@ Unpack = Callable[[Tensor], Any]
 """From the loops' state, with any number of leading dimensions, to the user's."""
 
 
-def pack_tuple(field: Callable[..., Any], z0: tuple[Tensor, ...], *, per_sample: bool) -> tuple[Field, Tensor, Unpack]:
-    """One tensor for a tuple of states: flat, or ``(batch, …)`` where samples have steps or times of their own.
+def pack_tuple(
+    field: Callable[..., Any], z0: tuple[Tensor, ...], *, per_sample: bool
+) -> tuple[Field, Tensor, Unpack]:
+    """One tensor for a tuple of states: flat, or ``(batch, …)`` where samples have steps or times
+    of their own.
 
     Raises:
         UsageError: the parts do not fit together.
@@ -47,8 +52,12 @@ def pack_tuple(field: Callable[..., Any], z0: tuple[Tensor, ...], *, per_sample:
 
     def flat_field(t: Tensor, z: Tensor) -> Tensor:
         value = field(t, unpack(z))
-        if not isinstance(value, (tuple, list)) or [part.shape for part in value] != [part.shape for part in unpack(z)]:
-            raise UsageError("The field of a tuple state must return a tuple of tensors of the state's shapes.")
+        if not isinstance(value, (tuple, list)) or [part.shape for part in value] != [
+            part.shape for part in unpack(z)
+        ]:
+            raise UsageError(
+                "The field of a tuple state must return a tuple of tensors of the state's shapes."
+            )
         return pack(tuple(value))
 
     return flat_field, pack(z0), unpack
@@ -58,7 +67,9 @@ def pack_stack(stack: LayerStack, z0: Tensor) -> tuple[Tensor, Unpack]:
     """The state of a layer stack: ``(batch, width)``, channels last where the stack wants them so."""
     shape = z0.shape
     if not stack.channels_last or z0.dim() < 3 or shape[1] == 1:
-        return z0.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(*z.shape[:-2], *shape)
+        return z0.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(
+            *z.shape[:-2], *shape
+        )
     moved = z0.movedim(1, -1)
     return moved.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(
         *z.shape[:-2], *moved.shape

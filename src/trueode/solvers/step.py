@@ -58,8 +58,10 @@ class Stepper:
         field: the field, ``field(t, z)``.
         tableau: the method.
         clock: the times of the solve.
-        recompute: keep only the state at the start of each step and compute the step again when gradients are taken.
-        watched: how many of the first entries of a flat state the error control looks at; None: all of any state.
+        recompute: keep only the state at the start of each step and compute the step again when
+            gradients are taken.
+        watched: how many of the first entries of a flat state the error control looks at; None: all
+            of any state.
     """
 
     field: Field
@@ -73,11 +75,15 @@ class Stepper:
         return self.field(self.clock.time(theta), z)
 
     def start_per_sample(self, theta: Tensor, z: Tensor) -> Tensor:
-        """The field at a grid point of each sample: fractions ``(samples,)``, states ``(samples, …)``."""
+        """The field at a grid point of each sample: fractions ``(samples,)``, states
+        ``(samples, …)``.
+        """
         return self.field(self.clock.tensor(theta.view(-1, *[1] * (z.dim() - 1))), z)
 
     def span_per_sample(self, before: Tensor, after: Tensor, z: Tensor) -> Span:
-        """The step of each sample between two fractions ``(samples,)``: times and step sizes ``(samples, 1, …)``."""
+        """The step of each sample between two fractions ``(samples,)``: times and step sizes
+        ``(samples, 1, …)``.
+        """
         start, end = (theta.view(-1, *[1] * (z.dim() - 1)) for theta in (before, after))
         return self.clock.span_per_sample(start, end, self.tableau.c)
 
@@ -103,10 +109,14 @@ class Stepper:
             with_error: estimate the error; all stages are computed.
         """
         if self.recompute and torch.is_grad_enabled():
-            return StepResult(*checkpoint(self._step, span, z, first, inside, with_error, use_reentrant=False))
+            return StepResult(
+                *checkpoint(self._step, span, z, first, inside, with_error, use_reentrant=False)
+            )
         return self._step(span, z, first, inside, with_error)
 
-    def _step(self, span: Span, z: Tensor, first: Tensor | None, inside: Inside | None, with_error: bool) -> StepResult:
+    def _step(
+        self, span: Span, z: Tensor, first: Tensor | None, inside: Inside | None, with_error: bool
+    ) -> StepResult:
         tableau, (times, h) = self.tableau, span
         whole = with_error or (inside is not None and tableau.dense is not None)
         stages = [self.field(times[0], z) if first is None else first]

@@ -12,23 +12,27 @@ Coefficients = tuple[float, ...]
 
 @dataclass(frozen=True)
 class ButcherTableau:
-    """An explicit Runge-Kutta method ``z_new = z + h sum_i b_i k_i``, ``k_i = f(t + c_i h, z + h sum_j a_ij k_j)``.
+    """An explicit Runge-Kutta method ``z_new = z + h sum_i b_i k_i``,
+    ``k_i = f(t + c_i h, z + h sum_j a_ij k_j)``.
 
-    A tableau that does not have the order it claims (checked up to order 4), or whose rows do not add up, cannot be made.
+    A tableau that does not have the order it claims (checked up to order 4), or whose rows do not
+    add up, cannot be made.
 
     Args:
         name: the method's name.
         order: order of the advanced solution.
         a: the rows of the strictly lower triangle: row i has i entries; the first row is empty.
         b: weights of the advanced solution.
-        embedded: weights of the embedded solution of order ``embedded_order``; None for a method without error estimate.
+        embedded: weights of the embedded solution of order ``embedded_order``; None for a method
+            without error estimate.
         embedded_order: order of the embedded solution (0: none).
-        dense: row i holds the coefficients of theta, theta^2, … of the continuous weight ``b_i(theta)``;
-            None means cubic Hermite interpolation.
+        dense: row i holds the coefficients of theta, theta^2, … of the continuous weight
+            ``b_i(theta)``; None means cubic Hermite interpolation.
         source: where the coefficients are printed.
 
     Raises:
-        ValueError: the coefficients contradict each other or the order; the message names the condition.
+        ValueError: the coefficients contradict each other or the order; the message names the
+            condition.
     """
 
     name: str
@@ -54,11 +58,15 @@ class ButcherTableau:
             if len(ends) != self.stages or not all(
                 isclose(x, y, abs_tol=1e-9) for x, y in zip(ends, self.b, strict=True)
             ):
-                raise ValueError(f"{self.name}: the dense weights at theta = 1 must equal `b`; they are {ends}.")
+                raise ValueError(
+                    f"{self.name}: the dense weights at theta = 1 must equal `b`; they are {ends}."
+                )
 
     def _check_order(self, label: str, weights: Sequence[float], order: int) -> None:
         if len(weights) != self.stages:
-            raise ValueError(f"{self.name}: `{label}` has {len(weights)} weights for {self.stages} stages.")
+            raise ValueError(
+                f"{self.name}: `{label}` has {len(weights)} weights for {self.stages} stages."
+            )
         for condition, (least, lhs, rhs) in order_conditions(self.a, self.c, weights).items():
             if least <= order and not isclose(lhs, rhs, abs_tol=1e-9):
                 raise ValueError(
@@ -80,7 +88,9 @@ class ButcherTableau:
 
     @cached_property
     def advancing_stages(self) -> int:
-        """The number of stages that the advanced solution needs (trailing stages of weight zero left out)."""
+        """The number of stages that the advanced solution needs (trailing stages of weight zero
+        left out).
+        """
         return max(i + 1 for i, weight in enumerate(self.b) if weight)
 
     @cached_property
@@ -90,7 +100,8 @@ class ButcherTableau:
 
     @cached_property
     def stability(self) -> float:
-        """The largest x such that steps of size h are stable for ``z' = -x z / h``: the real interval of stability.
+        """The largest x such that steps of size h are stable for ``z' = -x z / h``: the real
+        interval of stability.
 
         Source: Hairer & Wanner, Solving Ordinary Differential Equations II, 2nd ed., section IV.2.
         """
@@ -110,7 +121,9 @@ class ButcherTableau:
     def error_weights(self) -> Coefficients:
         """``b - embedded``: the weights of the error estimate."""
         if self.embedded is None:
-            raise ValueError(f"{self.name} has no embedded method and so no error estimate: use it with fixed steps.")
+            raise ValueError(
+                f"{self.name} has no embedded method and so no error estimate: use it with fixed steps."
+            )
         return tuple(x - y for x, y in zip(self.b, self.embedded, strict=True))
 
 
@@ -119,7 +132,8 @@ def order_conditions(
 ) -> dict[str, tuple[int, float, float]]:
     """The order conditions up to order 4: name -> (order, left side, right side).
 
-    Source: Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, 2nd ed., Table II.2.1.
+    Source: Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, 2nd ed., Table
+    II.2.1.
     """
 
     def dot(x: Sequence[float], y: Sequence[float]) -> float:

@@ -1,4 +1,6 @@
-"""What a sweep shows while it works: a bar with the time left on a terminal, a line for each run elsewhere."""
+"""What a sweep shows while it works: a bar with the time left on a terminal, a line for each run
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class Bar:
         begin: how much of each was done before.
     """
 
-    def __init__(self, console: Console, weights: Mapping[str, float], begin: Mapping[str, float]) -> None:
+    def __init__(
+        self, console: Console, weights: Mapping[str, float], begin: Mapping[str, float]
+    ) -> None:
         self._console = console
         self._weights = dict(weights)
         self._begin = dict(begin)
@@ -37,7 +41,9 @@ class Bar:
         if self._console.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._bar = Progress(BarColumn(30), TextColumn("{task.description}", markup=False), console=self._console)
+            self._bar = Progress(
+                BarColumn(30), TextColumn("{task.description}", markup=False), console=self._console
+            )
             self._bar.start()
             self._task = self._bar.add_task(self._text(), total=1.0)
         return self
@@ -56,11 +62,17 @@ class Bar:
         self._ended.add(run)
         self._shares[run] = 1.0
         self._show()
-        self._console.print(text if self._bar is not None else f"{self._text()}: {text}", markup=False)
+        self._console.print(
+            text if self._bar is not None else f"{self._text()}: {text}", markup=False
+        )
 
     def time_left(self) -> float | None:
-        """Seconds, from what was done since the start and how long that took; None before there is anything to go by."""
-        done = sum(self._weights[run] * (self._shares[run] - self._begin[run]) for run in self._weights)
+        """Seconds, from what was done since the start and how long that took; None before there is
+        anything to go by.
+        """
+        done = sum(
+            self._weights[run] * (self._shares[run] - self._begin[run]) for run in self._weights
+        )
         left = sum(self._weights[run] * (1 - self._shares[run]) for run in self._weights)
         return (time.monotonic() - self._start) * left / done if done > 0 else None
 

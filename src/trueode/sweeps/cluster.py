@@ -33,8 +33,9 @@ _OF_THREAD = threading.local()
 class ClusterWorkers:
     """The workers of a Dask scheduler.
 
-    A worker that sees the sweep's directory works in it: a run whose worker is lost goes on elsewhere from its last
-    checkpoint. One that does not works in a folder of its own and returns the run when it is finished.
+    A worker that sees the sweep's directory works in it: a run whose worker is lost goes on
+    elsewhere from its last checkpoint. One that does not works in a folder of its own and returns
+    the run when it is finished.
 
     Args:
         address: of the scheduler.
@@ -49,13 +50,17 @@ class ClusterWorkers:
             connect: Any = Client
             self._client = connect(address, timeout=TIMEOUT, set_as_default=False)
         except (OSError, ValueError, ImportError) as failure:
-            raise UsageError(f"There is no Dask scheduler at {address} ({told(failure)}).") from None
+            raise UsageError(
+                f"There is no Dask scheduler at {address} ({told(failure)})."
+            ) from None
         self._directory = directory
         self._lost = f"The connection to the Dask scheduler at {address} is lost: start it and its workers again."
         self._stopping = False
         self._futures: dict[str, Any] = {}
         self._ended: queue.Queue[Any] = queue.Queue()
-        self._mark = real(directory.path) / f"{MARK}{uuid.uuid4().hex}"  # who sees it shares the directory
+        self._mark = (
+            real(directory.path) / f"{MARK}{uuid.uuid4().hex}"
+        )  # who sees it shares the directory
         self._mark.touch()
         self.count = max(1, sum(self._client.nthreads().values()))
 
@@ -71,7 +76,11 @@ class ClusterWorkers:
             options[place] = str(real(expanduser(options[place])))
         plain = Job(job.hash, options, str(real(job.log))).to_dict()
         future = self._client.submit(
-            _by_value(), plain, str(self._mark), pure=False, key=f"{job.hash}-{uuid.uuid4().hex[:8]}"
+            _by_value(),
+            plain,
+            str(self._mark),
+            pure=False,
+            key=f"{job.hash}-{uuid.uuid4().hex[:8]}",
         )
         self._futures[future.key] = (job, future)
         future.add_done_callback(self._ended.put)
@@ -95,11 +104,15 @@ class ClusterWorkers:
             if not self._stopping:
                 raise WorkersLostError(self._lost) from None
             return Result(job.hash, "interrupted")
-        except Exception as failure:  # the worker was lost too often or lacks this package; its archive is broken
+        except (
+            Exception
+        ) as failure:  # the worker was lost too often or lacks this package; its archive is broken
             return Result(job.hash, "failed", told(failure))
 
     def interrupt(self) -> None:
-        """Cancel what has not begun; workers see that the mark has gone, and let their runs save what they have."""
+        """Cancel what has not begun; workers see that the mark has gone, and let their runs save
+        what they have.
+        """
         self._stopping = True
         self._mark.unlink(missing_ok=True)
         for _, future in self._futures.values():
@@ -109,7 +122,9 @@ class ClusterWorkers:
         """Leave the cluster, which goes on."""
         self._mark.unlink(missing_ok=True)
         log = logging.getLogger("distributed.client")
-        log.disabled = self._client.status != "running"  # it would show the traceback of what is told already
+        log.disabled = (
+            self._client.status != "running"
+        )  # it would show the traceback of what is told already
         self._client.close()
         log.disabled = False
 
@@ -118,13 +133,19 @@ class ClusterWorkers:
             raise WorkersLostError(self._lost)
 
     def _unpacked(self, job: Job, result: Result) -> Result:
-        """Put the run that a worker has returned into its place, and nothing else that it may have returned."""
+        """Put the run that a worker has returned into its place, and nothing else that it may have
+        returned.
+        """
         assert result.archive is not None
         name = str(job.options["name"])
         with tempfile.TemporaryDirectory(dir=self._directory.path) as scratch:
             with tarfile.open(fileobj=io.BytesIO(result.archive)) as archive:
                 archive.extractall(scratch, filter="data")
-            run, log, here = Path(scratch) / name, Path(scratch) / f"{name}.txt", self._directory.runs / name
+            run, log, here = (
+                Path(scratch) / name,
+                Path(scratch) / f"{name}.txt",
+                self._directory.runs / name,
+            )
             if log.is_file():
                 shutil.move(log, self._directory.logs / log.name)
             if run.is_dir():
@@ -138,8 +159,8 @@ class ClusterWorkers:
 
 
 def _by_value() -> Any:
-    """`do` in a function that is sent as code: the scheduler looks at what it passes on, and a name of this module would make it
-    import the package, and torch with it.
+    """`do` in a function that is sent as code: the scheduler looks at what it passes on, and a name
+    of this module would make it import the package, and torch with it.
     """
 
     def on_worker(job: dict[str, Any], mark: str) -> Any:
@@ -151,7 +172,8 @@ def _by_value() -> Any:
 
 
 def do(job: dict[str, Any], mark: str) -> dict[str, Any]:
-    """Do a job on a worker of the cluster, in a process that the next job of this thread will use again.
+    """Do a job on a worker of the cluster, in a process that the next job of this thread will use
+    again.
 
     Args:
         job: as `Job.to_dict` gives it, with absolute paths.
@@ -165,13 +187,18 @@ def do(job: dict[str, Any], mark: str) -> dict[str, Any]:
         return _do_in_place(asked, Path(mark))
     with tempfile.TemporaryDirectory(prefix="trueode-") as scratch:
         options = {**asked.options, "output_dir": scratch}
-        if DATA_SETS[options["dataset"]].shape == "signal":  # generated: there is no need of the other side's folder
+        if (
+            DATA_SETS[options["dataset"]].shape == "signal"
+        ):  # generated: there is no need of the other side's folder
             options["data_dir"] = str(Path(scratch) / "data")
         log = Path(scratch) / Path(asked.log).name
         result = _process().do(Job(asked.hash, options, str(log)))
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-            for path in (log, *([Path(scratch) / options["name"]] if result.status == "finished" else [])):
+            for path in (
+                log,
+                *([Path(scratch) / options["name"]] if result.status == "finished" else []),
+            ):
                 if path.exists():
                     archive.add(path, path.name)
         return {"status": result.status, "message": result.message, "archive": packed.getvalue()}

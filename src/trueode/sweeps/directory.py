@@ -12,14 +12,18 @@ from trueode.files import Lock, make_folder
 from trueode.runs import RunDirectory, read_audit, write_json, write_text
 from trueode.sweeps.plan import Plan, PlannedRun, read_plan
 
-MARK = ".shared-"  # begins the name of a file by which workers see whether they share this directory
+MARK = (
+    ".shared-"  # begins the name of a file by which workers see whether they share this directory
+)
 STATES = ("finished", "running", "interrupted", "failed", "waiting")
 
 
 class SweepDirectory:
-    """``DIR/``: ``runs/NAME/`` as ``trueode train`` leaves them, ``logs/NAME.txt``, ``plans/PLAN.yaml``, ``tables/PLAN.csv``.
+    """``DIR/``: ``runs/NAME/`` as ``trueode train`` leaves them, ``logs/NAME.txt``,
+    ``plans/PLAN.yaml``, ``tables/PLAN.csv``.
 
-    Several plans may share one directory, and with it the runs that they have in common: a run is found by its hash.
+    Several plans may share one directory, and with it the runs that they have in common: a run is
+    found by its hash.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,7 +58,9 @@ class SweepDirectory:
                 f"Another sweep works in {self.path}: wait for it to end (`trueode sweep status {self.path}` shows where it "
                 "is), or choose another --output_dir."
             )
-        for left in self.path.glob(f"{MARK}*"):  # of a sweep that was killed: its workers end their runs
+        for left in self.path.glob(
+            f"{MARK}*"
+        ):  # of a sweep that was killed: its workers end their runs
             left.unlink(missing_ok=True)
         return self
 
@@ -82,7 +88,11 @@ class SweepDirectory:
         import yaml
 
         text = yaml.safe_dump(
-            dict(plan.source), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+            dict(plan.source),
+            sort_keys=False,
+            default_flow_style=None,
+            allow_unicode=True,
+            width=110,
         )
         write_text(self.plans / f"{plan.name}.yaml", text)
 
@@ -135,12 +145,15 @@ class SweepDirectory:
             return
         self.check()
         write_json(
-            self._failures, {**known, run.hash: why} if why else {k: v for k, v in known.items() if k != run.hash}
+            self._failures,
+            {**known, run.hash: why} if why else {k: v for k, v in known.items() if k != run.hash},
         )
 
 
 def finished(path: Path) -> bool:
-    """Whether a run has come to its end: the closing verdict is the last thing that is noted, and its audit can be read."""
+    """Whether a run has come to its end: the closing verdict is the last thing that is noted, and
+    its audit can be read.
+    """
     try:
         return "verdict" in RunDirectory(path).read_info() and bool(read_audit(path))
     except RunNotFoundError:

@@ -1,4 +1,6 @@
-"""What a plan will cost: field evaluations and time, measured on a few iterations of each kind of run."""
+"""What a plan will cost: field evaluations and time, measured on a few iterations of each kind of
+run.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one whole run: field evaluations for a sample of a batch, over all iterations, and seconds on one core."""
+    """Of one whole run: field evaluations for a sample of a batch, over all iterations, and seconds
+    on one core.
+    """
 
     evaluations: float
     seconds: float
@@ -56,11 +60,17 @@ def estimate(options: Options) -> Cost:
     with tempfile.TemporaryDirectory() as scratch:
         share = min(1.0, MEASURED / (weight(options) / options.niter * ITERATIONS))
         warm, iterations = (max(1, int(share * count)) for count in (WARM, ITERATIONS))
-        place: dict[str, Any] = {"niter": warm + iterations, "output_dir": scratch, "evaluate_test_acc": False}
+        place: dict[str, Any] = {
+            "niter": warm + iterations,
+            "output_dir": scratch,
+            "evaluate_test_acc": False,
+        }
         few = options.model_copy(update=place)
         _, trainer = build_run(few, ALONE)
         state = trainer.state
-        trainer.schedule = Schedule(NEVER, NEVER, None, options.adaption_interval, NEVER)  # in the end it would certify
+        trainer.schedule = Schedule(
+            NEVER, NEVER, None, options.adaption_interval, NEVER
+        )  # in the end it would certify
         trainer.run(warm)
         begin, before, seen = time.perf_counter(), state.evaluations, state.samples
         trainer.run(iterations)
@@ -68,11 +78,15 @@ def estimate(options: Options) -> Cost:
         nfe = (state.evaluations - before) / (state.samples - seen)
         begin = time.perf_counter()
         tested = evaluate(state.model, trainer.dataset.test.first(256), trainer.task, state.solver)
-        each = (time.perf_counter() - begin) / (tested.n * tested.nfe)  # seconds for an evaluation of a sample
+        each = (time.perf_counter() - begin) / (
+            tested.n * tested.nfe
+        )  # seconds for an evaluation of a sample
     samples = len(trainer.dataset.test)
     tests = options.niter // options.eval_interval if options.evaluate_test_acc else 0
     others = _swaps(options, tested.nfe) if options.evaluate_with_dif_solver else 0.0
-    exact = options.verdict_budget * nfe * options.niter * options.batch_size / max(samples, 1)  # at most
+    exact = (
+        options.verdict_budget * nfe * options.niter * options.batch_size / max(samples, 1)
+    )  # at most
     exact = min(exact, 4 * 32 * 7 * max(1.0, nfe / 32))
     after = each * samples * (tested.nfe * (tests + 1) + others + 2 * exact)  # in double precision
     return Cost(nfe * options.niter, iteration * options.niter + after + CLOSING)
@@ -83,15 +97,23 @@ def _swaps(options: Options, nfe: float) -> float:
     steps = nfe / get_tableau(options.method).advancing_stages
     fixed = [name for name in options.test_solver_list if METHODS[name].kind == "fixed"]
     total = sum(
-        steps / factor * get_tableau(name).advancing_stages for name in fixed for factor in options.test_factor_list
+        steps / factor * get_tableau(name).advancing_stages
+        for name in fixed
+        for factor in options.test_factor_list
     )
-    return total + nfe * len(options.test_factor_list) * (len(options.test_solver_list) - len(fixed))
+    return total + nfe * len(options.test_factor_list) * (
+        len(options.test_solver_list) - len(fixed)
+    )
 
 
 def print_estimate(
-    plan: Plan, directory: SweepDirectory, workers: int | None = None, console: Console | None = None
+    plan: Plan,
+    directory: SweepDirectory,
+    workers: int | None = None,
+    console: Console | None = None,
 ) -> int:
-    """Print each run with where it stands and what it will cost, and the sum. Nothing is trained or kept.
+    """Print each run with where it stands and what it will cost, and the sum. Nothing is trained or
+    kept.
 
     Returns:
         0, or 1 when a run is impossible.
@@ -118,14 +140,22 @@ def print_estimate(
                 if not warm:  # what is only done once is not measured
                     estimate(run.options)
                     warm = True
-                cost = known[kind] if kind in known else known.setdefault(kind, estimate(run.options))
-            except (TrueodeError, MemoryError, RuntimeError) as failure:  # the latter where torch finds no memory
+                cost = (
+                    known[kind] if kind in known else known.setdefault(kind, estimate(run.options))
+                )
+            except (
+                TrueodeError,
+                MemoryError,
+                RuntimeError,
+            ) as failure:  # the latter where torch finds no memory
                 impossible += 1
                 why = failure if isinstance(failure, TrueodeError) else told(failure)
                 table.add_row(run.name, f"impossible: {escape(str(why))}", "", "")
                 continue
             left = 1 - done_share(directory.place(run), run.options.niter)
-            table.add_row(run.name, state, f"{left * cost.evaluations:.3g}", shown_time(left * cost.seconds))
+            table.add_row(
+                run.name, state, f"{left * cost.evaluations:.3g}", shown_time(left * cost.seconds)
+            )
             evaluations += left * cost.evaluations
             seconds += left * cost.seconds
             longest = max(longest, left * cost.seconds)
@@ -140,4 +170,7 @@ def print_estimate(
 
 def _kind(options: Options) -> str:
     """Runs that differ in their seed only cost the same."""
-    return json.dumps(options.model_dump(mode="json", exclude={"random_seed", "name", "output_dir"}), sort_keys=True)
+    return json.dumps(
+        options.model_dump(mode="json", exclude={"random_seed", "name", "output_dir"}),
+        sort_keys=True,
+    )

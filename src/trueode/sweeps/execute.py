@@ -1,4 +1,6 @@
-"""Carry out a plan: what is finished stays, what was interrupted goes on, what fails is tried once more."""
+"""Carry out a plan: what is finished stays, what was interrupted goes on, what fails is tried once
+more.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def run_sweep(
         console: where progress is shown.
 
     Returns:
-        0 when all runs are in the table, or 1 when runs have failed or are missing, or 130 when the user interrupted.
+        0 when all runs are in the table, or 1 when runs have failed or are missing, or 130 when the
+        user interrupted.
 
     Raises:
         UsageError: another sweep works in the directory, or the scheduler cannot be reached.
@@ -56,7 +59,12 @@ def run_sweep(
         todo.sort(key=lambda run: -weight(run.options))
         told = f"{plan.name}: {len(plan.runs)} runs"
         console.print(
-            told + (f", {len(plan.runs) - len(todo)} of them finished before" if len(todo) < len(plan.runs) else "")
+            told
+            + (
+                f", {len(plan.runs) - len(todo)} of them finished before"
+                if len(todo) < len(plan.runs)
+                else ""
+            )
         )
         session = _Session(plan, directory, todo, console)
         code = 0
@@ -74,7 +82,9 @@ def run_sweep(
                 pool.close()
         path = write_table(directory, plan)
         console.print(f"table: {path}")
-        missing = [run.name for run in plan.runs if directory.state(run) not in ("finished", "failed")]
+        missing = [
+            run.name for run in plan.runs if directory.state(run) not in ("finished", "failed")
+        ]
         if missing and code != INTERRUPTED:
             console.print(
                 f"{len(missing)} of {len(plan.runs)} runs are not in the table; the same command goes on with them:\n"
@@ -85,13 +95,17 @@ def run_sweep(
         return code
 
 
-def _workers(count: int | None, scheduler: str | None, jobs: int, directory: SweepDirectory) -> Workers:
+def _workers(
+    count: int | None, scheduler: str | None, jobs: int, directory: SweepDirectory
+) -> Workers:
     if scheduler is None:
         return LocalWorkers(min(count or cores(), jobs))
     try:
         from trueode.sweeps.cluster import ClusterWorkers
     except ImportError:
-        raise UsageError('--scheduler needs dask.distributed: pip install "trueode[cluster]".') from None
+        raise UsageError(
+            '--scheduler needs dask.distributed: pip install "trueode[cluster]".'
+        ) from None
     return ClusterWorkers(scheduler, directory)
 
 
@@ -109,8 +123,13 @@ class _Session:
         """Do what is to do; see `run_sweep`."""
         runs = {run.hash: run for run in self.todo}
         tries = dict.fromkeys(runs, 0)
-        begin = {key: done_share(self.directory.place(run), run.options.niter) for key, run in runs.items()}
-        with Bar(self.console, {key: weight(run.options) for key, run in runs.items()}, begin) as bar:
+        begin = {
+            key: done_share(self.directory.place(run), run.options.niter)
+            for key, run in runs.items()
+        }
+        with Bar(
+            self.console, {key: weight(run.options) for key, run in runs.items()}, begin
+        ) as bar:
             for run in self.todo:
                 pool.submit(self._job(run))
             left = set(runs)
@@ -127,7 +146,10 @@ class _Session:
                     result = self._believed(run, result, stopping)
                     if result.status == "failed" and not tries[run.hash] and not stopping:
                         tries[run.hash] += 1
-                        self.console.print(f"{run.name} failed and is tried once more. {result.message}", markup=False)
+                        self.console.print(
+                            f"{run.name} failed and is tried once more. {result.message}",
+                            markup=False,
+                        )
                         pool.submit(self._job(run))
                     else:
                         left.discard(result.hash)
@@ -136,14 +158,22 @@ class _Session:
                     left = {key for key in left if self.directory.state(runs[key]) == "running"}
                 elif bar.visible:
                     bar.look(
-                        {key: done_share(self.directory.place(runs[key]), runs[key].options.niter) for key in left}
+                        {
+                            key: done_share(
+                                self.directory.place(runs[key]), runs[key].options.niter
+                            )
+                            for key in left
+                        }
                     )
         if stopping:
             self.console.print("interrupted; the same command goes on")
             return INTERRUPTED
         for run in self.failed:
             path = self.directory.log(run)
-            self.console.print(f"\n{run.name} has failed twice; the end of {path}:\n{last_lines(path)}", markup=False)
+            self.console.print(
+                f"\n{run.name} has failed twice; the end of {path}:\n{last_lines(path)}",
+                markup=False,
+            )
         if self.failed:
             self.console.print(f"\n{len(self.failed)} of {len(self.plan.runs)} runs have failed")
         return 1 if self.failed else 0
@@ -154,7 +184,9 @@ class _Session:
             why = "It is said to be finished, and its directory has no audit.json that can be read."
             return replace(result, status="failed", message=why)
         if result.status == "interrupted" and not stopping:
-            return replace(result, status="failed", message="It was interrupted, and the sweep was not.")
+            return replace(
+                result, status="failed", message="It was interrupted, and the sweep was not."
+            )
         return result
 
     def _end(self, run: PlannedRun, result: Result, bar: Bar) -> None:
@@ -175,9 +207,14 @@ class _Session:
 
 
 def weight(options: Options) -> float:
-    """About how many field evaluations a run costs for each sample: for the order of runs and the time that is left."""
+    """About how many field evaluations a run costs for each sample: for the order of runs and the
+    time that is left.
+    """
     evaluations = float(ADAPTED)
     if options.fixed_step and not options.use_step_adaption_algo:
         length = options.t_end or 1.0
-        evaluations = max(length / options.training_step(length), 1.0) * get_tableau(options.method).advancing_stages
+        evaluations = (
+            max(length / options.training_step(length), 1.0)
+            * get_tableau(options.method).advancing_stages
+        )
     return options.niter * (evaluations + ITERATION)

@@ -46,7 +46,9 @@ class Result:
 
     @classmethod
     def of(cls, run: str, answer: object) -> Result:
-        """What a worker has answered for a run; something else than an answer is a failure: it may be of another version."""
+        """What a worker has answered for a run; something else than an answer is a failure: it may
+        be of another version.
+        """
         if (
             isinstance(answer, dict)
             and answer.get("status") in STATUSES
@@ -55,7 +57,9 @@ class Result:
         ):
             return cls(run, answer["status"], answer["message"], answer.get("archive"))
         return cls(
-            run, "failed", f"The worker's answer is not understood: {str(answer)[:80]!r}. Is it of this version?"
+            run,
+            "failed",
+            f"The worker's answer is not understood: {str(answer)[:80]!r}. Is it of this version?",
         )
 
 

@@ -109,7 +109,10 @@ class LocalWorkers:
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._results: queue.Queue[Result] = queue.Queue()
         self._workers = [WorkerProcess() for _ in range(self.count)]
-        self._threads = [threading.Thread(target=self._drive, args=(worker,), daemon=True) for worker in self._workers]
+        self._threads = [
+            threading.Thread(target=self._drive, args=(worker,), daemon=True)
+            for worker in self._workers
+        ]
         for thread in self._threads:
             thread.start()
 

@@ -34,7 +34,8 @@ class PlannedRun:
 
     Attributes:
         name: readable, with the hash at its end; the name of its directory.
-        hash: of all that the result depends on: options and data. It identifies the run, whatever its name.
+        hash: of all that the result depends on: options and data. It identifies the run, whatever
+            its name.
         options: complete; ``name`` and ``output_dir`` are of no meaning here.
         grid: name of the grid that it belongs to.
         axes: the values that it has on the axes of its grid.
@@ -64,7 +65,9 @@ class Plan:
     source: Mapping[str, Any]
 
 
-def read_plan(path: str | Path, overrides: Mapping[str, Any] | None = None, cache: Path | None = None) -> Plan:
+def read_plan(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, cache: Path | None = None
+) -> Plan:
     """The plan in a YAML file; see `make_plan`.
 
     Raises:
@@ -89,8 +92,9 @@ def make_plan(
     """Resolve a plan.
 
     Args:
-        source: ``name``; ``base``: options; ``axes``: for each option that varies a list of its values; ``grids``: a list of
-            further ``{name, base, axes}``, of which each extends those above. Without ``grids`` there is one.
+        source: ``name``; ``base``: options; ``axes``: for each option that varies a list of its
+            values; ``grids``: a list of further ``{name, base, axes}``, of which each extends those
+            above. Without ``grids`` there is one.
         overrides: options that win over all bases; an axis of the same name becomes this one value.
         cache: a file that fingerprints of data are kept in.
         identify: tells what a data set is, as ``trueode.data.identity``.
@@ -142,7 +146,8 @@ def _with(source: Mapping[str, Any], name: str, above: Mapping[str, Any]) -> dic
         kept = {key: value for key, value in part.items() if key in ("base", "axes") and value}
         if "axes" in kept:
             kept["axes"] = {
-                option: [above[option]] if option in above else values for option, values in kept["axes"].items()
+                option: [above[option]] if option in above else values
+                for option, values in kept["axes"].items()
             }
         return kept
 
@@ -153,7 +158,10 @@ def _with(source: Mapping[str, Any], name: str, above: Mapping[str, Any]) -> dic
         for grid in source["grids"]:
             own = {key: grid[key] for key in ("name",) if key in grid} | fixed(grid)
             if "base" in own:
-                own["base"] = {**own["base"], **{key: above[key] for key in own["base"] if key in above}}
+                own["base"] = {
+                    **own["base"],
+                    **{key: above[key] for key in own["base"] if key in above},
+                }
             made["grids"].append(own)
     return made
 
@@ -182,7 +190,9 @@ def _axes(part: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
         raise UsageError(f"`axes:` of {where} must hold lines `option: [value, …]`.")
     for option, points in values.items():
         if not isinstance(points, list) or not points:
-            raise UsageError(f"The axis {option} of {where} must be a list of values, as `{option}: [1, 2]`.")
+            raise UsageError(
+                f"The axis {option} of {where} must be a list of values, as `{option}: [1, 2]`."
+            )
         if len(points) > MOST:
             raise OptionError(
                 f"The axis {option} of {where} has {len(points)} values, and at most {MOST} are possible."
@@ -208,7 +218,9 @@ def _hashable(value: Any) -> Any:
 def _refuse_ours(options: Mapping[str, Any], where: str) -> None:
     for option in OURS:
         if option in options:
-            raise UsageError(f"{option} cannot be given in {where}: the sweep chooses it for each run.")
+            raise UsageError(
+                f"{option} cannot be given in {where}: the sweep chooses it for each run."
+            )
 
 
 def _points(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -230,8 +242,13 @@ class _Identities:
         return self._known[key]
 
 
-def _run(grid: str, base: Mapping[str, Any], point: Mapping[str, Any], data: _Identities) -> PlannedRun:
-    readable = ",".join(filter(None, [grid, *(f"{name}={told(value)}" for name, value in point.items())])) or "run"
+def _run(
+    grid: str, base: Mapping[str, Any], point: Mapping[str, Any], data: _Identities
+) -> PlannedRun:
+    readable = (
+        ",".join(filter(None, [grid, *(f"{name}={told(value)}" for name, value in point.items())]))
+        or "run"
+    )
     try:
         options = merge(base, point)
         _refuse_endless(options)
@@ -239,7 +256,9 @@ def _run(grid: str, base: Mapping[str, Any], point: Mapping[str, Any], data: _Id
         raise OptionError(f"The run {readable} of the plan is impossible. {failure}") from None
     digest = run_hash(options, data.of(options))
     name = re.sub(r"[^\w.=+,-]+", "_", readable)[:LONGEST]
-    return PlannedRun(f"{name}-{digest}", digest, options, grid, {key: getattr(options, key) for key in point})
+    return PlannedRun(
+        f"{name}-{digest}", digest, options, grid, {key: getattr(options, key) for key in point}
+    )
 
 
 def _refuse_endless(options: Options) -> None:
@@ -249,7 +268,9 @@ def _refuse_endless(options: Options) -> None:
         length = options.t_end or 1.0
         steps = max(length / options.training_step(length), 1.0)
     fixed = any(METHODS[name].kind == "fixed" for name in options.test_solver_list)
-    finest = min(1.0, *options.test_factor_list) if options.evaluate_with_dif_solver and fixed else 1.0
+    finest = (
+        min(1.0, *options.test_factor_list) if options.evaluate_with_dif_solver and fixed else 1.0
+    )
     if steps > MOST_STEPS * finest:
         raise OptionError(
             f"A solve of {steps:.4g} steps, and with --test_factor_list {finest:g} times finer, takes more than {MOST_STEPS} "
@@ -267,7 +288,9 @@ def told(value: Any) -> str:
 
 
 def run_hash(options: Options, data: Mapping[str, Any]) -> str:
-    """A hash of what a run's result depends on: options (not its name, places, devices, logging) and the data itself."""
+    """A hash of what a run's result depends on: options (not its name, places, devices, logging)
+    and the data itself.
+    """
     values = options.model_dump(mode="json", include=set(RESULT))
     content = json.dumps({"options": values, "data": data}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:HASH]

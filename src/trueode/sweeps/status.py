@@ -12,7 +12,8 @@ from trueode.sweeps.plan import Plan
 
 
 def status(directory: SweepDirectory, console: Console | None = None) -> int:
-    """Print, for each plan, how many runs are finished, running, interrupted, failed and waiting, and what is not simple.
+    """Print, for each plan, how many runs are finished, running, interrupted, failed and waiting,
+    and what is not simple.
 
     Returns:
         0, or 1 when runs have failed.
@@ -34,7 +35,10 @@ def _tell(directory: SweepDirectory, plan: Plan, console: Console) -> int:
     for run in plan.runs:
         state, path = states[run.hash], directory.place(run)
         if state in ("running", "interrupted"):
-            console.print(f"  {path.name}: {state}, {done_share(path, run.options.niter):.0%} done", markup=False)
+            console.print(
+                f"  {path.name}: {state}, {done_share(path, run.options.niter):.0%} done",
+                markup=False,
+            )
         if state == "failed":
             console.print(f"  {path.name}: failed. {failures[run.hash]}", markup=False)
             console.print(last_lines(directory.log(run)), markup=False, style="dim")

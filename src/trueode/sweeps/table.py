@@ -16,7 +16,18 @@ from trueode.sweeps.plan import Plan, PlannedRun, told
 
 TIMINGS = ("seconds",)
 """Columns in which equal sweeps may differ."""
-TESTED = ("test_solver", "kind", "factor", "setting", "n_steps", "nfe", "metric_name", "metric", "loss", "changed")
+TESTED = (
+    "test_solver",
+    "kind",
+    "factor",
+    "setting",
+    "n_steps",
+    "nfe",
+    "metric_name",
+    "metric",
+    "loss",
+    "changed",
+)
 MEASURED = ("nfe_per_iteration", "seconds")  # in run.json; all else is in audit.json
 ENDED = ("verdict", "samples", "metric_exact", "flips", "final_solver", "nfe_per_iteration")
 
@@ -26,15 +37,17 @@ Row = dict[str, Any]
 def rows_of(directory: SweepDirectory, plan: Plan) -> list[Row]:
     """The table of a plan, in the order of its runs.
 
-    Columns: ``run``, ``hash``, ``grid`` (where the plan names its grids), the axes; of the test solver ``test_solver``,
-    ``kind``, ``factor``, ``setting`` (number of steps, or tolerance), ``n_steps``, ``nfe`` (for a sample), ``metric_name``,
-    ``metric`` (accuracy as a share, or mse), ``loss``, ``changed`` (share of predictions unlike the training solver's),
-    ``is_training``, ``status``; of the run, the same in each of its rows, ``verdict``, ``samples`` that were compared with the
-    exact flow, ``metric_exact``, ``flips`` (share of them whose prediction the exact flow changes), ``final_solver``
-    (that training ended with), ``nfe_per_iteration`` (all evaluations counted) and ``seconds``.
+    Columns: ``run``, ``hash``, ``grid`` (where the plan names its grids), the axes; of the test
+    solver ``test_solver``, ``kind``, ``factor``, ``setting`` (number of steps, or tolerance),
+    ``n_steps``, ``nfe`` (for a sample), ``metric_name``, ``metric`` (accuracy as a share, or mse),
+    ``loss``, ``changed`` (share of predictions unlike the training solver's), ``is_training``,
+    ``status``; of the run, the same in each of its rows, ``verdict``, ``samples`` that were
+    compared with the exact flow, ``metric_exact``, ``flips`` (share of them whose prediction the
+    exact flow changes), ``final_solver`` (that training ended with), ``nfe_per_iteration`` (all
+    evaluations counted) and ``seconds``.
 
-    A run without other test solvers has one row, of its closing check. A run that failed has one row, whose status says so;
-    a run that is not finished has none.
+    A run without other test solvers has one row, of its closing check. A run that failed has one
+    row, whose status says so; a run that is not finished has none.
     """
     return [row for run in plan.runs for row in _rows(directory, plan, run)]
 
@@ -43,7 +56,12 @@ def _rows(directory: SweepDirectory, plan: Plan, run: PlannedRun) -> Iterator[Ro
     state = directory.state(run)
     named = any(other.grid for other in plan.runs)
     values = {axis: _plain(getattr(run.options, axis)) for axis in plan.axes}
-    row: Row = {"run": directory.place(run).name, "hash": run.hash, **({"grid": run.grid} if named else {}), **values}
+    row: Row = {
+        "run": directory.place(run).name,
+        "hash": run.hash,
+        **({"grid": run.grid} if named else {}),
+        **values,
+    }
     row |= dict.fromkeys((*TESTED, "is_training", "status", *ENDED, *TIMINGS))
     if state == "failed":
         yield {**row, "status": "failed"}
@@ -56,7 +74,9 @@ def _rows(directory: SweepDirectory, plan: Plan, run: PlannedRun) -> Iterator[Ro
         "verdict": judged["verdict"],
         "samples": judged["n"],
         "metric_exact": performance["exact"],
-        "flips": None if judged["exact_flow"] is None else (judged["flips"] + judged["blown_up"]) / judged["n"],
+        "flips": None
+        if judged["exact_flow"] is None
+        else (judged["flips"] + judged["blown_up"]) / judged["n"],
         "final_solver": judged["solver"],
         **{name: value for name in MEASURED if isinstance(value := info.get(name), int | float)},
     }
@@ -68,14 +88,26 @@ def _rows(directory: SweepDirectory, plan: Plan, run: PlannedRun) -> Iterator[Ro
             "changed": 0.0,
             "is_training": True,
         }
-        yield {**row, **closing, "test_solver": run.options.method, "factor": 1.0, "status": "success"}
+        yield {
+            **row,
+            **closing,
+            "test_solver": run.options.method,
+            "factor": 1.0,
+            "status": "success",
+        }
     for found in rows:
         shared = {
-            name: found[name] for name in ("kind", "setting", "n_steps", "nfe", "metric", "loss", "changed", "status")
+            name: found[name]
+            for name in ("kind", "setting", "n_steps", "nfe", "metric", "loss", "changed", "status")
         }
         shared |= {"test_solver": found["method"], "metric_name": performance["name"]}
         for factor in found["factors"]:  # solvers that take equal steps were solved once
-            yield {**row, **shared, "factor": factor, "is_training": found["is_training"] and factor == 1}
+            yield {
+                **row,
+                **shared,
+                "factor": factor,
+                "is_training": found["is_training"] and factor == 1,
+            }
 
 
 def _plain(value: Any) -> Any:
@@ -107,13 +139,18 @@ def write_table(directory: SweepDirectory, plan: Plan) -> Path:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV: numbers with all their digits, nothing where there is no value, truth as true and false."""
+    """Rows as CSV: numbers with all their digits, nothing where there is no value, truth as true
+    and false.
+    """
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow(
-                {key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()}
+                {
+                    key: str(value).lower() if isinstance(value, bool) else value
+                    for key, value in row.items()
+                }
             )
     return text.getvalue()

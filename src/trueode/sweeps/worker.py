@@ -1,7 +1,8 @@
-"""A process that does one run after another, so that torch is imported once: ``python -m trueode.sweeps.worker``.
+"""A process that does one run after another, so that torch is imported once:
+``python -m trueode.sweeps.worker``.
 
-It reads jobs as lines of JSON and answers each with a line. When the process that asks is gone, in whatever way, it ends at
-once: what it has not saved is done again by whoever goes on.
+It reads jobs as lines of JSON and answers each with a line. When the process that asks is gone, in
+whatever way, it ends at once: what it has not saved is done again by whoever goes on.
 """
 
 from __future__ import annotations
@@ -92,13 +93,18 @@ def _run(values: Mapping[str, Any]) -> int:
     again = (path / "config.yaml").is_file()
     if again:
         options = options.model_copy(update={"resume": True})
-    # all that the result depends on is given: a run that was begun with something else is not gone on with
-    code: int = experiment.run(options, RESULT | {"name", "output_dir", "data_dir", "torch_threads"})
+    # all that the result depends on is given: a run that was begun with something else is not gone
+    # on with
+    code: int = experiment.run(
+        options, RESULT | {"name", "output_dir", "data_dir", "torch_threads"}
+    )
     return code
 
 
 def _await_lock(path: Path) -> None:
-    """Wait while another process holds a run: it looks at it, or does it for a sweep that was killed."""
+    """Wait while another process holds a run: it looks at it, or does it for a sweep that was
+    killed.
+    """
     from trueode.files import Lock
 
     while path.is_dir():
@@ -111,11 +117,15 @@ def _await_lock(path: Path) -> None:
 
 @contextmanager
 def _into(log: Path) -> Iterator[None]:
-    """Add all output of this process to a file; a symbolic link in its place, which may lead anywhere, is replaced."""
+    """Add all output of this process to a file; a symbolic link in its place, which may lead
+    anywhere, is replaced.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.is_symlink():
         log.unlink()
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    handle = os.open(
+        log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644
+    )
     kept = [os.dup(1), os.dup(2)]
     try:
         for descriptor in (1, 2):

@@ -20,7 +20,9 @@ from trueode.training.state import State
 
 NOISE = 0.1  # standard deviation of the noise on inputs, relative to theirs
 Difference = Callable[[Tensor, Tensor, Batch, int], float]
-"""``difference(own, reference, batch, whole)`` between outputs for this rank's part of a batch of ``whole`` samples."""
+"""``difference(own, reference, batch, whole)`` between outputs for this rank's part of a batch of
+``whole`` samples.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Checks:
         task: what is learned.
         ranks: the processes that train together.
         difference: between the outputs of two solvers.
-        on: ``"batch"``: the training batch; ``"noise"``: the same with a little noise; ``"held_out"``: unseen inputs.
+        on: ``"batch"``: the training batch; ``"noise"``: the same with a little noise;
+            ``"held_out"``: unseen inputs.
         unseen: inputs that training does not see; None: there are none, and nothing is certified.
         seed: of the noise.
         size: samples of a check on unseen inputs.
         interval: iterations between checks.
-        batch_size: of the certificate; what a solver that controls the error of a batch does depends on it.
+        batch_size: of the certificate; what a solver that controls the error of a batch does
+            depends on it.
     """
 
     task: Task
@@ -52,17 +56,20 @@ class Checks:
     def measure(
         self, state: State, batch: Batch, whole: int, output: Tensor | None, nfe: float
     ) -> tuple[Measure[Tensor], int]:
-        """Compare solvers at this iteration; where the training batch is looked at, its forward solve counts as done.
+        """Compare solvers at this iteration; where the training batch is looked at, its forward
+        solve counts as done.
 
         Args:
             state: of the training.
             batch: this rank's part of the training batch.
             whole: samples of the training batch.
-            output: of the training solver for it; None: it was computed in another way than checks are.
+            output: of the training solver for it; None: it was computed in another way than checks
+                are.
             nfe: its field evaluations for a sample.
 
         Returns:
-            The comparison, in which a solver that fails differs infinitely from every other, and its samples.
+            The comparison, in which a solver that fails differs infinitely from every other, and
+            its samples.
         """
         seen = batch
         if self.on == "held_out":
@@ -73,7 +80,9 @@ class Checks:
         def run(solver: Solver) -> tuple[Tensor | None, float]:
             with torch.no_grad():
                 found, solved = self.task.predict(state.model, seen, solver, on_failure="return")
-            return found if solved.status == "success" else None, calls(solved, len(seen.x), whole, self.ranks)
+            return found if solved.status == "success" else None, calls(
+                solved, len(seen.x), whole, self.ranks
+            )
 
         measure = Measure(run, lambda one, other: self.difference(one, other, seen, whole))
         if self.on == "batch" and output is not None:
@@ -81,17 +90,23 @@ class Checks:
         return measure, whole
 
     def _control(self, iteration: int) -> tuple[Batch, int]:
-        """This rank's part of the next unseen samples, and how many they are for all ranks; again from the first in the end."""
+        """This rank's part of the next unseen samples, and how many they are for all ranks; again
+        from the first in the end.
+        """
         assert self.unseen is not None
         pool = self.unseen.control
         size = min(self.size, len(pool))
         start = iteration // self.interval * size
         rank, world = self.ranks.rank, self.ranks.world_size
-        part = torch.arange(start + size * rank // world, start + size * (rank + 1) // world, device="cpu") % len(pool)
+        part = torch.arange(
+            start + size * rank // world, start + size * (rank + 1) // world, device="cpu"
+        ) % len(pool)
         return to_device(pool.batch(part), self.ranks.device), size
 
     def _noisy(self, batch: Batch, whole: int, iteration: int) -> Batch:
-        """The batch with noise of a tenth of the inputs' standard deviation: the same whatever the number of ranks."""
+        """The batch with noise of a tenth of the inputs' standard deviation: the same whatever the
+        number of ranks.
+        """
         x, (rank, world) = batch.x, (self.ranks.rank, self.ranks.world_size)
         generator = torch_stream(self.seed, "noise", iteration)
         noise = torch.randn((whole, *x.shape[1:]), generator=generator, dtype=x.dtype, device="cpu")
@@ -103,7 +118,9 @@ class Checks:
 
 
 def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
-    """The difference of the paper: between accuracies (ours for other tasks: the share of samples that flip)."""
+    """The difference of the paper: between accuracies (ours for other tasks: the share of samples
+    that flip).
+    """
 
     def difference(one: Tensor, other: Tensor, batch: Batch, whole: int) -> float:
         if task.name == "classification":
@@ -111,7 +128,9 @@ def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
         else:
             allowed = task.allowed(other, None, ranks.sum)
             if allowed is not None and bool((allowed == 0).any()):
-                return 0.0  # equal outputs, as of a single sample: nothing to measure a difference by
+                return (
+                    0.0  # equal outputs, as of a single sample: nothing to measure a difference by
+                )
             count = task.flipped(one, other, allowed).sum()
         return abs(float(ranks.sum(count.double()))) / whole
 
@@ -124,9 +143,11 @@ def prediction_difference(task: Task, ranks: Ranks) -> Difference:
 
 
 def calls(solution: Solution[Any], n: int, whole: int, ranks: Ranks) -> float:
-    """Field evaluations of a sample, the same number on every rank, of which this one has ``n`` of ``whole`` samples.
+    """Field evaluations of a sample, the same number on every rank, of which this one has ``n`` of
+    ``whole`` samples.
 
-    Ranks may need different numbers: under per-sample control, or where samples have times of their own. The mean is told.
+    Ranks may need different numbers: under per-sample control, or where samples have times of their
+    own. The mean is told.
     """
     if ranks.world_size == 1:
         return solution.nfe

@@ -44,7 +44,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Where the results of a training go, by default nowhere; called on every rank, at the same iterations."""
+    """Where the results of a training go, by default nowhere; called on every rank, at the same
+    iterations.
+    """
 
     row: Callable[[Row], None] = lambda row: None  # of the history
     checkpoint: Callable[[State], None] = lambda state: None
@@ -66,7 +68,9 @@ class Step(NamedTuple):
 
 @dataclass
 class Trainer:
-    """All that a training is made of; `run` is its algorithm, the other methods are the parts of that."""
+    """All that a training is made of; `run` is its algorithm, the other methods are the parts of
+    that.
+    """
 
     state: State  # it is changed
     dataset: Dataset
@@ -75,8 +79,8 @@ class Trainer:
     schedule: Schedule
     ranks: Ranks
     checks: Checks  # what a rule sees
-    # How training steps compute the model's field, in lower precision for instance; None: as it is. Checks, tests and
-    # certificates call the model's own.
+    # How training steps compute the model's field, in lower precision for instance; None: as it is.
+    # Checks, tests and certificates call the model's own.
     field: nn.Module | None = None
     hooks: Hooks = Hooks()
 
@@ -109,11 +113,16 @@ class Trainer:
         network = _shared(state.model, ranks)
         state.model.train()
         self._memory = MemoryGuard(self.hooks.notice, ranks, self.field)
-        self._suspicion = torch.zeros((), device=ranks.device)  # becomes NaN or infinite with the first such loss
+        self._suspicion = torch.zeros(
+            (), device=ranks.device
+        )  # becomes NaN or infinite with the first such loss
         self._begin = time.perf_counter() - state.seconds
         if not self.done:
             state.certificate = None  # it was of the model before it is trained on
-        with spared(state.model, self.batches.batch_size, self.dataset.sample_shape), interrupts() as interrupted:
+        with (
+            spared(state.model, self.batches.batch_size, self.dataset.sample_shape),
+            interrupts() as interrupted,
+        ):
             for batch, whole in islice(self.batches.from_iteration(state.iteration), at_most):
                 if self.done:
                     break
@@ -127,16 +136,22 @@ class Trainer:
                 if logged:
                     self.log(step, checked, tested)
                 # a signal reaches ranks at different times: they agree on it at logged iterations
-                stop = interrupted() if ranks.world_size == 1 else logged and ranks.any(interrupted())
+                stop = (
+                    interrupted() if ranks.world_size == 1 else logged and ranks.any(interrupted())
+                )
                 if stop or self._due(schedule.checkpoint):
                     self.save()
                 if stop:
                     break
-                del step  # and with it what backward needed, before the next iteration needs as much
+                del (
+                    step
+                )  # and with it what backward needed, before the next iteration needs as much
         return self.done
 
     def step(self, network: nn.Module, batch: Batch, whole: int) -> Step:
-        """Solve for this rank's part of a batch of ``whole`` samples, differentiate the loss, count what that took."""
+        """Solve for this rank's part of a batch of ``whole`` samples, differentiate the loss, count
+        what that took.
+        """
         state, ranks, solver = self.state, self.ranks, self.state.solver
         self._memory.choose_gradient(state.model, batch.x, solver)
         output, solution = self.task.predict(network, batch, solver, field=self.field)
@@ -153,32 +168,48 @@ class Trainer:
         return Step(batch, whole, solver, output, solution, loss, nfe)
 
     def check(self, step: Step) -> bool:
-        """Where it is time, let the rule propose the solver of the next iterations; whether it was time."""
+        """Where it is time, let the rule propose the solver of the next iterations; whether it was
+        time.
+        """
         state, rule = self.state, self.state.rule
         if rule is None or state.iteration % self.schedule.check:
             return False
         if self.done and self.checks.unseen is not None:
             return False  # a model is certified with the solver that it was trained with
-        own = step.output if self.field is None else None  # a rule is to see the error of the solver alone
+        own = (
+            step.output if self.field is None else None
+        )  # a rule is to see the error of the solver alone
         measure, seen = self.checks.measure(state, step.batch, step.whole, own, step.nfe)
-        state.solver = rule.propose(measure, Progress(state.iteration, self.schedule.niter, tuple(state.recent_nfe)))
+        state.solver = rule.propose(
+            measure, Progress(state.iteration, self.schedule.niter, tuple(state.recent_nfe))
+        )
         state.evaluations += measure.nfe * seen
         if rule.notice:
             self.hooks.notice(rule.notice)
         return True
 
     def certify(self) -> None:
-        """In the end, ask the rule for a certificate; if it wants another solver and more iterations, provide them."""
+        """In the end, ask the rule for a certificate; if it wants another solver and more
+        iterations, provide them.
+        """
         state, rule, unseen = self.state, self.state.rule, self.checks.unseen
         if rule is None or unseen is None or not self.done:
             return
-        how: dict[str, Any] = {"batch_size": self.checks.batch_size, "source": unseen.source, "ranks": self.ranks}
+        how: dict[str, Any] = {
+            "batch_size": self.checks.batch_size,
+            "source": unseen.source,
+            "ranks": self.ranks,
+        }
         inspection = ModelInspection(state.model, unseen.attempt, self.task, **how)
         self.hooks.doing("certifying on unseen inputs")
         answer = rule.certify(inspection)
         state.evaluations += inspection.evaluations
         samples, forward, backward = state.logged
-        state.logged = (samples, forward + inspection.evaluations, backward)  # no part of any iteration
+        state.logged = (
+            samples,
+            forward + inspection.evaluations,
+            backward,
+        )  # no part of any iteration
         if isinstance(answer, Refine):
             state.solver = answer.solver
             state.extra += answer.iterations
@@ -188,7 +219,8 @@ class Trainer:
             state.certificate = answer
 
     def log(self, step: Step, checked: bool, tested: bool) -> None:
-        """Hand over a row of the history: evaluations of a sample, means over the iterations since the row before.
+        """Hand over a row of the history: evaluations of a sample, means over the iterations since
+        the row before.
 
         Raises:
             DivergenceError: a loss since the row before is not finite.
@@ -204,7 +236,9 @@ class Trainer:
             )
         state.seconds = time.perf_counter() - self._begin
         work = (state.samples, state.evaluations, state.evaluations_backward)
-        samples, forward, backward = (now - before for now, before in zip(work, state.logged, strict=True))
+        samples, forward, backward = (
+            now - before for now, before in zip(work, state.logged, strict=True)
+        )
         state.logged = work
         if isinstance(step.solver, Adaptive):
             setting = {"tolerance": step.solver.rtol}
@@ -236,7 +270,9 @@ class Trainer:
             DivergenceError: a weight is not finite.
         """
         if not all(bool(p.isfinite().all()) for p in self.state.model.parameters()):
-            raise DivergenceError(f"The weights are not finite after iteration {self.state.iteration}: {ADVICE}")
+            raise DivergenceError(
+                f"The weights are not finite after iteration {self.state.iteration}: {ADVICE}"
+            )
         self.state.seconds = time.perf_counter() - self._begin
         self.hooks.checkpoint(self.state)
 
@@ -245,7 +281,8 @@ class Trainer:
         return interval is not None and (self.done or self.state.iteration % interval == 0)
 
     def _test(self, solver: Solver) -> Row:
-        """Loss and metric on the test data; beside a rule, the metric also under a finer solver to refer to.
+        """Loss and metric on the test data; beside a rule, the metric also under a finer solver to
+        refer to.
 
         A solver that fails there does not end the training.
         """
@@ -254,7 +291,9 @@ class Trainer:
             tested = evaluate(model, test, task, solver, ranks=self.ranks)
             found = {"test_loss": tested.loss, f"test_{task.metric_name}": tested.metric}
             if self.state.rule is not None:
-                finer = evaluate(model, test, task, finer_solver(solver, tested.n_steps), ranks=self.ranks)
+                finer = evaluate(
+                    model, test, task, finer_solver(solver, tested.n_steps), ranks=self.ranks
+                )
                 found[f"test_{task.metric_name}_reference"] = finer.metric
         except SolveError as failure:
             self.hooks.notice(f"the test data cannot be evaluated. {failure}")
@@ -263,7 +302,9 @@ class Trainer:
 
 
 def _shared(model: NeuralODE, ranks: Ranks) -> nn.Module:
-    """The model as the ranks share it: they choose the same steps, and gradients are averaged over them."""
+    """The model as the ranks share it: they choose the same steps, and gradients are averaged over
+    them.
+    """
     if ranks.world_size == 1:
         return model
     model.reduce = ranks.sum

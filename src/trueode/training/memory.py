@@ -1,4 +1,6 @@
-"""How much memory back-propagation needs, how much there is, and what is done where it is too little."""
+"""How much memory back-propagation needs, how much there is, and what is done where it is too
+little.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,14 @@ from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solver, solve
 from trueode.solvers.clock import seconds
 
-ADAPTIVE_STEPS = 100  # if this many steps fit, those of an adaptive solve are not counted beforehand
+ADAPTIVE_STEPS = (
+    100  # if this many steps fit, those of an adaptive solve are not counted beforehand
+)
 
 
 class MemoryGuard:
-    """Changes from back-propagation to checkpoints where the activations would not fit, on all ranks or on none.
+    """Changes from back-propagation to checkpoints where the activations would not fit, on all
+    ranks or on none.
 
     Args:
         notice: told of the change.
@@ -26,7 +31,9 @@ class MemoryGuard:
         field: as in `Trainer`.
     """
 
-    def __init__(self, notice: Callable[[str], None], ranks: Ranks, field: nn.Module | None) -> None:
+    def __init__(
+        self, notice: Callable[[str], None], ranks: Ranks, field: nn.Module | None
+    ) -> None:
         self._notice, self._ranks, self._field = notice, ranks, field
         self._seen: Solver | None = None
         self._step = 0
@@ -53,9 +60,15 @@ class MemoryGuard:
             )
 
 
-def bytes_per_step(model: NeuralODE, x: Tensor, solver: Solver, field: nn.Module | None = None) -> int:
-    """Bytes that autograd keeps for one step of the solver on inputs ``x``, weights left out; ``field``: as in `Trainer`."""
-    kept: dict[tuple[int, int], Tensor] = {}  # tensors, not sizes: an address must not be given out twice
+def bytes_per_step(
+    model: NeuralODE, x: Tensor, solver: Solver, field: nn.Module | None = None
+) -> int:
+    """Bytes that autograd keeps for one step of the solver on inputs ``x``, weights left out;
+    ``field``: as in `Trainer`.
+    """
+    kept: dict[
+        tuple[int, int], Tensor
+    ] = {}  # tensors, not sizes: an address must not be given out twice
     called = field or model.field
     weights = {p.data_ptr() for p in model.parameters()}
 
@@ -68,16 +81,26 @@ def bytes_per_step(model: NeuralODE, x: Tensor, solver: Solver, field: nn.Module
         z = model.upstream(x) if model.upstream is not None else x
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             one_step = FixedStep(solver.method, n_steps=1)
-            solve(lambda t, state: called(t, state), z, model.t, solver=one_step, on_failure="return")
+            solve(
+                lambda t, state: called(t, state), z, model.t, solver=one_step, on_failure="return"
+            )
     return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that the device has free: on a GPU as its driver tells, else what the system or its container has left."""
+    """Bytes that the device has free: on a GPU as its driver tells, else what the system or its
+    container has left.
+    """
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free to it
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # torch's own, free to it
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**33
+    free = (
+        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hasattr(os, "sysconf")
+        else 2**33
+    )
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():

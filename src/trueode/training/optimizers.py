@@ -1,7 +1,9 @@
-"""Optimisers without what costs more than a small model's step: torch.optim's bookkeeping, and its import of a compiler.
+"""Optimisers without what costs more than a small model's step: torch.optim's bookkeeping, and its
+import of a compiler.
 
-The arithmetic is PyTorch's own fused one, so that results are those of ``torch.optim`` with ``fused=True`` bit for bit.
-Where there is none, ``torch.optim`` computes. A saved state has the same form everywhere.
+The arithmetic is PyTorch's own fused one, so that results are those of ``torch.optim`` with
+``fused=True`` bit for bit. Where there is none, ``torch.optim`` computes. A saved state has the
+same form everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from torch import Tensor
 from trueode.errors import CheckpointError
 
 
-def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> Optimizer:
+def make_optimizer(
+    name: str, parameters: Iterable[Tensor], lr: float, weight_decay: float
+) -> Optimizer:
     """An optimiser.
 
     Args:
@@ -26,7 +30,11 @@ def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float, weight_de
         weight_decay: the factor of the parameters that is added to their gradients.
     """
     params = list(parameters)
-    kinds: dict[str, type[Optimizer]] = {"adam": TorchAdam, "sgd": TorchSGD, "rmsprop": TorchRMSprop}
+    kinds: dict[str, type[Optimizer]] = {
+        "adam": TorchAdam,
+        "sgd": TorchSGD,
+        "rmsprop": TorchRMSprop,
+    }
     # the fused functions take parameters of one kind
     if len({(p.device, p.dtype) for p in params}) == 1 and params[0].device.type in ("cpu", "cuda"):
         kinds |= {"adam": FusedAdam, "sgd": FusedSGD}
@@ -41,7 +49,9 @@ class Optimizer(ABC):
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
-        self.state: dict[Tensor, dict[str, Tensor]] = {}  # of each parameter, from its first gradient on
+        self.state: dict[
+            Tensor, dict[str, Tensor]
+        ] = {}  # of each parameter, from its first gradient on
 
     @abstractmethod
     def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
@@ -61,7 +71,11 @@ class Optimizer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """``{"state": {number of the parameter: {name: tensor}}}``; the tensors are those in use."""
-        return {"state": {number: dict(self.state.get(param, {})) for number, param in enumerate(self.params)}}
+        return {
+            "state": {
+                number: dict(self.state.get(param, {})) for number, param in enumerate(self.params)
+            }
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a copy of a saved state, of any device and class, or of ``torch.optim``.
@@ -72,10 +86,18 @@ class Optimizer(ABC):
         states = state_dict.get("state")
         if not isinstance(states, dict):
             raise CheckpointError("The saved optimiser has no state.")
-        groups = state_dict.get("param_groups")  # of torch.optim; it leaves out parameters without a state
-        n = sum(len(group["params"]) for group in groups) if groups else len(states) or len(self.params)
+        groups = state_dict.get(
+            "param_groups"
+        )  # of torch.optim; it leaves out parameters without a state
+        n = (
+            sum(len(group["params"]) for group in groups)
+            if groups
+            else len(states) or len(self.params)
+        )
         if n != len(self.params) or not states.keys() <= set(range(n)):
-            raise CheckpointError(f"The saved optimiser changes {n} parameters; the model has {len(self.params)}.")
+            raise CheckpointError(
+                f"The saved optimiser changes {n} parameters; the model has {len(self.params)}."
+            )
         loaded = {
             param: self._loaded(number, param, states[number])
             for number, param in enumerate(self.params)
@@ -88,15 +110,22 @@ class Optimizer(ABC):
         """A copy of a saved state, with the devices and types of a new one."""
         own = self._new(param)
         needed = {name: tuple(value.shape) for name, value in own.items()}
-        found = {name: tuple(value.shape) for name, value in saved.items() if isinstance(value, Tensor)}
+        found = {
+            name: tuple(value.shape) for name, value in saved.items() if isinstance(value, Tensor)
+        }
         if found != needed:
-            raise CheckpointError(f"The saved optimiser has {found} for parameter {number}; {needed} is needed.")
+            raise CheckpointError(
+                f"The saved optimiser has {found} for parameter {number}; {needed} is needed."
+            )
         return {name: value.copy_(saved[name]) for name, value in own.items()}
 
     def _new(self, param: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before its first step."""
         count = param.new_zeros((), dtype=torch.float32, device=self.COUNTS_ON)
-        return {name: count if name == "step" else torch.zeros_like(param, requires_grad=False) for name in self.NAMES}
+        return {
+            name: count if name == "step" else torch.zeros_like(param, requires_grad=False)
+            for name in self.NAMES
+        }
 
 
 class FusedAdam(Optimizer):
@@ -118,7 +147,9 @@ class FusedAdam(Optimizer):
         if len(states) < len(self.state):  # the others stand still
             for state in states:
                 state["step"] = state["step"].clone()
-        first, second, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        first, second, steps = (
+            [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
+        )
         for step in {id(step): step for step in steps}.values():
             step += 1
         torch._fused_adam_(
@@ -161,7 +192,9 @@ class TorchAdam(Optimizer):
 
     def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
         """One step."""
-        with torch.device("cpu"):  # where torch.optim counts steps; some count on the default device
+        with torch.device(
+            "cpu"
+        ):  # where torch.optim counts steps; some count on the default device
             self.inner.step()
 
 

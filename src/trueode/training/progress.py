@@ -25,15 +25,25 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._console is not None and self._console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
             from rich.table import Column
 
             self._bar = Progress(
                 BarColumn(12),
-                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(self._total)) + 1)),
+                MofNCompleteColumn(
+                    table_column=Column(no_wrap=True, min_width=2 * len(str(self._total)) + 1)
+                ),
                 TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
                 TextColumn(
-                    "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+                    "{task.description}",
+                    markup=False,
+                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
                 ),
                 console=self._console,
                 expand=True,
@@ -54,11 +64,15 @@ class Progress:
             self._console.print(text, highlight=False)
 
     def update(self, iteration: int, values: dict[str, str], total: int | None = None) -> None:
-        """Show where the run is, and of how many iterations; plain lines come about ten times in a run."""
+        """Show where the run is, and of how many iterations; plain lines come about ten times in a
+        run.
+        """
         self._total = total or self._total
         text = ", ".join(f"{name} {value}" for name, value in values.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration, total=self._total, description=text)
-        elif self._console is not None and (iteration >= self._next_line or iteration == self._total):
+        elif self._console is not None and (
+            iteration >= self._next_line or iteration == self._total
+        ):
             self._console.print(f"iteration {iteration}/{self._total}: {text}", highlight=False)
             self._next_line = iteration + self._total / 10

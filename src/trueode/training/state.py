@@ -26,7 +26,8 @@ class State:
         rule: the adaptation, if there is one.
         solver: the solver of the next iteration.
         iteration: iterations done.
-        evaluations: field evaluations so far, counted in samples, the checks of the adaptation included.
+        evaluations: field evaluations so far, counted in samples, the checks of the adaptation
+            included.
         evaluations_backward: those spent on gradients.
         samples: samples seen so far, repetitions included.
         logged: samples and the two numbers of evaluations at the last row of the history.
@@ -85,7 +86,9 @@ class State:
             )
         wrong = [name for name, value in own.items() if not _alike(value, state[name])]
         if wrong:
-            raise CheckpointError(f"The checkpoint has something unexpected for {', '.join(wrong)}.")
+            raise CheckpointError(
+                f"The checkpoint has something unexpected for {', '.join(wrong)}."
+            )
         self.iteration = state["iteration"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -94,21 +97,31 @@ class State:
         self.solver = from_plain(state["solver"])
         if state["checkpointing"]:  # chosen for want of memory; its gradient rounds differently
             self.model.gradient = Checkpoint()
-        self.evaluations, self.evaluations_backward = state["evaluations"], state["evaluations_backward"]
+        self.evaluations, self.evaluations_backward = (
+            state["evaluations"],
+            state["evaluations_backward"],
+        )
         self.samples = state["samples"]
         first, second, third = state["logged"]
         self.logged = (first, second, third)
         self.extra = state["extra"]
-        self.certificate = Certificate.from_dict(state["certificate"]) if state["certificate"] else None
+        self.certificate = (
+            Certificate.from_dict(state["certificate"]) if state["certificate"] else None
+        )
         self.seconds = state["seconds"]
         self.recent_nfe.extend(state["recent_nfe"])
         torch.set_rng_state(state["random"].cpu())
 
 
 def _alike(own: Any, saved: Any) -> bool:
-    """Whether a saved value is of the kind of one's own: numbers that are counts or amounts, equal shapes; None may become anything."""
+    """Whether a saved value is of the kind of one's own: numbers that are counts or amounts, equal
+    shapes; None may become anything.
+    """
     if isinstance(own, torch.Tensor):
-        return isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (own.shape, own.dtype)
+        return isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (
+            own.shape,
+            own.dtype,
+        )
     if isinstance(own, list):
         return isinstance(saved, list) and all(_alike(0.0, item) for item in saved)
     if isinstance(own, float):

@@ -46,8 +46,12 @@ SENSITIVITIES = ["autograd", "adjoint", "interpolated_adjoint"]
 
 
 @pytest.mark.parametrize("sensitivity", SENSITIVITIES)
-@pytest.mark.parametrize(("method", "ours"), [("euler", "euler"), ("midpoint", "midpoint"), ("rk4", "rk4")])
-def test_fixed_steps_equal_the_librarys(field: nn.Module, x: Tensor, sensitivity: str, method: str, ours: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "ours"), [("euler", "euler"), ("midpoint", "midpoint"), ("rk4", "rk4")]
+)
+def test_fixed_steps_equal_the_librarys(
+    field: nn.Module, x: Tensor, sensitivity: str, method: str, ours: str
+) -> None:
     model = NeuralODE(field, solver=method, sensitivity=sensitivity)
     t = torch.linspace(0, 1, 9)
     t_eval, own = model(x, t)
@@ -67,7 +71,10 @@ def test_fixed_steps_equal_the_librarys(field: nn.Module, x: Tensor, sensitivity
 
 def test_steps_depend_on_time_where_the_field_does() -> None:
     x = torch.randn(5, 2, dtype=torch.float64)
-    for t in (torch.linspace(0, 1, 9, dtype=torch.float64), torch.linspace(2, -1, 9, dtype=torch.float64)):
+    for t in (
+        torch.linspace(0, 1, 9, dtype=torch.float64),
+        torch.linspace(2, -1, 9, dtype=torch.float64),
+    ):
         for method in ("euler", "midpoint"):
             own = odeint(moving, x, t, method)
             with replaced(replace_by(FixedStep(method, n_steps=8))):
@@ -83,7 +90,9 @@ def test_the_librarys_rk4_is_of_first_order_where_the_field_depends_on_time() ->
     errors = []
     for n in (32, 64):
         with recorded() as solves:
-            own = odeint(moving, x, torch.linspace(start, end, n + 1, dtype=torch.float64), "rk4")[1][-1]
+            own = odeint(moving, x, torch.linspace(start, end, n + 1, dtype=torch.float64), "rk4")[
+                1
+            ][-1]
         errors.append(float((own - exact).abs().max()))
     assert 1.8 < errors[0] / errors[1] < 2.2
     assert solves[0].found.settings["stage_times"] == [0.0, 0.0, 0.5, 0.5]
@@ -98,7 +107,11 @@ def test_tight_solves_agree(field: nn.Module, x: Tensor, sensitivity: str, metho
         with replaced(TIGHT):
             t_swapped, swapped = model(x, t)
             trajectory = model.trajectory(x, t)
-        assert swapped.shape == (2, 5, 2)  # interpolated_adjoint: the library gives states at all of its steps
+        assert swapped.shape == (
+            2,
+            5,
+            2,
+        )  # interpolated_adjoint: the library gives states at all of its steps
         torch.testing.assert_close(swapped[[0, -1]], own[[0, -1]], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(t_swapped, t_eval[[0, -1]])
         torch.testing.assert_close(trajectory[-1], own[-1], rtol=1e-4, atol=1e-5)
@@ -135,10 +148,16 @@ def test_the_librarys_own_steps_are_counted(method: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(MODULE, "adapt_step", watching)
     with recorded() as solves:
         ratios.clear()
-        odeint(stiff, torch.zeros(2, 1), torch.tensor([0.0, 1.0, 3.0]), method, atol=1e-4, rtol=1e-4)
+        odeint(
+            stiff, torch.zeros(2, 1), torch.tensor([0.0, 1.0, 3.0]), method, atol=1e-4, rtol=1e-4
+        )
     (solved,) = solves
     accepted = sum(ratio <= 1 for ratio in ratios)
-    assert (solved.nfe, solved.n_steps, solved.n_rejected) == (calls, accepted, len(ratios) - accepted)
+    assert (solved.nfe, solved.n_steps, solved.n_rejected) == (
+        calls,
+        accepted,
+        len(ratios) - accepted,
+    )
     assert solved.n_rejected > 0
     assert solved.nfe == 2 + 6 * len(ratios)
     assert solved.length == 3.0
@@ -251,12 +270,16 @@ def test_restored_after_success_and_after_exceptions(field: nn.Module, x: Tensor
 
 
 @pytest.mark.parametrize("sensitivity", ["autograd", "adjoint"])
-def test_gradients_after_the_block_are_the_librarys(field: nn.Module, x: Tensor, sensitivity: str) -> None:
+def test_gradients_after_the_block_are_the_librarys(
+    field: nn.Module, x: Tensor, sensitivity: str
+) -> None:
     t = torch.linspace(0, 1, 5)
 
     def gradient() -> Tensor:
         field.zero_grad()
-        model = NeuralODE(field, solver="rk4", sensitivity=sensitivity, atol_adjoint=1e-3, rtol_adjoint=1e-3)
+        model = NeuralODE(
+            field, solver="rk4", sensitivity=sensitivity, atol_adjoint=1e-3, rtol_adjoint=1e-3
+        )
         model(x, t)[1][-1].square().sum().backward()
         grad = field[0].weight.grad  # type: ignore[index, union-attr]
         assert isinstance(grad, Tensor)
@@ -270,7 +293,11 @@ def test_gradients_after_the_block_are_the_librarys(field: nn.Module, x: Tensor,
 
 def test_unseen_solves_are_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("torchdyn.numerics.odeint", lambda f, z, t, solver: (t, torch.stack([z, 0 * z])), raising=True)
+        patch.setattr(
+            "torchdyn.numerics.odeint",
+            lambda f, z, t, solver: (t, torch.stack([z, 0 * z])),
+            raising=True,
+        )
         with pytest.raises(UsageError, match=r"torchdyn 1\.\S+ is not supported"), recorded():
             pass
     with recorded():

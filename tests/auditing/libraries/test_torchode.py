@@ -52,7 +52,8 @@ def fixed(field: Any, method: str = "Euler") -> Any:
 def adaptive(field: Any, method: str = "Tsit5", tolerance: float = 1e-10, **options: Any) -> Any:
     term = to.ODETerm(field, **options)
     return to.AutoDiffAdjoint(
-        getattr(to, method)(term=term), to.IntegralController(atol=tolerance, rtol=tolerance, term=term)
+        getattr(to, method)(term=term),
+        to.IntegralController(atol=tolerance, rtol=tolerance, term=term),
     )
 
 
@@ -60,17 +61,22 @@ def shared(*times: float) -> Tensor:
     return torch.tensor(times, dtype=torch.float64).expand(3, -1)
 
 
-OWN_TIMES = torch.stack([torch.linspace(a, b, 5, dtype=torch.float64) for a, b in ((0, 1), (2, 4), (1, 0.5))])
+OWN_TIMES = torch.stack(
+    [torch.linspace(a, b, 5, dtype=torch.float64) for a, b in ((0, 1), (2, 4), (1, 0.5))]
+)
 IRREGULAR = torch.tensor([[0, 0.3, 1], [2, 3.5, 4], [1, 0.6, 0.5]], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
-    ("method", "ours"), [("Euler", "euler"), ("Heun", "heun2"), ("Dopri5", "dopri5"), ("Tsit5", "tsit5")]
+    ("method", "ours"),
+    [("Euler", "euler"), ("Heun", "heun2"), ("Dopri5", "dopri5"), ("Tsit5", "tsit5")],
 )
 @pytest.mark.parametrize(
     "t_eval", [shared(0, 0.5, 1), shared(1, 0.25, 0), None], ids=["ascending", "decreasing", "end"]
 )
-def test_fixed_steps_equal_the_librarys(field: Field, x: Tensor, method: str, ours: str, t_eval: Tensor | None) -> None:
+def test_fixed_steps_equal_the_librarys(
+    field: Field, x: Tensor, method: str, ours: str, t_eval: Tensor | None
+) -> None:
     solver = fixed(field, method)
     down = t_eval is not None and bool(t_eval[0, 0] > 0)
     start, end = (torch.ones(3), torch.zeros(3)) if down else (torch.zeros(3), torch.ones(3))
@@ -117,7 +123,9 @@ def test_times_rounded_to_single_precision_are_no_further_steps() -> None:
     assert torch.equal(swapped.ys[:, 0], x)
 
 
-@pytest.mark.parametrize("t_eval", [shared(0, 0.1, 1), OWN_TIMES, IRREGULAR], ids=["shared", "own", "irregular"])
+@pytest.mark.parametrize(
+    "t_eval", [shared(0, 0.1, 1), OWN_TIMES, IRREGULAR], ids=["shared", "own", "irregular"]
+)
 @pytest.mark.parametrize("method", ["Dopri5", "Tsit5"])
 def test_tight_solves_agree(field: Field, x: Tensor, method: str, t_eval: Tensor) -> None:
     solver = adaptive(field, method)
@@ -129,7 +137,9 @@ def test_tight_solves_agree(field: Field, x: Tensor, method: str, t_eval: Tensor
     assert torch.equal(swapped.ts, t_eval)
 
 
-@pytest.mark.parametrize("ends", [((1.0, 1.0, 1.0), (3.0, 3.0, 3.0)), ((0.0, 1.0, 2.0), (1.0, 4.0, 5.0))])
+@pytest.mark.parametrize(
+    "ends", [((1.0, 1.0, 1.0), (3.0, 3.0, 3.0)), ((0.0, 1.0, 2.0), (1.0, 4.0, 5.0))]
+)
 def test_rows_may_have_times_of_their_own(field: Field, x: Tensor, ends: Any) -> None:
     """The witness asks so: the field at each row's time is that of the library's term."""
     starts, stops = (torch.tensor(each, dtype=torch.float64) for each in ends)
@@ -142,10 +152,15 @@ def test_rows_may_have_times_of_their_own(field: Field, x: Tensor, ends: Any) ->
         return replace_by(FixedStep("rk4", n_steps=4))(problem)
 
     with replaced(solve):
-        fixed(field).solve(to.InitialValueProblem(y0=x, t_start=starts, t_end=stops), dt0=stops - starts)
+        fixed(field).solve(
+            to.InitialValueProblem(y0=x, t_start=starts, t_end=stops), dt0=stops - starts
+        )
     lengths = stops - starts
     times = starts + torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64) * lengths
-    expected = field(times, x) * (lengths / lengths.mean() if len(set(ends[0])) > 1 else torch.ones(3))[:, None]
+    expected = (
+        field(times, x)
+        * (lengths / lengths.mean() if len(set(ends[0])) > 1 else torch.ones(3))[:, None]
+    )
     torch.testing.assert_close(asked[0], expected)
 
 
@@ -198,7 +213,9 @@ def test_the_librarys_own_statistics(x: Tensor, with_stats: bool) -> None:
     (solved,) = solves
     assert solved.nfe == calls
     assert solved.n_steps == pytest.approx(float(stats["n_accepted"].double().mean()))
-    assert solved.n_steps + solved.n_rejected == pytest.approx(float(stats["n_steps"].double().mean()))
+    assert solved.n_steps + solved.n_rejected == pytest.approx(
+        float(stats["n_steps"].double().mean())
+    )
     assert solver.step_method.term.vf == vf
     assert ("n_f_evals" in stats) == with_stats
     with replaced(TIGHT) as solves:
@@ -218,7 +235,9 @@ def test_failures_of_the_library_are_noted(x: Tensor) -> None:
     assert "REACHED_MAX_STEPS for 3 of 3" in solves[0].message
     assert solves[0].found.settings["max_steps"] == 3
     with recorded() as solves:
-        adaptive(lambda t, y: y * float("nan")).solve(to.InitialValueProblem(x, t_eval=shared(0, 1)))
+        adaptive(lambda t, y: y * float("nan")).solve(
+            to.InitialValueProblem(x, t_eval=shared(0, 1))
+        )
     assert solves[0].status == "non_finite"
 
 
@@ -240,7 +259,12 @@ def test_what_is_found(x: Tensor, field: Field) -> None:
 
     tight = found(adaptive(field, "Tsit5", 1e-4))
     assert str(tight) == "torchode Tsit5, tol = 0.0001"
-    assert (tight.adaptive, tight.order, tight.name, tight.settings["n_times"]) == (True, 5, "tsit5", 3)
+    assert (tight.adaptive, tight.order, tight.name, tight.settings["n_times"]) == (
+        True,
+        5,
+        "tsit5",
+        3,
+    )
     assert found(adaptive(field, "Heun", 1e-3)).name is None  # with an estimate of its error
     started = found(adaptive(field, "Dopri5", 1e-3), dt0=torch.full((3,), 0.1).double())
     assert started.settings["dt0"] == pytest.approx(0.1)
@@ -255,12 +279,18 @@ def test_methods_bound_earlier_and_compiled_solvers(field: Field, x: Tensor) -> 
         with replaced(replace_by(FixedStep("euler", n_steps=1))) as solves:
             swapped = call(problem)
         assert len(solves) == 1
-        torch.testing.assert_close(swapped.ys[:, 1], x + field(torch.zeros(3, dtype=torch.float64), x))
+        torch.testing.assert_close(
+            swapped.ys[:, 1], x + field(torch.zeros(3, dtype=torch.float64), x)
+        )
 
 
 def test_restored_after_success_and_after_exceptions(field: Field, x: Tensor) -> None:
     function = to.AutoDiffAdjoint.solve
-    code, solver, problem = function.__code__, adaptive(field), to.InitialValueProblem(x, t_eval=shared(0, 1))
+    code, solver, problem = (
+        function.__code__,
+        adaptive(field),
+        to.InitialValueProblem(x, t_eval=shared(0, 1)),
+    )
     own = solver.solve(problem)
     with replaced(TIGHT):
         assert function.__code__ is not code
@@ -288,7 +318,9 @@ def test_other_threads_are_left_alone(field: Field, x: Tensor) -> None:
 def test_gradients_after_the_block_are_the_librarys(field: Field, x: Tensor, kind: str) -> None:
     term = to.ODETerm(field)
     parts = to.Tsit5(term), to.IntegralController(atol=1e-6, rtol=1e-6)
-    solver = to.AutoDiffAdjoint(*parts) if kind == "AutoDiffAdjoint" else getattr(to, kind)(term, *parts)
+    solver = (
+        to.AutoDiffAdjoint(*parts) if kind == "AutoDiffAdjoint" else getattr(to, kind)(term, *parts)
+    )
     given = {"term": term} if kind == "AutoDiffAdjoint" else {}
     problem = to.InitialValueProblem(x, t_eval=shared(0, 0.5, 1))
 
@@ -320,7 +352,10 @@ def test_times_are_wider_than_states_where_the_library_has_them_so() -> None:
         return -y
 
     wide = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    for t_eval, y0, dtype in ((wide, torch.ones(1, 1), torch.float64), (wide.float(), torch.ones(1, 1), torch.float32)):
+    for t_eval, y0, dtype in (
+        (wide, torch.ones(1, 1), torch.float64),
+        (wide.float(), torch.ones(1, 1), torch.float32),
+    ):
         seen.clear()
         with replaced(replace_by(FixedStep("rk4", n_steps=2))):
             ys = adaptive(f).solve(to.InitialValueProblem(y0, t_eval=t_eval)).ys
@@ -331,7 +366,9 @@ def test_unseen_solves_are_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -
     function = to.AutoDiffAdjoint.solve
     with monkeypatch.context() as patch:
         patch.setattr(
-            to.AutoDiffAdjoint, "solve", lambda self, problem, **_: function(self, problem, dt0=problem.t_end)
+            to.AutoDiffAdjoint,
+            "solve",
+            lambda self, problem, **_: function(self, problem, dt0=problem.t_end),
         )
         with pytest.raises(UsageError, match=r"torchode 1\.\S+ is not supported"), replaced(TIGHT):
             pass

@@ -21,4 +21,6 @@ def test_a_field_is_called_by_matrices(length: int, time_dependent: bool) -> Non
     assert problem.field is not field
     states = torch.randn(6, 3, length, dtype=torch.float64)  # other rows than the problem's
     for t in (torch.tensor(0.3, dtype=torch.float64), torch.rand(6, 1, 1, dtype=torch.float64)):
-        torch.testing.assert_close(problem.field(t, states), field(t, states), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            problem.field(t, states), field(t, states), rtol=1e-12, atol=1e-12
+        )

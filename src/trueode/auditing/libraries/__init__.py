@@ -3,4 +3,9 @@
 from trueode.auditing.libraries import torchdiffeq, torchdyn, torchode, trueode
 from trueode.auditing.session import Library
 
-LIBRARIES: tuple[Library, ...] = (trueode.LIBRARY, torchdiffeq.LIBRARY, torchdyn.LIBRARY, torchode.LIBRARY)
+LIBRARIES: tuple[Library, ...] = (
+    trueode.LIBRARY,
+    torchdiffeq.LIBRARY,
+    torchdyn.LIBRARY,
+    torchode.LIBRARY,
+)

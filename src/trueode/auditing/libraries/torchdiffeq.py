@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, has_samples, plain_tolerance, status_of
+from trueode.auditing.problem import (
+    ForeignProblem,
+    FoundSolver,
+    Solved,
+    has_samples,
+    plain_tolerance,
+    status_of,
+)
 from trueode.auditing.session import Library, Session
 from trueode.errors import UsageError
 
@@ -45,8 +52,13 @@ def patched(session: Session) -> Iterator[None]:
 
 def probe() -> Tensor:
     """See `Library`."""
-    t, z0 = torch.tensor([0.0, 1.0], device="cpu"), torch.ones(1, 1, dtype=torch.float32, device="cpu")
-    states: Tensor = sys.modules["torchdiffeq"].odeint(lambda t, z: -z, z0, t.to(z0), method="euler")
+    t, z0 = (
+        torch.tensor([0.0, 1.0], device="cpu"),
+        torch.ones(1, 1, dtype=torch.float32, device="cpu"),
+    )
+    states: Tensor = sys.modules["torchdiffeq"].odeint(
+        lambda t, z: -z, z0, t.to(z0), method="euler"
+    )
     return states[-1]
 
 
@@ -74,17 +86,31 @@ class _Hook:
 class _Replaced:
     """A solver of the library's interface that hands the problem to the session."""
 
-    def __init__(self, original: Any, method: str, session: Session, arguments: dict[str, Any]) -> None:
-        self._original, self._method, self._session, self._arguments = original, method, session, arguments
+    def __init__(
+        self, original: Any, method: str, session: Session, arguments: dict[str, Any]
+    ) -> None:
+        self._original, self._method, self._session, self._arguments = (
+            original,
+            method,
+            session,
+            arguments,
+        )
 
     def integrate(self, t: Tensor) -> Tensor:
         """The states at ascending times, ``(times, *y0.shape)``."""
         func, y0 = self._arguments["func"], self._arguments["y0"]
         _refuse_callbacks(func)
         found = _found(self._original, self._method, self._arguments, t)
-        breaks = tuple(x for name in ("step_t", "jump_t") for x in _numbers(self._arguments.get(name)))
+        breaks = tuple(
+            x for name in ("step_t", "jump_t") for x in _numbers(self._arguments.get(name))
+        )
         problem = ForeignProblem(
-            lambda t, z: func(t, z), y0, t.detach(), tuple(sorted(breaks)), _has_samples(func, y0), found
+            lambda t, z: func(t, z),
+            y0,
+            t.detach(),
+            tuple(sorted(breaks)),
+            _has_samples(func, y0),
+            found,
         )
         return self._session.solve(problem)[0]
 
@@ -99,8 +125,15 @@ class _Replaced:
 class _Recorded:
     """The library's solver, watched."""
 
-    def __init__(self, solver: Any, method: str, session: Session, arguments: dict[str, Any]) -> None:
-        self._solver, self._method, self._session, self._arguments = solver, method, session, arguments
+    def __init__(
+        self, solver: Any, method: str, session: Session, arguments: dict[str, Any]
+    ) -> None:
+        self._solver, self._method, self._session, self._arguments = (
+            solver,
+            method,
+            session,
+            arguments,
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._solver, name)
@@ -185,10 +218,14 @@ def _watch_fixed(solver: Any, watch: _Watch) -> None:
 
 
 def _watch_scipy(solver: Any, watch: _Watch) -> None:
-    """SciPy tells only how often the field was called; of its solver classes one ``step`` is an accepted step."""
+    """SciPy tells only how often the field was called; of its solver classes one ``step`` is an
+    accepted step.
+    """
     import scipy.integrate
 
-    base: Any = getattr(scipy.integrate, solver.solver) if isinstance(solver.solver, str) else solver.solver
+    base: Any = (
+        getattr(scipy.integrate, solver.solver) if isinstance(solver.solver, str) else solver.solver
+    )
 
     class Watched(base):  # type: ignore[misc]
         def step(self) -> Any:
@@ -229,7 +266,12 @@ def _found(original: Any, method: str, arguments: dict[str, Any], t: Tensor) -> 
             settings[name] = _numbers(value)
         elif name not in ("func", "y0", "rtol", "atol") and (plain := _plain(value)) is not None:
             settings[name] = plain
-    if not adaptive and "step_size" not in settings and arguments.get("grid_constructor") is None and len(t) > 1:
+    if (
+        not adaptive
+        and "step_size" not in settings
+        and arguments.get("grid_constructor") is None
+        and len(t) > 1
+    ):
         settings["step_size"] = float(t[-1] - t[0]) / (len(t) - 1)
     return FoundSolver("torchdiffeq", method, settings, adaptive, order, METHODS.get(method))
 
@@ -244,4 +286,8 @@ def _plain(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> list[float]:
-    return [] if value is None else torch.as_tensor(value, device="cpu").detach().flatten().double().tolist()
+    return (
+        []
+        if value is None
+        else torch.as_tensor(value, device="cpu").detach().flatten().double().tolist()
+    )

@@ -36,8 +36,9 @@ METHODS = {
 }
 """Classes of solvers: the library's own name, and that of the same method in ``catalog.METHODS``.
 
-The library's rk4 calls the field at the fractions 0, 0, 1/2, 1/2 of a step instead of 0, 1/2, 1/2, 1: it is the method of
-this name, of order 4, only where the field does not depend on time; elsewhere its order is 1.
+The library's rk4 calls the field at the fractions 0, 0, 1/2, 1/2 of a step instead of 0, 1/2, 1/2,
+1: it is the method of this name, of order 4, only where the field does not depend on time;
+elsewhere its order is 1.
 """
 RK4_STAGE_TIMES = (0.0, 0.0, 0.5, 0.5)
 BEFORE = 2  # calls of the field by `odeint` itself, for the first step of an adaptive solve
@@ -76,7 +77,9 @@ Replace = Callable[[Given, Session], tuple[Tensor, Tensor]]
 
 
 def _hook(original: Call, session: Session, record: Record, replace: Replace) -> Call:
-    """In the place of a function of the library, with its arguments, which returns times and states."""
+    """In the place of a function of the library, with its arguments, which returns times and
+    states.
+    """
     parameters = signature(original)
 
     def hooked(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -103,11 +106,20 @@ def _record_fixed(original: Call, given: Given, session: Session) -> tuple[Tenso
 def _record_adaptive(original: Call, given: Given, session: Session) -> tuple[Tensor, Tensor]:
     field, solver = _Counted(given["f"]), _Watched(given["solver"])
     times, states = original(**{**given, "f": field, "solver": solver})
-    _note(given, session, states, BEFORE + field.calls, solver.accepted, solver.calls - solver.accepted)
+    _note(
+        given,
+        session,
+        states,
+        BEFORE + field.calls,
+        solver.accepted,
+        solver.calls - solver.accepted,
+    )
     return times, states
 
 
-def _note(given: Given, session: Session, states: Any, nfe: int, n_steps: int, n_rejected: int) -> None:
+def _note(
+    given: Given, session: Session, states: Any, nfe: int, n_steps: int, n_rejected: int
+) -> None:
     found, t = _found(given), given["t_span"]
     is_tensor = isinstance(states, Tensor)
     status, message = status_of(states, found) if is_tensor else ("success", "")
@@ -116,7 +128,9 @@ def _note(given: Given, session: Session, states: Any, nfe: int, n_steps: int, n
 
 
 def _replace_fixed(given: Given, session: Session) -> tuple[Tensor, Tensor]:
-    """States at those times of ``t_span``, the library's steps, that are to be saved; all of them unless asked otherwise."""
+    """States at those times of ``t_span``, the library's steps, that are to be saved; all of them
+    unless asked otherwise.
+    """
     t, x = given["t_span"], given["x"]
     saved = given["save_at"] if len(given["save_at"]) else t
     saved = torch.as_tensor(saved, device=t.device)
@@ -127,7 +141,9 @@ def _replace_fixed(given: Given, session: Session) -> tuple[Tensor, Tensor]:
 
 
 def _replace_adaptive(given: Given, session: Session) -> tuple[Tensor, Tensor]:
-    """States at ``t_span``, also where the library would give those at all of its own steps (``return_all_eval``)."""
+    """States at ``t_span``, also where the library would give those at all of its own steps
+    (``return_all_eval``).
+    """
     states, _ = session.solve(_posed(given, given["t_span"]))
     return given["t_span"], states
 
@@ -135,7 +151,12 @@ def _replace_adaptive(given: Given, session: Session) -> tuple[Tensor, Tensor]:
 def _posed(given: Given, times: Tensor) -> ForeignProblem:
     field, x = given["f"], given["x"]
     return ForeignProblem(
-        with_times(lambda t, z: field(t, z), times, x), x, times.detach(), (), has_samples(x), _found(given)
+        with_times(lambda t, z: field(t, z), times, x),
+        x,
+        times.detach(),
+        (),
+        has_samples(x),
+        _found(given),
     )
 
 
@@ -164,9 +185,13 @@ class _Watched:
         return getattr(self._solver, name)
 
     def step(self, f: Any, x: Any, t: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Take a step. A step starts at the time of the one before if that was rejected, and at a new one otherwise."""
+        """Take a step. A step starts at the time of the one before if that was rejected, and at a
+        new one otherwise.
+        """
         self.calls += 1
-        self.accepted += t is not self._last  # after the last call the loop ends, because that step was accepted
+        self.accepted += (
+            t is not self._last
+        )  # after the last call the loop ends, because that step was accepted
         self._last = t
         return self._solver.step(f, x, t, *args, **kwargs)
 
@@ -175,7 +200,9 @@ def _found(given: Given) -> FoundSolver:
     solver, t = given["solver"], given["t_span"]
     kind = type(solver)
     own = kind.__module__ == "torchdyn.numerics.solvers.ode"
-    method, name = METHODS.get(kind.__name__, (kind.__name__, None)) if own else (kind.__name__, None)
+    method, name = (
+        METHODS.get(kind.__name__, (kind.__name__, None)) if own else (kind.__name__, None)
+    )
     adaptive = "atol" in given
     settings: dict[str, Any] = {"n_times": len(t)}
     if adaptive:
@@ -184,7 +211,9 @@ def _found(given: Given) -> FoundSolver:
         settings["step_size"] = abs(float(t[-1] - t[0])) / (len(t) - 1)
     if method == "rk4":
         settings["stage_times"] = list(RK4_STAGE_TIMES)
-    return FoundSolver("torchdyn", method, settings, adaptive, int(getattr(solver, "order", 0)), name)
+    return FoundSolver(
+        "torchdyn", method, settings, adaptive, int(getattr(solver, "order", 0)), name
+    )
 
 
 def _refuse(given: Given, caller: FrameType) -> None:
@@ -213,6 +242,10 @@ def _refuse(given: Given, caller: FrameType) -> None:
 
 
 def _shoots(caller: FrameType | None) -> bool:
-    """Whether a solve is one of many of a multiple shooting: that calls it through one function, `root_solve` or `odeint`."""
+    """Whether a solve is one of many of a multiple shooting: that calls it through one function,
+    `root_solve` or `odeint`.
+    """
     code = sys.modules["torchdyn.numerics.odeint"].odeint_mshooting.__code__
-    return any(frame is not None and frame.f_code is code for frame in (caller, caller and caller.f_back))
+    return any(
+        frame is not None and frame.f_code is code for frame in (caller, caller and caller.f_back)
+    )

@@ -23,7 +23,9 @@ STATUSES = {2: "step_underflow", 3: "max_steps", 4: "non_finite"}
 
 @dataclass
 class _Hook:
-    """What the code in the place of the library's needs: its own function, and the session while there is one."""
+    """What the code in the place of the library's needs: its own function, and the session while
+    there is one.
+    """
 
     original: Any
     session: Session | None
@@ -38,7 +40,9 @@ def patched(session: Session) -> Iterator[None]:
     global _hook
     solve = sys.modules["torchode.adjoints"].AutoDiffAdjoint.solve
     code = solve.__code__
-    original = FunctionType(code, solve.__globals__, solve.__name__, solve.__defaults__, solve.__closure__)
+    original = FunctionType(
+        code, solve.__globals__, solve.__name__, solve.__defaults__, solve.__closure__
+    )
     hook = _hook = _Hook(original, session)
     solve.__code__ = _trampoline.__code__
     try:
@@ -62,7 +66,9 @@ def probe() -> Tensor:
 LIBRARY = Library("torchode", "torchode", patched, probe)
 
 
-def _trampoline(self: Any, problem: Any, term: Any = None, dt0: Any = None, args: Any = None) -> Any:
+def _trampoline(
+    self: Any, problem: Any, term: Any = None, dt0: Any = None, args: Any = None
+) -> Any:
     # runs as the code of the library's function: it sees none of the names of this module
     from trueode.auditing.libraries.torchode import entered
 
@@ -83,7 +89,9 @@ def entered(solver: Any, problem: Any, term: Any, dt0: Any, args: Any) -> Any:
     return solution
 
 
-def _counted(original: Any, solver: Any, problem: Any, term: Any, dt0: Any, args: Any) -> tuple[Any, float]:
+def _counted(
+    original: Any, solver: Any, problem: Any, term: Any, dt0: Any, args: Any
+) -> tuple[Any, float]:
     """The library's own solution, and how often it called the field."""
     counting, stats = _term(solver, term), dict[str, Any]()
     counting.init(problem, stats)
@@ -108,15 +116,21 @@ def _term(solver: Any, term: Any) -> Any:
     return solver.step_method.term if term is None else term
 
 
-def _note(session: Session, problem: Any, term: Any, found: FoundSolver, solution: Any, nfe: float) -> None:
-    tried, accepted = (float(solution.stats[name].double().mean()) for name in ("n_steps", "n_accepted"))
+def _note(
+    session: Session, problem: Any, term: Any, found: FoundSolver, solution: Any, nfe: float
+) -> None:
+    tried, accepted = (
+        float(solution.stats[name].double().mean()) for name in ("n_steps", "n_accepted")
+    )
     codes = solution.status.flatten().tolist()
     failed = [code for code in codes if code]
     status, message = "success", ""
     if failed:
         status = STATUSES.get(failed[0], "failed")
         name = sys.modules["torchode.status_codes"].Status(failed[0]).name
-        message = f"The solve with {found} ended with {name} for {len(failed)} of {len(codes)} samples."
+        message = (
+            f"The solve with {found} ended with {name} for {len(failed)} of {len(codes)} samples."
+        )
     length = float((problem.t_end - problem.t_start).abs().double().mean())
     solved = Solved(found, nfe, accepted, tried - accepted, length, status, message)
     session.note(solved, solution.ys[:, -1] if _has_samples(problem, term) else None)
@@ -130,7 +144,9 @@ def _has_samples(problem: Any, term: Any) -> bool:
 def _found(solver: Any, problem: Any, dt0: Tensor | None) -> FoundSolver:
     method, controller = solver.step_method, solver.step_size_controller
     kind = type(method).__name__
-    adaptive = hasattr(controller, "rtol") and hasattr(method, "tableau")  # others have no estimate of their error
+    adaptive = hasattr(controller, "rtol") and hasattr(
+        method, "tableau"
+    )  # others have no estimate of their error
     settings: dict[str, Any] = {}
     if adaptive:
         settings = {name: float(getattr(controller, name)) for name in ("rtol", "atol")}
@@ -148,7 +164,9 @@ def _found(solver: Any, problem: Any, dt0: Tensor | None) -> FoundSolver:
     return FoundSolver("torchode", kind, settings, adaptive, int(method.convergence_order()), name)
 
 
-def _replace(session: Session, solver: Any, problem: Any, term: Any, args: Any, found: FoundSolver) -> Any:
+def _replace(
+    session: Session, solver: Any, problem: Any, term: Any, args: Any, found: FoundSolver
+) -> Any:
     stats: dict[str, Any] = {}
     term = _term(solver, term)
     term.init(problem, stats)
@@ -166,7 +184,10 @@ def _replace(session: Session, solver: Any, problem: Any, term: Any, args: Any, 
     def counts(n: float) -> Tensor:
         return torch.full((problem.batch_size,), int(n), dtype=torch.long, device=problem.device)
 
-    stats["n_steps"], stats["n_accepted"] = counts(solved.n_steps + solved.n_rejected), counts(solved.n_steps)
+    stats["n_steps"], stats["n_accepted"] = (
+        counts(solved.n_steps + solved.n_rejected),
+        counts(solved.n_steps),
+    )
     stats["n_initialized"] = counts(ys.shape[1])
     ts = problem.t_end[:, None] if problem.t_eval is None else problem.t_eval
     return sys.modules["torchode"].Solution(ts=ts, ys=ys, stats=stats, status=counts(0))
@@ -175,8 +196,9 @@ def _replace(session: Session, solver: Any, problem: Any, term: Any, args: Any, 
 class _Clock:
     """One time for all samples, whatever their own intervals are.
 
-    Where all samples share an ascending interval it is their time. Elsewhere it runs from 0 to the mean length of their
-    intervals, and each sample's time is that fraction of its own: ``dz/ds = (dt/ds) f(t(s), z)``.
+    Where all samples share an ascending interval it is their time. Elsewhere it runs from 0 to the
+    mean length of their intervals, and each sample's time is that fraction of its own:
+    ``dz/ds = (dt/ds) f(t(s), z)``.
     """
 
     def __init__(self, problem: Any) -> None:
@@ -184,10 +206,13 @@ class _Clock:
         self._start = problem.t_start.detach().double()
         self._length = problem.t_end.detach().double() - self._start
         self._eps = torch.finfo(problem.time_dtype).eps
-        # times wider than the state are the library's custom; a wider state is a model of single precision run in double
+        # times wider than the state are the library's custom; a wider state is a model of single
+        # precision run in double
         self._dtype = torch.promote_types(problem.time_dtype, problem.data_dtype)
         self._batch = problem.batch_size
-        self._shared = bool((self._start == self._start[0]).all() and (self._length == self._length[0]).all())
+        self._shared = bool(
+            (self._start == self._start[0]).all() and (self._length == self._length[0]).all()
+        )
         self._shared = self._shared and bool(self._length[0] > 0)
         self._span = float(self._length.abs().mean())
         self._rate = self._length / self._span if self._span else self._length
@@ -205,7 +230,8 @@ class _Clock:
         return dy if self._shared else dy * self._rate.to(dy.dtype)[:, None]
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """Common times ``(points,)`` at which states are wanted, both ends among them; which of them are those of a sample.
+        """Common times ``(points,)`` at which states are wanted, both ends among them; which of
+        them are those of a sample.
 
         The latter is ``(batch, times)``. Fractions that differ by no more than rounding are one.
 
@@ -224,7 +250,9 @@ class _Clock:
         return start + points * self._span, index
 
     def _fractions(self) -> tuple[Tensor, float]:
-        """The fractions of the samples' intervals at which states are wanted ``(batch, times)``, and their rounding."""
+        """The fractions of the samples' intervals at which states are wanted ``(batch, times)``,
+        and their rounding.
+        """
         if self._t_eval is None:
             return torch.ones_like(self._start)[:, None], 0.0
         length = torch.where(self._length == 0, torch.inf, self._length)

@@ -65,7 +65,9 @@ def _note(session: Session, found: FoundSolver, solution: Solution[Any], length:
 
 
 def _failed(solution: Solution[Any]) -> Solution[Any]:
-    """A solution whose states are NaN for the samples that did not arrive: what was reached is not what was asked for."""
+    """A solution whose states are NaN for the samples that did not arrive: what was reached is not
+    what was asked for.
+    """
     z = solution.z
     lost = solution.lost() if isinstance(z, Tensor) and has_samples(z) else None
 
@@ -85,8 +87,13 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
     sign = 1.0 if end >= start else -1.0
     field, z0, unpack = problem.form
     samples = unpack is None and has_samples(z0)
-    wanted = None if problem.save_at is None else sign * as_times(problem.save_at).detach().double().cpu()
-    # times within rounding of an end are that end: of its size outside of the interval, of the interval's length inside
+    wanted = (
+        None
+        if problem.save_at is None
+        else sign * as_times(problem.save_at).detach().double().cpu()
+    )
+    # times within rounding of an end are that end: of its size outside of the interval, of the
+    # interval's length inside
     first, last, eps = sign * start, sign * end, 8 * torch.finfo(torch.float32).eps
 
     def placed(x: float) -> float:
@@ -99,7 +106,9 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
         times = times * 2
     forward = field if sign > 0 else lambda s, z: -field(-s, z)
     breaks = tuple(sorted(sign * x for x in problem.solver.breaks))
-    posed = ForeignProblem(forward, z0, torch.tensor(times, dtype=torch.float64, device="cpu"), breaks, samples, found)
+    posed = ForeignProblem(
+        forward, z0, torch.tensor(times, dtype=torch.float64, device="cpu"), breaks, samples, found
+    )
     states, solved = session.solve(posed)
     z, zs = states[-1], None
     if wanted is not None:
@@ -125,7 +134,9 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
 
 
 def _gathered(states: Tensor, wanted: Tensor, index: list[int]) -> Tensor:
-    """The states at wanted times, ``(times,)`` or ``(batch, times)``: their numbers among all; NaN where there is no time."""
+    """The states at wanted times, ``(times,)`` or ``(batch, times)``: their numbers among all; NaN
+    where there is no time.
+    """
     present = ~wanted.isnan()
     place = torch.zeros(wanted.shape, dtype=torch.long, device="cpu").masked_scatter(
         present, torch.tensor(index, device="cpu")
@@ -146,4 +157,6 @@ def _found(solver: Solver, length: float) -> FoundSolver:
         settings = {"n_steps": n, "step_size": solver.step_size or length / max(n, 1)}
     else:
         settings = {"n_steps": len(solver.grid) - 1}
-    return FoundSolver("trueode", solver.name, settings, isinstance(solver, Adaptive), solver.order, solver.name)
+    return FoundSolver(
+        "trueode", solver.name, settings, isinstance(solver, Adaptive), solver.order, solver.name
+    )

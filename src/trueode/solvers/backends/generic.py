@@ -30,4 +30,6 @@ def solve(problem: Problem) -> Outcome:
             outcome = outcome._replace(z=outcome.z.clone())
     if unpack is None:
         return outcome
-    return outcome._replace(z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs))
+    return outcome._replace(
+        z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs)
+    )

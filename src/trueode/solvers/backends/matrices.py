@@ -1,4 +1,6 @@
-"""Convolutions along short signals as one matrix each, where there is no kernel: four times as fast as calling the field."""
+"""Convolutions along short signals as one matrix each, where there is no kernel: four times as fast
+as calling the field.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def solve(problem: Problem) -> Outcome:
     z, unpack = pack_stack(problem.layers, problem.z0)
     field = stack_field(dense(problem.layers, z.shape[1]))
     outcome = generic.solve(replace(problem, field=field, z0=z))
-    return outcome._replace(z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs))
+    return outcome._replace(
+        z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs)
+    )
 
 
 def by_matrices(problem: Problem) -> Problem:

@@ -22,10 +22,12 @@ from trueode.solvers.step import Field, Stepper
 
 
 def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
-    """Solve without a graph; gradients come from the adjoint equation, solved backwards from the end.
+    """Solve without a graph; gradients come from the adjoint equation, solved backwards from the
+    end.
 
-    At each saved time the state is set back to the saved one, so that errors of the backward solve do not pile up. Times of
-    each sample are all times of every sample here: there is a piece of the backward solve between any two.
+    At each saved time the state is set back to the saved one, so that errors of the backward solve
+    do not pile up. Times of each sample are all times of every sample here: there is a piece of the
+    backward solve between any two.
 
     Raises:
         UsageError: derivatives by times of each sample are asked for.
@@ -35,7 +37,9 @@ def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
     times = None if points is None or points.moving is None else as_times(problem.save_at)  # type: ignore[arg-type]
     if points is not None and points.per_sample:
         if points.moving is not None:
-            raise UsageError("Adjoint has no derivative by times of each sample: take gradient=Backprop().")
+            raise UsageError(
+                "Adjoint has no derivative by times of each sample: take gradient=Backprop()."
+            )
         points, position = union(points)
     still = None if points is None else replace(points, moving=None)
     recorded = _Recorded(field, adjoint.parameters_of(problem.field))
@@ -52,10 +56,11 @@ def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
 
 
 class _Recorded:
-    """Evaluations of a field with a graph of their own, and the tensors that they use beside the state.
+    """Evaluations of a field with a graph of their own, and the tensors that they use beside the
+    state.
 
-    Leaves that the forward solve shows are differentiated; whatever else the graph leads to would lose its gradient without
-    a word, and is an error.
+    Leaves that the forward solve shows are differentiated; whatever else the graph leads to would
+    lose its gradient without a word, and is an error.
     """
 
     def __init__(self, field: Field, params: tuple[Tensor, ...]) -> None:
@@ -73,7 +78,9 @@ class _Recorded:
         """The state that the graph begins with, and the field there."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            before: Any = z.view_as(z).grad_fn  # nodes with lower numbers are not of this evaluation
+            before: Any = z.view_as(
+                z
+            ).grad_fn  # nodes with lower numbers are not of this evaluation
             value = self._field(t, z)
         if value.grad_fn is not None:
             self._look(value.grad_fn, before._sequence_nr(), z)
@@ -118,7 +125,13 @@ class _Recorded:
 def backward_solver(solver: Solver, length: float) -> Solver:
     """The solver of a piece of the backward solve: the same steps, not the same number of them."""
     if isinstance(solver, Adaptive):
-        return Adaptive(solver.method, solver.rtol, solver.atol, max_steps=solver.max_steps, max_step=solver.max_step)
+        return Adaptive(
+            solver.method,
+            solver.rtol,
+            solver.atol,
+            max_steps=solver.max_steps,
+            max_step=solver.max_step,
+        )
     steps = len(solver.grid) - 1 if isinstance(solver, OnGrid) else solver.count(length)
     return (
         FixedStep(solver.method, step_size=abs(length) / max(steps, 1))
@@ -146,7 +159,9 @@ class _Task:
     reduce: Reduce | None
 
     def rate(self, theta: float, z: Tensor, g: Tensor) -> Tensor:
-        """By how much a loss changes, whose gradient is ``g``, when the state moves along with time."""
+        """By how much a loss changes, whose gradient is ``g``, when the state moves along with
+        time.
+        """
         return (g.conj() * self.recorded.value(self.clock.time(theta), z)).real.sum()
 
     def augmented(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -156,7 +171,10 @@ class _Task:
         if not value.requires_grad:
             return value, *(torch.zeros_like(x) for x in state[1:])
         found = torch.autograd.grad(value, (z, *params), -a, allow_unused=True)
-        grads = (torch.zeros_like(x) if g is None else g.to(a.dtype) for g, x in zip(found, state[1:], strict=True))
+        grads = (
+            torch.zeros_like(x) if g is None else g.to(a.dtype)
+            for g, x in zip(found, state[1:], strict=True)
+        )
         return value.detach(), *grads
 
     def piece(self, start: float, end: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -164,11 +182,14 @@ class _Task:
         flat, packed, unpack = pack_tuple(self.augmented, state, per_sample=False)
         solver = backward_solver(self.solver, self.clock.length)
         clock = self.clock.part(start, end)
-        stepper = Stepper(flat, solver.tableau, clock, watched=2 * state[0].numel())  # state and adjoint
+        stepper = Stepper(
+            flat, solver.tableau, clock, watched=2 * state[0].numel()
+        )  # state and adjoint
         outcome = integrate(stepper, solver, packed, None, self.reduce)
         if outcome.status != "success":
             raise SolveError(
-                f"The backward solve of the adjoint over {clock.length:g} failed. {outcome.message}", outcome.status
+                f"The backward solve of the adjoint over {clock.length:g} failed. {outcome.message}",
+                outcome.status,
             )
         found: tuple[Tensor, ...] = unpack(outcome.z)
         return found
@@ -177,7 +198,9 @@ class _Task:
 class _AdjointSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, task: _Task, *tensors: Any) -> tuple[Tensor, Tensor]:
-        """Of final state, saved states, initial state, both ends, saved times and parameters: the first two."""
+        """Of final state, saved states, initial state, both ends, saved times and parameters: the
+        first two.
+        """
         final, zs, z0, t0, t1, times, *params = tensors
         ctx.task, ctx.times = task, (t0, t1, times)
         ctx.save_for_backward(z0, final, zs, *params)
@@ -197,7 +220,10 @@ class _AdjointSolve(torch.autograd.Function):
         g_final, g_saved = gradients
         points = [] if task.points is None else task.points.fractions.tolist()
         # stations of the backward solve, from the end: fraction, state, gradient that enters there
-        stations = [(1.0, final, g_final), *zip(points, zs.unbind(0), g_saved.unbind(0), strict=True)]
+        stations = [
+            (1.0, final, g_final),
+            *zip(points, zs.unbind(0), g_saved.unbind(0), strict=True),
+        ]
         stations.sort(key=lambda station: station[0], reverse=True)
         state: tuple[Tensor, ...] = (
             final,
@@ -224,9 +250,21 @@ class _AdjointSolve(torch.autograd.Function):
         if ctx.needs_input_grad[5]:
             g_times[1] = task.rate(1.0, final, g_ends[1])
         if ctx.needs_input_grad[6]:
-            g_times[2] = torch.stack([task.rate(*each) for each in zip(points, zs, g_saved, strict=True)])
-        ends = (None if g is None else g.reshape(t.shape).to(t) for g, t in zip(g_times, (t0, t1, times), strict=True))
-        return None, None, None, a, *ends, *(_like(g, p) for g, p in zip(g_params, params, strict=True))
+            g_times[2] = torch.stack(
+                [task.rate(*each) for each in zip(points, zs, g_saved, strict=True)]
+            )
+        ends = (
+            None if g is None else g.reshape(t.shape).to(t)
+            for g, t in zip(g_times, (t0, t1, times), strict=True)
+        )
+        return (
+            None,
+            None,
+            None,
+            a,
+            *ends,
+            *(_like(g, p) for g, p in zip(g_params, params, strict=True)),
+        )
 
 
 def _like(g: Tensor, p: Tensor) -> Tensor:

@@ -19,24 +19,29 @@ class Backprop:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The gradient of `Backprop`, keeping only the state at the start of each step and computing one step at a time anew.
+    """The gradient of `Backprop`, keeping only the state at the start of each step and computing
+    one step at a time anew.
 
-    Source: Griewank & Walther, Evaluating Derivatives, 2nd ed., 2008, ch. 12 (every step is a checkpoint).
+    Source: Griewank & Walther, Evaluating Derivatives, 2nd ed., 2008, ch. 12 (every step is a
+    checkpoint).
     """
 
 
 @dataclass(frozen=True)
 class Adjoint:
-    """The continuous adjoint method: memory of one state, a gradient that is exact only up to the solver's error.
+    """The continuous adjoint method: memory of one state, a gradient that is exact only up to the
+    solver's error.
 
-    Source: Chen, Rubanova, Bettencourt & Duvenaud, Neural Ordinary Differential Equations, 2018, Algorithm 1. The error
-    control of an adaptive backward solve watches state and adjoint, not the parameters' gradients (Kidger, Chen &
-    Lyons, "Hey, that's not an ODE", 2021); with several samples it is coupled over the batch. There are no second derivatives.
+    Source: Chen, Rubanova, Bettencourt & Duvenaud, Neural Ordinary Differential Equations, 2018,
+    Algorithm 1. The error control of an adaptive backward solve watches state and adjoint, not the
+    parameters' gradients (Kidger, Chen & Lyons, "Hey, that's not an ODE", 2021); with several
+    samples it is coupled over the batch. There are no second derivatives.
 
     Args:
         solver: the solver of the backward solve; None takes that of the forward solve.
-        params: tensors that the field uses: needed for those that were computed from others, and for those that it does not
-            use at the start. Parameters of a field that is a Module, and any that its first call shows, are found by themselves.
+        params: tensors that the field uses: needed for those that were computed from others, and
+            for those that it does not use at the start. Parameters of a field that is a Module, and
+            any that its first call shows, are found by themselves.
     """
 
     solver: Solver | None = None
@@ -52,13 +57,21 @@ class Adjoint:
         try:
             object.__setattr__(self, "params", tuple(self.params))
         except TypeError:
-            raise UsageError(f"The params of Adjoint must be tensors, got {self.params!r}.") from None
+            raise UsageError(
+                f"The params of Adjoint must be tensors, got {self.params!r}."
+            ) from None
         if not all(isinstance(p, Tensor) for p in self.params):
             raise UsageError(f"The params of Adjoint must be tensors, got {self.params!r}.")
 
     def parameters_of(self, field: Any) -> tuple[Tensor, ...]:
         """The tensors that are known to be used by a field and require a gradient, each once."""
-        found = self.params if self.params is not None else field.parameters() if isinstance(field, nn.Module) else ()
+        found = (
+            self.params
+            if self.params is not None
+            else field.parameters()
+            if isinstance(field, nn.Module)
+            else ()
+        )
         return tuple({id(p): p for p in found if p.requires_grad}.values())
 
 

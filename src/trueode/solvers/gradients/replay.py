@@ -1,4 +1,6 @@
-"""A solve of a stack of layers taken again under autograd: for gradients of gradients, and for many gradients at once."""
+"""A solve of a stack of layers taken again under autograd: for gradients of gradients, and for many
+gradients at once.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +43,21 @@ class Given(NamedTuple):
 
 
 def must_be_recorded(gradients: Sequence[Tensor]) -> bool:
-    """Whether a gradient cannot be taken by hand: it will itself be differentiated, or is many gradients at once."""
+    """Whether a gradient cannot be taken by hand: it will itself be differentiated, or is many
+    gradients at once.
+    """
     return (
-        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or is_legacy_batchedtensor(gradients[0])
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or is_legacy_batchedtensor(gradients[0])
     )
 
 
 def replay_gradients(
     given: Given, z: Tensor, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Gradients of the initial state and the layers' tensors, by taking the steps again under autograd.
+    """Gradients of the initial state and the layers' tensors, by taking the steps again under
+    autograd.
 
     Args:
         given: the solve.
@@ -64,7 +71,9 @@ def replay_gradients(
         final, zs = _again(given, z, tensors)
         outputs = [final] if zs is None else [final, zs]
         known = gradients[: len(outputs)]
-        found = iter(torch.autograd.grad(outputs, inputs, known, create_graph=twice, materialize_grads=True))
+        found = iter(
+            torch.autograd.grad(outputs, inputs, known, create_graph=twice, materialize_grads=True)
+        )
     return [next(found) if x is not None and x.requires_grad else None for x in (z, *tensors)]
 
 
@@ -82,6 +91,7 @@ def _again(given: Given, z: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, Ten
 def _stack_of(stack: LayerStack, tensors: Sequence[Any]) -> LayerStack:
     triples = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
     layers = (
-        layer._replace(weight=w, bias=b, time_weight=t) for layer, (w, b, t) in zip(stack.layers, triples, strict=True)
+        layer._replace(weight=w, bias=b, time_weight=t)
+        for layer, (w, b, t) in zip(stack.layers, triples, strict=True)
     )
     return stack._replace(layers=tuple(layers))

@@ -1,4 +1,6 @@
-"""Convolutions by the compiled kernel: PyTorch's, to rounding, and taken where nothing else was asked for."""
+"""Convolutions by the compiled kernel: PyTorch's, to rounding, and taken where nothing else was
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trueode.fields import Autocast, build_field
-from trueode.solvers import Adaptive, Adjoint, Backprop, Checkpoint, FixedStep, Gradient, Solver, solve
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    Gradient,
+    Solver,
+    solve,
+)
 from trueode.solvers.backends import native
 from trueode.solvers.backends.native import images
 from trueode.solvers.backends.native.library import Kernel
 
-pytestmark = pytest.mark.skipif(not native.instruction_sets(), reason=f"there is no kernel: {native.describe()}")
+pytestmark = pytest.mark.skipif(
+    not native.instruction_sets(), reason=f"there is no kernel: {native.describe()}"
+)
 
 SETS = native.instruction_sets()
 WIDE = [name for name in SETS if name != images.NARROW]
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}
 
 
-def inputs(batch: int, height: int, width: int, fan_in: int, fan_out: int, dtype: torch.dtype) -> list[Tensor]:
+def inputs(
+    batch: int, height: int, width: int, fan_in: int, fan_out: int, dtype: torch.dtype
+) -> list[Tensor]:
     """Images, weights, a bias, and the gradient of the output."""
     draw = torch.Generator().manual_seed(0)
-    shapes = [(batch, fan_in, height, width), (fan_out, fan_in, 3, 3), (fan_out,), (batch, fan_out, height, width)]
-    x, w, b, g = (torch.randn(shape, generator=draw, dtype=torch.double).to(dtype) for shape in shapes)
+    shapes = [
+        (batch, fan_in, height, width),
+        (fan_out, fan_in, 3, 3),
+        (fan_out,),
+        (batch, fan_out, height, width),
+    ]
+    x, w, b, g = (
+        torch.randn(shape, generator=draw, dtype=torch.double).to(dtype) for shape in shapes
+    )
     return [x.requires_grad_(), (w / (3 * fan_in**0.5)).requires_grad_(), b.requires_grad_(), g]
 
 
@@ -42,7 +64,8 @@ def values(
 
 def exact(x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> list[Tensor]:
     return values(
-        lambda x, w, b: F.conv2d(x, w, b, padding=1), *(t.detach().double().requires_grad_() for t in (x, w, b, g))
+        lambda x, w, b: F.conv2d(x, w, b, padding=1),
+        *(t.detach().double().requires_grad_() for t in (x, w, b, g)),
     )
 
 
@@ -57,7 +80,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         pytest.skip("the kernel has narrow vectors alone here")
     seen: list[int] = []
     original = Kernel.convolve
-    monkeypatch.setattr(Kernel, "convolve", lambda self, *args: (seen.append(1), original(self, *args))[1])
+    monkeypatch.setattr(
+        Kernel, "convolve", lambda self, *args: (seen.append(1), original(self, *args))[1]
+    )
     with native.using(WIDE[0]):
         yield seen
 
@@ -72,7 +97,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     threads=st.integers(1, 3),
 )
 def test_it_is_the_convolution(
-    name: str, dtype: torch.dtype, shape: tuple[int, int, int], channels: tuple[int, int], last: bool, threads: int
+    name: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    channels: tuple[int, int],
+    last: bool,
+    threads: int,
 ) -> None:
     x, w, b, g = inputs(*shape, *channels, dtype)
     if last:
@@ -110,7 +140,9 @@ def test_neither_threads_nor_the_rest_of_the_batch_play_a_role(name: str) -> Non
     assert torch.equal(alone[0], found[0][0][7])
 
 
-@pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize(
+    "needed", [(True, False, False), (False, True, False), (False, False, True)]
+)
 def test_only_the_gradients_that_are_wanted(needed: tuple[bool, bool, bool]) -> None:
     *tensors, g = inputs(3, 6, 5, 16, 16, torch.float64)
     for x, wanted in zip(tensors, needed, strict=True):
@@ -123,9 +155,13 @@ def test_only_the_gradients_that_are_wanted(needed: tuple[bool, bool, bool]) -> 
 
 def test_gradients_of_gradients() -> None:
     x, w, b, _ = inputs(1, 3, 4, 16, 16, torch.float64)
-    assert torch.autograd.gradgradcheck(lambda w, b: images.convolve(x, w, b).square(), (w, b), fast_mode=True)
+    assert torch.autograd.gradgradcheck(
+        lambda w, b: images.convolve(x, w, b).square(), (w, b), fast_mode=True
+    )
     rows = torch.eye(16, dtype=torch.float64)
-    many = torch.autograd.grad(images.convolve(x, w, b).sum((0, 2, 3)), b, rows, is_grads_batched=True)
+    many = torch.autograd.grad(
+        images.convolve(x, w, b).sum((0, 2, 3)), b, rows, is_grads_batched=True
+    )
     torch.testing.assert_close(many[0], 12 * rows)
 
 
@@ -159,7 +195,11 @@ def test_what_it_does_not_serve_is_left_to_pytorch() -> None:
 @pytest.mark.parametrize("gradient", [Backprop(), Checkpoint(), Adjoint()])
 @pytest.mark.parametrize(
     "solver",
-    [FixedStep("rk4", n_steps=3), Adaptive("dopri5", 1e-6, 1e-6), Adaptive("bosh3", 1e-4, 1e-4, per_sample=True)],
+    [
+        FixedStep("rk4", n_steps=3),
+        Adaptive("dopri5", 1e-6, 1e-6),
+        Adaptive("bosh3", 1e-4, 1e-4, per_sample=True),
+    ],
 )
 @pytest.mark.parametrize("timed", [False, True])
 def test_solves_take_it(solver: Solver, gradient: Gradient, timed: bool, calls: list[int]) -> None:

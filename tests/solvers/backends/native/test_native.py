@@ -18,14 +18,25 @@ from trueode.catalog import METHODS
 from trueode.errors import SolveError
 from trueode.fields import ConvField
 from trueode.layers import Layer, LayerStack
-from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, OnGrid, Solution, Solver, solve
+from trueode.solvers import (
+    Adaptive,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    OnGrid,
+    Solution,
+    Solver,
+    solve,
+)
 from trueode.solvers.backends import native
 from trueode.solvers.backends.native import layers as kernel
 from trueode.solvers.backends.native import library, runtime
 from trueode.solvers.problem import Problem
 from trueode.solvers.stack import stack_field
 
-pytestmark = pytest.mark.skipif(not native.instruction_sets(), reason=f"there is no kernel: {native.describe()}")
+pytestmark = pytest.mark.skipif(
+    not native.instruction_sets(), reason=f"there is no kernel: {native.describe()}"
+)
 
 SETS = native.instruction_sets()
 BACKPROP = Backprop()
@@ -56,9 +67,12 @@ class Field(nn.Module):
 
         # weights as those of nn.Linear and nn.Conv1d: their transposes are what multiplies
         shapes = [
-            (o, i, *(() if n == 1 else (n,))) for (i, o, _), n in zip(layers, taps or [1] * len(layers), strict=True)
+            (o, i, *(() if n == 1 else (n,)))
+            for (i, o, _), n in zip(layers, taps or [1] * len(layers), strict=True)
         ]
-        self.weights = nn.ParameterList(nn.Parameter(numbers(*shape) / (shape[1] ** 0.5)) for shape in shapes)
+        self.weights = nn.ParameterList(
+            nn.Parameter(numbers(*shape) / (shape[1] ** 0.5)) for shape in shapes
+        )
         self.biases = nn.ParameterList(nn.Parameter(numbers(o) / 2) for _, o, _ in layers)
         self.time_weight = numbers(layers[0][1]) if timed else None
         self.activations = [activation for *_, activation in layers]
@@ -84,8 +98,14 @@ class Called(nn.Module):
         return value
 
 
-def dense(width: int, hidden: int, activation: str, timed: bool = False, dtype: torch.dtype = torch.double) -> Field:
-    layers = [(width, hidden, activation), (hidden, hidden, activation), (hidden, width, "identity")]
+def dense(
+    width: int, hidden: int, activation: str, timed: bool = False, dtype: torch.dtype = torch.double
+) -> Field:
+    layers = [
+        (width, hidden, activation),
+        (hidden, hidden, activation),
+        (hidden, width, "identity"),
+    ]
     return Field(layers, timed, dtype)
 
 
@@ -118,13 +138,17 @@ def portable(*args: object, **options: object) -> tuple[Solution, list[Tensor]]:
         return results(*args, **options)  # type: ignore[arg-type]
 
 
-def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-12) -> None:
+def assert_same(
+    found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-12
+) -> None:
     for x, y in zip(found, expected, strict=True):
         size = float(y.abs().max().clamp(min=1e-3)) if y.numel() else 1.0
         torch.testing.assert_close(x, y, rtol=0, atol=tolerance * size)
 
 
-def assert_as_accurate(found: Sequence[Tensor], other: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+def assert_as_accurate(
+    found: Sequence[Tensor], other: Sequence[Tensor], exact: Sequence[Tensor]
+) -> None:
     """In single precision, errors are like those of the portable path."""
     for x, y, z in zip(found, other, exact, strict=True):
         size = z.abs().max().clamp(min=1e-3)
@@ -134,7 +158,9 @@ def assert_as_accurate(found: Sequence[Tensor], other: Sequence[Tensor], exact: 
 
 @pytest.fixture(autouse=True)
 def only_the_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A solve that falls back to the portable path, where the test does not ask for it, is a failure."""
+    """A solve that falls back to the portable path, where the test does not ask for it, is a
+    failure.
+    """
     if "falls_back" in request.keywords:
         return
     original = kernel.accepts
@@ -196,7 +222,9 @@ def test_shapes(width: int, batch: int, dtype: torch.dtype, name: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_over_their_whole_range(activation: str, dtype: torch.dtype, name: str) -> None:
     """One step of a layer that is nothing but an activation, on numbers of all sizes."""
-    sizes = torch.cat([torch.logspace(-30, 4, 400, dtype=torch.double), torch.linspace(0.01, 30, 3000).double()])
+    sizes = torch.cat(
+        [torch.logspace(-30, 4, 400, dtype=torch.double), torch.linspace(0.01, 30, 3000).double()]
+    )
     x = torch.cat([sizes, -sizes, torch.zeros(1, dtype=torch.double)]).to(dtype)[:, None]
     field = Field([(1, 1, activation), (1, 1, "identity")], dtype=dtype)
     with torch.no_grad():
@@ -277,7 +305,9 @@ assert torch.equal(solved(), first)
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("activation", ["tanh", "silu", "softplus"])
 @pytest.mark.parametrize("per_sample", [False, True], ids=["together", "apart"])
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind == "adaptive"])
+@pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if method.kind == "adaptive"]
+)
 def test_chosen_steps(method: str, per_sample: bool, activation: str, name: str) -> None:
     """The same steps, accepted and rejected, the same states and gradients."""
     for batch, timed, first_step in ((1, True, None), (37, False, None), (37, True, 0.9)):
@@ -292,13 +322,21 @@ def test_chosen_steps(method: str, per_sample: bool, activation: str, name: str)
             assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
         torch.testing.assert_close(again.grid, solution.grid, rtol=0, atol=1e-6)
         assert again.errors is not None
-        torch.testing.assert_close(again.errors, solution.errors, rtol=1e-3, atol=1e-6, equal_nan=True)
+        torch.testing.assert_close(
+            again.errors, solution.errors, rtol=1e-3, atol=1e-6, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind == "adaptive"])
-def test_what_is_kept_does_not_depend_on_other_solves(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many steps were expected, and stages kept or computed again: the same, to the last bit."""
+@pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if method.kind == "adaptive"]
+)
+def test_what_is_kept_does_not_depend_on_other_solves(
+    method: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many steps were expected, and stages kept or computed again: the same, to the last
+    bit.
+    """
     field, z0 = dense(3, 10, "silu", True), 2 * states(37, 3)
     tol = 1e-4 if METHODS[method].order < 4 else 1e-8
     solver = Adaptive(method, tol, tol, first_step=0.9)
@@ -345,7 +383,9 @@ def with_max_step(patch: pytest.MonkeyPatch, max_step: float) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("per_sample", [False, True], ids=["together", "apart"])
-def test_no_step_is_longer_than_max_step(per_sample: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_is_longer_than_max_step(
+    per_sample: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where it alone bounds the steps, they are those of a fixed grid."""
     field, z0, t = dense(3, 10, "tanh", True), states(37, 3), (0.2, 2.2)
     solver = Adaptive("bosh3", 1e3, 1e3, per_sample=per_sample, first_step=2.0)
@@ -403,7 +443,9 @@ def test_gradients_against_finite_differences(name: str) -> None:
             OnGrid("euler", ((0.0, 0.0, 0.0), (0.5, 0.2, 1.0), (1.0, 1.0, 1.0))),
         ):
             flow = partial(solve, field, solver=solver)
-            assert torch.autograd.gradcheck(lambda z, *_, flow=flow: flow(z).z, (z0, *field.parameters()))
+            assert torch.autograd.gradcheck(
+                lambda z, *_, flow=flow: flow(z).z, (z0, *field.parameters())
+            )
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -458,7 +500,9 @@ def test_any_stack_of_layers(
     checkpoint: bool,
     name: str,
 ) -> None:
-    """Any number of layers, each of which acts on some rows of what the one before gave, or along them."""
+    """Any number of layers, each of which acts on some rows of what the one before gave, or along
+    them.
+    """
     most = 1
     for number in rows:
         most *= number
@@ -516,7 +560,9 @@ class _Subclass(Tensor):
 
 @pytest.mark.falls_back
 def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
-    """Activations it does not know, half precision, states inside of steps, ends of time that need gradients, long signals."""
+    """Activations it does not know, half precision, states inside of steps, ends of time that need
+    gradients, long signals.
+    """
     calls: list[tuple[nn.Module, Tensor, dict[str, object]]] = [
         (dense(3, 10, "gelu"), states(5, 3), {}),
         (dense(3, 10, "tanh", dtype=torch.bfloat16), states(5, 3, torch.bfloat16), {}),

@@ -43,7 +43,9 @@ def test_memory_is_used_again_and_never_by_two() -> None:
 
 @pytest.mark.parametrize("spares", [0, 1, 2])
 def test_whoever_comes_in_between_takes_other_memory(spares: int) -> None:
-    """Another thread may get its turn at any instruction of a taker or a giver: a tracer takes its part at each of them."""
+    """Another thread may get its turn at any instruction of a taker or a giver: a tracer takes its
+    part at each of them.
+    """
     shared = Runtime()
     kept = [shared.take(10_000) for _ in range(spares)]
     blocks: list[runtime.Block] = []
@@ -74,7 +76,10 @@ def test_whoever_comes_in_between_takes_other_memory(spares: int) -> None:
 
 def test_addresses_live_as_long_as_what_refers_to_them() -> None:
     """A solve is differentiated after its method has left the memory of methods."""
-    field, x = SequentialField(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), torch.randn(4, 2, requires_grad=True)
+    field, x = (
+        SequentialField(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)),
+        torch.randn(4, 2, requires_grad=True),
+    )
     z = solve(field, x, solver=FixedStep("rk4", n_steps=2)).z
     method = ref(method_of(RK4).a)
     method_of.cache_clear()
@@ -99,14 +104,18 @@ def test_little_memory_is_kept() -> None:
 
 @pytest.mark.parametrize("n_threads", [6])
 def test_solves_from_several_threads_give_the_right_gradients(n_threads: int) -> None:
-    """At the shortest switch interval; fields, batches and solvers differ, so that memory of one would spoil another's."""
+    """At the shortest switch interval; fields, batches and solvers differ, so that memory of one
+    would spoil another's.
+    """
     torch_threads, interval = torch.get_num_threads(), sys.getswitchinterval()
 
     def gradients(number: int) -> list[torch.Tensor]:
         field, x = settings[number]
-        solver = (FixedStep("rk4", n_steps=8), Adaptive("dopri5", 1e-4, 1e-4), FixedStep("euler", n_steps=20))[
-            number % 3
-        ]
+        solver = (
+            FixedStep("rk4", n_steps=8),
+            Adaptive("dopri5", 1e-4, 1e-4),
+            FixedStep("euler", n_steps=20),
+        )[number % 3]
         how = {"gradient": Checkpoint()} if number % 2 else {}
         z = solve(field, x, solver=solver, **how).z  # type: ignore[arg-type]
         return list(torch.autograd.grad(z.square().mean(), list(field.parameters())))
@@ -114,14 +123,21 @@ def test_solves_from_several_threads_give_the_right_gradients(n_threads: int) ->
     settings = []
     for seed in range(n_threads):
         torch.manual_seed(seed)
-        settings.append((SequentialField(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)), torch.randn(60 + seed, 2)))
+        settings.append(
+            (
+                SequentialField(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)),
+                torch.randn(60 + seed, 2),
+            )
+        )
     wrong: list[int] = []
     try:
         torch.set_num_threads(1)
         expected = [gradients(number) for number in range(n_threads)]
 
         def work(number: int) -> None:
-            right = all(all(map(torch.equal, gradients(number), expected[number])) for _ in range(50))
+            right = all(
+                all(map(torch.equal, gradients(number), expected[number])) for _ in range(50)
+            )
             wrong.extend([] if right else [number])
 
         sys.setswitchinterval(1e-6)

@@ -1,5 +1,12 @@
-"""Whole solves in one call of a compiled kernel, for fields made of matrix layers; chosen by itself where it may be."""
+"""Whole solves in one call of a compiled kernel, for fields made of matrix layers; chosen by itself
+where it may be.
+"""
 
-from trueode.solvers.backends.native.library import describe, instruction_sets, torch_on_one_thread, using
+from trueode.solvers.backends.native.library import (
+    describe,
+    instruction_sets,
+    torch_on_one_thread,
+    using,
+)
 
 __all__ = ["describe", "instruction_sets", "torch_on_one_thread", "using"]

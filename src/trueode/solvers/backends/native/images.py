@@ -1,4 +1,6 @@
-"""Convolutions of images by the compiled kernel: a quarter of the multiplications (Winograd's minimal filtering)."""
+"""Convolutions of images by the compiled kernel: a quarter of the multiplications (Winograd's
+minimal filtering).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ FLOPS_EACH = 1e6  # that a thread must have to do to be worth its waking
 
 
 def accepts(problem: Problem) -> bool:
-    """Whether the field offers to have its convolutions computed here, and that is likely to take less time."""
+    """Whether the field offers to have its convolutions computed here, and that is likely to take
+    less time.
+    """
     kernel = library.kernel()
     if kernel is None or kernel.name == NARROW or not hasattr(problem.field, "with_convolution"):
         return False
@@ -40,9 +44,11 @@ def by_kernel(problem: Problem) -> Problem:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.conv2d(x, weight, bias, padding=1)`` with 3 x 3 weights, differentiable; by the kernel where that is served.
+    """``F.conv2d(x, weight, bias, padding=1)`` with 3 x 3 weights, differentiable; by the kernel
+    where that is served.
 
-    Rounding differs: in float32 by about 1e-6 of the values, where PyTorch's own differs from the exact sum by 2e-7.
+    Rounding differs: in float32 by about 1e-6 of the values, where PyTorch's own differs from the
+    exact sum by 2e-7.
 
     Args:
         x: ``(batch, in, height, width)``, fastest in ``torch.channels_last``.
@@ -67,7 +73,10 @@ def is_served(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         and weight.shape[2:] == (3, 3)
         and weight.shape[0] % MULTIPLE == 0
         and weight.shape[1] % MULTIPLE == 0
-        and all(t.dtype == x.dtype and t.device.type == "cpu" and t.numel() > 0 and not t.is_neg() for t in tensors)
+        and all(
+            t.dtype == x.dtype and t.device.type == "cpu" and t.numel() > 0 and not t.is_neg()
+            for t in tensors
+        )
         and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
@@ -95,7 +104,11 @@ class _Convolution(torch.autograd.Function):
             )
             return found
         g = g.contiguous(memory_format=torch.channels_last)
-        back = _convolved(g, weight.flip(2, 3).permute(2, 3, 0, 1), None) if ctx.needs_input_grad[0] else None
+        back = (
+            _convolved(g, weight.flip(2, 3).permute(2, 3, 0, 1), None)
+            if ctx.needs_input_grad[0]
+            else None
+        )
         if not any(ctx.needs_input_grad[1:]):
             return back, None, None
         return back, *_gradients(x, g)
@@ -110,12 +123,19 @@ def _task(x: Tensor, fan_out: int, taps: int = 9) -> Convolution:
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """With weights ``(3, 3, in, out)``."""
-    x, weight = x.detach().contiguous(memory_format=torch.channels_last), weight.detach().contiguous()
+    x, weight = (
+        x.detach().contiguous(memory_format=torch.channels_last),
+        weight.detach().contiguous(),
+    )
     bias = None if bias is None else bias.detach().contiguous()
     shape = len(x), weight.shape[3], *x.shape[2:]
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
     task = _task(x, weight.shape[3])
-    task.weight, task.bias, task.y = weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr()
+    task.weight, task.bias, task.y = (
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+    )
     _kernel().convolve(x.dtype == torch.float64, task)
     return y
 
@@ -126,7 +146,11 @@ def _gradients(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     fan_in, fan_out = x.shape[1], g.shape[1]
     weight, bias = x.new_empty(3, 3, fan_in, fan_out), x.new_empty(fan_out)
     task = _task(x, fan_out)
-    task.g, task.weight_gradient, task.bias_gradient = g.data_ptr(), weight.data_ptr(), bias.data_ptr()
+    task.g, task.weight_gradient, task.bias_gradient = (
+        g.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+    )
     _kernel().convolution_gradient(x.dtype == torch.float64, task)
     return weight.permute(3, 2, 0, 1), bias
 

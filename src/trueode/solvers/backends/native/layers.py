@@ -20,7 +20,16 @@ from trueode.solvers.backends import generic
 from trueode.solvers.backends.native import library, runtime
 from trueode.solvers.backends.native.library import AdaptiveSolve, Solve
 from trueode.solvers.backends.native.runtime import RUNTIME
-from trueode.solvers.backends.native.task import NOTHING, NUMBERS, STAGES, STATES, Steps, Task, address, method_of
+from trueode.solvers.backends.native.task import (
+    NOTHING,
+    NUMBERS,
+    STAGES,
+    STATES,
+    Steps,
+    Task,
+    address,
+    method_of,
+)
 from trueode.solvers.gradients import Checkpoint
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
@@ -29,7 +38,9 @@ from trueode.solvers.saving import SavePoints, gather, grid_positions, union
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid
 from trueode.solvers.states import pack_stack
 
-MOST_NUMBERS = 2**15  # in a stage of one sample: larger ones leave the cache, and PyTorch's convolutions take less time
+MOST_NUMBERS = (
+    2**15
+)  # in a stage of one sample: larger ones leave the cache, and PyTorch's convolutions take less time
 
 
 def accepts(problem: Problem) -> bool:
@@ -50,7 +61,10 @@ def accepts(problem: Problem) -> bool:
         if x is not None
     ):
         return False
-    known = all(layer.activation in NUMBERS for layer in stack.layers) and stack.layers[-1].activation == "identity"
+    known = (
+        all(layer.activation in NUMBERS for layer in stack.layers)
+        and stack.layers[-1].activation == "identity"
+    )
     if not known or sum(stack.widths(z[0].numel())) > MOST_NUMBERS:
         return False
     if isinstance(solver, Adaptive):
@@ -66,10 +80,14 @@ def accepts(problem: Problem) -> bool:
 
 
 def solve(problem: Problem) -> Outcome:
-    """Solve a problem; see `trueode.solvers.backends`. A solve that fails is done again by calling the field, which tells why."""
+    """Solve a problem; see `trueode.solvers.backends`. A solve that fails is done again by calling
+    the field, which tells why.
+    """
     assert problem.layers is not None
     z, unpack = pack_stack(problem.layers, problem.z0)
-    tensors = [x for layer in problem.layers.layers for x in (layer.weight, layer.bias, layer.time_weight)]
+    tensors = [
+        x for layer in problem.layers.layers for x in (layer.weight, layer.bias, layer.time_weight)
+    ]
     keep = NOTHING
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors)):
         keep = STATES if isinstance(problem.gradient, Checkpoint) else STAGES
@@ -78,11 +96,15 @@ def solve(problem: Problem) -> Outcome:
     outcome = carry_out(task, problem, keep, inputs)
     if outcome is None:
         return generic.solve(problem)
-    return outcome._replace(z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs))
+    return outcome._replace(
+        z=unpack(outcome.z), zs=None if outcome.zs is None else unpack(outcome.zs)
+    )
 
 
 def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
-    """A solve with given steps, None where they are too many; of stages no more are kept than is worth it."""
+    """A solve with given steps, None where they are too many; of stages no more are kept than is
+    worth it.
+    """
     z, *tensors = inputs
     try:
         grid = _grid_of(problem.solver, problem.clock.length)  # type: ignore[arg-type]
@@ -120,8 +142,9 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
 
 
 def _saved(points: SavePoints, grid: Tensor) -> tuple[list[int] | None, Tensor | None]:
-    """The numbers of the grid points at which states are saved, None if some lie elsewhere; of times of each sample all of
-    them, and where each is found among these, `saving.union`: no more than there are grid points."""
+    """The numbers of the grid points at which states are saved, None if some lie elsewhere; of
+    times of each sample all of them, and where each is found among these, `saving.union`: no more
+    than there are grid points."""
     place = None
     if points.per_sample and points.moving is None:
         points, place = union(points)
@@ -131,8 +154,9 @@ def _saved(points: SavePoints, grid: Tensor) -> tuple[list[int] | None, Tensor |
 def _adaptive(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
     """A solve that chooses its steps; None where it fails.
 
-    Stages are kept where there is room for those of all steps. Their number is not known beforehand: a solve that takes more
-    than were expected is done again, so that what is kept does not depend on solves before this one.
+    Stages are kept where there is room for those of all steps. Their number is not known
+    beforehand: a solve that takes more than were expected is done again, so that what is kept does
+    not depend on solves before this one.
     """
     z, *tensors = inputs
     solver, layers, most = problem.solver, task.layers(tensors), 0
@@ -164,7 +188,8 @@ def _adaptive(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) ->
 
 
 class _Found(NamedTuple):
-    """What an adaptive solve gave: its steps, final states, accepted and rejected steps of each column, and calls of the field.
+    """What an adaptive solve gave: its steps, final states, accepted and rejected steps of each
+    column, and calls of the field.
 
     ``solve`` is the solve that takes these steps.
     """
@@ -177,7 +202,9 @@ class _Found(NamedTuple):
     calls: int
 
 
-def _chosen(task: Task, solver: Adaptive, wanted: Steps, z: Tensor, layers: array[int]) -> _Found | None:
+def _chosen(
+    task: Task, solver: Adaptive, wanted: Steps, z: Tensor, layers: array[int]
+) -> _Found | None:
     columns = len(z) if task.per_sample else 1
     final, counts = torch.empty_like(z), torch.zeros(2, columns, dtype=torch.long, device="cpu")
     if wanted.keep and not wanted.capacity:
@@ -232,28 +259,42 @@ class _NativeSolve(torch.autograd.Function):
     def forward(
         ctx: Any, kept: _Kept, states: tuple[Tensor, ...], z: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """``states``: what the forward pass, which is done, has found: the final states and, if any, the saved ones."""
+        """``states``: what the forward pass, which is done, has found: the final states and, if
+        any, the saved ones.
+        """
         ctx.kept = kept
         ctx.save_for_backward(z, *tensors)
         return states
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        z, *tensors = ctx.saved_tensors  # also tells whether a weight was changed in place since the forward solve
+        z, *tensors = (
+            ctx.saved_tensors
+        )  # also tells whether a weight was changed in place since the forward solve
         task, steps, _ = ctx.kept
         if must_be_recorded(gradients):
-            given = Given(task.stack, task.tableau, task.clock, task.counter, steps.grid, steps.saved)
+            given = Given(
+                task.stack, task.tableau, task.clock, task.counter, steps.grid, steps.saved
+            )
             return None, None, *replay_gradients(given, z, tensors, gradients)
         return None, None, *_backward(ctx.kept, tensors, gradients)
 
 
-def _backward(kept: _Kept, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients of the initial state and the layers from those of the final states and the saved ones."""
+def _backward(
+    kept: _Kept, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of the initial state and the layers from those of the final states and the saved
+    ones.
+    """
     (task, steps, done), (gradient, *entering) = kept, [g.contiguous() for g in gradients]
     start = torch.empty_like(gradient)
     found = [None if x is None else x.new_empty(x.shape) for x in tensors]
     solve, layers = Solve.from_buffer_copy(done), task.layers(tensors, found)
-    solve.layers, solve.g1, solve.g0 = layers.buffer_info()[0], gradient.data_ptr(), start.data_ptr()
+    solve.layers, solve.g1, solve.g0 = (
+        layers.buffer_info()[0],
+        gradient.data_ptr(),
+        start.data_ptr(),
+    )
     if steps.saved:
         solve.gs = entering[0].data_ptr()
     if steps.keep == STATES:
@@ -265,7 +306,14 @@ def _backward(kept: _Kept, tensors: Sequence[Tensor | None], gradients: Sequence
 def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether a tensor is what lies at its address: numbers on the CPU, of no class of its own."""
     known = type(x) is Parameter or type(x) is Tensor
-    return known and x.dtype is dtype and x.is_cpu and x.layout is torch.strided and not x.is_neg() and x.numel() > 0
+    return (
+        known
+        and x.dtype is dtype
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_neg()
+        and x.numel() > 0
+    )
 
 
 _NO_GRID = torch.empty(0, dtype=torch.float64, device="cpu")

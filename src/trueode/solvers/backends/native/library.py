@@ -25,10 +25,29 @@ def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 
 
 LAYER = (
-    *("fan_in", "fan_out", "taps", "stride_in", "stride_out", "tap_stride", "bias_stride", "time_stride", "activation"),
-    *("weight", "bias", "time_weight", "weight_gradient", "bias_gradient", "time_gradient"),  # addresses
+    *(
+        "fan_in",
+        "fan_out",
+        "taps",
+        "stride_in",
+        "stride_out",
+        "tap_stride",
+        "bias_stride",
+        "time_stride",
+        "activation",
+    ),
+    *(
+        "weight",
+        "bias",
+        "time_weight",
+        "weight_gradient",
+        "bias_gradient",
+        "time_gradient",
+    ),  # addresses
 )
-"""A layer as in native.c: as many numbers of 64 bits, one after the other, which takes less time than a `Structure`."""
+"""A layer as in native.c: as many numbers of 64 bits, one after the other, which takes less time
+than a `Structure`.
+"""
 
 
 class Solve(Structure):
@@ -37,7 +56,10 @@ class Solve(Structure):
     held: Any
 
     _fields_ = (
-        *_fields(c_int64, "batch width n_layers n_steps n_stages n_saved keep threads capacity per_sample"),
+        *_fields(
+            c_int64,
+            "batch width n_layers n_steps n_stages n_saved keep threads capacity per_sample",
+        ),
         *_fields(c_double, "t0 t1"),
         *_fields(c_void_p, "layers a b c grid saved z0 z1 zs tape g1 gs g0"),
     )
@@ -73,7 +95,9 @@ class Kernel(NamedTuple):
     name: str
 
     def forward(self, double: bool, solve: Solve) -> bool:
-        """Solve with fixed steps; whether the final states are finite. ``double``: in double precision, here and below."""
+        """Solve with fixed steps; whether the final states are finite. ``double``: in double
+        precision, here and below.
+        """
         code = self.library.trueode_forward(self.number, double, byref(solve))
         if code != FAILED:
             _done(code)
@@ -90,7 +114,9 @@ class Kernel(NamedTuple):
             _done(code)
         return bool(code != FAILED)
 
-    def take(self, double: bool, adaptive: AdaptiveSolve, grid: int, errors: int, tape: int | None) -> None:
+    def take(
+        self, double: bool, adaptive: AdaptiveSolve, grid: int, errors: int, tape: int | None
+    ) -> None:
         """Take the steps of `solve_adaptive`, at the addresses given."""
         _done(self.library.trueode_take(self.number, double, byref(adaptive), grid, errors, tape))
 
@@ -122,7 +148,11 @@ def _load() -> tuple[Any, str]:
     """The library, or None and why there is none."""
     wanted = os.environ.get(VARIABLE, "")
     usual = Path(__file__).parent / "_kernel"
-    candidates = [Path(wanted)] if os.sep in wanted else [Path(f"{usual}{suffix}") for suffix in EXTENSION_SUFFIXES]
+    candidates = (
+        [Path(wanted)]
+        if os.sep in wanted
+        else [Path(f"{usual}{suffix}") for suffix in EXTENSION_SUFFIXES]
+    )
     found = [path for path in candidates if path.is_file()]
     if not found:
         return None, "it was not built: at the installation there was no compiler that could"
@@ -135,14 +165,19 @@ def _load() -> tuple[Any, str]:
     sizes = (c_int64 * (1 + len(structures)))()
     library.trueode_sizes(sizes)
     if list(sizes) != [8 * len(LAYER), *(ctypes.sizeof(each) for each in structures)]:
-        return None, f"{found[0].name} was built from another version of the source: install the package again"
+        return (
+            None,
+            f"{found[0].name} was built from another version of the source: install the package again",
+        )
     library.trueode_share(threads_of_torch())
     return library, ""
 
 
 @cache
 def threads_of_torch() -> int | None:
-    """The address of the function that gives work to the threads of PyTorch; None where OpenMP does not have them."""
+    """The address of the function that gives work to the threads of PyTorch; None where OpenMP does
+    not have them.
+    """
     try:
         return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, c_void_p).value
     except (OSError, AttributeError):
@@ -156,7 +191,14 @@ def declare(library: Any) -> None:
     for name in ("convolve", "convolution_gradient"):
         getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Convolution))
     library.trueode_solve_adaptive.argtypes = (c_int64, c_int64, POINTER(AdaptiveSolve))
-    library.trueode_take.argtypes = (c_int64, c_int64, POINTER(AdaptiveSolve), c_void_p, c_void_p, c_void_p)
+    library.trueode_take.argtypes = (
+        c_int64,
+        c_int64,
+        POINTER(AdaptiveSolve),
+        c_void_p,
+        c_void_p,
+        c_void_p,
+    )
     library.trueode_tape_size.argtypes = (c_int64, c_int64, POINTER(Solve))
     library.trueode_tape_size.restype = c_int64
     library.trueode_has.argtypes = (c_int64,)
@@ -171,7 +213,9 @@ def declare(library: Any) -> None:
 
 @cache
 def _kernels() -> dict[str, Kernel]:
-    """The kernels that this machine can run, by the name of their instruction set, the fastest first."""
+    """The kernels that this machine can run, by the name of their instruction set, the fastest
+    first.
+    """
     library, _ = _load()
     kernels: dict[str, Kernel] = {}
     number = 0
@@ -184,7 +228,9 @@ def _kernels() -> dict[str, Kernel]:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that the kernel was compiled for and this machine has, the fastest first."""
+    """The instruction sets that the kernel was compiled for and this machine has, the fastest
+    first.
+    """
     return tuple(_kernels())
 
 
@@ -203,7 +249,11 @@ def _first() -> Kernel | None:
     kernels = _kernels()
     if wanted and wanted not in kernels and os.sep not in wanted:
         known = ", ".join(["off", *kernels])
-        warnings.warn(f"{VARIABLE}={wanted!r} is not available here; known are {known}.", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"{VARIABLE}={wanted!r} is not available here; known are {known}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if not kernels:
         warnings.warn(
             f"The compiled kernel is not used ({_load()[1]}); the portable path gives the same results and takes longer. "
@@ -227,17 +277,20 @@ def using(name: str) -> Iterator[None]:
 
 
 def threads() -> int:
-    """How many threads the kernel may use: as many as PyTorch, outside of a block of `torch_on_one_thread`."""
+    """How many threads the kernel may use: as many as PyTorch, outside of a block of
+    `torch_on_one_thread`.
+    """
     return RUNTIME.threads or torch.get_num_threads()
 
 
 @contextmanager
 def torch_on_one_thread() -> Iterator[None]:
-    """A block in which PyTorch works with one thread, and the kernel goes on with as many as PyTorch had.
+    """A block in which PyTorch works with one thread, and the kernel goes on with as many as
+    PyTorch had.
 
-    It is for tensors that are too small for several threads. PyTorch uses them all the same (for an optimiser, a softmax, a
-    product), which wins nothing, and beside a busy process costs milliseconds each time: all wait for the one thread that
-    does not get the processor.
+    It is for tensors that are too small for several threads. PyTorch uses them all the same (for an
+    optimiser, a softmax, a product), which wins nothing, and beside a busy process costs
+    milliseconds each time: all wait for the one thread that does not get the processor.
     """
     had, before = torch.get_num_threads(), RUNTIME.threads
     RUNTIME.threads = threads()
@@ -255,4 +308,8 @@ def describe() -> str:
         return f"portable path ({VARIABLE}=off)"
     _, reason = _load()
     active = None if reason else kernel()
-    return f"portable path (no compiled kernel: {reason})" if active is None else f"compiled kernel, {active.name}"
+    return (
+        f"portable path (no compiled kernel: {reason})"
+        if active is None
+        else f"compiled kernel, {active.name}"
+    )

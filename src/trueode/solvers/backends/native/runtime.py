@@ -1,4 +1,6 @@
-"""What the solves of a process share: the kernel, memory that is used again, and how many steps they may expect."""
+"""What the solves of a process share: the kernel, memory that is used again, and how many steps
+they may expect.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from trueode.solvers.solver import Adaptive
 
-LARGEST_TAPE = 2**25  # bytes: beyond them stages are computed again, which takes less time than fresh memory
+LARGEST_TAPE = (
+    2**25
+)  # bytes: beyond them stages are computed again, which takes less time than fresh memory
 MOST_SIZES, MOST_SPARE = 6, 2  # of memory that is kept: sizes, and pieces of each
 MOST_EXPECTED = 1000
 
@@ -20,8 +24,8 @@ NOT_ASKED = object()
 class Runtime:
     """The one object of the process that solves change.
 
-    Each change is one operation of a list or a dictionary, so solves of several threads share it without a lock: whoever
-    takes a piece of memory is the only one to have it.
+    Each change is one operation of a list or a dictionary, so solves of several threads share it
+    without a lock: whoever takes a piece of memory is the only one to have it.
 
     Attributes:
         kernel: the `Kernel` in use, None where there is none, `NOT_ASKED` until one is needed.
@@ -63,7 +67,9 @@ class Runtime:
 
 
 def rounded(size: int) -> int:
-    """The next larger one of a few sizes of memory, at most a quarter larger: such pieces fit one another's places."""
+    """The next larger one of a few sizes of memory, at most a quarter larger: such pieces fit one
+    another's places.
+    """
     unit = 1 << max(size.bit_length() - 3, 12)
     return -(-size // unit) * unit
 

@@ -21,7 +21,10 @@ from trueode.solvers.problem import Problem
 from trueode.solvers.solution import Counter
 from trueode.solvers.tableau import ButcherTableau
 
-NUMBERS = {"identity": 0, **{name: each.kernel for name, each in ACTIVATIONS.items() if each.kernel is not None}}
+NUMBERS = {
+    "identity": 0,
+    **{name: each.kernel for name, each in ACTIVATIONS.items() if each.kernel is not None},
+}
 """Of activations, as in native.c."""
 NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
 
@@ -64,8 +67,12 @@ class Task(NamedTuple):
             described(stack, tensors),
         )
 
-    def layers(self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()) -> array[int]:
-        """The layers with places for their gradients; the backward pass meets those of the forward pass where nothing moved them."""
+    def layers(
+        self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()
+    ) -> array[int]:
+        """The layers with places for their gradients; the backward pass meets those of the forward
+        pass where nothing moved them.
+        """
         values = self.values
         if gradients and list(map(address, tensors)) != self.addresses:
             values = described(self.stack, tensors)
@@ -75,9 +82,15 @@ class Task(NamedTuple):
         return numbers
 
     def solve(self, steps: Steps, layers: array[int]) -> Solve:
-        """The solve as the kernel takes it, but for the addresses of states, gradients and the tape."""
+        """The solve as the kernel takes it, but for the addresses of states, gradients and the
+        tape.
+        """
         (batch, width), method = self.shape, method_of(self.tableau)
-        n_steps, threads, saved = max(steps.grid.shape[0] - 1, 0), library.threads(), array("q", steps.saved)
+        n_steps, threads, saved = (
+            max(steps.grid.shape[0] - 1, 0),
+            library.threads(),
+            array("q", steps.saved),
+        )
         solve = Solve(
             batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved), steps.keep, threads, steps.capacity,
             self.per_sample, self.clock.t0, self.clock.t1,
@@ -114,9 +127,22 @@ def described(stack: LayerStack, tensors: Sequence[Tensor | None]) -> list[int]:
         assert bias is not None
         fan_out, fan_in, *taps = weight.shape
         stride_out, stride_in, *tap_stride = weight.stride()
-        values += fan_in, fan_out, *(taps or (1,)), stride_in, stride_out, *(tap_stride or (0,)), bias.stride(0)
+        values += (
+            fan_in,
+            fan_out,
+            *(taps or (1,)),
+            stride_in,
+            stride_out,
+            *(tap_stride or (0,)),
+            bias.stride(0),
+        )
         values.append(0 if time_weight is None else time_weight.stride(0))
-        values += NUMBERS[layer.activation], weight.data_ptr(), bias.data_ptr(), address(time_weight)
+        values += (
+            NUMBERS[layer.activation],
+            weight.data_ptr(),
+            bias.data_ptr(),
+            address(time_weight),
+        )
         values += 0, 0, 0  # addresses of gradients
     return values
 
