@@ -1,4 +1,4 @@
-"""Train a Neural ODE: the same as ``trueode train``; ``python train.py --help`` lists the options."""
+"""Train a Neural ODE, as ``trueode train`` does. ``python train.py --help`` lists the options."""
 
 import sys
 
@@ -6,7 +6,8 @@ try:
     from trueode.cli.main import train_script
 except ModuleNotFoundError as missing:
     sys.exit(
-        f"train.py: {missing.name} is not installed: run `make train`, or `pip install -e .` and use that Python."
+        f"train.py: {missing.name} is not installed: run `make train`, or `pip install -e .` and "
+        "use that Python."
     )
 
 if __name__ == "__main__":

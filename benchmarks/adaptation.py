@@ -1,18 +1,18 @@
-"""Adaptation measured: rules on Sphere2 at the scale of the paper, a row per seed, as CSV and
-Markdown.
+"""Measure adaptation: train all rules on Sphere2 at the scale of the paper, one row per seed.
 
-    python benchmarks/adaptation.py                          seeds 0 to 6, all rules: hours on two cores
-    python benchmarks/adaptation.py --seeds 200-206          the seeds that nothing was tuned on
-    python benchmarks/adaptation.py --rules rk4 --seeds 0 1  some of it
+    python benchmarks/adaptation.py                          seeds 0 to 6, all rules: hours
+    python benchmarks/adaptation.py --seeds 200-206          the seeds not used for tuning
+    python benchmarks/adaptation.py --rules rk4 --seeds 0 1  a part of it
 
-Each run goes to a file of ``--output_dir`` when it is finished, and is not repeated. The tables,
-with machine and wall time, go to ``docs/adaptation/sphere2-FIRST-LAST.csv`` and ``.md``.
+Each finished run is kept in a file of ``--output_dir`` and is not repeated. The tables, with
+machine and wall time, go to ``docs/adaptation/sphere2-FIRST-LAST.csv`` and ``.md``.
 
-NFE: forward evaluations of the field for a sample, per iteration of the 10 000: training, checks,
-trials, certificate and what a failed certificate adds. Flips: predictions that differ from those of
-rk4 with 512 steps in double precision, among 2000 fresh points every 250 iterations of the second
-half, and among 20 000 at the end. CV: standard deviation over mean of the number of steps over the
-second half; V: sum of the changes of its logarithm.
+NFE: forward evaluations of the field per sample, divided by the 10 000 iterations. Training,
+checks, trials, the certificate and what a failed certificate adds all count. Flips: predictions
+that differ from those of rk4 with 512 steps in double precision, among 2000 fresh points every 250
+iterations of the second half, and among 20 000 points at the end. CV: standard deviation of the
+number of steps over its mean, in the second half. V: sum of the changes of the logarithm of the
+number of steps (or of the tolerance), in the second half.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ COLUMNS = {
 
 
 def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
-    """Train one model as ``python train.py`` would, and look at it while it trains."""
+    """Train one model as ``python train.py`` does, and measure it during and after training."""
     import numpy as np
     import torch
 
@@ -73,8 +73,8 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     from trueode.options import load_options
     from trueode.training import Hooks, State
 
-    words = f"{RULES[rule_name]} --random_seed {seed} --niter {NITER} --data_dir {os.environ['TRUEODE_DATA']}".split()
-    options, _ = load_options(words)
+    flags = f"--random_seed {seed} --niter {NITER} --data_dir {os.environ['TRUEODE_DATA']}"
+    options, _ = load_options(f"{RULES[rule_name]} {flags}".split())
     _, trainer = build_run(options, Ranks(0, 1, torch.device("cpu")))
     state, rule, model = trainer.state, trainer.state.rule, trainer.state.model
     fresh, labels = concentric_spheres(MANY, 2, np.random.default_rng([2026, seed]))
@@ -87,8 +87,9 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     begin = time.perf_counter()
 
     def look(current: State) -> None:
-        """Every 250 iterations: not part of the run, nor of its time. In the first half rk4 x 64
-        stands for the exact flow.
+        """Count flips every 250 iterations; the time for this is subtracted.
+
+        In the first half of training, 64 steps of rk4 serve as the exact flow.
         """
         start = time.perf_counter()
         late = current.iteration >= NITER // 2
@@ -100,8 +101,10 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
         clock["looking"] += time.perf_counter() - start
 
     if rule is not None:
-        state.rule = _Timed(rule, clock, {"propose": "checking", "certify": "certifying"})  # type: ignore[assignment]
-        trainer.checks = _Timed(trainer.checks, clock, {"measure": "checking"})  # type: ignore[assignment]
+        methods = {"propose": "checking", "certify": "certifying"}
+        state.rule = _Timed(rule, clock, methods)  # type: ignore[assignment]
+        checks = _Timed(trainer.checks, clock, {"measure": "checking"})
+        trainer.checks = checks  # type: ignore[assignment]
     trainer.schedule = replace(trainer.schedule, checkpoint=EVERY)
     trainer.hooks = Hooks(rows.append, look)
     finish(trainer)
@@ -157,7 +160,7 @@ HISTORY = (
 
 
 class _Timed:
-    """An object some of whose methods are timed."""
+    """A wrapper that times some methods of an object."""
 
     def __init__(self, inner: Any, clock: dict[str, float], methods: dict[str, str]) -> None:
         self._inner, self._clock, self._methods = inner, clock, methods
@@ -178,8 +181,11 @@ class _Timed:
 
 
 def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> tuple[Any, Any]:
-    """Classes of points (in double precision) under a solver in single precision, and under the
-    exact flow.
+    """Predicted classes under a solver in single precision, and under the exact flow.
+
+    Args:
+        points: in double precision.
+        n_steps: of rk4 for the exact flow.
     """
     from copy import deepcopy
 
@@ -197,23 +203,23 @@ def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> t
 
 
 def finish(trainer: Any) -> None:
-    """Train to the end; refuse to measure a model whose training was interrupted by a signal."""
+    """Train to the end; exit if a signal interrupts the training."""
     if not trainer.run():
-        raise SystemExit("The training was interrupted, so nothing is measured.")
+        raise SystemExit("The training was interrupted: nothing is measured.")
 
 
 def commit() -> str:
     """The commit of the code that runs."""
-    told = subprocess.run(
+    done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
-    return told.stdout.strip()
+    return done.stdout.strip()
 
 
 def run_all(
     jobs: Sequence[tuple[str, int]], folder: Path, processes: int
 ) -> Iterator[dict[str, Any]]:
-    """The results of jobs, those that are not there yet computed in processes of one thread each."""
+    """The results of jobs; missing ones are computed in processes of one thread each."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRUEODE_DATA": str(folder / "data")}
 
@@ -238,7 +244,7 @@ def run_all(
 
 
 def shown(result: dict[str, Any]) -> str:
-    """A result in a line."""
+    """A result as one line."""
     return " | ".join([result["rule"], *(cell(result, name) for name in COLUMNS)])
 
 
@@ -254,9 +260,10 @@ def cell(result: dict[str, Any], name: str) -> str:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """A table of the rules: what the targets are stated for."""
+    """A table with one row per rule, of the values that have targets."""
     lines = [
-        "| rule | NFE, mean | NFE, largest | flips at the end, largest | flips in the second half, largest | "
+        "| rule | NFE, mean | NFE, largest | flips at the end, largest | "
+        "flips in the second half, largest | "
         "accuracy under the exact flow, mean | CV, largest | V, largest | certified |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -268,16 +275,18 @@ def summary(results: list[dict[str, Any]]) -> str:
         certified = sum(row["certificate"].startswith("certified") for row in rows)
         promised = f"{certified} of {len(rows)}" if any(row["certificate"] for row in rows) else ""
         lines.append(
-            f"| {rule} | {mean(row['nfe'] for row in rows):.1f} | {largest['nfe']:.1f} | {100 * largest['flips']:.2f} % | "
-            f"{100 * largest['worst']:.2f} % | {100 * mean(row['exact'] for row in rows):.2f} % | "
+            f"| {rule} | {mean(row['nfe'] for row in rows):.1f} | {largest['nfe']:.1f} | "
+            f"{100 * largest['flips']:.2f} % | {100 * largest['worst']:.2f} % | "
+            f"{100 * mean(row['exact'] for row in rows):.2f} % | "
             f"{100 * largest['cv']:.1f} % | {largest['v']:.2f} | {promised} |"
         )
     return "\n".join(lines)
 
 
 def draw(results: list[dict[str, Any]], name: str) -> None:
-    """Accuracy and steps over training, all seeds of the paper's rule and of ours: as the paper's
-    Figure 5.
+    """Draw accuracy and steps over training for all seeds of the rules ``paper`` and ``rk4``.
+
+    The paper's Figure 5 shows the same.
     """
     import numpy as np
 
@@ -310,7 +319,7 @@ def draw(results: list[dict[str, Any]], name: str) -> None:
 
 
 def write(results: list[dict[str, Any]], seeds: Sequence[int], command: str) -> None:
-    """The tables of one set of seeds."""
+    """Write the tables and the figure of one set of seeds."""
     DOCS.mkdir(parents=True, exist_ok=True)
     name = f"sphere2-{min(seeds)}-{max(seeds)}"
     with (DOCS / f"{name}.csv").open("w", newline="") as file:
@@ -321,6 +330,7 @@ def write(results: list[dict[str, Any]], seeds: Sequence[int], command: str) -> 
         writer.writerows(results)
     draw(results, name)
     minutes = sum(result["seconds"] for result in results) / 60
+    commits = ", ".join(sorted({result["commit"] for result in results}))
     head = "| rule | " + " | ".join(COLUMNS.values()) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|"
     rows = "\n".join(f"| {shown(result)} |" for result in results)
     rules = "\n".join(
@@ -328,8 +338,9 @@ def write(results: list[dict[str, Any]], seeds: Sequence[int], command: str) -> 
     )
     (DOCS / f"{name}.md").write_text(
         f"# Adaptation on Sphere2, seeds {min(seeds)} to {max(seeds)}\n\n"
-        f"Written by `{command}` at commit {', '.join(sorted({result['commit'] for result in results}))}, {os.cpu_count()} cores ({platform.machine()}), a "
-        f"process per core; {minutes:.0f} core minutes of training, without the measurements.\n\n"
+        f"Written by `{command}` at commit {commits}, {os.cpu_count()} cores "
+        f"({platform.machine()}), a process per core; {minutes:.0f} core minutes of training, "
+        f"without the measurements.\n\n"
         f"{(__doc__ or '').strip().split('NFE:', 1)[1].join(['NFE:', ''])}\n\n"
         f"{summary(results)}\n\n{rules}\n\n## Seed by seed\n\n{head}\n{rows}\n",
         encoding="utf-8",

@@ -1,8 +1,7 @@
-"""Adaptation measured on other data: against the cheapest solver with fixed steps that gives a true
-ODE on every seed.
+"""Compare adaptation with the cheapest fixed-step solver that gives a true ODE on every seed.
 
-    python benchmarks/adaptation_data.py                                  what needs no files
-    python benchmarks/adaptation_data.py --mnist DIR --images DIR         also on images that lie there
+    python benchmarks/adaptation_data.py                           data that needs no files
+    python benchmarks/adaptation_data.py --mnist DIR --images DIR  also images of these folders
 
 The cheapest valid solver is searched: rk4 with 1, 2, 3, … steps, then midpoint and Euler, each
 until three seeds have at most 1 % of flips on the test data, or until it costs more than the
@@ -10,10 +9,10 @@ cheapest so far. Then the rule ``fidelity`` trains with ``--solver auto``, and w
 ``--solver rk4``. Every run is kept in a file of ``--output_dir`` and is not repeated; the table
 goes to ``docs/adaptation/data.csv`` and ``data.md``.
 
-Flips: predictions on test data that differ under the exact flow (regression and time series: by
-more than 1 % of their spread); those over the second half are against rk4 with 16 steps or more, at
-five moments. NFE: forward evaluations of the field for a sample, per iteration, training and checks
-together; certificates and what they add are stated apart.
+Flips: predictions on test data that change under the exact flow (regression and time series: by
+more than 1 % of their spread). In the second half of training they are counted five times, against
+rk4 with 16 steps or more. NFE: forward evaluations of the field per sample and iteration, training
+and checks together. Certificates and the iterations that they add are a separate column.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ STEPS = (
 STAGES = {"rk4": 4, "midpoint": 2, "euler": 1}
 FIDELITY = "--use_step_adaption_algo true --adaption_algo fidelity"
 DENSE = "--network linear_odenet --act tanh --lr 0.003"
-DATA: dict[str, tuple[str, int]] = {  # options, and test samples that are looked at
+DATA: dict[str, tuple[str, int]] = {  # options, and the number of test samples
     "Sphere10": ("--dataset concentric_sphere10 --lr 0.001 --niter 3000", 1000),
     "three minima": ("--dataset three_minima --lr 0.001 --niter 3000", 1000),
     "flow map of a pendulum (regression)": (
@@ -72,11 +71,13 @@ DATA: dict[str, tuple[str, int]] = {  # options, and test samples that are looke
     ),
     "pendulum (time series)": (f"--dataset pendulum {DENSE} --niter 2000", 500),
     "MNIST": (
-        "--dataset mnist --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 --niter 2000",
+        "--dataset mnist --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 "
+        "--niter 2000",
         400,
     ),
     "CIFAR-10, image folder": (
-        "--dataset image_folder --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 --niter 2000",
+        "--dataset image_folder --network odenet --ch_residual_block 8 --batch_size 32 --lr 0.003 "
+        "--niter 2000",
         400,
     ),
 }
@@ -97,7 +98,8 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
     flags, n_test = DATA[name]
     method, _, steps = way.partition(" x ")
     solver_flags = f"--n_steps {steps}" if steps else FIDELITY
-    words = f"{flags.replace('PENDULUM', where)} --random_seed {seed} --solver {method} {solver_flags}".split()
+    words = f"{flags.replace('PENDULUM', where)} --random_seed {seed}".split()
+    words += f"--solver {method} {solver_flags}".split()
     if "--data_dir" not in words:
         words += ["--data_dir", where]
     options, _ = load_options(words)
@@ -108,7 +110,7 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
     begin = time.perf_counter()
 
     def look(current: State) -> None:
-        """At five moments of the second half."""
+        """Count flips at five iterations of the second half."""
         if niter // 2 <= current.iteration < niter:
             runnable = ModelOnSamples(model, test, task, current.solver)
             own = runnable.run()
@@ -119,7 +121,7 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
             worst.append(float(flipped.double().mean()))
 
     class Observed:
-        """The rule; it remembers what had been spent before the first attempt at a certificate."""
+        """The rule; it records the evaluations before the first attempt at a certificate."""
 
         def __getattr__(self, attribute: str) -> Any:
             return getattr(rule, attribute)
@@ -160,7 +162,7 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
 
 
 def make_pendulum(path: Path) -> None:
-    """A regression task of known dynamics: where a damped pendulum is after two seconds."""
+    """Write a regression task: the state of a damped pendulum after two seconds."""
     import numpy as np
 
     from trueode.data.pendulum import pendulum
@@ -172,7 +174,7 @@ def make_pendulum(path: Path) -> None:
 
 
 class Runs:
-    """Runs jobs in processes of one thread each, unless their results are there."""
+    """Runs jobs without a stored result, in processes of one thread each."""
 
     def __init__(self, folder: Path, places: dict[str, str], processes: int) -> None:
         self.folder, self.places = folder, places
@@ -194,22 +196,23 @@ class Runs:
             )
         result: dict[str, Any] = json.loads(path.read_text())
         print(
-            f"{name} | {way} | seed {seed} | NFE {result['nfe']:.1f} | flips {result['flips']:.2%} | worst "
-            f"{result['worst']:.2%} | {result['metric']} {result['exact']:.4g} | {result['certificate']} | "
+            f"{name} | {way} | seed {seed} | NFE {result['nfe']:.1f} | "
+            f"flips {result['flips']:.2%} | worst {result['worst']:.2%} | "
+            f"{result['metric']} {result['exact']:.4g} | {result['certificate']} | "
             f"{result['seconds']:.0f} s",
             flush=True,
         )
         return result
 
     def cheapest(self, name: str) -> list[dict[str, Any]]:
-        """The results of the cheapest solver with fixed steps that is valid on every seed."""
+        """The results of the cheapest fixed-step solver that is valid on every seed."""
         best: list[dict[str, Any]] = []
         for method, stages in STAGES.items():
             for n in STEPS:
                 if best and n * stages >= best[0]["nfe"]:
                     break
                 found = [self.one(name, f"{method} x {n}", SEEDS[0])]
-                if found[0]["flips"] <= 0.01:  # else the others need not be looked at
+                if found[0]["flips"] <= 0.01:  # else the other seeds are not needed
                     found = list(self.results(name, f"{method} x {n}"))
                     if all(result["flips"] <= 0.01 for result in found):
                         best = found
@@ -222,9 +225,10 @@ class Runs:
 
 
 def table(rows: list[list[dict[str, Any]]]) -> str:
-    """A row for each data set and way."""
+    """A table with one row per data set and solver."""
     lines = [
-        "| data | solver | NFE, mean | relative to the cheapest | flips, largest | flips in the second half, largest | "
+        "| data | solver | NFE, mean | relative to the cheapest | flips, largest | "
+        "flips in the second half, largest | "
         "metric under the exact flow, mean | certified | NFE of certificates | final solvers |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -240,8 +244,9 @@ def table(rows: list[list[dict[str, Any]]]) -> str:
         certified = sum(result["certificate"] == "certified" for result in results)
         ruled = bool(results[0]["certificate"])
         lines.append(
-            f"| {name} | {way if not ruled else f'fidelity, {way}'} | {nfe:.1f} | {nfe / least:.2f} | "
-            f"{max(result['flips'] for result in results):.2%} | {max(result['worst'] for result in results):.2%} | {metric} | "
+            f"| {name} | {way if not ruled else f'fidelity, {way}'} | {nfe:.1f} | "
+            f"{nfe / least:.2f} | {max(result['flips'] for result in results):.2%} | "
+            f"{max(result['worst'] for result in results):.2%} | {metric} | "
             f"{f'{certified} of {len(results)}' if ruled else ''} | "
             f"{format(mean(result['certifying'] for result in results), '.1f') if ruled else ''} | "
             f"{', '.join(result['final'] for result in results) if ruled else ''} |"
@@ -254,9 +259,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", nargs="+", choices=DATA, default=list(DATA), help="default: all that is there"
+        "--data",
+        nargs="+",
+        choices=DATA,
+        default=list(DATA),
+        help="default: all whose files are given",
     )
-    parser.add_argument("--mnist", metavar="DIR", help="a --data_dir that holds MNIST")
+    parser.add_argument("--mnist", metavar="DIR", help="a --data_dir that contains MNIST")
     parser.add_argument(
         "--images", metavar="DIR", help="a folder with train/CLASS/* and test/CLASS/*"
     )
@@ -290,8 +299,10 @@ def main() -> None:
     commits = sorted({result["commit"] for results in rows for result in results})
     flags = "\n".join(f"* {name}: `{flags}`" for name, (flags, _) in DATA.items())
     (DOCS / "data.md").write_text(
-        f"# Adaptation on other data\n\nWritten by `python benchmarks/adaptation_data.py --mnist DIR --images DIR` at commit "
-        f"{', '.join(commits)}, {os.cpu_count()} cores; {minutes:.0f} minutes by the clock for the runs below, added up, whatever else the machine did meanwhile.\n\n"
+        f"# Adaptation on other data\n\n"
+        f"Written by `python benchmarks/adaptation_data.py --mnist DIR --images DIR` at commit "
+        f"{', '.join(commits)}, {os.cpu_count()} cores; the runs below took {minutes:.0f} minutes "
+        f"of wall time in total, with whatever else the machine did meanwhile.\n\n"
         f"{(__doc__ or '').strip().split('``data.md``.')[1].strip()}\n\n{table(rows)}\n\n{flags}\n",
         encoding="utf-8",
     )

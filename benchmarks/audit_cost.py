@@ -1,7 +1,7 @@
-"""What an audit costs beside the training of a torchdiffeq model: prints both in seconds, as JSON.
+"""Time the training and the audit of a torchdiffeq model; print both in seconds, as JSON.
 
-Two hundred training iterations of Sphere2 (Euler, h = 1/64, batch 128), then the audit of that
-model on 1000 samples.
+The model is trained for 200 iterations on Sphere2 (Euler, h = 1/64, batch 128), then audited on
+1000 samples.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ ITERATIONS = 200
 
 
 class Classifier(nn.Module):
-    """A classifier as a user of torchdiffeq writes it."""
+    """A classifier as users of torchdiffeq write it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.field, self.head = conv_field(1, 1, 32), nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(through_torchdiffeq(self.field, "euler", 64)(x).flatten(1))  # type: ignore[no-any-return]
+        states = through_torchdiffeq(self.field, "euler", 64)(x)
+        return self.head(states.flatten(1))  # type: ignore[no-any-return]
 
 
 def main() -> None:

@@ -1,23 +1,23 @@
-"""The audit where it is hard: models whose true share of changed predictions is known, and doses
-that are made to deceive.
+"""Audit hard models whose true share of changed predictions is known, and doses made to deceive.
 
-    python benchmarks/audit_deceived.py                      all models, and 300 draws of each kind of dose: hours
-    python benchmarks/audit_deceived.py --parts models       the models alone
-    python benchmarks/audit_deceived.py --parts models --models lorenz                   some of them, by name
-    python benchmarks/audit_deceived.py --parts doses --draws 20 --spreads all some      doses alone, some of them
+    python benchmarks/audit_deceived.py                 all models, 300 draws of each dose: hours
+    python benchmarks/audit_deceived.py --parts models  the models alone
+    python benchmarks/audit_deceived.py --parts models --models lorenz  models with this name
+    python benchmarks/audit_deceived.py --parts doses --draws 20 --spreads all some  fewer doses
 
 The models are those of ``hard_in_time.py`` and ``hard_in_state.py``, the doses those of
-``doses.py``. Truth is never the audit's own: closed forms, matrix exponentials, SciPy's DOP853 with
-tolerances of 1e-12. Each model is audited on three samples that share no point, at a margin of 1 %.
-Wanted: never `ode` where more than 1 % change, or where there is no truth; never `solver-dependent`
-where at most 1 % do; `ode` where at most 0.3 % do; `solver-dependent` where at least 3 % do.
+``doses.py``. The truth never comes from the audit: it is a closed form, a matrix exponential or
+SciPy's DOP853 with tolerances of 1e-12. Each model is audited on three samples that share no point,
+at a margin of 1 %. Wanted: never `ode` if more than 1 % of the predictions change or no truth
+exists; never `solver-dependent` if at most 1 % change; `ode` if at most 0.3 % change;
+`solver-dependent` if at least 3 % change.
 
-Right: share of samples whose prediction under the audit's exact flow is the true one; the least of
-all draws of a dose.
+Right: the share of samples whose prediction under the audit's exact flow is the true one; for
+doses, the least share of all draws.
 
-What is measured is kept in files of ``--output_dir`` and is not repeated; with ``--again`` only
-what was measured with these sources of the package counts. The tables go to
-``docs/audit-deceived.md``, ``audit-deceived.csv`` and ``audit-deceived-doses.csv``.
+Results are kept in files of ``--output_dir`` and are not repeated; ``--again`` repeats those of
+other sources of the package. The tables go to ``docs/audit-deceived.md``, ``audit-deceived.csv``
+and ``audit-deceived-doses.csv``.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ from machine import describe, source
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 AUDITS = 3
+LIBRARIES = ("torch", "scipy", "torchdiffeq", "torchdyn", "torchode")
 PARTS, SPREADS = ("models", "doses"), ("all", "some", "own")
 Result = dict[str, Any]
 
 
 def prepare() -> None:
-    """A process of one thread."""
+    """Limit this process to one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -60,7 +61,7 @@ def names() -> list[str]:
 
 
 def examine(name: str) -> Result:
-    """A model, its true share, and what its audits say."""
+    """The true share of a model and the results of its audits."""
     from hard_in_state import MODELS as OF_STATE
     from hard_in_time import MODELS as OF_TIME
 
@@ -83,7 +84,7 @@ def examine(name: str) -> Result:
 
 
 def deceive(form: str, spread: str, width: float, number: int) -> Result:
-    """A dose, the share of predictions that it changes, and what the audit says."""
+    """The share of predictions that a dose changes, and the result of its audit."""
     import doses
 
     made = doses.deceive(doses.Kind(form, spread, width), number)
@@ -92,7 +93,7 @@ def deceive(form: str, spread: str, width: float, number: int) -> Result:
 
 
 def audited(known: Any, x: Any) -> Result:
-    """What an audit says, and what it took."""
+    """The result and the cost of one audit."""
     import torch
 
     from trueode.auditing import audit
@@ -129,10 +130,14 @@ def audited(known: Any, x: Any) -> Result:
 
 
 def keep(
-    path: Path, work: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], key: Callable[[Result], Hashable],
-    processes: int, again: bool,
-) -> list[Result]:  # fmt: skip
-    """The results of jobs, a line of a file each; those that are not there yet are worked out."""
+    path: Path,
+    work: Callable[..., Result],
+    jobs: Iterable[tuple[Any, ...]],
+    key: Callable[[Result], Hashable],
+    processes: int,
+    again: bool,
+) -> list[Result]:
+    """The results of jobs, one line of a file each; missing ones are computed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     known = {key(result): result for result in map(json.loads, lines)}
@@ -163,7 +168,7 @@ def dose_key(result: Result) -> Hashable:
 
 
 def complaints(result: Result) -> list[str]:
-    """What is wrong with the verdicts on a model, or on a dose."""
+    """The errors among the verdicts on a model or a dose."""
     from known_flows import judged
 
     true = math.nan if result["true"] is None else result["true"]
@@ -173,13 +178,13 @@ def complaints(result: Result) -> list[str]:
 
 
 def average(values: Iterable[float | None]) -> float:
-    """The mean of what is known."""
+    """The mean of the values that are known."""
     known = [value for value in values if value is not None]
     return mean(known) if known else math.nan
 
 
 def counted(words: Sequence[str]) -> str:
-    """Words, each with its number where that is not 1."""
+    """The distinct words, with their counts if above 1."""
     numbers = {word: words.count(word) for word in words}
     return ", ".join(word if count == 1 else f"{count} x {word}" for word, count in numbers.items())
 
@@ -199,7 +204,7 @@ COLUMNS = [
 
 
 def row(result: Result) -> list[str]:
-    """A model as cells of a table."""
+    """The cells of a model in the table."""
     audits = result["audits"]
     return [
         result["model"],
@@ -226,13 +231,13 @@ def dose_row(result: Result) -> list[str]:
 
 
 DOSE_COLUMNS = [
-    "form", "spread", "width", "draws", "least true share", "false ode", "inconclusive", "solver-dependent", "error",
-    "right", "evaluations", "seconds",
+    "form", "spread", "width", "draws", "least true share", "false ode", "inconclusive",
+    "solver-dependent", "error", "right", "evaluations", "seconds",
 ]  # fmt: skip
 
 
 def dose_table(results: Sequence[Result]) -> list[list[str]]:
-    """A row of a table for each kind of dose."""
+    """The rows of the table of doses, one per kind."""
     kinds = dict.fromkeys((result["form"], result["spread"], result["width"]) for result in results)
     rows = []
     for kind in kinds:
@@ -264,7 +269,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def summary(models: Sequence[Result], drawn: Sequence[Result]) -> str:
-    """What is wrong, in a few lines."""
+    """The number of audits and their errors, in a few lines."""
     audits = [each for result in models for each in result["audits"]]
     wrong = [complaint for result in models for complaint in complaints(result)]
     lines = []
@@ -294,15 +299,14 @@ def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> No
     sources = ", ".join(sorted({result["source"] for result in [*models, *drawn]}))
     parts = [
         "# The audit where it is hard",
-        f"Written by `{command}` on {describe(['torch', 'scipy', 'torchdiffeq', 'torchdyn', 'torchode'])} "
-        f"Sources of the package: {sources}.",
+        f"Written by `{command}` on {describe(LIBRARIES)} Sources of the package: {sources}.",
         (__doc__ or "").split("\n\n")[2],
         summary(models, drawn),
         "## Models",
         markdown(*tables[""]),
         *(
             [
-                "What the audits said where it was not as wanted:",
+                "The audits of models with an unwanted verdict:",
                 "\n".join(dict.fromkeys(sentences)),
             ]
             * bool(sentences)
@@ -326,16 +330,16 @@ def main() -> None:
         help="default: all, which writes the tables",
     )
     parser.add_argument(
-        "--models", default="", metavar="WORD", help="only those whose names contain it"
+        "--models", default="", metavar="WORD", help="only models whose names contain it"
     )
-    parser.add_argument("--draws", type=count, default=300, help="of each kind of dose")
+    parser.add_argument("--draws", type=count, default=300, help="per kind of dose (default: 300)")
     parser.add_argument(
-        "--spreads", nargs="+", choices=SPREADS, default=SPREADS, help="of doses; default: all"
+        "--spreads", nargs="+", choices=SPREADS, default=SPREADS, help="of the doses (default: all)"
     )
     parser.add_argument("--output_dir", type=Path, default=Path("experiments/audit-deceived"))
     parser.add_argument("--processes", type=count, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--again", action="store_true", help="leave out what other sources of the package gave"
+        "--again", action="store_true", help="repeat results of other sources of the package"
     )
     arguments = parser.parse_args()
     folder, how = arguments.output_dir.resolve(), (arguments.processes, arguments.again)

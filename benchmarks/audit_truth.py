@@ -1,20 +1,20 @@
-"""The audit against the truth: models whose share of flips is known, each audited on twenty samples
-of a thousand.
+"""Audit models whose share of flips is known, each on twenty samples of a thousand points.
 
-    python benchmarks/audit_truth.py                all models: an hour of two cores
-    python benchmarks/audit_truth.py --models 3     the first three
-    python benchmarks/audit_truth.py --again        the same models and truths, audited by the package as it is now
+    python benchmarks/audit_truth.py             all models: an hour on two cores
+    python benchmarks/audit_truth.py --models 3  the first three
+    python benchmarks/audit_truth.py --again     the stored models, audited by the current package
 
 Models: Sphere2 trained as by ``python train.py`` with 1 to 512 Euler steps and with rk4 (5000
 iterations; 2000 with more than 100 steps), and fields whose flow is known in closed form (a
-rotation, a spiral, logistic growth), solved by Euler or midpoint steps, with a head fitted to what
-that solver gives. The true share of flips is that among 20 000 fresh points under dopri5 in double
-precision, under per-sample control with a tolerance of 1e-9. Points whose margin between the two
-largest logits is below ten times their measured error (the difference to a tolerance ten times as
-large) are solved with 1e-12, and those that are too close even then are counted apart. Evaluations
-are those that the exact flow takes, for a sample of an audit. Weights, truth and audits of each
-model are kept in files of ``--output_dir`` and are not repeated; with ``--again`` audits by other
-sources of the package are. The table goes to ``docs/audit-truth.csv`` and ``audit-truth.md``.
+rotation, a spiral, logistic growth), solved by Euler or midpoint steps, with a head fitted to the
+states of that solver. The true share of flips is computed from 20 000 fresh points, with dopri5 in
+double precision under per-sample control, at a tolerance of 1e-9. If the margin between the two
+largest logits of a point is below ten times its measured error (the difference from a tolerance ten
+times as large), the point is solved again with 1e-12; points that are too close even then are
+counted separately. Evaluations: those of the exact flow, per sample of an audit. Weights, truth and
+audits of each model are kept in files of ``--output_dir`` and are not repeated; ``--again`` repeats
+audits by other sources of the package. The table goes to ``docs/audit-truth.csv`` and
+``audit-truth.md``.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ from machine import source
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 MANY, AUDITS, EACH, MARGIN = 20_000, 20, 1_000, 0.01
-NITER, NITER_FINE = (
-    5_000,
-    2_000,
-)  # the latter for more than 100 steps, which cost as many times more
+NITER, NITER_FINE = 5_000, 2_000  # the latter for more than 100 steps: their iterations cost more
 TRAINED = [
     *(("euler", n, seed) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) for seed in (0, 1, 2)),
     *(("rk4", n, seed) for n in (4, 6, 8, 16) for seed in (0, 1, 2)),
@@ -65,9 +62,7 @@ Draw = Callable[[int, int], tuple[Any, Any]]
 
 
 def build(name: str, data_dir: str, weights: Path) -> tuple[Any, Draw]:
-    """A model, with the weights that a file keeps, and its fresh samples: how many, and with which
-    seed.
-    """
+    """A model with its stored weights, and a function that draws ``n`` fresh samples by seed."""
     index = MODELS.index(name)
     if index < len(TRAINED):
         return trained(*TRAINED[index], data_dir, weights), spheres
@@ -75,7 +70,7 @@ def build(name: str, data_dir: str, weights: Path) -> tuple[Any, Draw]:
 
 
 def keep_weights(model: Any, path: Path, train: Callable[[], None]) -> Any:
-    """The model, trained, unless a file keeps its weights."""
+    """Load the weights of a model from a file, or train it and write them."""
     import torch
 
     if path.exists():
@@ -99,7 +94,7 @@ def spheres(n: int, seed: int) -> tuple[Any, Any]:
 
 
 def trained(method: str, n_steps: int, seed: int, data_dir: str, weights: Path) -> Any:
-    """A model as ``python train.py`` trains it."""
+    """A model trained as by ``python train.py``."""
     import torch
 
     from trueode.build import build_run
@@ -107,8 +102,8 @@ def trained(method: str, n_steps: int, seed: int, data_dir: str, weights: Path) 
     from trueode.options import load_options
 
     niter = NITER if n_steps <= 100 else NITER_FINE
-    words = f"--solver {method} --n_steps {n_steps} --random_seed {seed} --niter {niter} --data_dir {data_dir}".split()
-    words += ["--max_steps", "512"]
+    words = f"--solver {method} --n_steps {n_steps} --max_steps 512".split()
+    words += f"--random_seed {seed} --niter {niter} --data_dir {data_dir}".split()
     options, _ = load_options(words)
     _, trainer = build_run(options, Ranks(0, 1, torch.device("cpu")))
     model = keep_weights(trainer.state.model, weights, lambda: finish(trainer))
@@ -117,7 +112,7 @@ def trained(method: str, n_steps: int, seed: int, data_dir: str, weights: Path) 
 
 
 def analytic(field_name: str, method: str, n_steps: int, weights: Path) -> tuple[Any, Draw]:
-    """A field of known flow with a head that is fitted to its solution by a solver."""
+    """A field of known flow, with a head fitted to its solution by a solver."""
     import torch
     from torch import Tensor, nn
     from torch.nn import functional as F
@@ -183,7 +178,7 @@ def as_module(function: Callable[[Any, Any], Any]) -> Any:
 
 
 def check_flow(name: str, x: Any) -> None:
-    """The solution that truth is taken from is the flow in closed form."""
+    """Check the reference solution against the flow in closed form."""
     import torch
 
     from trueode import Adaptive, solve
@@ -199,7 +194,7 @@ def check_flow(name: str, x: Any) -> None:
 
 
 def true_flips(model: Any, x: Any) -> dict[str, float]:
-    """The share of flips among fresh points, and that of those too close to a boundary to be told."""
+    """The shares of fresh points that flip, and that are too close to a boundary to decide."""
     from copy import deepcopy
 
     import torch
@@ -216,10 +211,7 @@ def true_flips(model: Any, x: Any) -> dict[str, float]:
 
         found, error = torch.zeros_like(own).double(), torch.zeros(len(own)).double()
         close = torch.ones(len(own), dtype=torch.bool)
-        for tolerance in (
-            1e-9,
-            1e-12,
-        ):  # the latter for those that are too close to a boundary for the former
+        for tolerance in (1e-9, 1e-12):  # the latter for points that are still too close
             if bool(close.any()):
                 found[close] = exact(x[close], tolerance)
                 error[close] = (found[close] - exact(x[close], 10 * tolerance)).abs().amax(dim=1)
@@ -234,32 +226,34 @@ def true_flips(model: Any, x: Any) -> dict[str, float]:
 
 
 def examine(name: str, data_dir: str, path: Path) -> None:
-    """A model, its true share of flips, and what its audits say; weights and truth are kept beside
-    the result.
+    """Write the true share of flips of a model and the results of its audits.
+
+    Weights and truth are kept next to the result.
     """
     import torch
 
     torch.set_num_threads(1)
     from trueode.auditing import audit
 
-    weights, told = path.with_suffix(".pt"), path.with_suffix(".truth.json")
+    weights, truth = path.with_suffix(".pt"), path.with_suffix(".truth.json")
     if not weights.exists():
-        told.unlink(missing_ok=True)
+        truth.unlink(missing_ok=True)
     model, draw = build(name, data_dir, weights)
     x, y = draw(AUDITS * EACH, 1)
-    if not told.exists():
+    if not truth.exists():
         with torch.no_grad():
             accuracy = float((model(x).argmax(1) == y).double().mean())
-        put(told, {**true_flips(model, draw(MANY, 0)[0]), "accuracy": accuracy})
+        put(truth, {**true_flips(model, draw(MANY, 0)[0]), "accuracy": accuracy})
     begin = time.perf_counter()
     audits = [
-        audit(model, (x[i : i + EACH], y[i : i + EACH]), methods=()) for i in range(0, AUDITS * EACH, EACH)
-    ]  # fmt: skip
+        audit(model, (x[i : i + EACH], y[i : i + EACH]), methods=())
+        for i in range(0, AUDITS * EACH, EACH)
+    ]
     seconds = (time.perf_counter() - begin) / AUDITS
     verdicts = [found.verdict for found in audits]
     result = {
         "model": name,
-        **json.loads(told.read_text()),
+        **json.loads(truth.read_text()),
         **{
             verdict: verdicts.count(verdict)
             for verdict in ("ode", "solver-dependent", "inconclusive")
@@ -275,7 +269,7 @@ def examine(name: str, data_dir: str, path: Path) -> None:
 
 
 def put(path: Path, result: dict[str, Any]) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     partial = Path(f"{path}.part")
     partial.write_text(json.dumps(result))
     partial.replace(path)
@@ -311,13 +305,13 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def evaluations(results: list[dict[str, Any]]) -> float:
-    """The mean over models, for a sample, as far as they are known."""
+    """Evaluations per sample: the mean over the models for which they are known."""
     known = [value for result in results if isfinite(value := result.get("evaluations", nan))]
     return mean(known) if known else nan
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """What is wanted of the audit, and what it does."""
+    """A table of the wanted and the observed shares of verdicts."""
     wrong = [result for result in results if result["true"] > MARGIN]
     good = [result for result in results if result["true"] <= 0.003]
     bad = [result for result in results if result["true"] >= 0.03]
@@ -334,14 +328,18 @@ def summary(results: list[dict[str, Any]]) -> str:
     rate_bad = sum(result["solver-dependent"] for result in bad)
     return "\n".join(
         [
-            "| true share of flips | models | audits | verdict | share of the audits | least or most of a model | wanted |",
+            "| true share of flips | models | audits | verdict | share of the audits | "
+            "least or most of a model | wanted |",
             "|---|---|---|---|---|---|---|",
-            f"| > 1 % | {len(wrong)} | {total} | `ode` | {share(passed, total)} | at most {worst} of {AUDITS} | none |",
-            f"| ≤ 0.3 % | {len(good)} | {AUDITS * len(good)} | `ode` | {share(rate_good, AUDITS * len(good))} | at least "
-            f"{found_good} of {AUDITS} | ≥ 97 % |",
-            f"| ≥ 3 % | {len(bad)} | {AUDITS * len(bad)} | `solver-dependent` | {share(rate_bad, AUDITS * len(bad))} | at "
-            f"least {found_bad} of {AUDITS} | ≥ 99 % |",
-            f"\nEvaluations of the exact flow for a sample: {evaluations(good):.0f} where at most 0.3 % flip ({len(good)} models; wanted: ≤ 300), "
+            f"| > 1 % | {len(wrong)} | {total} | `ode` | {share(passed, total)} | "
+            f"at most {worst} of {AUDITS} | none |",
+            f"| ≤ 0.3 % | {len(good)} | {AUDITS * len(good)} | `ode` | "
+            f"{share(rate_good, AUDITS * len(good))} | at least {found_good} of {AUDITS} | "
+            "≥ 97 % |",
+            f"| ≥ 3 % | {len(bad)} | {AUDITS * len(bad)} | `solver-dependent` | "
+            f"{share(rate_bad, AUDITS * len(bad))} | at least {found_bad} of {AUDITS} | ≥ 99 % |",
+            f"\nEvaluations of the exact flow per sample: {evaluations(good):.0f} over the "
+            f"{len(good)} models in which at most 0.3 % flip (wanted: ≤ 300), "
             f"{evaluations(results):.0f} over all {len(results)} (wanted: ≤ 700).",
         ]
     )
@@ -378,8 +376,9 @@ def write(results: list[dict[str, Any]]) -> None:
     commits = ", ".join(sorted({result["commit"] for result in results}))
     (DOCS / "audit-truth.md").write_text(
         "# The audit against the truth\n\n"
-        f"Written by `python benchmarks/audit_truth.py` at commit {commits}, {os.cpu_count()} cores ({platform.machine()}). "
-        f"{len(results)} models, each audited on {AUDITS} samples of {EACH} that share no point, at a margin of 1 %.\n\n"
+        f"Written by `python benchmarks/audit_truth.py` at commit {commits}, {os.cpu_count()} "
+        f"cores ({platform.machine()}). {len(results)} models, each audited on {AUDITS} samples of "
+        f"{EACH} that share no point, at a margin of 1 %.\n\n"
         f"{(__doc__ or '').strip().split('Models:', 1)[1].join(['Models:', ''])}\n\n"
         f"{summary(results)}\n\n{head}\n{rows}\n",
         encoding="utf-8",
@@ -390,11 +389,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", type=int, default=len(MODELS), help="only the first so many")
+    parser.add_argument("--models", type=int, default=len(MODELS), help="only the first ones")
     parser.add_argument("--output_dir", type=Path, default=Path("experiments/audit-truth"))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--again", action="store_true", help="audit again what other sources of the package audited"
+        "--again", action="store_true", help="repeat audits by other sources of the package"
     )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the commands of this folder have in common: words for the terminal, and an orderly end."""
+"""Shared by the commands of this folder: progress messages, argument types, exit codes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 
 def end_to_end(measure: Callable[[], str]) -> int:
-    """Print what was measured, when all of it was; return the exit code.
+    """Measure, print the result, and return the exit code.
 
-    Ctrl-C and SIGTERM end it without a result: half of a table would be taken for the whole one.
+    Ctrl-C and SIGTERM end it without a result, because half a table could be mistaken for all of
+    it.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -31,24 +32,24 @@ def end_to_end(measure: Callable[[], str]) -> int:
 
 
 def _interrupt(*_: Any) -> None:
-    """Once: processes that were started are ended on the way out."""
+    """Raise `KeyboardInterrupt` once; further signals must not disturb the clean-up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def tell(text: str) -> None:
-    """Say how far it is, apart from the result."""
+    """Print progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def short(x: float) -> str:
-    """Three digits."""
+    """A number with three significant digits."""
     return f"{x:.3g}" if x < 1000 else f"{x:.0f}"
 
 
 def seconds(word: str) -> float:
-    """A time, for argparse."""
+    """A positive time, as an argparse type."""
     value = float(word)
     if value <= 0 or not isfinite(value):
         raise argparse.ArgumentTypeError(f"a time above 0 is needed, not {word}")
@@ -56,7 +57,7 @@ def seconds(word: str) -> float:
 
 
 def count(word: str) -> int:
-    """A number of things, for argparse."""
+    """A positive number of things, as an argparse type."""
     value = int(word)
     if value < 1:
         raise argparse.ArgumentTypeError(f"at least 1 is needed, not {word}")

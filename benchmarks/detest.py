@@ -1,13 +1,13 @@
-"""Steps and accuracy of embedded methods beside SciPy's, on the 25 problems of DETEST.
+"""Compare the efficiency of embedded methods with SciPy's, on the 25 problems of DETEST.
 
-    python benchmarks/detest.py                    dopri5 beside RK45 and bosh3 beside RK23: a minute of one core
-    python benchmarks/detest.py --methods tsit5    another one, beside SciPy's method of that order
+    python benchmarks/detest.py                  dopri5 with RK45, bosh3 with RK23: a minute
+    python benchmarks/detest.py --methods tsit5  tsit5 with SciPy's method of the same order
 
 Both sides solve each problem with tolerances (relative and absolute alike) from 1e-3 to 1e-10, RK23
-and what stands beside it to 1e-7. What is compared is how many evaluations of the field they take
-**for the same error** at the end, against DOP853 with a tolerance of 1e-13: the logarithm of the
-evaluations is interpolated over the logarithm of the error, and the ratio is the mean over the
-errors that both sides reach; the least of them is a hundred times that of the reference.
+and its peer to 1e-7. The ratio compares the numbers of field evaluations **for the same error** at
+the end, against DOP853 with a tolerance of 1e-13: the logarithm of the evaluations is interpolated
+over the logarithm of the error, and averaged over the errors that both sides reach. The smallest of
+these errors is a hundred times the error of the reference.
 
 The problems: Hull, Enright, Fellen & Sedgwick, Comparing numerical methods for ordinary
 differential equations, SIAM J. Numer. Anal. 9, 1972; classes A (single equations), B (small
@@ -95,7 +95,7 @@ PLANETS = np.array(
 
 
 def outer_planets(x: float, y: Array) -> Array:
-    """Five planets, seen from the sun; y: positions, then velocities."""
+    """Five planets, relative to the sun; ``y`` holds positions, then velocities."""
     z, velocity = y.reshape(2, 5, 3)
     pull = z / np.linalg.norm(z, axis=1, keepdims=True) ** 3
     apart = z[None] - z[:, None]  # from the planet of the row to that of the column
@@ -116,7 +116,7 @@ def orbit(x: float, y: Array) -> Array:
 
 
 def ellipse(e: float) -> tuple[Field, list[float]]:
-    """Two bodies, of this eccentricity."""
+    """Two bodies with eccentricity ``e``: field and initial state."""
     return orbit, [1 - e, 0.0, 0.0, ((1 + e) / (1 - e)) ** 0.5]
 
 
@@ -172,7 +172,7 @@ def reference(problem: str) -> Array:
 
 
 def error(problem: str, end: Array) -> float:
-    """The largest error of a component, relative to the largest component where that is above one."""
+    """The largest error of a component, relative to the largest component (at least 1)."""
     exact = reference(problem)
     return float(np.abs(end - exact).max() / max(1.0, np.abs(exact).max()))
 
@@ -207,11 +207,11 @@ def ours(problem: str, method: str) -> Runs:
 
 
 def compare(a: Runs, b: Runs) -> float:
-    """How many times as many evaluations ``a`` takes as ``b`` for the same error, over the errors
-    that both reach.
+    """The evaluations of ``a`` relative to those of ``b`` for the same error.
 
-    Errors at the end fall by luck below those of tighter tolerances, so they are sorted: the least
-    one counts as that of the most evaluations.
+    The mean is over the errors that both reach. Errors are sorted, because by chance a loose
+    tolerance may end with a smaller error than a tight one: the smallest error is assigned to the
+    most evaluations.
     """
     (x, f), (y, g) = (np.sort(np.log(runs), axis=0).T for runs in (a, b))
     at = np.linspace(max(x[0], y[0]), min(x[-1], y[-1]), 1000)
@@ -219,7 +219,7 @@ def compare(a: Runs, b: Runs) -> float:
 
 
 def ratio(problem: str, method: str) -> float:
-    """The evaluations of a method relative to those of its peer, for the same error."""
+    """The evaluations of a method relative to its peer's, for the same error."""
     return compare(ours(problem, method), theirs(problem, PEERS[method]))
 
 

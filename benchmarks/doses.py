@@ -1,10 +1,9 @@
-"""Models that are made to deceive: a short dose that the training solver steps over, at a random
-place.
+"""Models made to deceive: a short dose at a random time, which the training solver steps over.
 
-All samples turn at one speed. A dose of Gaussian form turns those that it acts on by a further
-angle, about half a turn, so that the closed form of the flow is a rotation. The time of the dose is
-that of the solve (`time`), or one of the states (`clock`); it acts on all samples, on 5 % of them
-(`some`), or on each at a time of its own (`own`).
+All samples turn at one speed. A dose of Gaussian form turns the samples that it acts on by a
+further angle, about half a turn; the flow in closed form is a rotation. The dose is a function of
+the time of the solve (`time`), or of a state that counts time (`clock`). It acts on all samples
+(`all`), on 5 % of them (`some`), or on each at another time (`own`).
 """
 
 from __future__ import annotations
@@ -21,13 +20,9 @@ from torch import Tensor
 from trueode import FixedStep, NeuralODE
 
 SAMPLES, SOME = 1000, 0.05
-STEPS = (
-    8,
-    4,
-    2,
-    1,
-)  # of rk4: without a dose all but the last is the rotation; fewer where they would see a wide dose
-LEAST = 0.5  # of the samples that the dose acts on change
+# Steps of rk4. Without a dose all but the last give the rotation; fewer steps miss a wide dose.
+STEPS = (8, 4, 2, 1)
+LEAST = 0.5  # share of the dosed samples whose predictions must change
 
 
 class Kind(NamedTuple):
@@ -50,8 +45,10 @@ class Dosed(NamedTuple):
 
 
 def deceive(kind: Kind, number: int) -> Dosed:
-    """The draw of a number: as many steps of rk4 as leave half of the samples that the dose acts on
-    with another prediction.
+    """Draw number ``number`` of a kind of dose.
+
+    The model takes the most steps of rk4 under which at least half of the dosed samples have
+    another prediction than under the exact flow.
     """
     generator = torch.Generator().manual_seed(1000 * number + KINDS.index(kind))
     for x, speed, angle, side in _draws(kind, generator):
@@ -64,8 +61,9 @@ def deceive(kind: Kind, number: int) -> Dosed:
 
 
 def _draws(kind: Kind, generator: torch.Generator) -> Iterator[tuple[Tensor, float, float, Tensor]]:
-    """Samples (two states, whether the dose acts on them, its time), the speed, the dose's angle, a
-    direction.
+    """Samples, speed, angle of the dose, and direction of the head.
+
+    The columns of the samples: two states, whether the dose acts on them, and its time.
     """
     while True:
         speed, share, at, direction = torch.rand(4, generator=generator).tolist()
@@ -92,8 +90,8 @@ def _known(kind: Kind, speed: float, angle: float, side: Tensor, n_steps: int) -
     width, clock = kind.width, kind.form == "clock"
 
     turn = torch.zeros(5 if clock else 4, 5 if clock else 4, dtype=torch.float64)
-    turn[0, 1], turn[1, 0] = 1.0, -1.0  # all other states stay as they are
-    ticking = torch.eye(5, dtype=torch.float64)[4]  # but the clock
+    turn[0, 1], turn[1, 0] = 1.0, -1.0  # all other states are constant
+    ticking = torch.eye(5, dtype=torch.float64)[4]  # except the clock
     size = angle / (width * math.sqrt(math.pi))
 
     def field(t: Tensor, z: Tensor) -> Tensor:

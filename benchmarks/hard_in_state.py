@@ -1,5 +1,6 @@
-"""Models whose fields are hard at some states: switches, stiffness, blow-up, chaos; and graphs,
-images and noise.
+"""Models with fields that are hard at some states, and models of graphs, images and noise.
+
+The hard fields have switches, stiffness, blow-up or chaos.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ NONE = "none"
 
 
 def by_scipy(field: Field, x: Tensor) -> Tensor:
-    """States at time 1 of all samples together."""
+    """The states at time 1, all samples solved as one system."""
     from scipy.integrate import solve_ivp
 
     def flat(t: float, y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -57,7 +58,7 @@ def by_scipy(field: Field, x: Tensor) -> Tensor:
 def solved(
     field: Field, solve: Solve | Solver, draw: Callable[[int, int], Tensor], size: int = 2
 ) -> Known:
-    """A model whose truth is SciPy's."""
+    """A model whose exact flow is computed by SciPy."""
     head = Head(size)
     return Known(
         network(field, solve, head),
@@ -69,10 +70,14 @@ def solved(
 
 
 def known(
-    field: Field, flow: Callable[[Tensor], Tensor], solve: Solve | Solver, draw: Callable[[int, int], Tensor] | None = None,
-    offset: float = 0.2, many: int = 5000,
-) -> Known:  # fmt: skip
-    """A model whose flow is in closed form."""
+    field: Field,
+    flow: Callable[[Tensor], Tensor],
+    solve: Solve | Solver,
+    draw: Callable[[int, int], Tensor] | None = None,
+    offset: float = 0.2,
+    many: int = 5000,
+) -> Known:
+    """A model whose flow is known in closed form."""
     head = Head(offset=offset)
     return Known(
         network(field, solve, head), draw or normal(), lambda x: head(flow(x)), CLOSED, many=many
@@ -80,7 +85,7 @@ def known(
 
 
 def crossing(solve: Solve | Solver) -> Known:
-    """A switch that samples cross, each at a time of its own."""
+    """A switch that each sample crosses at a different time."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         return torch.stack([torch.ones_like(z[:, 0]), 6 * z[:, 0].sign()], 1)
@@ -92,7 +97,7 @@ def crossing(solve: Solve | Solver) -> Known:
 
 
 def repelling(solve: Solve | Solver) -> Known:
-    """A switch that samples go away from."""
+    """A switch that repels samples."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         return torch.stack([z[:, 0].sign(), 3 * torch.cos(8 * z[:, 0])], 1)
@@ -108,7 +113,7 @@ def repelling(solve: Solve | Solver) -> Known:
 
 
 def sliding(solve: Solve | Solver) -> Known:
-    """A switch that samples are drawn to from both sides: no classical solution goes on from there."""
+    """A switch that attracts samples from both sides, where classical solutions end."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         side = z[:, 0].sign()
@@ -118,7 +123,7 @@ def sliding(solve: Solve | Solver) -> Known:
 
 
 def bouncing(solve: Solve | Solver) -> Known:
-    """A ball that falls onto a stiff spring: a parabola, and a part of an oscillation, in turn."""
+    """A ball that falls onto a stiff spring: parabolas and parts of oscillations alternate."""
     gravity, stiffness = 9.8, 1e4
     omega = math.sqrt(stiffness)
 
@@ -127,7 +132,7 @@ def bouncing(solve: Solve | Solver) -> Known:
 
     def flow(x: Tensor) -> Tensor:
         height, speed, left = x[:, 0].clone(), x[:, 1].clone(), torch.ones_like(x[:, 0])
-        level = gravity / omega**2  # of rest, below zero
+        level = gravity / omega**2  # depth of the point of rest
         for _ in range(40):
             touch = (speed + (speed**2 + 2 * gravity * height).clamp(min=0).sqrt()) / gravity
             free = touch.clamp(min=0).minimum(left)
@@ -135,7 +140,7 @@ def bouncing(solve: Solve | Solver) -> Known:
             left = left - free
             down = left > 0
             height = torch.where(down, 0.0, height)
-            # from zero, with a speed downwards, until zero again
+            # from height zero, downwards, until height zero again
             lasting = (
                 2 * (math.pi - torch.atan2(-speed, torch.full_like(speed, omega * level))) / omega
             )
@@ -154,7 +159,7 @@ def bouncing(solve: Solve | Solver) -> Known:
 
 
 def stiff(rate: float, solve: Solve | Solver) -> Known:
-    """A state that is drawn to a moving point by ``rate``, and another one that goes along with it."""
+    """A state attracted by a moving point with ``rate``, and the integral of that state."""
     speed, gain = 5.0, 4.0
     size = rate / (rate**2 + speed**2)
 
@@ -181,7 +186,7 @@ def van_der_pol(solve: Solve | Solver) -> Known:
 
 
 def blowing(solve: Solve | Solver, low: float, high: float) -> Known:
-    """A state that grows as its square: from 1 on it does not last to the end."""
+    """A state whose rate is its square: from 1 on it blows up before the end."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         return torch.stack([z[:, 0] ** 2, z[:, 0]], 1)
@@ -194,8 +199,9 @@ def blowing(solve: Solve | Solver, low: float, high: float) -> Known:
 
 
 def falling(solve: Solve | Solver) -> Known:
-    """Large states that fall as their cubes: coarse steps grow without end, though nothing blows
-    up.
+    """Large states whose rates are minus their cubes.
+
+    Coarse steps grow without bound, although the solution does not blow up.
     """
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -224,7 +230,7 @@ def lorenz(length: float, solve: Solve | Solver) -> Known:
 
 
 class Graph(nn.Module):
-    """Heat on a graph of random edges, nodes of which are classified."""
+    """Classify the nodes of a random graph after heat has flowed along its edges."""
 
     def __init__(self, solve: Solve, rate: float) -> None:
         super().__init__()
@@ -256,7 +262,7 @@ def graph(solve: Solve, rate: float = 3.0) -> Known:
 
 
 def crowd(solve: Solve) -> Known:
-    """All samples turn together, the faster the larger they are."""
+    """All samples turn at one speed, which grows with the sum of their squares."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         return 0.0015 * z.square().sum() * turned(z)
@@ -272,7 +278,7 @@ def crowd(solve: Solve) -> Known:
 
 
 def images(solve: Solve) -> Known:
-    """Pixels that are classified after a linear convolution in continuous time."""
+    """Classify pixels after a linear convolution in continuous time."""
     size = 8
     kernel = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(3))
 
@@ -300,8 +306,11 @@ def images(solve: Solve) -> Known:
 
 
 class Latent(nn.Module):
-    """A rotation of states to which noise of a seeded generator is added, drawn in single
-    precision, or in that of the states.
+    """A rotation of initial states with added noise of a seeded generator.
+
+    Args:
+        solve: the library.
+        single: draw the noise in single precision, not in that of the states.
     """
 
     def __init__(self, solve: Solve, single: bool) -> None:
@@ -347,8 +356,12 @@ MODELS: dict[str, tuple[str, Callable[[], Known]]] = {
     "sliding mode, euler x 8": ("sliding mode", lambda: sliding(FixedStep("euler", n_steps=8))),
     "sliding mode, rk4 x 500": ("sliding mode", lambda: sliding(FixedStep("rk4", n_steps=500))),
     "bouncing ball, euler x 64": ("switch, stiff", lambda: bouncing(diffeq("euler", 64))),
-    "bouncing ball, rk4 x 1024": ("switch, stiff", lambda: bouncing(FixedStep("rk4", n_steps=1024))),
-    "bouncing ball, dopri5 1e-9": ("switch, stiff", lambda: bouncing(Adaptive("dopri5", 1e-9, 1e-9, per_sample=True))),
+    "bouncing ball, rk4 x 1024": (
+        "switch, stiff", lambda: bouncing(FixedStep("rk4", n_steps=1024))
+    ),
+    "bouncing ball, dopri5 1e-9": (
+        "switch, stiff", lambda: bouncing(Adaptive("dopri5", 1e-9, 1e-9, per_sample=True))
+    ),
     "stiff 1e3, torchdyn euler x 600": ("stiff", lambda: stiff(1e3, dyn("euler", 600))),
     "stiff 1e3, dopri5 1e-6": ("stiff", lambda: stiff(1e3, Adaptive("dopri5", 1e-6, 1e-6))),
     "stiff 1e4, euler x 8": ("stiff", lambda: stiff(1e4, diffeq("euler", 8))),
@@ -356,14 +369,22 @@ MODELS: dict[str, tuple[str, Callable[[], Known]]] = {
     "stiff 1e5, euler x 4": ("stiff", lambda: stiff(1e5, FixedStep("euler", n_steps=4))),
     "van der Pol, bosh3 1e-2": ("stiff", lambda: van_der_pol(Adaptive("bosh3", 1e-2, 1e-2))),
     "van der Pol, dopri5 1e-8": ("stiff", lambda: van_der_pol(Adaptive("dopri5", 1e-8, 1e-8))),
-    "blow-up of some, euler x 8": ("blow-up", lambda: blowing(FixedStep("euler", n_steps=8), -1.0, 2.0)),
+    "blow-up of some, euler x 8": (
+        "blow-up", lambda: blowing(FixedStep("euler", n_steps=8), -1.0, 2.0)
+    ),
     "blow-up at the end, rk4 x 1000": ("blow-up", lambda: blowing(diffeq("rk4", 1000), -1.0, 1.05)),
     "growth, no blow-up, euler x 16": ("blow-up", lambda: blowing(diffeq("euler", 16), -1.0, 0.9)),
     "growth, no blow-up, dopri5 1e-8": ("blow-up", lambda: blowing(controlled(1e-8), -1.0, 0.9)),
-    "fall from far, bosh3 5e-1": ("blow-up of steps alone", lambda: falling(Adaptive("bosh3", 0.5, 0.5))),
-    "fall from far, dopri5 1e-7": ("blow-up of steps alone", lambda: falling(Adaptive("dopri5", 1e-7, 1e-7))),
+    "fall from far, bosh3 5e-1": (
+        "blow-up of steps alone", lambda: falling(Adaptive("bosh3", 0.5, 0.5))
+    ),
+    "fall from far, dopri5 1e-7": (
+        "blow-up of steps alone", lambda: falling(Adaptive("dopri5", 1e-7, 1e-7))
+    ),
     "Lorenz to 30, rk4 x 3000": ("chaos", lambda: lorenz(30.0, FixedStep("rk4", n_steps=3000))),
-    "Lorenz to 30, dopri5 1e-8": ("chaos", lambda: lorenz(30.0, Adaptive("dopri5", 1e-8, 1e-8, max_steps=100_000))),
+    "Lorenz to 30, dopri5 1e-8": (
+        "chaos", lambda: lorenz(30.0, Adaptive("dopri5", 1e-8, 1e-8, max_steps=100_000))
+    ),
     "Lorenz to 1, euler x 64": ("chaos", lambda: lorenz(1.0, diffeq("euler", 64))),
     "Lorenz to 1, dopri5 1e-7": ("chaos", lambda: lorenz(1.0, controlled(1e-7))),
     "graph, all nodes, euler x 2": ("graph", lambda: graph(diffeq("euler", 2))),
@@ -374,5 +395,7 @@ MODELS: dict[str, tuple[str, Callable[[], Known]]] = {
     "images, dopri5 1e-5": ("pixels", lambda: images(controlled(1e-5))),
     "seeded noise, euler x 16": ("noise", lambda: latent(diffeq("euler", 16), single=True)),
     "seeded noise, dopri5 1e-6": ("noise", lambda: latent(controlled(1e-6), single=True)),
-    "seeded noise of the states' precision, rk4 x 32": ("noise", lambda: latent(diffeq("rk4", 32), single=False)),
+    "seeded noise of the states' precision, rk4 x 32": (
+        "noise", lambda: latent(diffeq("rk4", 32), single=False)
+    ),
 }  # fmt: skip

@@ -1,5 +1,6 @@
-"""Models whose fields change in time: doses, jumps, waves as long as a step, many output times. All
-flows are in closed form.
+"""Models whose fields change in time: doses, jumps, waves as long as a step, many output times.
+
+All flows are known in closed form.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from trueode import Adaptive, FixedStep
 from trueode.solvers import Solver
 
-SPEED = 2.0  # of the rotation that all samples take part in
+SPEED = 2.0  # of the rotation of all samples
 DOSE = cmath.rect(2.0, 1.0)
 JUMPS = (0.0, 0.083, 0.217, 0.391, 0.4442, 0.613, 0.78, 0.9031, 1.0)
 CLOSED = "closed form"
@@ -41,7 +42,7 @@ def pushed(push: complex, z: Tensor) -> Tensor:
 
 
 def dosed(width: float, at: float, solve: Solve | Solver, *, clock: bool = False) -> Known:
-    """A rotation, and a dose of Gaussian form; the time is that of the solve, or one of the states."""
+    """A rotation and a Gaussian dose in time; with ``clock``, one of the states is the time."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         now = z[:, 2:] if clock else column(t, z)
@@ -60,9 +61,7 @@ def dosed(width: float, at: float, solve: Solve | Solver, *, clock: bool = False
 
 
 def protocol(solve: Solve | Solver) -> Known:
-    """A rotation under a force that jumps at times that are not equally spaced, as a voltage
-    protocol does.
-    """
+    """A rotation under a force that jumps at unequally spaced times, like a voltage protocol."""
     ends = torch.tensor(JUMPS[1:-1], dtype=torch.float64)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -83,8 +82,9 @@ def protocol(solve: Solve | Solver) -> Known:
 
 
 class Controlled(nn.Module):
-    """A linear neural CDE, driven by a path that is interpolated linearly between ``pieces`` + 1
-    points of each sample.
+    """A linear neural CDE.
+
+    Its path interpolates linearly between ``pieces`` + 1 points of each sample.
     """
 
     def __init__(self, solve: Solve, pieces: int = 8) -> None:
@@ -131,8 +131,9 @@ def controlled(solve: Solve) -> Known:
 
 
 def waving(waves: int, solve: Solve | Solver) -> Known:
-    """A rotation, and a force that is a cosine of so many periods: a step of a whole number of them
-    sees a constant.
+    """A rotation and a cosine force with a number of periods.
+
+    Steps of a whole number of periods see a constant force.
     """
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def waving(waves: int, solve: Solve | Solver) -> Known:
 
 
 def oscillating(solve: Solve, speed: float, outputs: int, each: int) -> Known:
-    """Damped oscillations at several times."""
+    """Damped oscillations, observed at several times."""
     rate, times = complex(-0.5, speed), torch.linspace(0, 1, outputs, dtype=torch.float64)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ def oscillating(solve: Solve, speed: float, outputs: int, each: int) -> Known:
 
 
 def following(solve: Solve, outputs: int) -> Known:
-    """States that are drawn quickly to a moving point, wanted at many times."""
+    """States quickly attracted by a moving point, observed at many times."""
     rate, speed, times = 60.0, 6.0, torch.linspace(0, 2, outputs, dtype=torch.float64)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -192,24 +193,43 @@ MODELS: dict[str, tuple[str, Callable[[], Known]]] = {
     "dose of 1e-1, euler x 8": ("dose", lambda: dosed(1e-1, 0.45, FixedStep("euler", n_steps=8))),
     "dose of 1e-1, rk4 x 64": ("dose", lambda: dosed(1e-1, 0.45, diffeq("rk4", 64))),
     "dose of 1e-2, rk4 x 8": ("dose", lambda: dosed(1e-2, 0.613, diffeq("rk4", 8))),
-    "dose of 1e-2, dopri5 1e-3": ("dose", lambda: dosed(1e-2, 0.613, Adaptive("dopri5", 1e-3, 1e-3))),
+    "dose of 1e-2, dopri5 1e-3": (
+        "dose", lambda: dosed(1e-2, 0.613, Adaptive("dopri5", 1e-3, 1e-3))
+    ),
     "dose of 1e-2, rk4 x 512": ("dose", lambda: dosed(1e-2, 0.613, FixedStep("rk4", n_steps=512))),
-    "dose of 1e-3, dopri5 1e-5": ("dose", lambda: dosed(1e-3, 0.287, diffeq("dopri5", rtol=1e-5, atol=1e-5))),
-    "dose of 1e-3, torchode dopri5 1e-5": ("dose", lambda: dosed(1e-3, 0.287, ode("Dopri5", tolerance=1e-5))),
-    "dose of 1e-3, midpoint x 4000": ("dose", lambda: dosed(1e-3, 0.287, FixedStep("midpoint", n_steps=4000))),
+    "dose of 1e-3, dopri5 1e-5": (
+        "dose", lambda: dosed(1e-3, 0.287, diffeq("dopri5", rtol=1e-5, atol=1e-5))
+    ),
+    "dose of 1e-3, torchode dopri5 1e-5": (
+        "dose", lambda: dosed(1e-3, 0.287, ode("Dopri5", tolerance=1e-5))
+    ),
+    "dose of 1e-3, midpoint x 4000": (
+        "dose", lambda: dosed(1e-3, 0.287, FixedStep("midpoint", n_steps=4000))
+    ),
     "dose of 1e-3, dopri5 led to it": (
         "dose", lambda: dosed(1e-3, 0.287, diffeq("dopri5", rtol=1e-7, atol=1e-7, options=AROUND))
     ),
-    "dose of 1e-1, clock, torchdyn euler x 8": ("dose, clock", lambda: dosed(1e-1, 0.5, dyn("euler", 8), clock=True)),
-    "dose of 1e-2, clock, rk4 x 20": ("dose, clock", lambda: dosed(1e-2, 0.613, FixedStep("rk4", n_steps=20), clock=True)),
-    "dose of 1e-3, clock, euler x 16": ("dose, clock", lambda: dosed(1e-3, 0.731, diffeq("euler", 16), clock=True)),
-    "dose of 1e-1, clock, rk4 x 64": ("dose, clock", lambda: dosed(1e-1, 0.5, FixedStep("rk4", n_steps=64), clock=True)),
+    "dose of 1e-1, clock, torchdyn euler x 8": (
+        "dose, clock", lambda: dosed(1e-1, 0.5, dyn("euler", 8), clock=True)
+    ),
+    "dose of 1e-2, clock, rk4 x 20": (
+        "dose, clock", lambda: dosed(1e-2, 0.613, FixedStep("rk4", n_steps=20), clock=True)
+    ),
+    "dose of 1e-3, clock, euler x 16": (
+        "dose, clock", lambda: dosed(1e-3, 0.731, diffeq("euler", 16), clock=True)
+    ),
+    "dose of 1e-1, clock, rk4 x 64": (
+        "dose, clock", lambda: dosed(1e-1, 0.5, FixedStep("rk4", n_steps=64), clock=True)
+    ),
     "dose of 1e-2, clock, dopri5 of short steps": (
-        "dose, clock", lambda: dosed(1e-2, 0.613, Adaptive("dopri5", 1e-6, 1e-6, max_step=0.02), clock=True)
+        "dose, clock",
+        lambda: dosed(1e-2, 0.613, Adaptive("dopri5", 1e-6, 1e-6, max_step=0.02), clock=True),
     ),
     "protocol, euler x 10": ("jumps in time", lambda: protocol(FixedStep("euler", n_steps=10))),
     "protocol, torchdyn rk4 x 16": ("jumps in time", lambda: protocol(dyn("rk4", 16))),
-    "protocol, dopri5 1e-7": ("jumps in time", lambda: protocol(diffeq("dopri5", rtol=1e-7, atol=1e-7))),
+    "protocol, dopri5 1e-7": (
+        "jumps in time", lambda: protocol(diffeq("dopri5", rtol=1e-7, atol=1e-7))
+    ),
     "CDE, a step of euler per point": ("jumps in time", lambda: controlled(diffeq("euler", 8))),
     "CDE, a step of rk4 per point": ("jumps in time", lambda: controlled(diffeq("rk4", 8))),
     "CDE, midpoint x 1024": ("jumps in time", lambda: controlled(diffeq("midpoint", 1024))),
@@ -223,11 +243,19 @@ MODELS: dict[str, tuple[str, Callable[[], Known]]] = {
     "16 waves, rk4 x 256": ("aliasing", lambda: waving(16, FixedStep("rk4", n_steps=256))),
     "one trajectory, euler x 20": ("trajectory", lambda: oscillating(diffeq("euler"), 6.0, 21, 1)),
     "one trajectory, rk4 x 20": ("trajectory", lambda: oscillating(diffeq("rk4"), 6.0, 21, 1)),
-    "many trajectories, euler x 100": ("trajectories", lambda: oscillating(diffeq("euler", 100), 6.0, 21, 1000)),
+    "many trajectories, euler x 100": (
+        "trajectories", lambda: oscillating(diffeq("euler", 100), 6.0, 21, 1000)
+    ),
     "many trajectories, dopri5 1e-6": (
         "trajectories", lambda: oscillating(diffeq("dopri5", rtol=1e-6, atol=1e-6), 6.0, 21, 1000)
     ),
-    "1000 output times, a step of euler each": ("output times", lambda: oscillating(diffeq("euler"), 30.0, 1000, 400)),
-    "1000 output times, a step of rk4 each": ("output times", lambda: oscillating(diffeq("rk4"), 30.0, 1000, 400)),
-    "200 output times, led, dopri5 1e-7": ("output times", lambda: following(diffeq("dopri5", rtol=1e-7, atol=1e-7), 200)),
+    "1000 output times, a step of euler each": (
+        "output times", lambda: oscillating(diffeq("euler"), 30.0, 1000, 400)
+    ),
+    "1000 output times, a step of rk4 each": (
+        "output times", lambda: oscillating(diffeq("rk4"), 30.0, 1000, 400)
+    ),
+    "200 output times, led, dopri5 1e-7": (
+        "output times", lambda: following(diffeq("dopri5", rtol=1e-7, atol=1e-7), 200)
+    ),
 }  # fmt: skip

@@ -1,12 +1,12 @@
-"""Whole runs of ``train.py`` on Sphere2: how long they take from start to end, and with what.
+"""Time whole runs of ``train.py`` on Sphere2, and their parts.
 
-    python benchmarks/jobs.py                              this source, 10 000 iterations each
-    python benchmarks/jobs.py --before 112bec8            by turns with that of a commit
-    python benchmarks/jobs.py --jobs euler --niter 1000    one of them, shorter
+    python benchmarks/jobs.py                            these sources, 10 000 iterations each
+    python benchmarks/jobs.py --before 112bec8           by turns with the sources of a commit
+    python benchmarks/jobs.py --jobs euler --niter 1000  one job, shorter
 
-``112bec8`` is the last commit without the compiled kernel. What a run spends follows from what it
-leaves: its history tells the seconds of training (checks and certificate included); its last
-checkpoint is written when training ends, ``audit.json`` when evaluation does.
+``112bec8`` is the last commit without the compiled kernel. The times of the parts come from the
+files of a run: its history holds the seconds of training (checks and certificate included); its
+last checkpoint is written when training ends, ``audit.json`` when evaluation ends.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ JOBS = {
 
 
 class Spent(NamedTuple):
-    """Seconds of a run, from the start of its process to the end."""
+    """Seconds of a run: the whole process, and its parts."""
 
     whole: float
     start_up: float
@@ -51,7 +51,7 @@ class Spent(NamedTuple):
 
 
 def run(source: Path, flags: str, niter: int, folder: Path) -> Spent:
-    """Train with the source in a folder; the data is there already."""
+    """Train with the package in ``source``; the data must exist."""
     where = [
         "--name",
         "run",
@@ -79,7 +79,7 @@ def run(source: Path, flags: str, niter: int, folder: Path) -> Spent:
 
 @contextmanager
 def sources(before: str | None, folder: Path) -> Iterator[dict[str, Path]]:
-    """The source of a commit, in a folder for the time being, and that which is here."""
+    """The sources of a commit, checked out temporarily into a folder, and the current ones."""
     if before is None:
         yield {"now": ROOT}
         return
@@ -95,7 +95,7 @@ def sources(before: str | None, folder: Path) -> Iterator[dict[str, Path]]:
 
 
 def report(names: list[str], niter: int, before: str | None, repeats: int) -> str:
-    """Medians of all jobs under all sources, as Markdown."""
+    """A Markdown table of medians, for each job and source."""
     lines = [
         f"{describe(['torch'])}\n",
         "| job | source | whole | start-up | training | evaluation | figures | ratio |",
@@ -141,7 +141,10 @@ def main() -> int:
     )
     parser.add_argument("--niter", type=count, default=10_000, help="iterations (default: 10 000)")
     parser.add_argument(
-        "--repeats", type=count, default=1, help="runs of each; medians are told (default: 1)"
+        "--repeats",
+        type=count,
+        default=1,
+        help="runs of each; the medians are printed (default: 1)",
     )
     arguments = parser.parse_args()
     known = [

@@ -1,6 +1,4 @@
-"""What models of known flow have in common: the model, its samples, its exact outputs, and the
-share of predictions that change.
-"""
+"""Models of known flow: their samples, exact outputs, and the share of predictions that change."""
 
 from __future__ import annotations
 
@@ -16,10 +14,8 @@ from trueode import NeuralODE
 from trueode.solvers import Solver
 
 Field = Callable[[Tensor, Tensor], Tensor]
-Solve = Callable[
-    [Field, Tensor, Tensor], Tensor
-]  # field, initial states and times: states at these times
-ALLOWED = 0.01  # of the spread: so far may numbers move
+Solve = Callable[[Field, Tensor, Tensor], Tensor]  # field, initial states, times -> states
+ALLOWED = 0.01  # change of a number that does not count, relative to the spread
 
 
 @dataclass(frozen=True)
@@ -27,16 +23,16 @@ class Known:
     """A model whose exact outputs are known.
 
     Attributes:
-        model: what is audited.
-        draw: inputs, so many, of a seed.
-        exact: outputs of inputs in double precision; rows that are not finite cease to exist; None
-            where no truth exists.
-        how: how the truth is computed, or why there is none.
-        task: of the audit.
-        each: samples of an audit.
-        many: samples that the true share is taken from.
-        whole: the samples of an audit are one batch.
-        arguments: of the audit.
+        model: the model to audit.
+        draw: ``draw(n, seed)`` returns ``n`` inputs.
+        exact: computes the exact outputs of inputs in double precision; rows that are not finite
+            have blown up. None if no truth exists.
+        how: how the truth is computed, or why none exists.
+        task: the task of the audit.
+        each: number of samples per audit.
+        many: number of samples from which the true share is computed.
+        whole: pass the samples of an audit as one batch.
+        arguments: further arguments of the audit.
     """
 
     model: nn.Module
@@ -50,13 +46,13 @@ class Known:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the model, and the exact ones."""
+        """The outputs of the model, and the exact ones."""
         assert self.exact is not None
         with torch.no_grad():
             return self.model(x).double(), self.exact(x.double())
 
     def share(self) -> float:
-        """The share of predictions that change, mean over samples; NaN where no truth exists."""
+        """The share of predictions that change, mean over samples; NaN if no truth exists."""
         if self.exact is None:
             return math.nan
         parts = [
@@ -68,8 +64,9 @@ class Known:
 
 
 def changed(own: Tensor, exact: Tensor, task: str = "classification") -> Tensor:
-    """The share of predictions of each sample that are other ones: classes, or numbers that move by
-    more than is allowed.
+    """The share of predictions of each sample that change.
+
+    A class changes if it is another one, a number if it moves by more than `ALLOWED`.
     """
     if task == "classification":
         lost = ~(own.isfinite() & exact.isfinite()).all(1)
@@ -81,14 +78,14 @@ def changed(own: Tensor, exact: Tensor, task: str = "classification") -> Tensor:
 
 
 class Model(nn.Module):
-    """``head(flow(lift(x)))``, solved by a library's own function.
+    """``head(flow(lift(x)))``, solved by a function of another library.
 
     Args:
         field: the vector field.
-        solve: the library.
-        head: applied to the last state; None: all states are the outputs, ``(n, times, …)``.
-        times: at which states are wanted.
-        lift: makes states of inputs.
+        solve: the function that solves.
+        head: applied to the last state. None: all states are the outputs, ``(n, times, …)``.
+        times: the times of the states.
+        lift: maps inputs to initial states.
     """
 
     def __init__(
@@ -112,8 +109,9 @@ class Model(nn.Module):
 
 
 class Head(nn.Module):
-    """Two logits: a linear function of the first components and its negative. Seeded; about a half
-    of samples are on either side.
+    """Two logits: a seeded linear function of the first components, and its negative.
+
+    About half of the samples are in each class.
     """
 
     def __init__(self, size: int = 2, seed: int = 5, offset: float = 0.2) -> None:
@@ -127,15 +125,17 @@ class Head(nn.Module):
 
 
 def network(field: Field, solve: Solve | Solver, head: nn.Module, lift: Any = None) -> nn.Module:
-    """A model of trueode, where ``solve`` is one of its solvers, or of another library."""
+    """A model of trueode if ``solve`` is one of its solvers, else of another library."""
     if isinstance(solve, Solver):
         return NeuralODE(field, lift, head, solve).eval()
     return Model(field, solve, head, lift=lift).eval()
 
 
 def diffeq(method: str, n_steps: int = 0, **how: Any) -> Solve:
-    """Solved by torchdiffeq; with no number of steps the method has a tolerance, or steps from time
-    to time.
+    """Solve by torchdiffeq.
+
+    Without a number of steps, adaptive methods use their tolerance, and fixed ones step from each
+    time to the next.
     """
     from torchdiffeq import odeint
 
@@ -149,7 +149,7 @@ def diffeq(method: str, n_steps: int = 0, **how: Any) -> Solve:
 
 
 def dyn(method: str, n_steps: int) -> Solve:
-    """Solved by torchdyn, whose steps end at times that states are wanted at."""
+    """Solve by torchdyn, which takes one step between two times."""
     from torchdyn.numerics import odeint
 
     def solve(field: Field, z: Tensor, times: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def dyn(method: str, n_steps: int) -> Solve:
 
 
 def ode(method: str, n_steps: int = 0, tolerance: float = 1e-6) -> Solve:
-    """Solved by torchode, where each sample has a time of its own."""
+    """Solve by torchode, where each sample has its own time."""
     import torchode
 
     def solve(field: Field, z: Tensor, times: Tensor) -> Tensor:
@@ -182,14 +182,14 @@ def ode(method: str, n_steps: int = 0, tolerance: float = 1e-6) -> Solve:
 
 
 def normal(size: int = 2) -> Callable[[int, int], Tensor]:
-    """Inputs of the normal distribution."""
+    """A function that draws normally distributed inputs."""
     return lambda n, seed: torch.randn(
         n, size, generator=torch.Generator().manual_seed(2027 + seed)
     )
 
 
 def uniform(low: float, high: float, size: int = 2) -> Callable[[int, int], Tensor]:
-    """Inputs of a uniform distribution."""
+    """A function that draws uniformly distributed inputs."""
     return lambda n, seed: (
         low
         + (high - low) * torch.rand(n, size, generator=torch.Generator().manual_seed(2027 + seed))
@@ -197,12 +197,12 @@ def uniform(low: float, high: float, size: int = 2) -> Callable[[int, int], Tens
 
 
 def column(t: Any, z: Tensor) -> Tensor:
-    """A time, or one of each sample, as a column."""
+    """A time, or one time per sample, as a column."""
     return torch.as_tensor(t).to(z).reshape(-1, 1)
 
 
 def turned(z: Tensor) -> Tensor:
-    """By a right angle: i z."""
+    """States turned by a right angle: i z."""
     return torch.stack([-z[:, 1], z[:, 0]], 1)
 
 
@@ -215,8 +215,9 @@ def as_real(z: Tensor) -> Tensor:
 
 
 def judged(verdict: str, true: float) -> str:
-    """Whether a verdict is right for a true share: empty, or what is wrong with it. No truth (NaN):
-    anything but `ode`.
+    """The error of a verdict for a true share; empty if it is right.
+
+    Without a truth (NaN), every verdict except `ode` is right.
     """
     if verdict == "ode" and not true <= 0.01:
         return "false `ode`"

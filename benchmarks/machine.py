@@ -1,4 +1,4 @@
-"""What figures were measured on, and with what."""
+"""Describe the machine and the software of a measurement."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe(libraries: Iterable[str]) -> str:
-    """Processor, cores, versions, the path that solves take, the commit, and what else the machine
-    was doing.
-    """
+    """Processor, cores, load, versions, commit, and the path of solves (kernel or Python)."""
     versions = [
         f"Python {platform.python_version()}",
         *(f"{name} {version(name)}" for name in libraries),
@@ -29,11 +27,14 @@ def describe(libraries: Iterable[str]) -> str:
         line.split(maxsplit=1)[1] for line in info.splitlines() if line.startswith("solves")
     )
     load = f"; load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
-    return f"{processor()}, {os.cpu_count()} cores, {platform.system()}{load}. {', '.join(versions)}. trueode: {path}; commit {commit()}."
+    return (
+        f"{processor()}, {os.cpu_count()} cores, {platform.system()}{load}. "
+        f"{', '.join(versions)}. trueode: {path}; commit {commit()}."
+    )
 
 
 def processor() -> str:
-    """The model of the processor, as far as it tells."""
+    """The model of the processor, as far as the system reports it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
@@ -47,7 +48,7 @@ def version(name: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the source, and whether files differ from it."""
+    """The commit of the sources, and whether files of src differ from it."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -59,9 +60,7 @@ def commit() -> str:
 
 
 def source() -> str:
-    """A hash of the package's sources, committed or not: results of other ones may be measured
-    again.
-    """
+    """A hash of the package's sources, which identifies stored results of other sources."""
     digest = sha256()
     for path in sorted((ROOT / "src").rglob("*.[pch]*")):
         if path.suffix in (".py", ".c", ".h"):

@@ -1,10 +1,9 @@
-"""Memory of a CIFAR-shaped training step with 64 Euler steps: ``python benchmarks/memory.py SIDE``
-prints MiB.
+"""Measure the memory of a CIFAR-shaped training step with 64 Euler steps.
 
-That is the most the process ever held during the step, less what it held before, both as the
-operating system counts. A step of one Euler step comes before, so that what libraries load and keep
-does not count. ``torchdiffeq`` takes its back-propagation, ``trueode, checkpoint`` solves with
-`Checkpoint`.
+``python benchmarks/memory.py SIDE`` prints MiB: the peak memory of the process during the step
+minus its memory before, both as reported by the operating system. A training step with one Euler
+step runs first: what libraries load and keep does not count. ``torchdiffeq`` uses its
+back-propagation, ``trueode, checkpoint`` solves with `Checkpoint`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def held() -> tuple[float, float]:
-    """MiB that the process holds, and the most it ever held."""
+    """The memory of the process in MiB, now and at its peak."""
     if STATUS.exists():
         lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
         return tuple(int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
@@ -35,7 +34,7 @@ def main(side: str) -> None:
     for n_steps in (1, 64):
         step = training_step(*cifar_parts(side, n_steps), 10, side != "torchdiffeq")
         if FORGET.exists():
-            FORGET.write_text("5")  # the most ever held begins anew (Linux)
+            FORGET.write_text("5")  # resets the peak (Linux)
         before = held()[0]
         step()
         growth = held()[1] - before

@@ -1,9 +1,9 @@
-"""The works of `run.py` through diffrax, jitted: ``python benchmarks/peer_diffrax.py WORK SIDE``
-serves one.
+"""The workloads of `run.py` in diffrax, jitted.
 
-The fields are written in the form that is fastest for it: the convolution of a signal of two points
-as one matrix. ``diffrax`` takes gradients in its default way, ``diffrax, direct`` by direct
-back-propagation. Weights are those of `steps.py`, and the rate of learning leaves them as they are.
+``python benchmarks/peer_diffrax.py WORK SIDE`` serves one of them. The fields have the form that is
+fastest in diffrax: the convolution of a signal of two points is one matrix. ``diffrax`` uses the
+default gradient, ``diffrax, direct`` direct back-propagation. The weights equal those of
+`steps.py`, and the learning rate is too small to change them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def init(*shapes: tuple[int, int]) -> Weights:
 
 
 def conv_field(t: Any, z: Any, layers: Weights) -> Any:
-    """Conv1d 1 -> 32 -> 32 (width 3) -> 1 on two points: the taps that reach them are one matrix of
-    64 x 64.
-    """
+    """Conv1d 1 -> 32 -> 32 (width 3) -> 1 on two points, whose middle layer is a 64 x 64 matrix."""
     (w1, b1), (w2, b2), (w3, b3) = layers
     x = jax.nn.relu(z[:, :, None] * w1[0] + b1).reshape(len(z), -1)
     left, middle, right = w2.reshape(3, 32, 32)
@@ -54,9 +52,7 @@ def dense_field(t: Any, z: Any, layers: Weights) -> Any:
 def training_step(
     field: Callable[..., Any], layers: Weights, adjoint: Any, **how: Any
 ) -> Callable[[], None]:
-    """Fit a linear head on the flow to some labels: loss, gradient and Adam in one compiled
-    function.
-    """
+    """Fit a linear head on the flow to labels: loss, gradient and Adam in one compiled function."""
     optimizer = optax.adam(RATE)
     parameters = (layers, init((2, 2)))
     state = optimizer.init(parameters)

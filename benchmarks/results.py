@@ -1,12 +1,11 @@
-"""The results that the README shows: trains the models, prints its tables as Markdown, keeps the
-figures.
+"""Train the models of ``docs/results``, and write its tables and figures.
 
-    python benchmarks/results.py                                    what needs no files: minutes on two cores
-    python benchmarks/results.py --mnist DIR --images DIR           also on images that lie there
+    python benchmarks/results.py                           data that needs no files: minutes
+    python benchmarks/results.py --mnist DIR --images DIR  also images of these folders
 
-Runs go to ``--output_dir`` and are not repeated: a run that is finished there is only read, an
-interrupted one goes on. Tables, with the command of each, go to ``docs/results/README.md``, figures
-beside it.
+Runs go to ``--output_dir`` and are not repeated: finished runs are only read, interrupted ones are
+resumed. The tables, with the command of each, go to ``docs/results/README.md``, the figures to the
+same folder.
 """
 
 from __future__ import annotations
@@ -24,14 +23,24 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "results"
 FIGURE_4A = (
-    "--dataset concentric_sphere2 --solver euler --step_size 0.015625 --lr 0.0001 --network simple_odenet "
-    "--ch_residual_block 32 --batch_size 128 --niter 10000 --evaluate_text_acc true "
-    "--evaluate_with_different_solver true --test_solver_list euler midpoint rk4 --test_factor_list 0.5 0.75 1. 1.5 2."
+    "--dataset concentric_sphere2 --solver euler --step_size 0.015625 --lr 0.0001 "
+    "--network simple_odenet --ch_residual_block 32 --batch_size 128 --niter 10000 "
+    "--evaluate_text_acc true --evaluate_with_different_solver true "
+    "--test_solver_list euler midpoint rk4 --test_factor_list 0.5 0.75 1. 1.5 2."
 )
-MNIST = "--dataset mnist --network odenet --ch_residual_block 16 --solver rk4 --step_size 0.25 --lr 0.001 --niter 300"
-IMAGES = "--dataset image_folder --network odenet --solver euler --step_size 0.125 --lr 0.001 --niter 600"
+MNIST = (
+    "--dataset mnist --network odenet --ch_residual_block 16 --solver rk4 --step_size 0.25 "
+    "--lr 0.001 --niter 300"
+)
+IMAGES = (
+    "--dataset image_folder --network odenet --solver euler --step_size 0.125 --lr 0.001 "
+    "--niter 600"
+)
 PAPER = "--use_step_adaption_algo true --evaluate_test_acc true --niter 10000"
-FIDELITY = "--solver rk4 --use_step_adaption_algo true --adaption_algo fidelity --evaluate_test_acc true --niter 10000"
+FIDELITY = (
+    "--solver rk4 --use_step_adaption_algo true --adaption_algo fidelity "
+    "--evaluate_test_acc true --niter 10000"
+)
 PENDULUM = (
     "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.25 --lr 0.001"
 )
@@ -39,7 +48,7 @@ PENDULUM = (
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its directory and what it found."""
+    """A finished run: its directory and results."""
 
     path: Path
 
@@ -49,7 +58,7 @@ class Run:
 
     @property
     def audit(self) -> dict[str, Any]:
-        """The closing verdict."""
+        """The final verdict of the run."""
         return self.read("audit.json")  # type: ignore[no-any-return]
 
     def keep(self, figure: str, name: str) -> None:
@@ -58,13 +67,13 @@ class Run:
 
 
 class Trainer:
-    """Runs ``python train.py``, unless that is done already."""
+    """Calls ``python train.py`` for runs that are not finished."""
 
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
 
     def train(self, name: str, flags: str, *where: str) -> Run:
-        """Train a model, or go on with it, or take it as it is there."""
+        """Train a model or resume its run, unless it is finished."""
         path = self.output_dir / name
         if not (path / "audit.json").is_file():
             begun = (path / "config.yaml").is_file()
@@ -99,9 +108,7 @@ def verdict(audit: dict[str, Any]) -> str:
 
 
 def checked(audit: dict[str, Any]) -> str:
-    """Own metric, that under the exact flow, changed predictions and the verdict, as cells of a
-    table.
-    """
+    """The cells of a table row: the metric under both solvers, changed predictions, verdict."""
     performance = audit["performance"]
     value = percent if performance["name"] == "accuracy" else "{:.2g}".format
     flips = f"{percent((audit['flips'] + audit['blown_up']) / audit['n'])} of {audit['n']}"
@@ -114,7 +121,7 @@ HEAD = "own solver | exact flow | changed predictions | verdict |"
 
 
 def default_job(trainer: Trainer) -> str:
-    """Seeds 0 to 4 of the default job."""
+    """The default job with seeds 0 to 4."""
     rows = []
     for seed in range(5):
         run = trainer.train(f"default-{seed}", f"--random_seed {seed}")
@@ -123,7 +130,8 @@ def default_job(trainer: Trainer) -> str:
     median = sorted(accuracy for accuracy, _ in rows)[2]
     return "\n".join(
         [
-            f"## The default job, five seeds\n\n`python train.py --random_seed SEED`\n\n| seed | training accuracy | {HEAD}",
+            "## The default job, five seeds\n\n`python train.py --random_seed SEED`\n\n"
+            f"| seed | training accuracy | {HEAD}",
             "|---|---|---|---|---|---|",
             *(row for _, row in rows),
             f"\nMedian training accuracy: {percent(median)}.",
@@ -137,26 +145,31 @@ def figure_4a(trainer: Trainer) -> str:
     run.keep("solver_swap", "figure-4a")
     sentence = run.audit["sentence"]
     rows = [
-        f"| {row['method']}{' (training)' if row['is_training'] else ''} | {' '.join(f'{x:g}' for x in row['factors'])} "
-        f"| {row['n_steps']:g} | {row['nfe']:g} | {percent(row['metric'])} | {row['loss']:.4f} | {percent(row['changed'])} | {percent(row['flips'])} |"
+        f"| {row['method']}{' (training)' if row['is_training'] else ''} "
+        f"| {' '.join(f'{x:g}' for x in row['factors'])} | {row['n_steps']:g} | {row['nfe']:g} "
+        f"| {percent(row['metric'])} | {row['loss']:.4f} | {percent(row['changed'])} "
+        f"| {percent(row['flips'])} |"
         for row in run.audit["rows"]
     ]
     return "\n".join(
         [
             f"## Figure 4 a, training step 1/64, one seed\n\n`python train.py {FIGURE_4A}`\n",
-            "| solver | factor | steps | NFE | test accuracy | loss | unlike the training solver's | unlike the exact flow's |\n"
+            "| solver | factor | steps | NFE | test accuracy | loss "
+            "| unlike the training solver's | unlike the exact flow's |\n"
             "|---|---|---|---|---|---|---|---|",
             *rows,
-            f"\n{sentence[0].upper()}{sentence[1:]}.\n\n![Test accuracy against the number of steps](figure-4a.png)",
+            f"\n{sentence[0].upper()}{sentence[1:]}.\n\n"
+            "![Test accuracy against the number of steps](figure-4a.png)",
         ]
     )
 
 
 def adaptation(title: str, flags: str, run: Run, figure: str) -> str:
-    """A run that adapts: its last sentence and its figure."""
+    """The section of an adaptive run: its verdict, its effort and its figure."""
     nfe = run.read("run.json")["nfe_per_iteration"]
     return (
-        f"## {title}\n\n`python train.py {flags}`\n\n* {run.audit['sentence']}\n* {nfe:.1f} evaluations per iteration, all counted\n\n"
+        f"## {title}\n\n`python train.py {flags}`\n\n* {run.audit['sentence']}\n"
+        f"* {nfe:.1f} evaluations per iteration, all counted\n\n"
         f"![Accuracy, steps, signal and effort over training]({figure})"
     )
 
@@ -181,9 +194,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("experiments"), help="where the runs go"
+        "--output_dir", type=Path, default=Path("experiments"), help="folder of the runs"
     )
-    parser.add_argument("--mnist", metavar="DIR", help="a --data_dir that holds MNIST")
+    parser.add_argument("--mnist", metavar="DIR", help="a --data_dir that contains MNIST")
     parser.add_argument(
         "--images", metavar="DIR", help="a folder with train/CLASS/* and test/CLASS/*"
     )
@@ -207,9 +220,8 @@ def main() -> None:
     run.keep("time_series", "pendulum")
     figure = "\n\n![Predicted trajectories of the pendulum](pendulum.png)"
     parts.append(single("Pendulum", PENDULUM + tested, run, run.audit, figure))
-    # The default budget of the closing verdict is too small for so short a run of so large a field;
-    # these are enough for some hundred digits and a hundred photographs: convolutions in double
-    # precision are slow.
+    # Convolutions in double precision are slow: the default budget of the verdict is too small for
+    # these short runs. These budgets are enough for some hundred digits and a hundred photographs.
     for name, title, flags, folder, budget in (
         ("mnist", "MNIST", MNIST, arguments.mnist, "0.6"),
         ("images", "A folder of images", IMAGES, arguments.images, "0.17"),
@@ -217,7 +229,8 @@ def main() -> None:
         if folder:
             run = trainer.train(name, flags + tested, "--data_dir", folder)
             audit = trainer.infer(name, "test", "--verdict_budget", budget)["audit"]
-            note = f"\n\nVerdict: `python train.py --phase infer --split test --name {name} --verdict_budget {budget}`"
+            command = f"--phase infer --split test --name {name} --verdict_budget {budget}"
+            note = f"\n\nVerdict: `python train.py {command}`"
             parts.append(single(title, flags + tested, run, audit, note))
     text = "\n\n".join(parts) + "\n"
     (DOCS / "README.md").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The rows of the table of `run.py`: each measures something, and knows what is wanted of it."""
+"""The rows of the table of `run.py`: each measures a ratio and compares it with its target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,17 @@ THREADS = (1, 2)[: os.cpu_count()]
 
 
 class Row(NamedTuple):
-    """A line of the table; ``ratio`` and what it should be."""
+    """A row of the table.
+
+    Attributes:
+        work: the work that is measured.
+        against: the peer.
+        theirs: the peer's value, as text.
+        own: trueode's value, as text.
+        ratio: the ratio of the values.
+        limit: the target of the ratio.
+        at_least: whether the ratio must be at least ``limit``, or at most.
+    """
 
     work: str
     against: str
@@ -46,14 +56,14 @@ class Row(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Rows, and what else there is to say."""
+    """Rows of the table, and remarks for the text below it."""
 
     rows: list[Row]
     remarks: list[str] = []  # noqa: RUF012 - never changed
 
 
 class Best(NamedTuple):
-    """The best median of a side, in seconds, and with how many threads."""
+    """The best median of a side, in seconds, and its number of threads."""
 
     seconds: float
     threads: int
@@ -63,7 +73,13 @@ class Best(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A work of `steps.py`: which side of ours is to be how many times as fast as which peer."""
+    """A workload of `steps.py`.
+
+    Attributes:
+        title: the workload in words.
+        wanted: sides of trueode, peers, and how many times as fast the side should be.
+        flops: floating point operations of one step, if they are known.
+    """
 
     title: str
     wanted: tuple[tuple[str, str, float], ...]
@@ -97,20 +113,21 @@ COMPARISONS = {
         gradient_flops(32 * 16 * conv_flops(3, 64, length=32, dim=2)),
     ),
 }
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # large tensors, when they are freed
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # glibc then returns freed large tensors
 GIVES_BACK_AS_SET = " ".join(f"{name}={value}" for name, value in GIVES_BACK.items())
 VARIANTS = {"diffrax": ("diffrax", "diffrax, direct")}
 LIMIT = "torch.mm"
 
 
 def compare(work: str, seconds: float) -> Found:
-    """Training steps, or forward solves, of all sides; ours also against the arithmetic of matrix
-    products.
+    """Compare training steps, or forward solves, of all sides.
+
+    trueode is also compared with the rate of matrix products.
     """
     title, wanted, flops = COMPARISONS[work]
     installed = [each for each in wanted if find_spec(each[1]) is not None]
     for peer in {peer for _, peer, _ in wanted} - {peer for _, peer, _ in installed}:
-        tell(f"{peer} is not installed: its rows are left out")
+        tell(f"{peer} is not installed: its rows are omitted")
     names = list(
         dict.fromkeys([*(peer for _, peer, _ in installed), *(own for own, _, _ in wanted)])
     )
@@ -147,30 +164,31 @@ def compare(work: str, seconds: float) -> Found:
 
 
 def share(work: str, flops: float, ours: Best, product: Best) -> str:
-    """How much of the machine's arithmetic a work takes, beside a product of matrices on as many
-    threads.
-    """
+    """A remark: the rate of a workload relative to a matrix product on as many threads."""
     rate, peak = (1e-9 * n / best.seconds for n, best in ((flops, ours), (2 * 1024**3, product)))
     return (
-        f"`{work}` is {short(flops / 1e9)} GFLOP, at {short(rate)} GFLOP/s with {ours.threads} thread(s): "
-        f"{100 * rate / peak:.0f} % of the arithmetic limit ({LIMIT} of 1024 x 1024, fp32: {short(peak)} GFLOP/s)"
+        f"`{work}` is {short(flops / 1e9)} GFLOP, at {short(rate)} GFLOP/s with {ours.threads} "
+        f"thread(s): {100 * rate / peak:.0f} % of the arithmetic limit ({LIMIT} of 1024 x 1024, "
+        f"fp32: {short(peak)} GFLOP/s)"
     )
 
 
 def memory(seconds: float) -> Found:
-    """Of a training step of 64 steps with `Checkpoint`, above what the process holds before it.
+    """Memory of a training step of 64 steps with `Checkpoint`, minus the memory before it.
 
-    Freed tensors go back to the system at once here. By default glibc keeps them in its heap, from
-    where they may or may not serve again: that differs from run to run by a factor of ten, and
-    takes less time.
+    Here freed tensors are returned to the system at once. By default glibc keeps them in its heap
+    and may use them again, which is faster, but varies from run to run by a factor of ten.
     """
     if find_spec("torchdiffeq") is None:
-        tell("torchdiffeq is not installed: the memory is not compared")
+        tell("torchdiffeq is not installed: memory is not compared")
         return Found([])
     sides = "torchdiffeq", "trueode, checkpoint"
     theirs, own = (told("memory.py", side, settings=GIVES_BACK) for side in sides)
     by_default = " and ".join(f"{told('memory.py', side):.0f} MiB" for side in sides)
-    title = "memory of the CIFAR-shaped step at h = 1/64, `Checkpoint`, above what the process holds before it"
+    title = (
+        "memory of the CIFAR-shaped step at h = 1/64, `Checkpoint`, above what the process holds "
+        "before it"
+    )
     return Found(
         [
             Row(
@@ -184,13 +202,14 @@ def memory(seconds: float) -> Found:
             )
         ],
         [
-            f"`memory`: with `{GIVES_BACK_AS_SET}`; without it the process grows by {by_default}, what glibc keeps included"
+            f"`memory`: with `{GIVES_BACK_AS_SET}`; without it the process grows by {by_default}, "
+            "what glibc keeps included"
         ],
     )
 
 
 def default_job(seconds: float) -> Found:
-    """``python train.py`` and ``import torch``, as whole processes, by turns."""
+    """Compare ``python train.py`` with ``import torch``, as whole processes, by turns."""
     imports: list[float] = []
     jobs: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -198,9 +217,8 @@ def default_job(seconds: float) -> Found:
         while len(jobs) <= FEWEST or sum(jobs) < seconds:
             imports.append(whole(bare))
             jobs.append(whole(job_in(folder)))
-    theirs, own = (
-        statistics.median(times[1:]) for times in (imports, jobs)
-    )  # the first warms the disk, makes the data
+    # the first run makes the data and warms the disk cache
+    theirs, own = (statistics.median(times[1:]) for times in (imports, jobs))
     title = "default job, `python train.py`, whole process"
     return Found(
         [Row(title, "`import torch`", f"{theirs:.2f} s", f"{own:.2f} s", own / theirs, 2.5, False)]
@@ -212,7 +230,7 @@ def job_in(folder: str) -> list[str]:
 
 
 def neighbour(seconds: float) -> Found:
-    """``python train.py`` alone and beside a process that keeps one processor busy, by turns."""
+    """Time ``python train.py`` alone, and while another process keeps one processor busy."""
     alone: list[float] = []
     beside: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -230,9 +248,7 @@ def neighbour(seconds: float) -> Found:
 
 
 def growth(seconds: float) -> Found:
-    """Time per floating point operation of the solve alone, over the number of steps, the batch and
-    the width.
-    """
+    """Compare the time per operation of a solve over numbers of steps, batch sizes and widths."""
     runs = [told("scaling.py", str(seconds / 4), threads=threads) for threads in THREADS]
     rows, remarks = [], []
     for name, points in SERIES.items():
@@ -259,7 +275,7 @@ def growth(seconds: float) -> Found:
 
 
 def two_processes(seconds: float) -> Found:
-    """Training steps of two processes of one thread each, side by side, and of one."""
+    """Compare the training steps of two simultaneous processes with those of one process."""
     one, other = (Side("steps.py", ("euler", "trueode"), 1) for _ in range(2))
     alone, together = map(statistics.median, side_by_side(one, other, seconds))
     title = "two processes side by side, a thread each: training steps as above"
@@ -269,9 +285,9 @@ def two_processes(seconds: float) -> Found:
 
 
 def audit_cost(seconds: float) -> Found:
-    """An audit of 1000 samples and training of the model that it audits."""
+    """Compare the time of an audit of 1000 samples with the training of the audited model."""
     if find_spec("torchdiffeq") is None:
-        tell("torchdiffeq is not installed: no model of it is audited")
+        tell("torchdiffeq is not installed: the audit is not timed")
         return Found([])
     theirs, own = map(
         min, zip(*(told("audit_cost.py", threads=threads) for threads in THREADS), strict=True)

@@ -1,12 +1,11 @@
-"""Speed and memory against torchdiffeq, torchode and diffrax, as ratios in one run: ``make bench``
-prints Markdown.
+"""Compare speed and memory with torchdiffeq, torchode and diffrax; print Markdown (`make bench`).
 
-    python benchmarks/run.py                         all rows: minutes
-    python benchmarks/run.py --rows euler cifar      these alone
-    python benchmarks/run.py --write                 all rows, also into benchmarks/README.md
+    python benchmarks/run.py                     all rows: minutes
+    python benchmarks/run.py --rows euler cifar  these rows alone
+    python benchmarks/run.py --write             all rows, also written to benchmarks/README.md
 
-Times are medians of steps, each side at its best of one and two threads, and of diffrax's ways to
-take gradients at the better one. `turns.py` tells how sides are kept from disturbing each other.
+Times are medians of steps. Each side uses one or two threads, whichever is faster, and diffrax the
+faster of its two gradients. `turns.py` describes how the sides are kept from disturbing each other.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ MARKS = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def report(names: Sequence[str], time: float, command: str) -> str:
-    """Measure the rows and write them down as Markdown."""
+    """Measure the rows and return them as Markdown."""
     machine = describe(LIBRARIES)
     found = []
     for name in names:
@@ -37,7 +36,8 @@ def report(names: Sequence[str], time: float, command: str) -> str:
     lines = [
         f"`{command}` on {machine}",
         "\nMedians; in brackets the number of threads that was best.\n",
-        "| work | against | theirs | trueode | ratio | wanted | met |\n|---|---|---|---|---|---|---|",
+        "| work | against | theirs | trueode | ratio | wanted | met |\n"
+        "|---|---|---|---|---|---|---|",
         *(str(row) for each in found for row in each.rows),
         "",
         *(f"* {remark}." for each in found for remark in each.remarks),
@@ -46,7 +46,7 @@ def report(names: Sequence[str], time: float, command: str) -> str:
 
 
 def write(text: str) -> None:
-    """Put the result into the documentation, between its marks."""
+    """Replace the result in benchmarks/README.md."""
     path = HERE / "README.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
@@ -61,17 +61,17 @@ def main() -> int:
         "--seconds",
         type=seconds,
         default=4.0,
-        help="time for each side and number of threads of a row (default: 4)",
+        help="time per row, side and number of threads (default: 4)",
     )
     parser.add_argument(
         "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
     )
     parser.add_argument(
-        "--write", action="store_true", help="write the result into benchmarks/README.md as well"
+        "--write", action="store_true", help="also write the result to benchmarks/README.md"
     )
     arguments = parser.parse_args()
     if arguments.write and set(arguments.rows) != set(ROWS):
-        parser.error("--write needs all rows: what stands there was measured in one run")
+        parser.error("--write needs all rows, because the table there is measured in one run")
 
     def measure() -> str:
         text = report(

@@ -1,9 +1,9 @@
-"""How the cost of a solve grows: ``python benchmarks/scaling.py SECONDS`` prints it as JSON, for
-the threads it is given.
+"""Measure how the cost of a solve grows with the number of steps, the batch and the width.
 
-A solve forward and backward of Sphere2's ``simple_odenet`` by Euler steps: alone, without loss and
-optimiser. From 64 steps, a batch of 128 and 32 channels, each of the three grows while the others
-stay. Points of a series take turns.
+``python benchmarks/scaling.py SECONDS`` prints JSON. The work is a solve of Sphere2's
+``simple_odenet`` by Euler steps, forward and backward, without loss and optimiser. Starting from 64
+steps, a batch of 128 and 32 channels, one of the three is varied at a time. The sizes of a series
+take turns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Point(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of the solve and its gradient."""
+        """Floating point operations of the solve and its gradient."""
         return gradient_flops(self.batch * self.steps * conv_flops(1, self.width, length=2, dim=1))
 
 
@@ -37,16 +37,19 @@ SERIES = {
 
 
 def conv_flops(channels: int, hidden: int, length: int, dim: int) -> int:
-    """Floating point operations of one evaluation of the paper's convolutional field on one sample.
+    """Floating point operations of the paper's convolutional field, per evaluation and sample.
 
-    Two for each product; products with the padding are none.
+    Each product counts as two; products with the padding do not count.
     """
     ends, middle = 2 * channels * hidden * length**dim, hidden**2 * (3 * length - 2) ** dim
     return 2 * (ends + middle)
 
 
 def gradient_flops(forward: int) -> int:
-    """Of a forward pass and its gradient: each product of matrices has two in the backward pass."""
+    """Floating point operations of a forward and backward pass.
+
+    Each matrix product of the forward pass leads to two in the backward pass.
+    """
     return 3 * forward
 
 

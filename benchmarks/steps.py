@@ -1,10 +1,10 @@
-"""The works of `run.py` through trueode, torchdiffeq and torchode:
-``python benchmarks/steps.py WORK SIDE`` serves one.
+"""The workloads of `run.py` in trueode, torchdiffeq and torchode.
 
-A training step is forward, loss, backward and Adam. All sides have the same layers with the same
-weights, and a rate of learning that leaves them as they are: a side that takes more steps would
-otherwise go on to other weights, and adaptive solvers to other steps. torchdiffeq's rk4 is the 3/8
-rule, which takes as many evaluations as the classical one.
+``python benchmarks/steps.py WORK SIDE`` serves one of them. A training step is forward, loss,
+backward and Adam. All sides have the same layers with the same weights, and a learning rate too
+small to change them; otherwise a side that takes more training steps would reach other weights, for
+which adaptive solvers take other steps. torchdiffeq's rk4 is the 3/8 rule, with as many evaluations
+as the classical method.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RATE, TOLERANCE = 1e-9, 1e-5
 
 
 class PlainField(nn.Module):
-    """A field written with torch's layers only: what a user of torchdiffeq writes."""
+    """A field of plain PyTorch layers, as users of torchdiffeq write it."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class PlainField(nn.Module):
 
     @torch.no_grad()
     def _fill(self, layers: list[nn.Linear | nn.Conv1d | nn.Conv2d]) -> None:
-        """Take the weights that all sides take."""
+        """Load the weights that all sides have in common."""
         drawn = weights.layers((layer.weight[0].numel(), len(layer.weight)) for layer in layers)
         for layer, (matrix, bias) in zip(layers, drawn, strict=True):
             n_out, n_in, *taps = layer.weight.shape
@@ -66,7 +66,7 @@ def dense_field(width: int, hidden: int) -> PlainField:
 
 
 def own_field(plain: PlainField, network: str, shape: tuple[int, ...], hidden: int) -> nn.Module:
-    """trueode's network with the weights of a plain one."""
+    """A network of trueode with the weights of a plain field."""
     from trueode.fields import build_field
 
     field = build_field(network, shape, hidden, "relu")
@@ -75,8 +75,9 @@ def own_field(plain: PlainField, network: str, shape: tuple[int, ...], hidden: i
 
 
 def training_step(flow: Flow, field: nn.Module, x: Tensor, classes: int, own: bool) -> Step:
-    """Fit a linear head on the flow to some labels, with the optimiser that trueode trains with, or
-    torch's fastest one.
+    """Fit a linear head on the flow to labels.
+
+    The optimiser is that of trueode if ``own``, else PyTorch's fused Adam.
     """
     head = nn.Linear(x[0].numel(), classes)
     parameters = [*field.parameters(), *head.parameters()]
@@ -98,7 +99,7 @@ def training_step(flow: Flow, field: nn.Module, x: Tensor, classes: int, own: bo
 
 
 def forward_step(flow: Flow, x: Tensor) -> Step:
-    """What an audit does: a solve without gradients."""
+    """A solve without gradients, as in an audit."""
 
     def step() -> None:
         with torch.no_grad():
@@ -108,9 +109,7 @@ def forward_step(flow: Flow, x: Tensor) -> Step:
 
 
 def through_torchdiffeq(field: nn.Module, method: str, n_steps: int | None = None) -> Flow:
-    """``odeint`` with its back-propagation; without a number of steps, they follow from the
-    tolerance.
-    """
+    """``odeint`` with its back-propagation, adaptive if ``n_steps`` is None."""
     from torchdiffeq import odeint
 
     times = torch.tensor([0.0, 1.0])
@@ -123,7 +122,7 @@ def through_torchdiffeq(field: nn.Module, method: str, n_steps: int | None = Non
 
 
 def through_torchode(field: nn.Module) -> Flow:
-    """dopri5 with direct back-propagation; each sample has steps of its own there."""
+    """dopri5 with direct back-propagation; torchode chooses steps per sample."""
     import torchode
 
     term = torchode.ODETerm(field)
@@ -174,7 +173,7 @@ def dense(side: str) -> Step:
 
 
 def cifar_parts(side: str, n_steps: int) -> tuple[Flow, nn.Module, Tensor]:
-    """Flow and field of ``odenet`` with 64 channels, and 32 images."""
+    """The flow and the field of ``odenet`` with 64 channels, and 32 images."""
     x, plain = torch.rand(32, 3, 32, 32), conv_field(2, 3, 64)
     if side == "torchdiffeq":
         return through_torchdiffeq(plain, "euler", n_steps), plain, x
@@ -194,7 +193,7 @@ PRODUCT = 1024
 
 
 def product() -> Step:
-    """Two square matrices multiplied: the most arithmetic that a machine does in a second."""
+    """A product of two square matrices, whose rate is taken as the limit of the machine."""
     a, b, out = (torch.rand(PRODUCT, PRODUCT) for _ in range(3))
     return lambda: torch.mm(a, b, out=out)
 

@@ -1,12 +1,11 @@
-"""What a sweep adds to its runs, and what a second worker brings.
+"""Measure the overhead of a sweep, and the gain of a second worker.
 
-    python benchmarks/sweep.py                       twelve runs of Sphere2, three turns: about ten minutes
-    python benchmarks/sweep.py --runs 4 --niter 500  fewer and shorter ones
+    python benchmarks/sweep.py                       twelve runs of Sphere2, three turns: minutes
+    python benchmarks/sweep.py --runs 4 --niter 500  fewer and shorter runs
 
-Three ways of doing the same runs take turns, each in a process of its own: one after the other by
-the function that `train.py` calls (the bare runs); `trueode sweep` with one worker; the same with
-two. All have one thread for each run, import PyTorch once for each process that trains, and start
-with the data in its place. Times are of whole commands.
+Three commands do the same runs by turns: a loop over the function that `train.py` calls (the bare
+runs), `trueode sweep` with one worker, and with two workers. Each run uses one thread, each process
+that trains imports PyTorch once, and the data exists at the start. Times are of whole commands.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ WANTED = {"overhead": 0.03, "two workers": 1.8}
 
 
 def measure(way: str, runs: int, niter: int, folder: Path) -> float:
-    """Seconds of one way, from start to end, in a new folder."""
+    """Seconds that one of the commands takes, in a new folder."""
     base = {**BASE, "niter": niter, "data_dir": str(folder / "data")}
     place = Path(tempfile.mkdtemp(dir=folder))
     if way == "bare":
@@ -71,10 +70,10 @@ def measure(way: str, runs: int, niter: int, folder: Path) -> float:
 
 
 def report(runs: int, niter: int, repeats: int) -> str:
-    """Medians over the turns, as Markdown."""
+    """A Markdown table of the medians over the turns."""
     taken: dict[str, list[float]] = {"bare": [], "1": [], "2": []}
     with tempfile.TemporaryDirectory() as made:
-        measure("bare", 1, 1, Path(made))  # makes the data, and warms the disk
+        measure("bare", 1, 1, Path(made))  # makes the data and warms the disk cache
         for _ in range(repeats):
             for way, times in taken.items():
                 times.append(measure(way, runs, niter, Path(made)))
@@ -87,14 +86,15 @@ def report(runs: int, niter: int, repeats: int) -> str:
             "| way | seconds, median | lowest and highest |",
             "|---|---|---|",
             *(
-                f"| {told} | {statistics.median(times):.1f} | {min(times):.1f}, {max(times):.1f} |"
-                for told, times in zip(
+                f"| {title} | {statistics.median(times):.1f} | {min(times):.1f}, {max(times):.1f} |"
+                for title, times in zip(
                     ("bare", "sweep, one worker", "sweep, two workers"), taken.values(), strict=True
                 )
             ),
             "",
-            f"Overhead of the sweep: {100 * overhead:.1f} % (wanted: at most {100 * WANTED['overhead']:.0f} %). Two workers: "
-            f"{short(gain)} x one (wanted: at least {WANTED['two workers']} x).",
+            f"Overhead of the sweep: {100 * overhead:.1f} % (wanted: at most "
+            f"{100 * WANTED['overhead']:.0f} %). Two workers: {short(gain)} x one "
+            f"(wanted: at least {WANTED['two workers']} x).",
             "",
         ]
     )
@@ -104,12 +104,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=count, default=12, help="in the plan (default: 12)")
+    parser.add_argument("--runs", type=count, default=12, help="number of runs (default: 12)")
     parser.add_argument(
-        "--niter", type=count, default=3000, help="iterations of each (default: 3000)"
+        "--niter", type=count, default=3000, help="iterations of each run (default: 3000)"
     )
     parser.add_argument(
-        "--repeats", type=count, default=3, help="turns; medians are told (default: 3)"
+        "--repeats",
+        type=count,
+        default=3,
+        help="number of turns; the medians are printed (default: 3)",
     )
     arguments = parser.parse_args()
     return end_to_end(lambda: report(arguments.runs, arguments.niter, arguments.repeats))

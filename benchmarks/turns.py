@@ -1,15 +1,15 @@
-"""Sides of a comparison take turns, each in a process of its own.
+"""Run the sides of a comparison by turns, each in a separate process.
 
-Every side of a row, and every number of threads, is a process that runs its step again and again
-while it has its turn, and sleeps otherwise. So a slow moment of the machine meets all sides, and
-none disturbs another one: in a common process, the threads of the side before would still wait
-actively (OpenMP's do for some milliseconds) on the core that the next side's threads need, and what
-one leaves behind in allocators and caches would be the other's. A pause between turns lets waiting
-threads fall asleep, and the first step of a turn does not count. Nothing is set that users do not
-have by default, but for the number of threads: OMP_NUM_THREADS (PyTorch), NPROC (XLA).
+Each side of a row, with each number of threads, is a process that repeats its step during its turn
+and sleeps otherwise. A slow moment of the machine therefore affects all sides alike, and no side
+disturbs another: in a common process, the threads of one side would still wait actively (OpenMP's
+do for some milliseconds) on the core that the next side needs, and both would share allocators and
+caches. A pause between turns lets waiting threads fall asleep, and the first step of a turn does
+not count. Only the number of threads differs from a user's defaults: OMP_NUM_THREADS (PyTorch),
+NPROC (XLA).
 
-A side's script calls `serve`; `Side` starts it and asks for turns. What has no other side comes
-from a script that prints it: `told`.
+The script of a side calls `serve`; `Side` starts it and asks for turns. A measurement without other
+sides is a script that prints its result, see `told`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,18 @@ from types import TracebackType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-TURN, PAUSE, FEWEST = 0.5, 0.2, 5  # seconds, seconds, steps that a median needs
+TURN, PAUSE, FEWEST = 0.5, 0.2, 5  # seconds, seconds, fewest steps for a median
 
 
 def serve(step: Callable[[], object]) -> None:
-    """In the process of a side: run the step for as many seconds as each line of the input says;
-    answer with its times.
-    """
+    """Serve turns: for each input line, run steps for as many seconds, and print their times."""
     for line in sys.stdin:
         step()
         print(json.dumps(timed(step, float(line), fewest=1)), flush=True)
 
 
 def timed(step: Callable[[], object], seconds: float, fewest: int = FEWEST) -> list[float]:
-    """Times of steps, in seconds, one after the other."""
+    """Run steps for some seconds, and return the time of each."""
     times: list[float] = []
     begin = start = time.perf_counter()
     while start - begin < seconds or len(times) < fewest:
@@ -51,12 +49,12 @@ def timed(step: Callable[[], object], seconds: float, fewest: int = FEWEST) -> l
 
 
 class Side:
-    """A process that runs steps when asked to, for the time of a ``with`` block.
+    """A process that runs steps on request, within a ``with`` block.
 
     Args:
-        script: of this folder, which calls `serve`.
-        work: what it does there: arguments of the script.
-        threads: how many it may use.
+        script: a script of this folder that calls `serve`.
+        work: its arguments.
+        threads: the number of threads that it may use.
     """
 
     def __init__(self, script: str, work: Sequence[str], threads: int) -> None:
@@ -64,14 +62,14 @@ class Side:
         self._command = [sys.executable, str(HERE / script), *work]
 
     def __enter__(self) -> Side:
-        """Start it; it ends with the block."""
+        """Start the process, which ends with the block."""
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=with_threads(self.threads),
-            start_new_session=True,  # Ctrl-C is for the parent alone, which ends this process
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which ends this process
         )
         return self
 
@@ -85,13 +83,13 @@ class Side:
         self._process.communicate()
 
     def begin(self, seconds: float) -> None:
-        """Let it run."""
+        """Start a turn."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
 
     def end(self) -> list[float]:
-        """Wait for the end of its turn: the times of its steps."""
+        """Wait for the end of the turn, and return the times of its steps."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -103,20 +101,20 @@ class Side:
 
 
 def with_threads(threads: int) -> dict[str, str]:
-    """The environment of a process that may use so many threads."""
+    """The environment of a process that may use ``threads`` threads."""
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "NPROC": str(threads)}
 
 
 def told(
     script: str, *words: str, threads: int | None = None, settings: Mapping[str, str] | None = None
 ) -> Any:
-    """The JSON that a script of this folder prints, in a process of its own.
+    """Run a script of this folder in a separate process, and return the JSON that it prints.
 
     Args:
         script: its name.
         words: its arguments.
-        threads: as many as it takes by itself if this is None.
-        settings: further variables of its environment.
+        threads: the number of threads that it may use; None leaves the default.
+        settings: further environment variables.
     """
     command = [sys.executable, str(HERE / script), *words]
     environment = {**(os.environ if threads is None else with_threads(threads)), **(settings or {})}
@@ -127,7 +125,7 @@ def told(
 
 
 def whole(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
-    """Seconds that a command takes from its start to its end."""
+    """The wall time of a command, in seconds."""
     start = time.perf_counter()
     subprocess.run(
         command,
@@ -141,9 +139,7 @@ def whole(command: Sequence[str], environment: Mapping[str, str] | None = None) 
 
 
 def take_turns(sides: Sequence[Side], seconds: float) -> list[list[float]]:
-    """Times of the steps of each side, in seconds: as many turns as it takes until each has had its
-    time.
-    """
+    """Run sides by turns until each has used ``seconds``; return the times of their steps."""
     times: list[list[float]] = [[] for _ in sides]
     with ExitStack() as stack:
         for side in sides:
@@ -158,7 +154,7 @@ def take_turns(sides: Sequence[Side], seconds: float) -> list[list[float]]:
 
 
 def warm_up(sides: Sequence[Side]) -> None:
-    """First steps, which compile and allocate: they do not count."""
+    """Run the first steps, which compile and allocate, and do not count."""
     for side in sides:
         side.begin(0)
     for side in sides:
@@ -166,7 +162,7 @@ def warm_up(sides: Sequence[Side]) -> None:
 
 
 def side_by_side(one: Side, other: Side, seconds: float) -> tuple[list[float], list[float]]:
-    """Steps a second of a process alone and, turn by turn, of both together."""
+    """Steps per second of one process alone and of both together, by turns."""
     alone, together = [], []
     with one, other:
         warm_up([one, other])

@@ -1,6 +1,4 @@
-"""Weights and inputs that all sides have in common, whatever their library: steps of adaptive
-solvers depend on them.
-"""
+"""Weights and inputs that all libraries share, because they determine the steps of solvers."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ Numbers = NDArray[np.float32]
 
 
 def layers(shapes: Iterable[tuple[int, int]]) -> list[tuple[Numbers, Numbers]]:
-    """Matrices ``(fan_in, fan_out)`` and biases, uniform up to one over the root of the fan-in, as
-    PyTorch draws them.
+    """Matrices ``(fan_in, fan_out)`` and biases with PyTorch's default distribution.
 
-    The rows of a convolution are its taps, and in each the channels that come in.
+    They are uniform within one over the root of the fan-in. The rows of a convolution are ordered
+    by tap, then by input channel.
     """
     random = np.random.default_rng(0)
     drawn = [
@@ -26,5 +24,5 @@ def layers(shapes: Iterable[tuple[int, int]]) -> list[tuple[Numbers, Numbers]]:
 
 
 def points(n: int) -> Numbers:
-    """Points of a plane, ``(n, 2)``."""
+    """Random points of the plane, ``(n, 2)``."""
     return np.random.default_rng(1).standard_normal((n, 2), dtype=np.float32)

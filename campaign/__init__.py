@@ -1,6 +1,5 @@
-"""Attacks on the reliability of trueode: kills, full disks, tampered files, hostile data and
-options; see ``docs/campaign.md``.
+"""Attack the reliability of trueode: kills, full disks, damaged files, hostile data and options.
 
-Nothing may end with a traceback, hang, change a result or touch what is not its own.
-``python -m campaign --help``.
+No command may end with a traceback, hang, change a result or touch files outside its run. See
+``python -m campaign --help`` and ``docs/campaign.md``.
 """

@@ -1,13 +1,13 @@
-"""Attack trueode, and tell what came of it.
+"""Attack trueode, and report the outcomes.
 
-    python -m campaign                                all attacks; writes docs/campaign.md
-    python -m campaign --short                        a few cases of each
-    python -m campaign --seed 3 --only kills:17       one case, to see its fault again
+    python -m campaign                           all attacks; writes docs/campaign.md
+    python -m campaign --short                   a few cases of each
+    python -m campaign --seed 3 --only kills:17  one case, to reproduce its fault
 
-Outcomes: equal (bit for bit what comes out undisturbed), told (a message, exit code 1 or 2), done
-(ended well where the damage left nothing to compare with); or a fault: traceback, hang, different,
-outside (something that is not the run's was touched), exit code (another one than documented, or no
-message). Exit code: 0, or 1 when there was a fault.
+Outcomes: equal (bit for bit the result of an undisturbed run), told (a message, exit code 1 or 2),
+done (success, but the damage left nothing to compare with); or a fault: traceback, hang, different,
+outside (a file outside the run was touched), exit code (an undocumented one, or no message). Exit
+code: 0, or 1 if there was a fault.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the flags and carry out what they ask for; returns the exit code."""
+    """Run the command; return the exit code."""
     arguments = _parser().parse_args(argv)
     seed, short = arguments.seed, arguments.short
     numbers = {
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stderr.isatty():
         print(file=sys.stderr)
     if len(tried) < len(cases):
-        print(f"{len(cases) - len(tried)} of {len(cases)} cases were not tried: the time was over.")
+        print(f"{len(cases) - len(tried)} of {len(cases)} cases were not tried: the time is over.")
     print(table(tried))
     if len(tried) == len(cases) and numbers == WHOLE:
         _write(tried, seed)
@@ -67,21 +67,23 @@ def _parser() -> argparse.ArgumentParser:
         "--seed",
         type=int,
         default=random.randrange(10**6),
-        help="of all cases (default: another one each time)",
+        help="seed of all cases (default: random)",
     )
-    parser.add_argument("--minutes", type=float, default=20.0, help="no case is begun later (20)")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="start no case later (default: 20)"
+    )
     for name, number in WHOLE.items():
         parser.add_argument(
-            f"--{name}", type=_count, metavar="N", help=f"how many to try ({number})"
+            f"--{name}", type=_count, metavar="N", help=f"number of attacks (default: {number})"
         )
-    parser.add_argument("--short", action="store_true", help="a few of each")
-    parser.add_argument("--only", type=_case, metavar="ATTACK:NUMBER", help="one case")
+    parser.add_argument("--short", action="store_true", help="a few cases of each attack")
+    parser.add_argument("--only", type=_case, metavar="ATTACK:NUMBER", help="run one case")
     parser.add_argument(
         "--processes",
         type=_count,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="cases at the same time",
+        help="number of simultaneous cases",
     )
     return parser
 
@@ -120,8 +122,9 @@ def _write(tried: list[Tried], seed: int) -> None:
     seconds = sum(case.seconds for case in tried)
     text = f"""# The campaign
 
-Runs and sweeps are killed, options and plans are made of nonsense, run directories are tampered with, data is hostile, and the
-disk becomes full. Written by `{command}` (`make campaign`) with trueode {__version__}; {seconds / 60:.0f} minutes of cases.
+Runs and sweeps are killed, options and plans are nonsense, run directories are damaged, data is
+hostile, and the disk becomes full. Written by `{command}` (`make campaign`) with trueode
+{__version__}; {seconds / 60:.0f} minutes of cases.
 
 {outcomes}
 

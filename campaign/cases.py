@@ -1,4 +1,4 @@
-"""Cases of all attacks: one of them, many of them, and what came of them."""
+"""Plan and carry out the cases of all attacks, and tabulate their outcomes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ATTACKS: dict[str, Callable[[int, Place], str]] = {
     "data": data.attempt,
     "disk": disk.attempt,
 }
-EACH = dict.fromkeys(ATTACKS, 1) | {"options": options.EACH}  # things that a case tries
-LONGEST = 600  # characters of a case that are printed
+EACH = dict.fromkeys(ATTACKS, 1) | {"options": options.EACH}  # attacks per case
+LONGEST = 600  # printed characters of a case
 WHOLE = {"kills": 200, "directories": 500, "options": 10_000, "data": 150, "disk": 60}
 SHORT = {"kills": 2, "directories": 4, "options": 200, "data": 4, "disk": 1}
 GOOD = ("equal", "told", "done")
@@ -32,16 +32,16 @@ FAULTS = ("traceback", "hang", "different", "outside", "exit code")
 
 
 class Tried(NamedTuple):
-    """What came of a case.
+    """The outcome of a case.
 
     Attributes:
-        attack: its name.
-        number: of the case.
-        what: was done.
+        attack: name of the attack.
+        number: number of the case.
+        what: what was done.
         outcome: ``"equal"``, bit for bit; ``"told"``, a message and exit code 1 or 2; ``"done"``,
-            it ended well where the damage left nothing to compare with; or one of ``FAULTS``.
-        told: more of a fault.
-        seconds: it took.
+            success, but the damage left nothing to compare with; or one of ``FAULTS``.
+        told: details of a fault.
+        seconds: duration.
     """
 
     attack: str
@@ -53,18 +53,18 @@ class Tried(NamedTuple):
 
     @property
     def fault(self) -> bool:
-        """Whether this must not happen."""
+        """Whether the outcome is a fault."""
         return self.outcome not in GOOD
 
 
 def attempt(attack: str, number: int, seed: int, folder: Path) -> Tried:
-    """Carry out a case, which depends on nothing but its name, its number and the seed.
+    """Carry out a case, which depends only on the attack, its number and the seed.
 
     Args:
-        attack: its name.
-        number: of the case.
-        seed: of the campaign.
-        folder: of the campaign; what cases have in common stays there.
+        attack: name of the attack.
+        number: number of the case.
+        seed: seed of the campaign.
+        folder: folder of the campaign, which keeps the files that cases share.
     """
     begin = time.perf_counter()
     here = Path(tempfile.mkdtemp(dir=folder, prefix=f"{attack}-{number}-"))
@@ -81,8 +81,10 @@ def attempt(attack: str, number: int, seed: int, folder: Path) -> Tried:
 
 
 def plan(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Cases in an order in which all attacks advance together; ``numbers``: things to try, by
-    attack.
+    """Order the cases such that all attacks advance together.
+
+    Args:
+        numbers: the number of tries by attack.
     """
     counts = {attack: -(-number // EACH[attack]) for attack, number in numbers.items()}
     cases = [
@@ -96,8 +98,9 @@ def plan(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
 def carry_out(
     cases: Iterable[tuple[str, int]], seed: int, folder: Path, processes: int, until: float
 ) -> Iterator[Tried]:
-    """Carry out cases in several processes; after the time ``until`` of `time.monotonic`, none is
-    begun.
+    """Carry out cases in several processes.
+
+    No case starts after the time ``until`` of `time.monotonic`.
     """
     left = iter(cases)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -112,7 +115,7 @@ def carry_out(
 
 
 def table(tried: Sequence[Tried]) -> str:
-    """A row for each attack."""
+    """A table with one row per attack."""
     head = ["attack", "tried", *GOOD, *FAULTS]
     rows = [head, ["---"] * len(head)]
     for attack in ATTACKS:

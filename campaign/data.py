@@ -1,6 +1,4 @@
-"""Data sets that are damaged, of the wrong kind, or made to do harm: files of arrays, and folders
-of images.
-"""
+"""Damaged, unsuitable and malicious data sets: files of arrays and folders of images."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ NAMES = (
 
 
 def attempt(number: int, place: Place) -> str:
-    """Make a data set, and train on it."""
+    """Make a data set and train on it."""
     random, data = place.random, place.folder / "data"
     data.mkdir()
     if number % 3 < 2:
@@ -115,7 +113,7 @@ def _arrays(folder: Path, random: Random, place: Place) -> Path:
 
 
 def _harm(path: Path, random: Random, place: Place) -> str:
-    """Damage a file as a file."""
+    """Damage or replace the file as a whole; return how."""
     content = path.read_bytes()
     how = random.choice(
         (
@@ -157,7 +155,7 @@ def _harm(path: Path, random: Random, place: Place) -> str:
 
 
 def _images(folder: Path, random: Random, place: Place) -> Path:
-    """A folder of images, of which some are strange."""
+    """Make a folder of images, one of them strange."""
     from PIL import Image
 
     drawn = np.random.default_rng(random.randrange(2**32))

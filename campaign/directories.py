@@ -1,7 +1,6 @@
-"""Files of runs and sweeps are damaged, lost or replaced; then commands are given that read or
-write there.
+"""Damage, remove or replace files of runs and sweeps, then run commands that use them.
 
-A command tells what is wrong, or does what it would have done without the damage; it never follows
+A command must report what is wrong, or do what it would do without the damage. It must never follow
 a link out of the run.
 """
 
@@ -33,12 +32,12 @@ REPLACED = (
     "a link to itself",
     "of another run",
 )
-OTHERS = ("a link in the place of its temporary file", *(["forbidden"] if os.geteuid() else []))
+OTHERS = ("a link instead of its temporary file", *(["forbidden"] if os.geteuid() else []))
 FOLDERS = ("deleted", "a file", "a link to mine", "a link to itself", "of another run")
 
 
 def attempt(number: int, place: Place) -> str:
-    """Tamper with a directory and give a command."""
+    """Damage a directory and run a command."""
     random = place.random
     kind = ("plain", "certified", "plain", SWEEP)[number % 4]
     begun = random.random() < 0.5  # not finished
@@ -61,7 +60,7 @@ def attempt(number: int, place: Place) -> str:
     tamper(target, how, place, random)
     place.watch()
     code = _give(command, place)
-    if how == "forbidden" or target.is_symlink():  # nothing there can be read and compared
+    if how == "forbidden" or target.is_symlink():  # it cannot be read and compared
         _put_away(target)
     if code not in (0, 3, 4):
         return "told"
@@ -98,7 +97,7 @@ def _give(command: str, place: Place) -> int:
 
 
 def _not_comparable(name: Path, how: str, command: str, kind: str) -> tuple[str, ...] | None:
-    """Beginnings of the names of files that may differ; None: all of them."""
+    """The prefixes of the names of files that may differ; None if all files may."""
     if command == "overwrite":
         return () if kind == "plain" else None
     if (
@@ -107,7 +106,7 @@ def _not_comparable(name: Path, how: str, command: str, kind: str) -> tuple[str,
         or name.name == "fingerprints.json"
     ):
         return None
-    if kind == SWEEP:  # what a finished run says is believed
+    if kind == SWEEP:  # a sweep trusts the results of finished runs
         return None if name.parts[0] == "runs" else (str(name),)
     if name.name == "config.yaml":
         return None if how in ("flipped", "garbled", "lengthened") else ()
@@ -117,11 +116,11 @@ def _not_comparable(name: Path, how: str, command: str, kind: str) -> tuple[str,
 
 
 def tamper(target: Path, how: str, place: Place, random: Random) -> None:
-    """Do something to a file or a folder."""
+    """Damage or replace a file or a folder."""
     mine = place.mine / "checkpoints" if target.is_dir() else place.mine / "precious.txt"
     if how == "forbidden":
         target.chmod(0)
-    elif how == "a link in the place of its temporary file":
+    elif how == "a link instead of its temporary file":
         target.with_name(f"{target.name}.part").symlink_to(mine)
     elif how in BYTES:
         target.write_bytes(_damaged(target.read_bytes(), how, random))
@@ -142,9 +141,7 @@ def tamper(target: Path, how: str, place: Place, random: Random) -> None:
 
 
 def _take_over(target: Path, place: Place) -> None:
-    """Put a file or folder of the same name from a run of another kind in its place, if there is
-    one.
-    """
+    """Replace a file or folder by one of another kind of run, if there is one with this name."""
     other, _ = undisturbed("series", place.shared)
     found = sorted(other.rglob(target.name)) or sorted(other.rglob(f"*{target.suffix}"))
     if found and found[-1].is_dir():

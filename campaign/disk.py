@@ -1,7 +1,6 @@
-"""The disk becomes full under a run, at a file operation or in the middle of a write; then it has
-space again.
+"""Fill the disk under a run, at a file operation or in the middle of a write, then free it.
 
-The run ends with a message, and goes on as if nothing had happened.
+The run must end with a message, and its continuation must give the undisturbed result.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from campaign.place import Place
 from campaign.results import compare, results
 from campaign.runs import KINDS, run_of, undisturbed
 
-SMALLEST = 8_000  # bytes that a file may have at least, so that the run can say what is wrong
+SMALLEST = 8_000  # least size limit of files in bytes; below it the run cannot write its message
 
 
 def attempt(number: int, place: Place) -> str:
-    """Fill the disk, and let the run go on when there is space."""
+    """Run until the disk is full, then resume the run with space."""
     kind = KINDS[number % len(KINDS)]
     expected, operations = undisturbed(kind, place.shared)
     run = run_of(kind, place.shared)

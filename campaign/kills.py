@@ -1,7 +1,6 @@
-"""Runs and sweeps are killed: before file operations, in the middle of writes, at random times;
-then they go on.
+"""Kill runs and sweeps before file operations, in the middle of writes and at random times.
 
-In the end, everything is as if nothing had happened.
+They are then resumed, and must give the undisturbed result.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from campaign.place import Ended, Place
 from campaign.results import compare, results
 from campaign.runs import KINDS, SWEEP, Run, run_of, undisturbed
 
-WORKERS = 20  # one of so many cases is of a worker
-GOLDEN = 0.6180339887  # its multiples, without their whole part, spread evenly
+WORKERS = 20  # one case in so many kills the worker of a sweep
+GOLDEN = 0.6180339887  # the fractional parts of its multiples are spread evenly
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 
 
 def attempt(number: int, place: Place) -> str:
-    """Kill a run one to three times, and let it end; now and then, the worker of a sweep."""
+    """Kill a run one to three times, or the worker of a sweep, then let it finish."""
     if number % WORKERS == WORKERS - 1:
         return _attempt_worker(place)
     kind = KINDS[number % len(KINDS)]
@@ -50,8 +49,9 @@ def attempt(number: int, place: Place) -> str:
 
 
 def _attempt_worker(place: Place) -> str:
-    """A sweep whose worker alone is killed, or asked to end: it does all runs, or says which ones
-    are missing.
+    """Kill or terminate only the worker of a sweep.
+
+    The sweep must do all runs, or report which ones are missing.
     """
     expected, _ = undisturbed(SWEEP, place.shared)
     run, seconds = run_of(SWEEP, place.shared), place.random.uniform(0, 1)
@@ -72,7 +72,7 @@ def _attempt_worker(place: Place) -> str:
 
 
 def go_on(place: Place, run: Run) -> list[str]:
-    """The words with which a run is begun, or gone on with when it has begun."""
+    """The arguments that start a run, or resume it if it has started."""
     begun = (place.run / "config.yaml").exists()
     return run.resume if begun or run.command == SWEEP else run.words
 
@@ -92,6 +92,6 @@ def _killed(place: Place, run: Run, how: str, when: float) -> Ended:
 
 
 def both(one: Callable[[], Any] | None, other: Callable[[], Any] | None) -> None:
-    """Call both, where they are there."""
+    """Call both functions, except None."""
     for function in filter(None, (one, other)):
         function()

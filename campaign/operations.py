@@ -1,4 +1,4 @@
-"""Something happens at a file operation or a byte: a process is killed, or its disk is full."""
+"""Kill a process, or fill its disk, at a given file operation or byte."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ Deed = Callable[[str], None]
 
 
 def at_operation(number: int, deed: Deed) -> None:
-    """Arrange a deed before each operation, from the ``number``-th on, that changes files below the
-    working directory.
+    """Call ``deed`` before file operations below the working directory, from a given one on.
+
+    Operations that only read do not count.
 
     Args:
-        number: counted from 1.
-        deed: called with the operation; the operation raises what it raises.
+        number: number of the first operation, counted from 1.
+        deed: called with the name of the operation; its exceptions make the operation fail.
     """
     here, seen = os.getcwd() + os.sep, 0
 
@@ -49,35 +50,33 @@ def at_operation(number: int, deed: Deed) -> None:
 
 
 def die(operation: str) -> None:
-    """Be killed."""
+    """Kill this process."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def refuse(operation: str) -> None:
-    """Have no space left on the disk: nothing new can be made."""
+    """Fail for lack of disk space, if the operation makes a file or folder."""
     if operation in ("open", "os.mkdir"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def count(log: int, operation: str) -> None:
-    """Write a byte for an operation into an open file."""
+    """Write one byte per operation to an open file."""
     os.write(log, b".")
 
 
 def count_into(path: str) -> None:
-    """Arrange that all operations are counted by the size of a file, which lies elsewhere."""
+    """Count all operations by the size of a file outside the working directory."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     at_operation(1, lambda operation: count(log, operation))
 
 
 def die_at_byte(size: int) -> None:
-    """Arrange to be killed by a write that makes a file larger than this, when so much of it is
-    written.
-    """
+    """Die in the first write that exceeds a file size, after writing up to this size."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     refuse_at_byte(size)
 
 
 def refuse_at_byte(size: int) -> None:
-    """Arrange that no file can be larger than this: writes fail when so much is written."""
+    """Limit the size of files: writes fail at this size."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

@@ -1,7 +1,6 @@
-"""Options and plans of every kind of nonsense, as words and as YAML, in one process: a hundred a
-case.
+"""Read nonsensical options and plans, given as words and as YAML, a hundred per case.
 
-What is accepted comes back as it was when it is written and read again.
+Options that are accepted must be the same after they are written and read again.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from typing import Any
 from campaign.place import RUN, Fault, Place, bounded
 from tests import processes
 
-EACH = 100  # option sets of a case
-SLOW = 30.0  # seconds for one of them
+EACH = 100  # option sets per case
+SLOW = 30.0  # seconds until reading one counts as a hang
 WORDS = (
     *(
         "0",
@@ -78,10 +77,12 @@ WORDS = (
     ),
 )
 SCALARS = (
-    *WORDS[:13], "2001-99-99", "2001-02-30", "!!float abc", "!!int ''", "!!int x", "0x_", "0b_", "!!timestamp foo", "12:30:45",
-    "0x" + "f" * 5000, "[" * 3000 + "]" * 3000, "{a: " * 1500 + "1" + "}" * 1500, "!!python/object/apply:os.getcwd []", "!!set {a}",
-    "&a [*a]", "*b", "!!binary aGVsbG8=", "|\n  text", "'", '"\\ud800"', '"\\x00"', "{", "]", "<<", "~", "[1, 2]", "{a: 1}",
-    "? a", "!!null x", "!x y", "yes", "0o17", "1_000", ".inf", "-.NaN", "1e3", "[0.5, 1]", "[euler]", "\t1", "# note", "%TAG", "...",
+    *WORDS[:13], "2001-99-99", "2001-02-30", "!!float abc", "!!int ''", "!!int x", "0x_", "0b_",
+    "!!timestamp foo", "12:30:45", "0x" + "f" * 5000, "[" * 3000 + "]" * 3000,
+    "{a: " * 1500 + "1" + "}" * 1500, "!!python/object/apply:os.getcwd []", "!!set {a}",
+    "&a [*a]", "*b", "!!binary aGVsbG8=", "|\n  text", "'", '"\\ud800"', '"\\x00"', "{", "]", "<<",
+    "~", "[1, 2]", "{a: 1}", "? a", "!!null x", "!x y", "yes", "0o17", "1_000", ".inf", "-.NaN",
+    "1e3", "[0.5, 1]", "[euler]", "\t1", "# note", "%TAG", "...",
 )  # fmt: skip
 BOMB = "x0: &x0 [1, 1]\n" + "".join(
     f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}, *x{i - 1}]\n" for i in range(1, 25)
@@ -89,7 +90,7 @@ BOMB = "x0: &x0 [1, 1]\n" + "".join(
 
 
 def attempt(number: int, place: Place) -> str:
-    """Read a hundred option sets in a child."""
+    """Read a hundred option sets in a child process."""
     seed = place.random.random()
     place.what = f"{EACH} option sets"
     place.watch()
@@ -110,7 +111,7 @@ def attempt(number: int, place: Place) -> str:
 
 
 def _read_all(seed: float) -> int:
-    """Read option sets; what must not happen is written to ``found.json``."""
+    """Read option sets and write the faults to ``found.json``."""
     bounded(None)
     os.chdir(RUN)
     random, wrong = Random(seed), []
@@ -128,11 +129,11 @@ def _read_all(seed: float) -> int:
 
 
 def _fault(read: Callable[[], bool]) -> tuple[str, str] | None:
-    """Whether reading raises what it must not, or accepts what does not come back."""
+    """The fault of reading an option set: a wrong exception, or options that do not come back."""
     from trueode.errors import TrueodeError
 
     try:
-        return None if read() else ("different", "what is written and read again is not the same")
+        return None if read() else ("different", "not the same after writing and reading")
     except TrueodeError as refused:
         return (
             None
@@ -143,12 +144,13 @@ def _fault(read: Callable[[], bool]) -> tuple[str, str] | None:
         place = traceback.extract_tb(failure.__traceback__)[-1]
         return (
             "traceback",
-            f"{type(failure).__name__}: {str(failure)[:100]} ({Path(place.filename).name}:{place.lineno})",
+            f"{type(failure).__name__}: {str(failure)[:100]} "
+            f"({Path(place.filename).name}:{place.lineno})",
         )
 
 
 def _one(random: Random) -> tuple[str, Callable[[], bool]]:
-    """An option set or a plan, in words and as a function that reads it."""
+    """An option set or a plan: its text, and a function that reads it."""
     kind = random.random()
     if kind < 0.5:
         words = list(_words(random))
@@ -195,7 +197,7 @@ def _words(random: Random) -> Iterator[str]:
 
 
 def _choice(random: Random) -> tuple[str, str]:
-    """An option, and a value that it may have or may not."""
+    """An option and a valid or invalid value."""
     from trueode.options import describe
 
     item = random.choice(describe())
@@ -218,7 +220,7 @@ def _lines(random: Random, number: int, indent: str = "") -> str:
 
 
 def _plan(random: Random) -> str:
-    """A plan of a few runs, or of far too many."""
+    """The text of a plan of a few runs, or of far too many."""
     text = f"base:\n{_lines(random, random.randint(0, 2), '  ')}axes:\n"
     if random.random() < 0.02:
         return (
@@ -243,7 +245,7 @@ def _plan(random: Random) -> str:
 
 
 def _spoilt(text: str, random: Random) -> bytes:
-    """A text as bytes, now and then with some that do not belong there."""
+    """A text as bytes, sometimes damaged."""
     content: Any = bytearray(text.encode("utf-8", "surrogatepass"))
     how = random.random()
     if how < 0.1:

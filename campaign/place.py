@@ -1,6 +1,4 @@
-"""The place of a case: a folder of its own in which commands are given, with files of somebody else
-around.
-"""
+"""The folder of a case, where commands run next to files that they must not touch."""
 
 from __future__ import annotations
 
@@ -18,21 +16,22 @@ from typing import NamedTuple
 
 from tests import processes
 
-PATIENCE = 120.0  # seconds until a command hangs
+PATIENCE = 120.0  # seconds until a command counts as hanging
 MEMORY = 8 * 2**30  # bytes of address space: a case must not take the machine's memory
-RUN = Path("experiments", "run")  # where commands may write, seen from the working directory
-NOTES = "notes.txt"  # a file of the user's own in there
+RUN = Path("experiments", "run")  # the only folder that commands may write to
+NOTES = "notes.txt"  # a user's file in this folder
 CRASH = re.compile(
-    r"Traceback \(most recent call last\)|Exception ignored in|Fatal Python error|Segmentation fault"
+    r"Traceback \(most recent call last\)|Exception ignored in|Fatal Python error"
+    r"|Segmentation fault"
 )
 
 
-class Fault(Exception):  # noqa: N818 - found in what is attacked, not an error of ours
-    """What must not happen.
+class Fault(Exception):  # noqa: N818 - a finding, not an error of the campaign
+    """A fault of the attacked command.
 
     Args:
         outcome: ``"traceback"``, ``"hang"``, ``"different"``, ``"outside"`` or ``"exit code"``.
-        told: what is known of it.
+        told: details.
     """
 
     def __init__(self, outcome: str, told: str = "") -> None:
@@ -41,24 +40,24 @@ class Fault(Exception):  # noqa: N818 - found in what is attacked, not an error 
 
 
 class Ended(NamedTuple):
-    """How a command has ended: exit code, below 0 for a signal, and what it said."""
+    """The exit code of a command (below 0 for a signal) and its output."""
 
     code: int
     output: str
 
 
 class Place:
-    """A folder of a case.
+    """The folder of a case.
 
     Args:
-        folder: does not exist yet. ``work/`` is the working directory, ``mine/`` holds files of the
-            user's own.
-        shared: folder of what cases have in common; they leave it as it is.
-        random: of this case.
+        folder: a path that does not exist yet. ``work/`` in it is the working directory, ``mine/``
+            holds the user's files.
+        shared: folder of files that cases share and do not change.
+        random: random numbers of this case.
 
     Attributes:
-        what: is done here, for the report.
-        run: ``work/experiments/run``, the only place that commands may write to.
+        what: what is done, for the report.
+        run: ``work/experiments/run``, the only folder that commands may write to.
     """
 
     def __init__(self, folder: Path, shared: Path, random: Random) -> None:
@@ -85,7 +84,7 @@ class Place:
         self._before: dict[str, str] | None = None
 
     def watch(self) -> None:
-        """From now on, what changes outside of the run is noticed."""
+        """Start to detect changes outside of the run."""
         self._before = dict(self._seen())
 
     def _check(self) -> None:
@@ -103,7 +102,7 @@ class Place:
             raise Fault("outside", ", ".join(told))
 
     def _seen(self) -> Iterator[tuple[str, str]]:
-        """Each file and folder that is not the run's, and what it holds."""
+        """Each file and folder outside of the run, and a summary of its content."""
         for top, folders, files in os.walk(self.folder):
             here = Path(top)
             if here == self.run:
@@ -122,10 +121,10 @@ class Place:
         codes: Sequence[int] = (0, 1, 2),
         before: Callable[[], None] | None = None,
     ) -> Ended:
-        """Give a command and wait for its end.
+        """Run a command and wait for its end.
 
         Raises:
-            Fault: it hangs, ends with a traceback or another exit code, or has changed something
+            Fault: it hangs, ends with a traceback or a wrong exit code, or changed something
                 outside of the run.
         """
         return self.ended(self.start(command, words, before=before), codes)
@@ -133,7 +132,7 @@ class Place:
     def start(
         self, command: str, words: Sequence[str], before: Callable[[], None] | None = None
     ) -> BaseProcess:
-        """Give a command."""
+        """Start a command."""
         return processes.start(words, self.work, command=command, before=partial(bounded, before))
 
     def ended(self, child: BaseProcess, codes: Sequence[int]) -> Ended:
@@ -153,14 +152,14 @@ class Place:
             raise Fault("traceback", output)
         if code not in codes or (code in (1, 2) and not output.strip()):
             raise Fault(
-                "exit code", f"{code}, wanted was one of {codes} and a message: {output[-300:]}"
+                "exit code", f"{code}, expected one of {codes} and a message: {output[-300:]}"
             )
         self._check()
         return Ended(code, output)
 
 
 def bounded(then: Callable[[], None] | None) -> None:
-    """Bound the memory of this process; a signal that ends it leaves no file."""
+    """Limit the memory of this process and disable core dumps, then call ``then``."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if then is not None:

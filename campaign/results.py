@@ -1,5 +1,6 @@
-"""What a run or a sweep has found, file by file, without times of the clock: equal runs have equal
-results.
+"""The results of a run or a sweep, file by file; equal runs have equal results.
+
+Wall times are left out.
 """
 
 from __future__ import annotations
@@ -18,11 +19,8 @@ from trueode.errors import CheckpointError
 from trueode.runs import read_checkpoint
 
 CLOCK = ("seconds", "started")
-SKIPPED = (
-    "logs",
-    "audit",
-    "failures.json",
-)  # words, what is made on request, and failures that were overcome
+# Messages, files made on request, and failures that were overcome.
+SKIPPED = ("logs", "audit", "failures.json")
 
 
 def results(run: Path) -> dict[str, str]:
@@ -35,9 +33,7 @@ def results(run: Path) -> dict[str, str]:
 
 
 def newest(found: dict[str, str]) -> dict[str, str]:
-    """Results with the newest checkpoint alone: how many older ones there are depends on what was
-    lost.
-    """
+    """Results with only the newest checkpoint: the number of older ones depends on the damage."""
     kept: dict[str, str] = {}
     for name in sorted(found):
         folder = Path(name).parent
@@ -51,7 +47,7 @@ def compare(found: dict[str, str], expected: dict[str, str]) -> None:
     """Check that results are equal.
 
     Raises:
-        Fault: they are not.
+        Fault: they differ.
     """
     different = sorted(
         name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
@@ -81,7 +77,7 @@ def _content(path: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Content that is written the same way when it is equal bit for bit."""
+    """A form of the content whose ``repr`` is equal if the content is equal bit for bit."""
     if isinstance(value, torch.Tensor):
         return (
             str(value.dtype),

@@ -1,4 +1,4 @@
-"""Small runs of every kind, and what they find when nothing happens to them."""
+"""Small runs of every kind, and their undisturbed results."""
 
 from __future__ import annotations
 
@@ -23,16 +23,22 @@ PLAIN = (
 TRAINED = "--name run --torch_threads 1 --model_checkpoint_freq 8 --log_interval 1"
 FLAGS = {
     "plain": f"{PLAIN} --niter 30 --evaluate_test_acc true --eval_interval 10",
-    "adaptation": f"{PLAIN} --niter 30 --max_steps 16 --use_step_adaption_algo true --adaption_interval 5 --threshold 0.02",
-    "certified": f"{PLAIN} --niter 20 --solver rk4 --use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.1 "
-    "--held_out 0.5 --adaption_interval 10",
-    "series": "--dataset arrays --data_dir {data}/series.npz --network linear_odenet --act tanh --solver rk4 --n_steps 4 "
-    "--niter 20",
-    "images": "--dataset image_folder --data_dir {data}/images --network odenet --ch_residual_block 4 --num_threads 0 "
-    "--niter 10",
+    "adaptation": f"{PLAIN} --niter 30 --max_steps 16 --use_step_adaption_algo true "
+    "--adaption_interval 5 --threshold 0.02",
+    "certified": f"{PLAIN} --niter 20 --solver rk4 --use_step_adaption_algo true "
+    "--adaption_algo fidelity --fidelity 0.1 --held_out 0.5 --adaption_interval 10",
+    "series": "--dataset arrays --data_dir {data}/series.npz --network linear_odenet --act tanh "
+    "--solver rk4 --n_steps 4 --niter 20",
+    "images": "--dataset image_folder --data_dir {data}/images --network odenet "
+    "--ch_residual_block 4 --num_threads 0 --niter 10",
 }
 PLAN = """\
-base: {{dataset: arrays, data_dir: {data}/classes.npz, ch_residual_block: 8, niter: 10, model_checkpoint_freq: 4}}
+base:
+  dataset: arrays
+  data_dir: {data}/classes.npz
+  ch_residual_block: 8
+  niter: 10
+  model_checkpoint_freq: 4
 axes: {{random_seed: [0, 1]}}
 """
 SWEEP = "sweep"
@@ -41,7 +47,7 @@ KINDS = (*FLAGS, SWEEP)
 
 @dataclass(frozen=True)
 class Run:
-    """How a kind of run is begun and gone on with: a command of trueode and its words."""
+    """A command of trueode, and its arguments to start and to resume a kind of run."""
 
     command: str
     words: list[str]
@@ -60,7 +66,7 @@ def run_of(kind: str, shared: Path) -> Run:
 
 
 def make_data(shared: Path) -> Path:
-    """The folder of the data of all runs."""
+    """Make the data of all runs, once, and return its folder."""
     folder = shared / "data"
     if folder.exists():
         return folder
@@ -86,11 +92,10 @@ def make_data(shared: Path) -> Path:
 
 
 def undisturbed(kind: str, shared: Path) -> tuple[Path, int]:
-    """The results of a run to which nothing has happened, and its number of file operations; made
-    once.
+    """The folder of an undisturbed run, made once, and its number of file operations.
 
     Raises:
-        Fault: the run does not end well.
+        Fault: the run fails.
     """
     kept = shared / "undisturbed" / kind
     if not kept.exists():
@@ -110,7 +115,7 @@ def _counted(path: str, then: Callable[[], None] | None) -> None:
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder that appears whole; another process may make it at the same time."""
+    """Make a folder atomically; another process may make it at the same time."""
     made = folder.with_name(f"{folder.name}-{os.getpid()}")
     made.mkdir(parents=True)
     try:
@@ -122,9 +127,7 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 
 def work_here() -> None:
-    """Let a sweep in this process do its runs itself: what happens to this process then happens to
-    all parts of a sweep.
-    """
+    """Let a sweep do its runs in this process, and thus be killed as a whole."""
     from trueode.sweeps import execute
     from trueode.sweeps.jobs import Job, Result
     from trueode.sweeps.worker import perform

@@ -1,4 +1,4 @@
-"""The site of the documentation: Markdown pages whose Python runs when it is built (`make docs`)."""
+"""Sphinx configuration. Python code of the Markdown pages runs at each build (`make docs`)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb"}
 exclude_patterns = ["_build"]
 
-# Pages: plain Markdown with directives, formulas as code. No extension here loads anything from the
-# network.
+# Pages are Markdown with directives, and formulas are code. No extension needs the network.
 myst_heading_anchors = 3  # page.md#a-heading
 
-# Python of the pages: run anew at every build, each page in an empty directory that docs/kernel.py
-# furnishes.
+# Each page runs at every build, in an empty directory to which docs/kernel.py adds links.
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
@@ -34,8 +32,7 @@ nb_merge_streams = True
 os.environ["PYTHONSTARTUP"] = str(HERE / "kernel.py")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# API: docstrings in Google style; a name in single backticks is a link wherever the object is
-# documented.
+# API: docstrings in Google style; a name in single backticks links to the documented object.
 default_role = "any"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -47,10 +44,13 @@ napoleon_use_rtype = False
 python_display_short_literal_types = True
 python_use_unqualified_type_names = True
 
-# Every reference must resolve, except those to other packages, whose inventories would need a
-# network, and types that only annotations name: no user makes one.
+# Every reference must resolve, except to other packages (their inventories would need a network)
+# and to types that only annotations name, because users never construct them.
 nitpicky = True
-others = "collections|contextlib|matplotlib|nn|numpy|os|pathlib|pydantic|pytorch_lightning|rich|torch|typing"
+others = (
+    "collections|contextlib|matplotlib|nn|numpy|os|pathlib|pydantic|pytorch_lightning|rich|torch"
+    "|typing"
+)
 inner = r"Output|Paths|Ranks|Reduce|State|Tensor|Course"
 nitpick_ignore_regex = [
     ("any|py:.*", rf"({others})\..*"),
@@ -71,9 +71,7 @@ LINK = re.compile(r"(!?)\[([^\]]+)\]\((?![a-z]+:|#)([^)]+)\)")
 
 
 def _keep_inside(app: Any, path: Path, page: str, content: list[str]) -> None:
-    """Links of a file of the repository that a page includes: those into docs/ lead to pages,
-    others lose their target.
-    """
+    """Adapt the links of an included file: links into docs/ lead to pages, others become text."""
 
     def kept(link: re.Match[str]) -> str:
         image, text, target = link.groups()
@@ -87,8 +85,9 @@ def _keep_inside(app: Any, path: Path, page: str, content: list[str]) -> None:
 
 
 def _as_text(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings of properties and data are text: napoleon would take what stands before a colon
-    for their type.
+    """Keep docstrings of properties and data as text.
+
+    Without this, napoleon takes the part before a colon for a type.
     """
     if kind in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # an empty comment

@@ -1,4 +1,4 @@
-"""What the kernel of a page runs first: the files that the page uses lie in its empty directory."""
+"""Start-up of the kernel of a page: link the files that pages use into its empty directory."""
 
 from pathlib import Path as _Path
 

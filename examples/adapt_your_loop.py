@@ -1,9 +1,8 @@
-"""Adaptation in a training loop of your own, here with torchdiffeq: the number of rk4 steps is
-chosen while training.
+"""Adapt the number of rk4 steps in your training loop, here with torchdiffeq.
 
-A rule proposes solvers and never touches the model. It needs to know how much predictions differ
-under two solvers, on inputs that the model is not trained on; their labels are not needed. In the
-end it certifies the model:
+A rule proposes solvers and never touches the model. It needs a measure of how much predictions
+differ under two solvers, on inputs that the model is not trained on; labels are not needed. After
+training it certifies the model:
 
     pip install torchdiffeq
     python examples/adapt_your_loop.py
@@ -22,7 +21,7 @@ from trueode.evaluation import get_task
 
 
 def points(n: int) -> tuple[Tensor, Tensor]:
-    """Three rings, of two classes in turn."""
+    """Points of three rings, whose two classes alternate."""
     ring = torch.randint(3, (n,))
     radius = torch.tensor([0.3, 0.9, 1.5])[ring] + 0.2 * torch.rand(n)
     angle = 2 * torch.pi * torch.rand(n)
@@ -55,9 +54,8 @@ def main() -> None:
     task = get_task("classification")
 
     def logits(x: Tensor, solver: FixedStep) -> Tensor:
-        times = torch.linspace(
-            0.0, 1.0, solver.count(1.0) + 1
-        )  # torchdiffeq's rk4 steps from time to time
+        # torchdiffeq's rk4 takes one step between two times
+        times = torch.linspace(0.0, 1.0, solver.count(1.0) + 1)
         return head(odeint(field, x, times, method="rk4")[-1])  # type: ignore[no-any-return]
 
     rule, total = FidelityRule(FixedStep("rk4_38", n_steps=1), fidelity=0.01), args.iterations
@@ -79,15 +77,14 @@ def main() -> None:
                 rule.propose(measure, Progress(iteration, total))
         if iteration % 100 == 0:
             assert rule.signal is not None
-            print(
-                f"iteration {iteration}: loss {loss.item():.3f}, {rule.solver}, error {rule.signal.value:.2%}"
-            )
+            error = rule.signal.value
+            print(f"iteration {iteration}: loss {loss:.3f}, {rule.solver}, error {error:.2%}")
         if iteration == total:
             inspection = ModelInspection(
                 NeuralODE(field, downstream=head), lambda attempt: points(1000)[0], task
             )
             answer = rule.certify(inspection)
-            if isinstance(answer, Refine):  # not yet: train on with a finer solver
+            if isinstance(answer, Refine):  # not certified yet: continue with a finer solver
                 total += answer.iterations
             else:
                 print(answer.sentence)

@@ -1,11 +1,10 @@
-"""Audit a model of another library: trained with torchdiffeq, once with coarse and once with fine
-Euler steps.
+"""Audit a torchdiffeq model, trained once with coarse and once with fine Euler steps.
 
-    python examples/audit_your_model.py                          half a minute on a CPU
-    python examples/audit_your_model.py --output_dir audits      also writes audit.json and the figures of each
+    python examples/audit_your_model.py                      half a minute on a CPU
+    python examples/audit_your_model.py --output_dir audits  also writes audit.json and figures
 
-Nothing of the model is changed for the audit. The coarse one uses the error of its solver, the fine
-one does not.
+The audit does not change the model. The coarse model uses the error of its solver, the fine one
+does not.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from trueode import audit
 
 
 class Classifier(nn.Module):
-    """Two classes of points in the plane, by a flow and a straight line."""
+    """Classify points of the plane by a flow and a straight line."""
 
     def __init__(self, n_steps: int) -> None:
         super().__init__()
@@ -65,8 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--iterations", type=int, default=500, help="of training, for each model")
-    parser.add_argument("--output_dir", type=Path, help="where audit.json and figures go")
+    parser.add_argument(
+        "--iterations", type=int, default=500, help="training iterations of each model"
+    )
+    parser.add_argument("--output_dir", type=Path, help="folder for audit.json and the figures")
     arguments = parser.parse_args()
     for n_steps in (3, 32):
         found = audit(train(n_steps, arguments.iterations).eval(), rings(1000))

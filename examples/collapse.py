@@ -1,8 +1,8 @@
 """One data set, one network, two step sizes: a ResNet in disguise and an ODE.
 
-Trains the same network on concentric spheres with a coarse and with a fine step of Euler's method,
-evaluates both under other solvers, and draws what happens (the picture of the README; the paper's
-Figure 1):
+Trains the same network on concentric spheres with coarse and with fine Euler steps, evaluates both
+under other solvers, and draws the trajectories and accuracies (the picture of the README; the
+paper's Figure 1):
 
     python examples/collapse.py
 """
@@ -31,9 +31,8 @@ def train(data: Dataset, n_steps: int, iterations: int) -> NeuralODE:
     field = build_field("simple_odenet", data.sample_shape, hidden=32, act="relu")
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     model = NeuralODE(field, downstream=classifier, solver=FixedStep("euler", n_steps=n_steps))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, weight_decay=1.0
-    )  # decay: a flow gentle enough to draw
+    # the decay keeps the flow gentle enough to draw
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, iterations)
     batches = Batches(data.train, 128, seed=0, shuffle=True).from_iteration(0)
     for _, (batch, _) in zip(range(iterations), batches, strict=False):
@@ -46,13 +45,13 @@ def train(data: Dataset, n_steps: int, iterations: int) -> NeuralODE:
 
 @torch.no_grad()
 def accuracy(model: NeuralODE, x: Tensor, y: Tensor, solver: FixedStep) -> float:
-    """Share of right predictions in per cent, under any solver."""
+    """The accuracy under a solver, in per cent."""
     return 100 * (model(x, solver).argmax(1) == y).float().mean().item()
 
 
 @torch.no_grad()
 def draw_paths(axes: Axes, model: NeuralODE, x: Tensor, y: Tensor) -> None:
-    """Trajectories under the training solver: start hollow, end filled."""
+    """Draw trajectories under the training solver: hollow at the start, filled at the end."""
     times = torch.linspace(0, 1, model.solver.n_steps + 1)
     paths = solve(model.field, x, solver=model.solver, save_at=times).zs.flatten(2).numpy()
     for label in (0, 1):
@@ -67,7 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=3000)
     parser.add_argument(
-        "--steps", type=int, nargs=2, default=(2, 128), help="of the coarse and of the fine model"
+        "--steps",
+        type=int,
+        nargs=2,
+        default=(2, 128),
+        help="Euler steps of the coarse and the fine model",
     )
     parser.add_argument("--figure", default="collapse.png")
     args = parser.parse_args()
@@ -103,7 +106,8 @@ def main() -> None:
             curve.minorticks_off()
             exact = accuracy(model, x, y, FixedStep("rk4", n_steps=256))
             print(
-                f"trained with {n_steps} Euler steps: accuracy {own:.1f} %, with 256 steps of rk4 {exact:.1f} %"
+                f"trained with {n_steps} Euler steps: accuracy {own:.1f} %, "
+                f"with 256 steps of rk4 {exact:.1f} %"
             )
         panels[0, 0].set_ylabel("$z_2$")
         panels[1, 0].set_ylabel("test accuracy (%)")

@@ -1,7 +1,7 @@
-"""A vector field of your own, learned from trajectories.
+"""Learn your own vector field from trajectories.
 
-Any callable ``f(t, z)`` is a field. Here it is the physics of a damped pendulum with two unknown
-numbers, and they are found from noisy observations of a few trajectories at irregular times:
+Any callable ``f(t, z)`` is a field. This one is the physics of a damped pendulum with two unknown
+parameters, which are fitted to noisy observations of a few trajectories at irregular times:
 
     python examples/own_field.py
 """
@@ -54,8 +54,10 @@ def main() -> None:
         optimizer.step()
         if iteration % 50 == 0:
             print(f"iteration {iteration:3d}: mean squared error {loss.item():.5f}")
+    fitted = model.field
     print(
-        f"stiffness {model.field.stiffness.item():.3f} (true 1.000), damping {model.field.damping.item():.3f} (true 0.100)"
+        f"stiffness {fitted.stiffness.item():.3f} (true 1.000), "
+        f"damping {fitted.damping.item():.3f} (true 0.100)"
     )
 
 

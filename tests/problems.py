@@ -91,7 +91,7 @@ def states(batch: int = 4, width: int = 2, seed: int = 1) -> Tensor:
 
 
 class Hamiltonian(nn.Module):
-    """Rotation along the level lines of an energy, which the field differentiates."""
+    """A rotation along the level lines of an energy, which the field differentiates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Hamiltonian(nn.Module):
 
 
 class Coupled(nn.Module):
-    """Two states of different shapes that drive one another, and time drives both."""
+    """Two states of different shapes, driven by each other and by time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Coupled(nn.Module):
 
 
 class Gated(nn.Module):
-    """A field that is not made of layers, and does not see time."""
+    """A field that is no stack of layers and does not depend on time."""
 
     def __init__(self) -> None:
         super().__init__()

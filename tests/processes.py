@@ -27,15 +27,14 @@ def start(
     environment: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
 ) -> BaseProcess:
-    """Start ``trueode COMMAND ARGUMENTS`` in a folder; what it prints is added to ``output.txt``
-    there.
+    """Start ``trueode COMMAND ARGUMENTS`` in a folder, and append its output to ``output.txt``.
 
     Args:
         arguments: flags.
         folder: the working directory.
-        command: of trueode.
-        environment: variables for the child.
-        before: called in the child first; a function at the top of a module.
+        command: a command of trueode.
+        environment: environment variables of the child.
+        before: a function at the top of a module, which the child calls first.
     """
     words = shlex.split(arguments) if isinstance(arguments, str) else list(arguments)
     return start_work(partial(_command, [command, *words], before), folder, environment=environment)
@@ -44,8 +43,9 @@ def start(
 def start_work(
     work: Callable[[], int], folder: Path, *, environment: Mapping[str, str] | None = None
 ) -> BaseProcess:
-    """Start a function at the top of a module, or a partial one, in a child; it returns the exit
-    code. See `start`.
+    """Start a module-level function, or a partial of one, in a child; it returns the exit code.
+
+    See `start`.
     """
     child = _CONTEXT.Process(target=_work, args=(work, str(folder), dict(environment or {})))
     child.start()
@@ -53,19 +53,19 @@ def start_work(
 
 
 def run(arguments: str, folder: Path) -> tuple[int, str]:
-    """Run ``trueode train ARGUMENTS`` to its end: exit code and what was printed."""
+    """Run ``trueode train ARGUMENTS`` to its end; return exit code and output."""
     return ended(start(arguments, folder), folder)
 
 
 def run_line(
     words: Sequence[str], folder: Path, *, environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run ``trueode …`` or ``python SCRIPT …`` to its end: exit code and what was printed."""
+    """Run ``trueode …`` or ``python SCRIPT …`` to its end; return exit code and output."""
     return ended(start_work(partial(_line, list(words)), folder, environment=environment), folder)
 
 
 def ended(child: BaseProcess, folder: Path) -> tuple[int, str]:
-    """Wait for a child that works in a folder: exit code and what was printed."""
+    """Wait for a child that works in a folder; return exit code and output."""
     child.join(600)
     assert child.exitcode is not None, "the command hangs"
     output = (folder / "output.txt").read_text()
@@ -74,9 +74,7 @@ def ended(child: BaseProcess, folder: Path) -> tuple[int, str]:
 
 
 def run_ranks(arguments: str, folder: Path, world_size: int = 2, code: int = 0) -> str:
-    """Run it as several processes that train together, as torchrun starts them; all end with the
-    given exit code.
-    """
+    """Run a training as several processes, as torchrun does; all must end with the given code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

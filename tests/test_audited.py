@@ -1,6 +1,4 @@
-"""``trueode audit`` of runs: what it finds, where it goes, that it agrees with the run's own
-verdict, when it is outdated.
-"""
+"""``trueode audit`` of runs: results, files, agreement with the run's verdict, staleness."""
 
 from __future__ import annotations
 
@@ -47,7 +45,8 @@ KINDS: dict[str, Callable[[], str]] = {
     "classification": lambda: "--niter 12",
     "regression": arrays,
     "timeseries": lambda: (
-        "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.5 --niter 6"
+        "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --step_size 0.5 "
+        "--niter 6"
     ),
     "images": images,
 }
@@ -55,7 +54,7 @@ KINDS: dict[str, Callable[[], str]] = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the default model: it is copied, not used."""
+    """A run of the default model, which tests copy."""
     root = tmp_path_factory.mktemp("trained")
     flags = f"{SHORT} {KINDS['classification']()} --verdict_budget 1e6"
     assert main(["train", "--name", "run", "--output_dir", str(root), *shlex.split(flags)]) == 0
@@ -69,13 +68,13 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def path(trained: Path) -> Path:
-    """A run of the default model."""
+    """A copy of the run, for one test."""
     return Path(shutil.copytree(trained, Path("experiments/run")))
 
 
 @pytest.fixture
 def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are files, and nothing is drawn in them."""
+    """Write figures as empty files."""
 
     def save(figure: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +84,7 @@ def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Run a command in this process: exit code, and all that it printed."""
+    """Run a command in this process; return exit code and output."""
     code = main(shlex.split(words))
     printed = capsys.readouterr()
     return code, printed.out + printed.err
@@ -127,8 +126,7 @@ def test_a_run_is_audited(kind: str, capsys: pytest.CaptureFixture[str]) -> None
     after = everything(path)
     assert {name: after[name] for name in before} == before, "nothing else of the run is touched"
 
-    # the verdict at the end of training looked at the same samples and says the same, in the same
-    # form
+    # the verdict at the end of training is the same, on the same samples and in the same form
     assert keys_of(found) == keys_of(judged)
     same = (
         "verdict",
@@ -150,9 +148,18 @@ def test_a_run_is_audited(kind: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 FORMER = {
-    "sentence": "NOT an ODE", "status": "not checked", "n": 40, "flips": 0, "lower": 0.0, "upper": 1.0, "solver": "euler x 4",
-    "metric_name": "accuracy", "metric": 0.9, "metric_exact": None, "n_steps_exact": 0,
-}  # fmt: skip
+    "sentence": "NOT an ODE",
+    "status": "not checked",
+    "n": 40,
+    "flips": 0,
+    "lower": 0.0,
+    "upper": 1.0,
+    "solver": "euler x 4",
+    "metric_name": "accuracy",
+    "metric": 0.9,
+    "metric_exact": None,
+    "n_steps_exact": 0,
+}
 
 
 def test_what_former_versions_wrote_is_read_and_what_later_ones_write_is_refused() -> None:
@@ -298,9 +305,7 @@ def test_a_checkpoint_of_another_version_is_one_message(
 def test_an_audit_does_not_outlive_its_model(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A longer run and one that takes its place remove it, and nothing of the user's; one that is
-    finished does not.
-    """
+    """A longer or overwriting run removes it, but no file of the user; a finished run does not."""
     run(f"audit {path} {QUICK}", capsys)
     audited = everything(path / "audit")
     mine = [path / "audit/notes.txt", path / "audit/more/audit.json", path / "audit/swap.png"]

@@ -1,4 +1,4 @@
-"""The benchmark's table is measured as a whole, or not at all."""
+"""Benchmarks refuse wrong requests, and print nothing if interrupted."""
 
 from __future__ import annotations
 

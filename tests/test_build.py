@@ -126,7 +126,7 @@ def test_no_downstream_layer_where_the_numbers_do_not_fit() -> None:
         4,
         2,
     )
-    with pytest.raises(OptionError, match="--downstream none"):  # the data turns out to be labelled
+    with pytest.raises(OptionError, match="--downstream none"):  # the data has labels
         build_model(opt(dataset="arrays", downstream="none"), SIGNAL)
 
 
@@ -258,8 +258,9 @@ def test_batches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
 def test_the_first_step_is_that_of_the_formula(name: str, decay: float, precision: str) -> None:
-    """From zero moments: sgd moves by lr g, adam by lr g / (|g| + eps), rmsprop by lr g / (|g| / 10
-    + eps); g has the decay.
+    """From zero moments, with g including the decay.
+
+    sgd moves by lr g, adam by lr g / (|g| + eps), rmsprop by lr g / (|g| / 10 + eps).
     """
     options = opt(optimizer=name, lr=0.03, weight_decay=decay, precision=precision)
     model = build_model(options, SIGNAL)
@@ -331,7 +332,7 @@ def test_tolerances_are_adapted_by_the_tolerance_rule(
 
 
 def test_the_threshold_reaches_the_rule(tmp_path: Path) -> None:
-    """A difference between two thresholds makes one rule refine and not the other."""
+    """A difference between two thresholds makes only one rule refine."""
     from trueode.adaptation.rule import Evidence, Progress
 
     for method in ("euler", "dopri5"):

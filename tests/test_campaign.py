@@ -21,7 +21,7 @@ SEED = 1
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a campaign: what its cases have in common is made once."""
+    """The folder of a campaign, whose shared files are made once."""
     return tmp_path_factory.mktemp("campaign")
 
 
@@ -51,7 +51,7 @@ def make_outside() -> None:
 
 
 def given(before: Callable[[], object]) -> Callable[[int, Place], str]:
-    """An attack that gives one command, to a process in which something is wrong."""
+    """An attack that runs one command after a planted fault."""
 
     def attempt(number: int, place: Place) -> str:
         place.watch()
@@ -62,7 +62,7 @@ def given(before: Callable[[], object]) -> Callable[[int, Place], str]:
 
 
 def spoilt(number: int, place: Place) -> str:
-    """An attack on a run of which something else is expected than what comes out."""
+    """An attack on a run with a falsified expected result."""
     history = runs.undisturbed("plain", place.shared)[0] / "history.csv"
     history.write_text(history.read_text().replace("1", "2", 1))
     return kills.attempt(number, place)
@@ -98,7 +98,7 @@ def test_a_file_that_is_made_outside_is_found(
 
 
 def test_a_case_is_the_same_each_time(tmp_path: Path) -> None:
-    """It depends on the seed, the attack and the number alone."""
+    """It depends only on the seed, the attack and the number."""
     one, again, other = (attempt("data", 1, seed, tmp_path) for seed in (1, 1, 2))
     assert (one.what, one.outcome) == (again.what, again.outcome)
     assert one.what != other.what

@@ -1,4 +1,4 @@
-"""What every method and every gradient promises."""
+"""Properties of every method and every gradient."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trueode.solvers import (
 
 EMBEDDED = [name for name, method in METHODS.items() if method.kind == "adaptive"]
 FIXED = [name for name in METHODS if name not in EMBEDDED]
-# error per tolerance on the problems here; Fehlberg's pair underestimates its error most, see below
+# largest error per tolerance on these problems; Fehlberg's pair underestimates its error most
 SPREAD = {"fehlberg2": 1000, "bosh3": 100, "dopri5": 100, "tsit5": 100}
 DISCRETE = [Backprop(), Checkpoint()]
 
@@ -61,8 +61,8 @@ def test_order_is_not_higher_than_stated(method: str) -> None:
 def test_adaptive_agrees_with_scipy_within_100_tol(
     method: str, problem: Problem, per_sample: bool
 ) -> None:
-    # the estimate of Fehlberg's pair is (k1 - k3) h / 512: its steps are long and its error large
-    # for a given tolerance
+    # Fehlberg's pair estimates its error as (k1 - k3) h / 512, which leads to long steps and large
+    # errors
     tol, share = (1e-5, 0.2) if method == "fehlberg2" else (1e-7, 1.0)
     shape, (start, end) = problem.start.shape, problem.t
     interval = start, start + share * (end - start)
@@ -128,9 +128,8 @@ def test_nfe_of_adaptive_steps(method: str, first_step: float | None) -> None:
     )
     attempts = solution.n_steps + solution.n_rejected
     assert first_step is None or solution.n_rejected > 0
-    start = (
-        1 if tableau.fsal else solution.n_steps
-    )  # the first stage of each step, unless it is the last one's last
+    # first stages: with FSAL, each is the last stage of the step before
+    start = 1 if tableau.fsal else solution.n_steps
     assert solution.nfe == (first_step is None) + start + attempts * (tableau.stages - 1)
 
 
@@ -156,9 +155,7 @@ def loss(solution: Solution[Tensor]) -> Tensor:
 def test_discrete_gradients_against_finite_differences(
     method: str, gradient: Backprop | Checkpoint, save_at: list[float] | None
 ) -> None:
-    """State, parameters and ends of time; the steps taken are replayed, so that differences see no
-    change of them.
-    """
+    """By state, parameters and ends of time; the differences replay the steps that were taken."""
     for solver in solvers(method):
         field, z0 = TanhField(), states()
         start, end = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.0, 1.0))
@@ -166,7 +163,7 @@ def test_discrete_gradients_against_finite_differences(
         solution = solve(field, z0, (start, end), solver=solver, gradient=gradient, save_at=save_at)
         per_sample = isinstance(solver, Adaptive) and solver.per_sample
         if per_sample and save_at:
-            continue  # a grid per sample saves nothing between its points; see the test below
+            continue  # a replayed grid per sample cannot save between its points; see the next test
         loss(solution).backward()
         replay = solution.replay()
         eps = 1e-6
@@ -191,7 +188,7 @@ def test_discrete_gradients_against_finite_differences(
 
 @pytest.mark.parametrize("method", EMBEDDED)
 def test_gradients_of_saved_states_under_per_sample_control(method: str) -> None:
-    """At a tight tolerance they are those of the coupled solve."""
+    """At a tight tolerance they equal those of the coupled solve."""
     grads = []
     for per_sample in (False, True):
         field, z0 = TanhField(), states()
@@ -279,7 +276,7 @@ def test_dense_output_has_its_order_off_the_grid(method: str, problem: Problem) 
             solver=FixedStep(method, n_steps=n),
             save_at=times,
         )
-        assert torch.equal(plain.z, saved.z)  # asking never changes the steps
+        assert torch.equal(plain.z, saved.z)  # saving does not change the steps
         errors.append(float((saved.zs - exact).abs().max()))
     assert slope(steps, errors) > min(METHODS[method].order, 4) - 0.35
 

@@ -1,6 +1,4 @@
-"""Runs whose directory was damaged, removed or replaced: one message, and nothing that is not
-theirs is touched.
-"""
+"""Damaged, removed or replaced run directories: one message, and no other file is touched."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def _folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def state(**changes: Any) -> Callable[[Path], None]:
-    """What puts other values into the newest checkpoint."""
+    """A function that changes values in the newest checkpoint."""
 
     def change(run: Path) -> None:
         save_checkpoint(run / "checkpoints", 4, read_checkpoint(run / NEWEST) | changes)
@@ -84,7 +82,7 @@ FOR_RESUMING: dict[str, Callable[[Path], Any]] = {
 
 
 def assert_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command ends with one message, that names a file or option, and changes nothing."""
+    """Check that a command ends with one message that names a file or option, and no change."""
     before = everything(RUN)
     code = main(words.split())
     printed = capsys.readouterr()
@@ -122,7 +120,7 @@ def test_damage_is_told_where_a_run_goes_on(how: str, capsys: pytest.CaptureFixt
 
 @pytest.fixture
 def no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that end without verdict and figures."""
+    """Let runs end without verdict and figures."""
     monkeypatch.setattr(runner, "_close", lambda *_: None)
 
 
@@ -142,9 +140,7 @@ def test_a_run_whose_history_was_moved_away_goes_on(capsys: pytest.CaptureFixtur
 def test_links_that_lead_in_a_circle(
     name: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run replaces such a link where it writes a file, and refuses to begin where it needs a
-    folder.
-    """
+    """A run replaces such a link in the place of a file, and refuses it in that of a folder."""
     path = RUN / name
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path.symlink_to(path.name)

@@ -1,6 +1,4 @@
-"""Fifteen defects of the original implementation; each test fails on a program that has one of
-them.
-"""
+"""Fifteen defects of the original implementation; each test fails if one of them exists."""
 
 from __future__ import annotations
 
@@ -79,7 +77,7 @@ def test_3_test_step_is_factor_times_training_step() -> None:
 
 def test_4_the_seed_comes_before_everything() -> None:
     for name in ("one", "two"):
-        train(f"--niter 3 --name {name} --data_dir data-{name}")  # data is generated anew
+        train(f"--niter 3 --name {name} --data_dir data-{name}")  # regenerates the data
         torch.rand(7)
     assert equal(state("one")["model"], state("two")["model"])
     files = [next(Path(f"data-{name}").rglob("*.npz")).read_bytes() for name in ("one", "two")]
@@ -100,18 +98,21 @@ def test_5_means_are_over_samples() -> None:
 
 
 def test_6_tolerances_are_adapted_from_the_first_check_on() -> None:
-    flags = "--solver dopri5 --use_step_adaption_algo true --adaption_interval 1 --initial_tol 1e-3 --niter 8"
+    flags = (
+        "--solver dopri5 --use_step_adaption_algo true --adaption_interval 1 --initial_tol 1e-3 "
+        "--niter 8"
+    )
     assert train(f"{flags} --log_interval 1 --name run") == 0
     tolerances = read_history(Path("experiments/run/history.csv"))["tolerance"]
     assert tolerances[0] == 1e-3
     assert len(set(tolerances)) > 1
     assert (
         len(state("run")["recent_nfe"]) == 5
-    )  # what the rule reads is kept with the run, not in its log
+    )  # the values of the rule are kept in the run, not in its log
 
 
 def test_7_the_starting_step_looks_at_the_whole_state() -> None:
-    """The same numbers as an image and as a vector: the same step."""
+    """The step is the same for an image and a vector with the same numbers."""
     matrix = torch.randn(48, 48, dtype=torch.float64)
 
     def field(t: Any, z: torch.Tensor) -> torch.Tensor:
@@ -211,8 +212,10 @@ def test_13_weight_decay_decays_weights() -> None:
 
 def test_14_help_comes_without_heavy_imports() -> None:
     code = (
-        "import sys; sys.argv = ['train.py', '--help']; from trueode.cli.main import train_script; train_script(); "
-        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'scipy', 'matplotlib', 'torchvision')))"
+        "import sys; sys.argv = ['train.py', '--help']; from trueode.cli.main import "
+        "train_script; train_script(); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'scipy', "
+        "'matplotlib', 'torchvision')))"
     )
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -1,6 +1,4 @@
-"""A derivative is given or refused, never dropped: every method and gradient, on every kind of
-field.
-"""
+"""Derivatives are right or refused, never dropped: all methods, gradients and kinds of fields."""
 
 from __future__ import annotations
 
@@ -37,9 +35,8 @@ EPS = 1e-6
 
 pytestmark = [
     pytest.mark.parametrize("kind", KINDS),
-    pytest.mark.filterwarnings(
-        "ignore:.torch.jit:FutureWarning"
-    ),  # of PyTorch itself, when forward mode is first used
+    # PyTorch's warning at the first use of forward mode
+    pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning"),
 ]
 each_method = pytest.mark.parametrize("method", METHODS)
 
@@ -53,7 +50,7 @@ def solvers(method: str, kind: str) -> list[Solver]:
 
 
 def numbers(states: Any) -> Tensor:
-    """One number of a state, or of several: a sum with weights that tell its entries apart."""
+    """A weighted sum of all entries of one or several states, with different weights."""
     total = torch.zeros((), dtype=torch.float64)
     for i, part in enumerate(parts_of(states)):
         weights = torch.arange(1.0, 1 + part.numel(), dtype=torch.float64).view(part.shape) + i
@@ -62,7 +59,7 @@ def numbers(states: Any) -> Tensor:
 
 
 class Setting:
-    """A field and all that a solution depends on."""
+    """A field and all inputs of a solution."""
 
     def __init__(self, kind: str, times: bool = False) -> None:
         self.field, self.z0 = KINDS[kind]()
@@ -75,7 +72,7 @@ class Setting:
             x.requires_grad_()
 
     def value(self, solver: Solver, gradient: Gradient, save: bool = False) -> Tensor:
-        """A number of the solution."""
+        """The scalar value of the solution, see `numbers`."""
         solution = solve(
             self.field,
             self.z0,
@@ -92,7 +89,7 @@ class Setting:
         return [torch.randn(x.shape, generator=draw, dtype=torch.float64) for x in self.inputs]
 
     def difference(self, call: Callable[[], Tensor]) -> Tensor:
-        """The derivative of what is called along the directions, by central differences."""
+        """The derivative of ``call`` along the directions, by central differences."""
         values = []
         for sign in (1, -1):
             with torch.no_grad():
@@ -114,7 +111,7 @@ class Setting:
         )
 
     def forward(self, solver: Solver, gradient: Gradient, save: bool = False) -> Tensor:
-        """The derivative along the directions in forward mode."""
+        """The derivative along the directions, in forward mode."""
         with forward_ad.dual_level():
             duals = [
                 forward_ad.make_dual(x.detach(), d)
@@ -128,7 +125,7 @@ class Setting:
 
 
 class _Replaced:
-    """A block in which other tensors are in the places of a setting's inputs."""
+    """A block in which other tensors replace the inputs of a setting."""
 
     def __init__(self, setting: Setting, tensors: list[Tensor]) -> None:
         self.setting, self.tensors = setting, tensors
@@ -170,7 +167,7 @@ class _Replaced:
 @each_method
 @pytest.mark.parametrize("gradient", DISCRETE)
 def test_first_derivatives(kind: str, method: str, gradient: str) -> None:
-    """Of the steps that were taken, by the state and the parameters: as differences tell."""
+    """By state and parameters, equal to differences of the same steps."""
     for solver in solvers(method, kind):
         setting = Setting(kind)
         found = setting.along(
@@ -206,7 +203,7 @@ def test_the_adjoint_gives_the_derivatives_of_the_exact_flow(kind: str, method: 
 @each_method
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_forward_mode(kind: str, method: str, gradient: str) -> None:
-    """Given, as reverse mode tells, or refused."""
+    """Equal to reverse mode, or refused."""
     for solver in solvers(method, kind):
         setting = Setting(kind)
         if gradient == "adjoint":
@@ -221,7 +218,7 @@ def test_forward_mode(kind: str, method: str, gradient: str) -> None:
 @each_method
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_second_derivatives(kind: str, method: str, gradient: str) -> None:
-    """Given, as differences of first ones tell, or refused."""
+    """Equal to differences of first derivatives, or refused."""
     solver = FixedStep(method, n_steps=2)
     setting = Setting(kind)
     value = setting.value(solver, GRADIENTS[gradient], save=True)
@@ -239,7 +236,7 @@ def test_second_derivatives(kind: str, method: str, gradient: str) -> None:
 @each_method
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_derivatives_by_times(kind: str, method: str, gradient: str) -> None:
-    """By both ends and by saved times, which here move on their own; both modes."""
+    """By both ends and by independent saved times, in both modes."""
     fine_steps: list[Solver] = [FixedStep(method, n_steps=50)]
     accuracy = {1: 0.2, 2: 5e-3, 3: 2e-4}.get(
         METHODS[method].order, 2e-5
@@ -262,9 +259,7 @@ def test_derivatives_by_times(kind: str, method: str, gradient: str) -> None:
 
 @each_method
 def test_derivatives_by_times_are_those_of_differences(kind: str, method: str) -> None:
-    """Inner times on their own, so that none leaves the interval; the steps are constants, as
-    fractions of it.
-    """
+    """Only inner times move, so none leaves the interval; steps are fixed fractions of it."""
     setting = Setting(kind, times=True)
     setting.times.requires_grad_(False)
     setting.times = torch.tensor([0.3, 0.62], dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The default device is the user's: nothing here depends on it."""
+"""Nothing depends on the user's default device."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ OTHERS = {
 
 
 def unnamed(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Calls that make a tensor (or a generator, or load tensors) on the default device: line and
-    name.
-    """
+    """Lines and names of calls that make or load tensors or generators on the default device."""
     imported = {
         name.asname or name.name: name.name
         for node in ast.walk(tree)
@@ -89,14 +87,15 @@ nothing(3)
 torch.as_tensor(x).cpu()
 torch.Generator().manual_seed(0)
 torch.load(file)
-torch.zeros(3, device="cpu"); torch.Generator("cpu"); torch.zeros_like(x); x.new_zeros(3); torch.load(file, map_location=y)
+torch.zeros(3, device="cpu"); torch.Generator("cpu"); torch.zeros_like(x); x.new_zeros(3)
+torch.load(file, map_location=y)
 """
     found = [name for _, name in sorted(unnamed(ast.parse(source)))]
     assert found == ["tensor", "zeros", "as_tensor", "Generator", "load"]
 
 
 def on_both(make: Callable[[], Any]) -> tuple[Any, Any]:
-    """What is made with the CPU as the default device, and with another one."""
+    """The results of ``make`` with the CPU as the default device, and with another one."""
     here = make()
     with torch.device("meta"):
         return here, make()
@@ -173,8 +172,16 @@ def test_batches_of_images(
 @pytest.mark.parametrize("network", ["linear_odenet", "odenet"])
 @pytest.mark.parametrize("init_type", INITIALISATIONS)
 def test_weights(init_type: str, network: str) -> None:
-    options = make_options({"network": network, "init_type": init_type, "upstream_channels": 3, "ch_residual_block": 4,
-                            "dataset": "mnist", "precision": "float64"})  # fmt: skip
+    options = make_options(
+        {
+            "network": network,
+            "init_type": init_type,
+            "upstream_channels": 3,
+            "ch_residual_block": 4,
+            "dataset": "mnist",
+            "precision": "float64",
+        }
+    )
     shape = Shape("classification", (1, 6, 6), 3, 1.0)
     assert same(*on_both(lambda: build_model(options, shape).state_dict()))
 
@@ -189,7 +196,7 @@ def test_optimisers_and_checkpoints(kind: type[Optimizer], tmp_path: Path) -> No
         optimizer = kind(params, 0.1, 0.2)
         saved: dict[str, Any] = {}
         for i in range(6):
-            if i == 3:  # goes on from a file
+            if i == 3:  # resumes from a file
                 save_checkpoint(tmp_path, i, {"optimizer": optimizer.state_dict()})
                 saved = load_latest(tmp_path, pytest.fail)[1]
                 optimizer = kind(params, 0.1, 0.2)
@@ -204,18 +211,24 @@ def test_optimisers_and_checkpoints(kind: type[Optimizer], tmp_path: Path) -> No
 
 
 RUNS = (
-    "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --n_steps 16 --optimizer rmsprop --serial_batches true",
-    "--solver dopri5 --tol 1e-3 --per_sample true --use_step_adaption_algo true --adaption_interval 4",
-    "--solver midpoint --use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.05 --adaption_interval 4 "
+    "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --n_steps 16 "
+    "--optimizer rmsprop --serial_batches true",
+    "--solver dopri5 --tol 1e-3 --per_sample true --use_step_adaption_algo true "
+    "--adaption_interval 4",
+    "--solver midpoint --use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.05 "
+    "--adaption_interval 4 "
     "--optimizer sgd --evaluate_with_dif_solver true",
 )
 
 
 @pytest.mark.parametrize("flags", RUNS)
 def test_whole_runs(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training, tests, checkpoints, verdict and figures, a resumed run, an evaluation and an audit."""
+    """Training, tests, checkpoints, verdict, figures, a resumed run, an evaluation, an audit."""
     monkeypatch.chdir(tmp_path)
-    common = "--log_interval 4 --model_checkpoint_freq 4 --evaluate_test_acc true --eval_interval 4 --verdict_budget 0.5"
+    common = (
+        "--log_interval 4 --model_checkpoint_freq 4 --evaluate_test_acc true --eval_interval 4 "
+        "--verdict_budget 0.5"
+    )
 
     def make(name: str) -> list[Any]:
         assert main(["train", "--name", name, "--niter", "8", *common.split(), *flags.split()]) == 0

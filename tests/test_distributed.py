@@ -1,4 +1,4 @@
-"""Processes that train together: their devices, sums over them, who goes first."""
+"""Processes that train together: devices, sums, and order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trueode.errors import DeviceError
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
-    """A machine with as many GPUs as torch is made to believe."""
+    """Let torch report a number of GPUs."""
     count: int = request.param
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -105,7 +105,7 @@ def test_more_processes_than_gpus(gpus: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def work(folder: Path, rank: int, world_size: int, port: int) -> None:
-    """What one of several processes does; its findings go to a file."""
+    """The work of one of several processes, which writes its results to a file."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world_size}
     os.environ.update(
         {key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
@@ -118,7 +118,7 @@ def work(folder: Path, rank: int, world_size: int, port: int) -> None:
     assert not total.requires_grad
     assert x.tolist() == [1.0, 0.1 * (rank + 1)]  # not changed in place
     assert [ranks.any(rank == one) for one in (0, 1, 2)] == [True, True, False]
-    for _ in range(2):  # again: nothing of the first time is left
+    for _ in range(2):  # the second time must not see the first
         with ranks.main_first():
             if ranks.is_main:
                 time.sleep(0.2)  # the others would overtake

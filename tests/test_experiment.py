@@ -1,6 +1,4 @@
-"""Whole runs: what they print, what they leave behind, how they are named, continued, evaluated and
-loaded.
-"""
+"""Whole runs: output, files, names, continuation, evaluation and loading."""
 
 from __future__ import annotations
 
@@ -29,14 +27,14 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(flags: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Run a command in this process: exit code, and all that it printed."""
+    """Run a command in this process; return exit code and output."""
     code = main(["train", *shlex.split(flags)])
     printed = capsys.readouterr()
     return code, printed.out + printed.err
 
 
 def state(name: str) -> dict[str, Any]:
-    """The newest checkpoint of a run, without times of the clock."""
+    """The newest checkpoint of a run, without wall times."""
     saved = load_latest(Path("experiments") / name / "checkpoints", pytest.fail)[1]
     del saved["seconds"]
     return saved
@@ -89,7 +87,8 @@ def test_a_run_leaves_all_that_is_promised(capsys: pytest.CaptureFixture[str]) -
         "--solver rk4 --n_steps 3 --optimizer sgd --weight_decay 0.1",
         "--solver dopri5 --tol 1e-3 --autodif checkpoint --optimizer rmsprop",
         "--solver tsit5 --tol 1e-3 --per_sample true --time_dependent true",
-        "--solver midpoint --adjoint true --upstream_channels 3 --act gelu --init_type orthogonal --init_variance 1",
+        "--solver midpoint --adjoint true --upstream_channels 3 --act gelu "
+        "--init_type orthogonal --init_variance 1",
         "--dataset concentric_sphere10 --network linear_odenet --serial_batches true",
         "--solver heun2 --use_step_adaption_algo true --adaption_interval 3",
         "--solver fehlberg2 --use_step_adaption_algo true --adaption_interval 3 --initial_tol 1e-3",
@@ -100,7 +99,7 @@ def test_a_run_leaves_all_that_is_promised(capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_the_same_options_give_the_same_run(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bit for bit; from the flags, and again from the config that the run has written."""
+    """Bit for bit, from the flags and from the written config."""
     torch.rand(3)  # the state of the global random numbers does not matter
     code, output = train(f"{SHORT} {flags} --name one", capsys)
     assert code == 0, output
@@ -118,7 +117,7 @@ def test_the_same_options_give_the_same_run(flags: str, capsys: pytest.CaptureFi
 
 
 def test_evaluations_are_counted_per_sample(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where a batch is smaller than the others: the last one of an epoch."""
+    """Also in the smaller last batch of an epoch."""
     code, output = train(
         "--niter 35 --log_interval 3 --solver midpoint --n_steps 3 --name run", capsys
     )
@@ -213,7 +212,10 @@ def test_no_usable_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_divergence_keeps_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--optimizer sgd --lr 1e4 --solver rk4 --n_steps 8 --niter 40 --log_interval 3 --model_checkpoint_freq 1"
+    flags = (
+        "--optimizer sgd --lr 1e4 --solver rk4 --n_steps 8 --niter 40 --log_interval 3 "
+        "--model_checkpoint_freq 1"
+    )
     code, output = train(f"{flags} --name wild", capsys)
     assert code == 1
     assert "Training stopped." in output
@@ -245,7 +247,10 @@ def test_infer(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_solver_swap(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--step_size 0.5 --evaluate_with_dif_solver true --test_solver_list euler dopri5 --test_factor_list 0.5 1 4"
+    flags = (
+        "--step_size 0.5 --evaluate_with_dif_solver true --test_solver_list euler dopri5 "
+        "--test_factor_list 0.5 1 4"
+    )
     code, output = train(f"{SHORT} {flags} --tol 1e-4", capsys)
     assert code == 0, output
     run = Path("experiments/neural_ode")
@@ -294,7 +299,10 @@ def test_own_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, output
     assert "test mse" in output
     assert Path("experiments/regression/figures/mse.png").is_file()
-    flags = "--dataset arrays --data_dir series.npz --network linear_odenet --solver rk4 --step_size 0.2 --lr 0.03"
+    flags = (
+        "--dataset arrays --data_dir series.npz --network linear_odenet --solver rk4 "
+        "--step_size 0.2 --lr 0.03"
+    )
     code, output = train(f"{flags} --niter 160 --batch_size 16 --name series", capsys)
     assert code == 0, output
     assert "undecided" in output
@@ -304,9 +312,7 @@ def test_own_arrays(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def series(t0: float | None, shift: float, own: bool = False, **changes: Any) -> None:
-    """An oscillation in ``series.npz``: times in steps of an eighth, so that nothing is rounded
-    where they are shifted.
-    """
+    """Write an oscillation to ``series.npz``; multiples of 1/8 are shifted without rounding."""
     random = np.random.default_rng(0)
     x, t = random.normal(size=(60, 2)), np.arange(5) / 8
     if own:
@@ -320,9 +326,13 @@ def series(t0: float | None, shift: float, own: bool = False, **changes: Any) ->
     np.savez("series.npz", **{"x": x, "y": y, "t": t + shift, **given, **changes})
 
 
-SERIES = "--dataset arrays --data_dir series.npz --network linear_odenet --act tanh --niter 12 --log_interval 3 --lr 0.01"
+SERIES = (
+    "--dataset arrays --data_dir series.npz --network linear_odenet --act tanh --niter 12 "
+    "--log_interval 3 --lr 0.01"
+)
 SERIES_SOLVERS = {
-    "fixed": "--solver rk4 --n_steps 8 --evaluate_with_dif_solver true --test_solver_list euler dopri5",
+    "fixed": "--solver rk4 --n_steps 8 --evaluate_with_dif_solver true "
+    "--test_solver_list euler dopri5",
     "euler": "--solver euler --step_size 0.25 --autodif checkpoint",
     "adaptive": "--solver dopri5 --tol 1e-3",
     "per sample": "--solver dopri5 --tol 1e-3 --per_sample true --autodif adjoint",
@@ -333,8 +343,11 @@ SERIES_SOLVERS = {
 
 @pytest.mark.parametrize("how", SERIES_SOLVERS)
 def test_a_series_may_start_at_any_time(how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A field that does not depend on time gives what it gives on the times shifted to 0."""
-    flags = f"{SERIES} {SERIES_SOLVERS[how]} --evaluate_test_acc true --eval_interval 6 --verdict_budget 0.5"
+    """An autonomous field gives the same results on times shifted to 0."""
+    flags = (
+        f"{SERIES} {SERIES_SOLVERS[how]} --evaluate_test_acc true --eval_interval 6 "
+        "--verdict_budget 0.5"
+    )
     results = []
     for name, t0, shift in (("zero", None, 0.0), ("late", 2019.0, 2019.0)):
         series(t0, shift, own=how in ("euler", "per sample"))
@@ -383,8 +396,9 @@ def numbers(value: Any) -> list[float]:
 
 
 def test_a_series_has_one_start(capsys: pytest.CaptureFixture[str]) -> None:
-    """A run goes on, is evaluated and is audited on data that starts when its own did; a start far
-    from 0 is never guessed.
+    """Resuming, evaluation and audits need data with the start time of the run.
+
+    A start far from 0 is never guessed.
     """
     flags = f"{SERIES} --solver rk4 --n_steps 8 --name run"
     series(None, 2019.1)
@@ -475,7 +489,10 @@ def test_a_continued_run_does_not_keep_the_verdict_of_before(
 
 
 def test_a_run_of_fidelity_ends_with_a_certificate(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = f"--niter 120 --lr 0.01 --solver rk4 {FIDELITY} --adaption_interval 10 --evaluate_test_acc true --name run"
+    flags = (
+        f"--niter 120 --lr 0.01 --solver rk4 {FIDELITY} --adaption_interval 10 "
+        "--evaluate_test_acc true --name run"
+    )
     code, output = train(f"{flags} --eval_interval 40 --use_tensorboard true", capsys)
     assert code == 0, output
     run = Path("experiments/run")
@@ -523,7 +540,7 @@ def test_a_run_of_fidelity_ends_with_a_certificate(capsys: pytest.CaptureFixture
 
 
 def test_a_certified_run_is_made_longer(capsys: pytest.CaptureFixture[str]) -> None:
-    """The certificate was of the shorter training: the longer one ends with another."""
+    """The longer training ends with another certificate."""
     flags = f"--lr 0.001 --solver rk4 {FIDELITY} --adaption_interval 10 --name run"
     train(f"{flags} --niter 40", capsys)
     before = json.loads(Path("experiments/run/audit.json").read_text())
@@ -544,7 +561,10 @@ def test_data_that_is_not_generated_is_held_out(capsys: pytest.CaptureFixture[st
     random = np.random.default_rng(0)
     x = random.normal(size=(5000, 2))
     np.savez("data.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
-    flags = f"--dataset arrays --data_dir data.npz --solver midpoint {FIDELITY} --adaption_interval 10 --niter 30"
+    flags = (
+        f"--dataset arrays --data_dir data.npz --solver midpoint {FIDELITY} "
+        "--adaption_interval 10 --niter 30"
+    )
     code, output = train(f"{flags} --name enough", capsys)
     assert code == 0, output
     certificate = json.loads(Path("experiments/enough/audit.json").read_text())["certificate"]
@@ -553,7 +573,7 @@ def test_data_that_is_not_generated_is_held_out(capsys: pytest.CaptureFixture[st
     code, output = train(f"{flags} --held_out 0.01 --name few", capsys)
     assert code == 0, output
     assert "it needs at least 72 inputs that training has not seen, there are 30" in output
-    assert "note: in the end it will be said: not certified" in output
+    assert "note: the run will end with: not certified" in output
     code, output = train(f"{flags} --held_out 0.0005 --name none", capsys)
     assert code == 2, output
     assert "--held_out 0.0005 of 4000 training samples are 2" in output

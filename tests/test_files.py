@@ -1,4 +1,4 @@
-"""Files are there whole or not at all."""
+"""Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_writer_that_fails_changes_nothing(tmp_path: Path, existed: bool) -> N
     assert path.exists() == existed
     if existed:
         assert path.read_text() == "old"
-    write_text(path, "new")  # what the failure left is not in the way
+    write_text(path, "new")  # remains of the failure do not matter
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -74,7 +74,7 @@ def test_content_that_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def without_non_finite(content: Any) -> Any:
-    """The law, stated over the text: what Python writes as NaN, Infinity and -Infinity is null."""
+    """The expected text: NaN, Infinity and -Infinity replaced by null."""
     return json.loads(json.dumps(content), parse_constant=lambda name: None)
 
 

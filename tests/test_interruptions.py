@@ -1,6 +1,4 @@
-"""A run that is killed, interrupted or finds a damaged checkpoint goes on as if nothing had
-happened.
-"""
+"""Runs that are killed, interrupted or damaged continue to the undisturbed result."""
 
 from __future__ import annotations
 
@@ -21,18 +19,21 @@ from trueode import files
 from trueode.runs import checkpoints, load_latest
 
 FLAGS = (
-    "--niter 1000 --name run --max_steps 16 --use_step_adaption_algo true --adaption_interval 20 --threshold 0.02 "
-    "--lr 0.001 --log_interval 7 --model_checkpoint_freq 40 --evaluate_test_acc true --eval_interval 100 --torch_threads 1"
+    "--niter 1000 --name run --max_steps 16 --use_step_adaption_algo true "
+    "--adaption_interval 20 --threshold 0.02 "
+    "--lr 0.001 --log_interval 7 --model_checkpoint_freq 40 --evaluate_test_acc true "
+    "--eval_interval 100 --torch_threads 1"
 )
-CERTIFIED = (
-    "--niter 200 --name run --solver rk4 --use_step_adaption_algo true --adaption_algo fidelity --fidelity 0.02 --lr 0.01 "
-    "--adaption_interval 150 --log_interval 7 --model_checkpoint_freq 40 --torch_threads 1"  # so few checks that one fails
+CERTIFIED = (  # with few checks, so that a certificate fails
+    "--niter 200 --name run --solver rk4 --use_step_adaption_algo true "
+    "--adaption_algo fidelity --fidelity 0.02 --lr 0.01 "
+    "--adaption_interval 150 --log_interval 7 --model_checkpoint_freq 40 --torch_threads 1"
 )
 RESUME = "--name run --resume true"
 
 
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The newest checkpoint and the history of the run, both without times of the clock."""
+    """The newest checkpoint and the history of the run, without wall times."""
     path, state = load_latest(folder / "experiments" / "run" / "checkpoints", pytest.fail)
     assert path.name.endswith(
         f"{1000 if state['certificate'] is None else 200 + state['extra']:05d}.pt"
@@ -74,7 +75,7 @@ def die() -> None:
 
 
 def die_in_a_checkpoint(number: int, phase: str) -> None:
-    """Arrange to be killed inside of the ``number``-th write of a checkpoint."""
+    """Let this process be killed in the ``number``-th write of a checkpoint."""
     written = 0
 
     def write_atomic(path: Path, write: Any) -> None:
@@ -97,16 +98,16 @@ def die_in_a_checkpoint(number: int, phase: str) -> None:
         if phase == "not in its place":
             os.replace = lambda *_: die()  # type: ignore[assignment]
         files.write_atomic(path, write)
-        die()  # in its place, the old ones not yet removed
+        die()  # in its place, before old ones are removed
 
     checkpoints.write_atomic = write_atomic  # type: ignore[assignment]
 
 
 def kill_and_resume(flags: str, folder: Path, moments: list[Any]) -> None:
-    """Kill a run at all of the moments, going on each time, then let it end.
+    """Kill and resume a run at all moments, then let it end.
 
-    A moment is a write of a checkpoint and how far it comes, or seconds; those are cut short by the
-    next write, so that a fast machine has not ended the run before the last moment.
+    A moment is a phase of a write of a checkpoint, or a time in seconds. The next write ends the
+    wait for a time, so a fast machine does not end the run before the last moment.
     """
     for moment in moments:
         write = (1, "in its place") if isinstance(moment, float) else moment
@@ -116,7 +117,9 @@ def kill_and_resume(flags: str, folder: Path, moments: list[Any]) -> None:
             child.kill()
         child.join(60)
         assert child.exitcode == -signal.SIGKILL, (moment, (folder / "output.txt").read_text())
-        if (folder / "experiments" / "run" / "config.yaml").exists():  # else nothing had begun
+        if (
+            folder / "experiments" / "run" / "config.yaml"
+        ).exists():  # otherwise the run had not started
             flags = RESUME
     code, output = processes.run(flags, folder)
     assert code == 0, output
@@ -134,7 +137,7 @@ def test_killed_eight_times(uninterrupted: Any, tmp_path: Path) -> None:
 
 
 def test_killed_while_it_certifies_and_trains_on(tmp_path: Path) -> None:
-    """A rule that certifies comes to the same decisions, certificate and weights."""
+    """The rule makes the same decisions, with the same certificate and weights."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()

@@ -1,4 +1,4 @@
-"""The models that the audit is held against have the flows that they are said to have."""
+"""The models of known flow in benchmarks/ have the stated flows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLOSED = [
 
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of that folder."""
+    """A function that imports a module of benchmarks/."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 

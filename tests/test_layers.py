@@ -1,4 +1,4 @@
-"""The floors of the package: a file imports from its own folder and from lower floors only."""
+"""The floors of the package: a file imports only from its folder and from lower floors."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ def room(path: Path) -> str:
 
 
 def imports(path: Path, top_level: bool) -> list[str]:
-    """Modules that a file imports; those of type checking left out, those inside of functions on
-    request.
+    """The modules that a file imports, except for type checking.
+
+    Imports inside functions are included on request.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {

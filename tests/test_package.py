@@ -1,6 +1,4 @@
-"""What is built for others works where there is no compiler: the wheel with its kernel, the source
-without.
-"""
+"""Built archives work without a compiler: the wheel with its kernel, the source without."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ MISSING = "The compiled kernel is not used"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive of the source, built from a copy: building leaves files behind."""
+    """The source archive, built from a copy, because building leaves files behind."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("source")
     shutil.copytree(ROOT / "src", folder / "copy" / "src", ignore=BUILT)
@@ -45,13 +43,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def no_compiler(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a machine that has none."""
+    """The environment of a machine without a compiler."""
     empty = str(tmp_path_factory.mktemp("empty"))
     return {**os.environ, "PATH": empty, "CC": "/bin/false", "TRUEODE_NATIVE": ""}
 
 
 def pip(*words: str, environment: Mapping[str, str]) -> None:
-    """Run pip without an index: what is needed to build and to run is there."""
+    """Run pip without an index; all requirements are installed."""
     command = [
         sys.executable,
         "-m",
@@ -67,9 +65,7 @@ def pip(*words: str, environment: Mapping[str, str]) -> None:
 
 
 def installed(archive: Path, folder: Path, environment: Mapping[str, str]) -> tuple[str, str]:
-    """Install an archive beside the packages that are there, train with it: what is printed, and
-    said as an error.
-    """
+    """Install an archive next to the installed packages and train; return output and errors."""
     pip(
         "install",
         "--no-build-isolation",

@@ -1,6 +1,4 @@
-"""The README and the documentation are run: of each page the commands one after another in one
-directory, its Python in between.
-"""
+"""Run the README and the documentation: commands and Python of each page in one directory."""
 
 from __future__ import annotations
 
@@ -34,16 +32,24 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
-# The commands that have always been documented, to the letter.
+# The exact commands of the original documentation.
 DOCUMENTED = (
     "python train.py --solver euler --step_size 0.1",
     "python train.py --help",
     "python train.py --use_gpu true",
     "python train.py --adjoint true",
     "python train.py --use_step_adaption_algo true",
-    "python train.py --dataset concentric_sphere2 --solver euler --step_size 0.015625 --lr 0.0001 --network simple_odenet --ch_residual_block 32 --batch_size 128 --niter 10000 --evaluate_text_acc true --evaluate_with_different_solver true  --test_solver_list euler midpoint rk4 --test_factor_list 0.5 0.75 1. 1.5 2.",
-    "python train.py --dataset cifar10 --solver dopri5 --tol 0.001 --lr 0.0001 --network odenet --ch_residual_block 128 --batch_size 256 --niter 7800 --evaluate_text_acc true --evaluate_with_different_solver true  --test_solver_list dopri5 --test_factor_list 0.1 1. 10.",
-    "python train.py --dataset cifar10 --solver euler --lr 0.0001 --network odenet --ch_residual_block 128 --batch_size 256 --niter 7800 --evaluate_text_acc true --use_step_adaptation true",
+    "python train.py --dataset concentric_sphere2 --solver euler --step_size 0.015625 "
+    "--lr 0.0001 --network simple_odenet --ch_residual_block 32 --batch_size 128 "
+    "--niter 10000 --evaluate_text_acc true --evaluate_with_different_solver true  "
+    "--test_solver_list euler midpoint rk4 --test_factor_list 0.5 0.75 1. 1.5 2.",
+    "python train.py --dataset cifar10 --solver dopri5 --tol 0.001 --lr 0.0001 "
+    "--network odenet --ch_residual_block 128 --batch_size 256 --niter 7800 "
+    "--evaluate_text_acc true --evaluate_with_different_solver true  "
+    "--test_solver_list dopri5 --test_factor_list 0.1 1. 10.",
+    "python train.py --dataset cifar10 --solver euler --lr 0.0001 --network odenet "
+    "--ch_residual_block 128 --batch_size 256 --niter 7800 --evaluate_text_acc true "
+    "--use_step_adaptation true",
 )
 SPELLINGS = {
     "evaluate_text_acc": "evaluate_test_acc",
@@ -51,8 +57,10 @@ SPELLINGS = {
     "use_step_adaptation": "use_step_adaption_algo",
 }
 OTHER_OPTIONS = re.compile(
-    "absolute|all|data|decision|dry_run|help|ignore_index|json|look|margins?|max_step|methods|metric|nproc_per_node|nthreads|"
-    "options_file|population|samples|scale|scheduler|seeds?|tolerance|breaks|call|draws|jobs|before|again|workers|ntasks|"
+    "absolute|all|data|decision|dry_run|help|ignore_index|json|look|margins?|max_step|methods|"
+    "metric|nproc_per_node|nthreads|"
+    "options_file|population|samples|scale|scheduler|seeds?|tolerance|breaks|call|draws|jobs|"
+    "before|again|workers|ntasks|"
     "parts|processes|rows|kills|mnist|images|port"
 )
 IMAGE_SETS = ("mnist", "cifar10", "image_folder")
@@ -60,7 +68,7 @@ NOT_IN_CONFIG = ("niter", "name", "resume", "overwrite", "phase", "split", "opti
 
 
 def trust(archive: str) -> None:
-    """Let torchvision take a small archive for the published one."""
+    """Let torchvision accept a small archive as the published one."""
     from torchvision.datasets import CIFAR10
 
     with tarfile.open(archive) as tar:
@@ -100,7 +108,7 @@ def commands(block: str) -> list[str]:
 
 
 def flags(command: str) -> dict[str, list[str]]:
-    """``--name value …`` of a command, as lists of words."""
+    """The flags ``--name value …`` of a command, with their values as lists."""
     found: dict[str, list[str]] = {}
     for word in shlex.split(command):
         if word.startswith("--"):
@@ -150,7 +158,7 @@ def test_make_targets_of_the_readme_exist():
 
 
 def test_what_the_readme_prints_is_what_its_python_prints(capsys: pytest.CaptureFixture[str]):
-    """Numbers apart, which the processor's rounding may change."""
+    """Except for numbers, which the processor's rounding may change."""
     text = README.read_text(encoding="utf-8")
     code, output = re.search(
         r"^```python\n(.*?)^```\n+```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL
@@ -167,9 +175,7 @@ def test_what_the_readme_prints_is_what_its_python_prints(capsys: pytest.Capture
     "page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.stem
 )
 def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch):
-    """Everything in it, from top to bottom, in one working directory; what stands in the README as
-    well is run there.
-    """
+    """Run all blocks in order in one working directory, except those also in the README."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     scope: dict[str, Any] = {"__name__": "page"}
@@ -198,9 +204,7 @@ def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def run(command: str, dataset: str) -> tuple[int, str, list[Path]]:
-    """Run a command with few iterations: exit code, what was printed, the run directories that it
-    made or worked in.
-    """
+    """Run a command with few iterations; return exit code, output and run directories."""
     words = shlex.split(command)
     options = flags(command)
     if "infer" not in options.get("phase", []):
@@ -221,7 +225,7 @@ def run(command: str, dataset: str) -> tuple[int, str, list[Path]]:
 
 
 def run_torchrun(words: list[str]) -> tuple[int, str]:
-    """Run torchrun at a port that is free."""
+    """Run torchrun at a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         environment = os.environ | {"PET_MASTER_PORT": str(free.getsockname()[1]), "COLUMNS": "120"}
@@ -231,7 +235,7 @@ def run_torchrun(words: list[str]) -> tuple[int, str]:
 
 
 def check(command: str, code: int, told: str, runs: list[Path]) -> None:
-    """The command did what it says."""
+    """Check that the command did what it says."""
     options = flags(command)
     if options.get("use_gpu") == ["true"] and not gpu_exists():
         assert code == 2, told
@@ -247,7 +251,7 @@ def check(command: str, code: int, told: str, runs: list[Path]) -> None:
 
 
 def check_audit(command: str) -> None:
-    """An audit of a run that was made before."""
+    """Run and check an audit of an earlier run."""
     code, told = processes.run_line(
         shlex.split(command), Path.cwd(), environment={"COLUMNS": "120"}
     )
@@ -257,7 +261,7 @@ def check_audit(command: str) -> None:
 
 
 def check_sweep(command: str) -> None:
-    """A sweep, its estimate, where it stands, or a figure, with few iterations and one seed."""
+    """Run and check a sweep, its estimate or status, or a figure, with few iterations."""
     words = shlex.split(command)
     short = [] if "status" in words else ["--niter", "20", "--random_seed", "0"]
     code, told = processes.run_line([*words, *short], Path.cwd(), environment={"COLUMNS": "120"})
@@ -280,7 +284,7 @@ def check_sweep(command: str) -> None:
 
 
 def check_run(run: Path, options: dict[str, list[str]], told: str) -> None:
-    """The run directory is whole, and its config says what the flags said."""
+    """Check that the run directory is complete and its config agrees with the flags."""
     for name in (
         "config.yaml",
         "history.csv",
@@ -326,7 +330,7 @@ def gpu_exists() -> bool:
 
 
 def provide_images(dataset: str, command: str) -> None:
-    """A few images in the published layout where the command looks for them, made once."""
+    """Make a few images in the published layout where the command expects them, once."""
     options = flags(command)
     folder = Path(options.get("data_dir", ["data"])[0])
     if dataset == "cifar10" and not (folder / "cifar-10-python.tar.gz").exists():

@@ -18,11 +18,15 @@ from trueode.experiment import load
 from trueode.runs import load_latest
 
 FLAGS = (
-    "--dataset arrays --data_dir own --network odenet --ch_residual_block 8 --precision bf16 --step_size 0.25 --lr 0.01 "
+    "--dataset arrays --data_dir own --network odenet --ch_residual_block 8 --precision bf16 "
+    "--step_size 0.25 --lr 0.01 "
     "--batch_size 16 --log_interval 2 --verdict_budget 0"
 )
 PAPER = "--use_step_adaption_algo true --adaption_interval 3"
-FIDELITY = "--use_step_adaption_algo true --adaption_algo fidelity --adaption_interval 4 --fidelity 0.3 --step_size 1"
+FIDELITY = (
+    "--use_step_adaption_algo true --adaption_algo fidelity --adaption_interval 4 --fidelity 0.3 "
+    "--step_size 1"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +54,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert code == 0, output
     train(f"{FLAGS} {how} --name whole --niter 12", capsys)
     run, whole = state("run"), state("whole")
-    if "fidelity" in how:  # which ended twice, and was certified twice: more evaluations
+    if "fidelity" in how:  # the resumed run is certified twice, with more evaluations
         run, whole = (
             {part: saved[part] for part in ("model", "optimizer", "solver")}
             for saved in (run, whole)

@@ -1,4 +1,4 @@
-"""Files that follow from others are up to date, and the repository speaks of the software alone."""
+"""Generated files are up to date, and the repository describes only the software."""
 
 from __future__ import annotations
 

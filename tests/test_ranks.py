@@ -13,8 +13,7 @@ import torch
 from tests import processes
 from trueode.runs import load_latest, read_history
 
-# 2000 samples in batches of 129: the last one of an epoch has 65, one more on the second rank than
-# on the first
+# 2000 samples in batches of 129: the last batch of an epoch has 65, which the ranks share unequally
 FLAGS = (
     "--name run --precision float64 --batch_size 129 --niter 100 --lr 0.001 --log_interval 10 "
     "--evaluate_test_acc true --eval_interval 50 --torch_threads 1"
@@ -22,15 +21,19 @@ FLAGS = (
 JOBS = {
     "euler": "--solver euler --step_size 0.25",
     "dopri5": "--solver dopri5 --tol 1e-5",
-    # Adam takes a whole step for a gradient that is nearly zero, of which much may be rounding
+    # sgd, because Adam takes a whole step for tiny gradients, which may be mostly rounding
     "dopri5 per sample": "--solver dopri5 --tol 1e-4 --per_sample true --niter 20 --optimizer sgd",
-    "adapting steps": "--use_step_adaption_algo true --adaption_interval 10 --threshold 0.01 --max_steps 16",
-    "adapting tolerance": "--solver fehlberg2 --use_step_adaption_algo true --adaption_interval 10 --initial_tol 1e-2 --threshold 0.01",
+    "adapting steps": "--use_step_adaption_algo true --adaption_interval 10 --threshold 0.01 "
+    "--max_steps 16",
+    "adapting tolerance": "--solver fehlberg2 --use_step_adaption_algo true --adaption_interval 10 "
+    "--initial_tol 1e-2 --threshold 0.01",
     "adapting with a certificate": (
-        "--solver auto --use_step_adaption_algo true --adaption_algo fidelity --adaption_interval 5 --niter 60 --fidelity 0.05"
+        "--solver auto --use_step_adaption_algo true --adaption_algo fidelity "
+        "--adaption_interval 5 --niter 60 --fidelity 0.05"
     ),
     "adapting to time series": (
-        "--dataset pendulum --network linear_odenet --act tanh --solver rk4 --use_step_adaption_algo true "
+        "--dataset pendulum --network linear_odenet --act tanh --solver rk4 "
+        "--use_step_adaption_algo true "
         "--adaption_algo fidelity --adaption_interval 5 --niter 20 --check_on noise"
     ),
     "one sample left over": "--solver dopri5 --tol 1e-4 --batch_size 1999 --niter 4",
@@ -39,7 +42,7 @@ JOBS = {
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Equality of nested plain values, of numbers up to rounding."""
+    """Equality of nested plain values, with numbers up to rounding."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
@@ -56,7 +59,7 @@ def test_two_processes_are_one(job: str, tmp_path: Path) -> None:
     code, output = processes.run(flags, one)
     assert code == 0, output
     output = processes.run_ranks(flags, two)
-    assert output.count("results: ") == 1, output  # one rank speaks
+    assert output.count("results: ") == 1, output  # only one rank prints
     assert "Warning" not in output, output
     runs = [folder / "experiments" / "run" for folder in (one, two)]
     states = [load_latest(run / "checkpoints", pytest.fail)[1] for run in runs]
@@ -65,7 +68,7 @@ def test_two_processes_are_one(job: str, tmp_path: Path) -> None:
     for part in ("solver", "rule", "certificate"):
         assert alike(states[0][part], states[1][part]), part
     if "per sample" in job:
-        return  # a rank is done when its own slowest sample is: fewer evaluations
+        return  # each rank ends with its own slowest sample: fewer evaluations
     assert states[0]["evaluations"] == states[1]["evaluations"]
     histories = [read_history(run / "history.csv") for run in runs]
     for column, values in histories[0].items():
@@ -92,7 +95,7 @@ def test_resumed_by_two(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_sample_that_cannot_be_solved_is_met_by_all(part: str, tmp_path: Path) -> None:
-    """It lies on the second rank only; neither waits for the other for ever."""
+    """Only the second rank has it; no rank waits forever."""
     (tmp_path / "own").mkdir()
     random = np.random.default_rng(0)
     for name in ("train", "test"):
@@ -101,7 +104,8 @@ def test_a_sample_that_cannot_be_solved_is_met_by_all(part: str, tmp_path: Path)
             x[-1] = 1e38
         np.savez(tmp_path / "own" / f"{name}.npz", x=x, y=np.arange(20) % 2)
     flags = (
-        "--name run --dataset arrays --data_dir own --network linear_odenet --niter 10 --batch_size 20 --n_steps 2 "
+        "--name run --dataset arrays --data_dir own --network linear_odenet --niter 10 "
+        "--batch_size 20 --n_steps 2 "
         "--serial_batches true --evaluate_test_acc true --eval_interval 5 --log_interval 5"
     )
     output = processes.run_ranks(flags, tmp_path, code=1 if part == "train" else 0)
@@ -118,10 +122,13 @@ def test_a_sample_that_cannot_be_solved_is_met_by_all(part: str, tmp_path: Path)
     "solver", ["euler", "dopri5 --tol 1e-3 --per_sample true", "midpoint --adjoint true"]
 )
 def test_a_batch_smaller_than_the_number_of_ranks(solver: str, tmp_path: Path) -> None:
-    """21 samples in batches of 10: the last batch is one sample, for one of the ranks."""
+    """21 samples in batches of 10: the last batch is one sample, on one rank."""
     (tmp_path / "own").mkdir()
     x = np.random.default_rng(0).normal(size=(21, 2))
     for name in ("train", "test"):
         np.savez(tmp_path / "own" / f"{name}.npz", x=x, y=np.arange(21) % 2)
-    flags = "--name run --dataset arrays --data_dir own --network linear_odenet --niter 6 --batch_size 10"
+    flags = (
+        "--name run --dataset arrays --data_dir own --network linear_odenet --niter 6 "
+        "--batch_size 10"
+    )
     processes.run_ranks(f"{flags} --solver {solver}", tmp_path)

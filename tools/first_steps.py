@@ -1,10 +1,9 @@
-"""Do what the README says, as someone new would: in a fresh environment, its blocks in order; and
-say how long it took.
+"""Run the blocks of the README in order, in a fresh environment, and print their times.
 
-    python tools/first_steps.py                all blocks but those on CIFAR-10, with 20 iterations where they train for long
-    python tools/first_steps.py --audit        up to the audit of a model of torchdiffeq
+    python tools/first_steps.py          all blocks except CIFAR-10; long trainings: 20 iterations
+    python tools/first_steps.py --audit  up to the audit of a torchdiffeq model
 
-Exit code: 0, or 1 where a block fails.
+Exit code: 0, or 1 if a block fails.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 
 def steps(python: Path) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
-    """What to do after the installation: a name, the words, and the exit codes that are good."""
+    """The steps after the installation: name, command, and valid exit codes."""
     for language, text in blocks():
         if language == "python":
             yield "the audit", [str(python), "-c", text], (0,)
@@ -45,11 +44,11 @@ def steps(python: Path) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
 
 
 def main() -> int:
-    """Install, and carry out the steps."""
+    """Install the package and run the steps; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--audit", action="store_true")
+    parser.add_argument("--audit", action="store_true", help="stop after the audit")
     only_audit = parser.parse_args().audit
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -75,7 +74,7 @@ def main() -> int:
                 print(done.stdout)
                 if only_audit:
                     break
-        print(f"{whole:7.1f} s  all but the installation")
+        print(f"{whole:7.1f} s  all except the installation")
     return 0
 
 

@@ -1,6 +1,4 @@
-"""Write the files that follow from others; ``make generate`` runs it, a test asserts that they are
-up to date.
-"""
+"""Write the generated files (``make generate``); a test asserts that they are up to date."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ EXTRAS = ("images", "tensorboard")
 
 
 def requirements(pyproject: str) -> str:
-    """The core dependencies and those of some extras, as pip reads them."""
+    """The requirements file: the core dependencies and those of `EXTRAS`."""
     lines = ["# Generated from pyproject.toml by `make generate`: core, images and tensorboard."]
     for name in ("dependencies", *EXTRAS):
         block = re.search(rf"^{name} = \[(.*?)\]", pyproject, re.MULTILINE | re.DOTALL)
@@ -24,7 +22,7 @@ def requirements(pyproject: str) -> str:
 
 
 def generated() -> dict[Path, str]:
-    """Each generated file with its content."""
+    """The content of each generated file."""
     return {
         ROOT / "options" / "default_config.yaml": dump_yaml(Options()),
         ROOT / "requirements.txt": requirements(

@@ -1,10 +1,10 @@
-"""Draw docs/images/house.svg: the rooms of src/trueode on their floors, and who imports whom.
+"""Draw docs/images/house.svg: the rooms of src/trueode on their floors, and their imports.
 
     python tools/house_map.py
 
 A room is a folder or a single file of the package. Imports are read from the source, floors from
-``tests/test_layers.py``. Arrows show imports, except those that follow from others: where A imports
-B and B imports C, no arrow from A to C is drawn. The single files of the ground floor are one room
+``tests/test_layers.py``. Arrows show imports, except those that follow from others: if A imports B
+and B imports C, no arrow from A to C is drawn. The single files of the ground floor are one room
 without arrows, because all others import them.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "trueode"
 PICTURE = ROOT / "docs" / "images" / "house.svg"
-ENTRIES = ("__init__", "__main__")  # they hold names only
+ENTRIES = ("__init__", "__main__")  # they only import names
 WIDTH, HEIGHT, AISLE = 1.5, 0.5, 0.4  # of a room, and between two
 
 
@@ -34,7 +34,7 @@ def floors() -> dict[str, float]:
 
 
 def imports(rooms: set[str]) -> dict[str, set[str]]:
-    """For each room the rooms that its files import; imports for types alone left out."""
+    """The rooms that the files of each room import, except for type checking."""
     found: dict[str, set[str]] = {name: set() for name in rooms}
     for path in SOURCE.rglob("*.py"):
         own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
@@ -73,8 +73,9 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def chains(graph: dict[str, set[str]], row: dict[str, int]) -> list[list[str]]:
-    """Each arrow as a chain of points, one on each row that it crosses; what it passes by there is
-    given a name and a row.
+    """Each arrow as a chain of points, one on each row that it crosses.
+
+    The points between the ends are added to ``row`` under new names.
     """
     found = []
     for name, others in sorted(graph.items()):
@@ -86,8 +87,9 @@ def chains(graph: dict[str, set[str]], row: dict[str, int]) -> list[list[str]]:
 
 
 def places(links: list[list[str]], row: dict[str, int]) -> dict[str, float]:
-    """Where points stand on their rows: as close to the mean of what they are linked with as their
-    neighbours allow.
+    """The horizontal positions of points.
+
+    Each is as close to the mean of its linked points as its neighbours on the row allow.
     """
     linked: dict[str, list[str]] = {name: [] for name in row}
     for chain in links:

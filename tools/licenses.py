@@ -1,6 +1,4 @@
-"""Write 3rd-party-licenses.txt: name, version, licence and home page of every dependency of the
-installed package.
-"""
+"""Write 3rd-party-licenses.txt: name, version, licence and home page of every dependency."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ EXTRAS = ("images", "tensorboard")
 
 
 def closure(name: str, extras: tuple[str, ...]) -> set[str]:
-    """The installed distributions that one needs, directly or not (by normalised name)."""
+    """The normalised names of the distributions that one needs, directly or indirectly."""
     from packaging.requirements import Requirement
 
     found: set[str] = set()
@@ -34,9 +32,7 @@ def closure(name: str, extras: tuple[str, ...]) -> set[str]:
 
 
 def licence(dist: metadata.Distribution) -> str:
-    """The licence as the distribution states it: expression, classifiers, or the first line of its
-    licence field.
-    """
+    """The licence of a distribution: expression, classifiers, or first line of the field."""
     meta = dist.metadata
     if meta.get("License-Expression"):
         return str(meta["License-Expression"])
@@ -66,11 +62,14 @@ def main() -> None:
         except metadata.PackageNotFoundError:
             continue  # not needed on this platform
         rows.append(
-            f"{dist.metadata['Name']} {dist.version}\n  licence: {licence(dist)}\n  home: {home(dist)}\n"
+            f"{dist.metadata['Name']} {dist.version}\n"
+            f"  licence: {licence(dist)}\n  home: {home(dist)}\n"
         )
     head = (
-        "Third-party software that trueode uses when installed with the extras images and tensorboard.\n"
-        "None of it is part of this repository; each is installed from its own distribution under its own licence.\n"
+        "Third-party software that trueode uses when installed with the extras images and "
+        "tensorboard.\n"
+        "None of it is part of this repository; each is installed from its own distribution under "
+        "its own licence.\n"
         "Generated from the installed distributions by `make licenses`.\n"
     )
     (ROOT / "3rd-party-licenses.txt").write_text("\n".join([head, *rows]), encoding="utf-8")

@@ -1,5 +1,4 @@
-"""Write docs/reproduction/ from the results of `trueode reproduce`: its pictures, numbers and
-captions on one page.
+"""Write docs/reproduction/: pictures, numbers and captions of `trueode reproduce` on one page.
 
 python tools/reproduction.py experiments/reproduction
 """
@@ -13,23 +12,25 @@ from pathlib import Path
 from trueode.cli.reproduce import NAMES, SCALES
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = (".png", ".csv")  # PDF and SVG are beside the originals
+COPIED = (".png", ".csv")  # PDF and SVG stay with the originals
 HEAD = """# The paper, reproduced
 
-*ResNet After All? Neural ODEs and Their Numerical Solution* (ICLR 2021), figure by figure. Each part names its scale, how that
-differs from the paper, the command that makes it, and what it took. The numbers behind a picture are the CSV file beside it;
-each of their rows ends with the hashes of its runs, and a run is found by its hash: `OUTPUT_DIR/runs/*-HASH/` holds its
-options, history, weights, test table and verdict, and `trueode audit` can audit it.
+*ResNet After All? Neural ODEs and Their Numerical Solution* (ICLR 2021), figure by figure. Each
+section states its scale, how it differs from the paper, its command and its cost. The numbers of a
+picture are in the CSV file next to it. Each row ends with the hashes of its runs:
+`OUTPUT_DIR/runs/*-HASH/` holds the options, history, weights, test table and verdict of a run, and
+`trueode audit` can audit it.
 
-This page is written by `python tools/reproduction.py experiments/reproduction`, after `trueode reproduce NAME --scale SCALE`.
+This page is written by `python tools/reproduction.py experiments/reproduction`, after
+`trueode reproduce NAME --scale SCALE`.
 """
 
 
 def write(results: Path, docs: Path) -> list[str]:
-    """Copy what there is of each name and scale, and write the page.
+    """Copy the files of each name and scale that exist, and write the page.
 
     Returns:
-        The names of the parts that were found.
+        The names of the parts that exist.
     """
     docs.mkdir(parents=True, exist_ok=True)
     parts, found = [HEAD], []
@@ -52,7 +53,8 @@ def write(results: Path, docs: Path) -> list[str]:
                 else ""
             )
             parts.append(
-                f"## {name}, {scale} scale\n\n{picture}{caption.read_text(encoding='utf-8')}\nFiles: {links}"
+                f"## {name}, {scale} scale\n\n{picture}{caption.read_text(encoding='utf-8')}\n"
+                f"Files: {links}"
             )
     (docs / "README.md").write_text(
         "\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8"

@@ -1,10 +1,9 @@
-"""Ask the built documentation ten questions, and see whether the page that answers each is found
-first or second.
+"""Search the built documentation for ten topics, and check the first two results of each.
 
     make docs && python tools/search_docs.py
 
-The site's own search runs in a headless Chromium (``--browser``), which may ask nobody else. Exit
-code: 0, or 1 where a page is not found.
+The search of the site runs in a headless Chromium (``--browser``) without network access. Exit
+code: 0, or 1 if a right page is missing.
 """
 
 from __future__ import annotations
@@ -30,12 +29,15 @@ QUESTIONS = {
     "Figure 4": ("reproduce",),
     "Lightning callback": ("audit",),
 }
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND"
 
 
 def found(question: str, browser: str) -> list[str]:
-    """The pages that a search finds, the best first."""
+    """The results of a search, best first."""
     with tempfile.TemporaryDirectory() as folder:
         page = f"file://{SITE / 'search.html'}?q={quote(question)}"
         how = [
@@ -58,7 +60,7 @@ def found(question: str, browser: str) -> list[str]:
 
 
 def main() -> int:
-    """Ask all questions."""
+    """Search for all topics; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,6 @@
 """Neural ODEs that are true ODEs: train one, and see whether it is an ODE or a ResNet in disguise.
 
-Importing this package imports neither torch nor anything else that is heavy; names are loaded when
-they are used.
+Importing this package does not import torch or other large packages; names are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""From options to the parts of a run: data, model, solver, optimiser, rule. The one place that
-reads options.
+"""Build the parts of a run from its options: data, model, solver, optimiser and rule.
+
+No other module translates options into objects.
 """
 
 from __future__ import annotations
@@ -41,38 +42,39 @@ from trueode.training import Schedule, State, Trainer
 from trueode.training.checks import Checks, accuracy_difference, prediction_difference
 from trueode.training.optimizers import Optimizer, make_optimizer
 
+# of data, weights and states
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
     "bf16": torch.float32,
-}  # of data, weights and states
+}
 GRADIENTS: dict[str, Gradient] = {
     "naive": Backprop(),
     "checkpoint": Checkpoint(),
     "adjoint": Adjoint(),
 }
-COLD = 8  # field evaluations of the solver that a fidelity rule starts with
-CHECKED = 64  # samples of a check on unseen inputs
-CERTIFIED = (
-    10  # flips that a certificate of enough samples would allow: fewer make it a matter of luck
-)
+COLD = 8  # field evaluations of the solver with which a fidelity rule starts
+CHECKED = 64  # samples in a check on unseen inputs
+# flips that the certification set should allow; with fewer, certification is a matter of luck
+CERTIFIED = 10
+# the smallest useful tolerances: below them rounding errors dominate
 FLOORS = {
     "float32": 1e-7,
     "float64": 1e-13,
     "bf16": 1e-7,
-}  # below such a tolerance rounding decides
+}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model must know of its data.
+    """The properties of the data on which a model depends.
 
     Attributes:
         task: ``"classification"``, ``"regression"`` or ``"timeseries"``.
-        sample: shape of one input.
-        n_outputs: classes, or numbers in a target or state.
+        sample: the shape of one input.
+        n_outputs: the number of classes, or of numbers in a target or state.
         t_end: the end T of the ODE block.
-        t_start: its start.
+        t_start: the start of the ODE block.
     """
 
     task: str
@@ -83,15 +85,15 @@ class Shape:
 
     @property
     def length(self) -> float:
-        """Of the ODE block's interval."""
+        """The length of the ODE block's interval."""
         return self.t_end - self.t_start
 
 
 def build_run(options: Options, ranks: Ranks) -> tuple[Shape, Trainer]:
-    """The training of a new run on this rank, and what its model must know of the data.
+    """Build the training of a new run on this rank; return the data's shape and the trainer.
 
     Raises:
-        DataError: the data is not there or not usable.
+        DataError: the data is missing or not usable.
         OptionError: the options do not fit the data.
     """
     with ranks.main_first():
@@ -120,7 +122,7 @@ def build_data(options: Options) -> Dataset:
     """Load the data.
 
     Raises:
-        DataError: it is not there or not usable.
+        DataError: the data is missing or not usable.
     """
     return load_dataset(
         options.dataset,
@@ -134,7 +136,7 @@ def build_data(options: Options) -> Dataset:
 
 
 def shape_of(options: Options, dataset: Dataset) -> Shape:
-    """What the model must know of the data.
+    """The properties of the data on which the model depends.
 
     Raises:
         OptionError: the options do not fit the data.
@@ -143,19 +145,20 @@ def shape_of(options: Options, dataset: Dataset) -> Shape:
     t_end = options.t_end or last
     if dataset.t_end is not None and t_end < last:
         raise OptionError(
-            f"--t_end {t_end:.12g} lies before the last time of the data, {last:.12g}: leave it out or raise it."
+            f"--t_end {t_end:.12g} lies before the last time of the data, {last:.12g}: "
+            "leave it out or raise it."
         )
     options.check_times(t_end, dataset.t_start)
     return Shape(dataset.task, dataset.sample_shape, dataset.n_outputs, t_end, dataset.t_start)
 
 
 def build_model(options: Options, shape: Shape) -> NeuralODE:
-    """The model for such data; its weights depend on ``random_seed`` alone.
+    """Build the model; its initial weights depend only on ``random_seed``.
 
     Raises:
         UsageError: the options do not fit the data.
     """
-    with torch.device("cpu"):  # whatever the default device: the caller moves the model
+    with torch.device("cpu"):  # not the default device: the caller moves the model
         sample = shape.sample
         upstream: nn.Module | None = None
         if options.upstream_channels:
@@ -187,8 +190,8 @@ def _downstream(options: Options, shape: Shape, state: tuple[int, ...]) -> nn.Mo
     if kind == "none":
         if prod(state) != shape.n_outputs or shape.task == "classification":
             raise OptionError(
-                f"--downstream none: the ODE block's state has {prod(state)} numbers, the output has {shape.n_outputs}: "
-                "choose --downstream linear."
+                f"--downstream none: the ODE block's state has {prod(state)} numbers, the output "
+                f"has {shape.n_outputs}. Choose --downstream linear."
             )
         return None if series else nn.Flatten()
     layers: list[nn.Module] = [nn.Flatten(), nn.Linear(prod(state), shape.n_outputs)]
@@ -198,8 +201,8 @@ def _downstream(options: Options, shape: Shape, state: tuple[int, ...]) -> nn.Mo
 
 
 def training_solver(options: Options, length: float) -> Solver:
-    """The solver that training starts with on an interval of a length (an adaptation may choose
-    another).
+    """The solver with which training starts on an interval of this length; an adaptation may
+    change it.
     """
     if options.fixed_step:
         step = min(options.training_step(length), length)
@@ -211,10 +214,11 @@ def training_solver(options: Options, length: float) -> Solver:
 def build_rule(
     options: Options, model: NeuralODE, shape: Shape, batches: Batches, ranks: Ranks
 ) -> tuple[Rule | None, float]:
-    """The adaptation, if the options ask for one; its first step is chosen on the first batch.
+    """Build the adaptation rule, if the options ask for one; the paper's step rule chooses its
+    first step on the first batch.
 
     Returns:
-        The rule, and the field evaluations spent on it, counted in samples.
+        The rule, and the field evaluations spent on it, summed over samples.
     """
     if not options.use_step_adaption_algo:
         return None, 0.0
@@ -252,7 +256,7 @@ def _fidelity_rule(options: Options, shape: Shape) -> FidelityRule:
     ladder = Ladder(max_steps=options.max_steps, tightest=FLOORS[options.precision])
 
     def cold(method: str) -> FixedStep | Adaptive:
-        """The coarsest solver that training may start with."""
+        """The coarse solver of a method with which training may start."""
         if METHODS[method].kind == "adaptive":
             return Adaptive(method, ladder.loosest, ladder.loosest, per_sample=options.per_sample)
         stages = get_tableau(method).advancing_stages
@@ -266,8 +270,10 @@ def _fidelity_rule(options: Options, shape: Shape) -> FidelityRule:
 
 
 def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | None]:
-    """The data to train and test with, and the inputs kept to control an adaptation and to certify
-    its result.
+    """Keep unseen inputs apart, to control an adaptation and certify its result.
+
+    Returns:
+        The data for training and testing, and the unseen inputs; None without certification.
 
     Raises:
         DataError: there are too few samples.
@@ -279,7 +285,7 @@ def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | No
 
 
 def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ranks) -> Checks:
-    """What the adaptation sees of the training."""
+    """Build the checks on which an adaptation decides."""
     difference = prediction_difference if options.certifies else accuracy_difference
     return Checks(
         task,
@@ -295,12 +301,12 @@ def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ran
 
 
 def build_training_field(options: Options, model: NeuralODE) -> nn.Module | None:
-    """How training computes the model's field; None: as it is."""
+    """The model's field in the precision of training; None: the field itself."""
     return Autocast(model.field, torch.bfloat16) if options.precision == "bf16" else None
 
 
 def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:
-    """The training batches of this rank; their order depends on the seed alone."""
+    """Build the training batches of this rank; their order depends only on the seed."""
     return Batches(
         dataset.train,
         options.batch_size,
@@ -313,5 +319,5 @@ def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:
 
 
 def build_optimizer(options: Options, model: nn.Module) -> Optimizer:
-    """The optimiser."""
+    """Build the optimiser."""
     return make_optimizer(options.optimizer, model.parameters(), options.lr, options.weight_decay)

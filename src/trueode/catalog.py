@@ -1,4 +1,4 @@
-"""Names that options, solvers and data agree on: data only, no imports."""
+"""The names that options, solvers and data share: data only, without imports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS: dict[str, Method] = {
 }
 
 AUTO = ("rk4", "midpoint", "euler", "dopri5")
-"""The methods that ``--solver auto`` chooses from; it starts with the first."""
+"""The methods from which ``--solver auto`` chooses; it starts with the first."""
 
 
 class DataSet(NamedTuple):
@@ -57,15 +57,15 @@ NETWORKS = ("odenet", "simple_odenet", "linear_odenet")
 
 
 class Activation(NamedTuple):
-    """A pointwise function, by the names that it has in PyTorch and in the compiled kernel.
+    """A pointwise function, and its names in PyTorch and in the compiled kernel.
 
     Attributes:
         module: its class in ``torch.nn``.
-        settings: attributes that make such a module this function.
+        settings: the module's attributes with which it computes this function.
         function: its name in ``torch`` or ``torch.nn.functional``.
-        overwriting: a form that may overwrite its input: another one where the derivative follows
-            from the output.
-        kernel: its number in ``native.c``; None: the kernel does not have it.
+        overwriting: the name of a form that may overwrite its input. It differs from ``function``
+            if the derivative follows from the output.
+        kernel: its number in ``native.c``; None if the kernel does not have it.
     """
 
     module: str
@@ -84,5 +84,5 @@ ACTIVATIONS: dict[str, Activation] = {
     "softplus": Activation("Softplus", {"beta": 1.0, "threshold": 20.0}, "softplus", "softplus", 6),
     "gelu": Activation("GELU", {"approximate": "none"}, "gelu", "gelu", None),
 }
-"""By the names of options and layers; a layer without one is called ``"identity"``."""
+"""The activations by name; a layer without activation has the name ``"identity"``."""
 INITIALISATIONS = ("normal", "xavier", "kaiming", "orthogonal")

@@ -1,4 +1,4 @@
-"""Where commands speak."""
+"""The output of commands."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from rich.console import Console
 
 
 def open_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that prints texts as they are: names that users chose hold brackets, colons and
-    numbers.
+    """A console that prints text verbatim, because names chosen by users may contain brackets,
+    colons and numbers.
     """
     console = Console(
         highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=stderr, quiet=quiet
     )
     if not console.is_terminal:
-        console.width = 140  # tables in a log are not squeezed
+        console.width = 140  # room for tables in logs
     return console
 
 
 def print_answer(
     console: Console, answer: str, lines: Iterable[str] = (), *, title: str, colour: str
 ) -> None:
-    """Print an answer and what belongs to it: in a frame on a terminal, as plain lines elsewhere."""
+    """Print an answer and its notes, in a frame on a terminal, as plain lines elsewhere."""
     if not console.is_terminal:
         console.print(answer, style="bold")
         for line in lines:

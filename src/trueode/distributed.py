@@ -1,4 +1,4 @@
-"""Several processes that train one model: ranks, their devices, sums over them."""
+"""Training one model in several processes: ranks, their devices, and sums over ranks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from trueode.errors import DeviceError, calling, printable
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together.
+    """This process in the group of processes that train together.
 
     Attributes:
-        rank: its number; rank 0 is the main one, which writes and speaks.
-        world_size: how many there are.
-        device: where this one computes.
+        rank: its number; rank 0 is the main rank, which writes files and prints.
+        world_size: the number of processes.
+        device: the device of this process.
     """
 
     rank: int
@@ -35,7 +35,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def sum(self, x: Tensor) -> Tensor:
@@ -47,14 +47,12 @@ class Ranks:
         return total
 
     def any(self, fact: bool) -> bool:
-        """Whether something is so on any rank; all must ask."""
+        """Whether ``fact`` is true on any rank; all ranks must call this."""
         return bool(self.sum(torch.tensor(float(fact), device="cpu")) > 0)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Do something on the main rank before the others do it: they find what it left on the
-        disk.
-        """
+        """Run the block on the main rank first; the others then find its files on the disk."""
         if self.world_size > 1 and not self.is_main:
             torch.distributed.barrier()
         yield
@@ -64,7 +62,8 @@ class Ranks:
     def close(self) -> None:
         """Leave the group."""
         if self.world_size > 1 and torch.distributed.is_initialized():
-            gc.collect()  # a model that still holds the group would keep its threads alive, and abort at exit
+            # a model that still holds the group would keep its threads alive, and abort at exit
+            gc.collect()
             torch.distributed.destroy_process_group()
 
 
@@ -74,25 +73,25 @@ def launched() -> bool:
 
 
 def _number(variable: str, default: int) -> int:
-    """A whole number of at least 0 in the environment.
+    """Read a whole number of at least 0 from the environment.
 
     Raises:
-        DeviceError: there is something else.
+        DeviceError: the variable has another value.
     """
     text = os.environ.get(variable, str(default))
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise DeviceError(
-            f"The environment variable {variable} is {printable(text)!r}; torchrun sets it to a number. To train in one process, unset it."
+            f"The environment variable {variable} is {printable(text)!r}; torchrun sets it to a "
+            "number. To train in one process, unset it."
         )
     return int(text)
 
 
 def check_gpus(use_gpu: bool, gpu_ids: str) -> list[int]:
-    """The GPUs asked for; an empty list for a run on the CPU.
+    """The requested GPUs; an empty list for a run on the CPU.
 
     Raises:
-        DeviceError: a GPU was asked for that does not exist, or ``gpu_ids`` is not a list of
-            numbers.
+        DeviceError: a requested GPU does not exist, or ``gpu_ids`` is not a list of numbers.
     """
     if not use_gpu:
         return []
@@ -100,11 +99,11 @@ def check_gpus(use_gpu: bool, gpu_ids: str) -> list[int]:
         ids = [int(part) for part in gpu_ids.split(",")]
     except ValueError:
         raise DeviceError(
-            f"--gpu_ids {gpu_ids!r}: numbers are expected, as '0' or '0,1,2'."
+            f"--gpu_ids {gpu_ids!r} must be a list of numbers, such as '0' or '0,1,2'."
         ) from None
     if min(ids) < 0 or len(set(ids)) < len(ids):
         raise DeviceError(
-            f"--gpu_ids {gpu_ids!r}: different numbers of at least 0 are expected, as '0' or '0,1,2'."
+            f"--gpu_ids {gpu_ids!r} must be distinct numbers of at least 0, such as '0' or '0,1,2'."
         )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     missing = [i for i in ids if i >= count]
@@ -123,10 +122,10 @@ def check_gpus(use_gpu: bool, gpu_ids: str) -> list[int]:
 
 
 def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
-    """Join the processes that torchrun started, or be the only one.
+    """Join the processes that torchrun started, or run as a single process.
 
     Raises:
-        DeviceError: there are not enough GPUs for the processes.
+        DeviceError: there are fewer GPUs than processes.
     """
     gpus = check_gpus(use_gpu, gpu_ids)
     if not launched():
@@ -134,15 +133,17 @@ def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
     local = _number("LOCAL_RANK", 0)
     if gpus and local >= len(gpus):
         raise DeviceError(
-            f"Process {local} of this machine has no GPU: --gpu_ids {gpu_ids} names {len(gpus)}; name one per process."
+            f"Process {local} on this machine has no GPU: --gpu_ids {gpu_ids} names {len(gpus)}; "
+            "name one per process."
         )
     device = torch.device("cuda", gpus[local]) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
-    patience = timedelta(hours=12)  # ranks wait while the main one certifies
+    patience = timedelta(hours=12)  # the other ranks wait while the main rank certifies
     with calling(
-        "The processes cannot meet",
-        " RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell where: torchrun sets them. To train in one process, unset WORLD_SIZE.",
+        "The processes cannot connect",
+        " torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. To train in one process, "
+        "unset WORLD_SIZE.",
     ):
         store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
         torch.distributed.init_process_group(
@@ -152,9 +153,7 @@ def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``python ARGUMENTS`` as several processes that train together, and return their exit
-    code.
-    """
+    """Run ``python ARGUMENTS`` in several processes that train together; return the exit code."""
     command = [
         sys.executable,
         "-m",

@@ -1,7 +1,7 @@
-"""The tree of errors: everything that trueode raises on purpose.
+"""The exceptions that trueode raises on purpose.
 
-A command ends with the ``exit_code`` of the error it meets: 2 for usage (the request was wrong), 1
-for a failed run.
+A command exits with the ``exit_code`` of its error: 2 for usage (the request was wrong), 1 for a
+failed run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, ends of lines, and halves of characters: no file or terminal gives them back
-as they are.
-"""
+"""Control characters, line ends and lone surrogates, which files and terminals do not preserve."""
 
 
 class TrueodeError(Exception):
@@ -30,7 +28,7 @@ class UsageError(TrueodeError, ValueError):
 
 
 class OptionError(UsageError):
-    """An option is unknown, out of range, of the wrong type or impossible beside another one."""
+    """An option is unknown, out of range, of the wrong type or in conflict with another one."""
 
 
 class DataError(UsageError):
@@ -42,18 +40,18 @@ class DeviceError(UsageError):
 
 
 class RunExistsError(UsageError):
-    """Results of an earlier run are in the way; they are never touched unless asked to."""
+    """Results of an earlier run exist; they are overwritten only on request."""
 
 
 class RunNotFoundError(UsageError):
-    """There is no run where one was asked for."""
+    """The requested run does not exist."""
 
 
 class SolveError(TrueodeError):
     """A solve failed.
 
     Args:
-        message: what happened, at which time, with which step and error.
+        message: describes the failure, with its time, step and error.
         status: ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``.
     """
 
@@ -71,42 +69,40 @@ class CheckpointError(TrueodeError):
 
 
 class RunDamagedError(TrueodeError):
-    """The directory of a run is not as the run left it: a file is damaged, or it was removed or
-    replaced under the run.
+    """A file in a run's directory is damaged, or the directory was removed or replaced during the
+    run.
     """
 
 
 class WorkersLostError(TrueodeError):
-    """Nobody is left who could do the runs of a sweep."""
+    """No worker is left to do the runs of a sweep."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or ``""``."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def printable(value: object, most: int = 300) -> str:
-    """A value, whatever it is, as a text that can be printed and read."""
+    """Any value as printable text, cut after ``most`` characters."""
     try:
         text = str(value)
     except (ValueError, RecursionError):  # thousands of digits, or nested too deeply
-        return f"{type(value).__name__} of a size that cannot be shown"
+        return f"{type(value).__name__} too large to be shown"
     text = UNWRITABLE.sub(lambda found: ascii(found[0])[1:-1], text)
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def told(failure: BaseException) -> str:
-    """An exception of somebody else's code in one line."""
+    """Format a third-party exception as one line."""
     text = str(failure).strip()
     return f"{type(failure).__name__}: {text.splitlines()[0].rstrip('.') if text else 'no message'}"
 
 
 @contextmanager
 def calling(what: str, advice: str = "") -> Iterator[None]:
-    """A block that runs somebody else's code: whatever it raises becomes a `UsageError` that names
-    it.
-    """
+    """Run third-party code in this block: an exception becomes a `UsageError` that names it."""
     try:
         yield
     except TrueodeError:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes, which leave a complete file or none, and locks on folders."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY = ".part"
-"""Ending of files that are being written; one that is left over means nothing."""
+"""Suffix of files that are being written; a leftover one can be ignored."""
 
 
 def real(path: str | Path) -> Path:
-    """The path without symbolic links; of links that lead in a circle, the link itself."""
-    return Path(os.path.realpath(path))  # `Path.resolve` raises there
+    """The path without symbolic links; a link in a circle of links stays as it is."""
+    return Path(os.path.realpath(path))  # `Path.resolve` raises for circles
 
 
 def sync(folder: Path) -> None:
-    """Make sure that the names in a folder are on the disk, where folders can be synced."""
+    """Flush the entries of a folder to the disk, if the system can do so."""
     if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as failure:
-        if failure.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-        ):  # some file systems know no such thing
+        # some file systems do not support this
+        if failure.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(handle)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that they are still there after a loss of power."""
+    """Make a folder and its parents, such that they survive a loss of power."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -47,14 +45,11 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file beside its place, make sure that it is on the disk, move it there, and make sure
-    of that as well.
-    """
+    """Write a temporary file next to ``path``, flush it to the disk, and move it to ``path``."""
     make_folder(path.parent)
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    temporary.unlink(
-        missing_ok=True
-    )  # a write that was killed has left it, or it is a link that leads elsewhere
+    # remove what a killed write has left, or a link that leads elsewhere
+    temporary.unlink(missing_ok=True)
     try:
         with temporary.open("xb") as file:
             write(file)
@@ -78,8 +73,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def plain(content: Any) -> Any:
-    """Content as JSON can hold it: records as dictionaries, tensors as lists, numbers that are not
-    finite as None.
+    """Content as JSON types: dataclasses become dictionaries, tensors lists, and numbers that are
+    not finite None.
     """
     if is_dataclass(content):
         content = {each.name: getattr(content, each.name) for each in fields(content)}
@@ -94,7 +89,7 @@ def plain(content: Any) -> Any:
 
 
 class Lock:
-    """A lock on a folder, held by one process at a time; it ends with the process."""
+    """A lock on a folder, held by one process at a time and released when the process ends."""
 
     def __init__(self, folder: Path, handle: int | None) -> None:
         self._folder, self._handle = folder, handle
@@ -102,9 +97,7 @@ class Lock:
 
     @classmethod
     def take(cls, folder: Path) -> Lock | None:
-        """Lock a folder; None if it is locked already. Where folders cannot be locked, there is
-        nothing to wait for.
-        """
+        """Lock a folder; None if it is locked already. Succeeds on systems without such locks."""
         if sys.platform == "win32":
             return cls(folder, None)
         import fcntl
@@ -119,27 +112,25 @@ class Lock:
         lock = cls(folder, handle)
         if lock.in_place:
             return lock
-        lock.release()  # another folder has taken the place meanwhile
+        lock.release()  # the folder was replaced meanwhile
         return cls.take(folder)
 
     @property
     def in_place(self) -> bool:
-        """Whether the folder is where it was locked: it was not removed, moved or replaced by
-        another one.
-        """
+        """Whether the locked folder is still at its path: not removed, moved or replaced."""
         try:
             return _identity(self._folder) == self._identity
         except (FileNotFoundError, NotADirectoryError):
             return False
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
 
 def _identity(place: Path | int) -> tuple[int, int]:
-    """What tells a folder from all others, wherever it lies."""
+    """Device and inode, which identify a folder independently of its path."""
     found = os.stat(place)
     return found.st_dev, found.st_ino

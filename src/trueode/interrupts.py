@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that whoever works asks between two pieces of work."""
+"""Ctrl-C and SIGTERM as a flag that long computations poll between two pieces of work."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ INTERRUPTED = 130
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """A block in which these signals are remembered: what it is handed tells whether there was one;
-    a second one stops at once.
+    """Remember these signals within the block; a second signal raises KeyboardInterrupt.
+
+    Yields:
+        A function that returns whether a signal has arrived.
     """
     seen: list[int] = []
 
@@ -24,9 +26,8 @@ def interrupts() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         seen.append(number)
 
-    main = (
-        threading.current_thread() is threading.main_thread()
-    )  # in others, signals are not ours to handle
+    # other threads cannot set signal handlers
+    main = threading.current_thread() is threading.main_thread()
     before = {
         number: signal.signal(number, remember)
         for number in (signal.SIGINT, signal.SIGTERM)

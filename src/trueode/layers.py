@@ -1,5 +1,5 @@
-"""A vector field described as a stack of matrix layers: what fields tell solvers that know a faster
-way than calling them.
+"""A vector field described as a stack of matrix layers, which solvers evaluate faster than by
+calling the field.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Layer(NamedTuple):
 
     A state of ``width`` numbers is read as ``width / in`` rows of ``in`` numbers, so that a
     pointwise (kernel 1) convolution over a channels-last signal is one small matrix applied to
-    every row. A wider convolution has a matrix for each of its taps: row ``r`` becomes the sum over
-    them of ``weight[..., tap] @ x[r + tap - taps // 2]``, without those rows that there are not.
+    every row. A wider convolution has one matrix for each tap: row ``r`` becomes the sum over taps
+    of ``weight[..., tap] @ x[r + tap - taps // 2]``, with zeros for missing rows.
 
     Attributes:
-        weight: ``(out, in)`` or ``(out, in, taps)`` with an odd number of taps, as
-            `torch.nn.Linear` and `torch.nn.Conv1d` hold it: their parameters are taken as they are,
-            without a view that autograd would have to record.
+        weight: ``(out, in)`` or ``(out, in, taps)`` with an odd number of taps, in the layout of
+            `torch.nn.Linear` and `torch.nn.Conv1d`. Their parameters are used directly, without a
+            view for autograd to record.
         bias: ``(out,)``.
         activation: a name of ``catalog.ACTIVATIONS``, or ``"identity"``.
-        time_weight: ``(out,)``, or None when the layer does not see the time.
+        time_weight: ``(out,)``, or None if the layer does not depend on the time.
     """
 
     weight: Tensor
@@ -52,13 +52,13 @@ class Layer(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """How many rows a row of the output sees."""
+        """The number of input rows on which an output row depends."""
         return self.weight.shape[2] if self.weight.dim() == 3 else 1
 
     @property
     def matrix(self) -> Tensor:
-        """``(taps * in, out)``, by which a row and its neighbours side by side are multiplied from
-        the right.
+        """The weights as ``(taps * in, out)``, to multiply a row and its neighbours side by side
+        from the right.
         """
         return (
             self.weight.t()
@@ -73,14 +73,14 @@ class LayerStack(NamedTuple):
     Attributes:
         layers: the layers; the last one has activation ``"identity"``.
         channels_last: whether the layers act on the state ``(batch, channels, length)`` laid out as
-            ``(batch, length, channels)``; otherwise on the state flattened as it is.
+            ``(batch, length, channels)``; otherwise they act on the flattened state.
     """
 
     layers: tuple[Layer, ...]
     channels_last: bool = False
 
     def widths(self, width: int) -> list[int]:
-        """How many numbers enter each of the layers for a state of ``width`` numbers."""
+        """The number of inputs of each layer, for a state of ``width`` numbers."""
         widths = [width]
         for layer in self.layers[:-1]:
             fan_out, fan_in, *_ = layer.weight.shape

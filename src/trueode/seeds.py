@@ -1,5 +1,5 @@
-"""Random numbers for different purposes from one seed: independent of each other, and of what else
-is drawn.
+"""Random numbers for different purposes from one seed, independent of each other and of other
+draws.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ _STREAMS = ("data", "split", "order", "weights", "unseen", "noise")
 
 
 def stream(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """A generator for a purpose, and for one of its parts, such as an epoch.
+    """A random generator for a purpose, or for one part of it, such as an epoch.
 
     Args:
-        seed: of the run.
+        seed: the seed of the run.
         purpose: one of ``_STREAMS``.
-        keys: numbers of the part.
+        keys: numbers that identify the part.
     """
     return np.random.default_rng(_sequence(seed, purpose, *keys))
 
 
 def torch_stream(seed: int, purpose: str, *keys: int) -> torch.Generator:
-    """The same for torch, whose generators want seeds with a good balance of 0 and 1 bits (its
-    documentation says).
-    """
+    """The same for torch, which recommends seeds with a good balance of 0 and 1 bits."""
     import torch
 
     number = int(_sequence(seed, purpose, *keys).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""The certificate: how often it is wrong, what it says, how attempts share the level."""
+"""The certificate: its error rate, its text, and how attempts share the level."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def judge(certifier: Certifier, flips: int, n: int = 1000, **more: Any) -> Certi
 @pytest.mark.parametrize("rate", [0.010001, 0.012, 0.02])
 @pytest.mark.parametrize("n", [400, 1000])
 def test_wrong_models_pass_at_most_five_times_in_a_hundred(rate: float, n: int) -> None:
-    """4000 models whose true share of flips is above the 1 % that is certified, up to four attempts
-    each.
-    """
+    """4000 models above the certified 1 % of flips, with up to four attempts each."""
     random, passed = np.random.default_rng(round(1e6 * rate) + n), 0
     for counts in random.binomial(n, rate, (4_000, ATTEMPTS)):
         certifier = Certifier(0.01)

@@ -33,14 +33,14 @@ ROUNDING = 1e-7
 
 
 class Curve:
-    """A model whose outputs under a solver are off by the solver's error.
+    """A model whose outputs under a solver differ from the exact ones by the solver's error.
 
-    Errors of two solvers point the same way and partly cancel, unless that of the finer one is
-    hardly smaller: then both are arbitrary.
+    The errors of two solvers have the same sign and partly cancel, unless that of the finer solver
+    is hardly smaller: then both are arbitrary.
 
     Args:
-        error: of a solver.
-        noise: relative standard deviation of what a check finds.
+        error: maps a solver to its error.
+        noise: relative standard deviation of the result of a check.
     """
 
     def __init__(self, error: Callable[[Solver], float], noise: float = 0.0) -> None:
@@ -80,12 +80,12 @@ def order(p: float, constant: float) -> Callable[[Solver], float]:
 
 
 def cliff(edge: int) -> Callable[[Solver], float]:
-    """Of no use below the edge, almost perfect from there on."""
+    """Errors that are large below the edge, and almost zero from there on."""
     return lambda solver: 0.2 if count(solver) < edge else 1e-4
 
 
 def allowed(p: float) -> float:
-    """The error that a method of order p may have while it trains."""
+    """The error that a method of order p may have during training."""
     return FIDELITY * (0.2 + 2 / p)
 
 
@@ -137,9 +137,7 @@ def test_noise_does_not_make_it_oscillate(p: int) -> None:
 
 
 def test_a_plateau_is_left_alone() -> None:
-    """The error is the same whatever the number of steps, below the target: the cheapest solver is
-    found and kept.
-    """
+    """Every number of steps has the same error, below the target: the cheapest solver is kept."""
     solvers = follow(
         FidelityRule(FixedStep("rk4", n_steps=5), FIDELITY),
         Curve(lambda s: 0.003 if count(s) < 50 else 0.0),
@@ -155,7 +153,7 @@ def test_a_target_that_cannot_be_met_ends_at_the_cap_and_says_so() -> None:
     solvers = follow(rule, curve, 20)
     assert [count(s) for s in solvers[:7]] == [4, 8, 16, 32, 64, 100, 100]
     assert count(solvers[-1]) == 100
-    assert "rk4 x 100 is as fine as allowed" in rule.notice
+    assert "rk4 x 100 is the finest allowed solver" in rule.notice
     assert "--max_steps" in rule.notice
     curve.error = order(4, 1.0)
     follow(rule, curve, 500)
@@ -202,9 +200,7 @@ def test_a_refinement_is_at_most_a_doubling() -> None:
 
 
 def test_a_decrease_that_is_taken_back_is_not_tried_again_soon() -> None:
-    """Cheaper solvers look good for ten checks, and are bad from then on: each time it takes twice
-    as long.
-    """
+    """Cheaper solvers fail as soon as they are taken: the rule waits longer after each failure."""
     rule, changed = FidelityRule(FixedStep("rk4", n_steps=8), FIDELITY), []
     for check in range(1, 400):
         before = count(rule.solver)
@@ -221,9 +217,7 @@ def test_a_decrease_that_is_taken_back_is_not_tried_again_soon() -> None:
 
 
 def test_checks_are_cheap() -> None:
-    """At rest a check costs one solve, one at half the step, and now and then one of the solver on
-    trial.
-    """
+    """A check at rest costs two solves (one at half the step), sometimes one more for a trial."""
     rule, curve = FidelityRule(FixedStep("rk4", n_steps=8), FIDELITY), Curve(order(4, 0.005 * 8**4))
     follow(rule, curve, 100)
     assert count(rule.solver) == 8
@@ -236,9 +230,7 @@ def test_checks_are_cheap() -> None:
 @settings(max_examples=8, deadline=None)
 @given(constant=st.floats(1e-2, 1e3))
 def test_tolerances(method: str, constant: float) -> None:
-    """Errors are proportional to the tolerance; it ends within a factor of four of the loosest that
-    is good enough.
-    """
+    """With errors proportional to the tolerance, it ends within a factor of 4 of the loosest."""
     rule = FidelityRule(Adaptive(method, 3e-3, 3e-3), FIDELITY)
     solvers = follow(rule, Curve(lambda s: constant * s.rtol), 300)  # type: ignore[union-attr]
     tol = solvers[-1].rtol  # type: ignore[union-attr]
@@ -352,7 +344,7 @@ def test_a_step_size_is_refused() -> None:
 
 
 class Made:
-    """An inspection that finds given numbers of flips."""
+    """An inspection with given numbers of flips."""
 
     source = "made up"
 
@@ -410,7 +402,7 @@ def test_after_a_failure_nothing_cheaper_is_tried() -> None:
 
 
 def test_an_adaptive_solver_is_compared_over_a_whole_trial() -> None:
-    """It takes 20 or 44 evaluations in turn; a fixed-step solver of 40 does not save any."""
+    """It takes 20 and 44 evaluations by turns, so a fixed-step solver with 40 saves none."""
     rule = FidelityRule(
         Adaptive("dopri5", 3e-3, 3e-3), FIDELITY, others=(FixedStep("rk4", n_steps=1),)
     )
@@ -428,7 +420,7 @@ def test_an_adaptive_solver_is_compared_over_a_whole_trial() -> None:
 
 
 def test_the_target_is_that_of_the_measure() -> None:
-    """A share is turned into what the measure tells after the order has had its say."""
+    """The share is reduced for the order first, then converted to the scale of the measure."""
     rule = FidelityRule(FixedStep("euler", n_steps=4), 0.01, target=lambda share: share**0.125)
     rule.propose(Curve(lambda s: 0.1), Progress(50, 100))
     assert rule.signal is not None
@@ -463,7 +455,7 @@ def test_where_another_attempt_has_no_chance_nothing_is_trained_for_it() -> None
 
 @pytest.mark.parametrize("again", [True, False])
 def test_a_run_certifies_wrong_models_at_most_five_times_in_a_hundred(again: bool) -> None:
-    """Refining that does not help, on new inputs or on the same ones each time."""
+    """Refinement does not help; each attempt has new inputs, or all have the same."""
     random, passed = np.random.default_rng(again), 0
     for counts in random.binomial(1000, 0.0101, (2000, ATTEMPTS)):
         rule, inspection = (

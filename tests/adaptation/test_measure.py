@@ -1,4 +1,4 @@
-"""Each solver is solved once, and what is spent is counted."""
+"""Each solver runs once, and all evaluations are counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COARSE, MEDIUM, FINE = (FixedStep("euler", n_steps=n) for n in (2, 4, 8))
 
 
 class Runs:
-    """Stands for a solve: the output is 100 / steps, the evaluations are the steps."""
+    """A stand-in for a solve: the output is 100 / steps, the evaluations are the steps."""
 
     def __init__(self) -> None:
         self.solvers: list[Solver] = []
@@ -78,7 +78,7 @@ def test_solvers_of_different_settings_are_different() -> None:
 
 
 def test_an_extrapolated_reference_is_better_than_its_two_solves() -> None:
-    """With errors of exactly first order, 100 / steps, nothing is left."""
+    """With errors of exactly first order, 100 / steps, its error is zero."""
     run = Runs()
     measure = Measure(run, gap)
     found = measure(COARSE, Extrapolated(COARSE))

@@ -1,6 +1,4 @@
-"""The paper's adaptation, decision by decision: what it measures is made up, no network is
-involved.
-"""
+"""The paper's adaptation, decision by decision, on made-up measurements without a network."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ FAILS, PASSES = 0.3, 0.0
 
 
 class Made:
-    """A comparison whose findings are given, the last one for ever; it remembers what it was asked."""
+    """A comparison that returns given differences, repeats the last one, and records its calls."""
 
     def __init__(
         self, *differences: float, nfe: Callable[[Solver], float] = lambda solver: 0.0
@@ -79,7 +77,7 @@ def test_the_step_never_exceeds_the_interval() -> None:
     rule, measure = PaperStepRule("rk4", 2.0, 1.9), Made(PASSES)
     assert rule.propose(measure, PROGRESS).step_size == 2.0
     assert rule.propose(measure, PROGRESS).step_size == 2.0
-    assert len(measure.asked) == 3  # at the interval there is nothing larger to measure
+    assert len(measure.asked) == 3  # no step is larger than the interval
 
 
 def test_near_the_most_steps_their_number_goes_half_of_the_way_and_then_stays() -> None:
@@ -225,7 +223,7 @@ def test_the_tolerance_halves_stays_or_grows_by_a_tenth() -> None:
 
 
 def test_the_check_is_refined_while_it_costs_no_more_than_training() -> None:
-    # the training solve costs as much as a check at 1e-5: one at a tenth of that is needed
+    # the training solve costs as much as a check at 1e-5, so a check at a tenth of that is needed
     def nfe(solver: Solver) -> float:
         return 100.0 if solver.method == "fehlberg2" else 100.0 if solver.rtol > 0.9e-5 else 101.0
 
@@ -321,7 +319,7 @@ def linear(a: float) -> Callable[[Tensor, Tensor], Tensor]:
 @pytest.mark.parametrize("order", [1, 2, 4])
 @pytest.mark.parametrize("a", [-0.3, 2.0, 7.0])
 def test_first_step_of_a_linear_field(a: float, order: int) -> None:
-    """By hand: d1 = |a| d0, h0 = 0.01 / |a|, and the field changes by a² h0 d0 over the trial step."""
+    """By hand: d1 = |a| d0, h0 = 0.01 / |a|; over the trial step the field changes by a² h0 d0."""
     z0 = torch.tensor([[3.0, 4.0], [0.0, 1.0]], dtype=torch.float64)
     d0 = (5.0 + 1.0) / 2
     h1 = (0.01 / max(abs(a) * d0, a * a * d0)) ** (1 / (order + 1))
@@ -392,7 +390,7 @@ def test_first_step_takes_two_evaluations_and_no_gradient() -> None:
 
 
 class Sum:
-    """Sums over threads that stand for ranks: all must call."""
+    """Sums over threads that act as ranks; all of them must call it."""
 
     def __init__(self, size: int) -> None:
         self.barrier = Barrier(size, timeout=20)

@@ -1,4 +1,4 @@
-"""The audit as a whole: verdicts on fields whose flow is known, and all that stands beside them."""
+"""The whole audit: verdicts on fields with known flows, and the rest of the report."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def coarse() -> Audit:
 
 
 class Late(nn.Module):
-    """A rotation that begins at a time, with states at given times."""
+    """A rotation from a start time on, with states at given times after it."""
 
     def __init__(self, start: float, times: Tensor) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Late(nn.Module):
 
 
 def test_times_near_a_start_far_from_0_are_kept_apart() -> None:
-    """They lie closer to it than float32 tells times of its size apart."""
+    """Their distances from the start are below the resolution of float32 at its size."""
     x, times = points(40), torch.tensor([0.0, 1.0, 2.0, 3.0, 4096.0], dtype=torch.float64) / 4096
     y = torch.stack([turned(x, SPEED * float(t)) for t in times], 1)
     for start in (0.0, 2019.0, -2020.0):
@@ -124,9 +124,7 @@ def test_fine_rk4_on_a_rotation_is_an_ode() -> None:
 
 
 def test_a_field_that_euler_solves_exactly_is_an_ode() -> None:
-    """The direction depends on what does not move, here on the third component: straight lines, at
-    constant velocity.
-    """
+    """The velocity depends only on a constant component: solutions are straight lines."""
 
     def constant(t: Tensor, z: Tensor) -> Tensor:
         velocity = torch.tensor([1.0, -1.0, 0.0]).to(z)
@@ -137,7 +135,7 @@ def test_a_field_that_euler_solves_exactly_is_an_ode() -> None:
     found = audit(model_of(constant, euler(1)), (x, labels), methods=("euler", "rk4"))
     assert (found.verdict, found.flips, found.metric, found.metric_exact) == ("ode", 0, 1, 1)
     assert {row.flips for row in found.rows} == {0}
-    assert found.orders == ()  # rounding is all the error that there is
+    assert found.orders == ()  # rounding is the only error
     assert (found.safe[0].method, found.safe[0].setting, found.safe[0].nfe) == ("euler", 1, 1)
 
 
@@ -157,7 +155,7 @@ def test_a_constant_predictor_is_an_ode_and_told_to_be_vacuous() -> None:
 def test_a_model_no_better_than_chance_is_told_to_be_vacuous() -> None:
     x, y = labelled()
     shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
-    shuffled[turned(x).argmax(1) == 0] = 1  # never right there
+    shuffled[turned(x).argmax(1) == 0] = 1  # always wrong there
     found = audit(turning(rk4(32)), (x, shuffled), methods=())
     assert found.chance == pytest.approx(
         max(shuffled.double().mean().item(), 1 - shuffled.double().mean().item())
@@ -193,13 +191,13 @@ def test_more_samples_than_are_asked_for_are_not_looked_at() -> None:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives up sooner."""
+    """Let the refinement give up sooner."""
     monkeypatch.setattr(sys.modules["trueode.evaluation.refinement"], "FINEST", 256)
     monkeypatch.setattr(sys.modules["trueode.evaluation.flow"], "ROUNDS", 2)
 
 
 def test_samples_that_blow_up_are_told_apart() -> None:
-    """z' = z² leaves to infinity at t = 1/z(0), which coarse steps do not see."""
+    """Solutions of z' = z² blow up at t = 1/z(0), which coarse steps do not notice."""
     x = 2 * torch.rand(100, 2, generator=torch.Generator().manual_seed(0))
     x = x[((x - 1).abs() > 0.1).all(1)]
     found = audit(model_of(lambda t, z: z * z), (x, x.argmax(1)), methods=("rk4",))
@@ -231,9 +229,7 @@ def test_a_field_that_no_solver_resolves_is_inconclusive(
 
 
 class Odd(nn.Module):
-    """A rotation by `trueode.solve`, with something that an audit cannot have, or with counters,
-    which it can have.
-    """
+    """A rotation by `trueode.solve` with a property that audits refuse, or with counters."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
@@ -295,7 +291,7 @@ def test_a_counter_is_no_memory(what: str) -> None:
 
 def test_an_ordinary_model_violates_nothing() -> None:
     assert all(each.holds for each in coarse().preconditions)
-    model = Odd("nothing")  # in training mode, where its dropout would be active if it were used
+    model = Odd("nothing")  # in training mode; its dropout is not used
     assert audit(model, labelled(), methods=()).verdict == "solver-dependent"
     assert model.training
 
@@ -389,7 +385,7 @@ def test_the_solver_can_be_given() -> None:
     assert found.verdict == "ode"
     assert found.solver.startswith("rk4")
     assert (found.rows[0].method, found.rows[0].setting, found.rows[0].nfe) == ("rk4", 32, 128)
-    # where it cannot be handed to the model it takes the place of the one that the model asks for
+    # a model that takes no solver: the given one replaces that of its calls
     inside = audit(lambda x: own(x), labelled(), solver=rk4(32), methods=())
     assert inside.decision == found.decision
     tight = audit(own, labelled(), solver=Adaptive("dopri5", 1e-6, 1e-6), methods=())
@@ -422,7 +418,7 @@ def test_bad_data_and_audits_inside_of_audits() -> None:
     model = turning(euler(4))
     with pytest.raises(UsageError, match="nested"):
         audit(model, labelled(20), call=lambda net, batch: audit(net, labelled(20)))
-    assert audit(model, labelled(20), methods=()).flips > 0  # nothing was left behind
+    assert audit(model, labelled(20), methods=()).flips > 0  # no replacement stays active
 
 
 def test_what_is_done_is_told() -> None:
@@ -433,7 +429,7 @@ def test_what_is_done_is_told() -> None:
     assert {"rk4 x 1", "midpoint x 1", "bosh3, tol = 0.1"} <= set(told)
 
 
-# Beside the verdict
+# The rest of the report
 
 
 def field_with(activation: nn.Module, seed: int = 0) -> nn.Module:
@@ -457,7 +453,7 @@ def field_with(activation: nn.Module, seed: int = 0) -> nn.Module:
 
 @cache
 def ordered(activation: type[nn.Module]) -> Audit:
-    """As a regression: gaps end later than flips do, and leave more rows."""
+    """A regression, because gaps vanish later than flips and leave more rows."""
     model = NeuralODE(field_with(activation()), solver=euler(8)).eval().double()
     x = points(300).double()
     return audit(model, (x, x), methods=("euler", "midpoint", "bosh3", "rk4"))
@@ -500,7 +496,7 @@ def test_the_gain_is_of_the_samples_right_with_one_only() -> None:
 
 @cache
 def fitted(solver: Solver) -> NeuralODE:
-    """A disc in a ring, which no plane flow separates."""
+    """A model fitted to a disc in a ring, which no flow of the plane separates."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(200) % 2
     radius, angle = (
@@ -626,7 +622,7 @@ def test_json_holds_what_the_audit_holds() -> None:
 
 
 def keys_of(value: Any) -> set[str]:
-    """All keys of nested mappings, but for what the libraries name themselves."""
+    """All keys of nested mappings, except names chosen by the libraries."""
     if isinstance(value, dict):
         nested = [
             keys_of(each) for key, each in value.items() if key not in ("settings", "versions")

@@ -1,4 +1,4 @@
-"""Jumps and longest steps that are given by hand."""
+"""Jumps and longest steps that the user names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TURN = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
 
 
 class Jumping(nn.Module):
-    """Rotates one way, and from a time on 40 times as fast the other way."""
+    """Rotates one way, and after a given time 40 times as fast the other way."""
 
     def __init__(self, span: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__()

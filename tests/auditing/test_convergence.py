@@ -41,7 +41,7 @@ def make_row(
 
 
 class Synthetic:
-    """A table of a model that flips below so many steps."""
+    """The table of a model that flips below a given number of steps."""
 
     def __init__(self, needed: dict[str, int], training: Row | None = None) -> None:
         self.needed, self.training = needed, training
@@ -118,5 +118,5 @@ def test_the_grid_holds_coarser_and_finer_steps_of_training(training: int) -> No
     steps = [row.setting for row in table.of("euler")]
     assert {1, training, 2 * training, 4 * training} <= set(steps)
     assert {row.setting for row in table.of("rk4")} >= {1, 2, 4, 8}
-    assert sum(not row.flips for row in table.of("rk4")) == 2  # then nothing changes any more
+    assert sum(not row.flips for row in table.of("rk4")) == 2  # the search ends after two
     assert max(row.nfe for row in table.of("rk4")) <= max(256, 4 * own.nfe)

@@ -1,4 +1,4 @@
-"""Audits of other libraries' models, written as their READMEs do and not modified."""
+"""Audits of models of other libraries, written as in their READMEs and not modified."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Dyn(nn.Module):
 
 
 class Ode(nn.Module):
-    """The solver's term holds the field: it is registered twice."""
+    """A torchode model whose field is registered twice: in the model and in the solver's term."""
 
     def __init__(
         self, field: nn.Module, head: nn.Module, method: str, controller: Any, dt0: float | None
@@ -171,9 +171,8 @@ def test_the_same_weights_have_the_same_audit_in_every_library(library: str) -> 
     rows, same_rows = (
         {(row.method, row.setting): row for row in each.rows} for each in (found, own)
     )
-    if (
-        library == "torchdyn"
-    ):  # it asks for the states after all of its steps: steps end there, and no fewer are possible
+    # torchdyn asks for the states after each of its steps, which bounds the number of steps
+    if library == "torchdyn":
         assert min(row.n_steps for row in found.rows if row.kind == "fixed") == 4
         rows = {
             key: row for key, row in rows.items() if row.kind == "adaptive" or row.setting % 4 == 0
@@ -229,17 +228,17 @@ def test_fine_solvers_keep_the_ode_that_they_were_trained_for(solver: str) -> No
 
 
 def test_the_weights_decide_together_with_the_solver() -> None:
-    """Weights of coarse Euler, run by a fine solver, are an ode (of another accuracy)."""
+    """Weights trained with coarse Euler are an ODE under a fine solver, of another accuracy."""
     found = audit(FINES["torchdiffeq rk4, h = 0.1"](*parts(COARSE)), rings(TESTED, 2), methods=())
     assert found.verdict != "solver-dependent"
     assert found.metric == pytest.approx(own_audit().metric_exact, abs=0.01)
 
 
-# Linear fields turn the plane, and all is known of them.
+# Linear fields that turn the plane, with known solutions.
 
 
 class Rotation(nn.Module):
-    """z' = speed (-z2, z1): a turn by ``speed`` in a unit of time."""
+    """z' = speed (-z2, z1): turns by ``speed`` per unit of time."""
 
     def __init__(self, speed: float) -> None:
         super().__init__()
@@ -279,7 +278,7 @@ class Turning(nn.Module):
 
 
 def as_tuple(field: Rotation, x: Tensor) -> Tensor:
-    """The second part of the state moves along and is not used."""
+    """A tuple state, whose second part is not used."""
 
     def both(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         z, travelled = state
@@ -327,7 +326,7 @@ def test_all_ways_to_call_a_solver_are_seen(call: str) -> None:
 
 
 class Blocks(nn.Module):
-    """Several ODE blocks in a row, each of some library."""
+    """Several ODE blocks in a row, each solved by one of the libraries."""
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -340,7 +339,7 @@ class Blocks(nn.Module):
 
 
 class Net(nn.Module):
-    """Holds the net of a torchdyn field, which has no time."""
+    """The net of a torchdyn field, called without the time."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -404,7 +403,7 @@ def test_a_compiled_model_is_audited_as_it_was_written() -> None:
 
 
 class SinglePrecision(nn.Module):
-    """A constant in single precision, which no other precision can be multiplied by."""
+    """A constant in single precision, whose product with other precisions fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -438,7 +437,7 @@ def test_a_model_of_single_precision_has_a_reference_in_its_own(kind: type[nn.Mo
 
 
 class Shared(nn.Module):
-    """One field in two blocks, known by two names, and a head whose weights are those of its field."""
+    """One field in two blocks, under two names, with a head that shares its weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -472,8 +471,9 @@ def test_shared_modules_and_tied_weights_stay_shared_and_tied() -> None:
 
 
 class Restless(nn.Module):
-    """Draws numbers, counts in buffers, both in place and anew, has parts of other modes, and may
-    fail from some call on.
+    """Draws random numbers, counts in buffers (in place and by new tensors), and may fail.
+
+    It has parts in different modes, and fails from call ``fails_at`` on.
     """
 
     def __init__(self, fails_at: int | None = None) -> None:
@@ -484,7 +484,7 @@ class Restless(nn.Module):
         self.norm = nn.BatchNorm1d(2)
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("anew", torch.zeros(()))
-        self.calls_seen = itertools.count(1)  # which nothing sets back
+        self.calls_seen = itertools.count(1)  # an audit cannot reset it
         self.fails_at = fails_at
 
     def forward(self, x: Tensor) -> Tensor:
@@ -535,18 +535,18 @@ def test_the_model_is_left_exactly_as_it_was(fails_at: int | None) -> None:
     before, registry = state_of(model), dict(torchdiffeq._impl.odeint.__globals__["SOLVERS"])
     if fails_at is None:
         found = audit(model, (X, Y), methods=())
-        assert found.verdict == "solver-dependent"  # what it counts does not change its outputs
+        assert found.verdict == "solver-dependent"  # its counters do not change its outputs
     else:
         try:
             audit(model, (X, Y), methods=())
         except Exception as failure:
-            assert "at this call" in str(failure)  # noqa: PT017 - later calls need not be made, or may be allowed to fail
+            assert "at this call" in str(failure)  # noqa: PT017 - some later calls may fail, or are not made
     assert state_of(model) == before
     assert torchdiffeq._impl.odeint.__globals__["SOLVERS"] == registry
 
 
 class Failing(nn.Module):
-    """Fails from some call of its field on."""
+    """Fails from a given call of its field on."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -563,9 +563,8 @@ class Failing(nn.Module):
         return final
 
 
-@pytest.mark.parametrize(
-    "at", [1, 2, 40, 120]
-)  # not where parts of a batch are tried, which may fail
+# At these calls no parts of a batch are tried, which may fail.
+@pytest.mark.parametrize("at", [1, 2, 40, 120])
 def test_after_an_exception_the_libraries_solve_by_themselves_again(at: int) -> None:
     model = Failing(at)
     matrix = model.field.matrix

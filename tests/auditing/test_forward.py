@@ -1,6 +1,4 @@
-"""A model's forward: in double precision wherever its parts lie, with the gradients it needs,
-always from the same state.
-"""
+"""A model's forward: in double precision, with its gradients, always from the same state."""
 
 from __future__ import annotations
 
@@ -130,7 +128,7 @@ class Hamiltonian(nn.Module):
 
 
 class Headed(nn.Module):
-    """With layers on both sides of its flow, so that states depend on weights."""
+    """Has layers on both sides of its flow, hence states that depend on weights."""
 
     def __init__(self, flow: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -179,7 +177,7 @@ def test_no_graph_grows_along_a_replaced_solve(double: bool) -> None:
     with torch.no_grad():
         subject.run(FixedStep("rk4", n_steps=20), Part(double=double))
         assert model.field.given == 0
-        subject.run()  # the library's own solver builds it, as in training
+        subject.run()  # the library's solver builds the graph, as in training
     assert model.field.given
 
 
@@ -210,7 +208,7 @@ def test_a_log_determinant_by_autograd() -> None:
 
 
 class Adjusted(nn.Module):
-    """Differentiates through its solve, for which it enables gradients by itself."""
+    """Enables gradients itself and differentiates through its solve."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +239,7 @@ def refuse(n: float | Tensor) -> None:
 
 
 class Counting(nn.Module):
-    """Stops at a limit of field evaluations, counted in one of many ways."""
+    """Fails at a limit of field evaluations, which it counts in one of many ways."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -302,7 +300,7 @@ def test_a_field_that_changes_nothing_is_called_as_it_is() -> None:
 
 
 class Choosy(nn.Module):
-    """Does not like some calls of its field."""
+    """Fails at certain calls of its field."""
 
     def __init__(self, dislikes: Callable[[Tensor, Tensor], bool]) -> None:
         super().__init__()
@@ -333,8 +331,7 @@ def test_the_data_is_the_cause_of_the_first_failure_alone() -> None:
 
 
 def test_a_later_failure_tells_what_was_done() -> None:
-    # the first of many calls in double precision, by which it is known that the model runs in it,
-    # is a single step
+    # A single step tests first whether the model runs in double precision at all; it must pass.
     choosy = Choosy(lambda t, z: z.dtype == torch.float64 and float(t) > 0)
     with pytest.raises(
         UsageError, match=r"with rk4 x 33 in double precision: ValueError: not this one\.$"

@@ -1,4 +1,4 @@
-"""Whether samples see one another is known before anything is cut."""
+"""A batch is cut only after a check that its samples are independent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ Y = (X[:, 0] > 0).long()
 
 
 class Turning(nn.Module):
-    """Turns each state, as fast as a sum over all samples says, or alone."""
+    """Turns each state at a speed that may depend on all samples.
+
+    With ``rows``, every other number of samples fails.
+    """
 
     def __init__(self, speed: Callable[[Tensor], Any], rows: int | None = None) -> None:
         super().__init__()
@@ -41,7 +44,7 @@ class Turning(nn.Module):
 
 ALONE = Turning(lambda x: 0.5)
 GRAPH = Turning(lambda x: 0.005 * len(x))
-HELD = Turning(lambda x: 0.5, rows=700)  # holds edges between all nodes
+HELD = Turning(lambda x: 0.5, rows=700)  # like a graph with fixed edges
 
 
 def looked_at(model: nn.Module, data: Any, **how: Any) -> Any:
@@ -89,7 +92,7 @@ def test_batches_are_read_once_and_the_last_one_is_cut_only_where_samples_are_in
 
 
 def test_a_coupling_that_only_the_cut_shows() -> None:
-    """A model that goes by the number of rows."""
+    """The speed depends on the number of rows, in a way that small batches do not reveal."""
     model = Turning(lambda x: 0.5 if len(x) <= 256 else 2.0)
     assert looked_at(model, (X[:256], Y[:256])).separable
     assert not looked_at(model, (X, Y)).separable

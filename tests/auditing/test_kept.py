@@ -1,4 +1,4 @@
-"""What holders held is put back in its place."""
+"""`Kept` restores the content of objects."""
 
 from __future__ import annotations
 

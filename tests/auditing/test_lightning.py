@@ -1,6 +1,4 @@
-"""Checks inside of a training: `check_solver` in one's own loop, `SolverCheck` in that of
-Lightning.
-"""
+"""Checks during training: `check_solver` in a plain loop, `SolverCheck` in Lightning."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ def ours() -> nn.Module:
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    """Bit for bit, buffers included."""
+    """Whether two models are equal bit for bit, buffers included."""
     mine, other = a.state_dict(), b.state_dict()
     return all(torch.equal(mine[name], other[name]) for name in mine)
 
@@ -95,8 +93,7 @@ def test_a_check_leaves_no_trace_in_a_loop(make: Any, training: bool) -> None:
     assert grad is grad_after is True
 
 
-# --- Lightning
-# --------------------------------------------------------------------------------------------------------
+# Lightning
 
 
 class Lit(pl.LightningModule):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Models and data that would mislead an audit: each is refused, or told of."""
+"""Models and data that would mislead an audit: it refuses or reports each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INSIDE = X.norm(dim=1) < 1.2
 
 
 class Net(nn.Module):
-    """Three Euler steps, or as many as are asked for."""
+    """A model with three Euler steps, or a given number."""
 
     def __init__(self, outputs: int = 2, n_steps: int = 3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is audited: data of all forms, outputs of all tasks, runs in any precision."""
+"""The model under test: all forms of data, outputs of all tasks, both precisions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""One situation, one answer: from the end of a run, an audit, a check, a certificate; one message
-for what cannot be answered.
-"""
+"""The end of a run, an audit, a check and a certificate give the same answer or error."""
 
 from __future__ import annotations
 
@@ -38,15 +36,15 @@ class Case:
     """A model on samples.
 
     Attributes:
-        field: its vector field, solved from 0 to 1.
-        solver: its training solver.
+        field: the vector field, solved from 0 to 1.
+        solver: the training solver.
         x: inputs.
-        y: targets; None: those that the model itself predicts with its solver.
-        counts: ``(flips, blown up, unresolved, rounding)``, as far as they are known; None is any
-            number but 0.
-        status: the answer.
-        answer: that for the performance.
-        downstream: after the field.
+        y: targets; None: the model's predictions with its solver.
+        counts: the expected ``(flips, blown up, unresolved, rounding)``; None is any number
+            except 0.
+        status: the expected verdict.
+        answer: the expected verdict on the performance.
+        downstream: applied after the field.
     """
 
     field: Field
@@ -72,7 +70,7 @@ class Case:
 
 
 def turn(t: Tensor, z: Tensor) -> Tensor:
-    """Turns by one radian; Euler's method with one step by 45 degrees."""
+    """Turns by one radian; one Euler step turns by 45 degrees."""
     return torch.stack([-z[:, 1], z[:, 0]], 1)
 
 
@@ -82,7 +80,7 @@ def turned(x: Tensor) -> Tensor:
 
 
 def square(t: Tensor, z: Tensor) -> Tensor:
-    """Solutions from above 1 cease to exist before the end."""
+    """Solutions that start above 1 blow up before the end."""
     return z * z
 
 
@@ -91,7 +89,7 @@ def sided(z: Tensor) -> Tensor:
 
 
 def near(share: float) -> Tensor:
-    """Points of which a share turns over between 45 degrees and one radian."""
+    """Points of which a share changes class between turns by 45 degrees and one radian."""
     angle = torch.linspace(-2.0, 0.2, 600)  # their first component keeps its sign under both
     angle[: round(share * 600)] = 0.5 * torch.pi - 0.5 * (1 + 0.25 * torch.pi)
     return torch.stack([angle.cos(), angle.sin()], 1)[
@@ -172,7 +170,7 @@ CASES = {
 
 
 def answers(case: Case) -> dict[str, tuple[Decision, Answer | None]]:
-    """What each entry says of a case."""
+    """The answers of all four ways to a case."""
     model, x, y, n = case.model, case.x, case.targets, len(case.x)
     task = get_task(case.task)
     on_samples = ModelOnSamples(model, Split(x, y), task, case.solver)
@@ -211,7 +209,7 @@ def test_every_entry_gives_the_same_answer(name: str) -> None:
 
 
 class Wrong:
-    """A request that nothing can be said of: a model, its data, options of the task and a margin."""
+    """A request without an answer: a model, its data, options of the task and a margin."""
 
     def __init__(
         self, y: Tensor, told: str, x: Tensor = X, model: NeuralODE | None = None, **how: Any

@@ -1,6 +1,4 @@
-"""A damped pendulum, learned by a coarse and by a fine solver: a time series whose error metric may
-hide the difference.
-"""
+"""A damped pendulum learned by a coarse and a fine solver, which the error may not reveal."""
 
 from __future__ import annotations
 
@@ -57,9 +55,7 @@ class Field(nn.Module):
 
 @cache
 def learned(method: str, size: float) -> Field:
-    """A field whose single steps of a method at the sampling interval lead from each state to the
-    next one.
-    """
+    """A field fitted such that one step of a method leads from each sampled state to the next."""
     torch.manual_seed(0)
     field, states = Field(), trajectories(TRAINED, size, 1)
     before, after = states[:, :-1].flatten(0, 1), states[:, 1:].flatten(0, 1)
@@ -94,7 +90,7 @@ def audited(method: str, size: float) -> Audit:
 def test_euler_at_the_sampling_interval_learns_the_steps_and_not_the_ode(size: float) -> None:
     found = audited("euler", size)
     assert (found.verdict, found.exit_code, found.task) == ("solver-dependent", 3, "timeseries")
-    assert found.decision.lower > 0.8  # a pendulum at rest may be solved by any method
+    assert found.decision.lower > 0.8  # not 1: any method solves a pendulum at rest
     assert found.rows[0].output_error > 0.1
     assert (found.rows[0].n_steps, found.rows[0].nfe) == (40, 40)
     assert "torchdiffeq" not in found.solver
@@ -146,7 +142,7 @@ def test_the_same_weights_in_torchdiffeq_have_the_same_audit() -> None:
 
 
 def test_rk4_in_torchdiffeq_is_an_ode() -> None:
-    """Its rk4 is the 3/8 rule: on weights learned with rk4 it is as good."""
+    """Its rk4 is the 3/8 rule, which is as accurate on weights learned with rk4."""
     found = audit(
         learned("rk4", SMALL),
         data(SMALL),
@@ -158,7 +154,7 @@ def test_rk4_in_torchdiffeq_is_an_ode() -> None:
 
 
 def test_as_many_samples_as_times() -> None:
-    """Times that all samples share are not taken for one time of each sample."""
+    """Shared times are not mistaken for one time per sample."""
     x, y, t = data(SMALL)
     n = len(t)
     found = audit(ours("euler", SMALL), (x[:n], y[:n], t), methods=())

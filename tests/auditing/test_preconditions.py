@@ -1,4 +1,4 @@
-"""What must hold: that a model has no memory, and solves in evaluation mode as it was trained."""
+"""Preconditions: a model has no memory, and solves in evaluation mode as in training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def precondition(found: Audit, name: str) -> Any:
 
 
 class Moody(nn.Module):
-    """Solves in training mode in another way, or fails there."""
+    """Solves differently in training mode, or fails in it."""
 
     def __init__(self, **training: Any) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def test_the_same_options_and_failures_in_training_mode_are_not_told() -> None:
 
 
 class Keeping(nn.Module):
-    """Keeps something in one place or another, which its outputs depend on or not."""
+    """Keeps its last states, on which its outputs may depend."""
 
     def __init__(self, depends: bool) -> None:
         super().__init__()

@@ -1,6 +1,4 @@
-"""What counts as a prediction: signs, tolerances, pixels, nodes, windows, a single trajectory; and
-data that is none.
-"""
+"""Kinds of predictions: signs, tolerances, pixels, nodes, windows, a single trajectory."""
 
 from __future__ import annotations
 
@@ -27,12 +25,12 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def decay(solver: FixedStep) -> NeuralODE:
-    """Numbers keep their sign."""
+    """A model under which numbers keep their sign."""
     return NeuralODE(lambda t, z: -z, solver=solver).eval()
 
 
 def test_numbers_that_move_by_per_cents_make_no_resnet_where_nothing_is_lost() -> None:
-    """Labels +-1 by regression: the outputs move by a tenth, the error hardly, and no sign does."""
+    """Labels ±1 by regression: outputs move by a tenth, the error hardly, and no sign changes."""
     x = noise(600, 1)
     x, y = x.sign() * (1 + x.abs()), x.sign() + 5 * noise(600, 1, seed=1)
     found = audit(decay(COARSE), (x, y), methods=())
@@ -68,7 +66,7 @@ def test_a_single_trajectory_under_an_input_that_jumps_is_no_evidence_against_an
 
 
 class Pixels(nn.Module):
-    """Logits of two classes for each pixel, from what turns there: ``(n, 2, height, width)``."""
+    """Two logits per pixel, from states that turn: ``(n, 2, height, width)``."""
 
     def __init__(self, solver: FixedStep) -> None:
         super().__init__()

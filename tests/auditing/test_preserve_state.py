@@ -1,4 +1,4 @@
-"""Whatever happens inside of a model's forward, all that lies behind it is afterwards as it was."""
+"""An audit leaves a model and all that it uses unchanged, whatever its forward does."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Y = (X[:, 0] > 0).long()
 UNIT = torch.tensor([0.0, 1.0])
 HALVES = {"method": "rk4", "options": {"step_size": 0.5}}
 
-CALLS = 0  # of a field, counted by name
+CALLS = 0  # of a field, counted in a global variable
 NET: Any = None
 
 
 class Tripped:
-    """Raises from a certain step on; what it counts with cannot be set back."""
+    """Raises from a given step on; an audit cannot reset its counter."""
 
     def __init__(self, at: int, what: BaseException) -> None:
         self.at, self.what, self.steps = at, what, itertools.count()
@@ -38,7 +38,7 @@ class Tripped:
 
 
 class Net(nn.Module):
-    """Its forward and its field change all that they can reach."""
+    """A model whose forward and field change everything they can reach."""
 
     calls = 0
 
@@ -137,7 +137,7 @@ SUBJECTS = [module, closure, global_name, with_arguments, method, holder, defaul
 
 
 def contents(x: Any, seen: dict[int, Any] | None = None) -> Any:
-    """All that lies in an object, as plain values, together with which objects these are."""
+    """The contents of an object as plain values, with the identities of the objects."""
     seen = {} if seen is None else seen
     if id(x) in seen or isinstance(x, Tripped | type):
         return id(x)
@@ -190,7 +190,7 @@ def made(subject: Callable[[Net], Any], trip: Tripped) -> tuple[Any, Net]:
 
 
 def steps_of(subject: Callable[[Net], Any], **how: Any) -> int:
-    """Steps that an audit takes where nothing is raised."""
+    """The number of steps of an undisturbed audit."""
     trip = Tripped(10**9, ValueError())
     model, net = made(subject, trip)
     before = everything(model, net)
@@ -211,7 +211,7 @@ def test_all_is_left_as_it_was(subject: Callable[[Net], Any], what: type[BaseExc
         try:
             audit(model, (X, Y), methods=())
         except BaseException as failure:
-            assert "at this step" in str(failure) or what is KeyboardInterrupt  # noqa: PT017 - later ones may be allowed
+            assert "at this step" in str(failure) or what is KeyboardInterrupt  # noqa: PT017 - later failures may be caught
         assert everything(model, net) == before, at
 
 

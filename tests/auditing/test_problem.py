@@ -1,4 +1,4 @@
-"""What is told of a solver that was found."""
+"""The description of a solver that an audit finds."""
 
 from __future__ import annotations
 

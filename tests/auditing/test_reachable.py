@@ -1,4 +1,4 @@
-"""Modules and other objects are found wherever a callable keeps them."""
+"""Modules and other objects are found wherever a callable holds them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def decorated(function: Any) -> Any:
 
 
 class Attributed(nn.Module):
-    """Holds a module in a list, which is not one of its children."""
+    """Holds a module in a list, where it is not registered as a child."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def test_data_and_what_libraries_hold_are_left_alone() -> None:
 
 
 def asserts(x: Tensor) -> Tensor:
-    assert len(x)  # by names of pytest, behind which all tests lie
+    assert len(x)  # calls pytest, from which all tests are reachable
     return x
 
 
@@ -158,7 +158,7 @@ def test_installed_packages_are_not_entered() -> None:
 
 
 class Counted:
-    """A class that counts."""
+    """A class with counters."""
 
     n = 0
     seen: ClassVar[list[int]] = []

@@ -1,4 +1,4 @@
-"""Solvers of ours in the place of others'."""
+"""Our solvers as replacements for those of libraries."""
 
 from __future__ import annotations
 
@@ -61,9 +61,8 @@ def test_steps_end_at_the_times_and_no_state_is_interpolated(
     posed = problem(lambda t, z: torch.ones_like(z) * t, times)
     states, solved = replace_by(solver)(posed)
     assert (solved.n_steps, solved.nfe) == (steps, steps)
-    for i, end in enumerate(
-        times[1:], 1
-    ):  # alone, up to each of the times, Euler comes to the same states
+    # Euler up to one of the times alone reaches the same state
+    for i, end in enumerate(times[1:], 1):
         alone, _ = replace_by(
             solver if len(times) < 3 else OnGrid("euler", _ends(solver, times, end))
         )(problem(posed.field, [times[0], end]))
@@ -73,7 +72,7 @@ def test_steps_end_at_the_times_and_no_state_is_interpolated(
 
 
 def _ends(solver: FixedStep | OnGrid, times: list[float], end: float) -> tuple[float, ...]:
-    """Fractions of the interval up to a time at which steps end, counted anew."""
+    """The grid up to ``end``, as fractions of the interval up to it."""
     length = times[-1] - times[0]
     if isinstance(solver, OnGrid):
         points = {*times, *(times[0] + x * length for x in solver.grid if isinstance(x, float))}

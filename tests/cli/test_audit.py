@@ -1,6 +1,4 @@
-"""``trueode audit`` of models that are named by module and function, and all that can be wrong with
-a request.
-"""
+"""``trueode audit`` of models named by module and function, and its refusals."""
 
 from __future__ import annotations
 
@@ -90,7 +88,7 @@ def add(module: str, source: str) -> None:
 
 
 def refused(words: str, capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
-    """The single message of a request that cannot be carried out; it leaves nothing behind."""
+    """The single message of a request that fails; it must leave no files."""
     found, out, err = audit(words, capsys)
     assert found == code, err
     assert out == ""
@@ -157,7 +155,7 @@ def test_json_alone_is_on_standard_output(module: str, capsys: pytest.CaptureFix
 
 
 def test_objects_as_they_are(module: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A module and a loader that are there need not be made."""
+    """The names may be a module and a loader instead of functions."""
     code, _, err = audit(
         f"{module}:ready --data {module}:data --methods '' --output_dir there", capsys
     )
@@ -173,7 +171,8 @@ def test_call_metric_and_task(module: str, capsys: pytest.CaptureFixture[str]) -
         """
 class Own(nn.Module):
     def forward(self, x, *, scale):
-        return x, {"out": scale * trueode.solve(Turn(), x, (0.0, 1.0), solver=FixedStep("euler", n_steps=1)).z}
+        z = trueode.solve(Turn(), x, (0.0, 1.0), solver=FixedStep("euler", n_steps=1)).z
+        return x, {"out": scale * z}
 
 def call(net, batch):
     return net(batch["inputs"], scale=2.0)[1]["out"]
@@ -187,7 +186,10 @@ class tools:
         return (outputs[:, 0] - y).abs()
 """,
     )
-    words = f"{module}:Own --data {module}:batches --call {module}:call --methods euler --samples 40 --json"
+    words = (
+        f"{module}:Own --data {module}:batches --call {module}:call --methods euler --samples 40 "
+        "--json"
+    )
     assert "no targets" in refused(words, capsys)
     code, out, err = audit(f"{words} --task regression", capsys)
     assert code == 3, err
@@ -334,18 +336,39 @@ def test_wrong_requests(
 @pytest.mark.parametrize(
     ("source", "words", "told"),
     [
-        ("def broken(): raise ValueError('no weights')", "broken --data {0}:loader", "broken() raised: ValueError: no weights"),
-        ("def broken():\n    return 1 / 0", "model --data {0}:broken", "The data: {0}:broken() raised: ZeroDivisionError"),
-        ("def wide(): return tensors(3)", "model --data {0}:wide", "the derivative must have the shape of the state"),
         (
-            "def wide(): return tensors(3)\ndef linear(): return nn.Sequential(nn.Linear(2, 2), model())",
+            "def broken(): raise ValueError('no weights')",
+            "broken --data {0}:loader",
+            "broken() raised: ValueError: no weights",
+        ),
+        (
+            "def broken():\n    return 1 / 0",
+            "model --data {0}:broken",
+            "The data: {0}:broken() raised: ZeroDivisionError",
+        ),
+        (
+            "def wide(): return tensors(3)",
+            "model --data {0}:wide",
+            "the derivative must have the shape of the state",
+        ),
+        (
+            "def wide(): return tensors(3)\n"
+            "def linear(): return nn.Sequential(nn.Linear(2, 2), model())",
             "linear --data {0}:wide",
             "forward failed on a batch of shape (400, 3): RuntimeError: mat1 and mat2",
         ),
         ("def empty(): return []", "model --data {0}:empty", "holds no samples"),
         ("def text(): return 'x'", "model --data {0}:text", "of type str"),
-        ("def half():\n    yield tensors()\n    raise OSError('disk')", "model --data {0}:half", "cannot be read: OSError: disk"),
-        ("def plain(): return nn.Linear(2, 2)", "plain --data {0}:loader", "calls no solver that can be replaced"),
+        (
+            "def half():\n    yield tensors()\n    raise OSError('disk')",
+            "model --data {0}:half",
+            "cannot be read: OSError: disk",
+        ),
+        (
+            "def plain(): return nn.Linear(2, 2)",
+            "plain --data {0}:loader",
+            "calls no solver that can be replaced",
+        ),
         (
             "def blind(): return lambda x: x",
             "blind --data {0}:loader",
@@ -356,12 +379,28 @@ def test_wrong_requests(
             "Fails --data {0}:loader",
             "forward failed on a batch of shape (128, 2): KeyError",
         ),
-        ("def bad(net, batch): return net(batch[7])", "model --data {0}:loader --call {0}:bad", "IndexError"),
-        ("def bad(outputs, y): return outputs @ y", "model --data {0}:loader --metric {0}:bad", "The metric failed"),
-        ("def mean(outputs, y): return outputs.mean()", "model --data {0}:loader --metric {0}:mean", "a value for each"),
-        ("def floats():\n    x, y = tensors()\n    return x, y + 0.5", "model --data {0}:floats", "must agree"),
+        (
+            "def bad(net, batch): return net(batch[7])",
+            "model --data {0}:loader --call {0}:bad",
+            "IndexError",
+        ),
+        (
+            "def bad(outputs, y): return outputs @ y",
+            "model --data {0}:loader --metric {0}:bad",
+            "The metric failed",
+        ),
+        (
+            "def mean(outputs, y): return outputs.mean()",
+            "model --data {0}:loader --metric {0}:mean",
+            "a value for each",
+        ),
+        (
+            "def floats():\n    x, y = tensors()\n    return x, y + 0.5",
+            "model --data {0}:floats",
+            "must agree",
+        ),
     ],
-)  # fmt: skip
+)
 def test_somebody_elses_code_fails(
     source: str, words: str, told: str, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,7 +476,8 @@ def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from trueode.cli.main import main; main(['audit', '--help']); main(['audit', 'x', '--samples', '0']); "
+        "import sys; from trueode.cli.main import main; main(['audit', '--help']); "
+        "main(['audit', 'x', '--samples', '0']); "
         "heavy = {'torch', 'numpy', 'matplotlib', 'scipy', 'torchdiffeq'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -445,7 +485,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_it_is_a_command(module: str) -> None:
-    """In a process of its own, which finds the module in the working directory."""
+    """A separate process finds the module in the working directory."""
     words = [
         f"{module}:coarse",
         "--data",
@@ -471,10 +511,12 @@ def test_it_is_a_command(module: str) -> None:
 
 
 def test_an_audit_imports_no_compiler(module: str) -> None:
-    """``torch._dynamo`` alone takes seconds."""
+    """The import of ``torch._dynamo`` takes seconds."""
     add(
         module,
-        "import sys, atexit\natexit.register(lambda: print('compiler:', 'torch._dynamo' in sys.modules, file=sys.stderr))",
+        "import sys, atexit\n"
+        "found = lambda: print('compiler:', 'torch._dynamo' in sys.modules, file=sys.stderr)\n"
+        "atexit.register(found)",
     )
     words = [f"{module}:coarse", "--data", f"{module}:tensors", "--methods", "", "--samples", "100"]
     done = subprocess.run(

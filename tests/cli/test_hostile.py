@@ -1,4 +1,4 @@
-"""Whatever is asked for ends with a message and 0, 1 or 2, never with a traceback."""
+"""Every request ends with a message and exit code 0, 1 or 2, never with a traceback."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from trueode.cli.main import main; main(['train', '--help']); "
-        "heavy = {'torch', 'numpy', 'matplotlib', 'scipy', 'torchvision', 'tensorboard'} & set(sys.modules); "
+        "heavy = {'torch', 'numpy', 'matplotlib', 'scipy', 'torchvision', 'tensorboard'} & "
+        "set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

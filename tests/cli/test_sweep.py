@@ -1,6 +1,4 @@
-"""``trueode sweep`` and ``trueode reproduce``: bad requests, help, and that they reach what does
-the work.
-"""
+"""``trueode sweep`` and ``trueode reproduce``: bad requests, help, and passed arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ def plan(tmp_path: Path) -> str:
         (["sweep", "PLAN", "--nitr", "3"], "'niter'"),
         (["sweep", "PLAN", "--worker", "3"], "'workers'"),
         (["sweep", "PLAN", "--workers", "0"], "at least 1"),
-        (["sweep", "PLAN", "more"], "too much"),
+        (["sweep", "PLAN", "more"], "Unexpected argument"),
         (["sweep", "PLAN", "--niter", "-1"], "impossible"),
         (["sweep", "status"], "status DIR"),
         (["sweep", "status", "nowhere"], "There is no sweep"),

@@ -1,4 +1,4 @@
-"""One's own arrays: what is read, and what is refused with which words."""
+"""The user's arrays: valid files, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_time_series_that_start_elsewhere(own_times, tmp_path):
         (TIMES + 2, True),  # as far from 0 as from each other
         (TIMES + 2.01, False),
         (TIMES[:1] + 3, True),  # a single time has no neighbour to compare with
-        (np.tile(TIMES, (10, 1)) + np.arange(10)[:, None], True),  # all samples count together
+        (np.tile(TIMES, (10, 1)) + np.arange(10)[:, None], True),  # over all samples
         (np.tile(TIMES, (10, 1)) + np.arange(10)[:, None] + 12, False),
         (changed(np.tile(TIMES, (10, 1)), (3, 0), np.nan) + 9, False),
     ],
@@ -219,7 +219,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     ["10**18, 3", "10**6, 10**6", "-1, 3", "2.5, 3", "True, 3", "'a', 3", "[10], 3", "10**30,"],
 )
 def test_shapes_that_a_header_only_claims(shape, tmp_path):
-    """The file holds 240 bytes of numbers, whatever it says."""
+    """The header claims more numbers than the 240 bytes of the file."""
     header = (
         str({"descr": "<f8", "fortran_order": False, "shape": None})
         .replace("None", f"({shape})")

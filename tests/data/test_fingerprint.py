@@ -1,6 +1,4 @@
-"""What identifies data: its content and its names, not its place, and a cache that does not change
-the answer.
-"""
+"""Fingerprints depend on content and names of data, not on its place or on the cache."""
 
 from __future__ import annotations
 

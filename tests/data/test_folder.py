@@ -1,4 +1,4 @@
-"""Folders of images: in memory and from disk, and what is refused."""
+"""Folders of images, in memory and from disk, and refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path, seed=0, size=(6, 5), mode="RGB"):
 
 @pytest.fixture
 def two_classes(tmp_path):
-    """Seven training and three test images of classes that are not in alphabetic order of creation."""
+    """Seven training and three test images; classes are not created in alphabetic order."""
     pixels = {}
     for split, count in (("train", 7), ("test", 3)):
         for i in range(count):
@@ -157,7 +157,7 @@ def test_unusable_folders(tmp_path):
     with pytest.raises(DataError, match="no images"):
         load_dataset("image_folder", tmp_path)
     write(tmp_path / "a" / "0.png")
-    with pytest.raises(DataError, match="One image"):
+    with pytest.raises(DataError, match="single image"):
         load_dataset("image_folder", tmp_path)
     (tmp_path / "a" / "1.jpg").write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(DataError, match=r"1\.jpg cannot be read"):
@@ -206,9 +206,9 @@ def test_images_that_are_no_files(tmp_path):
     for name in ("0.png", "1.png"):
         write(tmp_path / "a" / name)
     os.mkfifo(tmp_path / "a" / "2.png")
-    with pytest.raises(DataError, match=r"2\.png.*no regular file"):
+    with pytest.raises(DataError, match=r"2\.png.*not a regular file"):
         load_dataset("image_folder", tmp_path)
     (tmp_path / "a" / "2.png").unlink()
     (tmp_path / "a" / "2.png").symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"2\.png.*no regular file"):
+    with pytest.raises(DataError, match=r"2\.png.*not a regular file"):
         load_dataset("image_folder", tmp_path)

@@ -1,4 +1,4 @@
-"""Spheres, three minima, pendulum: what is drawn, reproducibly; and the cache."""
+"""Spheres, three minima and pendulum: distributions, reproducibility, and the cache."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_labels_of_three_minima_do_not_depend_on_the_step():
     assert (x[:, 0, 0] >= -1).all()
     assert set(y.tolist()) == {0, 1, 2}
     finer = resting_place(x[:, 0].T, step=0.01)
-    assert (finer == y).mean() > 0.95  # but for points on the border of two basins
+    assert (finer == y).mean() > 0.95  # except for points on the border of two basins
 
 
 def test_pendulum_solves_its_equation():
@@ -132,7 +132,7 @@ def test_seed_decides_and_the_splits_are_independent(tmp_path):
 
 class TestCache:
     def load(self, folder, monkeypatch):
-        """Load and tell whether the points had to be drawn."""
+        """Load the points; return whether they were drawn."""
         from trueode.data import spheres
 
         drawn = []
@@ -149,7 +149,7 @@ class TestCache:
         again, drawn_again = self.load(tmp_path, monkeypatch)
         assert (drawn, drawn_again) == (True, False)
         assert torch.equal(first.train.x, again.train.x)
-        assert len(os.listdir(tmp_path / "generated")) == 1  # and nothing unfinished beside it
+        assert len(os.listdir(tmp_path / "generated")) == 1  # no temporary file
 
     @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
     def test_damage_is_noticed_and_mended(self, damage, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10 on small archives in the published layouts, with the checksum tables replaced."""
+"""MNIST and CIFAR-10 from small archives in the published layouts, with other checksums."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_mnist(pack, tmp_path):
     )
     assert batch.y.tolist() == [4, 1]
     raw = sorted(os.listdir(tmp_path / "MNIST" / "raw"))
-    assert len(raw) == (8 if pack else 4)  # unpacked beside the archives, and nothing unfinished
+    assert len(raw) == (8 if pack else 4)  # unpacked next to the archives, no temporary file
     assert len(load_dataset("mnist", tmp_path).train) == 12
 
 
@@ -93,9 +93,7 @@ def test_damaged_mnist_is_named(tmp_path):
 
 @pytest.fixture
 def cifar_archive(tmp_path, monkeypatch):
-    """A CIFAR-10 of 5 x 4 + 4 images as a .tar.gz in the published layout; returns the archive and
-    the images.
-    """
+    """A CIFAR-10 of 5 x 4 + 4 images in the published layout: the .tar.gz and the images."""
     folder = tmp_path / "made" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     reader = datasets.CIFAR10

@@ -7,6 +7,9 @@ import sys
 
 
 def test_heavy_libraries_are_imported_when_they_are_needed():
-    code = "import sys, trueode.data; print([m for m in ('torchvision', 'scipy', 'PIL') if m in sys.modules])"
+    code = (
+        "import sys, trueode.data; print([m for m in ('torchvision', 'scipy', 'PIL') if m in "
+        "sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Samples apart from those of training and test."""
+"""Samples that are neither training nor test samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models whose exact flow is known, and outputs that are given, for the tests of the verdict."""
+"""Models with known exact flows, and models with given outputs, for tests of the verdict."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 class Turn(nn.Module):
-    """The field that turns the plane by an angle in a unit of time."""
+    """The field that turns the plane by an angle per unit of time."""
 
     def __init__(self, angle: float = ANGLE) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Turn(nn.Module):
 
 
 def sides() -> nn.Linear:
-    """A classifier that tells positive from negative first components."""
+    """Classify by the sign of the first component."""
     layer = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
@@ -62,9 +62,7 @@ def turned(x: Tensor, angle: float = ANGLE) -> Tensor:
 
 
 def circle(n: int) -> Tensor:
-    """Points of the unit circle in random order whose images under `Turn` keep away from the
-    classifier's boundary.
-    """
+    """Random points of the unit circle whose images under `Turn` are off the class boundary."""
     phi = torch.linspace(0.05, pi - 0.05, (n + 1) // 2)
     phi = torch.cat([phi, phi + pi])[:n] - pi / 2 - ANGLE
     phi = phi[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
@@ -72,10 +70,18 @@ def circle(n: int) -> Tensor:
 
 
 def on(
-    field: Field, x: Tensor, y: Tensor | None = None, t: Tensor | None = None, *, task: Task = CLASSES,
-    solver: Solver = EULER, downstream: Any = None, end: float = 1.0, **how: Any,
-) -> ModelOnSamples:  # fmt: skip
-    """A field as a model on samples; without targets these are zeros."""
+    field: Field,
+    x: Tensor,
+    y: Tensor | None = None,
+    t: Tensor | None = None,
+    *,
+    task: Task = CLASSES,
+    solver: Solver = EULER,
+    downstream: Any = None,
+    end: float = 1.0,
+    **how: Any,
+) -> ModelOnSamples:
+    """A field as a model on samples; targets are zeros by default."""
     if y is None:
         y = (
             torch.zeros(len(x), dtype=torch.int64)
@@ -93,23 +99,33 @@ def turn(n: int, solver: Solver = EULER, **how: Any) -> ModelOnSamples:
 
 
 def counted(runnable: Runnable, **how: Any) -> tuple[Evaluation, ExactFlow, Flips]:
-    """A model under its training solver, under the exact flow, and what differs."""
+    """A model's run under its training solver, its exact flow, and the counted changes."""
     own = runnable.run()
     exact = exact_flow(runnable, own, **how)
     return own, exact, count_flips(runnable, None, own, exact)
 
 
 class Given(Runnable):
-    """Outputs that are given: under the training solver, rk4 or Radau, and others (those of rk4 if
-    not given).
+    """A model with given outputs.
+
+    Args:
+        own: outputs under the training solver.
+        exact: outputs under rk4 and Radau.
+        other: outputs under all other solvers (default: ``exact``).
     """
 
     growth: float | Tensor = 1.0
 
     def __init__(
-        self, own: Tensor, exact: Tensor, other: Tensor | None = None, task: Task = CLASSES, *, in_double: Tensor | None = None,
+        self,
+        own: Tensor,
+        exact: Tensor,
+        other: Tensor | None = None,
+        task: Task = CLASSES,
+        *,
+        in_double: Tensor | None = None,
         **fields: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.own, self.exact, self.other = own, exact, exact if other is None else other
         self.own_in_double = own if in_double is None else in_double
         self.task, self.n, self.solver = task, len(own), EULER
@@ -130,5 +146,5 @@ class Given(Runnable):
 
 
 def logits(classes: Tensor) -> Tensor:
-    """Sure logits of two classes, in float64: ``(n, …)`` to ``(n, 2, …)``."""
+    """Large float64 logits of two classes: ``(n, …)`` to ``(n, 2, …)``."""
     return torch.stack([1.0 - classes.double(), classes.double()], 1)

@@ -1,4 +1,4 @@
-"""What a number of flips decides."""
+"""The verdict that follows from a number of flips."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_why_it_is_undecided() -> None:
     assert decide(Flips(1000, 10)).needed is None
     assert "unresolved: stiff" in decide(Flips(1000, unresolved=50, trouble="stiff")).reason
     assert decide(Flips(1000, constant=True), population="all").status is Status.INCONCLUSIVE
-    # the answer lies with what is unresolved, however many samples there are
+    # the unresolved samples decide, so more samples do not help
     found = decide(Flips(1000, 5, unresolved=10))
     assert (found.needed, "unresolved" in found.reason) == (None, True)
 
@@ -92,14 +92,12 @@ def test_a_margin_is_a_share(margin: float) -> None:
         decide(Flips(100), population="none")
 
 
-# the error probabilities that are promised, at a true share of just the margin
+# error probabilities if the true share equals the margin
 
 
 @cache
 def answers(n: int, margin: float, level: float) -> tuple[int, int]:
-    """The most flips with which a model is an ODE, and the fewest with which it is
-    solver-dependent.
-    """
+    """The most flips for the verdict ODE, and the fewest for solver-dependent."""
     statuses = [
         decide(Flips(n, k), margin, level=level).status
         for k in range(min(n, ceil(5 * margin * n) + 20) + 1)
@@ -126,7 +124,7 @@ def test_one_look_is_wrong_in_five_per_cent_at_most(n: int, margin: float) -> No
 
 @pytest.mark.parametrize("n", [150, 300, 1000])
 def test_all_looks_together_are_wrong_in_five_per_cent_at_most(n: int) -> None:
-    """Samples are doubled until it is decided, those looked at before among them."""
+    """Each look doubles the samples, earlier ones included, until the verdict is decided."""
     rng = np.random.default_rng(n)
     flips, decided = np.zeros(DRAWS, dtype=int), np.zeros(DRAWS, dtype=int)
     seen = 0
@@ -143,12 +141,13 @@ def test_all_looks_together_are_wrong_in_five_per_cent_at_most(n: int) -> None:
 
 
 def test_predictions_of_one_sample_may_depend_on_one_another() -> None:
-    """In two samples of a hundred two of four change: one drawn of each is right, all of them would
-    not be.
+    """In 2 % of the samples two of four predictions change together.
+
+    The error rates hold with one prediction drawn per sample, but not with all predictions pooled.
     """
     n, k, rng = 400, 4, np.random.default_rng(0)
     share = np.where(rng.random((DRAWS, n)) < 0.02, 0.5, 0.0)
-    changed = rng.random((DRAWS, n)) < share  # of the prediction that is drawn
+    changed = rng.random((DRAWS, n)) < share  # whether the drawn prediction changes
     ode, dependent = answers(n, 0.01, LEVEL)
     flips = changed.sum(1)
     assert (flips <= ode).mean() <= ALLOWED
@@ -156,7 +155,7 @@ def test_predictions_of_one_sample_may_depend_on_one_another() -> None:
     pooled = answers(n * k, 0.01, LEVEL)
     whole = (k * share).sum(1)
     assert (whole <= pooled[0]).mean() > 0.05
-    # and what is drawn is such a prediction
+    # the count uses such a draw
     rows = torch.arange(n) < 200
     own = (rows[:, None] & (torch.arange(k) < 2)).long()
     found = counted(Given(logits(own), logits(torch.zeros_like(own))))[2]

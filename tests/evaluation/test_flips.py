@@ -1,4 +1,4 @@
-"""Flips: counted against the exact flow."""
+"""Flips, counted against the exact flow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trueode.solvers import Adaptive, FixedStep, Solver
 
 
 def test_flips_are_those_of_the_known_flow() -> None:
-    """One step of Euler turns by arctan(angle) instead."""
+    """One Euler step turns by arctan(angle) instead of the angle."""
     own, exact, found = counted(turn(400))
     share = float(torch.tensor(ANGLE) - torch.tensor(ANGLE).atan()) / pi
     truth = own.outputs.argmax(1) != sides()(turned(circle(400))).argmax(1)
@@ -49,8 +49,7 @@ def test_what_only_single_precision_changes_is_rounding() -> None:
         0,
         0.25,
     )
-    # of a model: the threshold lies within rounding of the outputs, and beyond the error of the
-    # solver
+    # a model whose rounding errors, but not the errors of its solver, reach the class boundary
     x, shift = torch.linspace(0.5, 2, 300)[:, None], 1e6
 
     def downstream(z: torch.Tensor) -> torch.Tensor:
@@ -79,9 +78,8 @@ def test_blow_ups_are_told_apart() -> None:
     x[:10] = 3.0
     found = counted(on(lambda t, z: z * z, x, downstream=lambda z: torch.cat([z + 10, -z], 1)))[2]
     assert (found.flips, found.blown_up, found.changed, found.share) == (0, 10, 10, 0.1)
-    found = counted(on(lambda t, z: z * z, x, task=NUMBERS))[
-        2
-    ]  # nor do they hide the gaps of the others
+    # blow-ups do not hide the gaps of other samples
+    found = counted(on(lambda t, z: z * z, x, task=NUMBERS))[2]
     assert (found.blown_up, found.unresolved, found.flips > 40) == (10, 0, True)
     x = torch.tensor([[3.0], [-1.0]], dtype=torch.float64)  # the second ends on the boundary
     found = counted(on(lambda t, z: z * z, x, downstream=lambda z: torch.cat([z, -z - 1], 1)))[2]
@@ -107,9 +105,7 @@ def test_steps_that_a_batch_shares_are_taken_again_by_whole_batches() -> None:
 
 
 def test_the_share_is_the_mean_over_samples() -> None:
-    """Of two predictions of the first sample one changes, of the second none, of the third the only
-    one that counts.
-    """
+    """One of two predictions of sample 1 changes, none of sample 2, the only one of sample 3."""
     exact = torch.zeros(4, 2, dtype=torch.int64)
     own = torch.tensor([[1, 0], [0, 0], [1, 1], [1, 1]])
     y = torch.tensor([[0, 0], [0, 0], [0, -100], [-100, -100]])
@@ -124,6 +120,10 @@ def test_the_share_is_the_mean_over_samples() -> None:
 
 def test_constant_outputs_cannot_be_judged() -> None:
     equal, half = torch.ones(5, 2), torch.cat([states(5), torch.full((5, 1), 3.0)], 1)
-    for x, task, constant in ((equal, NUMBERS, True), (half, NUMBERS, True), (states(5), NUMBERS, False),
-                              (equal, get_task("regression", absolute=0.1), False)):  # fmt: skip
+    for x, task, constant in (
+        (equal, NUMBERS, True),
+        (half, NUMBERS, True),
+        (states(5), NUMBERS, False),
+        (equal, get_task("regression", absolute=0.1), False),
+    ):
         assert counted(Given(x, x, task=task))[2].constant is constant

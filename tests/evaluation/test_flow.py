@@ -1,4 +1,4 @@
-"""The exact flow: what two methods agree on."""
+"""The exact flow, on which two methods agree."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_relu_field_is_that_of_scipy() -> None:
 @pytest.mark.parametrize("training", [1, 2, 3, 5, 7, 8.2, 17, 35, 100, 1000])
 @pytest.mark.parametrize("order", [1, 3, 4, 5])
 def test_steps_are_no_multiples_of_the_trainings(training: float, order: int) -> None:
-    """Equal nodes hide equal errors; a method of the same order needs a margin."""
+    """Common grid points hide common errors; a method of the same order needs a margin."""
     steps, tolerances = zip(*levels(training, order, True, 0), strict=True)
     assert steps[0] == next(levels(training, order))[0] >= (4 * training if order >= 4 else 17)
     assert all(b >= 2 * a for a, b in pairwise(steps))
@@ -83,7 +83,7 @@ def test_steps_are_no_multiples_of_the_trainings(training: float, order: int) ->
 
 
 def spin(t: Tensor, z: Tensor) -> Tensor:
-    """The first two components turn at the speed that is the third."""
+    """The first two components turn at a speed given by the third."""
     return z[:, 2:] * torch.stack([-z[:, 1], z[:, 0], 0 * z[:, 0]], 1)
 
 
@@ -125,7 +125,7 @@ def test_a_budget_that_is_too_small_leaves_samples_unresolved() -> None:
 def test_on_the_boundary_nothing_settles_and_close_to_it_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Logits must be known to a part of their margin."""
+    """The error of logits must be below a share of their margin."""
     monkeypatch.setattr(sys.modules["trueode.evaluation.refinement"], "FINEST", 600)
     ends = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1e-8, 1.0]], dtype=torch.float64)
     found = flow(on(Turn().double(), turned(ends, -2.0), downstream=sides().double()))
@@ -142,13 +142,13 @@ def test_nothing_settles_where_the_methods_disagree() -> None:
         assert found.settled[:, 0].tolist() == (classes == other).tolist()
         assert found.complete
         assert (counts.changed, counts.unresolved) == (0, int((classes != other).sum()))
-    # the same class, and a difference of a tenth of the margin
+    # the same class, but logits that differ by a tenth of the margin
     found = flow(Given(logits(classes), logits(classes), 1.11 * logits(classes)))
     assert not bool(found.settled.any())
 
 
 def square(t: Tensor, z: Tensor) -> Tensor:
-    """z' = z²: from above 1 the flow ends before time 1; z(1) = z / (1 - z)."""
+    """z' = z², with z(1) = z / (1 - z); solutions that start above 1 blow up before time 1."""
     return z * z
 
 
@@ -179,9 +179,7 @@ def test_a_blow_up_close_to_the_end_takes_no_others_along() -> None:
 
 
 def test_explicit_instability_is_no_blow_up() -> None:
-    """rk4 leaves the range of numbers with 71 steps; dopri5 does not, alone or beside samples that
-    do blow up.
-    """
+    """rk4 with 71 steps overflows; dopri5 does not, alone or with samples that blow up."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         stiff, blows = z[:, 1:], z[:, :1]
@@ -214,7 +212,7 @@ def test_time_series_at_shared_and_at_own_times() -> None:
 
 
 def test_a_sample_is_refined_for_the_predictions_that_count() -> None:
-    """The second of two pixels is on the boundary."""
+    """The second pixel, on the class boundary, does not count."""
     outputs = torch.stack([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])], 1).double()
     for counts, steps in (([True, False], 35), ([False, True], 4607)):
         found = flow(Given(outputs, outputs, mask=torch.tensor([counts])))

@@ -24,8 +24,10 @@ def compared(
 
 
 def labelled(n: int, b: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of which b are right under the training solver alone and c under the exact flow alone;
-    labels.
+    """Logits and labels; b predictions are right only under the training solver, c only exactly.
+
+    Returns:
+        Logits under the training solver, logits under the exact flow, labels.
     """
     own, exact = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
     own[b : b + c], exact[:b] = 1, 1
@@ -35,10 +37,13 @@ def labelled(n: int, b: int, c: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("b", "c", "answer"),
     [
-        (60, 0, Answer.SOLVER), (0, 60, Answer.EXACT), (2, 2, Answer.SAME), (30, 30, Answer.UNDECIDED),
+        (60, 0, Answer.SOLVER),
+        (0, 60, Answer.EXACT),
+        (2, 2, Answer.SAME),
+        (30, 30, Answer.UNDECIDED),
         (15, 0, Answer.UNDECIDED),
     ],
-)  # fmt: skip
+)
 def test_accuracy_is_better_with_the_solver_or_not(b: int, c: int, answer: Answer) -> None:
     found = compared(*labelled(1000, b, c))
     assert (found.answer, found.name, found.margin) == (answer, "accuracy", 0.01)
@@ -51,13 +56,13 @@ def test_accuracy_is_better_with_the_solver_or_not(b: int, c: int, answer: Answe
 def test_what_is_unresolved_widens_the_bounds() -> None:
     own, exact, y = labelled(1000, 60, 20)
     other = exact.clone()
-    other[50:70] = 1 - exact[50:70]  # ten each of those that are right in one way alone
+    other[50:70] = 1 - exact[50:70]  # unresolved: ten of each kind
     found = compared(own, exact, y, other)
     assert found.gain == pytest.approx(0.04)
     assert (found.lower, found.upper) == share_difference((50, 60), (10, 20), 1000, 0.95)
-    other[500:520] = 1 - exact[500:520]  # right in both ways, or not
+    other[500:520] = 1 - exact[500:520]  # unresolved, otherwise right in both
     assert compared(own, exact, y, other).upper > found.upper
-    own[0:9] = torch.nan  # the training solver fails: it is right at none of them
+    own[0:9] = torch.nan  # the training solver fails: these are wrong
     found = compared(own, exact, y)
     assert (found.lower, found.upper) == share_difference((51, 51), (20, 29), 1000, 0.95)
 
@@ -83,7 +88,7 @@ def test_blow_ups_are_wrong_and_drawn_predictions_count() -> None:
     )
     found = performance(runnable, ran, flow, counts)
     assert (found.own, found.exact, found.gain, found.answer) == (1.0, 0.9, 0.1, Answer.SOLVER)
-    y = torch.zeros(200, 3, dtype=torch.int64)  # of several predictions the drawn ones count
+    y = torch.zeros(200, 3, dtype=torch.int64)  # the drawn predictions count
     y[:, 2] = -100
     own, exact = torch.zeros(200, 3), torch.zeros(200, 3)
     exact[:, 0], exact[:, 2] = 1, 1
@@ -95,10 +100,13 @@ def test_blow_ups_are_wrong_and_drawn_predictions_count() -> None:
 @pytest.mark.parametrize(
     ("n", "share", "answer"),
     [
-        (100, 0.5, Answer.SOLVER), (100, -0.5, Answer.EXACT), (100, 0.01, Answer.SAME), (100, 0.1, Answer.UNDECIDED),
+        (100, 0.5, Answer.SOLVER),
+        (100, -0.5, Answer.EXACT),
+        (100, 0.01, Answer.SAME),
+        (100, 0.1, Answer.UNDECIDED),
         (99, 0.5, Answer.UNDECIDED),
     ],
-)  # fmt: skip
+)
 def test_squared_errors(n: int, share: float, answer: Answer) -> None:
     errors = torch.rand(n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
     own, exact, y = errors.sqrt(), ((1 + share) * errors).sqrt(), torch.zeros(n, 1)
@@ -135,7 +143,7 @@ def test_only_held_out_targets_and_known_metrics_decide() -> None:
     assert compared(own, exact, y, metric=right) == Performance(
         Answer.UNDECIDED, "right", 1.0, 0.91
     )
-    pixels = torch.stack([y, y], 1)  # a value for each sample, of which each has two predictions
+    pixels = torch.stack([y, y], 1)  # one value per sample, although each has two predictions
     found = compared(
         logits(pixels),
         logits(1 - pixels),

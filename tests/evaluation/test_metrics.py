@@ -1,4 +1,4 @@
-"""A model on a data set."""
+"""Metrics of a model on a data set."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_does_not_depend_on_the_batches(task: Task, batch_size: int) -> None:
     model, split = problem(task)
     whole, parts = evaluate(model, split, task), evaluate(model, split, task, batch_size=batch_size)
     assert (whole.n, whole.n_steps) == (parts.n, parts.n_steps) == (N, 5.0)
-    if task is not SERIES:  # states between steps cost an evaluation in batches that ask for them
+    if task is not SERIES:  # states between steps cost further evaluations
         assert whole.nfe == parts.nfe == 20.0
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
     assert parts.metric == pytest.approx(whole.metric, rel=1e-12)
@@ -73,7 +73,7 @@ def test_evaluates_in_evaluation_mode_and_leaves_the_mode_as_it_was(training: bo
     modes = []
     model, split = problem(NUMBERS)
     model.upstream = nn.Sequential(nn.Identity(), nn.Identity()).train(training)
-    model.upstream[1].eval()  # a part with a mode of its own
+    model.upstream[1].eval()  # a part in another mode
     model.upstream.register_forward_hook(
         lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
     )
@@ -90,7 +90,7 @@ def test_evaluates_in_evaluation_mode_and_leaves_the_mode_as_it_was(training: bo
 
 @dataclass(frozen=True)
 class Alone(Ranks):
-    """A rank that sees the sums of its own part only, unless it is given those of the others."""
+    """A rank that sums only its part, unless it is given the sums of the others."""
 
     others: tuple[Tensor, ...] = ()
     seen: tuple[list[Tensor], ...] = ((),)

@@ -1,4 +1,4 @@
-"""Rows are refined, solved by implicit methods, or found to have no flow that can be computed."""
+"""Rows are refined, solved by implicit methods, or have no flow that can be computed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def points(n: int, d: int = 2) -> Tensor:
 
 
 class Relaxing(nn.Module):
-    """A number that relaxes to another one, which turns slowly: ``x' = -rate (x - y)``, ``y' = y``."""
+    """A stiff relaxation to a slow component: ``x' = -rate (x - y)``, ``y' = y``."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_stiff_fields_of_many_numbers_stay_open() -> None:
 
 
 def test_predictions_that_move_with_the_start_are_not_settled() -> None:
-    """The head makes much of 1e-9, where the second component says so."""
+    """For some rows, the head amplifies a change of 1e-9 of the start."""
     x = points(40).clamp(0.1, 1.0)
     x[:, 1] = torch.arange(40) % 2
 
@@ -98,7 +98,7 @@ def test_precision_of_the_model_is_enough_far_from_boundaries() -> None:
 
 
 def test_predictions_near_rounding_are_settled_in_double_precision() -> None:
-    """Margins of 1e-6: single precision changes a part of them, double precision none."""
+    """Single precision changes some classes at margins of 1e-6, double precision none."""
     x = torch.linspace(-1, 1, 400)[:, None] * 1e-6
     head = lambda z: torch.cat([1 + z, 1 - z], 1)  # noqa: E731
     runnable = on(lambda t, z: z, x, downstream=head, solver=FixedStep("rk4", n_steps=8))
@@ -128,9 +128,7 @@ def test_many_steps_go_with_fine_tolerances(training: int, order: int) -> None:
 
 @pytest.mark.parametrize("many", [1, 20])
 def test_a_trajectory_under_an_input_that_jumps(many: int) -> None:
-    """Jumps at times that all rows share, fewer or more than there are output times; the truth is
-    piecewise exponential.
-    """
+    """All rows jump at the same times; the true solution is piecewise exponential."""
     jumps = torch.linspace(0.71, 9.3, 7, dtype=torch.float64).tolist()
     times = torch.linspace(0, 10, many + 1, dtype=torch.float64)[1:]
 

@@ -1,4 +1,4 @@
-"""A model on samples, run under any solver; which of its predictions count."""
+"""A model on samples under any solver, and the predictions that count."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_solver_that_fails_leaves_nan_and_no_means() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     runnable = turn(4)
     model = runnable.model.train()
-    model.reduce = reduce = lambda x: 1 / 0  # sums over ranks are not for the exact flow
+    model.reduce = reduce = lambda x: 1 / 0  # the exact flow does not sum over ranks
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = runnable.run(part=Part(torch.arange(4), True))
     assert not found.outputs.requires_grad
@@ -136,7 +136,7 @@ def test_a_metric_of_ones_own() -> None:
             Given(pixels, pixels, y=y, metric=metric).run()
 
 
-# which predictions count
+# predictions that count
 
 
 def image(*shape: int) -> Tensor:

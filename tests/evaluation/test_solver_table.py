@@ -45,7 +45,7 @@ def tried(
     return table
 
 
-# which solvers
+# solvers of the table
 
 
 @pytest.mark.parametrize("length", [1.0, 3.0])
@@ -72,7 +72,7 @@ def test_each_grid_is_solved_once() -> None:
             table.row(solver)
     assert solved == [FixedStep("rk4", step_size=3.0)]
     assert table.row(HALF) is table.training
-    # three steps, but others
+    # three steps, but not the same ones
     assert table.row(FixedStep("euler", step_size=0.4)) != table.row(FixedStep("euler", n_steps=3))
 
 
@@ -123,11 +123,11 @@ def test_what_factors_multiply() -> None:
     assert [row.setting for row in table.rows] == [2, pytest.approx(1e-6), pytest.approx(1e-4)]
 
 
-# what they find
+# results of the solvers
 
 
 def test_changed_is_unlike_training_and_flips_unlike_the_exact_flow() -> None:
-    """A step of Euler of length h turns by arctan(h angle), those of rk4 by nearly h angle."""
+    """An Euler step of length h turns by arctan(h angle), an rk4 step by nearly h angle."""
     runnable = turn(400)
     table = SolverTable(runnable, *counted(runnable))
     atan = torch.tensor(ANGLE).atan()
@@ -165,7 +165,7 @@ def test_errors_are_relative_to_the_spread() -> None:
 
 
 def explosive() -> tuple[SolverTable, FixedStep]:
-    """z' = -z³: steps that are too large leap away, for ever farther."""
+    """z' = -z³, for which too large steps diverge."""
     training = FixedStep("euler", step_size=1 / 32)
     x = torch.linspace(2.5, 3.0, 5, dtype=torch.float64)[:, None]
     runnable = on(lambda t, z: -(z**3), x, solver=training, task=NUMBERS, end=8.0)

@@ -1,4 +1,4 @@
-"""Losses, metrics, and when two predictions count as different."""
+"""Losses, metrics, and the differences between predictions that count."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_what_is_allowed_is_positive(value: float) -> None:
 
 
 def test_gap_and_spread_are_rms_of_each_component() -> None:
-    """The spread is over samples and times, and leaves out what is absent or infinite."""
+    """The spread is over samples and times, without absent and infinite values."""
     reference = torch.tensor([[1.0, 1000.0], [-1.0, -1000.0]], dtype=torch.float64)
     for part in (0.0099, 0.0101):
         for direction in ([1.0, 1000.0], [1.0, -1000.0], [2**0.5, 0.0], [0.0, 1000 * 2**0.5]):
@@ -182,9 +182,7 @@ def test_gap_and_spread_are_rms_of_each_component() -> None:
 
 
 def test_what_measurements_cannot_see_is_no_change() -> None:
-    """A time series may move by a tenth of the RMS residual, of each component, where that is more
-    than the tolerance.
-    """
+    """A component of a series may move by a tenth of its RMS residual, if above the tolerance."""
     reference = series_batch(5).y
     spread = SERIES.spread(reference)
     residual = torch.ones_like(reference) * torch.tensor([0.01, 2.0])
@@ -210,14 +208,13 @@ def test_gaps_of_series_leave_absent_times_out() -> None:
     absent = torch.tensor([[True, False, False, False]]).expand(3, 4)[..., None, None]
     own, reference = own.masked_fill(absent, NAN), reference.masked_fill(absent, NAN)
     assert flips(SERIES, own, reference, allowed) == [False] * 3
-    # the mean is over the times that are there: three moved by 1.1 % do not hide behind an absent
-    # one
+    # the mean is over present times: an absent one does not hide that three moved by 1.1 %
     assert flips(SERIES, reference + 1.1 / 0.99 * move, reference, allowed) == [True] * 3
     torch.testing.assert_close(
         SERIES.error_over_time(reference + move, reference, allowed),
         torch.tensor([[0.0, 0.99, 0.99, 0.99]], dtype=torch.float64).expand(3, 4),
     )
-    # absent in one only: another prediction
+    # absent in only one of the two: the predictions differ
     own[2, 1] = NAN
     assert flips(SERIES, own, reference, allowed) == [False, False, True]
 
@@ -263,7 +260,10 @@ def test_a_sign_decides() -> None:
         "classification", decision=lambda outputs: (outputs[:, 1] > outputs[:, 0]).long()
     )
     assert labels.metrics(own, Batch(own, torch.tensor([0, 0]))).tolist() == [True, False]
-    for share in (0.1, 0.05):  # settled where moves 1 / share times as large do not change it
+    for share in (
+        0.1,
+        0.05,
+    ):  # settled if a move 1 / share times as large does not change the decision
         after = column(1.0, 1.0, 1.0, -1.0, 0.0)
         before = after + share * column(0.99, 1.01, -1.01, 0.99, 0.0)
         assert task.settled(before, after, None, share)[:, 0].tolist() == [
@@ -282,7 +282,7 @@ def test_a_sign_decides() -> None:
 
 
 def test_the_difference_of_classifications_is_close_to_the_share_of_flips() -> None:
-    """Of models that are more or less sure, whose decision moves by more or less."""
+    """For all scales of logits and all sizes of changes."""
     task = get_task("classification")
     margin = torch.linspace(-20, 20, 4001, dtype=torch.float64)
     for scale in (0.5, 1.0, 3.0):
@@ -296,8 +296,9 @@ def test_the_difference_of_classifications_is_close_to_the_share_of_flips() -> N
 
 @pytest.mark.parametrize("name", ["regression", "timeseries"])
 def test_the_target_bounds_the_share_of_flips(name: str) -> None:
-    """Markov's inequality: outputs whose difference is the target have at most so many flips, and
-    it scales with the error.
+    """By Markov's inequality, a difference equal to the target bounds the share of flips.
+
+    The difference scales with the error.
     """
     task = get_task(name)
     generator = torch.Generator().manual_seed(0)

@@ -61,7 +61,7 @@ def test_the_horizon_is_where_the_error_exceeds_what_is_allowed() -> None:
 def test_beyond_the_horizon_of_a_perturbation_nothing_is_said(
     wrong: int, grown: int, status: str
 ) -> None:
-    """The error exceeds what is allowed from one time on, and a perturbation of 1e-9 from another."""
+    """From one time on the error is too large, from another a perturbation of 1e-9."""
     exact, number = torch.ones(1, 10, 1, dtype=torch.float64), torch.arange(10.0)
     own = exact + 0.06 * (number >= wrong)[:, None]
     growth = torch.where(number >= grown, 6e7, 1.0)[:, None]
@@ -73,7 +73,7 @@ def test_beyond_the_horizon_of_a_perturbation_nothing_is_said(
 
 
 def test_only_a_single_series_is_a_trajectory() -> None:
-    """Windows of one series are one sample, and no trajectory; nor are numbers."""
+    """Windows of one series are one sample, but no trajectory; nor are numbers."""
     windows = torch.randn(6, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = counted(Given(windows, windows, task=SERIES, groups=torch.zeros(6, dtype=torch.int64)))[
         2

@@ -30,8 +30,9 @@ def bump(t: Tensor, at: float | Tensor, width: float) -> Tensor:
 
 
 def kicked(width: float, at: float, *, clock: bool) -> object:
-    """A field that adds the second component to the first one within a short time, which is that of
-    the solve or a state.
+    """A field that adds the second component to the first during a short impulse.
+
+    The time of the impulse is that of the solve or, with ``clock``, a state.
     """
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def kicked(width: float, at: float, *, clock: bool) -> object:
 
 
 def plain(field: object) -> object:
-    """The same field, which takes a single number as its time."""
+    """The same field, which accepts only a number as its time."""
     return lambda t, z: field(torch.tensor(float(t)), z)  # type: ignore[operator]
 
 
@@ -118,9 +119,9 @@ def test_what_a_field_takes_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = {
         Takes.ROWS: 10 * N,
         Takes.TIMES: 10 * N,
-        Takes.PARTS: 10 * N // 2,
+        Takes.PARTS: 10 * N // 2,  # two parts of 2000
         Takes.ONE: 10,
-    }  # two parts of 2000
+    }
     monkeypatch.setattr(witness, "CALLS", 2000)
     flows = {}
     for takes, field in fields.items():
@@ -137,7 +138,7 @@ def test_what_a_field_takes_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("how", ["ROWS", "TIMES", "PARTS", "ONE"])
 def test_defects_do_not_depend_on_what_a_field_takes(how: str) -> None:
-    """Rows at different times, some of them twice, against the formula."""
+    """Compare with the formula for rows at different times, some of them twice."""
     x = points(7)[:, :2]
     problem = Problem(
         lambda t, z: torch.cos(3 * t) * z, x, (1.0, 3.0), solver=FixedStep("rk4", n_steps=1)
@@ -152,7 +153,7 @@ def test_defects_do_not_depend_on_what_a_field_takes(how: str) -> None:
 
 
 def test_a_defect_stays_from_its_time_on() -> None:
-    """The same solves once more, without a call of the field."""
+    """The same solves are repeated without calls of the field."""
     calls = 0
 
     def field(t: Tensor, z: Tensor) -> Tensor:

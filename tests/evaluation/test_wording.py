@@ -1,4 +1,4 @@
-"""Verdicts in words: the answer that they give."""
+"""The sentences of verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A field in bfloat16: what is rounded, and what is not."""
+"""A field in bfloat16: rounded and unrounded parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def z() -> Tensor:
 
 
 def gradients(field: nn.Module, z: Tensor, n: int, gradient: Gradient | None = None) -> Tensor:
-    """Those of the weights, through Euler steps."""
+    """The gradients of the weights through Euler steps."""
     field.zero_grad()
     solver = FixedStep("euler", n_steps=n)
     solve(field, z, solver=solver, gradient=gradient or Backprop()).z.square().sum().backward()
@@ -56,7 +56,7 @@ def test_states_are_not_rounded(field: nn.Module, z: Tensor) -> None:
 
 
 def test_gradients_of_weights_are_summed_in_the_weights_type(field: nn.Module, z: Tensor) -> None:
-    """Their error does not grow with the number of evaluations, as that of sums in bfloat16 would."""
+    """Their error does not grow with the number of evaluations, as sums in bfloat16 would."""
     exact = copy.deepcopy(field).double()
     for n in (4, 256):
         found = gradients(Autocast(field, torch.bfloat16), z, n)

@@ -1,4 +1,4 @@
-"""The fields: what they compute, alone and as matrix layers; their flops; impossible requests."""
+"""The fields: results as modules and as matrix layers, flops, and invalid requests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def seeded(field: nn.Module) -> nn.Module:
 
 
 def apply_stack(stack: LayerStack, t: Tensor | float, z: Tensor) -> Tensor:
-    """The stack by its documented meaning: rows of `in` numbers, a matrix for each tap times them."""
+    """Apply a stack as documented: each layer multiplies rows of `in` numbers by its matrices."""
     moved = z.movedim(1, -1) if stack.channels_last else z
     batch = z.shape[0]
     x = moved.reshape(batch, -1)
@@ -139,7 +139,7 @@ def test_field_is_the_papers_network(network, shape, act, time_dependent, dtype)
         torch.testing.assert_close(value, expected, rtol=tol, atol=tol)
         for a, b in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=tol, atol=tol)
-    assert torch.equal(z, before)  # nothing is computed in the caller's state
+    assert torch.equal(z, before)  # the caller's state is not overwritten
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 5), (1, 6, 5)])

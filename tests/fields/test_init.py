@@ -1,4 +1,4 @@
-"""Weights to start from."""
+"""Initial weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trueode.fields import init_weights
 
 
 class TestInit:
-    """Moments of drawn weights, wide enough layers for a tight estimate."""
+    """Moments of drawn weights, in layers wide enough for tight estimates."""
 
     def draw(self, layer, kind, gain=0.02, seed=0):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Fields of one's own from modules: what they compute, and when solvers may take them for layers."""
+"""`SequentialField`: its results, and the modules that solvers treat as layers."""
 
 from __future__ import annotations
 

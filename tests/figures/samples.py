@@ -1,4 +1,4 @@
-"""Made-up results in the shapes that the figures take."""
+"""Made-up results in the form that figures take."""
 
 from __future__ import annotations
 

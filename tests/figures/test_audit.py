@@ -1,4 +1,4 @@
-"""The figures of an audit: what they show of its rows."""
+"""The figures of an audit, drawn from its rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def row(method: str, setting: float, error: float, flips: int, **more: Any) -> d
 
 
 def rows() -> list[dict[str, Any]]:
-    """Of a model that was trained with Euler and two steps."""
+    """Rows of a model trained with two Euler steps."""
     return [
         row("euler", 2, 0.4, 300, is_training=True),
         *(row("euler", s, 0.8 / s, round(600 / s**2)) for s in (1, 4, 8, 16, 23)),
@@ -91,7 +91,7 @@ def legend(axes: Axes) -> list[str]:
 
 
 def inside(figure: Figure, texts: list[Any]) -> bool:
-    """Whether texts lie within the figure, with none on another."""
+    """Whether texts lie within the figure and do not overlap."""
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
     whole = figure.bbox
@@ -116,7 +116,7 @@ def test_swap_shows_shares_against_the_exact_flow() -> None:
 
 
 def test_steps_are_written_out_as_they_double() -> None:
-    """What was tried between them, by bisection, is named only where there is room."""
+    """Numbers of steps in between, tried by bisection, have labels only if there is room."""
     tried = [row("euler", s, 0.1, 1) for s in (1, 2, 4, 6, 7, 8, 16, 32, 64)]
     _, lower = figures.solver_swap(tried, name="mse", exact=0.8).axes
     ticks = list(lower.get_xticks())
@@ -145,7 +145,7 @@ def test_order_tells_what_was_observed() -> None:
 
 
 def test_cost_shows_who_is_safe() -> None:
-    """The bound of the share is drawn, so that safe is what lies below the line of the margin."""
+    """The bound of the share is drawn: safe solvers lie below the line of the margin."""
     (axes,) = figures.audit_cost(rows(), 0.01, SAFE).axes
     assert lines(axes)["dopri5"].get_ydata() == pytest.approx([1.3, 0.4, 0.3])
     trained, safe = (

@@ -1,6 +1,4 @@
-"""What holds for every figure: the file, its bytes, empty and broken inputs, no torch, no global
-state.
-"""
+"""Properties of every figure: file, bytes, empty and broken inputs, no torch, no global state."""
 
 import os
 import subprocess
@@ -84,7 +82,7 @@ DEGENERATE = {
 def test_every_figure_is_written_whole(draw, tmp_path):
     path = figures.save(draw(), tmp_path / "new" / "figure.png")
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert os.listdir(path.parent) == ["figure.png"]  # no temporary file stays
+    assert os.listdir(path.parent) == ["figure.png"]  # no temporary file is left
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -115,7 +113,10 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
 
 
 def test_neither_torch_nor_pyplot_is_imported():
-    code = "import sys, trueode.figures; print([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
+    code = (
+        "import sys, trueode.figures; print([m for m in ('torch', 'matplotlib.pyplot') if m in "
+        "sys.modules])"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

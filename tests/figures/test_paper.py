@@ -1,4 +1,4 @@
-"""The paper's figures from synthetic numbers: marks, colours, axes and what stands where."""
+"""The paper's figures from synthetic numbers: marks, colours, axes and positions."""
 
 from __future__ import annotations
 

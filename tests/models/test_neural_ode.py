@@ -62,7 +62,7 @@ def test_outputs_at_saved_times() -> None:
 
 
 def test_times_of_each_sample() -> None:
-    """Equal to solving on the union and picking; masked entries are zero and have no gradient."""
+    """Equal to solving on all times and selecting; masked entries are zero without gradient."""
     nan = float("nan")
     model, x = NeuralODE(TanhField(), downstream=head(), solver=RK4), states(3)
     times = torch.tensor([[0.1, 0.5], [0.5, nan], [0.9, 1.0]], dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_gradients_by_adjoint() -> None:
 
 
 def test_times_of_no_samples() -> None:
-    """As on a rank that has no part of a small batch."""
+    """A rank may have no part of a small batch."""
     field = TanhField()
     model = NeuralODE(field, solver=RK4)
     output = model(
@@ -122,7 +122,7 @@ def test_a_tuple_state_at_times_per_sample() -> None:
 
 
 def test_a_learnable_end_is_a_parameter_of_the_model() -> None:
-    """Trained, saved, moved and copied with it."""
+    """It is trained, saved, moved and copied with the model."""
     end = nn.Parameter(torch.tensor(0.5))
     model = NeuralODE(lambda t, z: z, t=(0.0, end), solver=FixedStep("rk4", n_steps=10))
     assert dict(model.named_parameters()) == {"t_end": end}
@@ -146,9 +146,7 @@ def test_a_learnable_end_is_a_parameter_of_the_model() -> None:
 
 
 def test_other_ends_of_time() -> None:
-    """A tensor that is not learnt is a buffer; one that was computed, and numbers, stay what they
-    are.
-    """
+    """A tensor that is not learnt becomes a buffer; numbers and computed tensors stay the same."""
     assert dict(NeuralODE(lambda t, z: z, t=(0.0, torch.tensor(2.0))).named_buffers()) == {
         "t_end": torch.tensor(2.0)
     }

@@ -69,7 +69,7 @@ def test_flags_read_as_values(values: dict[str, object]) -> None:
         words.append(f"--{name}")
         words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
     if str(values.get("name", "")).startswith("-"):
-        return  # argparse would take it for a flag
+        return  # argparse takes it for a flag
     options, given_names = load_options(words)
     assert options == make_options(values)
     assert given_names == frozenset(values)
@@ -155,7 +155,7 @@ def test_adjoint_and_autodif_are_synonyms() -> None:
 
 
 def test_a_step_and_a_number_of_steps_contradict_each_other() -> None:
-    """Also where one of them is the default."""
+    """Also if one of them is a default."""
     for text in ("--step_size 1.0 --n_steps 4", "--n_steps 4 --step_size 0.5"):
         with pytest.raises(OptionError, match="contradict"):
             load(f"--solver rk4 {text}")
@@ -275,7 +275,7 @@ def test_a_step_that_fits_is_allowed() -> None:
     assert load("--step_size 0.015625 --max_steps 64").step_size == 1 / 64
     assert (
         load("--dataset pendulum --network linear_odenet --step_size 5").step_size == 5
-    )  # the data knows its end
+    )  # the data determines the end
     with pytest.raises(OptionError, match="longer than the interval"):
         load("--dataset pendulum --network linear_odenet --step_size 50").check_times(10.0)
 

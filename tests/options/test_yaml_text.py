@@ -1,4 +1,4 @@
-"""YAML of any content ends in plain values or in an `OptionError`, and soon."""
+"""Any YAML text gives plain values or an `OptionError`, quickly."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         "a\0b",
         "a" * 9999,
     ):
-        with pytest.raises(OptionError, match=r"no regular file|cannot be read"):
+        with pytest.raises(OptionError, match=r"not a regular file|cannot be read"):
             read_yaml(path, "The file")
 
 
 def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "o.yaml").open("wb") as file:
-        file.truncate(2**40)  # without taking that space
+        file.truncate(2**40)  # a sparse file
     with pytest.raises(OptionError, match="holds more than"):
         read_yaml(tmp_path / "o.yaml", "The file")
 

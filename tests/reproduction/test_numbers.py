@@ -7,20 +7,28 @@ from typing import Any
 import pytest
 
 from trueode.reproduction import fan
+from trueode.reproduction.exact_flow import flips_text
 from trueode.reproduction.numbers import fraction, plus_minus, spread, swap_points
-from trueode.reproduction.recipes import flips_text
 from trueode.reproduction.table import ADAPTED, better_solver_losses, table_1
 
 
 def rows(grid: str, steps: dict[float, float], *, nfe: float = 64.0) -> list[dict[str, Any]]:
-    """Two seeds of runs with the given steps, each losing so much accuracy under midpoint and rk4."""
+    """Runs with two seeds and the given steps, with their losses under midpoint and rk4."""
     found = []
     for h, lost in steps.items():
         for seed in (0, 1):
             run = {
-                "hash": f"{grid}-{h}-{seed}", "grid": grid, "step_size": h, "random_seed": seed, "verdict": "ode",
-                "metric_exact": 0.98 - lost, "flips": lost, "nfe_per_iteration": nfe, "seconds": 1.0, "samples": 1000,
-            }  # fmt: skip
+                "hash": f"{grid}-{h}-{seed}",
+                "grid": grid,
+                "step_size": h,
+                "random_seed": seed,
+                "verdict": "ode",
+                "metric_exact": 0.98 - lost,
+                "flips": lost,
+                "nfe_per_iteration": nfe,
+                "seconds": 1.0,
+                "samples": 1000,
+            }
             for solver in ("euler", "midpoint", "rk4"):
                 for factor in (0.5, 1.0):
                     own = 0.98 + 0.01 * seed
@@ -87,7 +95,7 @@ def test_the_bracket_of_the_critical_step(steps: dict[float, float], bracket: st
 def test_flips_of_each_training_step() -> None:
     text = flips_text(rows("", {0.5: 0.2, 0.25: 0.05}), "step_size")
     assert "| 1/2 | 98.5 ± 0.7 % | 78.0 ± 0.0 % | 20.0 ± 0.0 % | 2 of 2 |" in text
-    assert text.endswith("The exact flow is that of the first 1000 test samples.")
+    assert text.endswith("The exact flow is computed for the first 1000 test samples.")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ SPHERE: dict[str, Any] = {**TINY, "dataset": "concentric_sphere2", "network": "s
 
 
 class Here:
-    """Workers that are this process."""
+    """Workers that run in this process."""
 
     count = 1
 

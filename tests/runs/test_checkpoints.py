@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused, never code, and always one to go on from."""
+"""Checkpoints: complete or refused, without code, and always one to resume from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trueode.runs.checkpoints import KEEP, found
 
 
 def a_state(seed: int = 0) -> dict[str, Any]:
-    """The kinds of things that a run saves."""
+    """All kinds of values that a run saves."""
     generator = torch.Generator().manual_seed(seed)
     nan = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
     return {
@@ -107,7 +107,7 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
         99_999_999,
         100_000_000,
         1_000_000_000,
-    ]  # numbers, not names, are compared
+    ]  # compared as numbers, not as names
     for done, iteration in enumerate(iterations, 1):
         path = save_checkpoint(tmp_path, iteration, {"iteration": iteration})
         kept = iterations[max(0, done - KEEP) : done]
@@ -191,7 +191,7 @@ def test_the_one_before_a_damaged_one_is_used(tmp_path: Path) -> None:
         True,
         True,
     ]
-    save_checkpoint(tmp_path, 2, {"iteration": 2})  # going on from the first writes the second anew
+    save_checkpoint(tmp_path, 2, {"iteration": 2})  # resuming from the first rewrites the second
     assert load_latest(tmp_path, lambda text: None)[1] == {"iteration": 2}
 
 
@@ -204,7 +204,7 @@ def test_none_is_usable(tmp_path: Path) -> None:
         load_latest(tmp_path, told.append)
     assert all(str(path) in str(failure.value) for path in paths)
     assert failure.value.exit_code == 1
-    assert len(told) == 2  # of each after which there is another one
+    assert len(told) == 2  # for each with a later one
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -288,5 +288,5 @@ def test_leftovers_are_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [[1], 3, None, "state", torch.zeros(2)])
 def test_something_else_than_a_state(tmp_path: Path, content: Any) -> None:
-    with pytest.raises(CheckpointError, match="expected the state of a run"):
+    with pytest.raises(CheckpointError, match="not the state of a run"):
         read_checkpoint(save_checkpoint(tmp_path, 1, content))

@@ -1,4 +1,4 @@
-"""The directory of a run: which name it gets, and that nothing of a user is lost."""
+"""The directory of a run: its name, and the user's files in it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trueode.runs import RunDirectory
 
 
 def taken(root: Path, *names: str) -> None:
-    """Make directories in which there is a run."""
+    """Make directories that contain a run."""
     for name in names:
         (root / name).mkdir(parents=True)
         (root / name / "config.yaml").write_text(f"name: {name}\n")
 
 
 def content(root: Path) -> dict[str, bytes | None]:
-    """All that is below a folder."""
+    """All files and folders below a folder."""
     return {
         str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in root.rglob("*")
     }
@@ -53,7 +53,7 @@ def test_names_that_nobody_gave_are_numbered(tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once_do_not_share_a_directory(tmp_path: Path) -> None:
-    """Not even before either of them has written anything."""
+    """Even before either of them has written a file."""
     first = create(tmp_path)
     assert create(tmp_path).name == "run-2"
     with pytest.raises(RunExistsError):
@@ -129,7 +129,7 @@ def test_a_file_of_that_name_is_in_the_way(tmp_path: Path) -> None:
 
 
 def a_whole_run(root: Path) -> set[str]:
-    """A directory with all that a run writes, and what a user put there."""
+    """A directory with all files of a run, and files of the user."""
     written = {
         *(
             "config.yaml",
@@ -225,7 +225,7 @@ def test_open(tmp_path: Path) -> None:
 
 
 def test_open_names_what_is_near(tmp_path: Path) -> None:
-    with pytest.raises(RunNotFoundError, match="none there"):
+    with pytest.raises(RunNotFoundError, match="no runs in"):
         RunDirectory.open(str(tmp_path / "missing"), "run")
     taken(tmp_path, "spheres", "pendulum")
     (tmp_path / "pendulun").mkdir()  # no run

@@ -1,4 +1,4 @@
-"""The history: what is appended reads back, whatever happened to the end of the file."""
+"""The history: appended rows can be read back, even if the end of the file is damaged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def same(one: list[float], other: list[float]) -> bool:
 
 
 def written(path: Path, rows: int) -> str:
-    """A history of some rows; its text."""
+    """The text of a history of some rows."""
     with History(path, COLUMNS) as history:
         for i in range(1, rows + 1):
             history.append({"iteration": i, "loss": 1.5 / i**9, "accuracy": 1 - 1 / i})
@@ -176,7 +176,7 @@ def test_a_whole_line_that_is_no_row_is_named(tmp_path: Path, line: bytes) -> No
             read(path)
         assert str(path) in str(failure.value)
     assert path.read_bytes() == before
-    path.write_bytes(whole + line)  # as the last one it is torn
+    path.write_bytes(whole + line)  # the last line is torn
     cut_history(path, 9)
     assert read_history(path)["iteration"] == [1.0, 2.0]
 

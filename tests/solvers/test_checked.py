@@ -1,4 +1,4 @@
-"""What a field returns and does is checked, whatever the solver."""
+"""All solvers check what a field returns and changes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_fault_of_the_fields_own_stays_what_it_is() -> None:
 def test_a_field_that_changes_its_input(
     change: Callable[[Tensor], Any], mode: Any, solver: Solver
 ) -> None:
-    """The user's state stays as it was."""
+    """The user's state stays unchanged."""
     z0 = 2 * states()
     before = z0.clone()
 
@@ -129,7 +129,7 @@ def test_a_field_may_return_its_input_or_a_constant(gradient: Gradient, solver: 
 @every_gradient
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_share_no_memory(kind: str, gradient: Gradient, solver: Solver) -> None:
-    """Whatever the user does to them, arguments stay and gradients are the same."""
+    """Changing results in place affects neither arguments nor gradients."""
     found = []
     for spoil in (False, True):
         field, z0 = KINDS[kind]()

@@ -1,4 +1,4 @@
-"""The choice of the next step: the elementary controller, and what it costs beside SciPy's."""
+"""The choice of the next step: the elementary controller, and its cost compared with SciPy."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ ORDERS = st.integers(2, 8)
 
 @given(st.floats(0, 1e12), ORDERS)
 def test_the_next_step_aims_at_the_same_error(error: float, order: int) -> None:
-    """The error grows with a power of the step: it would become SAFETY ** order, between the bounds
-    of the factor.
-    """
+    """The error, a power of the step, becomes SAFETY ** order within the bounds of the factor."""
     factor = step_factor(error, order)
     assert SHRINK <= factor <= GROW
     if SHRINK < factor < GROW:
@@ -43,6 +41,6 @@ def test_what_is_not_finite_shrinks_the_step() -> None:
 
 
 def test_evaluations_for_the_same_error_beside_scipy() -> None:
-    """At most three per cent more than RK45: the geometric mean over problems of DETEST."""
+    """At most 3 % more than RK45, in the geometric mean over problems of DETEST."""
     problems = ("B4", "B5", "E5")
     assert prod(ratio(problem, "dopri5") for problem in problems) ** (1 / len(problems)) <= 1.03

@@ -125,7 +125,7 @@ def test_a_tolerance_below_rounding_is_named(
 def test_half_precision_with_tolerances_that_it_can_hold(
     dtype: torch.dtype, per_sample: bool
 ) -> None:
-    """Also an absolute tolerance that is no number in half precision: norms are those of float32."""
+    """Norms are float32: an absolute tolerance may round to zero in half precision."""
     z0 = torch.tensor([[300.0, -2.0], [1e-3, 40.0]], dtype=dtype)
     for tol in (
         Adaptive("bosh3", 1e-1, 1e-8, per_sample=per_sample),
@@ -137,7 +137,7 @@ def test_half_precision_with_tolerances_that_it_can_hold(
 
 @BOTH
 def test_a_zero_tolerance_at_a_zero_of_the_state(per_sample: bool) -> None:
-    """The scale is zero there, which is no failure of the field."""
+    """A scale of zero is no failure of the field."""
     z0 = torch.zeros(2, 1)
     solution = solve(
         lambda t, z: torch.zeros_like(z),

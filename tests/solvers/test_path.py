@@ -1,4 +1,4 @@
-"""The way into a solve, as CONTRIBUTING.md tells it."""
+"""The path into a solve, as described in CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = sorted(FOLDER.rglob("*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(FOLDER)))
 def test_no_function_takes_more_than_five_arguments(path: Path) -> None:
-    """But the public `solve`."""
+    """Except the public `solve`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and not (
             path.name == "solving.py" and node.name == "solve"
@@ -28,7 +28,7 @@ def test_no_function_takes_more_than_five_arguments(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(FOLDER)))
 def test_no_state_lies_in_modules(path: Path) -> None:
-    """But in `RUNTIME`: no module rebinds its names, and none holds a list."""
+    """Except in `RUNTIME`: no module rebinds its names or holds a list."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not any(isinstance(node, ast.Global) for node in ast.walk(tree))
     for node in tree.body:

@@ -46,7 +46,7 @@ def per_sample(method: str = "dopri5", **how: Any) -> Adaptive:
 @pytest.mark.parametrize("method", EMBEDDED)
 @every_gradient
 def test_a_sample_that_fails_leaves_the_others_alone(method: str, gradient: Gradient) -> None:
-    """They end as without it, states, saved states and gradients; it tells why it failed."""
+    """Their states, saved states and gradients are as without it; its status names the cause."""
     good = [0, 2, 3]
     z0 = torch.tensor([[0.4, 1.0], [30.0, 1.0], [-0.2, 0.3], [0.1, -1.0]], dtype=torch.float64)
     solver = Adaptive(method, 1e-4, 1e-4, per_sample=True, max_steps=2000)
@@ -67,7 +67,7 @@ def test_a_sample_that_fails_leaves_the_others_alone(method: str, gradient: Grad
         places = [i for i, row in enumerate(rows) if row in good]
         assert [solution.statuses[i] for i in places] == ["success"] * 3  # type: ignore[index]
         total = solution.z[places].square().sum() + solution.zs[:, places].sum()  # type: ignore[index]
-        if not isinstance(gradient, Adjoint):  # its backward solve is one for the whole batch
+        if not isinstance(gradient, Adjoint):  # its backward solve couples the batch
             found.append(
                 [
                     solution.z[places],
@@ -110,7 +110,7 @@ def test_statuses_are_for_samples_alone() -> None:
 @pytest.mark.parametrize("method", EMBEDDED)
 @every_gradient
 def test_a_field_with_inputs_of_its_own_for_each_sample(method: str, gradient: Gradient) -> None:
-    """Whatever it does with them: add, concatenate, multiply by matrices."""
+    """The field may add, concatenate, or multiply its inputs by matrices."""
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(5, 2, generator=draw, dtype=torch.float64) * torch.tensor(
         [[0.1], [1], [8], [1], [0.1]]
@@ -163,7 +163,7 @@ def irregular(batch: int, times: int) -> Tensor:
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 @every_gradient
 def test_times_of_each_sample(kind: str, solver: Solver, gradient: Gradient) -> None:
-    """As if the state of every sample had been kept at all times, and looked up."""
+    """Equal to saving every sample at all times and selecting."""
     times = irregular(3, 4)
     union = torch.unique(times[~times.isnan()])
     found = []
@@ -213,7 +213,7 @@ def test_derivatives_by_times_of_each_sample(solver: Solver) -> None:
 def test_the_cost_of_times_of_each_sample_grows_with_the_batch(
     solver: Solver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In numbers that are computed between steps: one for each time of each sample."""
+    """States between steps: one per time and sample."""
     computed = 0
     original = step.interpolate
 
@@ -252,7 +252,7 @@ def test_times_of_no_time_at_all() -> None:
 
 @pytest.mark.parametrize("name", [*native.instruction_sets(), "off"])
 def test_times_of_each_sample_on_the_grid(name: str) -> None:
-    """Layers are solved by the kernel then; values and gradients are those of any field."""
+    """The kernel then solves layers; values and gradients are those of the portable path."""
     torch.manual_seed(0)
     layers = SequentialField(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     times = torch.tensor(

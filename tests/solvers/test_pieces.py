@@ -1,4 +1,4 @@
-"""Longest steps, and steps that end where the field jumps."""
+"""`max_step`, and steps that end at jumps of the field."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def solvers(**how: Any) -> list[Solver]:
 def test_a_field_that_jumps_is_solved_as_one_that_does_not(
     solver: Solver, interval: tuple[float, float]
 ) -> None:
-    """With the accuracy that the method has on smooth fields, also at saved times, and at the
-    breaks themselves.
-    """
+    """As accurate as on smooth fields, also at saved times and at the breaks themselves."""
     start, end = interval
     times = [t for t in (0.2, 0.37, 0.8, 1.21, 1.7, end) if min(interval) <= t <= max(interval)]
     solution = solve(jumping, states(), interval, solver=solver, save_at=times)
@@ -106,9 +104,7 @@ def test_breaks_restore_the_order() -> None:
     "gradient", [Backprop(), Checkpoint(), Adjoint()], ids=lambda g: type(g).__name__
 )
 def test_breaks_of_a_smooth_field_change_nothing(kind: str, solver: Solver, gradient: Any) -> None:
-    """But rounding and the steps of an adaptive solve; gradients of parameters, of both ends and of
-    saved times included.
-    """
+    """Except for rounding and adaptive steps; this includes all gradients."""
     found = []
     for breaks in ((), (0.25, 0.5)):
         field, z0 = KINDS[kind]()
@@ -155,7 +151,7 @@ def test_breaks_outside_of_the_interval_are_no_breaks() -> None:
 @pytest.mark.parametrize("solver", solvers(max_step=0.013), ids=str)
 @pytest.mark.parametrize("told", [True, False])
 def test_no_step_is_longer_than_the_longest(solver: Solver, told: bool) -> None:
-    """Whether the kernel or the field takes them, forwards and back."""
+    """In the kernel and on the portable path, forwards and backwards in time."""
     torch.manual_seed(0)
     layers = SequentialField(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
     field: Callable[..., Tensor] = layers if told else lambda t, z: layers(t, z)

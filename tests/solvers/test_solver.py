@@ -1,4 +1,4 @@
-"""Solver values."""
+"""The values that describe solvers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ lengths = st.floats(1e-3, 1e3)
 
 @given(st.floats(1e-2, 10), st.floats(1e-2, 50))
 def test_grid_of_a_step_size(h: float, length: float) -> None:
-    """Every step but the last is h; the last is not longer and ends exactly at the end."""
+    """All steps except the last equal h; the last is not longer and ends exactly at the end."""
     solver = FixedStep("euler", step_size=h)
     grid = solver.fractions(length)
     assert grid[0] == 0

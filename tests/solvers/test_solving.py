@@ -1,4 +1,4 @@
-"""The one door: states, failures, statistics."""
+"""`solve`: states, failures, statistics."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_state_that_is_not_finite(solver: Solver) -> None:
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_rejected_overflow_leaves_no_trace_in_the_gradient(per_sample: bool) -> None:
-    """A first step far too long overflows and is rejected; gradients stay finite and right."""
+    """A first step that is far too long is rejected; gradients stay finite and right."""
 
     def stiff(t: Tensor, z: Tensor) -> Tensor:
         return -torch.exp(z)
@@ -195,9 +195,7 @@ def test_adjoint_finds_what_a_module_reads_and_does_not_own() -> None:
 
 
 def test_adjoint_refuses_what_it_would_lose() -> None:
-    """A tensor computed from others, unless it is named; a parameter that only the backward solve
-    meets.
-    """
+    """Unnamed computed tensors, and parameters that only the backward solve uses."""
     weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     context = 2 * weight
     with pytest.raises(UsageError, match="computed from others"):
@@ -229,7 +227,7 @@ def test_adjoint_of_a_frozen_field() -> None:
 
 
 def test_checkpoint_keeps_the_states_only() -> None:
-    """What stays alive after the forward solve grows with the steps by one state each."""
+    """Memory held after the forward solve grows by one state per step."""
 
     class Wide(nn.Module):
         def __init__(self) -> None:
@@ -291,14 +289,14 @@ def test_gradients_of_gradients() -> None:
     )
 
 
-# what is easily wrong
+# details
 
 ALL_KINDS = [FixedStep("rk4", n_steps=8), FixedStep("midpoint", step_size=0.03), DOPRI5, PER_SAMPLE]
 
 
 @pytest.mark.parametrize("solver", ALL_KINDS, ids=str)
 def test_saved_times_stand_still_when_an_end_moves(solver: Solver) -> None:
-    """Also those that are grid points: the grid moves, the times do not."""
+    """Also those on the grid: the grid moves, the times do not."""
 
     ends = (torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
     for end in ends:
@@ -328,9 +326,11 @@ def test_a_saved_time_at_the_end_of_a_step_of_its_own() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_saved_times_are_not_rounded_to_the_precision_of_the_state(dtype: torch.dtype) -> None:
     saved = solve(
-        lambda t, z: torch.ones_like(z), torch.zeros(1, dtype=dtype), solver=FixedStep("euler", n_steps=256),
+        lambda t, z: torch.ones_like(z),
+        torch.zeros(1, dtype=dtype),
+        solver=FixedStep("euler", n_steps=256),
         save_at=[0.25, 0.5, 0.75],
-    ).zs  # fmt: skip
+    ).zs
     assert saved is not None
     exact = solve(
         lambda t, z: torch.ones_like(z),

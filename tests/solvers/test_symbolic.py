@@ -1,4 +1,4 @@
-"""Where tensors stand for others: torch.func, tracing, export, the meta device."""
+"""Symbolic tensors: torch.func, tracing, export, the meta device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_fixed_steps_go_with_every_transform(name: str, method: str) -> None:
-    """The same as of the steps written out."""
+    """Equal to the transform of the explicit steps."""
     solver, n = FixedStep(method, n_steps=2), 2
     tableau = solver.tableau
 
@@ -85,7 +85,7 @@ def test_fixed_steps_go_with_every_transform(name: str, method: str) -> None:
 def test_what_does_not_go_with_a_transform_is_refused(
     name: str, per_sample: bool | None, gradient: Any
 ) -> None:
-    """Or gives the values of fixed fine steps."""
+    """Unless it gives the values of fine fixed steps."""
     solver = (
         FixedStep("rk4", n_steps=40)
         if per_sample is None
@@ -188,7 +188,7 @@ def test_an_adaptive_solve_on_meta_is_refused() -> None:
 )
 @pytest.mark.parametrize("told", [True, False])
 def test_another_default_device_changes_nothing(solver: Any, gradient: Any, told: bool) -> None:
-    """States on the CPU are solved there, whatever device new tensors have by default."""
+    """States on the CPU are solved there, whatever the default device."""
     found = []
     for default in ("cpu", "meta"):
         torch.manual_seed(0)

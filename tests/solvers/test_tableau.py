@@ -1,4 +1,4 @@
-"""Tableaux that contradict themselves cannot be made."""
+"""Tableaux: conditions of order, and refusal of inconsistent ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trueode.solvers import TABLEAUS, ButcherTableau, get_tableau
 
 @pytest.mark.parametrize("tableau", TABLEAUS.values(), ids=lambda t: t.name)
 def test_order_is_not_understated(tableau: ButcherTableau) -> None:
-    """One order more than stated fails (order conditions are checked up to order 4)."""
+    """The conditions of the next order fail (checked up to order 4)."""
     if tableau.order < 4:
         with pytest.raises(ValueError, match=f"claims order {tableau.order + 1}"):
             ButcherTableau("wrong", tableau.order + 1, tableau.a, tableau.b)
@@ -20,9 +20,7 @@ def test_order_is_not_understated(tableau: ButcherTableau) -> None:
 
 @given(st.floats(0.01, 10), st.floats(-1, 1))
 def test_second_order_family(alpha: float, off: float) -> None:
-    """a21 = alpha, b = (1 - 1/(2 alpha), 1/(2 alpha)) has order 2 for every alpha; off the family
-    it has not.
-    """
+    """Exactly the family a21 = alpha, b = (1 - 1/(2 alpha), 1/(2 alpha)) has order 2."""
     b2 = 1 / (2 * alpha)
     assert ButcherTableau("ralston", 2, ((), (alpha,)), (1 - b2, b2)).stages == 2
     if abs(off) * alpha > 1e-6:
@@ -59,7 +57,7 @@ def test_error_weights_sum_to_zero() -> None:
 
 
 def test_dense_weights_have_order_three_everywhere() -> None:
-    """sum b(theta) c^(q-1) = theta^q / q for q = 1, 2, 3 (Hairer, Nørsett & Wanner I, eq. II.6.9)."""
+    """Σ b(theta) c^(q-1) = theta^q / q for q = 1, 2, 3 (Hairer, Nørsett & Wanner I, II.6.9)."""
     for tableau in TABLEAUS.values():
         if tableau.dense is None:
             continue

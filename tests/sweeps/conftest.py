@@ -10,7 +10,7 @@ from trueode.sweeps import SweepDirectory, make_plan, run_sweep
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep that nothing has happened to."""
+    """An undisturbed sweep."""
     folder = tmp_path_factory.mktemp("whole")
     console = told()
     assert run_sweep(make_plan(SOURCE), SweepDirectory(folder), console=console) == 0, said(console)

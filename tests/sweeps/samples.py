@@ -1,4 +1,4 @@
-"""A small sweep, and what tests want to know of one."""
+"""A small sweep, and helpers that inspect one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def said(console: Console) -> str:
 
 
 def table(folder: Path, name: str = "grid") -> list[dict[str, str]]:
-    """The table without times of the clock."""
+    """The table without wall times."""
     with (folder / "tables" / f"{name}.csv").open() as file:
         return [
             {key: value for key, value in row.items() if key not in TIMINGS}

@@ -93,9 +93,8 @@ def test_a_worker_that_is_killed_loses_nothing(
 def test_workers_that_share_no_directory_return_their_runs(
     cluster: Cluster, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        Path, "touch", lambda path: None
-    )  # the mark that workers look for is nowhere
+    # the mark by which workers detect a shared directory is missing
+    monkeypatch.setattr(Path, "touch", lambda path: None)
     console = told()
     code = run_sweep(
         make_plan(SOURCE), SweepDirectory(tmp_path), scheduler=cluster.address, console=console
@@ -120,18 +119,21 @@ def test_no_scheduler_at_that_address(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_scheduler_needs_nothing_of_this_package() -> None:
-    """It reads the function that it passes on; where it cannot, every run fails."""
+    """It unpickles the function that it passes on, without this package."""
     import cloudpickle
 
     from trueode.sweeps.cluster import _by_value
 
     sent = cloudpickle.dumps(_by_value())
-    code = "import sys, cloudpickle; sys.modules['trueode'] = None; cloudpickle.loads(sys.stdin.buffer.read())"
+    code = (
+        "import sys, cloudpickle; sys.modules['trueode'] = None; "
+        "cloudpickle.loads(sys.stdin.buffer.read())"
+    )
     subprocess.run([sys.executable, "-c", code], input=sent, check=True)
 
 
 def test_a_scheduler_that_is_lost_ends_the_sweep(cluster: Cluster, tmp_path: Path) -> None:
-    """The last test: there is no scheduler after it."""
+    """The last test, because it ends the scheduler."""
 
     def kill() -> None:
         while not list(tmp_path.glob("runs/*/history.csv")):

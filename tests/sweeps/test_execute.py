@@ -1,6 +1,4 @@
-"""Sweeps are carried out once, whatever happens to their processes, and the table does not tell
-what happened.
-"""
+"""Sweeps do each run once, and their table does not depend on killed processes."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ def test_what_is_finished_is_not_repeated_and_what_is_new_is_done(whole: Path) -
         row for row in rows if row["step_size"] == "1.0" and row["random_seed"] == "0"
     ]
     audit = min(before).with_name("audit.json")
-    audit.unlink()  # the end of that run alone is done again
+    audit.unlink()  # only the end of this run is repeated
     assert run_sweep(make_plan(SOURCE), SweepDirectory(whole), console=told()) == 0
     assert table(whole) == rows
     assert {path for path in before if path.stat().st_mtime_ns != before[path]} == {
@@ -94,7 +92,7 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
         workers = children(sweep.pid)
         os.kill(sweep.pid, signal.SIGKILL)
         sweep.communicate()
-        for worker in workers:  # they see that nobody can ask them any more
+        for worker in workers:  # they end when their sweep is gone
             while (
                 Path(f"/proc/{worker}/cmdline").exists()
                 and b"worker" in Path(f"/proc/{worker}/cmdline").read_bytes()
@@ -120,7 +118,7 @@ def test_interrupted_by_the_user(whole: Path, tmp_path: Path) -> None:
     sweep.send_signal(signal.SIGINT)
     output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 130, output
-    assert "the same command goes on" in output
+    assert "the same command continues the sweep" in output
     console = told()
     assert run_sweep(make_plan(SOURCE), SweepDirectory(folder), console=console) == 0, said(console)
     assert table(folder) == table(whole)

@@ -1,4 +1,4 @@
-"""Plans: what they resolve to, what identifies a run, and what they say of mistakes."""
+"""Plans: their runs, the hashes of runs, and error messages."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_names_stay_names_of_folders() -> None:
                     "test_factor_list": [1e-4],
                 }
             },
-            "times finer",
+            "divided by the factor 0.0001",
         ),
     ],
 )

@@ -1,6 +1,4 @@
-"""A sweep believes its workers only what they have left behind: success is that all planned runs
-are in the table.
-"""
+"""A sweep trusts only the files of its workers, and succeeds if all runs are in the table."""
 
 from __future__ import annotations
 
@@ -26,11 +24,11 @@ Answer = Callable[[Job], Any]
 
 
 class Scripted:
-    """Workers that give one answer after another, for each run.
+    """Workers with scripted answers.
 
     Args:
-        answers: of the first run that is submitted; all others are finished at once.
-        whole: a sweep whose runs are taken over as finished ones.
+        answers: for the tries of the first run that is submitted; all others finish at once.
+        whole: a sweep from which finished runs are copied.
     """
 
     count = 1
@@ -67,7 +65,7 @@ class Scripted:
 def carried_out(
     answers: list[str], whole: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, str]:
-    """A sweep of scripted workers: its exit code and what it said."""
+    """Run a sweep with scripted workers; return exit code and output."""
     workers, console = Scripted(answers, whole), told()
     monkeypatch.setattr(execute, "_workers", lambda *_: workers)
     try:
@@ -104,7 +102,7 @@ def test_runs_that_nobody_can_do_any_more_are_named(
     there = {row["run"] for row in table(tmp_path)}
     (missing,) = {run.name for run in make_plan(SOURCE).runs} - there
     assert (
-        f"1 of 4 runs are not in the table; the same command goes on with them:\n{missing}\n"
+        f"1 of 4 runs are not in the table; the same command continues with them:\n{missing}\n"
         in words
     )
     assert carried_out(["done"], whole, tmp_path, monkeypatch)[0] == 0
@@ -195,7 +193,7 @@ def test_what_a_worker_returns_goes_to_the_place_of_its_run_alone(
             for name in (mine, other):
                 archive.add(whole / "runs" / mine, name)
                 archive.add(whole / "logs" / f"{mine}.txt", f"{name}.txt")
-        for name in (mine, other):  # begun here
+        for name in (mine, other):  # started by this sweep
             (directory.runs / name).mkdir()
             (directory.runs / name / "config.yaml").write_text("begun")
         workers = object.__new__(cluster.ClusterWorkers)

@@ -1,4 +1,4 @@
-"""Runs of a sweep in a process of their own."""
+"""Runs of a sweep in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rule sees of a training run: comparisons of solvers on a batch."""
+"""The comparisons of solvers on a batch that a rule sees during training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def paper(task: Task) -> Checks:
 
 
 def unseen(x: Tensor, size: int = 100) -> Unseen:
-    """Controlled with ``x``; the samples of attempt k are those of ``x`` turned by k."""
+    """Unseen samples from ``x``; attempt k takes those of ``x`` rolled by k."""
     y = torch.zeros(len(x), dtype=torch.int64)
     return Unseen(
         Split(x, y), size, lambda attempt: Split(x.roll(attempt, 0)[:size], y[:size]), "noise"
@@ -45,7 +45,7 @@ def unseen(x: Tensor, size: int = 100) -> Unseen:
 
 
 class Seeing(nn.Module):
-    """A field that remembers where it was evaluated."""
+    """A field that records the states at which it was evaluated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Seeing(nn.Module):
 
 
 def test_a_solver_that_fails_is_refused_and_training_goes_on() -> None:
-    """At the limit of stability, the step that is a tenth larger overflows."""
+    """At the limit of stability, a step that is 10 % larger overflows."""
     model = NeuralODE(
         lambda t, z: -(z**3), downstream=lambda z: torch.cat([z, -z], 1), t=(0.0, 39.0)
     )
@@ -74,7 +74,7 @@ def test_a_solver_that_fails_is_refused_and_training_goes_on() -> None:
     ("difference", "nothing"), [(accuracy_difference, 0.0), (prediction_difference, float("nan"))]
 )
 def test_equal_outputs_are_no_evidence(difference: Any, nothing: float) -> None:
-    """A single sample has no scale to measure a difference of numbers by."""
+    """A single sample has no spread, to which a difference could be related."""
     model = NeuralODE(lambda t, z: -z)
     checks = Checks(NUMBERS, ALONE, difference(NUMBERS, ALONE))
     found = compare(model, torch.ones(1, 2), checks, COARSE)(COARSE, FINE).difference

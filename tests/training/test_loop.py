@@ -1,4 +1,4 @@
-"""The loop itself: where it stops, and that it goes on from there."""
+"""The training loop: where it stops, and how it continues."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from trueode.training import Hooks, Row, State, Trainer
 
 
 def a_trainer(tmp_path: Path, rows: list[Row], saved: list[int]) -> Trainer:
-    """Ten iterations with checks at every third, rows at every fourth, tests and checkpoints at
-    every fifth.
-    """
+    """Ten iterations: checks at every third, rows at every fourth, tests at every fifth."""
     how = {
         "niter": 10,
         "log_interval": 4,

@@ -1,4 +1,4 @@
-"""How much memory back-propagation is expected to need, and what a run does when it has too little."""
+"""The estimated memory of back-propagation, and runs that have too little memory."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def images(batch: int, size: int = 12) -> Tensor:
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
 def test_a_step_keeps_the_activations_of_its_stages(method: str) -> None:
-    """Of each evaluation: its input and the two hidden layers; and at most as much again in copies
-    and sums.
-    """
+    """Per evaluation: its input, two hidden layers, and at most 1.5 times as much in copies."""
     hidden, batch, size = 16, 8, 12
     model = a_model(hidden)
     stages = len(get_tableau(method).b)
@@ -52,7 +50,9 @@ def test_it_is_linear_in_the_batch(solver: Solver) -> None:
     two, four, six = (bytes_per_step(model, images(batch), solver) for batch in (2, 4, 6))
     assert two > 0
     assert six - four == four - two
-    assert four - two == pytest.approx(two, rel=0.2)  # what does not depend on the batch is small
+    assert four - two == pytest.approx(
+        two, rel=0.2
+    )  # the part that does not depend on the batch is small
 
 
 def test_numbers_of_twice_the_size_take_twice_the_memory() -> None:
@@ -69,7 +69,7 @@ def test_it_does_not_depend_on_the_number_of_steps() -> None:
 
 
 def test_it_is_what_autograd_keeps_for_each_further_step() -> None:
-    """The oracle: all that autograd keeps for a solve of ten steps, less that for five."""
+    """Compare with the tensors that autograd keeps for ten steps, minus those for five."""
     model, x = a_model(), images(4)
 
     def kept(n_steps: int) -> int:
@@ -97,7 +97,7 @@ def test_measuring_changes_nothing() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
-    with torch.no_grad():  # also where gradients are off
+    with torch.no_grad():  # also without gradients
         assert bytes_per_step(model, x, model.solver) > 0
 
 
@@ -109,9 +109,7 @@ def test_some_memory_is_free() -> None:
 def trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, **values: Any
 ) -> tuple[State, list[str], list[Row]]:
-    """Three iterations of a run on a machine with so much memory (None: plenty): state, notices,
-    rows.
-    """
+    """Train for three iterations with limited memory (None: plenty): state, notices, rows."""
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**60 if free is None else free)
     how = {
         "niter": 3,
@@ -187,9 +185,7 @@ def test_a_gradient_that_needs_little_memory_stays(
 
 
 def test_half_of_the_free_memory_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The change comes where the steps need more than half of what is free, no earlier and no
-    later.
-    """
+    """The gradient changes exactly if the steps need more than half of the free memory."""
     how = {"solver": "euler", "n_steps": 8, "network": "linear_odenet"}
     state, _, _ = trained(tmp_path, monkeypatch, None, **how)
     need = 8 * bytes_per_step(state.model, torch.zeros(32, 1, 2, dtype=torch.float64), state.solver)
@@ -198,7 +194,7 @@ def test_half_of_the_free_memory_is_used(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_state_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is saved and loaded into fresh parts is the state that was saved."""
+    """A state loaded into fresh parts equals the saved one."""
     how = RUNS["adapting"]
     state, _, _ = trained(tmp_path, monkeypatch, None, **how)
     saved = read_checkpoint(save_checkpoint(tmp_path, 3, state.state_dict()))

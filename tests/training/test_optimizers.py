@@ -1,4 +1,4 @@
-"""Our optimisers do what those of PyTorch do, bit for bit."""
+"""Our optimisers equal those of PyTorch bit for bit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_parameter_without_a_gradient_stays(name: str) -> None:
         make_optimizer(name, own.parameters(), 0.01, 0.1),
         PEERS[name](other.parameters(), 0.01, weight_decay=0.1),
     )
-    ours.step()  # nothing at all has one yet
+    ours.step()  # no parameter has a gradient yet
     for seed, frozen in enumerate((True, False, True)):
         for model, optimizer in ((own, ours), (other, theirs)):
             optimizer.zero_grad()
@@ -88,7 +88,7 @@ def test_a_saved_state_goes_on(name: str) -> None:
     again.load_state_dict(model.state_dict())
     other = make_optimizer(name, again.parameters(), 0.01, 0.0)
     other.load_state_dict(saved)
-    for each, taker in ((model, optimizer), (again, other)):  # which share no memory
+    for each, taker in ((model, optimizer), (again, other)):  # they share no memory
         taker.zero_grad()
         gradients(each, 1)
         taker.step()
@@ -114,8 +114,9 @@ def further(model: nn.Module, optimizer: Optimizer, seeds: range) -> Optimizer:
 
 
 def older(optimizer: Optimizer, form: str) -> dict[str, Any]:
-    """A state as earlier versions wrote it: their own form, that of torch.optim on a CPU, or that
-    with ``fused=True``.
+    """A state as earlier versions wrote it.
+
+    The forms are an own one, that of torch.optim on a CPU, and that of ``fused=True``.
     """
     state = {number: dict(state) for number, state in optimizer.state_dict()["state"].items()}
     if form == "own":
@@ -137,7 +138,7 @@ def older(optimizer: Optimizer, form: str) -> dict[str, Any]:
 def test_every_state_goes_on_in_every_class(
     one: type[Optimizer], other: type[Optimizer], form: str
 ) -> None:
-    """As on a CPU, and from a CPU to another device and back."""
+    """On a CPU, and from a CPU to another device and back."""
     model, optimizer = trained(one, 3)
     saved = optimizer.state_dict() if form == "now" else older(optimizer, form)
     buffer = io.BytesIO()
@@ -228,7 +229,7 @@ def test_a_state_that_does_not_fit_is_refused(kind: type[Optimizer]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_that_sometimes_have_no_gradient(name: str) -> None:
-    """Each counts its own steps, before and after a state is loaded."""
+    """Each parameter counts its steps, before and after a state is loaded."""
     own, other = network(), network()
     ours = make_optimizer(name, own.parameters(), 0.01, 0.0)
     theirs = PEERS[name](other.parameters(), 0.01, fused=True)
@@ -268,11 +269,13 @@ def test_steps_of_the_others_are_those_of_torch(kind: type[TorchAdam]) -> None:
 
 
 def test_a_run_does_not_import_a_compiler(tmp_path: Path) -> None:
-    """What PyTorch's own optimisers do; it takes as long as the import of PyTorch itself."""
+    """PyTorch's optimisers do, which takes as long as the import of PyTorch."""
     code = (
         "import sys; from trueode.cli.main import main; "
-        f"code = main(['train', '--niter', '3', '--output_dir', {str(tmp_path)!r}, '--data_dir', {str(tmp_path)!r}]); "
-        "unwanted = {'torch._dynamo', 'torchvision', 'pandas', 'sympy', 'scipy.stats', 'scipy.optimize'} & set(sys.modules); "
+        f"code = main(['train', '--niter', '3', '--output_dir', {str(tmp_path)!r}, "
+        f"'--data_dir', {str(tmp_path)!r}]); "
+        "unwanted = {'torch._dynamo', 'torchvision', 'pandas', 'sympy', 'scipy.stats', "
+        "'scipy.optimize'} & set(sys.modules); "
         "print(unwanted); sys.exit(code or bool(unwanted))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

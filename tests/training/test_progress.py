@@ -1,4 +1,4 @@
-"""What a run shows: a bar on a terminal, about ten lines elsewhere, nothing without a console."""
+"""Progress of a run: a bar on a terminal, about ten lines elsewhere, nothing without console."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trueode.training.progress import Progress
 
 
 def shown(total: int, every: int = 1, done: int = 0, terminal: bool = False) -> str:
-    """What is printed by a run that reports its first, every ``every``-th and last iteration."""
+    """The output of a run that reports its first, every ``every``-th and last iteration."""
     text = StringIO()
     console = Console(file=text, width=200, force_terminal=terminal, highlight=False)
     with Progress(total, done, console) as progress:
@@ -67,7 +67,7 @@ def test_nothing_on_a_quiet_console() -> None:
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     text = shown(30, done=10, terminal=True)
-    assert "iteration" not in text  # no lines besides
+    assert "iteration" not in text  # no further lines
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "30/30" in plain
     assert "loss 0.03333, NFE 4" in plain

@@ -1,6 +1,4 @@
-"""PyTorch's threads in training: one for small tensors, all of them otherwise, and as before
-afterwards.
-"""
+"""PyTorch's threads in training: one for small tensors, otherwise all; restored afterwards."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Rules that choose step size, tolerance or method while a model trains, and the certificate of
-what they achieve.
-"""
+"""Rules that adapt step size, tolerance or method during training, and certify the model."""
 
 from trueode.adaptation.certificate import Certificate, Certifier
 from trueode.adaptation.fidelity import FidelityRule

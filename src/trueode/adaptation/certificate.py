@@ -1,6 +1,4 @@
-"""The certificate: a bound of the share of predictions that depend on the solver, for the model
-that training ended with.
-"""
+"""The certificate: a bound of the share of predictions that depend on the solver."""
 
 from __future__ import annotations
 
@@ -18,9 +16,9 @@ class Certificate:
     """Whether a model is an ODE, up to a share of its predictions.
 
     Attributes:
-        decision: the answer.
-        sentence: the same in words.
-        attempts: all that were made, the deciding one last.
+        decision: the answer, with its counts and bounds.
+        sentence: the answer in words.
+        attempts: the decisions of all attempts, the last one decisive.
     """
 
     decision: Decision
@@ -29,12 +27,12 @@ class Certificate:
 
     @property
     def status(self) -> Status:
-        """The answer in a word."""
+        """The status of the decision."""
         return self.decision.status
 
     @property
     def certified(self) -> bool:
-        """Whether the model is an ODE, with confidence."""
+        """Whether the model is certified to be an ODE."""
         return self.status is Status.ODE
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,18 +53,18 @@ class Certificate:
 
 
 class Certifier:
-    """Attempts to certify models, one after another, at a level that they share.
+    """Attempts to certify the models of one run; all attempts share an error probability of 5 %.
 
-    An attempt passes when the one-sided Clopper-Pearson upper bound of the share of predictions
-    that change, or may, is at most ``fidelity``. The k-th attempt takes the level 0.05 / 2^k:
-    whatever the number of attempts, a run ends with a wrong certificate in at most 5 % of the cases
-    (union bound). This holds for inputs that are used again as well: what follows a failure must
-    not depend on the number of flips, so that the models to be judged do not depend on the inputs.
+    An attempt passes if the one-sided Clopper-Pearson upper bound of the share of predictions that
+    change, or may change, is at most ``fidelity``. The k-th attempt has the level 0.05 / 2^k. Any
+    number of attempts ends with a wrong certificate in at most 5 % of all runs (union bound). This
+    also holds if inputs are used again, provided that the reaction to a failure does not depend on
+    the number of flips: then the later models do not depend on the inputs.
 
     Args:
         fidelity: the share of predictions that may change.
-        attempts: those made before.
-        source: where the inputs come from, in words.
+        attempts: the decisions of earlier attempts.
+        source: the origin of the inputs, in words.
     """
 
     def __init__(
@@ -83,11 +81,11 @@ class Certifier:
 
     @property
     def needed(self) -> int:
-        """The number of inputs from which the next attempt can pass."""
+        """The least number of inputs with which the next attempt can pass."""
         return samples_for(self.fidelity, 1 - level_of(self.number))
 
     def refuse(self, n: int) -> Certificate | None:
-        """The answer when there are too few inputs for any hope, else None."""
+        """The answer if there are too few inputs to pass, else None."""
         if n >= self.needed:
             return None
         reason = f"it needs at least {self.needed} inputs that training has not seen, there are {n}"
@@ -107,8 +105,8 @@ class Certifier:
         """Make an attempt; None if it failed and another one may pass.
 
         Args:
-            counts: of inputs that neither training nor the rule has seen.
-            solver: that the model was judged with.
+            counts: the counted predictions for inputs that neither training nor the rule has seen.
+            solver: the solver of the model.
         """
         decision = replace(
             decide(counts, self.fidelity, level=level_of(self.number)), solver=str(solver)
@@ -121,26 +119,30 @@ class Certifier:
         again = f", attempt {len(self.attempts)}" if len(self.attempts) > 1 else ""
         return Certificate(
             decision,
-            f"certified: this model is an ODE with {solver}: {self._found(decision)}, at most {_share(decision.upper)} of all with "
-            f"{_share(1 - decision.level)} confidence{again}",
+            f"certified: this model is an ODE with {solver}: {self._found(decision)}, at most "
+            f"{_share(decision.upper)} of all with {_share(1 - decision.level)} confidence{again}",
             self.attempts,
         )
 
     def give_up(self, why: str) -> Certificate:
-        """The answer when the last attempt failed and no other is made."""
+        """The answer if the last attempt failed and no other follows."""
         last, made = self.attempts[-1], len(self.attempts)
         counts = last.counts
         unresolved = f", {counts.unresolved} are unresolved" if counts.unresolved else ""
         return Certificate(
             last,
-            f"not certified: {self._found(last)} with {last.solver}{unresolved}, up to {_share(last.upper)} of all where "
-            f"{_share(self.fidelity)} are allowed, after {made} attempt{'s' * (made > 1)}; {why}",
+            f"not certified: {self._found(last)} with {last.solver}{unresolved}, up to "
+            f"{_share(last.upper)} of all where {_share(self.fidelity)} are allowed, after "
+            f"{made} attempt{'s' * (made > 1)}; {why}",
             self.attempts,
         )
 
     def _found(self, decision: Decision) -> str:
-        inputs = f" ({self.source})" if self.source else ""
-        return f"{decision.counts.changed} of {decision.counts.n} predictions for unseen inputs{inputs} change under the exact flow"
+        inputs, counts = f" ({self.source})" if self.source else "", decision.counts
+        return (
+            f"{counts.changed} of {counts.n} predictions for unseen inputs{inputs} change under "
+            "the exact flow"
+        )
 
 
 def _share(value: float) -> str:

@@ -1,6 +1,4 @@
-"""Our adaptation: the cheapest solver whose results a finer one hardly changes, and a certificate
-in the end.
-"""
+"""The rule ``fidelity``: the cheapest solver that is accurate enough, and a final certificate."""
 
 from __future__ import annotations
 
@@ -16,28 +14,28 @@ from trueode.evaluation import Decision
 from trueode.solvers import Adaptive, Solver, from_plain, to_plain
 
 WEIGHT = 0.2  # of a new check in the running mean
-SAFE = 0.5  # share of the target that a cheaper solver must keep to
-PATIENCE = 20  # checks
-HALF = 2.0  # a failed certificate divides the error by it
-LONGER = 200  # iterations of training after a failed certificate
+SAFE = 0.5  # a cheaper solver must keep to this share of the target
+PATIENCE = 20  # checks of a trial
+HALF = 2.0  # a failed attempt at a certificate divides the error by this
+LONGER = 200  # iterations of training after a failed attempt
 NEW_TRIAL: dict[str, Any] = {"candidate": None, "checks": 0, "total": 0.0, "saved": 0.0}
 
 
 @dataclass(frozen=True)
 class _State:
-    """What a rule remembers.
+    """The state of the rule.
 
     Attributes:
         solver: the training solver.
-        error: running mean of its error; None: nothing is known of it yet.
-        trial: which method is on trial.
+        error: running mean of its error estimates; None: there is none yet.
+        trial: the number of the method on trial.
         candidate: the cheaper solver on trial, chosen at the trial's first check.
-        checks: of the trial so far.
+        checks: checks of the trial so far.
         patience: checks that a trial takes.
-        total: the sum of the errors that the trial found.
-        saved: the sum of the evaluations that the candidate would have saved.
+        total: sum of the candidate's errors in the trial.
+        saved: sum of the field evaluations that the candidate would have saved.
         risen: whether the last change was to a finer solver.
-        attempts: at a certificate.
+        attempts: the attempts at a certificate.
     """
 
     solver: Solver
@@ -53,42 +51,41 @@ class _State:
 
 
 class FidelityRule:
-    """Adapts the number of steps, or the tolerance, to the error that a solver of half the step
-    shows.
+    """Adapts the number of steps, or the tolerance, to estimates of the training solver's error.
 
-    A check estimates the error of the training solver: how much its results differ from the
-    extrapolated ones of itself and of the same method at twice the steps (a tolerance 2^p times
-    tighter, p the order).
+    A check estimates the error as the difference between the training solver's results and
+    extrapolated ones. The extrapolation combines these results with those of the same method at
+    twice the steps (or at a tolerance 2^p times tighter, p the order).
 
-    * **Finer by theory.** When the running mean of the error exceeds the target, the next training
-      solver is the coarsest one that meets it if errors fall with the order of the method; at most
-      twice as fine. Where other methods are at choice, one that costs less than that and is
-      measured to be good enough is taken instead.
-    * **Coarser by measurement.** A cheaper solver is on trial beside the training solver: it is
-      taken when its own error, mean over twenty checks, is at most half of the target. Convergence
-      may be a cliff, which theory would step over.
+    * **Finer by theory.** If the running mean of the error exceeds the target, the next training
+      solver is the coarsest one that meets the target, assuming that errors fall with the order of
+      the method; it is at most twice as fine. With ``others``, the rule takes another method
+      instead if it costs less and measures well enough.
+    * **Coarser by measurement.** A cheaper solver is on trial beside the training solver. The rule
+      takes it if the mean of its own error over twenty checks is at most half of the target.
+      Accuracy can fall off a cliff, which theory does not predict.
 
-    The constants, and why. A new check has the weight 0.2 in the running mean: what the few samples
-    of a check tell is noisy, and yet a single one counts where it lies far above the target. Half
-    of the target keeps the two thresholds apart by what one step of rk4 among six changes, and so
-    the solver at rest; twenty checks of 64 samples see a share of flips of half a per cent with an
-    error of a third, shorter trials are decided by chance. Trials that follow a decrease which had
-    to be taken back are twice as long as those before: this ends any oscillation. The target is the
-    share of flips that is wanted, times 0.2 + 2/q, with q = p for steps and q = 1 for tolerances,
-    to which errors are proportional: where the error falls steeply, accuracy is cheap and a cliff
-    is near; where it falls slowly, it is bought in the end, where a certificate needs it.
+    The reasons for the constants: a new check has the weight 0.2 in the running mean, because a
+    check of few samples is noisy, but a single one far above the target must count. Half of the
+    target separates the two thresholds by the effect of one rk4 step in six, which prevents
+    oscillation. Twenty checks of 64 samples measure a flip share of half a per cent with an error
+    of a third; shorter trials would be decided by chance. If a coarser solver had to be given up
+    again, the next trials are twice as long, which ends any oscillation. The target is the wanted
+    share of flips times 0.2 + 2/q, with q = p for steps, and q = 1 for tolerances, because errors
+    are proportional to them. If the error falls steeply, accuracy is cheap and a cliff is near. If
+    it falls slowly, accuracy is expensive and is added at the end, if the certificate needs it.
 
-    In the end the model is certified on inputs that neither training nor the rule has seen, against
-    its exact flow (see `Certifier`). Where that fails, the error of the solver is halved, whatever
-    the number of flips, training goes on for 200 iterations, and the new model is judged, four
-    times at most.
+    At the end, the model is certified against its exact flow on inputs that neither training nor
+    the rule has seen (see `Certifier`). If that fails, the rule halves the error of the solver,
+    independently of the number of flips. Training continues for 200 iterations, and the new model
+    is judged, with at most four attempts.
 
     Args:
-        start: the solver to start with: `FixedStep` of a number of steps, or `Adaptive`.
-        fidelity: the share of flips that is wanted, and that the certificate allows.
-        target: from a share of flips to the difference, as the measure tells it, that goes with it;
-            None: the same number. See ``Task.target``.
-        others: solvers of other methods: with them the rule chooses the method as well.
+        start: the solver to start with: `FixedStep` with a number of steps, or `Adaptive`.
+        fidelity: the wanted share of flips, and the margin of the certificate.
+        target: converts a share of flips to a difference of the measure; None: the same number. See
+            ``Task.target``.
+        others: solvers of other methods; with them, the rule also chooses the method.
         ladder: limits of steps and tolerances.
     """
 
@@ -115,15 +112,18 @@ class FidelityRule:
         return self._state.solver
 
     def propose(self, measure: Comparison, progress: Progress) -> Solver:
-        """Refine when the mean error exceeds the target, else go on with the trial of a cheaper
-        solver.
+        """Refine the solver if its mean error exceeds the target, else continue the trial of a
+        cheaper one.
         """
         self.notice = ""
         state = self._state
         reference = Extrapolated(state.solver)
         found = measure(state.solver, reference)
         if isnan(found.difference):
-            self.notice = "a check told nothing: the outputs that it compared are constant. The solver stays as it is."
+            self.notice = (
+                "a check was inconclusive because its outputs are constant. The solver does not "
+                "change."
+            )
             return self.solver
         error, target = found.difference, self._allowed(state.solver)
         if state.error is not None:
@@ -135,21 +135,21 @@ class FidelityRule:
             finer = self._ladder.finer(state.solver, error / target)
             if finer is None:
                 self.notice = (
-                    f"{state.solver} is as fine as allowed, and still its error is larger than wanted: "
-                    f"{self._ladder.advice(state.solver)}."
+                    f"{state.solver} is the finest allowed solver, but its error exceeds the "
+                    f"target: {self._ladder.advice(state.solver)}."
                 )
         if finer is not None:
             state = self._refined(state, finer, measure, reference, found.candidate_nfe)
-        elif not (
-            state.attempts and state.attempts[-1].upper > self._fidelity
-        ):  # else only finer solvers will do
+        elif not (state.attempts and state.attempts[-1].upper > self._fidelity):
+            # after a failed attempt at a certificate, the solver must not become coarser
             state = self._tried(state, measure, reference, found.candidate_nfe)
         self._state = state if isfinite(error) else replace(state, error=None)
         return self.solver
 
     def _allowed(self, solver: Solver) -> float:
-        """The error that a training solver may have; where the method is chosen as well, none is
-        favoured.
+        """The largest error that a training solver may have.
+
+        It is the same for all methods that the rule chooses from, to favour none.
         """
         order = max(
             1 if isinstance(each, Adaptive) else each.order for each in (solver, *self._methods)
@@ -159,8 +159,8 @@ class FidelityRule:
     def _refined(
         self, state: _State, finer: Solver, measure: Comparison, reference: Extrapolated, nfe: float
     ) -> _State:
-        """Take a finer solver of the same method, or one of another method that costs less and has
-        been measured.
+        """Take a finer solver of the same method, or a cheaper one of another method that measures
+        well enough.
         """
         assert state.error is not None
         ratio = error_ratio(state.solver, finer)
@@ -181,14 +181,15 @@ class FidelityRule:
     def _tried(
         self, state: _State, measure: Comparison, reference: Extrapolated, nfe: float
     ) -> _State:
-        """One more check of the trial; at its end the solver on trial is taken, or the next one
-        comes on trial.
+        """Make one more check of the trial.
+
+        After the last check, take the solver on trial or begin the trial of the next one.
         """
         solver = state.candidate if state.checks else self._on_trial(state, nfe)
         state = replace(state, candidate=solver, checks=state.checks + 1)
         if solver is not None:
-            most = SAFE * self._allowed(solver) * state.patience  # of the sum of errors
-            if state.total <= most:  # else it has failed already
+            most = SAFE * self._allowed(solver) * state.patience  # limit of the sum of errors
+            if state.total <= most:  # else the candidate has failed already
                 found = measure(solver, reference)
                 total, saved = (
                     state.total + found.difference,
@@ -209,8 +210,8 @@ class FidelityRule:
         return replace(state, trial=(state.trial + 1) % (1 + len(self._methods)), **NEW_TRIAL)
 
     def _on_trial(self, state: _State, nfe: float) -> Solver | None:
-        """The cheaper solver on trial: of the same method, or the finest of another one that costs
-        less.
+        """The cheaper solver to try: a coarser one of the same method, or the finest one of another
+        method that costs less.
         """
         if state.trial == 0:
             return self._ladder.coarser(state.solver)
@@ -218,8 +219,10 @@ class FidelityRule:
         return None if other.name == state.solver.name else self._ladder.cheaper(other, nfe)
 
     def certify(self, inspection: Inspection) -> Certificate | Refine:
-        """Judge the trained model: a certificate, or with which solver to train on before the next
-        attempt.
+        """Judge the trained model.
+
+        Returns:
+            A certificate, or the solver to train on with before the next attempt.
         """
         state = self._state
         certifier = Certifier(self._fidelity, state.attempts, inspection.source)

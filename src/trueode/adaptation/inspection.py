@@ -1,4 +1,4 @@
-"""Counts flips of a model on unseen inputs, for a certificate."""
+"""Count flips of a model on unseen inputs, for a certificate."""
 
 from __future__ import annotations
 
@@ -19,26 +19,32 @@ class ModelInspection:
     """An `Inspection` of a model.
 
     Args:
-        model: the model; one of another library becomes one by
+        model: the model; wrap one of another library as
             ``NeuralODE(field, upstream, downstream)``.
-        inputs: the inputs of an attempt, counted from 1: ``(n, …)``, or a split of a data set (time
-            series need their times). Neither training nor the rule has seen them, and they are new
-            ones each time where possible.
-        task: what is learned.
-        batch_size: samples solved at once; for a solver that controls the error of a batch, that of
-            the training.
-        source: where the inputs come from, in words: what a certificate says holds for such.
-        ranks: the processes that train together: the main one counts, and the others learn what it
-            found.
+        inputs: returns the inputs of an attempt, counted from 1: ``(n, …)``, or a split of a data
+            set (time series need their times). Neither training nor the rule may have seen them. If
+            possible, return new ones for each attempt.
+        task: the task.
+        batch_size: samples of a batch; pass the batch size of the training if the solver controls
+            the error of a batch.
+        source: the origin of the inputs, in words; a certificate holds for such inputs.
+        ranks: the processes that train together; the main one counts, and the others receive the
+            result.
 
     Attributes:
         evaluations: field evaluations spent, counted in samples.
     """
 
     def __init__(
-        self, model: NeuralODE, inputs: Callable[[int], Tensor | Samples], task: Task, *, batch_size: int = BATCH,
-        source: str = "", ranks: Ranks = ALONE,
-    ) -> None:  # fmt: skip
+        self,
+        model: NeuralODE,
+        inputs: Callable[[int], Tensor | Samples],
+        task: Task,
+        *,
+        batch_size: int = BATCH,
+        source: str = "",
+        ranks: Ranks = ALONE,
+    ) -> None:
         self._model, self._inputs, self._task, self._ranks = model, inputs, task, ranks
         self._batch_size, self.source = batch_size, source
         self._known: tuple[int, Samples] | None = None
@@ -52,10 +58,8 @@ class ModelInspection:
         """Flips among the inputs of an attempt."""
         facts, trouble = torch.zeros(8, dtype=torch.float64, device="cpu"), ""
         if self._ranks.is_main:
-            reduce, self._model.reduce = (
-                self._model.reduce,
-                None,
-            )  # the other ranks do not take part
+            # the other ranks do not take part
+            reduce, self._model.reduce = self._model.reduce, None
             try:
                 runnable = ModelOnSamples(
                     self._model, self._of(attempt), self._task, solver, self._batch_size
@@ -74,7 +78,7 @@ class ModelInspection:
         )
 
     def _of(self, attempt: int) -> Samples:
-        """The samples of an attempt, asked for once."""
+        """The samples of an attempt, requested once."""
         if self._known is None or self._known[0] != attempt:
             x = self._inputs(attempt)
             unlabelled = torch.empty(len(x), 0, device="cpu")

@@ -1,4 +1,4 @@
-"""Cheaper and finer solvers of the same method, and what theory says of their errors."""
+"""Cheaper and finer solvers of the same method, and their errors by theory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from math import ceil
 from trueode.errors import UsageError
 from trueode.solvers import Adaptive, FixedStep, Solver
 
-DOUBLING = 2  # a solver is refined to at most so many times the steps at once: theory is not trusted further
-LOOSER = 2.0  # a tolerance is loosened by this factor
+DOUBLING = 2  # largest factor on the number of steps at once: theory is not trusted further
+LOOSER = 2.0  # factor by which a tolerance is loosened
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,10 @@ class Ladder:
     """The solvers of a method, from coarse to fine: numbers of steps, or tolerances.
 
     Args:
-        max_steps: most steps.
-        loosest: loosest tolerance; with a looser one an error control idles, it accepts whatever
-            step it tries.
-        tightest: tightest tolerance, of the reference at twice the steps; below it rounding
-            decides.
+        max_steps: the largest number of steps.
+        loosest: the loosest tolerance; with a looser one, an error control accepts every step.
+        tightest: the tightest tolerance of the reference at twice the steps; below it, rounding
+            dominates.
     """
 
     max_steps: int = 500
@@ -29,8 +28,9 @@ class Ladder:
     tightest: float = 1e-7
 
     def coarser(self, solver: Solver) -> Solver | None:
-        """The next coarser solver: a step less, about a tenth where there are many; twice the
-        tolerance; None: no such.
+        """The next coarser solver; None if there is none.
+
+        It takes one step less, or about a tenth less of many steps, or has twice the tolerance.
         """
         if isinstance(solver, Adaptive):
             tol = min(LOOSER * solver.rtol, self.loosest)
@@ -39,8 +39,8 @@ class Ladder:
         return replace(fixed, n_steps=min(n - 1, ceil(n / 1.1))) if n > 1 else None
 
     def finer(self, solver: Solver, ratio: float) -> Solver | None:
-        """The solver whose error is ``ratio`` times smaller by theory, or half the step; None: the
-        limit is reached.
+        """The solver whose error is ``ratio`` times smaller by theory, at most twice as fine; None
+        if the limit is reached.
         """
         if isinstance(solver, Adaptive):
             tol = max(
@@ -55,10 +55,10 @@ class Ladder:
         return replace(fixed, n_steps=wanted) if wanted > n else None
 
     def cheaper(self, solver: Solver, nfe: float) -> Solver | None:
-        """The finest fixed-step solver of the method of ``solver`` that takes less than ``nfe``
-        evaluations; None: no such.
+        """The finest solver of the same method that takes less than ``nfe`` field evaluations; None
+        if there is none.
 
-        What an adaptive solver takes depends on the problem: it is returned as it is.
+        An adaptive solver is returned unchanged, because its cost depends on the problem.
         """
         if isinstance(solver, Adaptive):
             return solver
@@ -67,17 +67,21 @@ class Ladder:
         return replace(fixed, n_steps=n) if n >= 1 else None
 
     def advice(self, solver: Solver) -> str:
-        """What to do when `finer` finds none."""
+        """Advice for the user if `finer` returns None."""
         if isinstance(solver, Adaptive):
-            return f"rounding decides below {self.tightest:.3g}, which it is compared with; --precision float64 lowers the limit"
+            return (
+                f"rounding dominates below {self.tightest:.3g}, the tolerance of its reference; "
+                "--precision float64 lowers the limit"
+            )
         return (
             f"--max_steps {self.max_steps} is the limit; raise it, or take a method of higher order"
         )
 
 
 def error_ratio(solver: Solver, other: Solver) -> float:
-    """The error of ``other`` relative to that of ``solver``, the same method: by order, or as the
-    tolerance.
+    """The error of ``other`` relative to that of ``solver`` by theory.
+
+    Both have the same method. Errors fall with the order, or are proportional to the tolerance.
     """
     if isinstance(solver, Adaptive):
         assert isinstance(other, Adaptive)
@@ -86,9 +90,7 @@ def error_ratio(solver: Solver, other: Solver) -> float:
 
 
 def _fixed(solver: Solver) -> tuple[FixedStep, int]:
-    """A fixed-step solver that is given by its number of steps, and this number."""
+    """A fixed-step solver and its number of steps."""
     if not isinstance(solver, FixedStep) or solver.n_steps is None:
-        raise UsageError(
-            f"{solver}: a rule of fidelity takes FixedStep(method, n_steps=…) or Adaptive."
-        )
+        raise UsageError(f"{solver}: FidelityRule takes FixedStep(method, n_steps=…) or Adaptive.")
     return solver, solver.n_steps

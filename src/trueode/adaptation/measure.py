@@ -1,4 +1,4 @@
-"""Compares solvers on one batch, each solved once."""
+"""Compare solvers on one batch; each solver runs once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ Output = TypeVar("Output")
 
 
 class Measure(Generic[Output]):
-    """A `Comparison` that solves each solver once and counts what it spends.
+    """A `Comparison` that runs each solver once and counts field evaluations.
 
     Args:
-        run: solves the batch: the output and its field evaluations. The output is something to
-            calculate with, as a tensor is, or None where the solver failed.
-        difference: between two outputs. Where one is None it is infinite.
+        run: solves the batch with a solver, and returns the output and the number of field
+            evaluations. The output supports arithmetic, as a tensor does; None if the solver
+            failed.
+        difference: computes the difference between two outputs. If one is None, the difference is
+            infinite.
 
     Attributes:
-        nfe: field evaluations spent so far; those of seeded outputs are not counted again.
+        nfe: field evaluations spent so far, without those of seeded outputs.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Measure(Generic[Output]):
         self.nfe = 0.0
 
     def seed(self, solver: Solver, output: Output, nfe: float) -> None:
-        """Hand over an output that is there already."""
+        """Provide the output of a solver that is known already."""
         self._known[solver] = (output, nfe)
 
     def __call__(self, candidate: Solver, reference: Solver | Extrapolated) -> Evidence:

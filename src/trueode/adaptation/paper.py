@@ -1,5 +1,4 @@
-"""The adaptation of the paper: compare accuracies with a more accurate solver, halve, or grow a
-little.
+"""The adaptation of the paper: compare accuracies with a more accurate solver; halve or grow.
 
 Source: Ott, Katiyar, Hennig & Tiemann, *ResNet After All? Neural ODEs and Their Numerical
 Solution*, ICLR 2021, section 4 and supplement.
@@ -20,21 +19,22 @@ from trueode.solvers import Adaptive, FixedStep
 from trueode.solvers.control import starting_step, trial_step
 
 HALVE, GROW = 0.5, 1.1
-FINER = 50.0  # the test solver's error is so many times smaller than the training solver's
-RECENT = 5
+FINER = 50.0  # ratio of the errors of training solver and test solver
+RECENT = 5  # training solves
 
 
 class PaperStepRule:
     """Adapts the step size of a fixed-step solver.
 
-    The test solver of Euler is midpoint; that of midpoint, rk4 and (ours) all others is rk4.
+    The test solver of Euler is midpoint; that of midpoint and rk4 is rk4. For all other methods it
+    is rk4, too (our extension).
 
     Args:
         method: the training method.
-        length: of the interval.
-        step_size: to start with; see `paper_starting_step`.
+        length: length of the interval.
+        step_size: the first step size; see `paper_starting_step`.
         threshold: the difference above which the step is halved.
-        max_steps: most steps.
+        max_steps: the largest number of steps.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class PaperStepRule:
         return self._with(self._step)
 
     def propose(self, measure: Comparison, progress: Progress) -> FixedStep:
-        """Halve the step when the check fails, else grow it by a tenth if the check allows."""
+        """Halve the step if the check fails, else grow it by a tenth if a check allows that."""
         self.notice = ""
         test = self.test_solver
         difference = measure(self.solver, test).difference
@@ -78,22 +78,20 @@ class PaperStepRule:
 
     @property
     def test_solver(self) -> FixedStep:
-        """The solver of higher accuracy: its error 50 times smaller, its step not larger than the
-        training step.
-        """
+        """A solver whose error is 50 times smaller, with a step of at most the training step."""
         p = METHODS[self._method].order
         name, q = ("midpoint", 2) if self._method == "euler" else ("rk4", 4)
         return FixedStep(name, step_size=min(self._step, (self._step**p / FINER) ** (1 / q)))
 
     def _finer(self) -> float:
-        """Half the step; near the most steps, half of the way there."""
+        """Half the step; or, if that takes too many steps, half the way to the limit."""
         n = self.solver.count(self._length)
         if self._with(HALVE * self._step).count(self._length) <= self._max_steps:
             return HALVE * self._step
         if n >= self._max_steps:
             self.notice = (
-                f"the step cannot be refined: max_steps = {self._max_steps} steps are taken already, and the accuracy "
-                "still depends on the solver; --max_steps raises the limit."
+                f"the step cannot be refined: max_steps = {self._max_steps} is reached, and the "
+                "accuracy still depends on the solver; --max_steps raises the limit."
             )
             return self._step
         return self._length / (n + -(-(self._max_steps - n) // 2))
@@ -102,7 +100,7 @@ class PaperStepRule:
         return FixedStep(self._method, step_size=step, max_steps=self._max_steps)
 
     def certify(self, inspection: Inspection) -> None:
-        """The paper's rule promises nothing."""
+        """Return None: the rule of the paper gives no certificate."""
 
     def state_dict(self) -> dict[str, Any]:
         """The step size."""
@@ -120,8 +118,8 @@ class PaperToleranceRule:
         method: the training method.
         tol: the tolerance to start with, relative and absolute.
         threshold: the difference above which the tolerance is halved.
-        floor: no tolerance below it: rounding would decide (ours).
-        per_sample: error control for each sample by itself.
+        floor: the tightest tolerance; below it, rounding would dominate (our extension).
+        per_sample: whether to control the error of each sample separately.
     """
 
     def __init__(
@@ -147,8 +145,9 @@ class PaperToleranceRule:
         return self._with(self._tol)
 
     def propose(self, measure: Comparison, progress: Progress) -> Adaptive:
-        """Halve the tolerance when the check fails, else grow it by a tenth if the check allows and
-        saves evaluations.
+        """Halve the tolerance if the check fails, else grow it by a tenth.
+
+        It grows only if a check allows that and it saves field evaluations.
         """
         self.notice = ""
         own = self.solver
@@ -163,8 +162,9 @@ class PaperToleranceRule:
                 self._tol *= HALVE
             else:
                 self.notice = (
-                    f"the tolerance cannot be refined: it is {self._tol:.3g}, below {self._floor:.3g} rounding decides, and "
-                    "the accuracy still depends on the solver; --precision float64 lowers the limit."
+                    f"the tolerance cannot be refined: it is {self._tol:.3g}, rounding dominates "
+                    f"below {self._floor:.3g}, and the accuracy still depends on the solver; "
+                    "--precision float64 lowers the limit."
                 )
             return self.solver
         larger = self._with(GROW * self._tol)
@@ -183,7 +183,7 @@ class PaperToleranceRule:
         return Adaptive("dopri5", tol, tol, per_sample=self._per_sample)
 
     def certify(self, inspection: Inspection) -> None:
-        """The paper's rule promises nothing."""
+        """Return None: the rule of the paper gives no certificate."""
 
     def state_dict(self) -> dict[str, Any]:
         """The tolerance."""
@@ -205,19 +205,19 @@ def paper_starting_step(
     max_steps: int,
     total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> float:
-    """The step that the paper's adaptation starts with: two evaluations of the field.
+    """The first step size of the paper's adaptation, from two field evaluations.
 
-    The rule of Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*, p. 169, with
-    unscaled norms: no tolerance enters. Norms are Euclidean over the whole state of a sample,
-    averaged over the samples.
+    The rule is that of Hairer, Nørsett & Wanner, *Solving Ordinary Differential Equations I*,
+    p. 169, with unscaled norms: no tolerance enters. Norms are Euclidean over the whole state of a
+    sample, averaged over the samples.
 
     Args:
         field: the vector field.
         z0: states ``(batch, …)`` at the start of the interval.
-        length: of the interval; the step lies between ``length / max_steps`` and ``length``.
-        start: of the interval.
-        order: of the training method.
-        max_steps: most steps.
+        length: length of the interval; the step lies between ``length / max_steps`` and ``length``.
+        start: start of the interval.
+        order: order of the training method.
+        max_steps: the largest number of steps.
         total: sums over the ranks that share the batch.
     """
     count = float(total(torch.tensor(float(len(z0)), device="cpu")))

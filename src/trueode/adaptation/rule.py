@@ -1,4 +1,4 @@
-"""The protocol of adaptation rules: a rule proposes solvers and never touches a model."""
+"""The protocol of adaptation rules. A rule proposes solvers and never changes a model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trueode.solvers import Solver
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a comparison of two solvers found.
+    """The result of a comparison of two solvers.
 
     Attributes:
-        difference: between their results, as the measure defines it (the paper: between their
-            accuracies on a batch).
-        candidate_nfe: field evaluations of the candidate's solve.
-        reference_nfe: field evaluations of the reference's solve.
+        difference: the difference between their results, as the measure defines it (in the paper:
+            between their accuracies on a batch).
+        candidate_nfe: field evaluations of the candidate.
+        reference_nfe: field evaluations of the reference.
     """
 
     difference: float
@@ -29,13 +29,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training is.
+    """The progress of training.
 
     Attributes:
-        iteration: iterations done, the current one included.
+        iteration: iterations done, including the current one.
         total: iterations of the whole run.
-        recent_nfe: field evaluations of the last training solves (up to five), the current one
-            last.
+        recent_nfe: field evaluations of up to five recent training solves, the current one last.
     """
 
     iteration: int
@@ -45,11 +44,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Signal:
-    """What a rule has looked at.
+    """The error estimate of a rule.
 
     Attributes:
-        value: the difference that it found between the training solver and a better one.
-        target: the difference above which it refines.
+        value: the difference between the training solver and a more accurate one.
+        target: the difference above which the rule refines.
     """
 
     value: float
@@ -58,11 +57,11 @@ class Signal:
 
 @dataclass(frozen=True)
 class Refine:
-    """The answer of a rule whose certificate failed: train on with this solver, then ask again.
+    """The answer of a rule if no certificate is possible yet: train on, then ask again.
 
     Attributes:
-        solver: to train on with.
-        iterations: how many.
+        solver: the solver to train on with.
+        iterations: the number of further iterations.
     """
 
     solver: Solver
@@ -71,11 +70,11 @@ class Refine:
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """A reference better than any of its two solves: a solver and the same at half the step,
-    extrapolated (Richardson).
+    """Richardson extrapolation from a solver and the same method at half the step.
 
-    With results y of the solver, of order p, and y' of `finer`: y' + (y' - y) / (2^p - 1), whose
-    error is of the next order. Source: Hairer, Nørsett & Wanner, *Solving Ordinary Differential
+    Let y be the result of the solver, p its order, and y' the result of `finer`. The extrapolated
+    result y' + (y' - y) / (2^p - 1) is more accurate than both; its error is of the next order.
+    Source: Hairer, Nørsett & Wanner, *Solving Ordinary Differential
     Equations I*, section II.4.
     """
 
@@ -93,23 +92,23 @@ class Extrapolated:
 
 
 Comparison = Callable[[Solver, Solver | Extrapolated], Evidence]
-"""``measure(candidate, reference)``: compares two solvers on one fixed batch."""
+"""``measure(candidate, reference)`` compares two solvers on one fixed batch."""
 
 
 class Inspection(Protocol):
     """Counts flips on inputs that neither training nor the rule has seen.
 
     Attributes:
-        source: where the inputs come from, in words.
+        source: the origin of the inputs, in words.
     """
 
     source: str
 
     def size(self, attempt: int) -> int:
-        """The number of inputs that there are for an attempt; attempts are counted from 1."""
+        """The number of inputs for an attempt; attempts are counted from 1."""
 
     def count(self, solver: Solver, attempt: int) -> Flips:
-        """How many of them have another prediction under the exact flow than under the solver."""
+        """Count the inputs whose prediction changes between the solver and the exact flow."""
 
 
 class Rule(Protocol):
@@ -121,17 +120,17 @@ class Rule(Protocol):
 
     @property
     def signal(self) -> Signal | None:
-        """What the last proposal was made from; None before the first."""
+        """The error estimate behind the last proposal; None before the first."""
 
     @property
     def notice(self) -> str:
-        """What the user should know since the last proposal; empty if nothing."""
+        """A message to the user about the last proposal; empty if there is none."""
 
     def propose(self, measure: Comparison, progress: Progress) -> Solver:
         """Choose the solver of the next iterations."""
 
     def certify(self, inspection: Inspection) -> Certificate | Refine | None:
-        """Judge the trained model, at the end; None where the rule promises nothing."""
+        """Judge the trained model at the end; None if the rule gives no certificate."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain values."""

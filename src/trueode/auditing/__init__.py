@@ -1,4 +1,4 @@
-"""Is this model an ODE? The audit of any model, with evidence."""
+"""Is this model an ODE? Audits of any model, with evidence."""
 
 from trueode.auditing.auditor import audit, check_solver, judge
 from trueode.auditing.report import Audit

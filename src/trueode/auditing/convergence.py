@@ -1,5 +1,5 @@
-"""Which solvers a model is tried with, and what the rows say: observed order, cheapest safe solver,
-Pareto front.
+"""The table of solvers: its rows, and what they show (observed order, cheapest safe solver, Pareto
+front).
 """
 
 from __future__ import annotations
@@ -13,55 +13,49 @@ from trueode.evaluation import Row, SolverTable
 from trueode.evaluation.statistics import slope
 from trueode.solvers import Adaptive, FixedStep, Solver, get_tableau
 
-LOOSEST, TIGHTEST = 1e-1, 1e-6  # tolerances of adaptive methods; float32 can keep no tighter one
-LEAST_NFE = (
-    256  # methods are tried up to so many evaluations, or four times those of the training solver
-)
-AT_REST = 2  # rows without a flip after which finer ones are not tried
-ASYMPTOTIC, TELLING = (
-    0.3,
-    3,
-)  # an order needs so many rows with an error below this share of the outputs' scale
-ABOVE_FLOOR = 10.0  # errors nearer to the floor than by this factor say nothing of the order
-POINTS, APART = (
-    4,
-    1.5,
-)  # the finest ones that are left, each with so many times the steps of the one before
+LOOSEST, TIGHTEST = 1e-1, 1e-6  # tolerances of adaptive methods; float32 resolves no tighter one
+LEAST_NFE = 256  # limit on evaluations, unless four times those of the training solver are more
+AT_REST = 2  # after this many rows without a flip, no finer ones are tried
+ASYMPTOTIC = 0.3  # an order is read from errors below this share of the outputs' scale
+TELLING = 3  # and needs at least this many such rows
+ABOVE_FLOOR = 10.0  # an error below this multiple of the floor shows rounding, not the order
+POINTS = 4  # an order uses at most this many rows, the finest ones
+APART = 1.5  # each with at least this many times the steps of the one before
 
 
 def explore(
     table: SolverTable, methods: Sequence[str], *, note: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Run all methods from one step, or a loose tolerance, up to where nothing changes any more.
+    """Refine each method, from one step or a loose tolerance, until nothing changes any more.
 
-    The steps double; those of the training method are the training steps halved and doubled, to
-    four times as many at least. Steps end at all times at which a model asks for states: there are
-    no fewer than that. Methods go on until two rows in turn have no flip and three show their
-    order, or until their evaluations exceed four times those of the training solver and 256.
+    The steps double. For the training method they are the training steps, halved and doubled, up to
+    at least four times as many. Steps end at all times at which a model asks for states, so there
+    are at least as many steps. A method ends when two rows in turn have no flip and three show its
+    order, or when its evaluations exceed both 256 and four times those of the training solver.
 
     Args:
-        table: where the rows go.
-        methods: names of methods.
-        note: told of what is being run.
+        table: receives the rows.
+        methods: names of the methods.
+        note: called with each solver that is run, in words.
     """
     own = table.training
     most = max(LEAST_NFE, 4 * own.nfe)
     for method in methods:
-        fixed, calm, telling, least = METHODS[method].kind == "fixed", 0, 0, 0.0
-        for setting in _ladder(method, own):
-            if (
-                fixed and setting <= least
-            ):  # the times of the outputs make it more: that grid has been tried
+        fixed, unchanged, telling, least = METHODS[method].kind == "fixed", 0, 0, 0.0
+        for setting in _settings(method, own):
+            if fixed and setting <= least:  # output times add steps: this grid has been tried
                 continue
             wanted = method == own.method and fixed and setting <= 4 * own.setting
-            too_dear = fixed and setting * get_tableau(method).advancing_stages > most
-            if not wanted and (too_dear or (calm >= AT_REST and (telling >= TELLING or not fixed))):
+            too_expensive = fixed and setting * get_tableau(method).advancing_stages > most
+            if not wanted and (
+                too_expensive or (unchanged >= AT_REST and (telling >= TELLING or not fixed))
+            ):
                 break
             solver = _solver(method, setting)
             note(str(solver))
             row = table.row(solver)
             least = row.n_steps
-            calm = calm + 1 if row.status == "success" and not row.flips else 0
+            unchanged = unchanged + 1 if row.status == "success" and not row.flips else 0
             telling += row.output_error < ASYMPTOTIC
             if row.nfe > most and not wanted:
                 break
@@ -75,15 +69,15 @@ def _solver(method: str, setting: float) -> Solver:
     )
 
 
-def _ladder(method: str, own: Row) -> list[float]:
+def _settings(method: str, own: Row) -> list[float]:
     """Numbers of steps, or tolerances, from coarse to fine."""
     if METHODS[method].kind == "adaptive":
-        ladder = [LOOSEST]
-        while ladder[-1] > 1.5 * TIGHTEST:
-            ladder.append(float(f"{ladder[-1] / 10:.1g}"))
+        tolerances = [LOOSEST]
+        while tolerances[-1] > 1.5 * TIGHTEST:
+            tolerances.append(float(f"{tolerances[-1] / 10:.1g}"))
         if method == own.method and own.kind == "adaptive":
-            ladder = sorted({*ladder, own.setting}, reverse=True)
-        return ladder
+            tolerances = sorted({*tolerances, own.setting}, reverse=True)
+        return tolerances
     if method == own.method and own.kind == "fixed":
         base = max(1, round(own.setting))
         coarser = {ceil(base / 2**k) for k in range(base.bit_length() + 1)}
@@ -93,16 +87,16 @@ def _ladder(method: str, own: Row) -> list[float]:
 
 @dataclass(frozen=True)
 class Order:
-    """The order at which the error of a method falls.
+    """The observed order of a method.
 
     Attributes:
-        method: its name.
+        method: name of the method.
         nominal: its order on smooth fields. On fields with kinks (ReLU) no method exceeds 2.
-        observed: slope of log error against log step, least squares.
-        lower: of its 95 % interval.
-        upper: of its 95 % interval.
-        floor: error of the outputs that rounding leaves, relative to their scale.
-        steps: numbers of steps that it was taken from.
+        observed: slope of log error against log step, by least squares.
+        lower: lower end of the 95 % interval of the slope.
+        upper: upper end of the 95 % interval of the slope.
+        floor: error of the outputs due to rounding, relative to their scale.
+        steps: the numbers of steps used for the fit.
     """
 
     method: str
@@ -115,12 +109,12 @@ class Order:
 
 
 def observed_orders(rows: Sequence[Row], floor: float) -> tuple[Order, ...]:
-    """The order of each method of fixed steps that has three rows or more between rounding and the
-    size of the outputs.
+    """Fit the order of each method with fixed steps that has at least three rows with an error
+    between rounding and the size of the outputs.
 
     Args:
-        rows: of a table.
-        floor: error of the outputs that rounding leaves, relative to their scale.
+        rows: rows of the table of solvers.
+        floor: error of the outputs due to rounding, relative to their scale.
     """
     fixed = [
         row
@@ -131,7 +125,7 @@ def observed_orders(rows: Sequence[Row], floor: float) -> tuple[Order, ...]:
     for method in dict.fromkeys(row.method for row in fixed if row.method in METHODS):
         own = sorted((row for row in fixed if row.method == method), key=lambda row: row.n_steps)
         used: list[Row] = []
-        for row in reversed(own):  # from the finest one
+        for row in reversed(own):  # the finest first
             asymptotic = ABOVE_FLOOR * floor < row.output_error < ASYMPTOTIC
             if (
                 asymptotic
@@ -148,8 +142,8 @@ def observed_orders(rows: Sequence[Row], floor: float) -> tuple[Order, ...]:
 
 
 def find_safe(table: SolverTable, method: str) -> Row | None:
-    """The coarsest safe row of a method, finer than which all are safe; found by bisection between
-    rows; None: it has none.
+    """The coarsest safe row of a method such that all finer rows are safe, too; None if it has
+    none. For fixed steps, bisection between the rows refines it.
     """
 
     def safe(row: Row) -> bool:
@@ -175,7 +169,7 @@ def find_safe(table: SolverTable, method: str) -> Row | None:
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other one beats in both evaluations and error, the cheapest first."""
+    """The rows that no other row beats in both evaluations and error, the cheapest first."""
     usable = [row for row in rows if row.status == "success" and isfinite(row.output_error)]
     front: list[Row] = []
     for row in sorted(usable, key=lambda row: (row.nfe, row.output_error)):

@@ -1,4 +1,4 @@
-"""Random numbers that a model draws: in its own precision, and the same ones under every solver."""
+"""Random numbers of a model: the same under every solver, and in double precision."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A block in which random numbers of double precision are drawn in single precision: others
-    would be those of another model.
+    """Draw random numbers in single precision within the block, and cast them to double precision
+    if that was requested, because draws in double precision would be different numbers.
 
     Attributes:
         any: whether numbers were drawn.
@@ -24,7 +24,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or the first call would import all of torch._dynamo, which takes seconds
+        return False  # otherwise the first call imports torch._dynamo, which takes seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -45,11 +45,11 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def seed_all(seed: int) -> None:
-    """Seed the random numbers of PyTorch, NumPy and Python."""
+    """Seed the random number generators of PyTorch, NumPy and Python."""
     import numpy as np
 
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - a model's global state, not one of ours
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the state that models use
     random.seed(seed)
 
 

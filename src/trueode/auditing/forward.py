@@ -1,4 +1,4 @@
-"""The forward of a model that is audited: called in any precision, always from the same state."""
+"""The forward pass of a model under test: in either precision, always from the same state."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from trueode.errors import TrueodeError, UsageError, told
 from trueode.solvers import Solver
 
 Call = Callable[[Any, Any], Any]
-"""How a model is called for a batch: ``call(model, batch)`` returns the outputs, samples first."""
+"""``call(model, batch)`` calls a model for a batch and returns the outputs, samples first."""
 
 
 class ModelError(UsageError):
-    """The model's own code raised something, which is the cause."""
+    """The model's own code raised an exception; it is the cause of this one."""
 
 
 class Forward:
@@ -31,20 +31,19 @@ class Forward:
 
     Args:
         model: any callable.
-        call: how it is called.
-        seed: of the random numbers of each call; None: they are drawn as they come.
+        call: calls the model.
+        seed: seed of the random numbers of each call; None leaves the random state alone.
 
     Attributes:
-        found: what lies behind both.
+        found: the objects that a call may use or change.
         gradients: whether it runs with gradients enabled, because its field differentiates
             something.
     """
 
     def __init__(self, model: Any, call: Call, seed: int | None = None) -> None:
         self.model, self.call, self.seed = model, call, seed
-        self._random = self._tried = (
-            False  # whether it draws random numbers, and whether it is known that its fields do not
-        )
+        self._random = False  # whether it draws random numbers
+        self._tried = False  # whether its fields were found to draw none
         self.found = reachable(model, call)
         self.gradients = self._continues = self._ran = False
         self._touched, self._counters = Kept(), list[Number]()
@@ -53,15 +52,15 @@ class Forward:
         )
 
     def __call__(self, batch: Any, double: bool = False, solver: Solver | None = None) -> Any:
-        """The outputs for a batch on the model's device, in its own or in double precision.
+        """Compute the outputs for a batch on the model's device, in its own or double precision.
 
         Args:
             batch: the batch.
-            double: whether in double precision.
-            solver: what solves, where it is not the model's own solver: for words.
+            double: whether to compute in double precision.
+            solver: the solver that replaces the model's own, if any; named in error messages.
 
         Raises:
-            ModelError: the model raises something; errors of this package pass as they are.
+            ModelError: the model raises an exception; errors of this package pass unchanged.
         """
         if not self._continues:
             self._touched.restore()
@@ -82,14 +81,15 @@ class Forward:
         except Exception as failure:  # a foreign model may fail in any way
             first = first_tensor(batch)
             shape = "" if first is None else f" of shape {tuple(first.shape)}"
-            how = f"{'' if solver is None else f' with {solver}'}{' in double precision' if double else ''}"
-            asked = (
+            how = "" if solver is None else f" with {solver}"
+            how += " in double precision" if double else ""
+            hint = (
                 ""
                 if self._ran
-                else " Is this the data that the model takes? Say with call=… how it is called."
+                else " Is this the data that the model takes? Pass call=… if it is not model(x)."
             )
             raise ModelError(
-                f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{asked}"
+                f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{hint}"
             ) from failure
         self._random |= draws is not None and draws.any
         self._ran = True
@@ -97,9 +97,7 @@ class Forward:
 
     @contextmanager
     def continued(self) -> Iterator[None]:
-        """A block in which a call begins with the state that there is, and not with that of the
-        first one.
-        """
+        """Let calls within the block start from the current state instead of the initial one."""
         self._continues = True
         try:
             yield
@@ -107,12 +105,12 @@ class Forward:
             self._continues = False
 
     def settle(self, before: Kept) -> None:
-        """Take what the first call has changed: from now on each call begins without it."""
+        """Note what the first call has changed; each later call starts by undoing it."""
         self._touched, self._counters = before.touched(), before.numbers()
 
     def steady(self, replacement: Replacement) -> Replacement:
-        """A replacement whose field calls all begin with the counters of the first one, and leave
-        no graph behind.
+        """Wrap a replacement: each field call starts with the same counters, and builds no graph
+        that outlives it.
         """
 
         def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
@@ -142,8 +140,8 @@ class Forward:
             one, other = (field(problem.times[0], problem.z0) for _ in range(2))
         if not torch.equal(one, other) and bool(one.isfinite().all()):
             raise UsageError(
-                "The vector field draws new random numbers at each call, so that there is no flow to compare with: draw them "
-                "once, before the solve."
+                "The vector field draws new random numbers at each call, so it has no flow to "
+                "compare with: draw them once, before the solve."
             )
         self._tried = True
 
@@ -169,7 +167,7 @@ class Forward:
 
 @contextmanager
 def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Copies in double precision in the places of parameters and buffers, for a while; tied weights
+    """Replace parameters and buffers by copies in double precision within the block; tied weights
     stay tied.
 
     Raises:
@@ -205,7 +203,6 @@ def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _cast(x: Tensor, device: torch.device | None, double: bool) -> Tensor:
-    x = (
-        x if device is None else x.to(device)
-    ).detach()  # a model may ask for gradients of its input
+    # detached, because a model may require gradients of its input
+    x = (x if device is None else x.to(device)).detach()
     return x.double() if double and x.is_floating_point() else x

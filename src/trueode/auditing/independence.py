@@ -1,5 +1,5 @@
-"""Whether a sample is independent of the others: before anything is cut, for a part of what belongs
-together is another model.
+"""Tests whether samples are independent, before batches are cut: coupled samples that are run apart
+give other outputs.
 """
 
 from __future__ import annotations
@@ -13,48 +13,43 @@ from trueode.auditing.samples import size_of
 from trueode.errors import DataError, UsageError
 from trueode.solvers import FixedStep
 
-ROUNDING = 1e-3  # of the scale of the outputs: parts of a batch may differ by rounding, not by more
-QUICK = FixedStep(
-    "euler", n_steps=2
-)  # of fixed steps, for an adaptive solver lets samples share their steps
+ROUNDING = 1e-3  # largest difference by rounding between parts and whole, relative to the outputs
+QUICK = FixedStep("euler", n_steps=2)  # an adaptive solver would couple samples by shared steps
 
 
-def keep_whole_where_coupled(subject: ModelUnderTest) -> bool:
-    """Tell whether samples are independent, and let the model look at whole batches, as they were
-    given, where they are not.
+def keep_whole_where_coupled(tested: ModelUnderTest) -> bool:
+    """Test whether samples are independent; if not, make the model use whole batches, as given.
 
     Raises:
         UsageError: the model cannot be run.
-        DataError: the batches as they were given cannot be audited.
+        DataError: the batches as given cannot be audited.
     """
-    subject.separable = _independent(subject)
-    if not subject.separable and subject.given is not None:
-        subject.look_at(subject.given.whole())
-    return subject.separable
+    tested.separable = _independent(tested)
+    if not tested.separable and tested.given is not None:
+        tested.look_at(tested.given.whole())
+    return tested.separable
 
 
-def _independent(subject: ModelUnderTest) -> bool:
-    """Whether parts of a batch, run by themselves, give what the whole batch gives: all rows,
-    across the cut.
-    """
-    if subject.given is None:
+def _independent(tested: ModelUnderTest) -> bool:
+    """Whether the parts of a batch, run one by one, give the outputs of the whole batch."""
+    if tested.given is None:
         return True
-    batch, parts = subject.given.compared()
-    if len(parts) < 2:  # there are no parts
+    batch, parts = tested.given.compared()
+    if len(parts) < 2:
         return True
     try:
-        whole = _outputs(subject, batch)
+        whole = _outputs(tested, batch)
     except (UsageError, DataError):
-        if subject.given.complete:
+        if tested.given.complete:
             raise
-        return False  # the model may need all rows
+        return False  # this batch is only a part, and the model may need all rows
     try:
-        cut = _outputs(subject, *parts)
-    except (UsageError, DataError):  # the model holds something of the size of its batch
+        cut = _outputs(tested, *parts)
+    except (UsageError, DataError):  # the model may store a tensor of the size of its batch
         return False
     return whole.shape == cut.shape and bool((whole - cut).abs().amax() <= ROUNDING * whole.std())
 
 
-def _outputs(subject: ModelUnderTest, *batches: Any) -> Tensor:
-    ran = subject.on(batches, tuple(map(size_of, batches))).run(QUICK)
+def _outputs(tested: ModelUnderTest, *batches: Any) -> Tensor:
+    ran = tested.on(batches, tuple(map(size_of, batches))).run(QUICK)
     return ran.outputs.double().nan_to_num(0.0, 0.0, 0.0)

@@ -1,6 +1,4 @@
-"""Another solver in the place of those that a model calls, for a while and without touching its
-code.
-"""
+"""Records or replaces the solves of a model, within a block and without changing its code."""
 
 from __future__ import annotations
 
@@ -26,12 +24,12 @@ _owner: int | None = None
 
 @contextmanager
 def recorded() -> Iterator[list[Solved]]:
-    """A block in which every solve of this thread is noted in the list that it gives; the
-    libraries' solvers run untouched.
+    """Record every solve of this thread in the list that the block receives; the libraries solve as
+    usual.
 
     Raises:
-        UsageError: another such block is open, or the installed version of a library is not known
-            here.
+        UsageError: another such block is open, or the installed version of a library is not
+            supported.
     """
     with _block(None) as solves:
         yield solves
@@ -39,20 +37,19 @@ def recorded() -> Iterator[list[Solved]]:
 
 @contextmanager
 def replaced(replacement: Replacement) -> Iterator[list[Solved]]:
-    """A block in which every solve of this thread is done by ``replacement``, and noted in the list
-    that it gives.
+    """Replace every solve of this thread by ``replacement``, and record it in the list that the
+    block receives.
 
-    It is meant for forward passes. Gradients do not flow to times; the backward pass of a library's
-    adjoint, which solves again, is replaced if it runs inside of the block, and the library's own
-    after it.
+    It is meant for forward passes: no gradients flow to the times. The backward pass of a library's
+    adjoint solves again. Inside the block that solve is replaced, too; after it the library solves.
 
     Args:
         replacement: solves the problems; see `replace_by`.
 
     Raises:
-        UsageError: another such block is open; the installed version of a library is not known
-            here; or, from inside of the block, a solve is not that of an initial value problem
-            (events, callbacks, hypersolvers, …).
+        UsageError: another such block is open; the installed version of a library is not supported;
+            or, from inside the block, a solve is not that of an initial value problem (events,
+            callbacks, hypersolvers, …).
     """
     with _block(replacement) as solves:
         yield solves
@@ -64,10 +61,11 @@ def _block(replacement: Replacement | None) -> Iterator[list[Solved]]:
     if not _OPEN.acquire(blocking=False):
         if _owner == threading.get_ident():
             raise UsageError(
-                "Audits cannot be nested: end the one that is running before another one starts."
+                "Audits cannot be nested: finish the running audit before you start another one."
             )
         raise UsageError(
-            "Another thread is auditing, and what it replaces is shared: run one audit after the other."
+            "Another thread is auditing, and the solvers it replaces are shared: run one audit "
+            "after the other."
         )
     _owner = threading.get_ident()
     try:
@@ -78,28 +76,37 @@ def _block(replacement: Replacement | None) -> Iterator[list[Solved]]:
             stack.enter_context(_eager())
             for library in loaded:
                 _hook(library, session, stack)
-            yield session.solves
-        late = [x.name for x in LIBRARIES if x.module in sys.modules and x not in loaded]
-        if late:
-            raise UsageError(
-                f"{' and '.join(late)} was imported while the model ran, too late for its solves to be seen: import it, or "
-                "call the model once, before the audit."
-            )
+            try:
+                yield session.solves
+            except UsageError:
+                _refuse_late(loaded)  # this may be the reason
+                raise
+        _refuse_late(loaded)
     finally:
         _owner = None
         _OPEN.release()
 
 
+def _refuse_late(loaded: list[Library]) -> None:
+    """Raise an error if a library was imported since the block was opened."""
+    late = [x.name for x in LIBRARIES if x.module in sys.modules and x not in loaded]
+    if late:
+        raise UsageError(
+            f"{' and '.join(late)} was imported while the model ran, too late for its solves "
+            "to be seen: import it, or call the model once, before the audit."
+        )
+
+
 def _eager() -> AbstractContextManager[Any]:
-    """Compiled models run as they were written: compiled code would not pass by the hooks."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled then, and the import takes seconds
+    """Run compiled models eagerly, because compiled code would bypass the hooks."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and the import takes seconds
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 
 def _hook(library: Library, session: Session, stack: ExitStack) -> None:
-    """Patch a library and see that its solves come by."""
+    """Patch a library and test that its solves are seen."""
     try:
         stack.enter_context(library.patched(session))
         fault = _fault(library, session)
@@ -110,38 +117,34 @@ def _hook(library: Library, session: Session, stack: ExitStack) -> None:
 
 
 def _fault(library: Library, session: Session) -> str | None:
-    """What is wrong with a solve of a tiny problem; None if nothing is. It leaves no traces in the
-    session.
-    """
+    """Test the hooks on a tiny problem, without traces in the session: the fault, or None."""
     kept = session.replacement, session.solves
-    expected, nfe = (
-        (0.5, 2) if session.replaces else (0.0, 1)
-    )  # of the midpoint, and of the library's Euler method
+    # results of the midpoint method, or of the library's Euler method
+    expected, nfe = (0.5, 2) if session.replaces else (0.0, 1)
     session.replacement = replace_by(FixedStep("midpoint", n_steps=1)) if session.replaces else None
     session.solves = []
     try:
-        with (
-            torch.no_grad(),
-            torch.device("cpu"),
-        ):  # whatever new tensors of the library lie on by default
+        # the library may create tensors on the default device
+        with torch.no_grad(), torch.device("cpu"):
             final = float(library.probe())
         seen = session.solves
     finally:
         session.replacement, session.solves = kept
     if len(seen) != 1:
-        return f"of a solve of its public function {len(seen)} were seen"
+        return f"one solve with its public function was seen {len(seen)} times"
     if abs(final - expected) > 1e-6 or seen[0].nfe != nfe or seen[0].n_steps != 1:
         return (
-            f"a solve gave {final:g} after {seen[0].nfe:g} evaluations in {seen[0].n_steps:g} steps, expected was "
-            f"{expected:g} after {nfe} in 1"
+            f"a solve gave {final:g} after {seen[0].nfe:g} evaluations in {seen[0].n_steps:g} "
+            f"steps; expected were {expected:g}, {nfe} and 1"
         )
     return None
 
 
 def _unsupported(library: Library, reason: str) -> str:
     return (
-        f"{library.name} {version_of(library.name)} is not supported by this version of trueode: {reason}. Take a newer trueode or "
-        f"another version of {library.name}, or pass the field itself, as NeuralODE(field, …)."
+        f"{library.name} {version_of(library.name)} is not supported by this version of trueode: "
+        f"{reason}. Install a newer trueode or another version of {library.name}, or pass the "
+        "field itself, as NeuralODE(field, …)."
     )
 
 

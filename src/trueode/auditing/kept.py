@@ -1,4 +1,4 @@
-"""What holders hold, kept, and put back where something has changed it."""
+"""Snapshots of the contents of objects, to restore what a call has changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trueode.auditing.reachable import Entries
 
 
 class Kept:
-    """What holders hold at this moment.
+    """A snapshot of the contents of holders.
 
     Args:
         holders: tensors, dicts or `Entries` of them, lists, sets, deques, cells of closures,
@@ -25,13 +25,13 @@ class Kept:
         self._before = [(holder, _contents(holder)) for holder in holders]
 
     def restore(self) -> None:
-        """Put back all that has changed."""
+        """Restore all that has changed."""
         for holder, before in self._before:
             if _has_changed(holder, before):
                 _put(holder, before)
 
     def now(self) -> Kept:
-        """The same holders, with what they hold by now."""
+        """A new snapshot of the same holders."""
         found = Kept()
         found._before = [
             (x, _contents(x) if _has_changed(x, before) else before) for x, before in self._before
@@ -39,13 +39,13 @@ class Kept:
         return found
 
     def touched(self) -> Kept:
-        """Those holders alone that hold something else by now, with what they held."""
+        """The part of the snapshot with the holders that have changed since."""
         found = Kept()
         found._before = [pair for pair in self._before if _has_changed(*pair)]
         return found
 
     def numbers(self) -> list[Number]:
-        """Places of single numbers that have changed: those of counters."""
+        """The places of single numbers that have changed since, such as counters."""
         changed = {id(x) for x, before in self._before if _is_number(x) and _has_changed(x, before)}
         return [
             Number(holder.held if isinstance(holder, Entries) else holder, key)
@@ -53,20 +53,18 @@ class Kept:
             if not isinstance(holder, Tensor | set | deque)
             for key, now in _contents(holder).items()
             if (now is not before.get(key) or id(now) in changed) and _is_number(now)
-            if key in before or not isinstance(holder, list)  # a list that grows does not count
+            if key in before or not isinstance(holder, list)  # not new entries of a list
         ]
 
 
 class Number(NamedTuple):
-    """A place that holds a single number: an entry of a dict or list, a cell, an attribute of a
-    class.
-    """
+    """A place for a single number: an entry of a dict or list, a cell, an attribute of a class."""
 
     holder: Any
     key: Any
 
     def read(self) -> tuple[Any, Any] | None:
-        """What it holds, and the number of that; None where it holds none."""
+        """The object at this place and its value; None if it is not a number."""
         now = _contents(self.holder).get(self.key)
         return (
             (now, now.detach().clone() if isinstance(now, Tensor) else now)
@@ -75,7 +73,7 @@ class Number(NamedTuple):
         )
 
     def write(self, value: tuple[Any, Any]) -> None:
-        """Let it hold again what was read."""
+        """Restore what `read` returned."""
         held, number = value
         if isinstance(held, Tensor):
             with torch.no_grad():
@@ -96,7 +94,7 @@ def same(x: Tensor, y: Tensor) -> bool:
 
 
 def _contents(holder: Any) -> Any:
-    """What a holder holds: a copy of the numbers of a tensor; of all others a dict."""
+    """The contents of a holder: a copy of a tensor, a dict for all others."""
     if isinstance(holder, Tensor):
         return holder.detach().clone()
     if isinstance(holder, Entries):
@@ -106,7 +104,7 @@ def _contents(holder: Any) -> Any:
     if isinstance(holder, CellType):
         try:
             return {"cell_contents": holder.cell_contents}
-        except ValueError:  # it is empty
+        except ValueError:  # an empty cell
             return {}
     return dict(holder) if isinstance(holder, dict) else dict(enumerate(holder))
 
@@ -132,7 +130,7 @@ def _put(holder: Any, before: Any) -> None:
         for name in _contents(holder).keys() - before.keys():
             del held[name]
         held.update(before)
-        if held is holder and list(held) != list(before):  # their order
+        if held is holder and list(held) != list(before):  # restore the order
             held.clear()
             held.update(before)
     elif isinstance(holder, list):

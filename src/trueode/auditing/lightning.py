@@ -13,7 +13,7 @@ from trueode.errors import UsageError
 
 
 def _callback() -> Any:
-    """The base class of callbacks: of the Lightning package that is in use, or that is there."""
+    """The base class for callbacks, from the Lightning package in use, or else installed."""
     names = ("lightning.pytorch", "pytorch_lightning")
     loaded = [name for name in names if name in sys.modules]
     there = [name for name in names if find_spec(name.partition(".")[0]) is not None]
@@ -22,21 +22,22 @@ def _callback() -> Any:
     return import_module((loaded or there)[0]).Callback
 
 
-class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of is known at run time
-    """Every so many training steps, log how much the model depends on its solver.
+class SolverCheck(_callback()):  # type: ignore[misc]  # the package is chosen at run time
+    """Log at regular intervals how much a model depends on its solver.
 
-    Logged are ``solver/flips`` (share of predictions that change under the exact flow),
-    ``solver/flips_upper`` (with 95 % confidence), ``solver/state_error`` and ``solver/nfe``. The
-    module is called as ``module(x)`` unless ``call`` says otherwise, and left as it is.
+    It logs ``solver/flips`` (share of predictions that change under the exact flow),
+    ``solver/flips_upper`` (its upper bound with 95 % confidence), ``solver/state_error`` and
+    ``solver/nfe``. The module is called as ``module(x)`` unless you pass ``call``, and is left
+    unchanged.
 
     Args:
-        data: samples that the model is not trained on; as in `audit`.
+        data: samples that the model is not trained on, as in `audit`.
         every_n_steps: training steps between checks.
-        samples: the first so many samples are looked at.
+        samples: number of samples to audit, the first ones of the data.
         how: other arguments of `audit`.
 
     Attributes:
-        reports: what was found, by training step.
+        reports: the audits, by training step.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Check, at every ``every_n_steps``-th step."""
+        """Check the model at every ``every_n_steps``-th step."""
         step = int(trainer.global_step)
         if step % self.every_n_steps or step in self.reports or not step:
             return
@@ -65,10 +66,8 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # which package it is of 
             "solver/state_error": found.state_error,
             "solver/nfe": found.own.nfe,
         }
-        pl_module.log_dict(
-            values, logger=False, rank_zero_only=True
-        )  # for callbacks that monitor them
-        for (
-            logger
-        ) in trainer.loggers:  # at this step alone: log_dict would repeat them until the epoch ends
+        # log_dict serves callbacks that monitor these values; with a logger it would repeat them
+        # until the epoch ends
+        pl_module.log_dict(values, logger=False, rank_zero_only=True)
+        for logger in trainer.loggers:
             logger.log_metrics(values, step)

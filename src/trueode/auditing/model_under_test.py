@@ -1,4 +1,4 @@
-"""What is audited: any model with its data, run under any solver."""
+"""The model under test: any model with its data, run under any solver."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from trueode.solvers import FixedStep, Solver
 
 @dataclass
 class ModelUnderTest(Runnable):
-    """A model, how it is called, and the samples that it is audited on.
+    """A model, how it is called, and the samples of its audit.
 
     Attributes:
-        forward: the model, and how it is called.
-        batches: the samples, in the batches in which they were given.
-        sizes: samples of each batch.
-        task: what is learned.
-        solver: the training solver, where it is not that of the model itself.
-        breaks: times at which its fields may jump, given by hand: of every other solver, steps end
-            there.
-        max_step: the longest step of every other solver; None: any.
-        given: the data, from before they were cut into batches.
-        of_rows: the mask and the groups that were given, of all rows.
+        forward: the model and its call.
+        batches: the samples, in batches.
+        sizes: the number of samples of each batch.
+        task: what the model predicts.
+        solver: the training solver, if the model itself uses another one.
+        breaks: times at which its fields may jump, passed by the user. All solvers except the
+            training solver end a step there.
+        max_step: the longest step of these solvers; None means no limit.
+        given: the data before they were cut into batches.
+        of_rows: the mask and the groups that the user passed, for all rows.
     """
 
     forward: Forward
@@ -64,10 +64,10 @@ class ModelUnderTest(Runnable):
         self.n = sum(self.sizes)
 
     def look_at(self, batches: tuple[Any, ...]) -> None:
-        """Take other batches, with all that belongs to their rows.
+        """Switch to other batches, with the targets, times, mask and groups of their rows.
 
         Raises:
-            DataError: they are not of a form that can be audited.
+            DataError: the batches have no form that can be audited.
         """
         for batch in batches:
             refuse_unknown("inputs", first_tensor(batch))
@@ -90,11 +90,10 @@ class ModelUnderTest(Runnable):
         """See `Runnable`.
 
         Raises:
-            UsageError: the model calls no solver that can be replaced, returns what cannot be
-                audited, or raises.
+            UsageError: the model calls no solver that can be replaced, returns something that
+                cannot be audited, or raises.
         """
-        # the training solver is audited as it is: finer steps, or steps that know of jumps, would
-        # be those of another one
+        # the training solver keeps its own steps: with limits or breaks it would be another solver
         how: tuple[tuple[float, ...], float | None] = (
             ((), None) if solver is None else (self.breaks, self.max_step)
         )
@@ -152,7 +151,7 @@ class ModelUnderTest(Runnable):
     def _parts(
         self, indices: Tensor | None, whole: bool
     ) -> Iterator[tuple[Any, Tensor, Tensor | None, int]]:
-        """Batches to run, their rows, which of these are wanted (None: all), and how many they are."""
+        """Yield each batch to run, its row numbers, the rows to keep (None for all), its size."""
         start = 0
         for batch, size in zip(self.batches, self.sizes, strict=True):
             every = torch.arange(start, start + size, device="cpu")
@@ -168,9 +167,10 @@ class ModelUnderTest(Runnable):
 
 
 NO_SOLVER = (
-    "The model's forward calls no solver that can be replaced, so nothing was audited. Replaced are: trueode.solve and "
-    "NeuralODE; torchdiffeq's odeint and odeint_adjoint; torchdyn's odeint and NeuralODE; torchode's AutoDiffAdjoint. A "
-    "loop written by hand, odeint_dense, a scripted or traced model escape: pass the field itself, as "
+    "The model's forward calls no solver that can be replaced, so nothing was audited. The audit "
+    "can replace trueode.solve and NeuralODE, torchdiffeq's odeint and odeint_adjoint, torchdyn's "
+    "odeint and NeuralODE, and torchode's AutoDiffAdjoint. It cannot replace a loop written by "
+    "hand, odeint_dense, or solves of a scripted or traced model: pass the field itself, as "
     "NeuralODE(field, upstream, downstream, solver)."
 )
 
@@ -192,23 +192,23 @@ def model_under_test(
     seed: int | None = None,
     **predictions: Any,
 ) -> ModelUnderTest:
-    """A model with its data, ready for an audit; see `audit` for the arguments.
+    """Prepare a model and its data for an audit; see `audit` for the arguments.
 
     Raises:
-        DataError: there is no data, or it is not of such a form.
+        DataError: there is no data, or it has none of the forms of `audit`.
         UsageError: the model cannot be audited.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise UsageError(
-            "A scripted model cannot be audited: its solver is compiled into it. Audit the model that it was scripted from."
+            "A scripted model cannot be audited, because its solver is compiled into it. Audit the "
+            "model that it was scripted from."
         )
     if not callable(model):
         raise UsageError(f"The model must be callable, got {type(model).__name__}.")
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples!r}.")
-    steps = FixedStep(
-        "euler", n_steps=1, breaks=tuple(breaks), max_step=max_step
-    )  # which refuses what is no time, no step
+    # the constructor refuses invalid times and steps
+    steps = FixedStep("euler", n_steps=1, breaks=tuple(breaks), max_step=max_step)
     given = read(data, samples)
     if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
@@ -218,9 +218,8 @@ def model_under_test(
         else task
     )
     kind = get_task(name, **predictions)
-    own = call is None and isinstance(
-        model, NeuralODE
-    )  # it takes its solver, and times, as arguments
+    # a NeuralODE takes its solver and times as arguments
+    own = call is None and isinstance(model, NeuralODE)
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
     found = ModelUnderTest(
         Forward(model, how[0], seed),
@@ -241,7 +240,7 @@ def model_under_test(
 def _of_rows(
     name: str, given: Tensor | None, n: int, kinds: tuple[torch.dtype, ...]
 ) -> Tensor | None:
-    """An argument that has an entry for each sample, cut to those that are looked at."""
+    """Check an argument with an entry for each sample, and cut it to the audited samples."""
     if given is None:
         return None
     if (
@@ -250,22 +249,25 @@ def _of_rows(
         or given.dim() == 0
         or len(given) < n
     ):
+        form = type(given).__name__
+        if isinstance(given, Tensor):
+            form = f"{given.dtype} of shape {tuple(given.shape)}"
         raise DataError(
-            f"{name}=… must be a tensor of {kinds[0]} with an entry for each of the {n} samples, got "
-            f"{f'{given.dtype} of shape {tuple(given.shape)}' if isinstance(given, Tensor) else type(given).__name__}."
+            f"{name}=… must be a tensor of {kinds[0]} with an entry for each of the {n} samples, "
+            f"got {form}."
         )
     return given[:n].detach().cpu()
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    """Parts of all batches; None where one of them has none."""
+    """Concatenate the parts of all batches; None if a batch has no such part."""
     known = [part for part in parts if part is not None]
     refuse_shapes(known)
     return torch.cat(known) if len(known) == len(parts) else None
 
 
 def _times(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
-    """Times of the states, ``(times,)`` of all samples, or ``(n, times)``."""
+    """The times of the states: ``(times,)`` if all samples share them, else ``(n, times)``."""
     times = [times_of(batch) for batch in batches]
     if not all(isinstance(t, Tensor) for t in times):
         return None
@@ -282,21 +284,21 @@ def _times(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
 
 
 def checked_output(output: Any, n: int, task: Task) -> Tensor:
-    """Outputs on the CPU in the shape that the task needs.
+    """Move outputs to the CPU, in the shape that the task needs.
 
     Raises:
-        UsageError: they are no such outputs.
+        UsageError: the outputs do not fit the task.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(
-            f"The model returned {kind}; outputs must be a floating point tensor, samples first. Say with call=… how it is "
-            "called, e.g. call=lambda model, batch: model(batch[0])[1][-1]."
+            f"The model returned {kind}; outputs must be a floating point tensor, samples first. "
+            "Pass call=…, e.g. call=lambda model, batch: model(batch[0])[1][-1]."
         )
     if output.dim() == 0 or len(output) != n:
         raise UsageError(
-            f"The model returned shape {tuple(output.shape)} for {n} samples; they must come first. Say with call=… how it "
-            "is called, e.g. call=lambda model, batch: model(*batch).transpose(0, 1)."
+            f"The model returned shape {tuple(output.shape)} for {n} samples; they must come "
+            "first. Pass call=…, e.g. call=lambda model, batch: model(*batch).transpose(0, 1)."
         )
     checked: Tensor = output.detach().cpu()
     if task.name == "classification" and task.decision is None:
@@ -308,7 +310,8 @@ def checked_output(output: Any, n: int, task: Task) -> Tensor:
     elif task.name == "density":
         if checked.numel() != n:
             raise UsageError(
-                f"The model returned shape {tuple(output.shape)}; log densities are one number for each sample, (n,)."
+                f"The model returned shape {tuple(output.shape)}; log densities must have shape "
+                "(n,), one number for each sample."
             )
         checked = checked.reshape(n, 1)
     elif task.name == "timeseries" and checked.dim() < 3:
@@ -317,15 +320,13 @@ def checked_output(output: Any, n: int, task: Task) -> Tensor:
 
 
 def final_state(solved: Solved, n: int) -> Tensor | None:
-    """The final states of a solve of ``n`` samples, ``(n, d)`` on the CPU; None where they are not
-    known.
-    """
+    """The final states of a solve of ``n`` samples, ``(n, d)`` on the CPU; None if unknown."""
     final = solved.final
     return None if final is None or len(final) != n else final.detach().flatten(1).cpu()
 
 
 def _call(model: Any, batch: Any) -> Any:
-    """``model(x)``, and ``model(x, t)`` where the batch holds times."""
+    """Call ``model(x)``, or ``model(x, t)`` if the batch holds times."""
     if not isinstance(batch, tuple | list):
         return model(batch)
     t = times_of(batch)
@@ -333,7 +334,9 @@ def _call(model: Any, batch: Any) -> Any:
 
 
 def _own_call(task: Task, solver: Solver | None) -> Call:
-    """How a `NeuralODE` is called; time series at the times of the batch, ``(batch, times, …)``."""
+    """The call of a `NeuralODE`; a time series is predicted at the times of the batch,
+    ``(batch, times, …)``.
+    """
 
     def call(model: NeuralODE, batch: Any) -> Any:
         if task.name == "timeseries":
@@ -346,14 +349,15 @@ def _own_call(task: Task, solver: Solver | None) -> Call:
 def _task_name(y: Tensor | None, batch: Any) -> str:
     if y is None:
         raise UsageError(
-            "The data has no targets, so it cannot be told what is learned: pass task='classification', 'regression' or "
-            "'timeseries'."
+            "The data has no targets, so the task cannot be inferred: pass task='classification', "
+            "'regression' or 'timeseries'."
         )
     if not y.is_floating_point():
         return "classification"
     if bool(((y == 0) | (y == 1)).all()):
         raise UsageError(
-            "The targets are numbers, and all are 0 or 1: pass task='classification' (for a model of one or more logits), or "
-            "task='regression' or 'timeseries'."
+            "The targets are floating point numbers, but all are 0 or 1: pass "
+            "task='classification' (for a model with one or more logits), 'regression' or "
+            "'timeseries'."
         )
     return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"

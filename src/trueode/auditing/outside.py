@@ -1,4 +1,4 @@
-"""Fields that a model calls outside of every solve, too: steps made by hand there are not seen."""
+"""Detects fields that a model also calls outside of its solves, for example for a step by hand."""
 
 from __future__ import annotations
 
@@ -12,34 +12,25 @@ from typing import Any
 import torch
 from torch import nn
 
-SOLVERS = (
-    "torchdiffeq.",
-    "torchdyn.numerics.",
-    "torchode.",
-    "trueode.solvers.",
-)  # modules whose code calls fields
-WRAPPERS = (
-    "torchdiffeq.",
-    "torchdyn.",
-    "torchode.",
-    "torch._dynamo.",
-)  # their modules only hand on calls
+# code of these Python modules calls fields
+SOLVERS = ("torchdiffeq.", "torchdyn.numerics.", "torchode.", "trueode.solvers.")
+# layers of these Python modules only pass calls on
+WRAPPERS = ("torchdiffeq.", "torchdyn.", "torchode.", "torch._dynamo.")
 CALL = nn.Module._call_impl.__code__
 
 
 class FieldCalls:
-    """Calls of modules with parameters, inside and outside of solves."""
+    """Counts calls of modules with parameters, inside and outside of solves."""
 
     def __init__(self) -> None:
         self._outside = Counter[nn.Module]()
-        self._inside: dict[
-            FrameType, Counter[nn.Module]
-        ] = {}  # by solve; of modules that no other one calls
+        # per solve, the calls of modules that no other module calls
+        self._inside: dict[FrameType, Counter[nn.Module]] = {}
 
     @property
     def outside(self) -> dict[nn.Module, tuple[int, int]]:
-        """Modules that make up the field of a solve and are all called outside of every solve, too:
-        calls outside and inside.
+        """The numbers of calls outside and inside of solves, for each module of a field. A field
+        counts if all its modules are also called outside of every solve.
         """
         fields = [solve for solve in self._inside.values() if solve.keys() <= self._outside.keys()]
         return {
@@ -49,7 +40,7 @@ class FieldCalls:
         }
 
     def note(self, module: nn.Module, given: Any) -> None:
-        """A module is called."""
+        """Count a call of a module."""
         solve, alone = _around(module)
         if solve is None:
             self._outside[module] += 1
@@ -61,7 +52,7 @@ class FieldCalls:
 
 @contextmanager
 def field_calls(modules: Iterable[nn.Module]) -> Iterator[FieldCalls]:
-    """A block in which calls of modules are noted, of those that have parameters."""
+    """Count calls of those modules that have parameters, within the block."""
     calls = FieldCalls()
     with ExitStack() as stack:
         for module in modules:
@@ -76,8 +67,8 @@ def field_calls(modules: Iterable[nn.Module]) -> Iterator[FieldCalls]:
 
 
 def _around(module: nn.Module) -> tuple[FrameType | None, bool]:
-    """The outermost solve around a call of a module, if there is one, and whether that calls the
-    module without another one.
+    """The outermost solve around a call of a module, if any, and whether the solve calls the module
+    directly.
     """
     solve, alone = None, True
     frame: FrameType | None = sys._getframe(2)

@@ -1,4 +1,4 @@
-"""An audited model is left exactly as it was."""
+"""Leaves an audited model exactly as it was."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from trueode.evaluation import evaluating
 
 @contextmanager
 def preserve_state(found: Reachable) -> Iterator[Kept]:
-    """Evaluation mode without gradients; after it all that was found behind a model is as before.
+    """Run a block in evaluation mode without gradients, and restore the model afterwards.
 
-    That is: parameters, buffers, modes, gradients, attributes, contents of containers, closures and
-    global names, and the random state. The block is given what there is in evaluation mode.
+    Restored are parameters, buffers, modes, gradients, attributes, contents of containers, closures
+    and global names, and the random state. The block receives the state in evaluation mode.
+
+    Args:
+        found: everything that a call of the model may use or change.
     """
     devices = {x.device for x in found.tensors if x.device.type == "cuda"}
     kept = Kept(found.holders)
@@ -29,7 +32,7 @@ def preserve_state(found: Reachable) -> Iterator[Kept]:
     with torch.random.fork_rng(devices=list(devices)):
         try:
             for x, _, _ in grads:
-                x.grad = None  # a backward pass inside of a forward adds to another tensor
+                x.grad = None  # a backward pass inside a forward pass must not add to it
             with torch.no_grad(), ExitStack() as stack:
                 for module in found.modules:
                     stack.enter_context(evaluating(module))
@@ -46,7 +49,7 @@ def preserve_state(found: Reachable) -> Iterator[Kept]:
 def _numpy_state() -> Any:
     import numpy as np
 
-    return np.random.get_state()  # noqa: NPY002 - a user's global state, not one of ours
+    return np.random.get_state()  # noqa: NPY002 - the user's global state
 
 
 def _set_numpy_state(state: Any) -> None:

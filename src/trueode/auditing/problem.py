@@ -1,4 +1,4 @@
-"""The solves of a model: what it asked for, and what was done."""
+"""The solves of a model: the problem and solver that it requested, and the outcome."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 from trueode.solvers import Adaptive, FixedStep, Solver
 
-MOST_NAMED = 3  # solvers of a model that are all named
+MOST_NAMED = 3  # at most this many solvers of a model are named
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class FoundSolver:
-    """The solver that a call of a library asked for.
+    """The solver that a call of a library requested.
 
     Attributes:
         library: name of the library.
-        method: the library's own name of the method, e.g. ``"rk4"``.
-        settings: plain values, as far as they are known: ``rtol``, ``atol`` (the smallest, where
-            there are several), ``step_size`` (the mean one, where steps differ), ``n_times`` and
-            the library's own.
-        adaptive: whether steps are chosen by an estimate of the error.
-        order: of the method; 0 where it varies.
-        name: the same method's name in ``catalog.METHODS``, None where there is none. An embedded
-            method is the same if it advances the same solution; estimates of its error differ.
-        blocks: the solvers of a model's ODE blocks, where they differ.
+        method: the library's name of the method, e.g. ``"rk4"``.
+        settings: the known settings as plain values: ``rtol``, ``atol`` (the smallest of several),
+            ``step_size`` (the mean if steps differ), ``n_times`` and settings particular to the
+            library.
+        adaptive: whether an error estimate controls the steps.
+        order: order of the method; 0 if it varies.
+        name: name of the same method in ``catalog.METHODS``; None if it is not there. Embedded
+            methods are the same if they advance the same solution; error estimates may differ.
+        blocks: the solvers of the model's ODE blocks, if they differ.
     """
 
     library: str
@@ -43,21 +43,21 @@ class FoundSolver:
 
     @property
     def rtol(self) -> float:
-        """The relative tolerance; NaN where there is none."""
+        """The relative tolerance; NaN if there is none."""
         return float(self.settings.get("rtol", nan))
 
     @property
     def label(self) -> str:
-        """The method by its name here, if it is one of ours with one tolerance; else as its library
-        names it.
+        """Name of the method in ``catalog.METHODS``, if it is there and has a single tolerance;
+        else its name in the library.
         """
         if self.adaptive and self.settings.get("atol", self.rtol) != self.rtol:
-            return str(self)  # rows of ours have one
+            return str(self)  # a row of the table has one tolerance
         return self.name or f"{self.library} {self.method}".strip()
 
     def ours(self, n_steps: float) -> Solver | None:
-        """The same as one of our solvers; None where there is none: each library controls steps in
-        another way.
+        """The equivalent solver of this package; None if there is none, because each library
+        controls adaptive steps differently.
         """
         if not self.adaptive:
             return FixedStep(self.name, n_steps=max(1, round(n_steps))) if self.name else None
@@ -87,8 +87,8 @@ class FoundSolver:
 
 
 def together(found: Sequence[FoundSolver]) -> FoundSolver:
-    """The solver of a model; where its ODE blocks have different ones, all of them, and each is in
-    ``blocks``.
+    """Describe the solver of a model. If its ODE blocks use different ones, the description names
+    them, and ``blocks`` holds each.
     """
     texts = list(dict.fromkeys(map(str, found)))
     if len(texts) == 1:
@@ -120,17 +120,17 @@ def together(found: Sequence[FoundSolver]) -> FoundSolver:
 
 @dataclass(frozen=True)
 class ForeignProblem:
-    """An initial value problem that a model posed.
+    """An initial value problem posed by a model.
 
     Attributes:
-        field: called with a time (a tensor without dimension) and a state of the shape of ``z0``.
+        field: called with a time (a scalar tensor) and a state of the shape of ``z0``.
         z0: the initial state.
-        times: ``(times,)``, ascending; the first is the start, the last the end; states are wanted
-            at all of them.
+        times: ``(times,)``, ascending from the start to the end: the times at which the model
+            requests states.
         breaks: further times at which steps must end, because the field may jump there.
-        samples: whether the first dimension of ``z0`` counts samples. Not so for the flat states
-            that tuples become, and for states of one dimension.
-        found: the solver that the model asked for.
+        samples: whether the first dimension of ``z0`` counts samples; False for states of one
+            dimension, and for tuples that the library flattened.
+        found: the solver that the model requested.
     """
 
     field: Field
@@ -143,18 +143,18 @@ class ForeignProblem:
 
 @dataclass(frozen=True)
 class Solved:
-    """One solve, of the library's own solver or of the one in its place.
+    """The outcome of one solve, by the library's solver or its replacement.
 
     Attributes:
-        found: the solver that the model asked for.
-        nfe: field evaluations for a sample, mean over the samples.
-        n_steps: accepted steps, likewise; NaN where the library does not tell.
-        n_rejected: rejected steps, likewise.
-        length: of the interval, mean over the samples.
+        found: the solver that the model requested.
+        nfe: field evaluations per sample, mean over the samples.
+        n_steps: accepted steps, mean over the samples; NaN if the library does not count them.
+        n_rejected: rejected steps, in the same way.
+        length: length of the interval, mean over the samples.
         status: ``"success"``, ``"max_steps"``, ``"step_underflow"``, ``"non_finite"`` or
             ``"failed"``.
-        message: what happened, for a failure.
-        final: the state at the end, samples first; None where its first dimension does not count
+        message: description of a failure.
+        final: the state at the end, samples first; None if its first dimension does not count
             samples.
     """
 
@@ -169,17 +169,17 @@ class Solved:
 
 
 Replacement = Callable[[ForeignProblem], tuple[Tensor, Solved]]
-"""Solves a problem: the states ``(times, *z0.shape)``, of which the first is ``z0``, and what was
-done.
+"""Solves a problem: returns the states ``(times, *z0.shape)``, starting with ``z0``, and the
+outcome.
 """
 
 
 def with_times(call: Field, times: Tensor, z0: Tensor) -> Field:
-    """A field whose times come in the dtype of a library's times, or in that of the state if it is
-    wider.
+    """Wrap a field to receive times in the dtype that its library would pass.
 
-    A solver hands out times in the dtype of the state. Where a library's times are narrower than
-    its state, a model of single precision is run in double precision.
+    A solver of this package passes times in the dtype of the state. The wrapped field gets them in
+    the dtype of the library's times, or in that of the state if this is wider, as in a model
+    of single precision that is run in double precision.
     """
     dtype = torch.promote_types(times.dtype, z0.dtype)
 
@@ -190,20 +190,18 @@ def with_times(call: Field, times: Tensor, z0: Tensor) -> Field:
 
 
 def status_of(states: Tensor, found: FoundSolver) -> tuple[str, str]:
-    """Status and message of a library's own solve that ended, by its states."""
-    mapped = torch._C._are_functorch_transforms_active()  # there a value cannot be asked for
+    """Status and message of a completed solve of a library, judged by its states."""
+    mapped = torch._C._are_functorch_transforms_active()  # values cannot be read inside a transform
     if mapped or bool(states.detach().isfinite().all()):
         return "success", ""
     return "non_finite", f"The solve with {found} reached a state that is not finite."
 
 
 def has_samples(z0: Tensor) -> bool:
-    """Whether the first dimension of a state that a model gave as a tensor counts samples: if there
-    is another one.
-    """
+    """Whether the first dimension of a state tensor counts samples: yes if it has another one."""
     return z0.dim() > 1
 
 
 def plain_tolerance(value: Any) -> float:
-    """A tolerance as a number: the smallest one, where there is one for each number of the state."""
+    """A tolerance as a number: the smallest, if each number of the state has its own."""
     return float(value.min()) if isinstance(value, Tensor) else float(value)

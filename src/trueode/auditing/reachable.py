@@ -1,4 +1,4 @@
-"""What lies behind a callable: the objects that a call of it may use or change."""
+"""Finds the objects that a call of a function may use or change."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from weakref import ProxyTypes
 
 from torch import Tensor, nn
 
-MOST = 100_000  # objects that are looked at
-LONG = 1_000  # entries of a container: a longer one holds data
-LARGE = 10**7  # numbers of a tensor beside parameters and buffers: a larger one is data
+MOST = 100_000  # limit on the objects that are examined
+LONG = 1_000  # a container with more entries is taken for data
+LARGE = 10**7  # so is a tensor with more numbers, unless it is a parameter or buffer
 LIBRARIES = frozenset(sys.stdlib_module_names) | {
     *(
         "torch",
@@ -33,10 +33,10 @@ LIBRARIES = frozenset(sys.stdlib_module_names) | {
     ),
     *("lightning", "pytorch_lightning", "lightning_fabric"),
 }
-"""Packages whose functions and objects keep nothing of a model, beside its modules; as all that are
-installed.
+"""Packages that are not searched, like all installed ones: except for modules, their functions and
+objects hold no state of a model.
 """
-INSTALLED = ("site-packages", "dist-packages")  # folders of packages
+INSTALLED = ("site-packages", "dist-packages")  # folders of installed packages
 
 
 class Entries(NamedTuple):
@@ -48,13 +48,14 @@ class Entries(NamedTuple):
 
 @dataclass
 class Reachable:
-    """What was found, each once.
+    """The objects found, each once.
 
     Attributes:
-        every: modules, those inside of others included.
-        holders: what has contents: tensors, dicts (those of attributes included), lists, sets,
-            deques, cells of closures, classes, and global names that functions assign.
-        modes: whether some code asks for the mode, training or evaluation.
+        every: all modules, including nested ones.
+        holders: objects with contents that may change: tensors, dicts (including those of
+            attributes), lists, sets, deques, cells of closures, classes, and global names that
+            functions assign.
+        modes: whether some code reads ``training``, the mode of a module.
     """
 
     every: list[nn.Module] = field(default_factory=list)
@@ -63,7 +64,7 @@ class Reachable:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Modules that lie in no other one."""
+        """Modules that are not part of another one."""
         inside = {
             id(part) for module in self.every for part in module.modules() if part is not module
         }
@@ -76,11 +77,14 @@ class Reachable:
 
 
 def reachable(*roots: Any) -> Reachable:
-    """Look through attributes, containers, methods, partials, and the closures, defaults and global
-    names of functions.
+    """Search attributes, containers, methods, partials, and the closures, defaults and global names
+    of functions.
+
+    Args:
+        roots: where the search starts.
     """
     found = Reachable()
-    seen: dict[int, Any] = {}  # objects stay alive, so that their ids stay theirs
+    seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is used twice
     waiting = deque(roots)
     while waiting and len(seen) < MOST:
         x = waiting.popleft()
@@ -111,7 +115,7 @@ def reachable(*roots: Any) -> Reachable:
 
 
 def _parts(x: Any) -> Iterator[Any]:
-    """What an object holds."""
+    """Yield the objects that an object refers to."""
     if isinstance(x, dict):
         yield from list(x.values()) if len(x) <= LONG else ()
     elif isinstance(x, list | tuple | set | frozenset | deque):
@@ -119,7 +123,7 @@ def _parts(x: Any) -> Iterator[Any]:
     elif isinstance(x, CellType):
         try:
             yield x.cell_contents
-        except ValueError:  # it is empty
+        except ValueError:  # an empty cell
             return
     elif isinstance(x, MethodType):
         yield from (x.__self__, x.__func__)
@@ -127,7 +131,7 @@ def _parts(x: Any) -> Iterator[Any]:
         yield from (x.func, x.args, x.keywords)
     elif isinstance(x, FunctionType):
         if not _is_known(x):
-            # vars: a function may have attributes, too
+            # a function may have attributes: vars
             yield from (*(x.__closure__ or ()), x.__defaults__, x.__kwdefaults__, vars(x))
             yield from _globals_of(x)
     elif isinstance(x, type):
@@ -143,8 +147,8 @@ def _parts(x: Any) -> Iterator[Any]:
 
 
 def _globals_of(function: FunctionType) -> Iterator[Any]:
-    """What the global names of a function stand for; of a module of somebody's own, what it takes
-    from there.
+    """Yield the values of the global names of a function; for a module that is not of a library,
+    those members that the function uses.
     """
     code, held = function.__code__, function.__globals__
     for name in _global_names(code, "LOAD_GLOBAL", "LOAD_NAME"):
@@ -169,7 +173,7 @@ def _is_library(module: str) -> bool:
 
 
 def _global_names(code: CodeType, *operations: str) -> set[str]:
-    """Global names that code uses in one of the operations."""
+    """The global names that code uses in one of these operations."""
     return {
         each.argval
         for part in _nested(code)
@@ -179,7 +183,7 @@ def _global_names(code: CodeType, *operations: str) -> set[str]:
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
-    """Code, and the code of functions that are made in it."""
+    """Yield code, and the code of the functions defined in it."""
     yield code
     for part in code.co_consts:
         if isinstance(part, CodeType):

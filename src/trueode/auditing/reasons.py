@@ -1,5 +1,5 @@
-"""Why a model depends on its solver: margins, stiffness, crossing trajectories, dependence on the
-batch.
+"""Reasons why a model depends on its solver: margins, stiffness, crossing trajectories, dependence
+on the batch.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from trueode.solvers import ButcherTableau, FixedStep, Solver, get_tableau
 from trueode.solvers.problem import Problem
 from trueode.solvers.solving import solve_problem
 
-PROBED = 40  # samples
-TIMES = 5  # along the trajectories
-POWER_STEPS = 12
-FINE = 128  # steps of rk4 along which the exact flow is looked at
-LONGEST = 129  # points of a trajectory
-PAIRS_AT_ONCE = 16  # of trajectories: few enough to stay in the processor's cache
+PROBED = 40  # samples whose trajectories are examined
+TIMES = 5  # times along each trajectory at which its Lipschitz constant is estimated
+POWER_STEPS = 12  # iterations of the power method
+FINE = 128  # steps of rk4 for the exact trajectories
+LONGEST = 129  # most points of a trajectory
+PAIRS_AT_ONCE = 16  # pairs of trajectories that fit into the processor's cache
 
 
 @dataclass(frozen=True)
 class Reasons:
-    """What explains a verdict; none of it decides.
+    """Quantities that explain a verdict; none of them decides.
 
     Attributes:
-        margin_share: of classifiers: the error of the largest logit, relative to the margin between
-            the two largest logits of the exact flow: its ``median``, its 90 % quantile ``q90``, and
-            the share ``above_half`` of samples in which it exceeds a half.
+        margin_share: for classifiers, the largest error of the logits relative to the margin
+            between the two largest logits of the exact flow: its ``median``, its 90 % quantile
+            ``q90``, and the share ``above_half`` of samples in which it exceeds a half.
         lipschitz: largest growth of a small difference per unit of time, along the exact
             trajectories of some samples; a lower bound of the field's Lipschitz constant there.
         step_lipschitz: the training step times ``lipschitz``.
-        stability: the method is stable for steps times a negative eigenvalue down to minus this;
-            NaN if it is not known.
-        crossings: of two-dimensional states in an autonomous field: pairs of trajectories of
-            different predictions that cross, under the training solver; None where it makes no
-            sense.
-        crossings_exact: the same under the exact flow, where none can cross but the chords that
-            stand for them.
-        pairs: pairs looked at.
-        halved: predictions that change when the batches are halved: of solvers that control the
-            error of a batch; None where it cannot be told.
+        stability: the method is stable if the step times a negative eigenvalue is at least minus
+            this; NaN if unknown.
+        crossings: for two-dimensional states of an autonomous field, the number of pairs of
+            trajectories with different predictions that cross under the training solver; None for
+            other models.
+        crossings_exact: the same under the exact flow. Its trajectories cannot cross, but the
+            chords that represent them can.
+        pairs: number of pairs that were examined.
+        halved: for solvers that control the error of a batch, the number of predictions that change
+            when batches are halved; None if this cannot be tested.
         idle: whether an adaptive training solver accepted every step at its first try.
-        texts: all of it in sentences.
+        texts: all of these in sentences.
     """
 
     margin_share: dict[str, float] | None
@@ -72,10 +72,10 @@ class Paths:
     """Trajectories of some samples through the first ODE block.
 
     Attributes:
-        own: under the training solver, ``(points, n, d)``.
-        exact: under the exact flow, ``(points, n, d)``.
-        predictions: of the samples under the training solver, ``(n,)``.
-        predictions_exact: of the samples under the exact flow, ``(n,)``.
+        own: states under the training solver, ``(points, n, d)``.
+        exact: states under the exact flow, ``(points, n, d)``.
+        predictions: predictions under the training solver, ``(n,)``.
+        predictions_exact: predictions under the exact flow, ``(n,)``.
     """
 
     own: Tensor
@@ -85,32 +85,32 @@ class Paths:
 
 
 def find_reasons(
-    subject: ModelUnderTest, own: Evaluation, exact: ExactFlow, row: Row
+    tested: ModelUnderTest, own: Evaluation, exact: ExactFlow, row: Row
 ) -> tuple[Reasons, Paths | None]:
-    """Look for reasons, on some of the first samples.
+    """Find reasons for the verdict, on some of the first samples.
 
     Args:
-        subject: the model and the samples.
-        own: the model under its training solver.
-        exact: the model under its exact flow.
-        row: of the training solver.
+        tested: the model and the samples.
+        own: results under the training solver.
+        exact: results under the exact flow.
+        row: the row of the training solver.
 
     Returns:
         The reasons, and for two-dimensional states the trajectories.
     """
     logits = (
-        subject.task.name == "classification"
-        and subject.task.decision is None
+        tested.task.name == "classification"
+        and tested.task.decision is None
         and own.outputs.dim() == 2
     )
     shares = _margin_shares(own.outputs.double(), exact) if logits else None
     solver = own.solver.ours(own.n_steps) if hasattr(own.solver, "ours") else own.solver
-    probe = _probe(subject, solver)
+    probe = _probe(tested, solver)
     length = probe.length
     single = not getattr(own.solver, "blocks", ())  # else the first block's steps are not known
     step = length / max(own.n_steps, 1.0) if single else nan
     limit = stability_limit(get_tableau(row.method)) if row.method in METHODS else nan
-    halved = _halved(subject, own) if row.kind == "adaptive" else None
+    halved = _halved(tested, own) if row.kind == "adaptive" else None
     idle = row.kind == "adaptive" and own.n_rejected == 0
     paths, crossings, crossings_exact, pairs = None, None, None, 0
     if probe.own is not None and probe.exact is not None and logits:
@@ -133,7 +133,7 @@ def find_reasons(
         idle,
         (),
     )
-    return Reasons(**{**vars(reasons), "texts": tuple(_texts(reasons, row, subject.n))}), paths
+    return Reasons(**{**vars(reasons), "texts": tuple(_texts(reasons, row, tested.n))}), paths
 
 
 def _margin_shares(own: Tensor, flow: ExactFlow) -> dict[str, float] | None:
@@ -160,24 +160,24 @@ class _Probe:
     exact: Tensor | None = None
 
 
-def _probe(subject: ModelUnderTest, solver: Solver | None) -> _Probe:
-    """Look at the field of the first ODE block, from inside a call of the model."""
-    batch, size = subject.batches[0], subject.sizes[0]
+def _probe(tested: ModelUnderTest, solver: Solver | None) -> _Probe:
+    """Examine the field of the first ODE block, during a call of the model."""
+    batch, size = tested.batches[0], tested.sizes[0]
     n = min(PROBED, size)
-    few = chosen(batch, torch.arange(n, device="cpu"), size) if subject.separable else batch
+    few = chosen(batch, torch.arange(n, device="cpu"), size) if tested.separable else batch
     found = _Probe()
 
     inner = replace_by(
-        FixedStep("rk4", n_steps=FINE), breaks=subject.breaks, max_step=subject.max_step
+        FixedStep("rk4", n_steps=FINE), breaks=tested.breaks, max_step=tested.max_step
     )
 
     def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         if found.length != found.length:  # the first block only
-            _look(problem, solver, breaks_within(problem, subject.breaks), found)
+            _look(problem, solver, breaks_within(problem, tested.breaks), found)
         return inner(problem)
 
-    with replaced(subject.forward.steady(look)):
-        subject.forward(few)
+    with replaced(tested.forward.steady(look)):
+        tested.forward(few)
     return found
 
 
@@ -205,8 +205,8 @@ def _look(
     found.autonomous = bool(torch.equal(early, late))
     found.exact = states.flatten(2)[:, :PROBED].cpu()
     if solver is not None:
-        # between its steps Euler's method goes straight; chords of higher methods could cross where
-        # their solutions do not
+        # Euler's method is straight between its steps; for methods of higher order, chords of
+        # whole steps could cross even if their solutions do not
         points = grid
         if (
             isinstance(solver, FixedStep)
@@ -224,8 +224,8 @@ def _look(
 
 
 def growth(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor, samples: bool) -> float:
-    """The largest factor by which the field stretches small differences, by power iteration with
-    finite differences.
+    """Estimate the largest factor by which the field stretches small differences, by power
+    iteration with finite differences.
     """
     if not bool(z.isfinite().all()):
         return nan
@@ -249,8 +249,8 @@ def growth(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor, samp
 
 
 def stability_limit(tableau: ButcherTableau) -> float:
-    """Where on the negative real axis a method stops being stable: |R(-x)| <= 1 for 0 <= x <=
-    limit.
+    """Compute the stability limit of a method on the negative real axis: |R(-x)| <= 1 for
+    0 <= x <= limit.
 
     Source: Hairer & Wanner, Solving Ordinary Differential Equations II, section IV.2.
     """
@@ -279,14 +279,14 @@ def stability_limit(tableau: ButcherTableau) -> float:
 
 
 def count_crossings(paths: Tensor, labels: Tensor) -> tuple[int, int]:
-    """Pairs of plane polylines of different labels that cross.
+    """Count the pairs of polylines in the plane that cross and have different labels.
 
     Args:
         paths: ``(points, n, 2)``.
         labels: ``(n,)``.
 
     Returns:
-        The pairs that cross, and all pairs of different labels.
+        The number of pairs that cross, and of all pairs with different labels.
     """
     n = paths.shape[1]
     first, second = torch.triu_indices(n, n, offset=1, device=paths.device)
@@ -300,8 +300,8 @@ def count_crossings(paths: Tensor, labels: Tensor) -> tuple[int, int]:
 
 
 def _apart(p: Tensor, q: Tensor) -> Tensor:
-    """Whether the line through a segment of p has the ends of a segment of q on two sides:
-    ``(pairs, of p, of q)``.
+    """Whether the ends of a segment of q lie on different sides of the line through a segment of p,
+    ``(pairs, segments of p, segments of q)``.
     """
     start, along = p[:, :-1, None], p.diff(dim=1)[:, :, None]
     to = q[:, None] - start
@@ -309,20 +309,18 @@ def _apart(p: Tensor, q: Tensor) -> Tensor:
     return side[..., :-1] * side[..., 1:] < 0
 
 
-def _halved(subject: ModelUnderTest, own: Evaluation) -> int | None:
-    """Predictions that change when every batch is taken in two halves."""
-    if not subject.separable:
+def _halved(tested: ModelUnderTest, own: Evaluation) -> int | None:
+    """Count the predictions that change if each batch is split into two halves."""
+    if not tested.separable:
         return None
     batches, sizes = [], []
-    for batch, size in zip(subject.batches, subject.sizes, strict=True):
+    for batch, size in zip(tested.batches, tested.sizes, strict=True):
         for rows in torch.arange(size, device="cpu").chunk(2):
             batches.append(chosen(batch, rows, size))
             sizes.append(len(rows))
-    halves = subject.on(tuple(batches), tuple(sizes)).run().outputs
+    halves = tested.on(tuple(batches), tuple(sizes)).run().outputs
     whole = own.outputs.double()
-    return int(
-        subject.task.flipped(halves.double(), whole, subject.task.allowed(whole)).any(1).sum()
-    )
+    return int(tested.task.flipped(halves.double(), whole, tested.task.allowed(whole)).any(1).sum())
 
 
 def _texts(reasons: Reasons, row: Row, n: int) -> list[str]:
@@ -330,30 +328,34 @@ def _texts(reasons: Reasons, row: Row, n: int) -> list[str]:
     if reasons.margin_share is not None:
         median, half = (reasons.margin_share[name] for name in ("median", "above_half"))
         found.append(
-            f"the error of the logits is {median:.2g} of the decision margin in the median; it exceeds half of the margin, "
-            f"which can change the prediction, in {100 * half:.1f} % of the samples"
+            f"the median error of the logits is {median:.2g} of the decision margin; in "
+            f"{100 * half:.1f} % of the samples it exceeds half of the margin, enough to change "
+            "the prediction"
         )
     if reasons.step_lipschitz == reasons.step_lipschitz:
         stable = ""
         if reasons.stability == reasons.stability and row.kind == "fixed":
-            # a lower bound of a Lipschitz constant: what is below the limit may yet be unstable
+            # the Lipschitz constant is a lower bound: a value below the limit proves no stability
             place = "above" if reasons.step_lipschitz > reasons.stability else "below"
             stable = f", {place} the stability limit {reasons.stability:.3g} of {row.method}"
         found.append(
-            f"a step times the vector field's Lipschitz constant, estimated from below as {reasons.lipschitz:.3g}, is "
-            f"{reasons.step_lipschitz:.3g}{stable}"
+            "the training step times the Lipschitz constant of the vector field (at least "
+            f"{reasons.lipschitz:.3g}) is {reasons.step_lipschitz:.3g}{stable}"
         )
     if reasons.crossings is not None:
         found.append(
-            f"{reasons.crossings} of {reasons.pairs} pairs of trajectories of different predictions cross under the training "
-            f"solver, {reasons.crossings_exact} under the exact flow, where only chords can: those of an ODE do not cross"
+            f"{reasons.crossings} of {reasons.pairs} pairs of trajectories with different "
+            f"predictions cross under the training solver, {reasons.crossings_exact} under the "
+            "exact flow: trajectories of an ODE cannot cross, only the chords drawn for them"
         )
     if reasons.halved:
         found.append(
-            f"{reasons.halved} of {n} predictions change when the batches are halved: steps are shared by a batch"
+            f"{reasons.halved} of {n} predictions change when the batches are halved, because all "
+            "samples of a batch share their steps"
         )
     if reasons.idle:
         found.append(
-            "adaptivity is idle: every step was accepted at the first try, so the tolerance hardly decides the steps"
+            "adaptivity is idle: every step was accepted at the first try, so the tolerance hardly "
+            "affects the steps"
         )
     return found

@@ -1,4 +1,4 @@
-"""Replaces a model's solver by one of this package."""
+"""Replacements for a model's solver: the solvers of this package."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def replace_by(
 ) -> Replacement:
     """Replace a model's solver by one of this package.
 
-    Steps end at all times at which states are wanted and at all breaks, so no state of a solver
-    with given steps is interpolated: ``FixedStep(n_steps=N)`` takes, on an interval of length T,
-    equal steps of at most T / N between these times, ``FixedStep(step_size=h)`` of at most h;
-    `OnGrid` adds them to its grid. `Adaptive` solves from break to break, with dense output at the
-    times between; it never looks at single samples, because a field may depend on the whole batch.
-    A solve that fails is noted with its status, and its states are NaN from there.
+    Steps end at all breaks and at all times at which the model requests states, so solvers with
+    fixed steps do not interpolate. Between these times, ``FixedStep(n_steps=N)`` on an interval of
+    length T takes equal steps of at most T / N, and ``FixedStep(step_size=h)`` of at most h;
+    `OnGrid` adds the times to its grid. `Adaptive` solves from break to break, with dense output at
+    the times between, and with the same steps for all samples, because a field may depend on the
+    whole batch. If a solve fails, the outcome has its status, and later states are NaN.
 
     Args:
         solver: takes the steps.
-        solving: solves the problems in a way of its own, at all times at which states are wanted.
+        solving: if given, solves the problems itself, at all requested times.
         breaks: further times at which a field may jump.
-        max_step: no step is longer.
+        max_step: the longest step.
 
     Raises:
         UsageError: the solver has a grid for each sample.
@@ -46,7 +46,8 @@ def replace_by(
         solver = replace(solver, per_sample=False)
     elif isinstance(solver, OnGrid) and solver.per_sample:
         raise UsageError(
-            f"{solver} has a grid for each sample, which a model's samples need not fit: use Adaptive."
+            f"{solver} has a grid for each sample, which need not fit the samples of a model: use "
+            "Adaptive."
         )
 
     if isinstance(solver, FixedStep | Adaptive) and max_step is not None:
@@ -66,7 +67,8 @@ def _solve(
     z0 = problem.z0
     if not z0.is_floating_point():
         raise UsageError(
-            f"The model solves for a state of {z0.dtype}; only real floating point states can be audited."
+            f"The model solves for a state of {z0.dtype}; only real floating point states can be "
+            "audited."
         )
     times = problem.times.detach().to("cpu", torch.float64).tolist()
     start, end = times[0], times[-1]
@@ -95,10 +97,10 @@ def _solve(
 def _steps(
     solver: Solver, times: Sequence[float], breaks: tuple[float, ...], longest: float | None
 ) -> Solver:
-    """What takes the steps.
+    """Build the solver that takes the steps, ending at all times and breaks.
 
     Raises:
-        SolveError: more steps would be needed than are allowed.
+        SolveError: the solve would need more steps than allowed.
     """
     if isinstance(solver, Adaptive):
         return replace(solver, breaks=breaks)
@@ -113,13 +115,12 @@ def _steps(
         raise SolveError(
             f"{solver} would need {len(grid) - 1} steps, more than max_steps = {most}.", "max_steps"
         )
-    # the same operations as for the times that are saved: grid points and these agree to the last
-    # bit
+    # the same operations as for the saved times, so that grid points equal them to the last bit
     return OnGrid(solver.tableau, tuple((t - start) / (end - start) for t in grid), breaks=breaks)
 
 
 def _filled(grid: list[float], longest: float) -> list[float]:
-    """A grid of which every step is split into equal ones that are no longer than allowed."""
+    """Split each step of a grid into equal steps that are no longer than ``longest``."""
     step, filled = FixedStep("euler", step_size=longest), grid[:1]
     for left, right in pairwise(grid):
         n = max(1, step.count(right - left))
@@ -128,12 +129,11 @@ def _filled(grid: list[float], longest: float) -> list[float]:
 
 
 def breaks_within(problem: ForeignProblem, given: Sequence[float]) -> tuple[float, ...]:
-    """The breaks inside of the interval, of the problem and given by hand.
+    """The breaks inside the interval: those of the problem, and those passed by the user.
 
-    A break that differs from a time by rounding is that time.
-    The times of a solve that runs backwards are negated, in ways that differ between libraries, and
-    a break that is given by hand knows nothing of that: where it lies outside of the interval, its
-    negative is taken.
+    A break that differs from a time only by rounding becomes that time. Libraries negate the times
+    of a solve that runs backwards, which a user's break does not follow: if it lies outside the
+    interval, its negative is used.
     """
     times = problem.times.detach().to("cpu", torch.float64).tolist()
     start, end = times[0], times[-1]
@@ -149,7 +149,7 @@ def breaks_within(problem: ForeignProblem, given: Sequence[float]) -> tuple[floa
 def _steps_between(
     solver: FixedStep | OnGrid, start: float, end: float
 ) -> Callable[[float, float], list[float]]:
-    """Where steps end between two times."""
+    """Return a function that lists the ends of the steps between two times."""
     length = end - start
     if isinstance(solver, OnGrid):
         ends = sorted({start + theta * length for theta in solver.grid if isinstance(theta, float)})
@@ -158,8 +158,8 @@ def _steps_between(
     if h == 0:  # an interval of length zero
         return lambda left, right: []
     equal = FixedStep(solver.tableau, step_size=h)
-    # times are often rounded to single precision, whatever their dtype is by now: that is no reason
-    # for one more step
+    # times are often rounded to single precision, whatever their present dtype; this rounding must
+    # not add a step
     slack = min(8 * torch.finfo(torch.float32).eps * max(abs(start), abs(end)), 0.01 * h)
 
     def evenly(left: float, right: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""What an audit found: in words, as plain values, as a table, as files."""
+"""The report of an audit: in words, as plain values, as a table, as files."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ class Audit:
     """Whether a model is an ODE, with the evidence.
 
     Attributes:
-        decision: what the predictions say.
-        performance: what the metric says.
-        own: the model under its training solver.
-        exact: its exact flow; None where preconditions left nothing to compare.
-        task: what is learned.
-        what: how the metric of these samples is called, ``{}`` standing for its name.
-        chance: the metric of the best constant prediction; NaN where there is none.
-        preconditions: what must hold.
+        decision: the verdict on the predictions.
+        performance: whether the metric depends on the solver.
+        own: results under the training solver.
+        exact: results under the exact flow; None if a violated precondition leaves nothing to
+            compare.
+        task: name of the task.
+        what: how the sentence calls the metric; ``{}`` stands for its name.
+        chance: the metric of the best constant prediction; NaN if there is none.
+        preconditions: the conditions for a verdict.
         rows: the table of solvers, the training solver first.
-        orders: observed orders.
+        orders: the observed orders of the methods.
         safe: the coarsest safe row of each method that has one, the cheapest first.
-        reasons: what explains the verdict; None where it was not asked for.
+        reasons: the explanation of the verdict; None in an audit without a table.
         notes: what a reader should know beside the verdict.
-        provenance: what was audited, with what.
-        certificate: of the training run, as plain values; where there is one its answer is the
-            answer.
+        provenance: the model, its weights, solver and versions.
+        certificate: the certificate of the training run, as plain values; if present, its answer
+            replaces that of the audit.
         paths: trajectories of two-dimensional states, for the figure.
     """
 
@@ -69,29 +70,32 @@ class Audit:
 
     @property
     def status(self) -> Status:
-        """The answer."""
+        """The verdict, of the certificate if there is one."""
         return (
             self.decision.status if self.certificate is None else Status(self.certificate["status"])
         )
 
     @property
     def verdict(self) -> str:
-        """The answer in a word: ``"ode"``, ``"solver-dependent"`` or ``"inconclusive"``."""
+        """The verdict in a word: ``"ode"``, ``"solver-dependent"`` or ``"inconclusive"``."""
         return self.status.value
 
     @property
     def sentence(self) -> str:
-        """The answer in a sentence: that of the certificate, where there is one, with the share of
-        the samples beside it.
+        """The verdict in a sentence. If there is a certificate, its sentence, followed by the
+        number of samples that change.
         """
         if self.certificate is None:
             best = next((str(row.solver) for row in self.safe if not row.is_training), "")
             return sentence(self.decision, self.performance, self.solver, self.what, best)
         counts = self.decision.counts
-        return f"{self.certificate['sentence']}. Of {counts.n} test predictions {counts.changed} change"
+        return (
+            f"{self.certificate['sentence']}. "
+            f"Of {counts.n} test predictions {counts.changed} change"
+        )
 
     def __str__(self) -> str:
-        """The answer, and what a reader should know beside it."""
+        """The verdict, and a line for each note."""
         return "\n* ".join(self.lines(everything=False))
 
     def __repr__(self) -> str:
@@ -99,23 +103,23 @@ class Audit:
 
     @property
     def colour(self) -> str:
-        """The colour of the answer in a terminal."""
+        """The colour of the verdict in a terminal."""
         return COLOURS[self.status]
 
     @property
     def n(self) -> int:
-        """Samples that were counted."""
+        """Number of samples that count."""
         return self.decision.counts.n
 
     @property
     def flips(self) -> int:
-        """Predictions that the exact flow changes, blow-ups included."""
+        """Number of predictions that the exact flow changes, including blow-ups."""
         return self.decision.counts.changed
 
     @property
     def state_error(self) -> float:
-        """RMS error of the final states relative to their spread, of the outputs where the states
-        are not known; NaN without an exact flow.
+        """RMS error of the final states relative to their spread, or of the outputs if the states
+        are unknown; NaN without an exact flow.
         """
         if not self.rows:
             return nan
@@ -129,17 +133,17 @@ class Audit:
 
     @property
     def metric_name(self) -> str:
-        """Accuracy, mse, or the name of one's own."""
+        """Name of the metric: accuracy, mse, or that of your own metric."""
         return self.performance.name
 
     @property
     def metric(self) -> float:
-        """Its mean under the training solver; NaN without targets."""
+        """Mean of the metric under the training solver; NaN without targets."""
         return self.performance.own
 
     @property
     def metric_exact(self) -> float:
-        """Its mean under the exact flow."""
+        """Mean of the metric under the exact flow."""
         return self.performance.exact
 
     @property
@@ -149,12 +153,12 @@ class Audit:
 
     @property
     def exit_code(self) -> int:
-        """0 for an ODE, 3 for a model that depends on its solver, 4 where that was not decided."""
+        """0 for an ODE, 3 for a model that depends on its solver, 4 if undecided."""
         return EXIT_CODES[self.status]
 
     def to_dict(self) -> dict[str, Any]:
-        """The audit as plain values, None for what is not finite, as in ``audit.json``;
-        docs/audit-reference.md describes them.
+        """The audit as plain values, as in ``audit.json``; numbers that are not finite become None.
+        docs/audit-reference.md describes the fields.
         """
         exact, decision, counts = self.exact, self.decision, self.decision.counts
         found: dict[str, Any] = plain({
@@ -162,7 +166,11 @@ class Audit:
             "verdict": self.verdict,
             "sentence": self.sentence,
             **counts.to_dict(),
-            **{key: value for key, value in decision.to_dict().items() if key not in ("status", "counts")},
+            **{
+                key: value
+                for key, value in decision.to_dict().items()
+                if key not in ("status", "counts")
+            },
             "solver": self.solver,
             "task": self.task,
             "performance": self.performance,
@@ -198,13 +206,13 @@ class Audit:
         """Write ``audit.json`` and the figures into a folder.
 
         Raises:
-            UsageError: there is an audit already, and it may not be overwritten.
+            UsageError: the folder holds an audit already, and ``overwrite`` is False.
         """
         folder = Path(folder)
         path = folder / "audit.json"
         if path.exists() and not overwrite:
             raise UsageError(
-                f"{path} exists already: choose another folder, or overwrite it on purpose."
+                f"{path} exists already: choose another folder, or pass overwrite=True."
             )
         write_text(path, self.to_json())
         from trueode import figures
@@ -215,11 +223,11 @@ class Audit:
             if name in drawn:
                 figures.save(drawn[name], place)
             else:
-                place.unlink(missing_ok=True)  # of the audit that was here
+                place.unlink(missing_ok=True)  # the figure of an overwritten audit
         return path
 
     def figures(self) -> dict[str, Any]:
-        """The figures, by name: ``swap``, ``order``, ``cost`` and, for two-dimensional states,
+        """Draw the figures ``swap``, ``order``, ``cost`` and, for two-dimensional states,
         ``trajectories``.
         """
         from trueode import figures
@@ -248,8 +256,8 @@ class Audit:
         return drawn
 
     def to_rich(self, *, everything: bool = True) -> Table:
-        """The table of solvers for the terminal: all rows, or the training solver, the cheapest
-        safe one and the Pareto front.
+        """The table of solvers for the terminal: all rows, or with ``everything=False`` the
+        training solver, the cheapest safe one and the Pareto front.
         """
         rows = self.rows
         if not everything:
@@ -262,9 +270,7 @@ class Audit:
         return to_rich(rows, self.metric_name, caption)
 
     def lines(self, *, everything: bool = True) -> list[str]:
-        """The verdict, what to know beside it, and with ``everything`` its reasons, a sentence
-        each.
-        """
+        """The verdict, the notes, and with ``everything`` the reasons, each as a sentence."""
         found = [self.sentence, *self.notes]
         if self.reasons is not None and everything:
             found += self.reasons.texts

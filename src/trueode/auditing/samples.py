@@ -1,4 +1,4 @@
-"""The data of an audit: batches in the forms in which they are given, and the samples in them."""
+"""The data of an audit: batches in the form in which they are given, and their samples."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from trueode.evaluation.metrics import at_once
 
 @dataclass(frozen=True)
 class Given:
-    """Data as they were given, before it is known whether a sample is independent of the others.
+    """Data as given, before the audit knows whether samples are independent of one another.
 
     Attributes:
-        cut: batches of the first samples, of rows `at_once` where the data are not in batches: for
-            independent samples.
-        whole: the batches as they were given, of which nothing is left out; rows that are not in
-            batches are one.
-        compared: one batch, and the parts of it that must give what it gives where samples are
+        cut: batches of the first samples, for independent samples; data without batches are cut
+            into batches of `at_once` rows.
+        whole: returns the batches as given, complete; data without batches are one batch.
+        compared: returns one batch and its parts, which give the same outputs if samples are
             independent.
-        complete: whether that batch is one of those of ``whole``, and not only a part.
+        complete: whether that batch is one of ``whole``, not only a part of one.
     """
 
     cut: tuple[Any, ...]
@@ -35,10 +34,10 @@ class Given:
 
 
 def read(data: Any, samples: int) -> Given:
-    """Read as many batches as hold the first samples.
+    """Read the batches that hold the first ``samples`` samples.
 
     Raises:
-        DataError: the data is not of a form that is known, or cannot be read.
+        DataError: the data has no known form, or cannot be read.
     """
     if isinstance(data, Dataset):
         data = data.test
@@ -47,7 +46,7 @@ def read(data: Any, samples: int) -> Given:
 
 
 def _read_rows(n: int, take: Callable[[Tensor], Any], samples: int) -> Given:
-    """Data that are not in batches are cut into some; whole, they are one batch."""
+    """Read data without batches: cut into batches, or as one whole batch."""
 
     def batches(*parts: Tensor) -> tuple[Any, ...]:
         return tuple(_told_of(map(take, parts)))
@@ -68,7 +67,7 @@ def _read_batches(data: Any, samples: int) -> Given:
     for batch in _told_of(data):
         whole.append(batch)
         left -= size_of(batch)
-        if left <= 0:  # another batch is not asked for: the data may have no end, or be slow
+        if left <= 0:  # stop here: the data may be endless or slow
             break
     cut = list(whole)
     if left < 0:
@@ -87,7 +86,7 @@ def unequal_parts(batch: Any) -> tuple[Any, ...]:
 
 
 def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; what goes wrong in somebody else's loader is told as an error of the data."""
+    """Yield the batches; an exception of a user's loader becomes a `DataError`."""
     try:
         yield from batches
     except TrueodeError:
@@ -97,11 +96,11 @@ def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
-    """The number of samples of data that are not in batches, and what makes a batch of some; None
-    where they are in batches.
+    """For data without batches, the number of samples and a function that makes a batch of some
+    rows; None for data in batches.
 
     Raises:
-        DataError: the data is of no known form.
+        DataError: the data has no known form.
     """
     if isinstance(data, Split) or hasattr(data, "batch"):
         return len(data), data.batch
@@ -124,25 +123,27 @@ def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
     if foreign is not None:
         jax = type(foreign).__module__.split(".")[0] in ("jax", "jaxlib")
         raise DataError(
-            "The data are arrays of JAX. trueode audits PyTorch models, on tensors: give such a model, and torch.tensor(…) of the arrays."
+            "The data are arrays of JAX. trueode audits PyTorch models on tensors: pass such a "
+            "model, and convert the arrays with torch.tensor(…)."
             if jax
-            else f"The data are of type {type(foreign).__name__}; trueode audits PyTorch models, on tensors: torch.from_numpy(…)."
+            else f"The data are of type {type(foreign).__name__}. trueode audits PyTorch models on "
+            "tensors: convert the data with torch.from_numpy(…)."
         )
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise DataError(
-            f"The data is of type {type(data).__name__}; needed is a pair of tensors (x, y), inputs x alone, or an iterable "
-            "of batches (x, y), such as a DataLoader."
+            f"The data is of type {type(data).__name__}. It must be a pair of tensors (x, y), "
+            "inputs x alone, or an iterable of batches (x, y), such as a DataLoader."
         )
     return None
 
 
 def size_of(batch: Any) -> int:
-    """The number of samples of a batch: of its first tensor."""
+    """The number of samples of a batch: the length of its first tensor."""
     first = first_tensor(batch)
     if first is None or first.dim() == 0:
         raise DataError(
-            f"A batch is of type {type(batch).__name__} and holds no tensor with samples: batches are inputs x, pairs "
-            "(x, y) or triples (x, y, t), of tensors."
+            f"A batch is of type {type(batch).__name__} and holds no tensor with samples. A batch "
+            "must be inputs x, a pair (x, y) or a triple (x, y, t) of tensors."
         )
     return len(first)
 
@@ -172,7 +173,7 @@ def targets_of(batch: Any) -> Tensor | None:
 
 
 def times_of(batch: Any) -> Any:
-    """The times of a triple (x, y, t)."""
+    """The times of a triple (x, y, t); None if there are none."""
     third = batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
     return None if isinstance(third, Tensor) and third.dtype == torch.bool else third
 
@@ -184,7 +185,7 @@ def marks_of(batch: Any) -> Tensor | None:
 
 
 def _shared_times(batch: Any) -> Tensor | None:
-    """The times ``(times,)`` of a triple (x, y, t) that all of its samples share."""
+    """The times ``(times,)`` of a triple (x, y, t) if all its samples share them."""
     t = times_of(batch)
     y = batch[1] if t is not None else None
     together = (
@@ -198,8 +199,8 @@ def _shared_times(batch: Any) -> Tensor | None:
 
 
 def chosen(batch: Any, rows: Tensor, size: int) -> Any:
-    """Some samples of a batch: rows of all its tensors of as many rows as it has samples, but for
-    times that they share.
+    """Select samples of a batch: the given rows of every tensor that has a row for each sample.
+    Times that all samples share stay whole.
     """
     shared = _shared_times(batch)
 
@@ -210,7 +211,7 @@ def chosen(batch: Any, rows: Tensor, size: int) -> Any:
 
 
 def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with all its tensors changed."""
+    """Apply a function to all tensors of a batch."""
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
@@ -225,6 +226,6 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def refuse_shapes(parts: list[Tensor]) -> None:
     if len({tuple(part.shape[1:]) for part in parts}) > 1:
         raise DataError(
-            "The samples of batches differ in shape: bring targets and outputs of all to one, with NaN for times and values "
-            "that a sample does not have."
+            "The samples of different batches differ in shape: give all targets and outputs one "
+            "shape, with NaN for times and values that a sample does not have."
         )

@@ -1,6 +1,4 @@
-"""What the hooks in a library and the code that opens them share: a session, and how a library is
-patched.
-"""
+"""The interface between the hooks in a library and the code that installs them."""
 
 from __future__ import annotations
 
@@ -16,10 +14,10 @@ from trueode.errors import UsageError
 
 
 class Session:
-    """What the hooks in a library ask and tell while a block is open.
+    """The state that all hooks share while a block is open.
 
     Args:
-        replacement: solves in the place of the library; None: the library solves.
+        replacement: solves instead of the library; if None, the library solves.
     """
 
     def __init__(self, replacement: Replacement | None) -> None:
@@ -28,11 +26,11 @@ class Session:
         self._owner: int | None = threading.get_ident()
 
     def is_mine(self) -> bool:
-        """Whether the block is open and the calling thread opened it; other solves are left alone."""
+        """Whether the block is open and this thread opened it; other solves are left alone."""
         return threading.get_ident() == self._owner
 
     def close(self) -> None:
-        """From now on no solve is its own, also where something kept a hook."""
+        """End the session, also for hooks that outlive the block."""
         self._owner = None
 
     @property
@@ -41,7 +39,7 @@ class Session:
         return self.replacement is not None
 
     def solve(self, problem: ForeignProblem) -> tuple[Tensor, Solved]:
-        """Solve a problem in the place of the library, and note it.
+        """Solve a problem instead of the library, and record the solve.
 
         Raises:
             UsageError: the replacement returned states of another shape than
@@ -52,26 +50,27 @@ class Session:
         shape = (len(problem.times), *problem.z0.shape)
         if states.shape != shape:
             raise UsageError(
-                f"The replacement returned states of shape {tuple(states.shape)}; needed is {shape}."
+                f"The replacement returned states of shape {tuple(states.shape)}; needed is "
+                f"{shape}."
             )
         self.note(solved, states[-1] if problem.samples else None)
         return states, solved
 
     def note(self, solved: Solved, final: Tensor | None) -> None:
-        """Note a solve with its final state, if that has a dimension of samples."""
+        """Record a solve, with its final state if that has a dimension of samples."""
         self.solves.append(replace(solved, final=None if final is None else final.detach()))
 
 
 @dataclass(frozen=True)
 class Library:
-    """A library whose solves can be seen.
+    """A library whose solves can be recorded and replaced.
 
     Attributes:
-        name: of the distribution.
-        module: the public module that is loaded where the library's solvers can be called.
-        patched: a block in which its solves go through a session.
-        probe: solve z' = -z, z(0) = 1 up to 1 by the library's public function, with one step of
-            its Euler method; its final state.
+        name: name of the distribution.
+        module: the public module that must be loaded before the library's solvers can be called.
+        patched: a context manager that routes its solves through a session.
+        probe: solves z' = -z, z(0) = 1 up to t = 1 through the library's public function, with one
+            step of its Euler method; returns the final state.
     """
 
     name: str

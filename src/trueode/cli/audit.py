@@ -1,4 +1,4 @@
-"""``trueode audit``: its flags."""
+"""The command ``trueode audit``: its flags."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from trueode.catalog import TASKS
 from trueode.cli.flags import Parser, add_flag, numbers, positive, positive_number, share, whole
 
 DESCRIPTION = (
-    "Tell whether a model is an ODE or depends on its solver, with evidence. Exit code: 0 for an ODE, 3 for a model that "
-    "depends on its solver, 4 where that was not decided, 2 for a wrong request, 1 for a failure."
+    "Check whether a model is an ODE or depends on its solver. Exit code: 0 for an ODE, 3 for a "
+    "model that depends on its solver, 4 if that is undecided, 2 for a wrong request, 1 for a "
+    "failure."
 )
 
 
@@ -21,18 +22,18 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     add(
         "target",
         metavar="TARGET",
-        help="directory of a run, or module:name of a model or what makes one",
+        help="directory of a run, or module:name of a model or of a function that makes one",
     )
     add(
         "--data",
         metavar="MODULE:NAME",
-        help="the samples, or a function that makes them: a loader of batches (x, y)",
+        help="data of a model, such as a loader of batches (x, y), or a function that makes it",
     )
     add(
         "--task",
         choices=("auto", *TASKS, "density"),
         default="auto",
-        help="what is learned (auto: by targets)",
+        help="task of a model (default: auto, by its targets)",
     )
     add(
         "--call",
@@ -44,46 +45,46 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         "--split",
         choices=("test", "train"),
         default="test",
-        help="samples of a run (default: test)",
+        help="data of a run (default: test)",
     )
-    add("--data_dir", metavar="DIR", help="where the data of a run lies (default: where it was)")
+    add("--data_dir", metavar="DIR", help="folder of the data of a run (default: as in the run)")
     add(
         "--margin",
         type=share,
         default=0.01,
         metavar="SHARE",
-        help="share of predictions that may change (0.01)",
+        help="share of predictions that may change (default: 0.01)",
     )
     add(
         "--samples",
         type=positive,
         default=1000,
         metavar="N",
-        help="look at the first N samples (default: 1000)",
+        help="number of samples, the first ones (default: 1000)",
     )
     add(
         "--methods",
         type=lambda text: tuple(filter(None, map(str.strip, text.split(",")))),
         default=("euler", "midpoint", "rk4", "bosh3", "dopri5"),
         metavar="LIST",
-        help="methods to try, by commas",
+        help="methods of the table, separated by commas (default: euler,midpoint,rk4,bosh3,dopri5)",
     )
     add(
         "--decision",
         metavar="MODULE:NAME",
-        help="function outputs -> what they decide (a sign, a threshold)",
+        help="function outputs -> decisions, such as signs",
     )
     add(
         "--tolerance",
         type=positive_number,
         metavar="SHARE",
-        help="how far numbers may move, of their spread (0.01)",
+        help="how far an output may move, as a share of the spread (default: 0.01)",
     )
     add(
         "--absolute",
         type=positive_number,
         metavar="SIZE",
-        help="the same in the units of the outputs",
+        help="how far an output may move, in its units",
     )
     add(
         "--ignore_index",
@@ -95,45 +96,45 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         "--population",
         choices=("sample", "all"),
         default="sample",
-        help="all: there are no other samples than these",
+        help="all: these samples are the whole population, such as the nodes of one graph",
     )
     add(
         "--look",
         type=positive,
         metavar="K",
-        help="the K-th look of several planned ones, which share 5 %% of error",
+        help="number of this look, if several are planned on the same samples",
     )
     add(
         "--breaks",
         type=numbers,
         default=(),
         metavar="LIST",
-        help="times at which the field jumps, by commas: 0.5,2.0",
+        help="times at which the field jumps, separated by commas: 0.5,2.0",
     )
     add(
         "--max_step",
         type=positive_number,
         metavar="X",
-        help="longest step of all solvers but the training solver",
+        help="longest step of all solvers except the training solver",
     )
     add(
         "--seed",
         type=whole,
         metavar="N",
-        help="seed of the random numbers of each call, for a model that draws some",
+        help="seed of each call, for a model that draws random numbers",
     )
     add(
         "--all",
         dest="everything",
         action="store_true",
-        help="show every row of the table, and the reasons",
+        help="show all rows of the table, and the reasons",
     )
     add(
         "--output_dir",
         metavar="DIR",
         help="folder of the results (default: RUN/audit, or experiments/audits/NAME)",
     )
-    add_flag(parser, "--overwrite", "replace an audit there")
+    add_flag(parser, "--overwrite", "replace an earlier audit in that folder")
     add("--json", dest="as_json", action="store_true", help="print audit.json on standard output")
     return parser
 

@@ -1,4 +1,4 @@
-"""What the parsers of the commands share."""
+"""Parts that the parsers of all commands share."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from trueode.options.schema import LEAST_SIZE, MOST, MOST_SIZE
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are errors of this package."""
+    """A parser that raises errors of this package."""
 
     def error(self, message: str) -> Any:
-        """Complain.
+        """Report a wrong command line.
 
         Raises:
             OptionError: always.
         """
-        raise OptionError(
-            f"{message.rstrip('.')}{'' if message.endswith('?') else '.'} See --help for all options."
-        )
+        end = "" if message.endswith("?") else "."
+        raise OptionError(f"{message.rstrip('.')}{end} See --help for all options.")
 
 
 def flag(text: str) -> bool:
@@ -33,7 +32,7 @@ def flag(text: str) -> bool:
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, text: str) -> None:
-    """A flag that is written ``--name true``, or ``--name`` alone."""
+    """Add a flag that is written as ``--name true``, or as ``--name``."""
     parser.add_argument(
         name, type=flag, nargs="?", const=True, default=False, metavar="BOOL", help=text
     )
@@ -50,7 +49,7 @@ def positive(text: str) -> int:
 
 
 def whole(text: str, least: int = -MOST) -> int:
-    """A whole number of usual size."""
+    """A whole number of at least ``least``."""
     expected = f"a whole number of at least {least} and at most {MOST}"
     return int(number(text, expected, lambda value: least <= value <= MOST and value == int(value)))
 
@@ -65,15 +64,15 @@ def positive_number(text: str) -> float:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers by commas."""
-    expected = "numbers by commas, such as 0.5,2.0"
+    """Numbers separated by commas."""
+    expected = "numbers separated by commas, such as 0.5,2.0"
     return tuple(
         number(part, expected, lambda value: abs(value) <= MOST_SIZE) for part in text.split(",")
     )
 
 
 def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
-    """A number of which a condition holds."""
+    """A number that fulfils a condition."""
     try:
         value = float(text)
         valid = good(value)
@@ -85,10 +84,10 @@ def number(text: str, expected: str, good: Callable[[float], bool]) -> float:
 
 
 def training_options(words: Sequence[str], own: argparse.ArgumentParser) -> dict[str, Any]:
-    """The options of `trueode train` among the words that a command does not know itself.
+    """Read options of `trueode train` from the words that the command itself does not know.
 
     Raises:
-        OptionError: a word is neither; the message names the nearest flag.
+        OptionError: a word is no option of either; the message names the nearest flag.
     """
     parsed, unknown = make_parser(own.prog).parse_known_args(list(words))
     known = [name for item in describe() for name in (item.name, *item.aliases)]
@@ -101,11 +100,11 @@ def training_options(words: Sequence[str], own: argparse.ArgumentParser) -> dict
     for text in unknown:
         name = text.lstrip("-").split("=")[0]
         if not text.startswith("-"):
-            raise OptionError(
-                f"{text!r} is not an option: options are written --name value.{nearest(name, known)}"
-            )
+            hint = nearest(name, known)
+            raise OptionError(f"{text!r} is not an option: options are written --name value.{hint}")
+        flag = text.split("=")[0]
         raise OptionError(
-            f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options."
+            f"Unknown option {flag}.{nearest(name, known)} See --help for all options."
         )
     kinds = {item.name: item.kind for item in describe()}
     given = {name: value for name, value in vars(parsed).items() if name != "options_file"}
@@ -116,7 +115,7 @@ def training_options(words: Sequence[str], own: argparse.ArgumentParser) -> dict
 
 
 def _value(name: str, words: Any) -> Any:
-    """Numbers and truth values as YAML reads them: the plan that is kept will hold them so."""
+    """Numbers and booleans as YAML reads them, because the saved plan holds them in YAML."""
     from trueode.options.yaml_text import parse_yaml
 
     if isinstance(words, list):

@@ -1,4 +1,4 @@
-"""``trueode info``: what is installed, and what it runs on."""
+"""The command ``trueode info``: the installation and the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARIES = (
 
 
 def text() -> str:
-    """Versions, devices, threads and the path that solves take: a line each."""
+    """Versions, devices, threads and the backend of solves, one per line."""
     import torch
 
     from trueode.solvers.backends import native

@@ -1,5 +1,6 @@
-"""``trueode train | audit | sweep | reproduce | config | info``: the commands. Heavy imports happen
-inside of them.
+"""The commands ``trueode train | audit | sweep | reproduce | config | info``.
+
+Each command imports heavy libraries itself.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from trueode.errors import UNWRITABLE, TrueodeError, UsageError, nearest, printa
 from trueode.options import Options, dump_yaml, load_options, make_parser
 
 COMMANDS = {
-    "train": "train a Neural ODE and tell whether it is an ODE (`--phase infer`: evaluate a saved run)",
-    "audit": "tell whether a model, of a run or anybody's, is an ODE or depends on its solver",
-    "sweep": "carry out a grid of runs (PLAN.yaml), here or on a cluster; `sweep status DIR`: where it stands",
-    "reproduce": "a figure or the table of the paper, by name: its runs, its numbers, its picture",
-    "config": "print the options that the given flags and file lead to, as a complete options file",
+    "train": "train a Neural ODE and judge whether it is an ODE; `--phase infer` evaluates a run",
+    "audit": "check whether a trained model, yours or that of a run, depends on its solver",
+    "sweep": "run a grid of options, here or on a cluster; `sweep status DIR` shows its progress",
+    "reproduce": "make a figure or the table of the paper: its runs, numbers and picture",
+    "config": "print the options in effect as a complete options file",
     "info": "print versions, devices, threads, and whether the compiled kernel is in use",
 }
 
 TRY = {
-    "trueode train": "train a small model, and see what it is: seconds",
-    "trueode audit experiments/neural_ode": "see under which solvers that model still works, and why",
+    "trueode train": "train a small model in seconds, and check whether it is an ODE",
+    "trueode audit experiments/neural_ode": "see which solvers that model works with",
     "trueode reproduce fig3": "draw a figure of the paper",
 }
 
 DESCRIPTION = (
-    "Train a Neural ODE, see with other solvers whether it is an ODE, and let its step size or tolerance adapt. "
-    "Without options: Euler with one step on two-dimensional spheres, a minute on a CPU at most."
+    "Train a Neural ODE, check whether it is an ODE, and adapt its step size or tolerance if asked "
+    "to. Without options, a model with one Euler step is trained on two-dimensional spheres; this "
+    "takes at most a minute on a CPU."
 )
 
 
@@ -68,17 +70,18 @@ def _command(words: list[str], prog: str) -> int:
 
 
 def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
-    """Turn the failures that a user may cause into one message and an exit code, and warnings of
-    ours into notes.
+    """Turn failures that users can cause into a message and an exit code, and our warnings into
+    notes.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what a terminal cannot show is spelt out
+        if isinstance(stream, TextIOWrapper):  # escape what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
         for word in words:
             if UNWRITABLE.search(word):
                 raise UsageError(
-                    f"{printable(word)} is not one line of UTF-8, as names in files of results are: rename it."
+                    f"{printable(word)} is not one line of valid UTF-8, which files of results "
+                    "need: rename it."
                 )
         with warnings.catch_warnings():
             warnings.showwarning = _note_or(warnings.showwarning)
@@ -86,7 +89,7 @@ def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
     except TrueodeError as failure:
         print(f"{prog}: {failure}", file=sys.stderr)
         return failure.exit_code
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output has closed it
         return 1
     except OSError as failure:  # a full disk, a folder without permission
         print(f"{prog}: {failure}", file=sys.stderr)
@@ -96,7 +99,7 @@ def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
             r"memory|overflow|primitive", str(failure)
         ):
             raise
-        what = "There is not enough memory, or a number is too large. Ask for less"
+        what = "There is not enough memory, or a number is too large. Reduce the request"
         print(f"{prog}: {what} ({told(failure)}).", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -105,7 +108,7 @@ def _guarded(prog: str, words: Sequence[str], work: Callable[[], int]) -> int:
 
 
 def _note_or(show: Callable[..., None]) -> Callable[..., None]:
-    """Shows what this package warns of without the place in its source, and all else as before."""
+    """Show warnings of this package as notes without a source line, and others with ``show``."""
     ours = str(Path(__file__).resolve().parents[1])
 
     def shown(message: Any, category: Any, filename: str, *place: Any) -> None:
@@ -135,7 +138,8 @@ def _run(command: str, argv: list[str], prog: str) -> int:
         return 0
     for notice in notices(options, given):
         print(f"note: {notice}", file=sys.stderr)
-    gc.disable()  # imports make a million objects, all of which live on: looking for garbage among them takes its time, here and later
+    # imports create a million permanent objects: scanning them for garbage is slow, now and later
+    gc.disable()
     from trueode import experiment
 
     gc.freeze()
@@ -166,7 +170,7 @@ def _info(argv: list[str]) -> int:
 
 
 def notices(options: Options, given: frozenset[str]) -> list[str]:
-    """What a user should know of options that are allowed but have little or no effect."""
+    """Notices about options that are allowed but have little or no effect."""
     found = []
     adaptive = not options.fixed_step
     if (
@@ -176,7 +180,8 @@ def notices(options: Options, given: frozenset[str]) -> list[str]:
         and not options.use_step_adaption_algo
     ):
         found.append(
-            f"--tol {options.tol:g} cannot be met in float32 (about 1e-6 can); --precision float64 can meet it."
+            f"--tol {options.tol:g} cannot be met in float32 (about 1e-6 can): add "
+            "--precision float64."
         )
     if "tol" in given and not adaptive and not options.evaluate_with_dif_solver:
         found.append(f"--tol has no effect: {options.solver} takes fixed steps.")

@@ -1,4 +1,4 @@
-"""``trueode reproduce``: its flags."""
+"""The command ``trueode reproduce``: its flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trueode.cli.sweep import add_execution
 from trueode.errors import TrueodeError, UsageError, nearest
 
 NAMES = {
-    "fig1": "trajectories and accuracy of a fine and a coarse step",
+    "fig1": "trajectories and accuracy with a fine and a coarse step",
     "fig2": "output of the coarse model over its classifier's regions",
     "fig3": "Lady Windermere's fan on XOR",
     "fig4a": "trained with Euler, tested with Euler, midpoint, rk4",
@@ -31,10 +31,12 @@ NAMES = {
 SCALES = ("small", "paper")
 
 DESCRIPTION = (
-    "Reproduce a figure or the table of the paper: plan its runs, do them (what is finished is not repeated, what was "
-    "interrupted goes on), write picture, numbers and caption to OUTPUT_DIR/results/. Names: "
+    "Reproduce a figure or the table of the paper: do its runs, and write picture, numbers and "
+    "caption to OUTPUT_DIR/results/. Finished runs are not repeated, interrupted ones continue. "
+    "Names: "
     + "; ".join(f"{name}: {text}" for name, text in NAMES.items())
-    + "; all. Options of `trueode train` may follow and win over the plan, such as `--data_dir`, or `--dataset image_folder`."
+    + "; all. Options of `trueode train` override those of the runs, such as `--data_dir`, or "
+    "`--dataset image_folder`."
 )
 
 
@@ -52,14 +54,14 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         "--output_dir",
         metavar="DIR",
         default="experiments/reproduction",
-        help="for runs and results",
+        help="folder of runs and results (default: experiments/reproduction)",
     )
     add_execution(parser)
     return parser
 
 
 def run(argv: Sequence[str], prog: str) -> int:
-    """Reproduce what is named; returns the exit code.
+    """Reproduce a figure, the table, or all; return the exit code.
 
     Raises:
         TrueodeError: the request is wrong.
@@ -68,8 +70,9 @@ def run(argv: Sequence[str], prog: str) -> int:
     arguments, rest = parser.parse_known_args(list(argv))
     overrides = training_options(rest, parser)
     if arguments.name not in (*NAMES, "all"):
+        hint = nearest(arguments.name, NAMES)
         raise UsageError(
-            f"Unknown name {arguments.name!r}: known are {', '.join(NAMES)}, all.{nearest(arguments.name, NAMES)}"
+            f"Unknown name {arguments.name!r}: known are {', '.join(NAMES)}, all.{hint}"
         )
     if arguments.name != "all":
         return _one(arguments.name, arguments, overrides)
@@ -77,7 +80,7 @@ def run(argv: Sequence[str], prog: str) -> int:
     for name in NAMES:
         try:
             code = _one(name, arguments, overrides)
-        except TrueodeError as failure:  # images that are not there: the others go on
+        except TrueodeError as failure:  # missing images: continue with the others
             print(f"{prog}: {name}: {failure}", file=sys.stderr)
             code = 1
         if code == 130:

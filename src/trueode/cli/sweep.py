@@ -1,4 +1,4 @@
-"""``trueode sweep``: its flags."""
+"""The command ``trueode sweep``: its flags."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 from trueode.cli.flags import Parser, add_flag, positive, training_options
 
 DESCRIPTION = (
-    "Carry out a plan: all combinations of the values of some options, as runs of one directory, and one table of what they "
-    "found. `trueode sweep status DIR` tells where the plans of a directory stand. What is finished is never repeated, what "
-    "was interrupted goes on, what fails is tried once more. Options of `trueode train` may follow; they win over the plan. "
-    "Exit code: 0, 1 when runs have failed, 2 for a wrong request, 130 when interrupted."
+    "Run all combinations of the values of some options, and write one table of their results. "
+    "Finished runs are never repeated, interrupted ones continue, failed ones are tried once more. "
+    "`trueode sweep status DIR` shows the progress of the plans in a directory. Options of "
+    "`trueode train` override the plan. Exit code: 0, 1 if runs have failed, 2 for a wrong "
+    "request, 130 if interrupted."
 )
 
 
@@ -21,35 +22,35 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     """The parser of the command."""
     parser = Parser(prog, description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument(
-        "plan", metavar="PLAN.yaml", help="a plan with `base:` and `axes:`, or the word status"
+        "plan", metavar="PLAN.yaml", help="a plan with `base:` and `axes:`, or the word `status`"
     )
     parser.add_argument(
-        "directory", metavar="DIR", nargs="?", help="for status: the directory of a sweep"
+        "directory", metavar="DIR", nargs="?", help="with `status`: the directory of a sweep"
     )
     parser.add_argument(
-        "--output_dir", metavar="DIR", help="where runs and table go (default: experiments/PLAN)"
+        "--output_dir", metavar="DIR", help="folder of runs and table (default: experiments/PLAN)"
     )
     add_execution(parser)
     return parser
 
 
 def add_execution(parser: argparse.ArgumentParser) -> None:
-    """The flags that tell how a plan is carried out."""
+    """Add the flags that determine how a plan is carried out."""
     add_flag(
         parser,
         "--dry_run",
-        "print the runs with their estimated evaluations and time; train nothing",
+        "print the runs with estimated field evaluations and times, without training",
     )
     parser.add_argument(
-        "--workers", type=positive, metavar="N", help="processes (default: one for each core)"
+        "--workers", type=positive, metavar="N", help="number of processes (default: one per core)"
     )
     parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers do the runs: tcp://…"
+        "--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the runs: tcp://…"
     )
 
 
 def run(argv: Sequence[str], prog: str) -> int:
-    """Carry out, estimate, or tell where things stand; returns the exit code.
+    """Carry out a plan, estimate its cost, or show its progress; return the exit code.
 
     Raises:
         TrueodeError: the request is wrong.
@@ -68,7 +69,7 @@ def run(argv: Sequence[str], prog: str) -> int:
         return status(SweepDirectory(arguments.directory))
     if arguments.directory is not None:
         raise UsageError(
-            f"{arguments.directory} is too much: {prog} PLAN.yaml, or {prog} status DIR."
+            f"Unexpected argument {arguments.directory}: use {prog} PLAN.yaml or {prog} status DIR."
         )
     path = Path(arguments.plan)
     directory = SweepDirectory(arguments.output_dir or Path("experiments") / path.stem)
@@ -77,7 +78,7 @@ def run(argv: Sequence[str], prog: str) -> int:
 
 
 def carry_out(plan: Any, directory: Any, arguments: argparse.Namespace) -> int:
-    """Do what the flags of `add_execution` ask for."""
+    """Carry out a plan, or print its estimate, as the flags of `add_execution` say."""
     if arguments.dry_run:
         from trueode.sweeps.estimate import print_estimate
 

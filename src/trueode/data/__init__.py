@@ -1,6 +1,4 @@
-"""Data sets: generated, downloaded, or one's own; as tensors in memory, in batches of a
-reproducible order.
-"""
+"""Data sets, which are generated, downloaded or the user's, and batches in a reproducible order."""
 
 from __future__ import annotations
 
@@ -49,22 +47,23 @@ def load_dataset(
 
     Args:
         name: one of ``catalog.DATA_SETS``.
-        data_dir: where it lies; generated data is kept in its folder ``generated``.
-        seed: of generated data and of test samples that are held out. Training and test data are
-            drawn independently.
-        task: what is learned; ``"auto"`` takes the data set's own.
-        image_size: images are resized (shorter side) to it and cut to a square; None leaves them as
-            they are.
-        num_workers: threads that decode images.
-        dtype: of all numbers but labels.
+        data_dir: its folder; generated data is stored in the subfolder ``generated``.
+        seed: of generated data and of the choice of test samples. Training and test data are drawn
+            independently.
+        task: the task; ``"auto"`` takes that of the data set.
+        image_size: images are resized (shorter side) and cropped to squares of this size; None
+            keeps their size.
+        num_workers: number of threads that decode images.
+        dtype: of all numbers except labels.
 
     Raises:
-        DataError: an unknown name, missing, unreadable or unsuitable data; the message says what to
-            do.
+        DataError: the name is unknown, or the data is missing, unreadable or unsuitable; the
+            message says what to do.
     """
     if name not in DATA_SETS:
+        known = ", ".join(DATA_SETS)
         raise DataError(
-            f"dataset = {name!r} is unknown; known are {', '.join(DATA_SETS)}.{nearest(name, DATA_SETS)}"
+            f"dataset = {name!r} is unknown; known are {known}.{nearest(name, DATA_SETS)}"
         )
     kind, own_task = DATA_SETS[name]
     if task not in ("auto", *TASKS) or (own_task != "any" and task not in ("auto", own_task)):
@@ -74,7 +73,8 @@ def load_dataset(
         )
     if image_size is not None and (kind != "image" or image_size < 1):
         raise DataError(
-            f"image_size = {image_size} is impossible with dataset = {name}: it is at least 1, for images only."
+            f"image_size = {image_size} is impossible with dataset = {name}: expected at least 1, "
+            "and images."
         )
     root = Path(expanduser(data_dir))
     if name == "arrays":
@@ -114,8 +114,11 @@ def _generated(name: str, folder: Path, seed: int) -> Dataset:
 
     def make() -> Arrays:
         drawn = (draw(n, stream(seed, "data", part)) for part, n in enumerate(counts))
-        return {f"{part}_{split}": v for split, parts in zip(("train", "test"), drawn, strict=True)
-                for part, v in zip("xyt", parts, strict=False)}  # fmt: skip
+        return {
+            f"{part}_{split}": value
+            for split, parts in zip(("train", "test"), drawn, strict=True)
+            for part, value in zip("xyt", parts, strict=False)
+        }
 
     arrays = cached(
         folder, name, {"name": name, "version": version, "seed": seed, "counts": counts}, make
@@ -134,17 +137,17 @@ def _generated(name: str, folder: Path, seed: int) -> Dataset:
 
 
 def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tuple[Dataset, Unseen]:
-    """Provide for samples that training does not see: fresh draws of generated data, else some of
+    """Provide samples that training does not see: fresh draws of generated data, otherwise some of
     the training samples.
 
     Args:
         dataset: the data.
         seed: of the run.
-        share: of the training samples that is kept from training where data is not generated.
-        size: samples wanted for an attempt to certify.
+        share: of the training samples that is held out, unless the data is generated.
+        size: number of samples for each attempt to certify.
 
     Returns:
-        The data to train and test with, and what is kept from it.
+        The data to train and test with, and the unseen samples.
 
     Raises:
         DataError: there are too few samples.
@@ -161,14 +164,12 @@ def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tupl
 
 
 def generator_version(name: str) -> int:
-    """The version of the generator of a generated data set: another one draws other samples from
-    the same seed.
-    """
+    """The version of a generator; another version draws other samples from the same seed."""
     return _generator(name)[1]
 
 
 def _generator(name: str) -> tuple[Callable[[int, np.random.Generator], tuple[Any, ...]], int]:
-    """What draws samples of a generated data set, and its version."""
+    """The generator of a data set, and its version."""
     from trueode.data import minima, pendulum, spheres
 
     if name == "pendulum":

@@ -1,4 +1,4 @@
-"""Data of one's own: arrays x, y and, for time series, t in .npz files."""
+"""Arrays of the user: x, y and, for time series, t in .npz files."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from trueode.seeds import stream
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
-HELP = "The arrays data set is an .npz file, or a folder with train.npz and test.npz or with data.npz (--data_dir)."
+HELP = (
+    "With --dataset arrays, --data_dir is an .npz file, or a folder with train.npz and test.npz or "
+    "with data.npz."
+)
 
 
 def arrays(root: Path, *, seed: int, task: str) -> Dataset:
-    """Read x, y and optionally t; from a single file a seeded fifth is held out for the test.
+    """Read x, y and optionally t. From a single file, a random fifth becomes the test data.
 
-    Numbers are taken as they are. x is ``(n, d)`` (read as ``(n, 1, d)``),
-    ``(n, channels, length)`` or ``(n, channels, height, width)``. y holds
+    Numbers are not scaled. x is ``(n, d)`` (read as ``(n, 1, d)``), ``(n, channels, length)`` or
+    ``(n, channels, height, width)``. y depends on the task:
 
     * classification (``auto``: integers): labels ``(n,)``, 0 … classes - 1;
     * regression (``auto``: other numbers): ``(n,)`` or ``(n, outputs)``;
-    * timeseries (``auto``: where there is t): states of the shape of x at each time,
-      ``(n, times, …)``, NaN where not observed, with ascending times t, ``(times,)`` or
-      ``(n, times)``, NaN where there is none. x is the state at t = 0, or at the time t0, a number,
-      if the file has it; no time lies before it. Without t0, several times that lie farther from 0
-      than from each other are refused: the solve would mostly cross a stretch without data.
+    * timeseries (``auto``: with t): states of the shape of x at each time, ``(n, times, …)``, NaN
+      if not observed, with ascending times t, ``(times,)`` or ``(n, times)``, NaN if a sample has
+      fewer. x is the state at t = 0, or at the time t0, a number, if the file has it; no time is
+      earlier. Without t0, several times that are farther from 0 than from each other are refused,
+      because most of the solve would cross an interval without data.
 
     Args:
         root: the file or the folder.
-        seed: of the held-out fifth.
+        seed: of the choice of the test data.
         task: ``"classification"``, ``"regression"``, ``"timeseries"`` or ``"auto"``.
 
     Raises:
-        DataError: files or arrays are missing, do not fit together or hold what they must not.
+        DataError: files or arrays are missing, inconsistent or invalid.
     """
     parts = _read_parts(root, seed)
     if task == "auto":
@@ -51,8 +54,9 @@ def arrays(root: Path, *, seed: int, task: str) -> Dataset:
         task == "regression" and test.y.shape[1:] != train.y.shape[1:]
     ):
         raise DataError(
-            f"Samples differ in shape: {train_path} has x {shape}, y {tuple(train.y.shape[1:])} and {test_path} has "
-            f"x {tuple(test.x.shape[1:])}, y {tuple(test.y.shape[1:])} (without the number of samples)."
+            f"Samples differ in shape: {train_path} has x {shape}, y {tuple(train.y.shape[1:])} "
+            f"and {test_path} has x {tuple(test.x.shape[1:])}, y {tuple(test.y.shape[1:])} "
+            "(without the number of samples)."
         )
     n_outputs, t_start, t_end = int(np.prod(shape)), 0.0, None
     if task == "classification":
@@ -76,7 +80,8 @@ def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
     n = len(whole["x"]) if whole["x"].ndim else 0
     if n < 2 or whole["y"].shape[:1] != (n,):
         raise DataError(
-            f"{path}: x {whole['x'].shape} and y {whole['y'].shape} must hold the same two or more samples."
+            f"{path}: x {whole['x'].shape} and y {whole['y'].shape} must hold the same number of "
+            "samples, two or more."
         )
     order = stream(seed, "split").permutation(n)
     each = {
@@ -102,7 +107,7 @@ def _read(path: Path) -> Arrays:
             known = ("x", "y", "t", "t0") if "t" in file else ("x", "y")
             found = {key: file[key] for key in known if key in file}
             names = sorted(file)
-    except Exception as error:  # numpy fails in as many ways as files can be damaged
+    except Exception as error:  # NumPy raises many kinds of errors for damaged files
         raise DataError(
             f"{path} cannot be read as an .npz file of plain arrays ({error})."
         ) from error
@@ -127,12 +132,13 @@ def _split(path: Path, part: Arrays, task: str) -> Split:
     x, y = part["x"], part["y"]
     if x.ndim not in (2, 3, 4) or not x.size:
         raise DataError(
-            f"{path}: x has shape {x.shape}; (n, d), (n, channels, length) or (n, channels, height, width) is needed, "
-            "with at least one sample."
+            f"{path}: x has shape {x.shape}; expected (n, d), (n, channels, length) or "
+            "(n, channels, height, width), with at least one sample."
         )
     if y.shape[:1] != x.shape[:1]:
         raise DataError(
-            f"{path}: x has {len(x)} samples, y has shape {y.shape}; they must agree in the first number."
+            f"{path}: x has {len(x)} samples, but y has shape {y.shape}: the first numbers must "
+            "agree."
         )
     x = _floats(x)
     _all_finite(path, "x", x)
@@ -157,7 +163,7 @@ def _split(path: Path, part: Arrays, task: str) -> Split:
 
 
 def _floats(value: Array) -> Array:
-    """Numbers as float64: nothing is lost before the precision of the run is known."""
+    """Numbers as float64, until the precision of the run is known."""
     return np.ascontiguousarray(value, dtype=np.float64)
 
 
@@ -173,14 +179,14 @@ def _all_finite(path: Path, key: str, value: Array) -> None:
 def _labels(path: Path, y: Array) -> Array:
     if y.ndim != 1 or y.dtype.kind not in "biu":
         raise DataError(
-            f"{path}: y is {y.dtype} of shape {y.shape}; classification needs integer labels of shape (n,). "
-            "For other targets use --task regression."
+            f"{path}: y is {y.dtype} of shape {y.shape}; classification needs integer labels of "
+            "shape (n,). For other targets use --task regression."
         )
     if y.min() < 0:
         raise DataError(f"{path}: y has the label {y.min()}; labels are 0, 1, … classes - 1.")
     if y.max() > 10**6:
         raise DataError(
-            f"{path}: y has the label {y.max()}; labels count the classes 0, 1, … without gaps."
+            f"{path}: y has the label {y.max()}; labels are 0, 1, … classes - 1, without gaps."
         )
     return y.astype(np.int64)
 
@@ -189,12 +195,14 @@ def _count_classes(train: Split, test: Split, train_path: Path, test_path: Path)
     classes, last = int(train.y.max()) + 1, int(test.y.max())
     if last >= classes and train_path != test_path:
         raise DataError(
-            f"{test_path}: y has the label {last}, but {train_path} only labels up to {classes - 1}."
+            f"{test_path}: y has the label {last}, but {train_path} has only labels up to "
+            f"{classes - 1}."
         )
     classes = max(classes, last + 1)
     if classes > len(train) + len(test):
         raise DataError(
-            f"{train_path}: labels up to {classes - 1} for {len(train)} samples; they count 0, 1, 2, …."
+            f"{train_path}: y has labels up to {classes - 1} for {len(train)} samples; labels are "
+            "0, 1, … classes - 1, without gaps."
         )
     return classes
 
@@ -204,7 +212,7 @@ def _start(path: Path, part: Arrays) -> float:
     t0 = part.get("t0", np.zeros(()))
     if t0.shape or not np.isfinite(t0):
         raise DataError(
-            f"{path}: t0 is {t0}; it is one finite number, the time at which x is the state."
+            f"{path}: t0 is {t0}; expected one finite number, the time at which x is the state."
         )
     return float(t0)
 
@@ -221,8 +229,9 @@ def _ends(parts: Sequence[tuple[Path, Arrays]]) -> tuple[float, float]:
     first, last = min(float(np.nanmin(t)) for t in times), max(float(np.nanmax(t)) for t in times)
     if not any("t0" in part for _, part in parts) and 0 < last - first < first:
         raise DataError(
-            f"{path}: the first time is {first:.12g} and the last {last:.12g}, but x is taken as the state at t = 0, long "
-            "before. Put the time of x into the file, as t0=…, or shift the times t so that it is 0."
+            f"{path}: the first time is {first:.12g} and the last {last:.12g}, but x is taken as "
+            "the state at t = 0, long before. Save the time of x in the file, as t0=…, or shift "
+            "the times t to make it 0."
         )
     return t_start, last
 
@@ -230,21 +239,22 @@ def _ends(parts: Sequence[tuple[Path, Arrays]]) -> tuple[float, float]:
 def _series(
     path: Path, sample: Sequence[int], y: Array, t: Array, t0: float
 ) -> tuple[Array, Array]:
-    """States and times of a time series, checked; ``t0``: the time at which x is the state."""
+    """Check the states and times of a time series; ``t0`` is the time at which x is the state."""
     y, t = _floats(y), _floats(t)
     if t.ndim not in (1, 2) or not t.size or (t.ndim == 2 and len(t) != len(y)):
         raise DataError(
-            f"{path}: t has shape {t.shape}; (times,) or (n, times) with n = {len(y)} is needed."
+            f"{path}: t has shape {t.shape}; expected (times,) or (n, times) with n = {len(y)}."
         )
     expected = (len(y), t.shape[-1], *sample)
     if y.shape != expected:
         raise DataError(
-            f"{path}: y has shape {y.shape}; with x {(len(y), *sample)} and t {t.shape} it must be {expected}."
+            f"{path}: y has shape {y.shape}; with x {(len(y), *sample)} and t {t.shape} it must "
+            f"be {expected}."
         )
     present = ~np.isnan(t)
     if t.ndim == 1 and not present.all():
         raise DataError(
-            f"{path}: t holds NaN; times that only some samples have are given as t of shape (n, times)."
+            f"{path}: t holds NaN; if samples have different times, t needs the shape (n, times)."
         )
     for i, (row, there) in enumerate(zip(np.atleast_2d(t), np.atleast_2d(present), strict=True)):
         times = row[there]
@@ -256,15 +266,15 @@ def _series(
             or (np.diff(times) <= 0).any()
         ):
             raise DataError(
-                f"{path}: the times t{of} must be finite, ascend strictly and start at {t0:.12g} or later, where x is (it is "
-                "at t0, if the file has it, else at 0)."
+                f"{path}: the times t{of} must be finite, ascend strictly and start at {t0:.12g} "
+                "or later, the time of x (t0 if the file has it, otherwise 0)."
             )
         if times[-1] == t0:
             raise DataError(
-                f"{path}: the times t{of} end at {t0:.12g}, where x is; later ones are needed."
+                f"{path}: the times t{of} end at {t0:.12g}, the time of x; later times are needed."
             )
     if np.isinf(y).any():
-        raise DataError(f"{path}: y holds infinite values; use NaN for what was not observed.")
+        raise DataError(f"{path}: y holds infinite values; use NaN for missing observations.")
     observed = ~np.isnan(y).reshape(*y.shape[:2], -1).all(axis=2) & present
     empty = np.flatnonzero(~observed.any(axis=1))
     if len(empty):

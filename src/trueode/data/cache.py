@@ -1,4 +1,4 @@
-"""Generated data kept on disk, found again by the content of its recipe."""
+"""Store generated data on disk, under the hash of its recipe."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def cached(folder: Path, name: str, recipe: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays of a recipe: read from ``folder/NAME-<hash of the recipe>.npz``, or made
-    and kept there.
+    """Return the arrays of a recipe, from ``folder/NAME-<hash of the recipe>.npz`` if it exists;
+    otherwise compute and store them.
 
-    The file holds the hash of its arrays; one that is damaged is made again. A folder that cannot
-    be written is no error: the arrays are then made each time.
+    The file holds the hash of its arrays, and a damaged file is replaced. If the folder cannot be
+    written, the arrays are computed each time.
 
     Args:
-        folder: where generated data lies.
-        name: the data set.
+        folder: of generated data.
+        name: of the data set.
         recipe: everything that the arrays depend on, as JSON values.
         make: computes the arrays.
     """
@@ -33,7 +33,7 @@ def cached(folder: Path, name: str, recipe: dict[str, Any], make: Callable[[], A
     path = folder / f"{name}-{digest}.npz"
     arrays = _read(path)
     if arrays is None:
-        # laid out in memory as arrays that are read: kernels chosen by strides round differently
+        # the memory layout of arrays that are read: kernels for other strides round differently
         arrays = {key: value.copy() for key, value in make().items()}
         _write(path, arrays)
     return arrays
@@ -53,13 +53,13 @@ def _read(path: Path) -> Arrays | None:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         checksum = str(arrays.pop("checksum"))
-    except Exception:  # absent, or damaged in any of the ways in which a zip file can be
+    except Exception:  # it is missing or damaged
         return None
     return arrays if checksum == _checksum(arrays) else None
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    with suppress(OSError):  # a folder that cannot be written is no error
+    with suppress(OSError):  # the folder cannot be written
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
         try:
@@ -67,7 +67,7 @@ def _write(path: Path, arrays: Arrays) -> None:
                 np.savez(file, checksum=np.array(_checksum(arrays)), **arrays)  # type: ignore[arg-type]
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(scratch, 0o644)  # a folder of data may be shared
+            os.chmod(scratch, 0o644)  # the folder may be shared with other users
             os.replace(scratch, path)
         except BaseException:
             os.unlink(scratch)

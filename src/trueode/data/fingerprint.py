@@ -1,6 +1,4 @@
-"""What a data set is, wherever it lies: the same data has the same identity, other data has another
-one.
-"""
+"""The identity of data: equal for the same data in any folder, different for other data."""
 
 from __future__ import annotations
 
@@ -19,24 +17,24 @@ from trueode.files import real, write_json
 
 
 def identity(name: str, data_dir: str | Path, cache: Path | None = None) -> dict[str, Any]:
-    """What a run's data is, as JSON values: the version of a generator, or a fingerprint of
+    """The identity of a run's data as JSON values: the version of its generator, or a hash of its
     content.
 
-    Published images are loaded, and downloaded if they are missing: a folder may hold a sample of
-    them.
+    Published images are loaded, and downloaded if they are missing, because a folder may hold only
+    some of them.
 
     Args:
         name: one of ``catalog.DATA_SETS``.
-        data_dir: where the data lies.
-        cache: a file that fingerprints are kept in; they are taken anew when a file's name, size or
-            time changes.
+        data_dir: folder of the data.
+        cache: a file that stores hashes; they are computed again if the name, size or time of a
+            file changes.
 
     Returns:
-        ``{"generator": version}``, or ``{"files": number, "bytes": number, "sha256": text}``; of
+        ``{"generator": version}``, or ``{"files": number, "bytes": number, "sha256": text}``; for
         published images ``{"samples": number, "sha256": text}``.
 
     Raises:
-        DataError: the data is not there.
+        DataError: the data is missing.
     """
     from trueode.data import generator_version
 
@@ -51,13 +49,12 @@ def identity(name: str, data_dir: str | Path, cache: Path | None = None) -> dict
 def _remembered(
     cache: Path | None, name: str, root: Path, take: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """A fingerprint from the cache if the files look as they did, else a new one."""
+    """An identity from the cache if the files are unchanged, otherwise a new one."""
     known: dict[str, Any] = {}
     key = f"{name} {real(root)}"
     if cache is not None:
-        with suppress(
-            OSError, ValueError, TypeError, LookupError
-        ):  # not there, or damaged: taken anew
+        # if the cache is missing or damaged, compute the identity
+        with suppress(OSError, ValueError, TypeError, LookupError):
             known = dict(json.loads(cache.read_text(encoding="utf-8")))
             if known[key]["looks"] == _looks(root):
                 return dict(known[key]["identity"])
@@ -68,9 +65,7 @@ def _remembered(
 
 
 def _files(root: Path) -> list[tuple[str, Path]]:
-    """All files below a folder, or the file itself, with their names relative to it; generated data
-    is left out.
-    """
+    """All files below a folder except generated data, or the file itself, with relative names."""
     if root.is_file():
         return [("", root)]
     found = []
@@ -79,9 +74,8 @@ def _files(root: Path) -> list[tuple[str, Path]]:
             entry for entry in below if not entry.startswith(".") and entry != "generated"
         )
         found += [Path(folder) / file for file in sorted(names) if not file.startswith(".")]
-    return [
-        (path.relative_to(root).as_posix(), path) for path in found if path.is_file()
-    ]  # no pipe, which never ends
+    # regular files only: reading a pipe would not end
+    return [(path.relative_to(root).as_posix(), path) for path in found if path.is_file()]
 
 
 def _looks(root: Path) -> str:

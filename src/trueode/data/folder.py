@@ -1,4 +1,4 @@
-"""Images of one's own: a folder for each class."""
+"""Images of the user, in a folder for each class."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from trueode.errors import DataError
 from trueode.seeds import stream
 
 FORMATS = {
-    **{
-        ".jpg": "JPEG",
-        ".jpeg": "JPEG",
-        ".png": "PNG",
-        ".bmp": "BMP",
-        ".gif": "GIF",
-        ".webp": "WEBP",
-    },
-    **{".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"},
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
 }
-"""Of Pillow, by the ending of a file's name; no other decoder is let near the file."""
-MOST_PIXELS = 2**27  # of an image, as it lies there and resized
-MEMORY = (
-    4 * 2**30
-)  # bytes of decoded images that are held in memory; more are read from disk as they are needed
+"""The decoder of Pillow for each suffix of a file; no other decoder is used."""
+MOST_PIXELS = 2**27  # of an image, before and after resizing
+MEMORY = 4 * 2**30  # bytes of decoded images held in memory; more are read from disk when needed
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 Array = np.ndarray[Any, Any]
@@ -51,13 +50,13 @@ class Files(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit(Samples):
-    """Samples that are read from disk when they are asked for; otherwise like `Split`."""
+    """Samples that are read from disk when needed; otherwise like `Split`."""
 
     files: Files
     grey: bool
     image_size: int | None
     size: tuple[int, int]
-    sized_by: Path  # the file that has this size
+    sized_by: Path  # the file that determines the size
     dtype: torch.dtype = torch.float32
 
     t = None
@@ -66,11 +65,11 @@ class FolderSplit(Samples):
         return len(self.files.paths)
 
     @property
-    def y(self) -> Tensor:  # type: ignore[override]  # the labels, made when they are asked for
+    def y(self) -> Tensor:  # type: ignore[override]
         return torch.tensor(self.files.labels, dtype=torch.int64, device="cpu")
 
     def batch(self, indices: Tensor) -> Batch:
-        """The samples of given indices ``(batch,)``."""
+        """The samples with the given indices ``(batch,)``."""
         chosen = self.files.subset(indices.tolist())
         pixels = [decode(path, self.image_size) for path in chosen.paths]
         x = np.empty((len(pixels), *self.size, 1 if self.grey else 3), np.uint8)
@@ -81,32 +80,29 @@ class FolderSplit(Samples):
         return Batch(numbers, self.y[indices])
 
     def take(self, indices: Tensor) -> FolderSplit:
-        """The samples of given indices ``(n,)`` as a split of their own."""
+        """The samples with the given indices ``(n,)`` as a split."""
         return replace(self, files=self.files.subset(indices.tolist()))
 
     def to(self, dtype: torch.dtype) -> FolderSplit:
-        """The same samples with floating point numbers of another type."""
+        """The same samples with another floating-point type."""
         return replace(self, dtype=dtype)
 
     def read(
         self, indices: Iterator[tuple[Tensor, int]], num_workers: int
     ) -> Iterator[tuple[Batch, int]]:
-        """Batches of given indices (with what stands beside them), read ahead by worker processes."""
+        """Batches with the given indices, read ahead by worker processes; see `Samples.read`."""
         from torch.utils.data import DataLoader
 
         loader: Any = DataLoader(
             _Requests(self),
-            sampler=indices,  # any iterable will do
+            sampler=indices,  # any iterable is allowed
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=num_workers,
-            generator=torch.Generator("cpu").manual_seed(
-                0
-            ),  # else it would draw from the global random state
+            # without a generator it would draw a seed from the global random state
+            generator=torch.Generator("cpu").manual_seed(0),
         )
-        with torch.device(
-            "cpu"
-        ):  # the loader draws a seed from this generator, on the default device
+        with torch.device("cpu"):  # the device of the generator must be the default device
             items = iter(loader)
         for item in items:
             if isinstance(item, DataError):
@@ -116,7 +112,7 @@ class FolderSplit(Samples):
 
 @dataclass(frozen=True)
 class _Requests(torch.utils.data.Dataset[Any]):
-    """A split as torch's loader sees it: one item is a whole batch, or the error met in reading it."""
+    """A split for the loader of torch: an item is a whole batch, or the error of reading it."""
 
     split: FolderSplit
 
@@ -135,25 +131,23 @@ def _as_it_is(item: Any) -> Any:
 def image_folder(
     root: Path, *, seed: int, image_size: int | None, num_workers: int
 ) -> tuple[Samples, Samples, tuple[str, ...]]:
-    """Read ``root/{train,test}/CLASS/*``; where there is no ``test``, a seeded fifth is held out.
+    """Read ``root/{train,test}/CLASS/*``; without ``test``, a random fifth becomes the test data.
 
-    The test images are in a seeded random order.
-
-    All images are grey if all files are, otherwise RGB.
+    The test images are in random order. All images are grey if all files are, otherwise RGB.
 
     Args:
         root: the folder.
-        seed: of the held-out fifth.
-        image_size: the shorter side is resized to it and the middle square cut out; None: images as
-            they are.
-        num_workers: threads that decode.
+        seed: of the choice and the order of the test images.
+        image_size: images are resized (shorter side) and cropped to squares of this size; None
+            keeps their size.
+        num_workers: number of threads that decode.
 
     Returns:
-        Training and test samples and the names of the classes, sorted.
+        Training and test samples and the sorted names of the classes.
 
     Raises:
-        DataError: no images, a broken one, different sizes without ``image_size``, or a test class
-            never trained on.
+        DataError: there are no images, an image is broken, sizes differ without ``image_size``, or
+            a test class has no training images.
     """
     train_root = root / "train" if (root / "train").is_dir() else root
     classes = _subfolders(train_root)
@@ -162,8 +156,8 @@ def image_folder(
         unknown = sorted(set(_subfolders(root / "test")) - set(classes))
         if unknown:
             raise DataError(
-                f"{root / 'test'} has the class {unknown[0]!r}, which {train_root} has not: the classes of the test "
-                "images must be among those of the training images."
+                f"{root / 'test'} has the class {unknown[0]!r}, but {train_root} has not: the "
+                "classes of the test images must be among those of the training images."
             )
         held_out = _scan(root / "test", classes)
     else:
@@ -175,11 +169,12 @@ def image_folder(
 
 
 def hold_out(files: Files, seed: int) -> tuple[Files, Files]:
-    """Four fifths to train on and one fifth, chosen at random, to test on; both in their old order."""
+    """Split files into four fifths for training and a random fifth for testing, in their order."""
     n = len(files.paths)
     if n < 2:
         raise DataError(
-            f"One image cannot be split: {files.paths[0]} is all there is. Add more images."
+            f"A single image, {files.paths[0]}, cannot be split into training and test data. Add "
+            "more images."
         )
     chosen = np.zeros(n, bool)
     chosen[stream(seed, "split").permutation(n)[: max(1, n // 5)]] = True
@@ -189,16 +184,12 @@ def hold_out(files: Files, seed: int) -> tuple[Files, Files]:
 
 
 def mixed(files: Files, seed: int) -> Files:
-    """The files in a random order: the first of them, on which a verdict is founded, are of all
-    classes.
-    """
+    """The files in random order: a verdict uses the first ones, which must have all classes."""
     return files.subset(stream(seed, "split", 1).permutation(len(files.paths)).tolist())
 
 
 def decode(path: Path, image_size: int | None) -> Array:
-    """Decode a file into bytes ``(height, width, 3)``, or ``(height, width, 1)`` where the file is
-    grey.
-    """
+    """Decode a file into bytes ``(height, width, 3)``, or ``(height, width, 1)`` if it is grey."""
     from PIL import Image
 
     with _opened(path) as image:
@@ -219,19 +210,17 @@ def decode(path: Path, image_size: int | None) -> Array:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An image file in the format that its name tells, in a block whose failures are those of the
-    file.
-    """
+    """Open an image in the format of its suffix; failures in the block become a `DataError`."""
     from PIL import Image
 
     kind = FORMATS[path.suffix.lower()]
     try:
-        if not path.is_file():  # a pipe would never end
-            raise ValueError("no regular file")
+        if not path.is_file():  # reading a pipe would not end
+            raise ValueError("not a regular file")
         with Image.open(path, formats=[kind]) as image:
             _bound(*image.size)
             yield image
-    except Exception as error:  # Pillow fails in as many ways as files can be damaged
+    except Exception as error:  # Pillow raises many kinds of errors for damaged files
         raise DataError(
             f"The image {path} cannot be read as {kind} ({error}). Repair, rename or remove it."
         ) from error
@@ -250,12 +239,13 @@ def _subfolders(root: Path) -> tuple[str, ...]:
     except OSError as error:
         raise DataError(
             f"The folder {root} cannot be read ({error.strerror}). image_folder expects "
-            "DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*, or DATA_DIR/CLASS/*; DATA_DIR is given with --data_dir."
+            "DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*, or DATA_DIR/CLASS/*; set DATA_DIR "
+            "with --data_dir."
         ) from error
     if not names:
         raise DataError(
-            f"{root} has no subfolders. image_folder expects one for each class with its images: DATA_DIR/train/CLASS/* "
-            "and DATA_DIR/test/CLASS/*, or DATA_DIR/CLASS/*."
+            f"{root} has no subfolders. image_folder expects one for each class with its images: "
+            "DATA_DIR/train/CLASS/* and DATA_DIR/test/CLASS/*, or DATA_DIR/CLASS/*."
         )
     return names
 
@@ -273,7 +263,7 @@ def _scan(root: Path, classes: tuple[str, ...]) -> Files:
             labels += [label] * len(found)
     if not paths:
         raise DataError(
-            f"There are no images in {root}/CLASS/; known are the endings {', '.join(FORMATS)}."
+            f"There are no images in {root}/CLASS/; known suffixes are {', '.join(FORMATS)}."
         )
     return Files(tuple(paths), tuple(labels))
 
@@ -282,8 +272,8 @@ def _same_size(image: Array, size: tuple[int, int], path: Path, first: Path) -> 
     height, width = image.shape[:2]
     if (height, width) != size:
         raise DataError(
-            f"The images differ in size: {first} has {size[1]} x {size[0]} pixels, {path} has {width} x {height}. "
-            "Give them one with --image_size."
+            f"The images differ in size: {first} has {size[1]} x {size[0]} pixels, {path} has "
+            f"{width} x {height}. Resize them with --image_size."
         )
 
 
@@ -311,12 +301,12 @@ def _load(files: Files, n_train: int, image_size: int | None, threads: int) -> t
 
 
 def _each(pool: ThreadPoolExecutor, work: Callable[[int], bool], n: int) -> Iterator[bool]:
-    """``work`` for 0 … n - 1, handed to the threads in slices: a task for each image would cost
-    more.
-    """
+    """``work`` for 0 … n - 1, in slices, because a task for each image would cost more."""
 
     def several(start: int) -> bool:
-        return min(map(work, range(start, min(start + 256, n))))  # unlike all, sees every image
+        return min(
+            map(work, range(start, min(start + 256, n)))
+        )  # unlike `all`, it reads every image
 
     return pool.map(several, range(0, n, 256))
 

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10, read and downloaded by torchvision."""
+"""MNIST and CIFAR-10, downloaded and read by torchvision."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from torch.nn import functional as F
 
 from trueode.errors import DataError
 
-LARGEST = 2**27  # bytes of an unpacked file of MNIST, with room
-PATIENCE = 5.0  # seconds without an answer after which a download has failed
+LARGEST = 2**27  # bytes, more than any unpacked file of MNIST
+PATIENCE = 5.0  # seconds without an answer after which a download fails
 
 
 class Images(NamedTuple):
-    """Images ``(n, channels, height, width)`` as bytes, labels ``(n,)``, and the classes."""
+    """Images ``(n, channels, height, width)`` as bytes, labels ``(n,)``, and class names."""
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
@@ -34,8 +34,7 @@ class Images(NamedTuple):
 
 
 def mnist(root: Path) -> Images:
-    """MNIST (1 x 28 x 28, 10 classes) from ``root/MNIST/raw``, where the files may be unpacked or
-    not.
+    """MNIST (1 x 28 x 28, 10 classes) from packed or unpacked files in ``root/MNIST/raw``.
 
     Raises:
         DataError: files are missing and cannot be downloaded, or are damaged.
@@ -80,9 +79,7 @@ def cifar10(root: Path) -> Images:
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """Images as bytes, the shorter side resized (antialiased) to ``size`` and the middle square cut
-    out.
-    """
+    """Resize the shorter side of images (antialiased) to ``size`` and crop the central square."""
     height, width = x.shape[2:]
     scale = size / min(height, width)
     shape = (max(size, round(height * scale)), max(size, round(width * scale)))
@@ -102,49 +99,46 @@ def _torchvision() -> Any:
         return import_module("torchvision.datasets")
     except ImportError as error:
         raise DataError(
-            "MNIST and CIFAR-10 are read with torchvision, which is not installed: pip install 'trueode[images]'"
+            "MNIST and CIFAR-10 are read with torchvision, which is not installed: pip install "
+            "'trueode[images]'"
         ) from error
 
 
 def _read(read: Callable[[], Any], folder: Path) -> Any:
     try:
         return read()
-    except Exception as error:  # torchvision fails in as many ways as files can be damaged
+    except Exception as error:  # torchvision raises many kinds of errors for damaged files
         raise DataError(
             f"The files in {folder} cannot be read or are damaged ({_short(error)}). "
-            "Delete the folder: they are then downloaded, or placed there by hand, again."
+            "Delete the folder, and download the files or place them there again."
         ) from error
 
 
 @contextmanager
 def _scratch(root: Path) -> Iterator[Path]:
-    """A folder beside the final ones, removed in the end: what is moved out of it appears whole or
-    not at all.
-    """
+    """A temporary folder on the same file system, to move files atomically out of it."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         scratch = TemporaryDirectory(dir=root, prefix=".unfinished-")
     except OSError as error:
         raise DataError(
-            f"Nothing can be written to {root} ({error.strerror}); give a folder that can be, with --data_dir."
+            f"{root} cannot be written ({error.strerror}): give another folder with --data_dir."
         ) from error
     with scratch as path:
         yield Path(path)
 
 
 def _download(reader: Any, root: Path, folder: Path, where: str, address: str) -> None:
-    """Download into a scratch folder and move the files of ``folder`` to their place under
-    ``root``.
-    """
+    """Download into a scratch folder, and move the files of ``folder`` to ``root``."""
     with _scratch(root) as scratch:
         patience = socket.getdefaulttimeout()
         socket.setdefaulttimeout(PATIENCE)
         try:
-            reader(scratch, download=True)  # torchvision compares the checksums
+            reader(scratch, download=True)  # torchvision verifies the checksums
         except Exception as error:
             raise DataError(
-                f"{reader.__name__} is not in {root} and could not be downloaded ({_short(error)}). "
-                f"Place {where}, from {address}"
+                f"{reader.__name__} is not in {root} and could not be downloaded "
+                f"({_short(error)}). Place {where}, from {address}"
             ) from error
         finally:
             socket.setdefaulttimeout(patience)
@@ -157,7 +151,7 @@ def _download(reader: Any, root: Path, folder: Path, where: str, address: str) -
 
 
 def _unpack_gzip(file: Path, target: Path) -> None:
-    """Make ``target`` hold the contents of ``file``, or of ``file.gz`` if only that is there."""
+    """Write the contents of ``file``, or of ``file.gz`` if only that exists, to ``target``."""
     if target.is_file():
         return
     with _scratch(target.parent) as scratch:
@@ -175,10 +169,11 @@ def _unpack_gzip(file: Path, target: Path) -> None:
 
 
 def _unpack_tar(archive: Path, md5: str, folder: Path) -> None:
-    """Unpack the folder of that name out of an archive of known checksum."""
+    """Unpack a folder from an archive with a known checksum."""
     if not import_module("torchvision.datasets.utils").check_integrity(str(archive), md5):
         raise DataError(
-            f"{archive} is not the published archive or is damaged: its MD5 checksum is not {md5}. Download it again."
+            f"{archive} is not the published archive or is damaged: its MD5 checksum is not {md5}. "
+            "Download it again."
         )
     with _scratch(folder.parent) as scratch:
         with tarfile.open(archive) as tar:

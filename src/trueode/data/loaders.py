@@ -1,4 +1,4 @@
-"""Batches in an order that depends on nothing but the seed and the epoch."""
+"""Batches in an order that depends only on the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Batches:
 
     Args:
         split: the samples.
-        batch_size: samples of the whole batch; the last one of an epoch may have fewer.
+        batch_size: global batch size; the last batch of an epoch may have fewer samples.
         seed: of the order.
-        shuffle: whether each epoch has a random order of its own; otherwise that of the split.
+        shuffle: whether each epoch has a new random order; otherwise that of the split.
         rank: of this process.
-        world_size: number of processes. Each takes a contiguous part of every batch; sizes differ
-            by one at most.
-        num_workers: processes that read a split from disk.
+        world_size: number of processes. Each takes a contiguous part of every batch; their sizes
+            differ by at most one.
+        num_workers: number of processes that read a split from disk.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Batches:
         self.num_workers = num_workers
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return -(-len(self.split) // self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
@@ -65,9 +65,7 @@ class Batches:
         return torch.from_numpy(stream(self.seed, "order", epoch).permutation(len(self.split)))
 
     def from_iteration(self, i: int) -> Iterator[tuple[Batch, int]]:
-        """All batches from iteration ``i`` on, without end: this rank's part, and the size of the
-        whole batch.
-        """
+        """Endless batches from iteration ``i`` on: this rank's part, and the global batch size."""
         return self.split.read(self._indices(i), self.num_workers)
 
     def in_order(self) -> Iterator[Batch]:
@@ -76,7 +74,7 @@ class Batches:
         return (batch for batch, _ in self.split.read(parts, self.num_workers))
 
     def first(self) -> tuple[Tensor, int]:
-        """The indices of this rank's part of the first batch, and the size of the whole batch."""
+        """The indices of this rank's part of the first batch, and the global batch size."""
         return next(self._indices(0))
 
     def _indices(self, i: int) -> Iterator[tuple[Tensor, int]]:

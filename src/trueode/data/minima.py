@@ -1,5 +1,5 @@
-"""Three minima: the class of a point is the minimum in which a damped particle started there comes
-to rest.
+"""Three minima: the class of a point is the minimum where a damped particle from there comes to
+rest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 MINIMA = (-0.850, 0.269, 1.839)  # the stable zeros of dV/dx, to three digits
-VERSION = 1  # raised when the same seed would give other points
+VERSION = 1  # increased if the same seed gives other points
 DAMPING = 0.2
 SLOPE = (1.2, -2.5, -0.768, 2.364, 0.176, -0.192)  # coefficients of dV/dx, highest power first
 
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 def slope(x: Array) -> Array:
-    """The derivative of the potential, V'(x) = 1.2x⁵ - 2.5x⁴ - 0.768x³ + 2.364x² + 0.176x - 0.192."""
+    """The slope of the potential, V'(x) = 1.2x⁵ - 2.5x⁴ - 0.768x³ + 2.364x² + 0.176x - 0.192."""
     value = np.full_like(x, SLOPE[0])
     for coefficient in SLOPE[1:]:
         value *= x

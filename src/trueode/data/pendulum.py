@@ -1,4 +1,4 @@
-"""A damped pendulum: a time series that is built in."""
+"""A damped pendulum: the built-in time series."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DAMPING = 0.1
 INTERVAL = 0.25  # seconds between two observations
 DURATION = 10.0  # seconds
 SUBSTEPS = 50  # rk4 steps between two observations: the error is below 1e-9
-VERSION = 1  # raised when the same seed would give other trajectories
+VERSION = 1  # increased if the same seed gives other trajectories
 
 Array = np.ndarray[Any, Any]
 
@@ -22,8 +22,8 @@ def pendulum(n: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
     x'(0) in [-1, 1].
 
     Returns:
-        The initial states ``(n, 1, 2)`` holding (x, x'), the states ``(n, times, 1, 2)`` and the
-        times ``(times,)``, every 0.25 s from 0 to 10 s.
+        The initial states (x, x') ``(n, 1, 2)``, the states ``(n, times, 1, 2)`` and the times
+        ``(times,)``, every 0.25 s from 0 to 10 s.
     """
 
     def field(z: Array) -> Array:

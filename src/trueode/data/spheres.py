@@ -1,4 +1,4 @@
-"""Concentric spheres: an inner shell and an outer one of class 0, one between them of class 1."""
+"""Concentric spheres: an inner and an outer shell of class 0, and one between them of class 1."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-SHELLS = ((0.1, 0.15, 0), (0.25, 0.3, 1), (0.4, 0.45, 0))  # least radius, greatest radius, class
-VERSION = 1  # raised when the same seed would give other points
+SHELLS = ((0.1, 0.15, 0), (0.25, 0.3, 1), (0.4, 0.45, 0))  # inner radius, outer radius, class
+VERSION = 1  # increased if the same seed gives other points
 
 Array = np.ndarray[Any, Any]
 
 
 def concentric_spheres(n: int, d: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draw ``n`` points: a quarter inner, a quarter outer (class 0) and the others, half, between
-    them (class 1).
+    """Draw ``n`` points: a quarter inner and a quarter outer (class 0), the others between them
+    (class 1).
 
     Radius = (r_max - r_min) u^(1/d) + r_min with u uniform on [0, 1]; the direction is uniform on
     the sphere. Source: Ott, Katiyar, Hennig & Tiemann, ICLR 2021.

@@ -1,4 +1,4 @@
-"""What a data set consists of."""
+"""The parts of a data set: batches, samples and splits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from trueode.errors import DataError
 
 
 class Batch(NamedTuple):
-    """Some samples.
+    """A batch of samples.
 
     Attributes:
         x: inputs ``(batch, channels, length)`` or ``(batch, channels, height, width)``.
         y: labels ``(batch,)``; targets ``(batch, outputs)``; or states
-            ``(batch, times, channels, length)``, NaN where not observed.
-        t: times of the states, ``(times,)`` for all samples or ``(batch, times)``, NaN where there
-            is none; else None.
+            ``(batch, times, channels, length)``, NaN if not observed.
+        t: times of the states, ``(times,)`` for all samples, or ``(batch, times)``, NaN if a sample
+            has fewer; None without times.
     """
 
     x: Tensor
@@ -33,9 +33,9 @@ class Samples(ABC):
     """Samples of a data set, in memory or on disk.
 
     Attributes:
-        y: what belongs to them, as in `Batch`.
+        y: their labels, targets or states, as in `Batch`.
         t: times of the states, as in `Batch`.
-        dtype: of the numbers that a batch gives.
+        dtype: floating-point type of the batches.
     """
 
     y: Tensor
@@ -44,28 +44,26 @@ class Samples(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of samples."""
 
     @abstractmethod
     def batch(self, indices: Tensor) -> Batch:
-        """The samples of given indices ``(batch,)``."""
+        """The samples with the given indices ``(batch,)``."""
 
     @abstractmethod
     def take(self, indices: Tensor) -> Samples:
-        """The samples of given indices ``(n,)`` as samples of their own."""
+        """A subset: the samples with the given indices ``(n,)``."""
 
     @abstractmethod
     def to(self, dtype: torch.dtype) -> Samples:
-        """The same samples with floating point numbers of another type; times keep theirs, so that
-        the last one stays it.
+        """The same samples with another floating-point type. Times keep their type, so the last one
+        still equals ``t_end``.
         """
 
     def read(
         self, indices: Iterator[tuple[Tensor, int]], num_workers: int
     ) -> Iterator[tuple[Batch, int]]:
-        """Batches of given indices (with what stands beside them), read ahead where that takes
-        long.
-        """
+        """Batches with the given indices, each with its number; slow batches are read ahead."""
         return ((self.batch(part), n) for part, n in indices)
 
     def first(self, n: int) -> Samples:
@@ -75,9 +73,9 @@ class Samples(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Split(Samples):
-    """Samples held in memory; fields as in `Batch`, over all samples.
+    """Samples in memory; fields as in `Batch`, over all samples.
 
-    Images may be held as bytes: a batch gives them as numbers in [0, 1] of the type ``dtype``.
+    Images may be stored as bytes; a batch converts them to numbers in [0, 1] of type ``dtype``.
     """
 
     x: Tensor
@@ -100,8 +98,9 @@ class Split(Samples):
                 return part
             found = part.to(dtype)
             if found.isinf().any():
+                most = torch.finfo(dtype).max
                 raise DataError(
-                    f"The data holds numbers beyond {torch.finfo(dtype).max:.2g}, too large for {dtype}: scale them."
+                    f"The data holds numbers beyond {most:.2g}, too large for {dtype}: scale them."
                 )
             return found
 
@@ -112,7 +111,7 @@ class Split(Samples):
 
 
 def as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes 0 … 255 as numbers in [0, 1]; numbers as they are."""
+    """Convert bytes 0 … 255 to numbers in [0, 1]; leave numbers unchanged."""
     return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x
 
 
@@ -123,13 +122,13 @@ class Dataset:
     Attributes:
         name: as in ``catalog.DATA_SETS``.
         task: ``"classification"``, ``"regression"`` or ``"timeseries"``.
-        train: the samples to train on.
-        test: the samples to test on.
+        train: training samples.
+        test: test samples.
         sample_shape: shape of one input, without the batch.
-        n_outputs: classes, or numbers in a target (time series: in a state).
-        classes: names of the classes, if they have any.
-        t_end: the last time of a time series.
-        t_start: the time at which the inputs of a time series are its states.
+        n_outputs: number of classes, or of numbers in a target (time series: in a state).
+        classes: names of the classes, if they have names.
+        t_end: last time of a time series.
+        t_start: time at which the inputs of a time series are its states.
     """
 
     name: str
@@ -143,5 +142,5 @@ class Dataset:
     t_start: float = 0.0
 
     def to(self, dtype: torch.dtype) -> Dataset:
-        """The same data with floating point numbers of another type."""
+        """The same data with another floating-point type."""
         return replace(self, train=self.train.to(dtype), test=self.test.to(dtype))

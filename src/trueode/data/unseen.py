@@ -1,6 +1,4 @@
-"""Inputs that training does not see: an adaptation is controlled with some of them, and its result
-certified on others.
-"""
+"""Samples that training does not see: for the checks of an adaptation, and for its certificate."""
 
 from __future__ import annotations
 
@@ -14,21 +12,21 @@ from trueode.errors import DataError
 from trueode.seeds import stream
 
 CONTROL = 1024
-"""Samples to control with: enough for a check not to meet the same ones again before others have
-been seen.
+"""Number of samples for the checks of an adaptation: a check repeats samples only after it has used
+many others.
 """
-FEWEST = 8  # to control with
+FEWEST = 8  # of these samples
 
 
 @dataclass(frozen=True, eq=False)
 class Unseen:
-    """Samples apart from those of training and test; their labels are not needed.
+    """Samples other than those of training and test; their labels are not needed.
 
     Attributes:
-        control: to control with.
-        size: samples of an attempt to certify.
-        attempt: the samples of an attempt, counted from 1: new ones each time where there are any.
-        source: where they come from, in words.
+        control: samples for the checks of an adaptation.
+        size: number of samples of an attempt to certify.
+        attempt: the samples of an attempt, counted from 1; new ones each time while there are any.
+        source: origin of the samples in words.
     """
 
     control: Samples
@@ -38,38 +36,37 @@ class Unseen:
 
 
 def drawn(draw: Callable[[int, int], Split], size: int, name: str) -> Unseen:
-    """Fresh draws of the data set ``name``; ``draw(n, key)`` gives ``n`` samples, other ones for
-    each key.
-    """
+    """Fresh draws of the data set ``name``; ``draw(n, key)`` gives ``n`` new samples for a key."""
     return Unseen(
         draw(CONTROL, 0), size, lambda attempt: draw(size, attempt), f"drawn afresh from {name}"
     )
 
 
 def held_out(dataset: Dataset, share: float, size: int, *, seed: int) -> tuple[Dataset, Unseen]:
-    """Keep samples from training: a quarter of them, 1024 at most, to control with, the others to
-    certify on.
+    """Hold out training samples: a quarter of them, at most 1024, for checks, the others for
+    certificates.
 
     Args:
         dataset: the data.
-        share: of the training samples that is kept from it.
-        size: samples wanted for an attempt to certify; where there are fewer, each attempt takes
+        share: of the training samples that is held out.
+        size: number of samples for each attempt to certify; if there are fewer, each attempt uses
             all.
         seed: of the choice.
 
     Returns:
-        The data with what is left to train on, and what is kept.
+        The data with the remaining training samples, and the held-out samples.
 
     Raises:
-        DataError: nothing would be left for one of the three.
+        DataError: there are too few samples for training, checks or certificates.
     """
     n = len(dataset.train)
     kept = round(share * n)
     n_control = min(CONTROL, kept // 4)
     if n_control < FEWEST or kept >= n:
         raise DataError(
-            f"--held_out {share:g} of {n} training samples are {kept}: at least {4 * FEWEST} are needed to control the "
-            "adaptation and to certify the model, and some to train on. Give another --held_out, or more data."
+            f"--held_out {share:g} of {n} training samples are {kept}: at least {4 * FEWEST} are "
+            "needed to control the adaptation and to certify the model, and some to train on. "
+            "Give another --held_out, or more data."
         )
     order = torch.from_numpy(stream(seed, "unseen").permutation(n))
     control, pool = dataset.train.take(order[:n_control]), dataset.train.take(order[n_control:kept])

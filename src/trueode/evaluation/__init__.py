@@ -1,15 +1,17 @@
-"""Any model under any solver: metrics, the exact flow, flips, the decision, the table of solvers."""
+"""Evaluate models under solvers: metrics, exact flow, flips, decision and solver table."""
 
 from trueode.evaluation.decision import Decision, Status, decide, level_of
 from trueode.evaluation.flips import Flips, count_flips
 from trueode.evaluation.flow import ExactFlow, exact_flow, finer_solver
 from trueode.evaluation.gain import Answer, Performance, performance
 from trueode.evaluation.metrics import Evaluation, evaluate, evaluating, to_device
+from trueode.evaluation.model_on_samples import ModelOnSamples
 from trueode.evaluation.portrait import phase_portrait, series_portrait
-from trueode.evaluation.runnable import Metric, ModelOnSamples, Runnable
+from trueode.evaluation.runnable import Metric, Runnable
 from trueode.evaluation.solver_table import Row, SolverTable, by_factors
 from trueode.evaluation.statistics import clopper_pearson, samples_for
-from trueode.evaluation.tasks import Task, get_task
+from trueode.evaluation.task import Task
+from trueode.evaluation.tasks import get_task
 from trueode.evaluation.wording import sentence, shown
 
 __all__ = [

@@ -1,6 +1,4 @@
-"""Predictions that move with a hair's breadth of the initial state have no flow that can be
-computed.
-"""
+"""Sensitivity: a prediction that a tiny change of the start moves has no computable flow."""
 
 from __future__ import annotations
 
@@ -14,22 +12,16 @@ from trueode.evaluation.draft import Draft
 from trueode.evaluation.witness import Witnessed
 from trueode.solvers import Adaptive, FixedStep
 
-NUDGED, NUDGE = (
-    10,
-    1e-9,
-)  # rows that are looked at first, and the relative change of their initial state
-GROWTH = 1e5  # of the change: a row that is not settled anyway is chaotic
-CLOSE, PATIENT = (
-    1e-10,
-    4 * FINEST,
-)  # tolerance of dopri5 and its most steps, where refinement does not help
+NUDGED, NUDGE = 10, 1e-9  # rows that are tested first, and the relative change of their start
+GROWTH = 1e5  # growth of the change from which a row that has not converged counts as sensitive
+CLOSE, PATIENT = 1e-10, 4 * FINEST  # tolerance and step limit of dopri5 in the test for chaos
 
 
 def chaotic(draft: Draft, left: Tensor) -> bool:
-    """Whether most of some rows move that are solved with a start that is a little off: no
-    refinement helps then.
+    """Whether most tested rows move after a tiny change of their start; refinement cannot help
+    then.
     """
-    left = left[draft.apart[left].isfinite()]  # both methods arrive
+    left = left[draft.apart[left].isfinite()]  # both methods reach the end
     if not draft.runnable.double or draft.runnable.n == 1 or not len(left):
         return False
     rows = left[torch.linspace(0, len(left) - 1, min(NUDGED, len(left)), device="cpu").long()]
@@ -46,17 +38,17 @@ def chaotic(draft: Draft, left: Tensor) -> bool:
 
 
 def perturb(draft: Draft, steps: Mapping[int, int], left: Tensor) -> None:
-    """Solve some rows again from a start that is a little off; where one of them moves, all: those
-    that move are not settled.
+    """Solve rows again from a slightly changed start, and mark those that move as not converged.
 
-    Rows that are left may have moved, too: that is why.
+    A few rows are tested first, and all of them if one moves. Rows that have not converged are
+    tested too, because sensitivity may be the reason.
 
     Args:
-        draft: what is known.
-        steps: those of rk4, by level.
-        left: rows that are not settled.
+        draft: the state of the computation.
+        steps: the number of rk4 steps of each level.
+        left: rows that have not converged.
     """
-    if draft.runnable.n == 1:  # a trajectory is followed from such a start in any case
+    if draft.runnable.n == 1:  # `follow` tests a single trajectory in any case
         return
     settled = (draft.needed & draft.settled).any(1).nonzero()[:, 0]
     unsettled = left[~draft.settled[left].all(1)][:NUDGED]
@@ -76,7 +68,7 @@ def perturb(draft: Draft, steps: Mapping[int, int], left: Tensor) -> None:
 
 
 def _moves(draft: Draft, rows: Tensor, level: int, n_steps: int) -> bool:
-    """Whether some of the rows move that are solved again with the steps of a level."""
+    """Solve rows again with the steps of a level and a changed start; whether some of them move."""
     nudge = max(NUDGE, 8 * torch.finfo(draft.outputs.dtype).eps)
     solving = Witnessed(draft.course, n_steps, level, rows, nudge=nudge)
     nudged, known = (
@@ -85,7 +77,8 @@ def _moves(draft: Draft, rows: Tensor, level: int, n_steps: int) -> bool:
     )
     same = draft.same(nudged, known)
     moves = draft.differ(rows, same) & draft.finite(rows)
-    # an unsettled prediction may just lie close to another one: its change must have grown, too
+    # a prediction that has not converged may just lie close to another one: its change must have
+    # grown, too
     change, size = ((x.flatten(1).abs().amax(1)) for x in (nudged - known, known))
     moves &= draft.settled[rows].any(1) | (change > GROWTH * nudge * size)
     draft.settled[rows] &= same

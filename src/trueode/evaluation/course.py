@@ -1,6 +1,4 @@
-"""Where steps of the exact flow end: features of the field that were found, and solves that keep to
-them.
-"""
+"""Where steps of the exact flow end: features found in the field, and solves that respect them."""
 
 from __future__ import annotations
 
@@ -19,24 +17,23 @@ from trueode.solvers import Adaptive, Solution
 from trueode.solvers.problem import Problem
 from trueode.solvers.solving import solve_problem
 
-FINEST = 4700  # steps of an interval: more are not taken
-BISECTIONS = 20  # by which features are located
-CLOSE = 1e-9  # of the interval: nearer to one another no two steps end
-NARROWEST = 2 * CLOSE  # within so much a jump is located
-PLACES = 8  # features at more places than these make all steps as short as half of them are
-STEPPED = 2  # steps within a feature of which the place is not known
-ENDED = ("non_finite", "step_underflow")  # how a solution that ends early ends a solve
+FINEST = 4700  # most steps of an interval
+BISECTIONS = 20  # that locate an edge of a feature
+CLOSE = 1e-9  # least distance between two ends of steps, as a fraction of the interval
+NARROWEST = 2 * CLOSE  # accuracy to which a jump is located
+PLACES = 8  # with more features, all steps are shortened instead of placed around each
+STEPPED = 2  # steps per feature in that case
+ENDED = ("non_finite", "step_underflow")  # statuses of a solve whose solution ends early
 
 
 class Feature(NamedTuple):
-    """A part of an interval in which the field changes faster than steps: as fractions of the
-    interval.
+    """A part of an interval in which the field changes faster than the steps resolve.
 
     Attributes:
-        start: where it begins.
+        start: where it begins, as all values a fraction of the interval.
         end: where it ends.
-        edges: where it changes, as narrow as it was found: ``(lower, upper)``.
-        step: the length of the step that went over it.
+        edges: bounds ``(lower, upper)`` of each place at which the field changes.
+        step: the length of the step that missed it.
     """
 
     start: float
@@ -46,17 +43,18 @@ class Feature(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """Within which it changes."""
+        """The width of its widest edge."""
         return max(upper - lower for lower, upper in self.edges)
 
     @property
     def jumps(self) -> bool:
-        """Whether it is a jump, as far as it can be seen."""
+        """Whether it is too narrow to be told from a jump."""
         return self.end - self.start < max(self.step * 2.0 ** (2 - BISECTIONS), 2 * NARROWEST)
 
     def marks(self) -> Iterator[float]:
-        """Ends of steps that resolve it: its edges, and steps around it that grow from its scale to
-        the old ones.
+        """Ends of steps that resolve it.
+
+        These are its edges, and around it steps that grow from its scale to the old step length.
         """
         for edge in self.edges:
             yield from edge
@@ -70,23 +68,23 @@ class Feature(NamedTuple):
 
 
 class Takes(Enum):
-    """What a field takes beside one time for all rows of a batch."""
+    """The calls that a field supports beside all rows of a batch at one time."""
 
-    ROWS = "any rows, each at a time of its own"
-    TIMES = "a time for each row of the batch"
+    ROWS = "any rows, each at its own time"
+    TIMES = "all rows of the batch, each at its own time"
     PARTS = "any rows, all at one time"
     ONE = "nothing else"
 
 
 @dataclass
 class Course:
-    """What the steps of all solves keep to, found or given.
+    """The constraints on the steps of all solves.
 
     Attributes:
-        features: of each ODE block.
+        features: the features found in each ODE block.
         longest: the longest step, as a fraction of the interval.
-        takes: of ODE blocks, where it is known already, what their fields take.
-        coupled: whether rows of a batch see one another, so that they have one time.
+        takes: the calls that the field of each ODE block supports, once known.
+        coupled: whether rows of a batch depend on one another and must share one time.
     """
 
     features: dict[int, list[Feature]] = field(default_factory=dict)
@@ -95,7 +93,7 @@ class Course:
     coupled: bool = False
 
     def add(self, block: int, found: list[Feature]) -> bool:
-        """Take features that were found, the largest first; whether there are new ones."""
+        """Add features, the largest first. Return whether some are new."""
         known, new = self.features.setdefault(block, []), False
         for each in found:
             if all(
@@ -113,7 +111,7 @@ class Course:
         return new
 
     def marks(self, block: int, ends: Collection[float]) -> list[float]:
-        """Further ends of steps of a block beside given ones, all as fractions of its interval."""
+        """Ends of steps of a block in addition to given ones, as fractions of its interval."""
         wanted = sorted(
             {mark for each in self.features.get(block, ()) for mark in each.marks() if 0 < mark < 1}
         )
@@ -129,16 +127,15 @@ class Course:
 
 
 class Guided:
-    """Solves by the solver that is asked for, with the ends of steps that a course gives.
+    """Solves by the requested solver, with the ends of steps of a course.
 
     Args:
-        course: what steps keep to.
+        course: the constraints on steps.
         nudge: initial states of the first block are multiplied by 1 + ``nudge``.
 
     Attributes:
-        ended: of rows whose solution ends early the number of the block plus the fraction of its
-            interval; NaN where a row's own time is not known, because it was solved together with
-            others.
+        ended: where solutions end early, by row: the number of the block plus the fraction of its
+            interval. NaN if a row was solved together with others, so that its time is unknown.
     """
 
     def __init__(self, course: Course, nudge: float = 0.0) -> None:
@@ -181,7 +178,7 @@ class Guided:
         return solution if solution.status == "success" else self._lost(solution, block, samples)
 
     def _lost(self, solution: Solution[Any], block: int, samples: bool) -> Solution[Any]:
-        """The solution with NaN for the rows that did not arrive."""
+        """The solution with NaN for the rows that did not reach the end."""
         if not samples:
             if solution.status in ENDED:
                 self.ended |= dict.fromkeys(self._rows.tolist(), nan)

@@ -1,4 +1,4 @@
-"""What a number of flips says at a margin: the decision behind every verdict."""
+"""The decision behind every verdict: from counted flips to bounds, and to an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trueode.evaluation.statistics import clopper_pearson, percent, samples_for
 
 LEVEL = 0.05
 MARGIN = 0.01
-MOST = 1_000_000  # samples; where more would be needed, the share is too close to the margin
+MOST = 1_000_000  # samples; if more are needed, the share is too close to the margin
 POPULATIONS = ("sample", "all")
 
 
@@ -29,21 +29,21 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What is decided.
+    """The answer to the question whether a model is an ODE, with its bounds.
 
     Attributes:
         status: the answer.
-        counts: what it follows from.
-        lower: bound of the share of samples that flip or blow up; it is larger with confidence 1 -
-            ``level``.
-        upper: bound of the share of those that do, or may; it is smaller with confidence 1 -
-            ``level``.
-        margin: share that is allowed.
-        level: error probability of each bound; 0 where all there is has been looked at.
-        needed: where inconclusive for want of samples: those that would decide if the share stays;
-            None if more than a million.
-        reason: where inconclusive: why, and what to do.
-        solver: what is judged, in words; empty where it is clear.
+        counts: the counts from which it follows.
+        lower: lower bound of the share of samples that flip or blow up, with confidence
+            1 - ``level``.
+        upper: upper bound of the share of samples that flip, blow up or are unresolved, with
+            confidence 1 - ``level``.
+        margin: the allowed share.
+        level: error probability of each bound; 0 if there are no other samples.
+        needed: the number of samples that would decide if the share stays the same; None if it is
+            more than a million, or if samples are not what is missing.
+        reason: if inconclusive: why, and what to do.
+        solver: the judged solver, in words; may be empty.
     """
 
     status: Status
@@ -69,50 +69,54 @@ class Decision:
 
 
 def level_of(look: int | None) -> float:
-    """The error probability of each bound at a look, counted from 1, of several at one model: all
-    looks share 5 %.
+    """The error probability of each bound at one of several looks at a model.
 
-    None is the only look there will be.
+    All looks together share 5 %.
+
+    Args:
+        look: the number of the look, counted from 1; None: there is only one look.
     """
     return LEVEL if look is None else LEVEL * 0.5**look
 
 
 def check_margin(margin: float) -> None:
-    """Check that a margin is a share.
+    """Check that a margin lies between 0 and 1.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it does not.
     """
     if not 0 < margin < 1:
         raise UsageError(
-            f"margin must lie between 0 and 1, got {margin!r}: 0.01 allows one prediction in a hundred to change."
+            f"margin must lie between 0 and 1, got {margin!r}: 0.01 allows one prediction in a "
+            "hundred to change."
         )
 
 
 def decide(
     counts: Flips, margin: float = MARGIN, *, level: float = LEVEL, population: str = "sample"
 ) -> Decision:
-    """``ode`` where at most a margin of the predictions change or may change, ``solver-dependent``
-    where more do.
+    """Decide whether a model is an ODE, from the number of predictions that change.
 
-    The bounds are one-sided, each at ``level`` (Clopper & Pearson): the two answers exclude one
-    another. Unresolved samples may prevent ``ode``; they never make ``solver-dependent``.
+    The answer is ``ode`` if at most the margin of the predictions change or may change, and
+    ``solver-dependent`` if more than the margin change. The bounds are one-sided (Clopper &
+    Pearson), each at ``level``, because the two answers exclude one another. Unresolved samples can
+    prevent ``ode`` and never cause ``solver-dependent``.
 
     Args:
-        counts: of the samples.
-        margin: share that is allowed.
+        counts: the counted predictions.
+        margin: the allowed share.
         level: error probability of each bound.
-        population: ``"sample"``, or ``"all"``: there are no other samples, and shares need no
-            bounds.
+        population: ``"sample"``; or ``"all"`` if there are no other samples, so that the share
+            needs no bounds.
 
     Raises:
-        UsageError: a margin or population that is none.
+        UsageError: the margin or the population is invalid.
     """
     check_margin(margin)
     if population not in POPULATIONS:
         raise UsageError(f"population must be 'sample' or 'all', got {population!r}.")
     n, changed, most = counts.n, counts.changed, counts.changed + counts.unresolved
-    whole = population == "all" or counts.trajectory is not None  # a single trajectory is no sample
+    whole = population == "all" or counts.trajectory is not None  # one trajectory has no statistics
     lower = changed / n if whole else clopper_pearson(changed, n, 1 - level)[0]
     upper = most / n if whole else clopper_pearson(most, n, 1 - level)[1]
 
@@ -124,8 +128,9 @@ def decide(
     if counts.constant:
         return ended(
             Status.INCONCLUSIVE,
-            reason="an output is the same for all samples, down to rounding: no gap can be measured by it. Give a tolerance in the "
-            "units of the outputs (absolute=…), or leave that output out",
+            reason="an output is the same for all samples, down to rounding: no gap can be "
+            "measured by it. Pass a tolerance in the units of the outputs (absolute=…), or leave "
+            "that output out",
         )
     if upper <= margin:
         return ended(Status.ODE)
@@ -134,23 +139,24 @@ def decide(
     if counts.unresolved and (
         whole or changed <= margin * n < most or clopper_pearson(changed, n, 1 - level)[1] <= margin
     ):
+        why = f": {counts.trouble}" if counts.trouble else ""
         return ended(
-            Status.INCONCLUSIVE,
-            reason=f"{counts.unresolved} of {n} samples are unresolved{counts.trouble and f': {counts.trouble}'}",
+            Status.INCONCLUSIVE, reason=f"{counts.unresolved} of {n} samples are unresolved{why}"
         )
     needed = samples_needed((changed if changed > margin * n else most) / n, margin, level)
     how = (
         f"about {needed} samples would decide, ones that have not been looked at" if needed
         else "the share is too close to the margin to be told apart"
     )  # fmt: skip
-    reason = f"the share of predictions that change lies between {percent(lower)} and {percent(upper)}: {how}"
+    reason = (
+        f"the share of predictions that change lies between {percent(lower)} and "
+        f"{percent(upper)}: {how}"
+    )
     return ended(Status.INCONCLUSIVE, needed, f"{reason} (allowed: {percent(margin)})")
 
 
 def samples_needed(share: float, margin: float, level: float = LEVEL) -> int | None:
-    """The samples from which a share is decided, if it stays as it is; None if more than a million
-    would be.
-    """
+    """The number of samples that would decide a share that stays the same; None above a million."""
 
     def decided(n: int) -> bool:
         lower, upper = clopper_pearson(round(share * n), n, 1 - level)

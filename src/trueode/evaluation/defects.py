@@ -1,4 +1,4 @@
-"""rk4 on one problem, and the defects of its solution between the ends of steps."""
+"""rk4 on one problem, and the defects of its solution between the ends of its steps."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 from trueode.evaluation.course import BISECTIONS, NARROWEST, Course, Feature, Takes
+from trueode.solvers.backends import with_fast_field
 from trueode.solvers.problem import Problem
 
-AT_ONCE = (
-    2**18
-)  # numbers of the states of a call of the field for defects, where it takes as many rows
-ABOVE_ROUNDING = 1e4  # so much larger is a defect that can be located
-# An error of a step is smooth; a feature that was stepped over changes within so much of the way to
-# an end of the step, on both sides or on one.
+AT_ONCE = 2**18  # numbers in the states of one field call for defects, if it takes any rows
+ABOVE_ROUNDING = 1e4  # factor by which a defect must exceed rounding to be located
+# The error of a step is smooth. A missed feature has an edge that is narrower than this part of the
+# way to the end of the step: on both sides, or on one.
 SHARP, SHARPER = 1 / 8, 1 / 32
-POINTS = 16  # parts of the way to an end of the step, one of which an edge lies in
+POINTS = 16  # parts of the way to an end of the step, in which an edge is searched
 
 
 class Step(NamedTuple):
+    """A step of rk4: its ends as fractions of the interval, its length, states and slopes."""
+
     start: float
     end: float
     h: float
@@ -34,7 +35,7 @@ class Step(NamedTuple):
 
     def at(self, rows: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """The interpolation of rows at fractions of the interval, and its derivative times the
-        step.
+        step length.
         """
         theta = ((time - self.start) / (self.end - self.start)).to(self.before)
         rows = rows.to(self.before.device)
@@ -50,8 +51,9 @@ class Step(NamedTuple):
 def hermite(
     theta: Tensor, before: Tensor, after: Tensor, early: Tensor, late: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The cubic interpolation at fractions ``(rows,)`` of a step, and its derivative; slopes are
-    times the step.
+    """The cubic Hermite interpolation at fractions ``(rows,)`` of a step, and its derivative.
+
+    All slopes are multiplied by the step length.
 
     Source: Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, eq. II.6.7.
     """
@@ -68,17 +70,17 @@ class Rk4:
 
     Attributes:
         z: the initial state, rows first.
-        size, time, defect: of each row its largest defect times the step.
-        largest: of each step the largest defect, with its row and time.
-        ended: the fraction at which each row ceases to be finite; inf: it does not.
-        evaluations: of the field, for a row.
-        length: of the interval, negative backwards.
+        size, time, defect: the largest defect of each row, times the step length.
+        largest: the largest defect of each step, with its row and time.
+        ended: the fraction at which each row ceases to be finite; inf if it does not.
+        evaluations: field evaluations per row.
+        length: the length of the interval; negative if time runs backwards.
     """
 
     def __init__(
         self, problem: Problem, samples: bool, jumps: set[float], course: Course, block: int
     ) -> None:
-        self._field, state, _ = problem.form
+        self._field, state, _ = with_fast_field(problem).form
         self._clock, self._jumps, self._course, self._block = problem.clock, jumps, course, block
         self.samples, self.length = samples, problem.clock.length
         self.z = state if samples else state[None]
@@ -94,7 +96,10 @@ class Rk4:
             course.takes[block] = Takes.ONE
 
     def moment(self, theta: float, side: int = 0) -> Tensor:
-        """The time at a fraction, as the field is to see it; where it jumps, from one side."""
+        """The time at a fraction of the interval, as an argument of the field.
+
+        At a jump, ``side`` (-1 or 1) moves it to the nearest number before or after.
+        """
         t = torch.tensor(
             self._clock.t0 + theta * self.length, dtype=self._clock.dtype, device="cpu"
         )
@@ -103,12 +108,17 @@ class Rk4:
         return t.to(self.z.device)
 
     def call(self, t: Tensor, z: Tensor) -> Tensor:
-        """The field, counted."""
+        """Call the field and count the evaluation."""
         self.evaluations += len(z) / len(self.z)
         return self._field(t, z) if self.samples else self._field(t, z[0])[None]
 
     def steps(self, grid: list[float], last: bool) -> Iterator[Step]:
-        """Take all steps; ``last``: whether the slope at the end of the last one is needed."""
+        """Take all steps.
+
+        Args:
+            grid: the ends of the steps, as fractions of the interval.
+            last: whether to compute the slope at the end of the last step.
+        """
         z, late = self.z, None
         for start, end in pairwise(grid):
             h = (end - start) * self.length
@@ -130,13 +140,14 @@ class Rk4:
 
     @property
     def takes(self) -> Takes:
-        """What the field takes."""
+        """The calls that the field supports."""
         known = self._course.takes.get(self._block)
         if known is None:
             known = self._course.takes[self._block] = self._tried()
         return known
 
     def _tried(self) -> Takes:
+        """Try each kind of call, and compare its result with that of ordinary calls."""
         n = len(self.z)
         moments = torch.tensor([0.37, 0.61], dtype=torch.float64, device="cpu")
         expected = torch.stack([self.call(self.moment(float(x)), self.z) for x in moments])
@@ -155,7 +166,7 @@ class Rk4:
             rows = rows.to(self.z.device)
             try:
                 found = self.call(times, self.z[rows])
-            except Exception:  # a foreign field may refuse in any way
+            except Exception:  # a user's field may fail in any way
                 continue
             wanted = expected[0 if which is None else which.to(rows.device), rows]
             if found.shape == wanted.shape and bool(((found - wanted).abs() <= near).all()):
@@ -168,8 +179,12 @@ class Rk4:
         return times.view(-1, *[1] * (self.z.dim() - 1))
 
     def defects(self, step: Step, rows: Tensor, time: Tensor) -> Tensor:
-        """Defects times a step of rows, each at a time of its own, a fraction of the interval:
-        ``(entries, …)``.
+        """Defects times the step length, ``(entries, …)``.
+
+        Args:
+            step: the step.
+            rows: the row of each entry.
+            time: the time of each entry, as a fraction of the interval.
         """
         states, slopes = step.at(rows, time)
         if self.takes is Takes.ROWS:
@@ -206,7 +221,7 @@ class Rk4:
         return slopes - step.h * found
 
     def look(self, step: Step, times: Tensor) -> None:
-        """Look at the defects at those of the times that lie in a step."""
+        """Record the defects at those times ``(times, rows)`` that lie in a step."""
         inside = (times >= step.start) & (times < step.end)
         number, rows = inside.nonzero().unbind(1)
         if not len(rows):
@@ -223,13 +238,13 @@ class Rk4:
         self.defect[where.to(self.defect.device)] = defects[best.to(defects.device)]
 
     def remember(self, step: Step, rows: Tensor, times: Tensor) -> None:
-        """Keep a step in which features are to be located, at times of rows."""
+        """Keep a step if one of the times of the rows lies in it, to locate features there."""
         inside = (times >= step.start) & (times < step.end)
         if bool(inside.any()):
             self._remembered.append((rows[inside], times[inside], step))
 
     def located(self) -> Iterator[tuple[float, Feature]]:
-        """The features where steps were kept, with the size of the defect there."""
+        """The features in the steps that were kept, with the size of their defects."""
         for rows, time, step in self._remembered:
 
             def defect(times: Tensor, rows: Tensor = rows, step: Step = step) -> Tensor:
@@ -269,7 +284,7 @@ class Rk4:
 
 
 def _parts(edges: tuple[tuple[float, float], ...], step: float) -> Iterator[Feature]:
-    """A jump is a feature by itself; other edges belong to one."""
+    """Make a feature of each jump, and one of all other edges."""
     apart = [Feature(low, high, ((low, high),), step) for low, high in edges]
     lasting = [each for each in apart if not each.jumps]
     yield from (each for each in apart if each.jumps)
@@ -285,10 +300,10 @@ def _parts(edges: tuple[tuple[float, float], ...], step: float) -> Iterator[Feat
 def _edge(
     defect: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, there: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The narrowest parts between two times in which a defect changes by half of itself, by
-    bisection.
+    """Bisect the way between two times to the narrowest part in which a defect changes by half.
 
-    It may return behind an edge: some points on the way show where it changes most.
+    The defect may also fall and rise again on the way: first, a few points show where it changes
+    most.
     """
     width = (outside - inside) / POINTS
     way = inside + torch.arange(1, POINTS, device="cpu")[:, None] * width
@@ -304,7 +319,7 @@ def _edge(
             break
         middle = (inside + outside) / 2
         at_middle = defect(middle)
-        size = torch.maximum(size, at_middle.norm(dim=1))  # the defect may grow on the way
+        size = torch.maximum(size, at_middle.norm(dim=1))  # the defect may be larger there
         near, far = (at_inside - at_middle).norm(dim=1), (at_middle - at_outside).norm(dim=1)
         going &= (outside - inside).abs() > NARROWEST
         going &= torch.maximum(near, far) >= size / 2

@@ -1,4 +1,4 @@
-"""An exact flow that is being computed: what is known of each row, and what was spent on it."""
+"""An exact flow under computation: the results of each row so far, and the evaluations spent."""
 
 from __future__ import annotations
 
@@ -14,38 +14,33 @@ from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Part, Runnable, Solving
 from trueode.solvers import Adaptive, Solver
 
-TOGETHER = 8  # so few rows are solved again together
-SHARE = 0.1  # of what could change a prediction, by which two solves may differ
+TOGETHER = 8  # most rows that are solved again as one batch
+SHARE = 0.1  # part of the change that flips a prediction by which two solves may differ
 
 
 class Draft:
-    """What is known of the rows of a model, all of which are solved with the same course of steps.
+    """The results of the rows so far. All rows are solved under the same constraints on steps.
 
     Args:
         runnable: the model and its samples.
         own: the model under its training solver.
-        course: what steps keep to.
-        budget: field evaluations, counted in samples, that may be spent.
-        spent: those that are spent already.
+        course: the constraints on steps.
+        budget: field evaluations that may be spent, counted in samples.
+        spent: field evaluations spent before.
 
     Attributes:
         outputs, states, settled, blown_up, allowed, sensitive, width: see `ExactFlow`.
-        needed: ``(n, predictions)`` of bool: the predictions for which rows are refined.
-        apart: of each row the RMS difference of two methods.
-        level: of each row the level of the solve that gave its outputs; -1: an implicit method.
-        ended: of rows that blow up where they do, and how exactly that is known.
+        needed: the predictions for which rows are refined, ``(n, predictions)`` of bool.
+        apart: the RMS difference of the two methods, of each row.
+        level: the level of the solve that gave a row's outputs; -1: an implicit method.
+        ended: the time at which a row blows up, and the accuracy of this time.
     """
 
     def __init__(
         self, runnable: Runnable, own: Evaluation, course: Course, budget: float, spent: float
     ) -> None:
-        self.runnable, self.own, self.course, self.budget, self.spent = (
-            runnable,
-            own,
-            course,
-            budget,
-            spent,
-        )
+        self.runnable, self.own, self.course = runnable, own, course
+        self.budget, self.spent = budget, spent
         n, task = runnable.n, runnable.task
         dtype = torch.float64 if runnable.double else own.outputs.dtype
         self.outputs = torch.full_like(own.outputs[:n], nan, dtype=dtype)
@@ -64,36 +59,36 @@ class Draft:
         self._residual = runnable.residual(own.outputs[:n])
 
     def left(self, rows: Tensor) -> Tensor:
-        """Those of some rows that are still to be solved."""
+        """The rows that must be refined further."""
         return rows[(self.needed[rows] & ~self.settled[rows]).any(1) & ~self.blown_up[rows]]
 
     def many(self, rows: Tensor) -> bool:
-        """Whether these are many of all rows."""
+        """Whether these rows are a large part of all."""
         return len(rows) > max(TOGETHER, self.runnable.n / 4)
 
     def finite(self, rows: Tensor) -> Tensor:
-        """Whether what is known of rows is finite, ``(rows,)``."""
+        """Whether the outputs of rows are finite, ``(rows,)``."""
         return self.runnable.finite(self.outputs[rows], rows)
 
     def same(self, outputs: Tensor, known: Tensor, share: float = SHARE) -> Tensor:
-        """Whether outputs differ by less than a share of what could change a prediction,
-        ``(rows, predictions)``.
+        """Which predictions agree, with outputs that differ by less than a share of the change that
+        flips them, ``(rows, predictions)``.
         """
         return self.runnable.task.settled(outputs, known, self.allowed, share)
 
     def differ(self, rows: Tensor, same: Tensor) -> Tensor:
-        """Whether predictions that are needed are not the same, ``(rows,)``."""
+        """Whether a needed prediction of a row is not the same, ``(rows,)``."""
         return (self.needed[rows] & ~same).any(1)
 
     def settle(self, rows: Tensor, same: Tensor, one: Tensor, other: Tensor) -> None:
-        """Settle predictions of rows that are the same under two methods, and note how far these
-        are apart.
+        """Mark predictions that are the same under two methods as converged, and record the
+        difference of the methods.
         """
         self.settled[rows] = same
         self.apart[rows] = (one - other).double().flatten(1).square().nanmean(1).sqrt()
 
     def keep(self, rows: Tensor, outputs: Tensor, states: Tensor | None, level: int) -> None:
-        """Take what a solve gives for rows."""
+        """Store the results of a solve of rows."""
         self.outputs[rows], self.level[rows] = outputs.to(self.outputs), level
         if self.states is not None and states is not None:
             self.states[rows] = states.to(self.states)
@@ -102,20 +97,20 @@ class Draft:
     def run(
         self, solver: Solver, rows: Tensor, solving: Solving, double: bool | None = None
     ) -> Evaluation:
-        """What rows give under a solver, in double precision where the model can be computed so."""
+        """Run rows under a solver, in double precision if the model supports it."""
         precise = self.runnable.double if double is None else double
         ran = self.runnable.run(solver, Part(rows, precise, solving=solving))
         self.spent += ran.nfe * len(rows)
         return ran
 
     def run_by_parts(
-        self, solver: Adaptive, rows: Tensor, size: Tensor, least: int, solving: Guided | Implicit, double: bool | None = None
+        self, solver: Adaptive, rows: Tensor, size: Tensor, least: int,
+        solving: Guided | Implicit, double: bool | None = None,
     ) -> Evaluation:  # fmt: skip
-        """What rows give under a solver.
+        """Run rows under a solver, and those again whose solution ends early.
 
-        Those whose solution ends early are solved again, each by itself or in halves by their
-        ``size`` down to the ``least`` number: those that blow up are large, and are not to take
-        others along.
+        A row that blows up can end the solve of a whole batch. The rows of such a batch are solved
+        again one by one, or in halves sorted by ``size``, down to ``least`` rows.
         """
         runnable, takes = self.runnable, self.course.takes.values()
         ran = self.run(solver, rows, solving, double)

@@ -1,4 +1,4 @@
-"""Flips: predictions that are other ones under the exact flow."""
+"""Flips: predictions that change under the exact flow."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from trueode.solvers import FixedStep, OnGrid, Solver
 
 @dataclass(frozen=True)
 class Flips:
-    """Predictions of a model under a solver, one of each sample, compared with those under its
-    exact flow.
+    """Counts of a comparison between predictions under a solver and under the exact flow.
+
+    One prediction of each sample is counted.
 
     Attributes:
-        n: samples.
-        flips: predictions that are other ones.
+        n: number of samples.
+        flips: predictions that differ.
         blown_up: samples whose exact solution ceases to exist before the end.
-        unresolved: samples for which there is no exact flow, or for which the solver itself fails.
-        rounding: predictions that the rounding of the model's own precision changes, and the solver
-            does not.
-        share: of the predictions of a sample those that flip or blow up, mean over samples; it
-            differs from ``changed / n`` where samples have several.
-        constant: whether the output is the same for all samples, so that no gap can be measured.
+        unresolved: samples that have no exact flow, or for which the solver itself fails.
+        rounding: predictions that change by the rounding of the model's own precision, but not by
+            the solver.
+        share: the share of a sample's predictions that flip or blow up, averaged over the samples;
+            it differs from ``changed / n`` if samples have several predictions.
+        constant: whether an output is the same for all samples, so that no gap can be measured.
         evaluations: field evaluations spent on the exact flow and the comparison, counted in
             samples.
         trouble: why samples are unresolved, and what to do.
-        trajectory: where there is a single one: how far it follows its exact flow.
-        drawn: the predictions that are counted, numbers ``row * predictions + prediction``.
-        doubtful: of each prediction whether it is unresolved, ``(rows, predictions)`` of bool.
+        trajectory: how far a single trajectory follows its exact flow; None for several samples.
+        drawn: the predictions that are counted, as numbers ``row * predictions + prediction``.
+        doubtful: whether each prediction is unresolved, ``(rows, predictions)`` of bool.
     """
 
     n: int
@@ -68,13 +69,13 @@ def count_flips(
 ) -> Flips:
     """Compare the predictions under a solver with those under the exact flow.
 
-    Predictions are compared in double precision, as far as they differ in the model's own: what
-    only the latter changes is rounding.
+    Predictions that differ in the model's own precision are computed again in double precision. If
+    they agree then, they count as rounding.
 
     Args:
         runnable: the model and its samples.
-        solver: what it was run with; None: the training solver.
-        ran: the model under it.
+        solver: the solver; None: the training solver.
+        ran: the model under this solver.
         exact: the exact flow of the first samples.
     """
     task, n = runnable.task, len(exact.outputs)
@@ -112,30 +113,25 @@ def count_flips(
         mean_share(runnable, flipped | blown_up),
         _constant(runnable, exact, ran.outputs.dtype),
     )
+    trouble = _trouble(runnable, ran, exact) if open_ else ""
     return Flips(
-        len(drawn), flips, gone, open_, rounded, share, constant, evaluations, _trouble(runnable, ran, exact) if open_ else "",
+        len(drawn), flips, gone, open_, rounded, share, constant, evaluations, trouble,
         trajectory, drawn, unresolved,
     )  # fmt: skip
 
 
 def mean_share(runnable: Runnable, changed: Tensor) -> float:
-    """Of the predictions of a sample those that changed, mean over samples."""
+    """The share of a sample's predictions that changed, averaged over the samples."""
     valid, sample = runnable.valid(*changed.shape).flatten(), runnable.samples_of(*changed.shape)
     _, place = sample[valid].unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    total = torch.zeros(int(place.max()) + 1, dtype=torch.float64, device="cpu")
-    found = total.index_add(0, place, changed.flatten()[valid].double())
-    return float(
-        (
-            found
-            / total.index_add(0, place, torch.ones(len(place), dtype=torch.float64, device="cpu"))
-        ).mean()
-    )
+    zero = torch.zeros(int(place.max()) + 1, dtype=torch.float64, device="cpu")
+    own = changed.flatten()[valid].double()
+    shares = zero.index_add(0, place, own) / zero.index_add(0, place, torch.ones_like(own))
+    return float(shares.mean())
 
 
 def _constant(runnable: Runnable, exact: ExactFlow, dtype: torch.dtype) -> bool:
-    """Whether what is relative to the spread of the outputs has none, down to rounding, in a
-    component.
-    """
+    """Whether a gap is relative to a spread that is zero, down to rounding, in a component."""
     task = runnable.task
     spread = task.spread(exact.outputs)
     known = exact.outputs[exact.outputs.isfinite()].abs()
@@ -157,16 +153,19 @@ def _trouble(runnable: Runnable, own: Evaluation, exact: ExactFlow) -> str:
         return f"the budget of field evaluations was spent after {exact.n_steps} steps of rk4"
     if not bool((runnable.finite(exact.outputs) | exact.blown_up).all()):
         return (
-            "their solution is not finite under finer solvers, and it cannot be told whether it blows up or a solver becomes "
-            "unstable"
+            "their solution is not finite under finer solvers, and it cannot be told whether it "
+            "blows up or a solver becomes unstable"
         )
     if exact.sensitive is not None and bool(exact.sensitive.any()):
-        return "predictions move with a change of the initial state by 1e-9: the flow is chaotic, or has no unique solution"
+        return (
+            "predictions move with a change of the initial state by 1e-9: the flow is chaotic, or "
+            "has no unique solution"
+        )
     if exact.converged:
         return (
             "the prediction lies beyond the horizon up to which a perturbation of 1e-9 stays small"
         )
     return (
-        f"{exact} do not agree on them. The vector field may be stiff, rough or discontinuous: if it jumps at known times, name "
-        "these to the solver"
+        f"{exact} do not agree on them. The vector field may be stiff, rough or discontinuous: if "
+        "it jumps at known times, name them with breaks=…"
     )

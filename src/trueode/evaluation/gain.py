@@ -1,6 +1,4 @@
-"""Does a model's performance depend on its solver? Only this says that it is not an ODE: it uses
-its solver's error.
-"""
+"""The gain in performance by the solver. A model that gains uses its solver's error."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Runnable
 from trueode.evaluation.statistics import mean_bounds, share_difference
 
-FEWEST = 100  # samples from which on the mean of squared errors has a t-interval
-RELATIVE = 0.1  # of a mean squared error: the change that is allowed
+FEWEST = 100  # samples that the t-interval of a mean squared error needs
+RELATIVE = 0.1  # the allowed change of a mean squared error, relative to it
 
 
 class Answer(str, Enum):
-    """Which way a model performs better."""
+    """Whether a model performs better under its solver or under its exact flow."""
 
     SOLVER = "better with its solver"
     SAME = "the same"
@@ -36,16 +34,16 @@ class Performance:
     held-out samples.
 
     Attributes:
-        answer: in a word; ``UNDECIDED`` where there are no held-out targets.
-        name: of the metric.
-        own: its mean under the training solver.
-        exact: its mean under the exact flow; a prediction that blows up is wrong.
-        gain: accuracy under the training solver less that under the exact flow, of one prediction
-            of each sample; of mean squared errors what they grow by under the exact flow, relative
-            to that under the training solver.
-        lower: bound of the gain.
-        upper: bound of the gain.
-        margin: gain that is no difference.
+        answer: the answer; ``UNDECIDED`` without held-out targets.
+        name: the name of the metric.
+        own: mean metric under the training solver.
+        exact: mean metric under the exact flow; a prediction that blows up is wrong.
+        gain: accuracy under the training solver minus accuracy under the exact flow, with one
+            prediction of each sample. For mean squared errors: the increase under the exact flow,
+            relative to the error under the training solver.
+        lower: lower bound of the gain.
+        upper: upper bound of the gain.
+        margin: the largest gain that counts as no difference.
     """
 
     answer: Answer
@@ -68,20 +66,20 @@ def performance(
     level: float = LEVEL,
     population: str = "sample",
 ) -> Performance:
-    """Compare the metric of a model under its training solver with that under its exact flow.
+    """Compare the metric of a model under its training solver and under its exact flow.
 
-    For accuracies, with b predictions right under the training solver alone and c under the exact
-    flow alone, the gain is (b - c) / n, and its bounds are those of both counts at half the level.
-    For mean squared errors they are those of the mean of paired differences (t), from 100 samples
-    on. A test whether the two are equal would not do: training minimises the loss at its solver, so
-    that any model differs once there are samples enough.
+    For accuracies, let b predictions be right under the training solver alone, and c under the
+    exact flow alone. The gain is (b - c) / n; its bounds combine those of both counts at half the
+    level. For mean squared errors, the bounds are the t-interval of the paired differences, from
+    100 samples on. A test for equality would not help: training minimises the loss under its
+    solver, so any model differs significantly with enough samples.
 
     Args:
         runnable: the model and its samples.
         own: the model under its training solver.
         exact: its exact flow.
-        counts: of the predictions that differ.
-        margin: share that is allowed.
+        counts: the counted predictions.
+        margin: the allowed share.
         level: error probability of each bound.
         population: as in `decide`.
     """
@@ -93,7 +91,7 @@ def performance(
     )
     if mine is None or theirs is None:
         return Performance(Answer.UNDECIDED, name)
-    if runnable.metric is None and name == "accuracy":  # what is not finite is wrong
+    if runnable.metric is None and name == "accuracy":  # a prediction that is not finite is wrong
         mine = mine.masked_fill(~runnable.finite(own.outputs[:n])[:, None], 0.0)
         theirs = theirs.masked_fill(~runnable.finite(exact.outputs)[:, None], 0.0)
     shown = runnable.mean(mine), runnable.mean(theirs)
@@ -124,6 +122,7 @@ def performance(
 
 
 def _count(certain: Tensor, unknown: Tensor) -> tuple[int, int]:
+    """The least and the largest count."""
     return int(certain.sum()), int((certain | unknown).sum())
 
 

@@ -1,4 +1,4 @@
-"""SciPy's implicit methods, for the few samples on which explicit ones do not agree."""
+"""SciPy's implicit methods, for the few samples on which rk4 and dopri5 do not agree."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from trueode.evaluation.posed import Posed
 from trueode.solvers import Solution
 from trueode.solvers.problem import Problem
 
-LARGEST = 64  # numbers of a row's state: the Jacobian of larger ones costs too much
-LONGEST = 0.01  # of the interval: the longest step
+LARGEST = 64  # numbers in a row's state: the Jacobian of larger states costs too much
+LONGEST = 0.01  # the longest step, as a fraction of the interval
 PATIENCE = 10_000  # evaluations of the field for a solve
 
 
@@ -28,14 +28,14 @@ class Implicit:
     """Solves by an implicit method of SciPy, all rows of a batch at once.
 
     Args:
-        course: what steps keep to.
+        course: the constraints on steps.
         method: ``"Radau"`` or ``"LSODA"``.
-        tolerance: absolute and relative.
-        most: a state that has grown by so much counts as infinite.
+        tolerance: absolute and relative tolerance.
+        most: a state that has grown by this factor counts as infinite.
 
     Attributes:
-        ended: as of `Guided`.
-        refused: whether a state was too large.
+        ended: as in `Guided`.
+        refused: whether a state had too many numbers.
     """
 
     def __init__(self, course: Course, method: str, tolerance: float, most: float = inf) -> None:
@@ -82,9 +82,7 @@ class Implicit:
         return posed.solution(kept, ceil(solve.evaluations), grid, status, message)
 
     def _stepper(self, solve: Rk4, rows: int, left: float, right: float, y: Any) -> Any:
-        """The solver of SciPy for a piece between two fractions of the interval, at the ends of
-        which the field may jump.
-        """
+        """SciPy's solver for a piece of the interval; the field may jump at both ends."""
         from scipy import integrate
         from scipy.sparse import block_diag
 
@@ -97,7 +95,7 @@ class Implicit:
                 solve.moment(float(theta), side), z
             ).double().cpu().numpy().reshape(-1)
 
-        # the norm of errors is a mean over rows, and each is to have the tolerance
+        # SciPy's error norm is a mean over all rows, and each row must keep the tolerance
         tolerance = self.tolerance / rows**0.5
         how: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "max_step": LONGEST}
         if self.method == "LSODA":
@@ -108,7 +106,7 @@ class Implicit:
 
 
 def _computed(compute: Callable[..., Any]) -> Any:
-    """What SciPy computes; None where it refuses a Jacobian or a state that is not finite."""
+    """Compute with SciPy; None if it refuses a Jacobian or a state that is not finite."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
@@ -118,7 +116,7 @@ def _computed(compute: Callable[..., Any]) -> Any:
 
 
 def _advanced(stepper: Any, most: float) -> str:
-    """Take a step; how that went, as a status of `Solution`."""
+    """Take a step and return its outcome, as a status of `Solution`."""
     if _computed(lambda: (stepper.step(),)) is None:
         return "non_finite"
     if stepper.status == "failed":

@@ -1,4 +1,4 @@
-"""A model on samples under one solver: what comes out, and what it costs."""
+"""A model on samples under one solver: its results and their cost."""
 
 from __future__ import annotations
 
@@ -13,38 +13,34 @@ from torch import Tensor
 
 from trueode.data import Batch, Batches, Samples
 from trueode.distributed import Ranks
-from trueode.evaluation.tasks import Task
+from trueode.evaluation.task import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver
 
-BATCH, LARGEST, NUMBERS = (
-    256,
-    2048,
-    2**16,
-)  # samples of a batch; more are solved at once of samples of few numbers
+BATCH = 256  # samples of a batch
+LARGEST, NUMBERS = 2048, 2**16  # most samples of a larger batch, and most numbers in it
 NONE = torch.empty(0, device="cpu")
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on samples under one solver; every mean is over samples, whatever the sizes of the
-    batches.
+    """The results of a model on samples under one solver. All means are over samples.
 
     Attributes:
-        n: samples.
+        n: number of samples.
         loss: mean loss; NaN without targets.
         metric: mean metric: accuracy as a share, or mse; NaN without targets.
-        nfe: field evaluations for a sample, over all ODE blocks.
-        n_steps: accepted steps for a sample; the largest number over the ODE blocks.
+        nfe: field evaluations per sample, summed over the ODE blocks.
+        n_steps: accepted steps per sample; the largest number over the ODE blocks.
         n_rejected: rejected steps, likewise.
-        solver: the solver; one of this package, or as another library names it.
-        outputs: ``(n, …)`` on the CPU, NaN where the solver failed; empty unless they were asked
-            for.
-        states: final states of the last ODE block ``(n, d)``; None where they are not known.
-        status: ``"success"``, or why the first solve that failed did so.
-        message: what happened, for a failure.
-        statuses: of each row, where the solver controls each by itself.
+        solver: the solver: one of this package, or a description of another library's.
+        outputs: outputs ``(n, …)`` on the CPU, NaN where the solver failed; empty if they were not
+            kept.
+        states: final states of the last ODE block ``(n, d)``; None if unknown.
+        status: ``"success"``, or the reason of the first failure.
+        message: a description of the failure.
+        statuses: the status of each row, if the solver controls each row separately.
     """
 
     n: int
@@ -73,12 +69,12 @@ def evaluate(
     """Evaluate a model in evaluation mode, without gradients and without keeping its outputs.
 
     Args:
-        model: the model; it is left in the mode in which it was.
+        model: the model; its mode is restored afterwards.
         split: the samples, taken in order.
-        task: what is learned.
-        solver: under which; None takes the model's default.
-        ranks: the processes that share the work; all must call.
-        batch_size: samples of a batch; the steps of a solver that controls the error of a batch
+        task: the task.
+        solver: the solver; None takes the model's default.
+        ranks: the processes that share the work; all must call this function.
+        batch_size: samples of a batch. The steps of a solver that controls the error of a batch
             depend on it.
 
     Raises:
@@ -108,18 +104,14 @@ def evaluate(
 
 
 def at_once(sample: Tensor) -> int:
-    """How many samples of as many numbers as one has are solved at once, where it does not matter
-    with which others.
-    """
+    """The batch size for samples like this one, if the result does not depend on it."""
     return max(BATCH, min(LARGEST, NUMBERS // max(sample.numel(), 1)))
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, for a while."""
-    modes = [
-        (module, module.training) for module in model.modules()
-    ]  # parts may have modes of their own
+    """A block in evaluation mode and without gradients; all modes are restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]  # they may differ
     model.eval()
     try:
         with torch.no_grad():
@@ -132,8 +124,9 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def batches_of(
     split: Samples, batch_size: int, model: torch.nn.Module, ranks: Ranks = ALONE
 ) -> Iterator[Batch]:
-    """This rank's part of all batches in order, on the model's device; a part may be empty, so that
-    ranks keep in step.
+    """This rank's part of all batches in order, on the model's device.
+
+    A part may be empty: all ranks take the same number of batches.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for batch in Batches(
@@ -143,7 +136,7 @@ def batches_of(
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device."""
+    """Move a batch to a device."""
     if device.type == "cpu":
         return batch
     t = None if batch.t is None else batch.t.to(device, non_blocking=True)

@@ -1,6 +1,4 @@
-"""What the phase portraits of two-dimensional models show, as plain arrays (figures/portrait.py
-draws them).
-"""
+"""The contents of phase portraits as plain arrays; ``figures/portrait.py`` draws them."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import torch
 
 from trueode.data import Samples
 from trueode.evaluation.metrics import batches_of, evaluating
-from trueode.evaluation.tasks import Task
+from trueode.evaluation.task import Task
 from trueode.models import NeuralODE
 from trueode.solvers import Solver, solve
 from trueode.solvers.clock import seconds
@@ -32,7 +30,7 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
     Returns:
         ``times``, ``paths (times, n, 2)`` at the ends of the steps, ``labels``, ``predictions``,
         ``output (n, 2)``, ``grid_x``, ``grid_y``, ``regions (grid_y, grid_x)``, ``solver``,
-        ``accuracy`` (of these samples); None when the state has not two components.
+        ``accuracy`` (on these samples); None unless the state has two components.
     """
     n = min(SAMPLES, len(split))
     with evaluating(model):
@@ -44,9 +42,8 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
         grid = solve(model.field, z0, model.t, solver=solver).grid
         if grid.dim() == 1 and len(grid) <= TIMES:
             times = grid
-        elif (
-            grid.dim() == 1
-        ):  # some of the steps' ends: between them there is interpolation, not the solver
+        elif grid.dim() == 1:
+            # a selection of the ends of steps: between them there is only interpolation
             times = grid[torch.linspace(0, len(grid) - 1, TIMES, device="cpu").round().long()]
         else:
             times = torch.linspace(start, end, TIMES, dtype=torch.float64, device="cpu")
@@ -81,11 +78,10 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
 def series_portrait(
     model: NeuralODE, split: Samples, task: Task, solver: Solver
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Times ``(times,)``, true and predicted states ``(n, times, d)`` of the first four time
-    series.
+    """Times ``(times,)``, true and predicted states ``(n, times, d)`` of the first four series.
 
-    Where they have times of their own, all are predicted at all of them; the truth is NaN where it
-    was not observed.
+    If the series have different times, each is predicted at the times of all. The truth is NaN
+    where it was not observed.
     """
     n = min(SERIES, len(split))
     with evaluating(model):

@@ -1,6 +1,4 @@
-"""A problem as the solves of the exact flow see it: where their steps must end, and the solution in
-the form of `solve`.
-"""
+"""A problem in the form that the solves of the exact flow use, and its solution."""
 
 from __future__ import annotations
 
@@ -17,31 +15,28 @@ from trueode.solvers.saving import as_times
 
 
 class Posed:
-    """A problem with the fractions of its interval at which something happens.
+    """A problem with the times at which steps must end, as fractions of its interval.
 
     Args:
         problem: the problem.
         samples: whether the first dimension of its state counts rows.
-        course: what ends of steps keep to.
+        course: the constraints on steps.
         block: the number of the ODE block.
 
     Attributes:
-        wanted: fractions at which states are wanted: ``(times,)``, or ``(rows, times)`` with NaN
+        wanted: the fractions at which states are saved: ``(times,)``, or ``(rows, times)`` with NaN
             where a row has none.
-        jumps: fractions at which the field may jump.
-        given: both ends, and all of these.
-        ends: these, and what the course adds.
+        jumps: the fractions at which the field may jump.
+        given: both ends of the interval, and all of these.
+        marks: the ends of steps that the course adds.
+        ends: the union of ``given`` and ``marks``.
     """
 
     def __init__(self, problem: Problem, samples: bool, course: Course, block: int) -> None:
         self.problem, self.samples = problem, samples
         clock = problem.clock
-        times = (
-            as_times([clock.t1] if problem.save_at is None else problem.save_at)
-            .detach()
-            .double()
-            .cpu()
-        )
+        times = as_times([clock.t1] if problem.save_at is None else problem.save_at)
+        times = times.detach().double().cpu()
         self.wanted = ((times - clock.t0) / (clock.length or 1.0)).clamp(0, 1)
         self.jumps = {theta for t in problem.solver.breaks if 0 < (theta := clock.fraction(t)) < 1}
         self.given = {0.0, 1.0, *self.wanted[~self.wanted.isnan()].tolist(), *self.jumps}
@@ -51,16 +46,18 @@ class Posed:
     def solution(
         self, kept: dict[float, Tensor], nfe: int, grid: list[float], status: str, message: str
     ) -> Solution[Any]:
-        """The solution of which states of all rows are known at the fractions that are given."""
+        """The solution, from the states of all rows at the fractions in ``given``."""
         problem, samples = self.problem, self.samples
         z, zs = kept[1.0], None if problem.save_at is None else _gathered(kept, self.wanted)
         if not samples:
             z, zs = z[0], None if zs is None else zs[:, 0]
         unpack = problem.form.unpack
         return Solution(
-            z=z if unpack is None else unpack(z), zs=zs if unpack is None or zs is None else unpack(zs), t=problem.t[1],
-            nfe=nfe, n_steps=len(grid) - 1, n_rejected=0, errors=None, status=status, message=message, statuses=None,
-            _solver=problem.solver, _fractions=torch.tensor(grid, dtype=torch.float64, device="cpu"),
+            z=z if unpack is None else unpack(z),
+            zs=zs if unpack is None or zs is None else unpack(zs),
+            t=problem.t[1], nfe=nfe, n_steps=len(grid) - 1, n_rejected=0, errors=None,
+            status=status, message=message, statuses=None, _solver=problem.solver,
+            _fractions=torch.tensor(grid, dtype=torch.float64, device="cpu"),
             _clock=problem.clock, _counter=problem.counter,
         )  # fmt: skip
 

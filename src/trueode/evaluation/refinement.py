@@ -1,4 +1,4 @@
-"""The refinement of samples until two methods agree on them."""
+"""The refinement of rows until two methods agree on them."""
 
 from __future__ import annotations
 
@@ -18,36 +18,39 @@ from trueode.evaluation.stiff import confirm_blow_ups, settle_implicitly
 from trueode.evaluation.witness import Witnessed
 from trueode.solvers import Adaptive, FixedStep
 
-COARSEST = 17  # steps of rk4, the number of which is doubled and one added
-LOOSEST, TIGHTER, TIGHTEST = (
-    1e-4,
-    1e-2,
-    {True: 1e-12, False: 1e-6},
-)  # tolerances of dopri5, in double precision or not
-AT_FIRST = 0.05  # share of what could change a prediction by which two coarse solves may differ
+COARSEST = 17  # rk4 steps of the first level; each further level has twice as many and one more
+# Tolerances of dopri5: the first one, the factor between levels, the limit in double precision or
+# not.
+LOOSEST, TIGHTER, TIGHTEST = 1e-4, 1e-2, {True: 1e-12, False: 1e-6}
+AT_FIRST = 0.05  # `SHARE` of the first, coarse solves
 # The same share for rounding in single precision, and the rows on which rounding is measured.
 ROUNDED, COMPARED = 0.01, 16
-ALONE = 3  # from this level on rows that rk4 keeps finite are solved again by themselves, before that so few together
-# most steps of dopri5: so many, or so many times those of rk4, and for finer tolerances up to so
-# many times as many
+ALONE = 3  # the level from which failed dopri5 batches are split to single rows, not `TOGETHER`
+# The step limit of dopri5: at least this many, or this multiple of the rk4 steps; tighter
+# tolerances multiply it, at most by the last number.
 LEAST_STEPS, PATIENT, MOST_TIMES = 1000, 4, 8
-# defects looked at: of each row, of all together, most of a row of many, of a single row at first
+# Sampled defects: least of each row, of all rows together, most of a row, most of a single row.
 SAMPLED, LEAST_SAMPLED, MOST, FIRST_SAMPLED = 40, 20_000, 400, 2000
-SPARED = 0.02  # of the budget, for more defects than those of each row
-LOCATED = 128  # of the largest defects are followed up
-LAG = 4  # steps of rk4 from a blow-up to infinite numbers
-SAME_TIME = 0.01  # of the interval: both methods lose a row that blows up within so much of another
-STIFF = 2  # levels after which implicit methods are tried, if many rows are left; one where dopri5 does not arrive
+SPARED = 0.02  # share of the budget for more defects than the least of each row
+LOCATED = 128  # largest defects that are searched for features
+LAG = 4  # rk4 steps from a blow-up to infinite numbers
+SAME_TIME = 0.01  # both methods lose a row that blows up within this part of the interval
+STIFF = 2  # levels before implicit methods are tried on many rows; one if dopri5 reaches no end
 
 
 def levels(
     n_steps: float, order: int, double: bool = True, level: int = 0
 ) -> Iterator[tuple[int, float]]:
-    """Steps of rk4 and tolerances of dopri5, finer each time, for a training solver of ``n_steps``
-    steps and an order.
+    """The rk4 steps and dopri5 tolerances of the levels, from coarse to fine.
 
-    Steps are at least four times as many where the order is four or more, and no multiples: equal
-    nodes hide equal errors.
+    The numbers of steps are no multiples of ``n_steps``, because equal nodes hide equal errors. For
+    an order of 4 or more, they are at least four times ``n_steps``.
+
+    Args:
+        n_steps: steps of the training solver; may be NaN.
+        order: order of the training solver.
+        double: whether to compute in double precision.
+        level: the first level.
     """
     training = ceil(n_steps) if n_steps == n_steps else 1
     steps = max(COARSEST, 4 * training + 1 if order >= 4 else 0)
@@ -55,7 +58,7 @@ def levels(
     for number in range(64):
         steps += training > 1 and steps % training == 0
         if number >= level:
-            # where many steps are needed anyway, a tolerance that is as fine is cheap
+            # if rk4 takes many steps anyway, an equally fine tolerance is cheap
             fine = number and max(number, int(log2(steps / COARSEST) / 2))
             yield steps, max(LOOSEST * TIGHTER**fine, TIGHTEST[double])
         steps = 2 * steps + 1
@@ -67,23 +70,25 @@ class Refinement:
     """The refinement of the rows of a draft, until two methods agree on them.
 
     Args:
-        draft: what is known of the rows.
-        last: whether no further features of the field are looked for.
+        draft: the results of the rows.
+        last: whether this is the last round, which does not search for features.
 
     Attributes:
-        complete: whether the budget was enough.
-        finest: steps of rk4 and tolerance of dopri5 of the finest solve.
-        reached: its level.
+        complete: whether the budget was sufficient.
+        finest: rk4 steps and dopri5 tolerance of the finest solve.
+        reached: the level of that solve.
     """
 
     def __init__(self, draft: Draft, *, last: bool = False) -> None:
         self.draft, self.last = draft, last
         self.complete, self.finest, self.reached = True, (0, nan), 0
-        self._arrived = True  # whether dopri5 came to the end for some row
-        self._each = 0.0  # evaluations of dopri5 for a row
+        self._arrived = True  # whether dopri5 reached the end for some row
+        self._each = 0.0  # field evaluations of dopri5 per row
 
     def climb(self, begin: int) -> bool:
-        """Refine from a level on; whether features were found, so that all is to be solved again."""
+        """Refine from a level on. Return whether features were found: all rows must be solved again
+        then.
+        """
         draft, runnable, own = self.draft, self.draft.runnable, self.draft.own
         order = 0 if _adaptive(own.solver) else getattr(own.solver, "order", 4) or 4
         steps = dict(enumerate(levels(own.n_steps, order, runnable.double, begin), begin))
@@ -120,58 +125,61 @@ class Refinement:
         return False
 
     def _settle(self, left: Tensor, sampled: int, first: bool) -> bool:
-        """Solve rows by both methods; whether features were found."""
+        """Solve rows by both methods. Return whether features were found."""
         draft, share = self.draft, AT_FIRST if first else SHARE
         noise = None if self.reached else self._rounding()
         double = draft.runnable.double and noise is None
-        witness, ran, calm = self._witnessed(left, sampled, double, share)
+        witness, ran, robust = self._witnessed(left, sampled, double, share)
         if first or draft.runnable.n == 1:
             draft.width = 2 / max(witness.times, 1)
         finite = draft.finite(left)
-        if self._shows(witness, left[finite & draft.differ(left, calm)]):
+        if self._shows(witness, left[finite & draft.differ(left, robust)]):
             return True
         second = self._dopri5(ran, finite, left, first, witness.ended, double)
         self._arrived = bool(second.isfinite().any())
-        same = draft.same(second, ran.outputs, share) & finite[:, None] & calm
+        same = draft.same(second, ran.outputs, share) & finite[:, None] & robust
         if noise is not None:
             same &= draft.same(ran.outputs + noise, ran.outputs, ROUNDED)
         draft.settle(left, same, second, ran.outputs)
         return False
 
     def _look_closely(self, row: Tensor, first: bool) -> bool:
-        """Look at many more defects of a single trajectory on which both methods agree; whether
-        features were found.
+        """Sample many more defects of a single trajectory on which both methods agree.
+
+        Returns:
+            Whether features were found.
         """
         draft = self.draft
         if len(draft.left(row)):
             return False
         sampled = max(SAMPLED, ceil(min(LEAST_SAMPLED, SPARED * draft.budget)))
-        witness, _, calm = self._witnessed(
+        witness, _, robust = self._witnessed(
             row, sampled, draft.runnable.double, AT_FIRST if first else SHARE
         )
         draft.width = 2 / max(witness.times, 1)
-        draft.settled[row] &= calm
+        draft.settled[row] &= robust
         return self._shows(witness, draft.left(row))
 
     def _witnessed(
         self, rows: Tensor, sampled: int, double: bool, share: float
     ) -> tuple[Witnessed, Evaluation, Tensor]:
-        """Solve rows by rk4, and keep what they give; which of their predictions no defect could
-        change.
+        """Solve rows by rk4 and keep the results.
+
+        Returns:
+            The witness, the results, and which predictions no sampled defect could change.
         """
         draft, (count, _) = self.draft, self.finest
-        rk4, witness = (
-            FixedStep("rk4", n_steps=count),
-            Witnessed(draft.course, count, self.reached, rows, sampled=sampled),
-        )
+        rk4 = FixedStep("rk4", n_steps=count)
+        witness = Witnessed(draft.course, count, self.reached, rows, sampled=sampled)
         ran = draft.run(rk4, rows, witness, double)
         moved = draft.runnable.run(rk4, Part(rows, double, solving=witness.moved()))
         draft.keep(rows, ran.outputs, ran.states, self.reached)
         return witness, ran, draft.same(moved.outputs, ran.outputs, share)
 
     def _sampled(self, rows: int) -> int:
-        """Defects to be looked at in each of some rows: more of few, as far as a part of the budget
-        allows.
+        """The number of defects to sample in each of ``rows`` rows.
+
+        Few rows get more, as far as a part of the budget allows.
         """
         most = MOST if self.draft.runnable.n > 1 else FIRST_SAMPLED
         return max(
@@ -179,20 +187,15 @@ class Refinement:
         )
 
     def _rounding(self) -> Tensor | None:
-        """The largest difference that the model's own precision makes in each number of the outputs
-        of some rows.
+        """The largest rounding error of the model's own precision in each number of the outputs.
 
-        None where there is nothing to gain, or nothing to compare.
+        It is measured on a few rows. None if the model's own precision cannot be used, or would
+        save nothing.
         """
-        draft, runnable, n, (count, _) = (
-            self.draft,
-            self.draft.runnable,
-            self.draft.runnable.n,
-            self.finest,
-        )
-        known = any(
-            draft.course.features.values()
-        )  # ends of steps lie as close as double precision allows
+        draft, (count, _) = self.draft, self.finest
+        runnable, n = draft.runnable, draft.runnable.n
+        # around features, ends of steps lie too close for single precision
+        known = any(draft.course.features.values())
         if known or not (runnable.double and runnable.separable) or n < 4 * COMPARED:
             return None
         if draft.own.outputs.dtype == torch.float64:
@@ -207,7 +210,7 @@ class Refinement:
         return None if not bool(noise.isfinite().all()) else noise.amax(0, keepdim=True)
 
     def _shows(self, witness: Witnessed, hits: Tensor) -> bool:
-        """Whether the largest of the defects of some rows show features that were not known."""
+        """Locate features at the largest defects of the rows ``hits``; whether some are new."""
         if self.last or not len(hits):
             return False
         hit = set(hits.tolist())
@@ -237,8 +240,9 @@ class Refinement:
         ended: dict[int, float],
         double: bool,
     ) -> Tensor:
-        """Outputs by dopri5, and which rows blow up: both methods lose them, at the same time, well
-        before the end.
+        """Solve rows by dopri5, and mark those that blow up.
+
+        A row blows up if both methods lose it, at the same time and well before the end.
         """
         draft, (count, tolerance) = self.draft, self.finest
         finer = min((LOOSEST / tolerance) ** 0.2, MOST_TIMES)

@@ -1,55 +1,54 @@
-"""Anything that can be run under a solver: a model on samples."""
+"""`Runnable`: a model on samples that can be run under any solver."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from trueode.data import Batch, Samples
+from trueode.data import Batch
 from trueode.errors import DataError, UsageError, calling
-from trueode.evaluation.metrics import BATCH, Evaluation, at_once, batches_of, evaluating
-from trueode.evaluation.tasks import Classification, Task, TimeSeries
-from trueode.models import NeuralODE
-from trueode.solvers import FixedStep, Solution, Solver
-from trueode.solvers.clock import seconds
+from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.task import Task
+from trueode.evaluation.tasks import Classification, TimeSeries
+from trueode.solvers import Solution, Solver
 from trueode.solvers.problem import Problem
-from trueode.solvers.solving import replacement
 
 Metric = Callable[[Tensor, Tensor], Tensor]
-"""A metric of one's own: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""
+"""A user's metric: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""
 
 
 class Solving(Protocol):
-    """Solves the problems that a model poses in a way of its own, batch by batch."""
+    """A replacement for the solver: solves the problems of a model, batch by batch."""
 
     def begin(self, rows: Tensor) -> None:
-        """A batch begins, of these rows of the runnable; the problems that follow are those of its
-        ODE blocks, in order.
+        """Start a batch of these rows of the runnable.
+
+        The problems that follow belong to the model's ODE blocks, in order.
         """
 
     def __call__(self, problem: Problem, samples: bool) -> Solution[Any]:
-        """Solve a problem; ``samples``: whether the first dimension of its state counts the rows of
-        the batch.
+        """Solve a problem.
+
+        Args:
+            problem: the problem.
+            samples: whether the first dimension of the state counts the rows of the batch.
         """
 
 
 class Part(NamedTuple):
-    """Of what and how a model is run.
+    """Which rows a model is run on, and how.
 
     Attributes:
-        indices: of the rows that are wanted ``(m,)``, ascending; None: all.
-        double: whether in double precision.
-        whole: whether batches stay whole where some of their rows are wanted: for solvers whose
-            steps a batch shares.
-        solving: what solves all problems of the model; None: `solve_problem`.
+        indices: the row numbers ``(m,)``, ascending; None: all rows.
+        double: whether to compute in double precision.
+        whole: whether to solve the whole batch of each row, for solvers whose steps a batch
+            shares.
+        solving: the replacement for the solver; None: `solve_problem`.
     """
 
     indices: Tensor | None = None
@@ -65,21 +64,20 @@ class Runnable(ABC):
     """A model on samples that can be run under any solver.
 
     Attributes:
-        task: what is learned, and what a prediction is.
-        n: rows of the outputs: samples, or predictions of which some belong to one sample
-            (``groups``).
-        y: targets of all rows, on the CPU; None where there are none.
-        t: times of a time series, ``(times,)`` or ``(n, times)`` with NaN where a row has none;
-            None where they are not known.
+        task: defines the loss, the metric and the predictions.
+        n: number of output rows. A row is a sample, unless ``groups`` joins several.
+        y: targets of all rows, on the CPU; None without targets.
+        t: times of a time series, ``(times,)``, or ``(n, times)`` with NaN where a row has none;
+            None if unknown.
         mask: which predictions count, ``(n, …)`` of bool; None: all.
-        groups: ``(n,)``: rows of one number count as one sample; None: each is one.
-        held_out: whether the model was not trained on the samples: only then targets tell of its
-            performance.
+        groups: the sample number of each row ``(n,)``; None: each row is a sample.
+        held_out: whether the model was not trained on the samples. Only then is its performance
+            compared.
         double: whether the model can be run in double precision.
-        separable: whether a sample's output is the same in any batch, so that a part of a batch may
-            be run by itself.
-        per_sample: whether an adaptive solver can control each sample by itself.
-        metric: of one's own, in the place of the task's.
+        separable: whether a sample's output does not depend on its batch, so that a part of a batch
+            can be run alone.
+        per_sample: whether an adaptive solver can control the error of each sample separately.
+        metric: the user's metric; it replaces the task's.
     """
 
     task: Task
@@ -96,13 +94,16 @@ class Runnable(ABC):
 
     @abstractmethod
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
-        """Run the model under a solver (None: the training solver), with its outputs kept. A solver
-        that fails leaves NaN.
+        """Run the model and keep its outputs, with NaN where the solver fails.
+
+        Args:
+            solver: the solver; None: the training solver.
+            part: which rows to run, and how.
         """
 
     @property
     def metric_name(self) -> str:
-        """What the metric is called."""
+        """The name of the metric."""
         return (
             self.task.metric_name
             if self.metric is None
@@ -110,21 +111,21 @@ class Runnable(ABC):
         )
 
     def grid(self, solver: Any) -> Any:
-        """What is equal for solvers of the same method that take the same steps, where it is known
-        beforehand; else None.
+        """A key that solvers of one method share if they take the same steps; None if these are
+        unknown before the solve.
         """
         return None
 
     def scored(self, found: Evaluation) -> Evaluation:
-        """The same with the means of loss and metric; without them where the solver failed.
+        """Add mean loss and mean metric to an evaluation, unless the solver failed.
 
         Raises:
-            UsageError: the outputs are of half precision.
+            UsageError: the outputs have half precision.
         """
         if found.outputs.dtype in (torch.float16, torch.bfloat16):
             raise UsageError(
-                f"The model computes in {found.outputs.dtype}, whose rounding hides what a solver does: audit it in single "
-                "precision, model.float(), with inputs of float32."
+                f"The model computes in {found.outputs.dtype}, whose rounding hides the errors of "
+                "solvers. Audit it in single precision: model.float(), with inputs of float32."
             )
         if found.status != "success":
             return found
@@ -134,8 +135,9 @@ class Runnable(ABC):
         return replace(found, loss=self.mean(losses), metric=self.mean(metrics))
 
     def mean(self, values: Tensor) -> float:
-        """Of values of the predictions that count; of all rows where rows of several predictions
-        have one value each.
+        """The mean over the predictions that count.
+
+        A row of several predictions may have a single value; the mean is then over all rows.
         """
         n, k = values.shape
         one = k == 1 and any(given.shape[1] > 1 for given in self._counting(n))
@@ -150,7 +152,7 @@ class Runnable(ABC):
         """The metric of each prediction, ``(rows, predictions)`` in float64; None without targets.
 
         Raises:
-            UsageError: a metric of one's own raised, or returned something else.
+            UsageError: the user's metric failed, or did not return a value for each sample.
         """
         y = self._targets(outputs)
         if y is None or self.y is None:
@@ -159,24 +161,29 @@ class Runnable(ABC):
             return _by_prediction(self.task.metrics(outputs, Batch(y, y)))
         given = self.y[: len(outputs)]
         with calling(
-            f"The metric failed on outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(given.shape)}"
+            f"The metric failed on outputs of shape {tuple(outputs.shape)} and targets of shape "
+            f"{tuple(given.shape)}"
         ):
             values = self.metric(outputs, given)
         if not isinstance(values, Tensor) or values.shape != (len(outputs),):
+            returned = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise UsageError(
-                f"The metric must return a value for each of the {len(outputs)} samples, a tensor of shape ({len(outputs)},); "
-                f"it returned {tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__}."
+                f"The metric must return a value for each of the {len(outputs)} samples, a tensor "
+                f"of shape ({len(outputs)},); it returned {returned}."
             )
         return _by_prediction(values)
 
     def residual(self, outputs: Tensor) -> Tensor | None:
-        """Outputs less what was measured; None where nothing was."""
+        """Outputs minus measurements; None if the targets are not measurements."""
         y = self._targets(outputs)
         return outputs - y if y is not None and isinstance(self.task, TimeSeries) else None
 
     def finite(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Which of some rows, of the first ones if not given, have finite outputs at all times that
-        they have: ``(rows,)`` of bool.
+        """Which rows have finite outputs at all their times, ``(rows,)`` of bool.
+
+        Args:
+            outputs: outputs of the rows.
+            rows: the row numbers; None: the first rows.
         """
         known = outputs.isfinite().flatten(1)
         if (
@@ -192,18 +199,23 @@ class Runnable(ABC):
 
     @property
     def absent(self) -> Tensor | None:
-        """Which times rows do not have, ``(n, times)`` of bool; None where all have all."""
+        """Which times are absent in a row, ``(n, times)`` of bool; None if none is."""
         return self.t.isnan() if self.t is not None and self.t.dim() == 2 else None
 
     def valid(self, n: int, k: int) -> Tensor:
-        """Which predictions of the first rows count: ``(n, k)`` of bool. Labels to ignore and masks
-        take others away.
+        """Which predictions of the first rows count, ``(n, k)`` of bool.
+
+        The mask and the ignored label exclude the others.
+
+        Raises:
+            DataError: the mask or the labels do not fit the predictions.
         """
         count = torch.ones(n, k, dtype=torch.bool, device="cpu")
         for each in self._counting(n):
             if each.shape[1] not in (1, k):
                 raise DataError(
-                    f"A mask or labels of shape {tuple(each.shape)} do not fit the {k} predictions of each of {n} samples."
+                    f"A mask or labels of shape {tuple(each.shape)} do not fit the {k} predictions "
+                    f"of each of {n} samples."
                 )
             count &= each
         return count
@@ -215,18 +227,20 @@ class Runnable(ABC):
         return [each[:n].reshape(n, -1) for each in given]
 
     def drawn(self, n: int, k: int) -> Tensor:
-        """One prediction of each sample, by chance but always the same: numbers
-        ``row * k + prediction``, ascending.
+        """Draw one prediction of each sample, with a fixed seed.
 
-        Bounds of a share need independent predictions, and those of one sample are not.
+        The bounds of a share need independent predictions; those of one sample are dependent.
+
+        Returns:
+            Numbers ``row * k + prediction``, ascending.
 
         Raises:
-            DataError: there is none that counts.
+            DataError: no prediction counts.
         """
         valid = self.valid(n, k).flatten()
         if not bool(valid.any()):
             raise DataError(
-                "No prediction counts: all labels are to be ignored, or the mask leaves nothing."
+                "No prediction counts: all labels are ignored, or the mask excludes everything."
             )
         if k == 1 and self.groups is None:
             return valid.nonzero()[:, 0]
@@ -250,7 +264,7 @@ class Runnable(ABC):
         """The targets of the first rows, in the form that the task's loss and metric need.
 
         Raises:
-            DataError: they do not fit the outputs.
+            DataError: the targets do not fit the outputs.
         """
         if self.y is None:
             return None
@@ -259,8 +273,8 @@ class Runnable(ABC):
             return _labels(y, outputs, self.task.ignore_index)
         if y.numel() != outputs.numel():
             raise DataError(
-                f"The targets have shape {tuple(y.shape)} and the outputs {tuple(outputs.shape)}: they must agree. Say with "
-                "call=… how the model is called."
+                f"The targets have shape {tuple(y.shape)} and the outputs {tuple(outputs.shape)}: "
+                "they must agree. If the model is not called as model(x), pass call=…."
             )
         y = y.to(outputs.dtype).reshape(outputs.shape)
         if self.absent is not None and outputs.shape[1] == self.absent.shape[1]:
@@ -281,20 +295,21 @@ def _labels(y: Tensor, outputs: Tensor, ignored: int) -> Tensor:
         y.is_floating_point() and bool((y != y.round()).any())
     ):
         raise DataError(
-            f"Classification needs labels of shape {('n', *shape[1:])}, whole numbers; the targets are {y.dtype} of shape "
-            f"{tuple(y.shape)}.".replace("'", "").replace(",)", ")")
+            f"Classification needs labels of shape {('n', *shape[1:])}, whole numbers; the "
+            f"targets are {y.dtype} of shape {tuple(y.shape)}.".replace("'", "").replace(",)", ")")
         )
     labels = y.long().reshape(shape)
     known = labels[labels != ignored]
     if len(known) and not 0 <= int(known.min()) <= int(known.max()) < outputs.shape[1]:
         raise DataError(
-            f"The labels lie between {int(known.min())} and {int(known.max())}, but the model has {outputs.shape[1]} classes."
+            f"The labels lie between {int(known.min())} and {int(known.max())}, but the model has "
+            f"{outputs.shape[1]} classes."
         )
     return labels
 
 
 def refuse_unknown(what: str, x: Any) -> None:
-    """Check that numbers are numbers.
+    """Check that all numbers are finite.
 
     Raises:
         DataError: some are NaN or infinite.
@@ -302,139 +317,6 @@ def refuse_unknown(what: str, x: Any) -> None:
     if isinstance(x, Tensor) and x.is_floating_point() and not bool(x.isfinite().all()):
         rows = int((~x.isfinite()).reshape(len(x), -1).any(1).sum()) if x.dim() else 1
         raise DataError(
-            f"The {what} of {rows} samples hold NaN or infinite numbers: nothing can be said of such samples. Leave them out, or "
-            "fill the gaps."
+            f"The {what} of {rows} samples hold NaN or infinite numbers. Leave such samples "
+            "out, or fill the gaps."
         )
-
-
-@dataclass
-class ModelOnSamples(Runnable):
-    """A `NeuralODE` on samples of a data set.
-
-    Args:
-        model: the model.
-        samples: the samples; targets without any number are none.
-        task: what is learned.
-        solver: the training solver.
-        batch_size: samples solved at once under a solver, which may control the error of a batch.
-        held_out: whether the model was not trained on them.
-    """
-
-    model: NeuralODE
-    samples: Samples
-    task: Task
-    solver: Solver
-    batch_size: int = BATCH
-    held_out: bool = True
-    per_sample = True
-
-    def __post_init__(self) -> None:
-        if not len(self.samples):
-            raise DataError("The data holds no samples.")
-        self.n, self.t = len(self.samples), self.samples.t
-        self.y = self.samples.y.cpu() if self.samples.y.numel() else None
-        if hasattr(self.samples, "x"):
-            refuse_unknown("inputs", self.samples.x)
-        if self.task.name == "regression":
-            refuse_unknown("targets", self.y)
-
-    def first(self, n: int) -> ModelOnSamples:
-        """The same model on the first samples."""
-        return self if n >= self.n else replace(self, samples=self.samples.first(n))
-
-    def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
-        """See `Runnable`."""
-        solver = solver or self.solver
-        model = self._in_double if part.double else self.model
-        samples = self.samples.to(torch.float64) if part.double else self.samples
-        rows = None
-        if part.indices is not None:
-            taken = part.indices
-            if part.whole:
-                starts = (taken // self.batch_size).unique() * self.batch_size  # type: ignore[no-untyped-call]
-                taken = (starts[:, None] + torch.arange(self.batch_size, device="cpu")).flatten()
-                taken = taken[taken < self.n]
-                rows = torch.searchsorted(taken, part.indices)
-            samples = samples.take(taken)
-        size = self.batch_size
-        if part.solving is not None:  # the exact flow of a sample is the same in any batch
-            size = max(
-                size, at_once(samples.batch(torch.zeros(1, dtype=torch.long, device="cpu")).x)
-            )
-        outputs, states, status, message, statuses = (
-            list[Tensor](),
-            list[Tensor](),
-            "success",
-            "",
-            tuple[str, ...](),
-        )
-        nfe = n_steps = n_rejected = 0.0
-        begun = 0
-        with evaluating(model), _solving(part.solving):
-            for batch in batches_of(samples, size, model):
-                if part.solving is not None:
-                    numbers = torch.arange(begun, begun + len(batch.x), device="cpu")
-                    part.solving.begin(numbers if part.indices is None else taken[numbers])
-                    begun += len(batch.x)
-                output, solution = self.task.predict(model, batch, solver, on_failure="return")
-                lost = solution.lost()
-                if bool(lost.any()):
-                    output = output.masked_fill(lost.view(-1, *[1] * (output.dim() - 1)), torch.nan)
-                    if status == "success":
-                        status, message = solution.status, solution.message
-                outputs.append(output.cpu())
-                statuses += solution.statuses or ()
-                if isinstance(solution.z, Tensor):
-                    states.append(
-                        solution.z.masked_fill(
-                            lost.view(-1, *[1] * (solution.z.dim() - 1)), torch.nan
-                        )
-                        .flatten(1)
-                        .cpu()
-                    )
-                n = len(batch.x) / len(samples)
-                nfe, n_steps = nfe + n * solution.nfe, n_steps + n * solution.mean_steps
-                n_rejected += n * float(
-                    torch.as_tensor(solution.n_rejected, dtype=torch.float64, device="cpu").mean()
-                )
-        kept, final = torch.cat(outputs), torch.cat(states) if len(states) == len(outputs) else None
-        if rows is not None:
-            kept, final = kept[rows], None if final is None else final[rows]
-        found = Evaluation(len(kept), nfe=nfe, n_steps=n_steps, n_rejected=n_rejected, solver=solver, outputs=kept,
-                           states=final, status=status, message=message,
-                           statuses=() if rows is not None else statuses)  # fmt: skip
-        return self.scored(found) if part.indices is None else found
-
-    def grid(self, solver: Any) -> Any:
-        """The method's name and the ends of its steps as fractions of the interval."""
-        if not isinstance(solver, FixedStep):
-            return None
-        return solver.name, tuple(round(x, 12) for x in solver.fractions(self.length))
-
-    @property
-    def length(self) -> float:
-        """Of the interval."""
-        return abs(seconds(self.model.t[1]) - seconds(self.model.t[0]))
-
-    @cached_property
-    def _in_double(self) -> NeuralODE:
-        model = deepcopy(self.model).double()
-        model.reduce = None
-        return model
-
-
-@contextmanager
-def _solving(solving: Solving | None) -> Iterator[None]:
-    """All problems are solved in a way of its own."""
-    if solving is None:
-        yield
-        return
-
-    def solve(problem: Problem) -> Solution[Any]:
-        return solving(problem, isinstance(problem.z0, Tensor) and problem.z0.dim() > 0)
-
-    token = replacement.set(solve)
-    try:
-        yield
-    finally:
-        replacement.reset(token)

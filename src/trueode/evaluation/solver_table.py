@@ -31,25 +31,24 @@ class Row:
     """A model under one solver.
 
     Attributes:
-        solver: the solver, of fixed steps with the number that was really taken; as its library
-            names it, if it is not one of ours.
+        solver: the solver, with the number of fixed steps that it really took; a description if it
+            is another library's.
         n_steps: accepted steps, mean over samples.
-        n_rejected: rejected steps.
-        nfe: field evaluations for a sample.
-        metric: mean over the samples; NaN without targets, and where the solver failed.
-        loss: mean over the samples, likewise.
+        n_rejected: rejected steps, mean over samples.
+        nfe: field evaluations per sample.
+        metric: mean over samples; NaN without targets, or if the solver failed.
+        loss: mean over samples, likewise.
         changed: share of predictions unlike those under the training solver.
         flips: share of predictions unlike those under the exact flow; NaN without one.
-        upper: bound of the share of samples that flip, blow up or are unresolved.
-        safe: whether the solver changes no more predictions than are allowed, with confidence.
-        output_error: RMS of the difference of outputs from the exact flow's, relative to the
-            deviation of those from their mean.
-        state_error: the same of the final states of the last ODE block; NaN where they are not
-            known.
+        upper: upper bound of the share of samples that flip, blow up or are unresolved.
+        safe: whether at most the margin of the predictions flips, with confidence.
+        output_error: RMS difference of the outputs from the exact flow's, relative to the standard
+            deviation of the exact outputs.
+        state_error: the same for the final states of the last ODE block; NaN if unknown.
         is_training: whether this is the training solver.
         status: ``"success"``, or why the solve failed.
-        factors: on the training step or tolerance, where such were asked for; several where the
-            steps taken are the same.
+        factors: the requested factors on the training step or tolerance; several if they lead to
+            the same steps.
     """
 
     solver: Any
@@ -79,7 +78,7 @@ class Row:
 
     @property
     def method(self) -> str:
-        """Name of the method; for one that is not known here as its library names it."""
+        """The name of the method; for an unknown one, the name in its library."""
         return str(getattr(self.solver, "label", None) or self.solver.name)
 
     @property
@@ -94,17 +93,17 @@ class Row:
 
 
 class SolverTable:
-    """Runs a model under other solvers, each grid of steps once.
+    """Runs a model under many solvers. Solvers with the same steps share a row.
 
     Args:
         runnable: the model and the samples.
         own: the model under its training solver.
-        exact: the exact flow of the first samples, if it is known.
-        counts: of the training solver, if they are known.
+        exact: the exact flow of the first samples, if known.
+        counts: the counts of the training solver, if known.
         how: ``margin``, ``level`` and ``population``, as in `decide`.
 
     Attributes:
-        rows: of what has been run, the training solver first.
+        rows: one row for each solver so far, the training solver first.
         training: the row of the training solver.
     """
 
@@ -118,8 +117,8 @@ class SolverTable:
     ) -> None:
         self.runnable, self.own, self.exact, self._how = runnable, own, exact, how
         self._allowed = exact.allowed if exact is not None else self._allowed_by_own()
-        self._rows: dict[Any, Row] = {}  # by the grid stepped through
-        self._asked: dict[Any, Any] = {}  # the grid of each solver that was asked for
+        self._rows: dict[Any, Row] = {}  # by the time grid
+        self._asked: dict[Any, Any] = {}  # the key in `_rows` of each requested solver
         self.training = self._judged(own.solver, own, counts, is_training=True)
         key = self._key(own.solver, self.training)
         self._rows[key] = self.training
@@ -127,15 +126,15 @@ class SolverTable:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """All rows, in the order in which they were asked for."""
+        """All rows, in the order of the requests."""
         return tuple(self._rows.values())
 
     def row(self, solver: Solver, factor: float | None = None) -> Row:
-        """The model under a solver of ours.
+        """Run the model under a solver, unless the row exists already.
 
         Args:
             solver: the solver.
-            factor: on the training step or tolerance, to be noted.
+            factor: its factor on the training step or tolerance, which the row records.
         """
         asked = self.runnable.grid(solver) or solver
         if asked not in self._asked:
@@ -154,12 +153,12 @@ class SolverTable:
         return self._rows[key]
 
     def of(self, method: str) -> list[Row]:
-        """The rows of a method, the coarsest first."""
+        """The rows of a method, from coarse to fine."""
         rows = [row for row in self.rows if row.method == method]
         return sorted(rows, key=lambda row: row.setting if row.kind == "fixed" else -row.setting)
 
     def _key(self, solver: Any, row: Row) -> Any:
-        """Equal for solvers that took the same steps of the same method."""
+        """A key that solvers share if they took the same steps of the same method."""
         if row.kind == "adaptive":
             return solver
         return self.runnable.grid(solver) or (row.method, row.n_steps, row.nfe)
@@ -190,21 +189,22 @@ class SolverTable:
             and (solver.n_steps or ran.n_steps) < ran.n_steps
             and ran.n_steps % 1 == 0
         ):
-            solver = FixedStep(
-                solver.tableau, n_steps=int(ran.n_steps)
-            )  # the times of the outputs made them more
+            # output times added steps
+            solver = FixedStep(solver.tableau, n_steps=int(ran.n_steps))
+        output_error = state_error = nan
+        if exact is not None:
+            output_error = error(ran.outputs, exact.outputs)
+            if ran.states is not None and exact.states is not None:
+                state_error = error(ran.states, exact.states)
         return Row(
-            solver, ran.n_steps, ran.n_rejected, ran.nfe, ran.metric, ran.loss, mean_share(runnable, changed), flips, upper, safe,
-            nan if exact is None else error(ran.outputs, exact.outputs),
-            nan if exact is None or ran.states is None or exact.states is None else error(ran.states, exact.states),
+            solver, ran.n_steps, ran.n_rejected, ran.nfe, ran.metric, ran.loss,
+            mean_share(runnable, changed), flips, upper, safe, output_error, state_error,
             is_training, ran.status,
         )  # fmt: skip
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    """RMS of the difference, relative to the RMS deviation of the exact values from their mean over
-    the samples.
-    """
+    """The RMS difference, relative to the standard deviation of the exact values over samples."""
     found, exact = found[: len(exact)].double().flatten(1), exact.double().flatten(1)
     there = exact.isfinite()
     if not bool(there.any()):
@@ -213,9 +213,8 @@ def error(found: Tensor, exact: Tensor) -> float:
         return inf
     exact = exact.masked_fill(~there, nan)
     spread = (exact - exact.nanmean(0)).square().nanmean().sqrt()
-    rounding = (
-        torch.finfo(torch.float32).eps * exact[there].abs().amax()
-    )  # equal samples differ by no more than this
+    # samples that are equal differ by no more than this
+    rounding = torch.finfo(torch.float32).eps * exact[there].abs().amax()
     return float((found - exact).square().nanmean().sqrt() / spread) if spread > rounding else nan
 
 
@@ -227,19 +226,19 @@ def by_factors(
     length: float,
     tol: float,
 ) -> None:
-    """Run a model under other methods, with multiples of the training step and tolerance: the
-    paper's Figure 4.
+    """Run a model under other methods, with multiples of the training step and tolerance.
 
-    The step of a fixed solver is factor x the training step (under adaptive training: x the mean
-    step), a step above the interval being one step; the tolerance of an adaptive one is factor x
-    the training tolerance (under fixed training: x ``tol``).
+    This is the experiment of the paper's Figure 4. The step of a fixed-step solver is a factor
+    times the training step (after adaptive training: times the mean step). A step longer than the
+    interval means one step. The tolerance of an adaptive solver is a factor times the training
+    tolerance (after training with fixed steps: times ``tol``).
 
     Args:
-        table: where the rows go.
+        table: the table that receives the rows.
         solvers: names of methods.
-        factors: see above.
-        length: of the interval.
-        tol: tolerance of adaptive solvers where training took fixed steps.
+        factors: the factors.
+        length: length of the interval.
+        tol: the tolerance to scale if training took fixed steps.
     """
     training: Solver = table.own.solver
     step = length / max(table.own.n_steps, 1.0)
@@ -256,7 +255,7 @@ def by_factors(
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line for each row; several factors are separated by blanks."""
+    """The rows as CSV, one line each; several factors are separated by blanks."""
     text = io.StringIO()
     dicts = [row.to_dict() for row in rows]
     writer = csv.DictWriter(text, list(dicts[0]), lineterminator="\n")
@@ -268,11 +267,14 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_rich(rows: Sequence[Row], metric_name: str, caption: str = "") -> Table:
-    """A table for the terminal."""
+    """The rows as a table for the terminal."""
     from rich import box
     from rich.table import Table
 
-    note = "Changed: predictions unlike the training solver's; flips: unlike the exact flow's, at most the share with confidence."
+    note = (
+        "Changed: predictions unlike the training solver's. Flips: predictions unlike the exact "
+        "flow's; at most: the upper bound of their share."
+    )
     table = Table(box=box.SIMPLE_HEAD, caption=f"{caption} {note}".strip(), caption_justify="left")
     factors = any(row.factors for row in rows)
     columns = [

@@ -1,4 +1,4 @@
-"""Exact bounds of a share from a count, bounds of paired differences, the slope of a line."""
+"""Exact bounds of a share, bounds of paired differences, and the slope of a line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import log, sqrt
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """One-sided exact bounds of the probability of an event seen ``count`` times among ``n``.
 
-    Each of the two holds with ``confidence`` by itself. Source: C. J. Clopper & E. S. Pearson,
+    Each of the two bounds holds with ``confidence``. Source: C. J. Clopper & E. S. Pearson,
     Biometrika 26 (1934), 404-413.
 
     Returns:
@@ -34,12 +34,11 @@ def samples_for(margin: float, confidence: float = 0.95) -> int:
 def share_difference(
     first: tuple[int, int], second: tuple[int, int], n: int, confidence: float
 ) -> tuple[float, float]:
-    """Bounds of the difference of two probabilities, from counts among the same ``n`` samples; each
-    holds with ``confidence``.
+    """Bounds of the difference of two probabilities, from counts among the same ``n`` samples.
 
-    Each count is known to lie between two numbers. The bounds are those of Clopper & Pearson, of
-    each probability at half of the error (union bound): they hold however the two events depend on
-    one another.
+    Each bound holds with ``confidence``. A count is given as its least and largest value. Each
+    probability has Clopper-Pearson bounds at half of the error (union bound), so the two events may
+    depend on each other.
     """
     half = (1 + confidence) / 2
     low = clopper_pearson(first[0], n, half)[0] - clopper_pearson(second[1], n, half)[1]
@@ -48,8 +47,9 @@ def share_difference(
 
 
 def mean_bounds(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
-    """The mean, and the bounds of its t-interval; each holds with ``confidence``. Two values or
-    more.
+    """The mean of two or more values, and the bounds of its t-interval.
+
+    Each bound holds with ``confidence``.
     """
     from scipy.special import stdtrit
 
@@ -64,7 +64,7 @@ def slope(
     x: Sequence[float], y: Sequence[float], confidence: float = 0.95
 ) -> tuple[float, float, float]:
     """The slope of the least squares line through three or more points, and the bounds of its
-    (two-sided) t-interval.
+    two-sided t-interval.
     """
     from scipy.special import stdtrit
 
@@ -78,5 +78,5 @@ def slope(
 
 
 def percent(share: float) -> str:
-    """A share in per cent, with a digit after the point."""
+    """A share in per cent, with one decimal place."""
     return f"{100 * share:.1f} %"

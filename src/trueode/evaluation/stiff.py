@@ -1,4 +1,4 @@
-"""Rows that explicit methods leave: two implicit ones settle them, and doubt their blow-ups."""
+"""Rows on which explicit methods disagree: two implicit methods solve them and check blow-ups."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from trueode.evaluation.implicit import LONGEST, Implicit
 from trueode.evaluation.metrics import Evaluation
 from trueode.solvers import Adaptive
 
-TOLERANCE, COSTLY = 1e-7, 2000  # of implicit methods; field evaluations of a row, about
-# Blow-ups: the tolerance of Radau, the growth of a state that counts as infinite, and the rows that
-# are checked.
+TOLERANCE, COSTLY = 1e-7, 2000  # of implicit methods; about the field evaluations per row
+# Blow-ups: the tolerance of Radau, the growth of a state that counts as infinite, and the number of
+# rows that are checked.
 ROUGH, GROWN, FEW = 1e-5, 1e6, 3
 
 
 def settle_implicitly(draft: Draft, left: Tensor) -> None:
-    """Settle rows on which two implicit methods agree. Where these fail for the first rows, they do
-    so for all.
+    """Mark rows on which two implicit methods agree as converged.
+
+    If the methods fail for the first rows, the others are not tried.
     """
     for rows in (left[:TOGETHER], left[TOGETHER:]):
         if not len(rows):
@@ -29,7 +30,7 @@ def settle_implicitly(draft: Draft, left: Tensor) -> None:
         other = _solved(draft, rows, Implicit(draft.course, "LSODA", TOLERANCE), TOGETHER)
         if other is None:
             return
-        seen = draft.finite(rows)  # by the witness, of rk4
+        seen = draft.finite(rows)  # rk4 with its witness covered the whole interval
         draft.keep(rows[~seen], one.outputs[~seen], None, -1)
         same = (
             draft.same(other.outputs, one.outputs)
@@ -47,9 +48,7 @@ def settle_implicitly(draft: Draft, left: Tensor) -> None:
 
 
 def confirm_blow_ups(draft: Draft) -> None:
-    """Doubt blow-ups, unless an implicit method loses the first of these rows, too, and at the same
-    time.
-    """
+    """Reject blow-ups unless an implicit method loses the first of these rows at the same time."""
     lost = draft.blown_up.nonzero()[:FEW, 0]
     seen = [_ends(draft, row) for row in lost.tolist()]
     if not all(seen):
@@ -58,7 +57,7 @@ def confirm_blow_ups(draft: Draft) -> None:
 
 
 def _ends(draft: Draft, row: int) -> bool:
-    """Whether Radau loses a row at the time at which others do, as far as that can be told."""
+    """Whether Radau loses a row at the same time as rk4; also true if that cannot be tested."""
     radau, (known, within) = Implicit(draft.course, "Radau", ROUGH, GROWN), draft.ended[row]
     if _solved(draft, torch.tensor([row], device="cpu"), radau, 1) is None or radau.refused:
         return True
@@ -66,7 +65,7 @@ def _ends(draft: Draft, row: int) -> bool:
 
 
 def _solved(draft: Draft, rows: Tensor, solving: Implicit, least: int) -> Evaluation | None:
-    """What rows give by an implicit method; None where the budget does not allow it."""
+    """Run rows under an implicit method; None if the budget does not allow it."""
     if draft.spent + COSTLY * len(rows) > draft.budget:
         return None
     solver = Adaptive("dopri5", solving.tolerance, solving.tolerance)  # `solving` replaces it

@@ -1,4 +1,4 @@
-"""One trajectory: how far it follows its exact flow."""
+"""How far a single trajectory follows its exact flow."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Trajectory:
     """How far a trajectory follows its exact flow.
 
     Attributes:
-        times: at which its states are known ``(times,)``; their numbers where they have none.
-        error: of the training solver, relative to what is allowed, ``(times,)``.
-        growth: of a perturbation of 1e-9 of the initial state: its size, relative to 1e-9 of the
-            state's, ``(times,)``.
-        horizon: the last time up to which the error is at most what is allowed.
-        predictable: the last time up to which the perturbation is so: beyond it there is no
-            statement on single states.
+        times: the output times ``(times,)``; their indices if unknown.
+        error: the error of the training solver, relative to the tolerance, ``(times,)``.
+        growth: the size of a perturbation of 1e-9 of the initial state, relative to 1e-9 of that
+            state's size, ``(times,)``.
+        horizon: the last time up to which the error stays within the tolerance.
+        predictable: the last time up to which the perturbation stays within the tolerance; later
+            states cannot be predicted.
     """
 
     times: Tensor
@@ -42,7 +42,7 @@ class Trajectory:
 
 
 def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
-    """Compare a single trajectory with its exact flow, and with that from a perturbed start.
+    """Compare a single trajectory with its exact flow, and this with the flow of a perturbed start.
 
     Args:
         runnable: the model and its sample.
@@ -70,7 +70,7 @@ def follow(runnable: Runnable, own: Tensor, exact: ExactFlow) -> Trajectory:
 
 
 def _last(times: Tensor, holds: Tensor) -> float:
-    """The last time up to which something holds; minus infinity where it never does."""
+    """The last time up to which a condition holds; minus infinity if it never does."""
     broken = (~holds).nonzero()
     first = int(broken[0]) if len(broken) else len(times)
     return float(times[first - 1]) if first else -float("inf")

@@ -1,6 +1,4 @@
-"""rk4 with a witness: what both methods step over shows in the defect of a solution at random
-times.
-"""
+"""rk4 with a witness: defects at random times reveal features that both methods step over."""
 
 from __future__ import annotations
 
@@ -18,15 +16,14 @@ from trueode.evaluation.course import Course, Feature, Takes
 from trueode.evaluation.defects import Rk4
 from trueode.evaluation.posed import Posed
 from trueode.solvers import Solution
-from trueode.solvers.backends import with_fast_field
 from trueode.solvers.problem import Problem
 
-CALLS = 4096  # of a field that takes one time, for all rows
-WITHIN = 0.3  # of a step: as far from its ends is what is to be located
+CALLS = 4096  # most calls for defects of a field that takes one time for all rows
+WITHIN = 0.3  # least distance of a target from the ends of its step, as a fraction of the step
 
 
 class Target(NamedTuple):
-    """A row of a runnable, one of its ODE blocks, and a fraction of that one's interval."""
+    """A row of a runnable, one of its ODE blocks, and a fraction of the block's interval."""
 
     row: int
     block: int
@@ -34,28 +31,28 @@ class Target(NamedTuple):
 
 
 class Witnessed:
-    """Solves all problems by rk4, from a first step of random length, and looks at defects at
+    """Solves all problems by rk4, with a random length of the first step, and samples defects at
     random times.
 
     The defect u' - f(t, u) of the cubic Hermite interpolation u is zero at the ends of steps. The
-    times are stratified over all rows; where a field takes but one time for all rows, those of a
-    batch share them.
+    times are stratified over all rows. If a field takes only one time for all rows, the rows of a
+    batch share their times.
 
     Args:
-        course: what steps keep to.
+        course: the constraints on steps.
         n_steps: steps of an interval.
-        level: of the refinement; pieces between ends of steps that are given have at least 2^(level
-            + 1) - 1 steps.
-        rows: all that are solved ``(m,)``.
-        sampled: times at which each row is looked at; 0: none.
-        targets: where features are to be located.
+        level: the level of the refinement; each piece between given ends of steps has at least
+            2^(level + 1) - 1 steps.
+        rows: all rows that are solved ``(m,)``.
+        sampled: number of times at which each row is sampled; 0: none.
+        targets: where to locate features.
         nudge: initial states of the first block are multiplied by 1 + ``nudge``.
 
     Attributes:
-        ended: of rows that cease to be finite: the number of the block plus the fraction of its
-            interval.
-        times: different times that were looked at.
-        largest: of each step of each batch the largest defect, and where it is.
+        ended: where rows cease to be finite, by row: the number of the block plus the fraction of
+            its interval.
+        times: the number of different times that were sampled.
+        largest: the largest defect in each step of each batch, with its target.
         located: features by block, with the sizes of their defects.
     """
 
@@ -67,14 +64,8 @@ class Witnessed:
         self.offset = float(0.1 + 0.8 * torch.rand((), generator=generator, device="cpu"))
         order = torch.randperm(len(rows), generator=generator, device="cpu").tolist()
         self.place = dict(zip(rows.tolist(), order, strict=True))
-        self.course, self.n_steps, self.level, self.sampled, self.targets = (
-            course,
-            n_steps,
-            level,
-            sampled,
-            targets,
-        )
-        self.nudge = nudge
+        self.course, self.n_steps, self.level = course, n_steps, level
+        self.sampled, self.targets, self.nudge = sampled, targets, nudge
         self.generator = generator
         self.batches: list[list[_Record]] = []
         self.rows = self._all = rows
@@ -92,7 +83,7 @@ class Witnessed:
         """See `Solving`."""
         block = len(self.batches[-1])
         posed = Posed(problem, samples, self.course, block)
-        solve = Rk4(with_fast_field(problem), samples, posed.jumps, self.course, block)
+        solve = Rk4(problem, samples, posed.jumps, self.course, block)
         if self.nudge and not block:
             solve.z = (1 + self.nudge) * solve.z
         grid, kept = self._grid(posed.ends, block), {0.0: solve.z}
@@ -127,10 +118,11 @@ class Witnessed:
         return found
 
     def _grid(self, ends: list[float], block: int) -> list[float]:
-        """Ends of steps: in each piece equal ones, of which the first and the last share one.
+        """Ends of steps: each piece has equal steps, except that the first and the last together
+        make one.
 
-        What is to be located lies well within its step: its edges are known by how far they are
-        from the step's ends.
+        Targets lie well within their steps, because edges are recognised by being narrow compared
+        with the distance to the ends of the step.
         """
         grid, aims = [0.0], sorted(target.time for target in self.targets if target.block == block)
         for start, end in pairwise(ends):
@@ -149,8 +141,10 @@ class Witnessed:
         return grid
 
     def _times(self, solve: Rk4) -> Tensor:
-        """Times for each row, ``(sampled, rows)``: one in each equal part of the interval, of which
-        rows have parts of their own.
+        """Times for each row, ``(sampled, rows)``: one in each of ``sampled`` equal parts of the
+        interval.
+
+        Each part is divided among the rows.
         """
         n, places = 1, [0]
         if solve.takes is not Takes.ONE:
@@ -163,7 +157,7 @@ class Witnessed:
         )
         inside = (torch.tensor(places, dtype=torch.float64, device="cpu") + inside) / n
         times = (torch.arange(self.sampled, device="cpu")[:, None] + inside) / self.sampled
-        if solve.takes is Takes.PARTS:  # a call for each: some of the times of every row
+        if solve.takes is Takes.PARTS:  # each time needs a call: take some times of every row
             number = torch.arange(self.sampled, device="cpu")[:, None] + torch.tensor(
                 places, device="cpu"
             )
@@ -171,7 +165,7 @@ class Witnessed:
         return times.expand(-1, len(solve.z))
 
     def _aims(self, block: int, samples: bool) -> tuple[Tensor, Tensor]:
-        """Rows of the batch that are to be looked at again in a block, and the times."""
+        """The rows of the batch with targets in a block, and their times."""
         place = {row: k if samples else 0 for k, row in enumerate(self.rows.tolist())}
         aims = sorted(
             {(place[x.row], x.time) for x in self.targets if x.row in place and x.block == block}
@@ -182,6 +176,7 @@ class Witnessed:
         )
 
     def _take(self, block: int, solve: Rk4, times: Tensor, samples: bool) -> None:
+        """Store the largest defects of a solve."""
         if block == 0:
             self.times += len(times) if solve.takes is Takes.ONE else int(times.isfinite().sum())
         for size, k, time in solve.largest:
@@ -189,17 +184,17 @@ class Witnessed:
                 self.largest.append((size, Target(row, block, time)))
 
     def towards(self, targets: Sequence[Target]) -> Witnessed:
-        """The same steps, to locate features."""
+        """A witness with the same steps that locates features at targets."""
         return Witnessed(self.course, self.n_steps, self.level, self._all, targets=targets)
 
     def moved(self) -> Moved:
-        """The same solves once more, without a call of a field: every row keeps its largest defects
-        to the end.
-        """
+        """The same solutions without field calls, each with its largest defects added."""
         return Moved(iter(self.batches))
 
 
 class _Record(NamedTuple):
+    """A solution of a block, with the largest defects of its rows."""
+
     found: Solution[Any]
     start: Tensor | None
     defect: Tensor
@@ -210,7 +205,7 @@ class _Record(NamedTuple):
 
 
 class Moved:
-    """Solutions that are known, each with its largest defect added from there on."""
+    """Known solutions, with the largest defect of each row added from its time to the end."""
 
     def __init__(self, batches: Iterator[list[_Record]]) -> None:
         self._batches = batches
@@ -238,7 +233,7 @@ class Moved:
 
 
 def _near(x: float, values: list[float], distance: float) -> bool:
-    """Whether one of ascending values is near."""
+    """Whether one of the ascending values lies within a distance of ``x``."""
     k = bisect_left(values, x - distance)
     return k < len(values) and values[k] <= x + distance
 

@@ -1,4 +1,4 @@
-"""Verdicts in words: the same from every entry."""
+"""Verdicts in words, the same for all commands and functions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def sentence(
     """The verdict in one sentence.
 
     Args:
-        decision: of the predictions.
-        performance: of the metric.
+        decision: the decision on the predictions.
+        performance: the comparison of the metric.
         solver: the training solver.
-        what: how the metric of these samples is called, ``{}`` standing for its name.
-        advice: a solver to take in the place of a training solver that is too coarse.
+        what: a description of the metric, where ``{}`` stands for its name.
+        advice: a solver to take instead of one that is too coarse.
     """
     name = performance.name
     head = ""
@@ -57,13 +57,23 @@ def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
     if performance.answer is Answer.SOLVER:
         return f"this model is NOT an ODE, it uses its solver's error ({changed})"
     if performance.answer is Answer.EXACT:
-        return f"the solver of this model is too coarse, it is better when it is solved finely ({changed}){take}"
+        return (
+            "the solver of this model is too coarse, it is better when it is solved finely "
+            f"({changed}){take}"
+        )
     if performance.answer is Answer.SAME:
-        return f"the predictions of this model depend on its solver, its {what} does not ({changed}){take}"
+        return (
+            f"the predictions of this model depend on its solver, its {what} does not "
+            f"({changed}){take}"
+        )
     known = ""
     if performance.lower == performance.lower:
-        known = f": it gains between {percent(performance.lower)} and {percent(performance.upper)} by it"
-    return f"the predictions of this model depend on its solver ({changed}); whether its {what} does is undecided{known}"
+        lower, upper = percent(performance.lower), percent(performance.upper)
+        known = f": it gains between {lower} and {upper} by it"
+    return (
+        f"the predictions of this model depend on its solver ({changed}); whether its {what} does "
+        f"is undecided{known}"
+    )
 
 
 def _along(decision: Decision) -> str:
@@ -72,7 +82,10 @@ def _along(decision: Decision) -> str:
     if decision.status is Status.ODE:
         return f"this trajectory is that of its ODE up to the end, t = {found.end:.6g}"
     until = f"up to t = {found.horizon:.6g}" if found.horizon > -float("inf") else "at no time"
-    return f"this trajectory depends on its solver: it is that of its ODE {until}, of t = {found.end:.6g}"
+    return (
+        f"this trajectory depends on its solver: it is that of its ODE {until}, of "
+        f"t = {found.end:.6g}"
+    )
 
 
 def _changed(decision: Decision) -> str:

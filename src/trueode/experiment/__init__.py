@@ -1,6 +1,4 @@
-"""A run from its options to its results, and runs that are there already: the one place that
-composes.
-"""
+"""Compose the parts of a run, from its options to its results, and load saved runs."""
 
 from trueode.experiment.runner import run
 from trueode.experiment.saved import infer, load

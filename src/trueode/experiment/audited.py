@@ -1,4 +1,4 @@
-"""Audits from the command line: of runs, and of models that are named by module and function."""
+"""Audits from the command line: of runs, and of models given as ``module:name``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ from trueode.evaluation.wording import evaluations
 from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.runs import RunDirectory
 
-FUNCTIONS = (
-    "call",
-    "metric",
-    "decision",
-)  # arguments of `audit` that are named by module and function
+FUNCTIONS = ("call", "metric", "decision")  # arguments of `audit` given as module:name
 
 
 def audit_target(
@@ -38,20 +34,19 @@ def audit_target(
     everything: bool,
     **how: Any,
 ) -> int:
-    """Audit a run or a model, print what was found, save it, and return the exit code of the
-    verdict.
+    """Audit a run or a model, print and save the result, and return the exit code of the verdict.
 
     Args:
         target: the directory of a run, or ``module:name`` of a model or of a function that makes
             one.
-        data: ``module:name`` of the data, or of a function that makes it; for models.
-        data_dir: where the data of a run lies, if not where its options say.
-        split: ``"test"`` or ``"train"``, of a run.
+        data: for models, ``module:name`` of the data or of a function that makes it.
+        data_dir: for runs, the folder of the data, if it differs from the options.
+        split: for runs, ``"test"`` or ``"train"``.
         output_dir: folder of the results; None: ``RUN/audit``, or ``experiments/audits/NAME``.
-        overwrite: whether an audit in that folder may be replaced.
-        as_json: print ``audit.json`` instead of words.
-        everything: print all rows and reasons.
-        how: arguments of `audit`; functions by ``module:name``.
+        overwrite: whether an earlier audit in that folder may be replaced.
+        as_json: whether to print ``audit.json`` instead of sentences.
+        everything: whether to print all rows and reasons.
+        how: arguments of `audit`, with functions as ``module:name``.
 
     Raises:
         TrueodeError: the model or the data cannot be audited.
@@ -66,7 +61,8 @@ def audit_target(
         for name, value in own.items():
             if value and name != "decision":
                 raise UsageError(
-                    f"--{name} goes with a model module:name; the run {target} has its own."
+                    f"--{name} is only for models given as module:name; the run {target} "
+                    "determines it."
                 )
         folder = Path(output_dir) if output_dir else Path(target) / "audit"
         _refuse(folder, overwrite)
@@ -75,11 +71,12 @@ def audit_target(
         if data_dir is not None or split != "test":
             flag = "--split" if data_dir is None else "--data_dir"
             raise UsageError(
-                f"{flag} goes with the directory of a run; the samples for the model {target} are --data."
+                f"{flag} is only for runs; the samples for the model {target} are those of --data."
             )
         if not data:
             raise UsageError(
-                f"The model {target} needs data: --data module:name, of a loader or of a function that makes one."
+                f"The model {target} needs data: add --data module:name of a loader or of a "
+                "function that makes one."
             )
         place = Path("experiments") / "audits" / target.replace(":", "-")
         folder = Path(output_dir) if output_dir else place if overwrite else _free(place)
@@ -94,9 +91,8 @@ def audit_target(
             model, samples_of, progress=lambda text: status.update(f"audit: {text}"), **how
         )
     if folder == Path(target) / "audit":
-        RunDirectory(Path(target)).place(
-            "audit"
-        )  # it is still there, and no link that leads elsewhere
+        # check that the folder still exists and is no link to another place
+        RunDirectory(Path(target)).place("audit")
     found.save(folder, overwrite=overwrite)
     if as_json:
         print(found.to_json(), end="")
@@ -111,12 +107,13 @@ def _refuse(folder: Path, overwrite: bool) -> None:
         raise UsageError(f"{folder} is a file: choose another --output_dir.")
     if (folder / "audit.json").exists() and not overwrite:
         raise UsageError(
-            f"There is an audit in {folder} already: choose another --output_dir, or replace it with --overwrite true."
+            f"{folder} already holds an audit: choose another --output_dir, or replace it with "
+            "--overwrite true."
         )
 
 
 def _show(found: Audit, console: Console, everything: bool) -> None:
-    """The answer first, then what a reader needs at once, or everything."""
+    """Print the sentence, then the essential facts, or everything."""
     answer, *rest = found.lines(everything=everything)
     own = f"training solver: {found.solver}, {evaluations(found.own.nfe)} for a sample"
     print_answer(console, answer, [own, *rest], title=found.verdict, colour=found.colour)
@@ -124,17 +121,18 @@ def _show(found: Audit, console: Console, everything: bool) -> None:
         console.print(found.to_rich(everything=everything))
         if not everything:
             console.print(
-                "The rows are those that no other one beats; --all shows every row, and the reasons."
+                "Only rows that no other row beats are shown; --all shows all of them, and the "
+                "reasons."
             )
 
 
 def _of_run(
     path: Path, data_dir: str | None, split: str, console: Console
 ) -> tuple[nn.Module, Any, str]:
-    """The model of a run, its data and what it has learned."""
+    """The model of a run, its data and its task."""
     if not path.is_dir():
         raise RunNotFoundError(
-            f"There is no directory {path}. Audited are runs, by their directory, and models, by module:name."
+            f"There is no directory {path}. Give the directory of a run, or a model as module:name."
         )
     directory = RunDirectory.open(str(path.parent), path.name)
     options = read_stored(directory)
@@ -147,7 +145,7 @@ def _of_run(
 
 
 def _made(name: str, what: str) -> Any:
-    """What a name stands for; functions are called."""
+    """The object with a name ``module:name``, or the value of a function of that name."""
     found = _named(name, what)
     if isinstance(found, nn.Module) or not callable(found):
         return found
@@ -164,7 +162,7 @@ def _named(name: str, what: str) -> Any:
         sys.path.insert(0, here)
     try:
         imported = importlib.import_module(module)
-    except (Exception, SystemExit) as failure:  # importing runs somebody else's code
+    except (Exception, SystemExit) as failure:  # importing runs the code of users
         raise UsageError(
             f"{what}: the module {module} cannot be imported: {told(failure)}."
         ) from failure
@@ -176,8 +174,9 @@ def _named(name: str, what: str) -> Any:
                 for key, value in vars(imported).items()
                 if key[0] != "_" and not isinstance(value, ModuleType)
             ]
+            known = ", ".join(there) or "nothing"
             raise UsageError(
-                f"{what}: {module} has no {attribute}; it has {', '.join(there) or 'nothing'}.{nearest(attribute, there)}"
+                f"{what}: {module} has no {attribute}; it has {known}.{nearest(attribute, there)}"
             )
         found = getattr(found, part)
     return found

@@ -1,4 +1,4 @@
-"""The end of a run: other solvers, the verdict, the figures."""
+"""The end of a run: the table of other solvers, the verdict, the figures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from trueode.runs import RunDirectory, read_history
 
 
 def where(options: Options, directory: RunDirectory) -> str:
-    """The flags that name a run."""
+    """The flags that identify a run."""
     usual = options.output_dir == Options.model_fields["output_dir"].default
     place = "" if usual else f" --output_dir {shlex.quote(options.output_dir)}"
     return f"--name {shlex.quote(directory.name)}{place}"
@@ -55,12 +55,11 @@ def judge(
     console: Console,
     certificate: Certificate | None = None,
 ) -> Audit:
-    """Evaluate with other solvers if asked to, and say whether the model is an ODE, as exactly as
-    the budget allows.
+    """Judge whether the model is an ODE, and evaluate it with other solvers if asked to.
 
-    As many of the first 1000 samples are looked at as the budget, counted in field evaluations and
-    not in seconds, is enough for: equal runs have equal verdicts. It is a share of those of the
-    run, ``evaluations``, and never less than 50 Gflop.
+    The verdict uses as many of the first 1000 samples as its budget allows. The budget is a share
+    of the run's field ``evaluations``, and at least 50 Gflop. It is not measured in seconds, so
+    equal runs have equal verdicts.
     """
     task, solver = get_task(shape.task), model.solver
     runnable = ModelOnSamples(model, split, task, solver, held_out=what == "test")
@@ -72,7 +71,7 @@ def judge(
         cost = least_cost(own.n_steps, solver.order)
         n = min(own.n, max(1, int(budget / cost)))
         if n < own.n and n >= runnable.batch_size:
-            n -= n % runnable.batch_size  # steps that a batch shares are those of the whole
+            n -= n % runnable.batch_size  # whole batches: samples of a batch share their steps
         judged = runnable.first(n)
         own = own if n == own.n else judged.run()
         name = f"{what} {{}}" + ("" if n == runnable.n else f" of the first {n} samples")
@@ -82,7 +81,10 @@ def judge(
         asked.counts.unresolved or n < min(SAMPLES, runnable.n)
     ):
         share = 2 * max(cost, 4 * budget / SAMPLES) * SAMPLES / max(evaluations, 1.0)
-        how = f"python train.py --phase infer --split {what} {where(options, directory)} --verdict_budget {share:.2g}"
+        how = (
+            f"python train.py --phase infer --split {what} {where(options, directory)} "
+            f"--verdict_budget {share:.2g}"
+        )
         found = replace(
             found, decision=replace(asked, reason=f"{asked.reason}; check it with: {how}")
         )
@@ -97,11 +99,12 @@ def judge(
 def _with_rows(
     options: Options, runnable: ModelOnSamples, found: Audit, console: Console, what: str
 ) -> Audit:
-    """The same with the table of solvers, which is printed."""
+    """Add the table of solvers to an audit, and print it."""
     own = runnable.run()
     if own.status != "success":
         console.print(
-            f"note: no other solvers were tried, the training solver fails on the {what} data. {own.message}"
+            f"note: no other solvers were tried, because the training solver fails on the {what} "
+            f"data. {own.message}"
         )
         return found
     decision = found.decision
@@ -122,7 +125,7 @@ def _with_rows(
 def draw(
     directory: RunDirectory, model: NeuralODE, shape: Shape, dataset: Dataset, found: Audit
 ) -> None:
-    """Draw what the run has to show."""
+    """Draw the figures of a run."""
     import numpy as np
 
     from trueode import figures
@@ -143,7 +146,7 @@ def draw(
         drawn["solver_swap"] = lambda: figures.solver_swap(
             rows, found.solver, name=task.metric_name
         )
-    with suppress(SolveError):  # on the test data: the verdict has told of it
+    with suppress(SolveError):  # the verdict has already reported it
         portrait = (
             phase_portrait(model, dataset.test, model.solver)
             if shape.task == "classification"

@@ -36,18 +36,18 @@ from trueode.training.progress import Progress
 
 
 def run(options: Options, given: frozenset[str] = frozenset()) -> int:
-    """Train a model as the options say; its results go to a run directory.
+    """Train a model, and write its results to a run directory.
 
     Args:
-        options: the options.
-        given: names of the options that the user gave; only a given ``name`` insists on its
-            directory.
+        options: the options of the run.
+        given: names of the options that the user gave. If ``name`` is not among them, another
+            directory is used when NAME is taken.
 
     Returns:
-        The exit code, 0, or 130 when the user interrupted.
+        The exit code: 0, or 130 if the user interrupted.
 
     Raises:
-        TrueodeError: the message says what happened and what to do.
+        TrueodeError: the run failed; the message says why and what to do.
     """
     gpus = distributed.check_gpus(options.use_gpu, options.gpu_ids)
     if len(gpus) > 1 and not distributed.launched():
@@ -61,7 +61,7 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
 
 
 def _follow(options: Options, given: frozenset[str], ranks: Ranks, console: Console) -> int:
-    """Train on a rank that only computes."""
+    """Train on a rank other than the main one, which only computes."""
     earlier = RunDirectory.open(options.output_dir, options.name) if options.resume else None
     options = options if earlier is None else resumed(options, given, earlier)
     _, trainer = build_run(options, ranks)
@@ -71,7 +71,7 @@ def _follow(options: Options, given: frozenset[str], ranks: Ranks, console: Cons
 
 
 def _lead(options: Options, given: frozenset[str], ranks: Ranks, console: Console) -> int:
-    """Train on the main rank, which also writes, evaluates and speaks."""
+    """Train on the main rank, which also writes, evaluates and prints."""
     place, name = options.output_dir, options.name
     if options.resume:
         directory = RunDirectory.open(place, name)
@@ -92,15 +92,15 @@ def _lead(options: Options, given: frozenset[str], ranks: Ranks, console: Consol
 
 
 def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Console) -> int:
-    """Train and tell how it ended."""
+    """Train, and report how the training ended."""
     begin = time.time()
     if options.use_tensorboard:
         from trueode.training.board import summary_writer
 
-        summary_writer()  # a run that cannot begin leaves nothing behind
+        summary_writer()  # check that it is installed, before anything is written
     shape, trainer = build_run(options, ranks)
     state = trainer.state
-    if options.overwrite:  # not before all that the options ask for is there
+    if options.overwrite:  # only after everything that the options need was found
         directory.clear()
     directory.prepare()
     _restore(trainer, directory, console)
@@ -113,7 +113,7 @@ def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Con
             status = "finished" if trainer.run() else "interrupted"
     except (DivergenceError, SolveError) as failure:
         status = "diverged"
-        kept = f"The last checkpoint from before is kept in {directory.checkpoints}."
+        kept = f"The last checkpoint before is kept in {directory.checkpoints}."
         failure.args = (f"Training stopped. {failure} {kept}",)
         raise
     except KeyboardInterrupt:
@@ -127,7 +127,7 @@ def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Con
             seconds=time.time() - begin,
         )
     if status == "interrupted":
-        go_on = f"go on with: python train.py --resume true {where(options, directory)}"
+        go_on = f"continue with: python train.py --resume true {where(options, directory)}"
         console.print(f"interrupted after iteration {state.iteration}; {go_on}")
         return INTERRUPTED
     ranks.close()
@@ -136,7 +136,7 @@ def _train(options: Options, directory: RunDirectory, ranks: Ranks, console: Con
 
 
 def _restore(trainer: Trainer, directory: RunDirectory, console: Console) -> None:
-    """Take over the newest checkpoint of a directory, if there is one."""
+    """Load the newest checkpoint of a directory, if there is one."""
     if directory.has_checkpoints:
         path, saved = load_latest(
             directory.checkpoints, lambda text: console.print(f"note: {text}")
@@ -151,11 +151,12 @@ def _restore(trainer: Trainer, directory: RunDirectory, console: Console) -> Non
 def _announce(
     options: Options, directory: RunDirectory, trainer: Trainer, console: Console
 ) -> None:
-    """Tell what runs, also in ``config.yaml`` and ``run.json``."""
+    """Describe the run on the console, in ``config.yaml`` and in ``run.json``."""
     state, unseen = trainer.state, trainer.checks.unseen
     if trainer.done:
         console.print(
-            f"{directory.path} is finished ({state.iteration} iterations); --niter makes it longer."
+            f"{directory.path} is finished ({state.iteration} iterations); a larger --niter "
+            "continues it."
         )
     facts: dict[str, Any] = {
         "status": "running",
@@ -174,10 +175,12 @@ def _announce(
     hopeless = None if unseen is None else Certifier(options.fidelity).refuse(unseen.size)
     if hopeless is not None:
         console.print(
-            f"note: in the end it will be said: {hopeless.sentence}. A larger --held_out keeps more of them."
+            f"note: the run will end with: {hopeless.sentence}. A larger --held_out keeps more "
+            "of them."
         )
     console.print(
-        f"{options.dataset}, {options.network}, {state.solver}: {options.niter} iterations, results in {directory.path}"
+        f"{options.dataset}, {options.network}, {state.solver}: {options.niter} iterations, "
+        f"results in {directory.path}"
     )
 
 
@@ -185,7 +188,7 @@ def _announce(
 def _recorded(
     options: Options, directory: RunDirectory, shape: Shape, trainer: Trainer, console: Console
 ) -> Iterator[None]:
-    """A block in which what a trainer finds is written to the directory and shown on the console."""
+    """A block in which results of a trainer are written to its directory and shown."""
     metric, iteration = trainer.task.metric_name, trainer.state.iteration
     columns = _columns(options, metric)
     cut_history(directory.place("history.csv"), iteration)
@@ -211,7 +214,7 @@ def _recorded(
                 board.add(values)
 
         def checkpoint(state: State) -> None:
-            history.sync()  # rows first: a checkpoint never knows more than the history
+            history.sync()  # first, so a checkpoint is never ahead of the history
             directory.forget_audit()
             save_checkpoint(
                 directory.place("checkpoints"),
@@ -219,7 +222,7 @@ def _recorded(
                 {**state.state_dict(), "shape": asdict(shape)},
             )
 
-        @cache  # each notice comes once
+        @cache  # show each notice once
         def notice(text: str) -> None:
             console.print(f"note: {text}")
 
@@ -248,12 +251,20 @@ def _close(
     console: Console,
     begin: float,
 ) -> None:
-    """Certificate, verdict and figures of the trained model; ``begin``: when the run began."""
+    """Write the verdict and figures of the trained model; ``begin`` is the start of the run."""
     state, model, dataset = trainer.state, trainer.state.model, trainer.dataset
     model.reduce, model.solver = None, state.solver
     found = judge(
-        options, directory, model, shape, dataset.test, "test", state.evaluations, console, state.certificate
-    )  # fmt: skip
+        options,
+        directory,
+        model,
+        shape,
+        dataset.test,
+        "test",
+        state.evaluations,
+        console,
+        state.certificate,
+    )
     provenance = {**found.provenance, "iteration": state.iteration}
     write_json(directory.place("audit.json"), {**found.to_dict(), "provenance": provenance})
     if len(found.rows) > 1:

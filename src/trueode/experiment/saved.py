@@ -1,4 +1,4 @@
-"""Saved runs: what they were, what may be changed of them, their models."""
+"""Saved runs: their options, which of these may change, and their models."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from trueode.solvers import from_plain
 
 
 def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
-    """Load the model of a run, with the solver that its training ended with, and the run's options.
+    """Load the model of a run, with the solver at the end of its training, and the run's options.
 
-    The data is not needed; no code is executed.
+    The data is not needed, and no saved code is executed.
 
     Args:
         run_dir: ``OUTPUT_DIR/NAME``.
@@ -61,14 +61,14 @@ def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
 
 
 def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
-    """Evaluate a saved run on ``options.split``, with other solvers if asked to, and tell whether
+    """Evaluate a saved run on ``options.split``, with other solvers if asked to, and judge whether
     it is an ODE.
 
-    The results are printed and saved as ``evaluation_SPLIT.json``; nothing else of the run is
-    touched.
+    The results are printed and saved as ``evaluation_SPLIT.json``. Nothing else of the run
+    changes.
 
     Raises:
-        TrueodeError: there is no such run, or it cannot be evaluated as asked.
+        TrueodeError: there is no such run, or it cannot be evaluated with these options.
     """
     ranks, console = start(options)
     directory = RunDirectory.open(options.output_dir, options.name)
@@ -86,9 +86,9 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
     task = get_task(shape.task)
     found = evaluate(model, split, task)
     console.print(
-        f"{directory.path} after {saved['iteration']} iterations, {options.split} data ({found.n} samples), "
-        f"{model.solver}: loss {found.loss:.4g}, {task.metric_name} {shown(task.metric_name, found.metric)}, "
-        f"NFE {found.nfe:.4g}"
+        f"{directory.path} after {saved['iteration']} iterations, {options.split} data "
+        f"({found.n} samples), {model.solver}: loss {found.loss:.4g}, {task.metric_name} "
+        f"{shown(task.metric_name, found.metric)}, NFE {found.nfe:.4g}"
     )
     judged = judge(
         stored, directory, model, shape, split, options.split, saved["evaluations"], console
@@ -107,10 +107,10 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
 
 
 def resumed(options: Options, given: frozenset[str], directory: RunDirectory) -> Options:
-    """The stored options with what may be given anew.
+    """The stored options, with the given values of options that may change.
 
     Raises:
-        OptionError: something else was given, or fewer iterations than are stored.
+        OptionError: another option would change, or ``niter`` is less than the stored one.
     """
     stored = read_stored(directory)
     refuse_changes(
@@ -121,8 +121,8 @@ def resumed(options: Options, given: frozenset[str], directory: RunDirectory) ->
     )
     if "niter" in given and options.niter < stored.niter:
         raise OptionError(
-            f"--niter {options.niter} is less than the {stored.niter} iterations of the run {directory.name}: "
-            "a resumed run may only be made longer."
+            f"--niter {options.niter} is less than the {stored.niter} iterations of the run "
+            f"{directory.name}: a resumed run can only become longer."
         )
     may_change = DEVICES | LOGGING | {"niter", "verdict_budget", "data_dir"}
     anew = {name: getattr(options, name) for name in given & may_change}
@@ -135,28 +135,28 @@ def read_stored(directory: RunDirectory) -> Options:
     """The options of a run.
 
     Raises:
-        RunDamagedError: ``config.yaml`` is not what a run has written.
+        RunDamagedError: ``config.yaml`` is damaged, or written by another version.
     """
     try:
         values = read_file(directory.config)
         missing = [item.name for item in describe() if item.name not in values]
         if missing and directory.of_this_version:
             raise OptionError(
-                f"It lacks {', '.join(missing)}, and this version writes all options."
+                f"It lacks {', '.join(missing)}, but this version writes all options."
             )
         return make_options(values)
     except ValueError as failure:
         raise RunDamagedError(
-            f"{directory.config} is damaged, or of another version of trueode: {failure} Repair it, or train anew."
+            f"{directory.config} is damaged, or of another version of trueode: {failure} "
+            "Repair it, or train again."
         ) from None
 
 
 def refuse_other_data(shape: Shape, dataset: Dataset) -> None:
-    """Check that data is of the kind that the run was trained on.
+    """Check that data fits the run.
 
     Raises:
-        DataError: it is for another task, of another size, or its inputs are states at another
-            time.
+        DataError: its task, its size or the time of its inputs differs from the training data.
     """
     found, expected = (
         f"{it.task} with inputs {'x'.join(map(str, size))} and {it.n_outputs} outputs"
@@ -164,19 +164,17 @@ def refuse_other_data(shape: Shape, dataset: Dataset) -> None:
     )
     if found != expected:
         raise DataError(
-            f"The data is for {found}, and the run was trained for {expected}: give such data."
+            f"The data is for {found}, but the run was trained for {expected}: give such data."
         )
     if dataset.t_start != shape.t_start:
         raise DataError(
-            f"The inputs of the data are states at the time {dataset.t_start:.12g}, and the run was trained on states at "
-            f"{shape.t_start:.12g}: give data with that t0."
+            f"The inputs of the data are states at the time {dataset.t_start:.12g}, but the run "
+            f"was trained on states at {shape.t_start:.12g}: give data with that t0."
         )
 
 
 def start(options: Options) -> tuple[Ranks, Console]:
-    """Join the other ranks, if there are any, and open the console that the main one speaks
-    through.
-    """
+    """Connect the ranks, and open the console, which prints only on the main rank."""
     if options.torch_threads:
         torch.set_num_threads(options.torch_threads)
     ranks = distributed.connect(options.use_gpu, options.gpu_ids)
@@ -186,33 +184,33 @@ def start(options: Options) -> tuple[Ranks, Console]:
 
 
 def refuse_changes(options: Options, stored: Options, fixed: frozenset[str], doing: str) -> None:
-    """Check that options keep the values that a run has.
+    """Check that options have the stored values of a run.
 
     Args:
-        options: as they are asked for.
+        options: as given.
         stored: those of the run.
         fixed: names of options that must not change.
-        doing: what is being done, for the message.
+        doing: the action, for the message.
 
     Raises:
-        OptionError: one of them would change.
+        OptionError: one of these options differs.
     """
     for name in sorted(fixed):
         value, was = getattr(options, name), getattr(stored, name)
         if value != was:
             raise OptionError(
-                f"--{name} {value} cannot be changed when {doing}: the run {stored.name} has {was}. "
-                "Leave it out, or start a new run with another --name."
+                f"--{name} {value} cannot be changed when {doing}: the run {stored.name} has "
+                f"{was}. Leave it out, or start a new run with another --name."
             )
 
 
 def open_run(
     options: Options, directory: RunDirectory, console: Console
 ) -> tuple[NeuralODE, Shape, dict[str, Any]]:
-    """The model of a run as its newest usable checkpoint has it.
+    """The model of a run, its shape and the newest usable checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is not of this version's form.
+        CheckpointError: there is no usable checkpoint, or it does not fit this version.
     """
     path, saved = load_latest(directory.checkpoints, lambda text: console.print(f"note: {text}"))
     with fitting(path, directory):
@@ -226,10 +224,10 @@ def open_run(
 
 @contextmanager
 def fitting(path: Path, directory: RunDirectory) -> Iterator[None]:
-    """A block that takes over a checkpoint.
+    """A block that loads a checkpoint.
 
     Raises:
-        CheckpointError: it does not fit the run, in whatever way.
+        CheckpointError: the checkpoint does not fit the run.
     """
     try:
         yield
@@ -243,6 +241,7 @@ def fitting(path: Path, directory: RunDirectory) -> Iterator[None]:
         ValueError,
     ) as failure:
         raise CheckpointError(
-            f"{path} does not fit the run or this version of trueode ({told(failure)}): remove it if it is another run's, "
-            f"use the version that {directory.info} names, or train anew."
+            f"{path} does not fit the run or this version of trueode ({told(failure)}): remove it "
+            f"if it belongs to another run, use the version named in {directory.info}, or train "
+            "again."
         ) from failure

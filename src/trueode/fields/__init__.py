@@ -1,4 +1,4 @@
-"""Vector fields ``f(t, z)``: the networks of the paper, and their weights to start from."""
+"""Vector fields ``f(t, z)``: the networks of the paper, and their initial weights."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def build_field(
     act: str = "relu",
     time_dependent: bool = False,
 ) -> ConvField | DenseField:
-    """Build the field of a network's name for samples of a given shape.
+    """Build a network by its name, for samples of a given shape.
 
     Args:
         network: ``"odenet"`` (images), ``"simple_odenet"`` (signals) or ``"linear_odenet"`` (any
             shape).
         sample_shape: ``(channels, length)`` or ``(channels, height, width)``, without the batch.
-        hidden: hidden channels or units C.
+        hidden: the number C of hidden channels or units.
         act: a name of ``catalog.ACTIVATIONS``.
         time_dependent: whether the time is an input.
 
     Raises:
-        UsageError: an unknown name, or a network that does not fit the shape.
+        UsageError: a name is unknown, or the network does not fit the shape.
     """
     shape = tuple(sample_shape)
     if network not in NETWORKS:
         known = ", ".join(NETWORKS)
         raise UsageError(
-            f"network = {network!r} is unknown; known are {known}.{nearest(network, NETWORKS)}"
+            f"network = {network!r} is unknown; choose from {known}.{nearest(network, NETWORKS)}"
         )
     if hidden < 1:
         raise UsageError(
-            f"The hidden channels (ch_residual_block) must be at least 1, not {hidden}."
+            f"The number of hidden channels (ch_residual_block) must be at least 1, not {hidden}."
         )
     if not shape or min(shape) < 1:
         raise UsageError(
-            f"A sample of shape {shape} holds no numbers: (channels, …), all at least 1, is needed."
+            f"A sample of shape {shape} is empty: it must be (channels, …), all at least 1."
         )
     if network == "linear_odenet":
         return DenseField(prod(shape), hidden, act, time_dependent)

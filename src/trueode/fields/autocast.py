@@ -9,19 +9,18 @@ from torch import Tensor, nn
 
 
 class Autocast(nn.Module):
-    """``f(t, z)`` with the convolutions and matrix products of a field in another floating point
-    type.
+    """A field ``f(t, z)`` whose convolutions and matrix products use another floating point type.
 
-    The derivative is handed back in that of the state, so that solvers combine stages in it. The
-    context is that of one evaluation: the weights are rounded anew at each, which takes no time
-    that could be measured beside convolutions, and their gradients are summed over the evaluations
-    in the weights' own type. Casts kept over a whole solve would sum them in the lower precision,
-    where after some hundred evaluations nothing more can be added. Evaluations that a backward pass
-    repeats are the same as those of the forward pass.
+    The derivative is returned in the type of the state, so solvers combine stages in that type.
+    The weights are rounded again at each evaluation. This takes negligible time compared with
+    convolutions, and the gradients of all evaluations are summed in the weights' own type. If the
+    rounded weights were kept over a whole solve, gradients would be summed in the lower precision,
+    where sums stop growing after some hundred evaluations. Evaluations that a backward pass repeats
+    equal those of the forward pass.
 
     Args:
-        field: the field; a Module's parameters are those of this one.
-        dtype: ``torch.bfloat16``, for instance.
+        field: the field; if it is a Module, this one has its parameters.
+        dtype: the type, for instance ``torch.bfloat16``.
     """
 
     def __init__(self, field: Callable[..., Tensor], dtype: torch.dtype) -> None:

@@ -15,11 +15,11 @@ from trueode.layers import Layer, LayerStack, activations
 
 
 class ConvField(nn.Module):
-    """``f(t, z)`` = convolution of width 1 (c → C), act, of width 3 (C → C), act, of width 1 (C →
-    c).
+    """``f(t, z)`` = three convolutions, of width 1 (c → C), 3 (C → C) and 1 (C → c), with
+    activations between them.
 
-    Zeros are padded, so that the shape is kept. Source: ``simple_odenet`` (signals) and ``odenet``
-    (images) of Ott, Katiyar, Hennig & Tiemann, ICLR 2021.
+    Zero padding keeps the shape. Source: ``simple_odenet`` (signals) and ``odenet`` (images) of
+    Ott, Katiyar, Hennig & Tiemann, ICLR 2021.
 
     Args:
         channels: c, the channels of the state.
@@ -44,16 +44,15 @@ class ConvField(nn.Module):
         self.conv2 = conv(hidden, hidden, 3, padding=1)
         self.conv3 = conv(hidden, channels, 1)
         self._built = self._geometry()
-        if (
-            dim == 2
-        ):  # the layout in which CPUs (oneDNN) convolve fastest; otherwise weights are copied at every call
+        if dim == 2:
+            # CPUs (oneDNN) convolve fastest in this layout; others copy the weights at every call
             self.to(memory_format=torch.channels_last)
 
     def extra_repr(self) -> str:
         return f"act={self.act}, time_dependent={self.time_dependent}"
 
     def _geometry(self) -> list[object]:
-        """What a convolution does besides its weights; another one may have been put in its place."""
+        """The settings of the convolutions, which change if one of them is replaced."""
         return [
             (m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.padding_mode)
             for m in self.children()
@@ -66,10 +65,10 @@ class ConvField(nn.Module):
         """Compute the field.
 
         Args:
-            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an
+            t: the time: a number, or one for each sample, ``(batch, 1, …)``; ignored by an
                 autonomous field.
-            z: states ``(batch, c, length)`` or ``(batch, c, height, width)``; images are computed
-                fastest in ``torch.channels_last`` and keep that layout.
+            z: states ``(batch, c, length)`` or ``(batch, c, height, width)``; images are fastest in
+                ``torch.channels_last``, and keep that layout.
 
         Returns:
             dz/dt, of the shape of ``z``.
@@ -80,15 +79,15 @@ class ConvField(nn.Module):
         act = activations(self.act)[self._is_plain()]
         x = append_time(t, z) if self.time_dependent else z
         if self.dim == 2 and x.shape[1] == 1:
-            # One channel: both layouts are the same memory, and this says which one is meant.
+            # With one channel both layouts have the same memory; these strides name channels_last.
             x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
         x = act(self.conv1(x))
         x = act(wide(x))
         return self.conv3(x)  # type: ignore[no-any-return]
 
     def flops(self, sample_shape: Sequence[int]) -> int:
-        """Floating point operations of one evaluation on one sample ``(c, …)``: two for each weight
-        and position.
+        """Floating point operations of one evaluation on one sample ``(c, …)``: two per weight and
+        position.
         """
         return (
             2
@@ -99,11 +98,11 @@ class ConvField(nn.Module):
     def with_convolution(
         self, convolve: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Callable[[float | Tensor, Tensor], Tensor] | None:
-        """The field of images with its wide convolution computed in another way; None when calling
-        it does more than that.
+        """The field of images with its 3 x 3 convolution computed by ``convolve``; None if calling
+        the field does more than this class defines.
 
         Args:
-            convolve: does what ``F.conv2d(x, weight, bias, padding=1)`` does.
+            convolve: computes ``F.conv2d(x, weight, bias, padding=1)``.
         """
         bias = self.conv2.bias
         if self.dim != 2 or not self._is_plain() or self._built != self._geometry() or bias is None:
@@ -111,8 +110,8 @@ class ConvField(nn.Module):
         return partial(self._compute, lambda x: convolve(x, self.conv2.weight, bias))
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """The field as matrices for states ``(batch, c, length)``; None when calling it does more
-        than that.
+        """The field as matrices for states ``(batch, c, length)``; None if calling the field does
+        more than this class defines.
         """
         if (
             self.dim != 1

@@ -42,7 +42,7 @@ class DenseField(nn.Module):
         """Compute the field.
 
         Args:
-            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an
+            t: the time: a number, or one for each sample, ``(batch, 1, …)``; ignored by an
                 autonomous field.
             z: states ``(batch, …)`` of d numbers each.
 
@@ -62,8 +62,8 @@ class DenseField(nn.Module):
         return 2 * sum(m.weight.numel() for m in (self.linear1, self.linear2, self.linear3))
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """The field's layers as matrices for states ``(batch, …)``; None when calling it does more
-        than that.
+        """The field's layers as matrices for states ``(batch, …)``; None if calling the field does
+        more than this class defines.
         """
         if not is_plain(self, DenseField, nn.Linear) or prod(state_shape[1:]) != self.features:
             return None

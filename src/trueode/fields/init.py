@@ -1,4 +1,4 @@
-"""Weights to start from."""
+"""Initial weights."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def init_weights(
             eq. 10); ``"normal"``: standard deviation ``gain``; ``"xavier"``: normal with variance
             gain² · 2 / (fan-in + fan-out) (Glorot & Bengio, AISTATS 2010, eq. 12);
             ``"orthogonal"``: rows or columns orthogonal with length ``gain`` (Saxe, McClelland &
-                Ganguli, ICLR 2014).
+            Ganguli, ICLR 2014).
         gain: see above; not used by ``"kaiming"``.
-        generator: source of the random numbers; the weights depend on nothing else, whatever their
-            device or layout.
+        generator: source of the random numbers; the weights do not depend on device or layout.
 
     Raises:
-        UsageError: an unknown ``init_type``.
+        UsageError: ``init_type`` is unknown.
     """
     if init_type not in INITIALISATIONS:
         known = ", ".join(INITIALISATIONS)
         raise UsageError(
-            f"init_type = {init_type!r} is unknown; known are {known}.{nearest(init_type, INITIALISATIONS)}"
+            f"init_type = {init_type!r} is unknown; choose from {known}."
+            f"{nearest(init_type, INITIALISATIONS)}"
         )
     for layer in module.modules():
         if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):

@@ -1,5 +1,5 @@
-"""What the fields share: the check of an activation's name, the time as an input, and whether a
-field is still as it was built.
+"""Functions that all fields share: check an activation's name, append the time to a state, and see
+whether a field was modified.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ def check_activation(name: str) -> str:
     """Return ``name`` if it is the name of an activation.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the name is unknown.
     """
     if name not in ACTIVATIONS:
         raise UsageError(
-            f"act = {name!r} is unknown; known are {', '.join(ACTIVATIONS)}.{nearest(name, ACTIVATIONS)}"
+            f"act = {name!r} is unknown; choose from {', '.join(ACTIVATIONS)}."
+            f"{nearest(name, ACTIVATIONS)}"
         )
     return name
 
 
 def is_plain(field: nn.Module, cls: type[nn.Module], layer: type[nn.Module]) -> bool:
-    """Whether calling ``field`` does what ``cls`` says and nobody watches: then it may be computed
-    in another way.
+    """Whether ``field`` may be computed in another way, because calling it does exactly what
+    ``cls`` defines, and no hook observes it.
 
-    Not so when forward is overridden, a hook is registered on the field or a layer or globally, or
-    a layer has been replaced by anything but a ``layer`` (a parametrised layer has another type
-    too).
+    False if forward is overridden, if a hook is registered on the field, on a layer or globally, or
+    if a layer was replaced by anything but a ``layer`` (a parametrised layer has another type).
     """
     layers = field._modules.values()
     if type(field).forward is not cls.forward or not all(type(m) is layer for m in layers):
@@ -42,8 +42,8 @@ def is_plain(field: nn.Module, cls: type[nn.Module], layer: type[nn.Module]) -> 
 
 
 def is_unwatched(*modules: Any) -> bool:
-    """Whether no hook, on one of the modules or globally, and no forward of an instance's own would
-    be passed by.
+    """Whether there is no hook, on one of the modules or globally, and no ``forward`` set on an
+    instance.
     """
     if _has_any_global_hook():  # type: ignore[no-untyped-call]
         return False

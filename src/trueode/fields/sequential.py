@@ -1,4 +1,4 @@
-"""A field of your own, from modules one after the other."""
+"""A custom field, from a sequence of modules."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trueode.layers import Layer, LayerStack
 class SequentialField(nn.Module):
     """``f(t, z)`` = the modules, one after the other, on each flattened sample.
 
-    Where they are `torch.nn.Linear` layers with pointwise activations between them, of any widths
-    and number, solvers know a faster way than calling them one by one, with the same results.
+    If they are `torch.nn.Linear` layers of any number and widths, with pointwise activations
+    between them, solvers compute them faster than by calling them, with the same results.
 
     Args:
-        *modules: from ``(batch, features)`` to the same shape, where features are the numbers in
-            one sample; with ``time_dependent``, from one feature more.
+        *modules: map ``(batch, features)`` to the same shape, where features is the number of
+            entries of one sample; with ``time_dependent``, the first module takes one more.
         time_dependent: whether the time is appended to the sample.
     """
 
@@ -34,7 +34,7 @@ class SequentialField(nn.Module):
         """Compute the field.
 
         Args:
-            t: the time: a number, or ``(batch, 1, …)`` with one for each sample; ignored by an
+            t: the time: a number, or one for each sample, ``(batch, 1, …)``; ignored by an
                 autonomous field.
             z: states ``(batch, …)``.
 
@@ -47,10 +47,10 @@ class SequentialField(nn.Module):
         return self.net(x).view(z.shape)  # type: ignore[no-any-return]
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """The field's layers as matrices for states ``(batch, …)``; None when calling it does more
-        than that.
+        """The field's layers as matrices for states ``(batch, …)``; None if calling the field does
+        more, or has other layers.
         """
-        # this is asked before every solve, so attributes of modules are looked up where they lie
+        # called before every solve: direct look-ups are faster than ``Module.__getattr__``
         net = self._modules["net"]
         if type(self).forward is not SequentialField.forward or type(net) is not nn.Sequential:
             return None
@@ -59,7 +59,7 @@ class SequentialField(nn.Module):
             return None
         layers: list[Layer] = []
         width = prod(state_shape[1:])
-        activated = True  # of the layers so far, whether the last one has its activation
+        activated = True  # whether the last layer so far has its activation
         for module in modules:
             if type(module) is nn.Linear:
                 weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
@@ -90,7 +90,7 @@ _NAMES[nn.Identity] = "identity"
 
 
 def _activation(module: Any) -> str | None:
-    """The name of an activation, if a module is nothing but that."""
+    """The name of the activation that a module computes, or None."""
     name = _NAMES.get(type(module))
     settings = ACTIVATIONS[name].settings if name in ACTIVATIONS else {}
     return name if all(getattr(module, key) == value for key, value in settings.items()) else None

@@ -1,6 +1,7 @@
-"""Figures of a run: numpy arrays in, a matplotlib Figure out. No torch, no pyplot, no global state."""
+"""Figures: NumPy arrays in, a matplotlib Figure out, without torch, pyplot or global state."""
 
-from trueode.figures.adapting import adaptation, adaptation_runs
+from trueode.figures.adapting import adaptation
+from trueode.figures.adapting_runs import adaptation_runs
 from trueode.figures.audit import audit_cost, audit_order, audit_trajectories
 from trueode.figures.files import save
 from trueode.figures.history import effort, loss, metric

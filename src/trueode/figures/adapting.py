@@ -1,15 +1,11 @@
-"""Figures of adaptive runs: what the rule saw, what it chose, what came of it, and what it cost."""
+"""The figure of an adaptive run: its metric, solver, signal and cost."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from trueode.figures.history import (
     Array,
@@ -21,30 +17,28 @@ from trueode.figures.history import (
     running_mean,
     thinned,
 )
-from trueode.figures.swap import MARKS as SOLVERS
 from trueode.figures.theme import (
     BLUE,
     DARK,
     GREEN,
     GREY,
     VERMILION,
-    drawn_y,
     logarithmic_y,
+    lone_mark,
     new_figure,
+    per_cent_y,
     tell_empty,
     themed,
-    two_rows,
 )
 
 WIDE, NARROW = 0.09, 0.02  # shares of the width that "order 4" and "4" take
-MARKS = 80  # hollow marks of a line, at most
-DASHES = (0, (2.4, 1.6))
+MARKS = 80  # largest number of hollow marks on a line
 
 
 @themed
 def adaptation(history: History, metric: str) -> Figure:
-    """An adaptive run: metric, steps and tolerance, signal and target, evaluations, all against the
-    iteration.
+    """Metric, steps and tolerance, signal and target, and evaluations of an adaptive run, each
+    against the iteration.
 
     Args:
         history: of the run.
@@ -65,102 +59,9 @@ def adaptation(history: History, metric: str) -> Figure:
     return figure
 
 
-@themed
-def adaptation_runs(
-    runs: Mapping[str, Sequence[History]], metric: str, moments: Sequence[Mapping[str, Any]] = ()
-) -> Figure:
-    """The paper's Figure 5: several seeds of each rule, side by side; metric above, number of steps
-    below.
-
-    Args:
-        runs: the histories of each rule, by its name.
-        metric: ``"accuracy"``, a share shown in per cent, or ``"mse"``.
-        moments: tests under other solvers, drawn over the last of ``runs``: each with
-            ``iteration``, ``solver``, ``metric`` and ``n_steps``.
-
-    Thin lines are seeds, strong ones their mean as far as all of them go.
-    """
-    groups = dict(runs) or {"": ()}
-    width, height = max(6.4, 1.2 + 3.7 * len(groups)), 5.8
-    figure = new_figure(width, height)
-    figure.subplots_adjust(
-        top=1 - (0.88 if moments else 0.66) / height
-    )  # room for the legend above the titles
-    panels = two_rows(figure, len(groups), 1.5, 0.12, 0.07, sharex="col", sharey="row")
-    share = metric == "accuracy"
-    scale = 100.0 if share else 1.0
-    for (upper, lower), (name, histories) in zip(panels.T, groups.items(), strict=True):
-        upper.set_title(name)
-        lower.set_xlabel("iteration")
-        lower.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        _seeds(
-            upper, [_scaled(history, f"test_{metric}", scale) for history in histories], VERMILION
-        )
-        _seeds(
-            upper,
-            [_scaled(history, f"test_{metric}_reference", scale) for history in histories],
-            DARK,
-            above=True,
-        )
-        _seeds(lower, [known(history, "n_steps") for history in histories], GREEN, steps=True)
-        for axes in (upper, lower):
-            if not axes.lines:
-                tell_empty(axes)
-    tested = list(dict.fromkeys(moment["solver"] for moment in moments))
-    for solver in tested:
-        own = [moment for moment in moments if moment["solver"] == solver]
-        for axes, name, factor in (
-            (panels[0, -1], "metric", scale),
-            (panels[1, -1], "n_steps", 1.0),
-        ):
-            axes.plot(
-                [m["iteration"] for m in own], [m[name] * factor for m in own], **_marked(solver)
-            )
-    panels[0, 0].set_ylabel("test accuracy (%)" if share else f"test {metric}")
-    panels[1, 0].set_ylabel("steps")
-    if share:
-        _per_cent(panels[0])
-    else:
-        _logarithmic(panels[0])
-    _step_axis(panels[1])
-    figure.align_ylabels(panels[:, 0])
-    handles = [
-        Line2D([], [], color=VERMILION, linewidth=2.6, label="training solver"),
-        Line2D([], [], color=DARK, linewidth=1.6, linestyle=DASHES, label="finer solver"),
-        Line2D([], [], color=GREY, linewidth=0.7, label="one seed"),
-        Line2D([], [], color=GREY, linewidth=2.6, label="mean of the seeds"),
-    ]
-    handles += [
-        Line2D([], [], label=f"tested with {solver}", **_marked(solver)) for solver in tested
-    ]
-    figure.legend(
-        handles=handles,
-        loc="upper right",
-        bbox_to_anchor=(figure.subplotpars.right, 1 - 0.08 / height),
-        ncols=4,
-        borderaxespad=0.0,
-        handlelength=2.2,
-        columnspacing=1.6,
-    )
-    return figure
-
-
-def _marked(solver: str) -> dict[str, Any]:
-    """How tests under a solver are marked."""
-    mark, tint = SOLVERS[solver]
-    return {
-        "marker": mark,
-        "color": tint,
-        "linestyle": "none",
-        "markersize": 6,
-        "markerfacecolor": "none",
-        "zorder": 5,
-    }
-
-
 def _metric(axes: Axes, history: History, metric: str) -> None:
-    """The metric on training batches and on the test set, there also under the finer solver; gaps
-    between are shaded.
+    """The metric on training batches and on the test set, where the gap to the finer solver is
+    shaded.
     """
     share = metric == "accuracy"
     scale = 100.0 if share else 1.0
@@ -169,7 +70,7 @@ def _metric(axes: Axes, history: History, metric: str) -> None:
         ylabel="accuracy (%)" if share else metric,
     )
     draw_curves(axes, history, metric, scale=scale)
-    iteration, reference = _scaled(history, f"test_{metric}_reference", scale)
+    iteration, reference = known(history, f"test_{metric}_reference", scale)
     if len(reference):
         axes.plot(
             iteration,
@@ -180,16 +81,16 @@ def _metric(axes: Axes, history: History, metric: str) -> None:
             markersize=6.5 if len(reference) <= MARKS / 2 else 4.5,
             markerfacecolor="none",
             markevery=-(-len(reference) // MARKS),
-            zorder=1.9,  # where both agree, the test set's own line runs through the marks
+            zorder=1.9,  # the line of the test set runs through the marks where both agree
             label="test set, finer solver",
         )
     if not axes.lines:
         return tell_empty(axes)
-    tested, own = _scaled(history, f"test_{metric}", scale)
+    tested, own = known(history, f"test_{metric}", scale)
     both, here, there = np.intersect1d(tested, iteration, return_indices=True)
     axes.fill_between(both, own[here], reference[there], color=VERMILION, alpha=0.25, linewidth=0)
     if share:
-        _per_cent([axes])
+        per_cent_y([axes])
     else:
         logarithmic_y(axes)
     axes.legend(
@@ -198,7 +99,7 @@ def _metric(axes: Axes, history: History, metric: str) -> None:
 
 
 def _solver(axes: Axes, history: History) -> None:
-    """Number of steps; the tolerance on an axis of its own; where the method changes."""
+    """Number of steps, tolerance on a second axis, and changes of the method."""
     axes.set(title="Solver", ylabel="steps")
     iteration, tolerance = _with_gaps(history, "tolerance")
     adaptive = bool(np.isfinite(tolerance).any())
@@ -208,16 +109,20 @@ def _solver(axes: Axes, history: History) -> None:
         right.margins(y=0.2)  # room for the names of methods
         x, y = thinned(iteration, tolerance)
         right.plot(
-            x, y, color=DARK, linewidth=1.2, marker=_mark(y), markersize=3, drawstyle="steps-post"
+            x,
+            y,
+            color=DARK,
+            linewidth=1.2,
+            marker=lone_mark(y),
+            markersize=3,
+            drawstyle="steps-post",
         )
         logarithmic_y(right)
     _methods(axes, *known(history, "order"))
 
 
 def _methods(axes: Axes, iteration: Array, order: Array) -> None:
-    """A thin line at each change of the method, and its order at the top of the panel where there
-    is room for it.
-    """
+    """A thin line at each change of the method, labelled with its order if there is room."""
     changes = np.flatnonzero(np.diff(order)) + 1
     if not len(changes):
         return
@@ -240,7 +145,7 @@ def _methods(axes: Axes, iteration: Array, order: Array) -> None:
 
 
 def _signal(axes: Axes, history: History) -> None:
-    """What the rule saw at its checks, and what it wants to see."""
+    """The signal of the rule at its checks, and its target."""
     axes.set(title="Signal of the rule", ylabel="signal")
     iteration, signal = known(history, "signal")
     if len(signal):
@@ -255,7 +160,7 @@ def _signal(axes: Axes, history: History) -> None:
             color=DARK,
             linestyle="--",
             linewidth=1.2,
-            marker=_mark(y),
+            marker=lone_mark(y),
             drawstyle="steps-post",
             label="target",
         )
@@ -266,7 +171,7 @@ def _signal(axes: Axes, history: History) -> None:
 
 
 def _effort(axes: Axes, history: History) -> None:
-    """Evaluations of an iteration, those of checks among them, and of all up to it."""
+    """Field evaluations per iteration, checks included, and their cumulative number."""
     axes.set(title="Field evaluations", ylabel="per iteration")
     iteration, total = known(history, "nfe_total")
     _counts(axes, history, "nfe", BLUE, alone=not len(total))
@@ -274,17 +179,17 @@ def _effort(axes: Axes, history: History) -> None:
         unit, name = _unit(total.max())
         right = _right_axis(axes, f"cumulative{name}", DARK)
         x, y = thinned(iteration, total / unit)
-        right.plot(x, y, color=DARK, linewidth=1.4, marker=_mark(y), markersize=3)
+        right.plot(x, y, color=DARK, linewidth=1.4, marker=lone_mark(y), markersize=3)
         _from_zero(right)
     iteration, calls = known(history, "nfe")
-    if len(calls) > 1:  # checks make a comb: it is faint, and a mean runs through it
+    if len(calls) > 1:  # checks make it a comb: draw it faint, with a running mean
         axes.lines[0].set_alpha(0.35)
         axes.plot(*every(iteration, running_mean(calls)), color=BLUE, label="running mean")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
 
 def _counts(axes: Axes, history: History, name: str, tint: str, *, alone: bool) -> None:
-    """Counts on an axis from zero, in the colour of its label unless it stands ``alone``."""
+    """Counts on an axis from zero, whose label has their colour unless it is the only axis."""
     if not alone:
         axes.yaxis.label.set_color(tint)
     if len(known(history, name)[0]):
@@ -296,74 +201,8 @@ def _counts(axes: Axes, history: History, name: str, tint: str, *, alone: bool) 
         axes.yaxis.set_visible(False)  # the other axis has data
 
 
-def _seeds(
-    axes: Axes,
-    curves: Sequence[tuple[Array, Array]],
-    tint: str,
-    *,
-    steps: bool = False,
-    above: bool = False,
-) -> None:
-    """A thin line per seed, and their mean; one ``above`` another lets it shine through where they
-    agree.
-    """
-    curves = [curve for curve in curves if len(curve[0])]
-    drawing = "steps-post" if steps else "default"
-    for x, y in curves:
-        x, y = thinned(x, y)
-        axes.plot(
-            x,
-            y,
-            color=tint,
-            linewidth=0.7,
-            alpha=0.45,
-            marker=_mark(y),
-            markersize=3,
-            drawstyle=drawing,
-            zorder=1.5,
-        )
-    if curves:
-        x, y = thinned(*_mean(curves, _held if steps else np.interp))
-        width, dashes = (1.6, DASHES) if above else (2.6 if not steps else 2.0, "-")
-        axes.plot(
-            x,
-            y,
-            color=tint,
-            linewidth=width,
-            linestyle=dashes,
-            marker=_mark(y),
-            drawstyle=drawing,
-            label="mean",
-        )
-
-
-def _mean(
-    curves: Sequence[tuple[Array, Array]], between: Callable[[Array, Array, Array], Array]
-) -> tuple[Array, Array]:
-    """Mean of curves where all of them are known; ``between`` gives values between the points of
-    one.
-    """
-    points = np.unique(np.concatenate([x for x, _ in curves]))
-    points = points[
-        (points >= max(x[0] for x, _ in curves)) & (points <= min(x[-1] for x, _ in curves))
-    ]
-    return points, np.mean([between(points, x, y) for x, y in curves], axis=0)
-
-
-def _held(points: Array, x: Array, y: Array) -> Array:
-    """Values that hold until the next one."""
-    return y[np.searchsorted(x, points, side="right") - 1]
-
-
-def _scaled(history: History, name: str, scale: float) -> tuple[Array, Array]:
-    iteration, values = known(history, name)
-    return iteration, values * scale
-
-
 def _with_gaps(history: History, name: str) -> tuple[Array, Array]:
-    """A column that breaks off where it is empty, as the tolerance does where the solver takes
-    fixed steps.
-    """
+    """A column with gaps where it is empty, such as the tolerance of a solver with fixed steps."""
     if not len(known(history, name)[0]):
         return np.empty(0), np.empty(0)
     values = np.asarray(history[name], dtype=float)
@@ -373,7 +212,7 @@ def _with_gaps(history: History, name: str) -> tuple[Array, Array]:
 
 
 def _right_axis(axes: Axes, label: str, tint: str) -> Axes:
-    """A second y axis on the right, without a grid of its own."""
+    """A second y axis on the right, without a grid."""
     right = axes.twinx()
     right.grid(False)
     right.spines["right"].set_visible(True)
@@ -381,13 +220,8 @@ def _right_axis(axes: Axes, label: str, tint: str) -> Axes:
     return right
 
 
-def _mark(y: Array) -> str:
-    """A single point is no line: it needs a mark."""
-    return "o" if len(y) == 1 else ""
-
-
 def _unit(largest: float) -> tuple[float, str]:
-    """A unit that leaves few digits."""
+    """A unit for numbers with few digits."""
     for unit, name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if largest >= 2 * unit:
             return unit, f"\n({name})"
@@ -395,32 +229,6 @@ def _unit(largest: float) -> tuple[float, str]:
 
 
 def _from_zero(axes: Axes) -> None:
-    """An axis of counts."""
+    """An axis of counts that begins at zero."""
     axes.set_ylim(0, max(1.0, axes.dataLim.y1) * 1.15)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-
-
-def _per_cent(panels: Sequence[Axes]) -> None:
-    """A common axis of shares, which ends at 100 if the data come near."""
-    low, high = panels[0].get_ylim()
-    low = max(0.0, low)
-    panels[0].set_ylim(low, min(high, 100 + 0.03 * (100 - low)))
-    panels[0].yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-
-
-def _logarithmic(panels: Sequence[Axes]) -> None:
-    """A common logarithmic axis, unless a value of any panel forbids it."""
-    drawn = {axes: values for axes in panels if len(values := drawn_y([axes]))}
-    if drawn and all(values.min() > 0 for values in drawn.values()):
-        logarithmic_y(max(drawn, key=lambda axes: drawn[axes].max() / drawn[axes].min()))
-
-
-def _step_axis(panels: Sequence[Axes]) -> None:
-    """A common axis of numbers of steps: logarithmic where a linear one would hide the small ones."""
-    values = drawn_y(panels)
-    if len(values) and values.max() > 20 * values.min() > 0:
-        _logarithmic(panels)
-        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-    elif len(values):
-        panels[0].set_ylim(0, 1.15 * max(1.0, values.max()))
-        panels[0].yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

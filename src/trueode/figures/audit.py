@@ -1,5 +1,6 @@
-"""What an audit shows. Rows are those of ``audit.json``: mappings with ``method``, ``kind``,
-``setting``, ``n_steps``, …
+"""Figures of an audit.
+
+Rows are those of ``audit.json``: mappings with ``method``, ``kind``, ``setting``, ``n_steps``, …
 """
 
 from __future__ import annotations
@@ -21,22 +22,20 @@ from trueode.figures.theme import DARK, GREY, colour, logarithmic_y, new_figure,
 
 Row = Mapping[str, Any]
 
-BESIDE, WIDE = (
-    1.85,
-    21,
-)  # inches for a legend beside the axes; letters that one of its lines has room for
+BESIDE = 1.85  # inches for a legend beside the axes
+WIDE = 21  # letters of one of its lines
 
 
 @themed
 def audit_order(rows: Sequence[Row], orders: Sequence[Row]) -> Figure:
-    """Error of the outputs against the number of steps, both logarithmic, with the observed orders.
+    """Error of the outputs against the number of steps, with the observed orders.
 
     Args:
         rows: of the audit.
         orders: with ``method``, ``nominal``, ``observed``, ``lower``, ``upper``, ``floor`` and
             ``steps``.
     """
-    figure, axes = _with_legend_beside("Error of the outputs, and the order at which it falls")
+    figure, axes = _with_legend_beside("Error of the outputs and observed order")
     axes.set_xlabel("steps")
     axes.set_ylabel("error, relative to the outputs' scale")
     fixed = [row for row in rows if row["kind"] == "fixed" and _positive(row["output_error"])]
@@ -53,8 +52,8 @@ def audit_order(rows: Sequence[Row], orders: Sequence[Row]) -> Figure:
         label = fill(method, WIDE)
         if method in found:
             order = found[method]
-            half = (order["upper"] - order["lower"]) / 2
-            label = f"{method}: {order['observed']:.2f} ± {half:.2f}\n(nominal order {order['nominal']})"
+            observed = f"{order['observed']:.2f} ± {(order['upper'] - order['lower']) / 2:.2f}"
+            label = f"{method}: {observed}\n(nominal order {order['nominal']})"
         marker, tint = MARKS.get(method, ("P", GREY))
         x, y = [row["n_steps"] for row in own], [row["output_error"] for row in own]
         axes.plot(
@@ -70,16 +69,16 @@ def audit_order(rows: Sequence[Row], orders: Sequence[Row]) -> Figure:
 
 @themed
 def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figure:
-    """How many predictions a solver may change, with 95 % confidence, against field evaluations:
-    safe is below the margin.
+    """Upper bound of the share of predictions that a solver changes (95 % confidence), against
+    field evaluations. Solvers below the margin are safe.
 
     Args:
         rows: of the audit.
-        margin: share that is allowed.
+        margin: share of predictions that may change.
         safe: with ``method``, ``kind``, ``setting``, ``nfe`` and ``upper``, the cheapest first.
     """
-    figure, axes = _with_legend_beside("What a solver costs, and what it changes")
-    axes.set_xlabel("field evaluations for a sample")
+    figure, axes = _with_legend_beside("Cost of a solver, and predictions that it changes")
+    axes.set_xlabel("field evaluations per sample")
     axes.set_ylabel("unlike the exact flow, at most (%)")
     good = [row for row in rows if row["status"] == "success" and row["nfe"] > 0]
     if not good:
@@ -143,8 +142,8 @@ def audit_trajectories(
     predictions_exact: NDArray[Any],
     training: str,
 ) -> Figure:
-    """Trajectories of two-dimensional states under the training solver and under the exact flow,
-    coloured by prediction.
+    """Trajectories of two-dimensional states under the training solver and the exact flow, coloured
+    by prediction.
 
     Args:
         own: ``(points, n, 2)`` under the training solver.
@@ -199,7 +198,7 @@ def _legend_beside(axes: Axes) -> None:
 
 
 def _line(axes: Axes, height: float, text: str) -> None:
-    """A line across with a name at its right end."""
+    """A horizontal line with a name at its right end."""
     axes.axhline(height, color=GREY, linewidth=1.0, linestyle="--")
     axes.annotate(
         text,

@@ -1,4 +1,4 @@
-"""Writing a figure to files."""
+"""Write a figure to a file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ UNDATED: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
     "svg": {"Date": None},
 }
-"""Forms, each with what keeps the date out of it."""
+"""File formats, each with the metadata that leaves out the date."""
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write ``figure`` to ``path``, whole or not at all; missing folders are made.
+    """Write ``figure`` to ``path`` atomically; missing folders are made.
 
-    The ending of the path tells the form: ``.pdf`` and ``.svg`` are drawings, everything else
-    becomes PNG. Equal figures give equal bytes: the size is fixed and no date is written.
+    A path with the suffix ``.pdf`` or ``.svg`` gets that format, any other path PNG. Equal figures
+    give equal bytes: the size is fixed and no date is written.
 
     Returns:
         The path written.

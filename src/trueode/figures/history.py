@@ -1,4 +1,4 @@
-"""Figures of a run's history: loss, metric, effort.
+"""Figures of the history of a run: loss, metric, effort.
 
 A history maps the columns of ``history.csv`` to float arrays of equal length, NaN where a cell is
 empty.
@@ -29,16 +29,12 @@ from trueode.figures.theme import (
 Array = NDArray[np.float64]
 History = Mapping[str, Array]
 
-COLUMNS = (
-    600  # a figure is about this many pixels wide: more points than two per pixel cannot be seen
-)
+COLUMNS = 600  # pixels of a figure's width: more than two points per pixel are invisible
 
 
 @themed
 def loss(history: History) -> Figure:
-    """Training loss (each logged batch faint, running mean strong) and test loss against the
-    iteration.
-    """
+    """Training loss (logged batches faint, running mean strong) and test loss."""
     figure = new_figure()
     axes = figure.add_subplot(title="Loss", xlabel="iteration", ylabel="loss")
     _curves(axes, history, "loss", scale=1.0, log=True)
@@ -47,9 +43,7 @@ def loss(history: History) -> Figure:
 
 @themed
 def metric(history: History, name: str) -> Figure:
-    """The metric ``name`` (``"accuracy"``, a share shown in per cent, or ``"mse"``) against the
-    iteration.
-    """
+    """The metric ``"accuracy"``, a share shown in per cent, or ``"mse"`` against the iteration."""
     figure = new_figure()
     share = name == "accuracy"
     axes = figure.add_subplot(
@@ -66,8 +60,8 @@ def metric(history: History, name: str) -> Figure:
 
 @themed
 def effort(history: History) -> Figure:
-    """Field evaluations per iteration, forward and backward; steps per solve; tolerance when the
-    solver is adaptive.
+    """Field evaluations per iteration, forward and backward, steps per solve, and the tolerance of
+    an adaptive solver.
     """
     adaptive = "tolerance" in history
     figure = new_figure(height=4.6 if not adaptive else 6.0)
@@ -76,7 +70,7 @@ def effort(history: History) -> Figure:
     panels[0].set(title="Effort", ylabel="evaluations")
     panels[1].set(ylabel="steps")
     panels[-1].set_xlabel("iteration")
-    # The wider line lies below: where forward and backward cost the same, both are seen.
+    # the wider line is drawn below, so both are visible where they agree
     for column, label, tint, width in (
         ("nfe_backward", "backward", VERMILION, 4.0),
         ("nfe", "forward", BLUE, 1.6),
@@ -99,7 +93,7 @@ def effort(history: History) -> Figure:
 
 
 def _curves(axes: Axes, history: History, name: str, *, scale: float, log: bool) -> None:
-    """A quantity in a panel of its own, with its axis and its legend."""
+    """A quantity in one panel, with its axis and legend."""
     draw_curves(axes, history, name, scale=scale)
     if not axes.lines:
         return tell_empty(axes)
@@ -109,9 +103,8 @@ def _curves(axes: Axes, history: History, name: str, *, scale: float, log: bool)
 
 
 def draw_curves(axes: Axes, history: History, name: str, *, scale: float) -> None:
-    """A quantity over the training batches (faint, with its running mean) and over the test set."""
-    iteration, train = known(history, name)
-    train = train * scale
+    """A quantity on the training batches (faint, with its running mean) and on the test set."""
+    iteration, train = known(history, name, scale)
     if len(train) > 1:
         axes.plot(*thinned(iteration, train), color=BLUE, alpha=0.28, linewidth=0.9, label="_batch")
         axes.plot(
@@ -121,11 +114,11 @@ def draw_curves(axes: Axes, history: History, name: str, *, scale: float) -> Non
         )
     elif len(train):
         axes.plot(iteration, train, "o", color=BLUE, label="training batch")
-    iteration, test = known(history, f"test_{name}")
+    iteration, test = known(history, f"test_{name}", scale)
     if len(test):
         marks = "o" if len(test) <= 40 else ""
         axes.plot(
-            *thinned(iteration, test * scale),
+            *thinned(iteration, test),
             color=VERMILION,
             marker=marks,
             markersize=4,
@@ -155,16 +148,14 @@ def draw_steps(
         tell_empty(axes)
 
 
-def known(history: History, name: str) -> tuple[Array, Array]:
-    """Iterations and values of a column where the value is finite; empty when the column is
-    missing.
-    """
+def known(history: History, name: str, scale: float = 1.0) -> tuple[Array, Array]:
+    """Iterations and scaled values of a column where it is finite; empty if there is no column."""
     iteration = np.asarray(history.get("iteration", ()), dtype=float)
     values = np.asarray(history.get(name, ()), dtype=float)
     if values.shape != iteration.shape:
         return np.empty(0), np.empty(0)
     finite = np.isfinite(values) & np.isfinite(iteration)
-    return iteration[finite], values[finite]
+    return iteration[finite], values[finite] * scale
 
 
 def thinned(x: Array, y: Array) -> tuple[Array, Array]:
@@ -177,13 +168,13 @@ def thinned(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def every(x: Array, y: Array) -> tuple[Array, Array]:
-    """Evenly chosen points of a smooth curve."""
+    """Evenly spaced points of a smooth curve, at most one per pixel."""
     chosen = np.unique(np.linspace(0, len(y) - 1, min(len(y), COLUMNS)).astype(int))
     return x[chosen], y[chosen]
 
 
 def running_mean(y: Array) -> Array:
-    """Mean over a window of a thirtieth of the curve around each point, cut off at the ends."""
+    """Mean over a window of a thirtieth of the curve around each point, truncated at the ends."""
     half = max(1, len(y) // 60)
     total = np.concatenate([[0.0], np.cumsum(y)])
     low = np.maximum(np.arange(len(y)) - half, 0)

@@ -27,28 +27,25 @@ from trueode.figures.theme import (
 
 Point = Mapping[str, Any]
 
-READABLE = tuple(
-    tint for tint in PALETTE if tint != "#f0e442"
-)  # small marks in yellow cannot be seen
+READABLE = tuple(tint for tint in PALETTE if tint != "#f0e442")  # small yellow marks are invisible
 
 
 @themed
 def swap_sweep(
     panels: Mapping[str, Sequence[Point]], *, kind: str = "fixed", legend: str = "trained with"
 ) -> Figure:
-    """Figure 4: models trained at several steps or tolerances, each under other solvers.
+    """Figure 4: models trained with several steps or tolerances, each under other solvers.
+
+    Each training configuration has a colour, each solver the paper's mark. Bars reach from low to
+    high. The solver and step of training are dark.
 
     Args:
-        panels: titles, and points below each: one for each training configuration, test solver and
-            factor: ``training`` (in words), ``solver``, ``x`` (realised steps, or tolerance),
-                ``mean``, ``low``, ``high`` (accuracies as shares) and
-            ``is_training``.
-        kind: ``"fixed"``: x is a number of steps; ``"adaptive"``: a tolerance. Finer solvers are to
-            the right.
-        legend: what the colours mean.
-
-    One colour for each training configuration, the paper's marks for solvers, bars from low to
-    high; dark is the solver and step of the training.
+        panels: the points of each panel, by its title: one for each training configuration, test
+            solver and factor, with ``training`` (in words), ``solver``, ``x`` (realised steps, or
+            tolerance), ``mean``, ``low``, ``high`` (accuracies as shares) and ``is_training``.
+        kind: ``"fixed"`` if x is a number of steps, ``"adaptive"`` if it is a tolerance. Finer
+            solvers are on the right.
+        legend: title of the legend of colours.
     """
     figure = new_figure(8.6, 4.8 * len(panels))
     figure.subplots_adjust(right=0.76, hspace=0.35)
@@ -170,7 +167,7 @@ def _darker(tint: str) -> tuple[float, float, float]:
 
 
 def _steps_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Powers of two, those that fit."""
+    """A logarithmic axis with ticks at powers of two."""
     low, high = min(values), max(values)
     axes.set_xlim(low / 1.25, high * 1.25)
     ticks = [2**k for k in range(20) if low / 1.25 <= 2**k <= high * 1.25]
@@ -182,9 +179,8 @@ def _steps_axis(axes: Axes, values: Sequence[float]) -> None:
 def _accuracy_axis(axes: Axes, values: Sequence[float]) -> None:
     finite = [value for value in values if np.isfinite(value)]
     low, high = min([95.0, *finite]), max([0.0, *finite])
-    top = (
-        100.0 if high > 80 else high + 0.25 * (high - low)
-    )  # hard data does not leave most of the panel empty
+    # low accuracies must not leave most of the panel empty
+    top = 100.0 if high > 80 else high + 0.25 * (high - low)
     axes.set_ylim(max(0.0, low - 0.06 * (top - low) - 0.5), top + 0.5)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
 
@@ -193,12 +189,12 @@ def _accuracy_axis(axes: Axes, values: Sequence[float]) -> None:
 def fine_and_coarse(
     portraits: Sequence[Portrait], curves: Sequence[Sequence[Point]], names: Sequence[str]
 ) -> Figure:
-    """Figure 1: trajectories of models above, their accuracy against the number of steps below, a
-    column for each.
+    """Figure 1: trajectories of each model (above) and its accuracy against the number of steps
+    (below).
 
     Args:
-        portraits: see figures/portrait.py.
-        curves: of each model points as in `swap_sweep`.
+        portraits: one for each model, see figures/portrait.py.
+        curves: points of each model, as in `swap_sweep`.
         names: of the models.
     """
     figure = new_figure(8.8, 7.8)
@@ -241,11 +237,11 @@ def fine_and_coarse(
 
 @themed
 def two_outputs(portraits: Sequence[Portrait], names: Sequence[str]) -> Figure:
-    """Figure 2: outputs of one model under several solvers over the regions of its classifier, in
-    one frame.
+    """Figure 2: outputs of one model under several solvers, over the regions of its classifier.
 
     Args:
-        portraits: see figures/portrait.py; the regions of the first are drawn in all panels.
+        portraits: one for each solver, see figures/portrait.py; all panels show the regions of the
+            first.
         names: of the solvers.
     """
     figure = new_figure(8.8, 4.4)
@@ -255,7 +251,7 @@ def two_outputs(portraits: Sequence[Portrait], names: Sequence[str]) -> Figure:
     )[0]
     for place, (axes, portrait, name) in enumerate(zip(panels, portraits, names, strict=True)):
         draw_regions(axes, portrait, frame=portraits[0])
-        axes.set_aspect("auto")  # models stretch their outputs in one direction
+        axes.set_aspect("auto")  # outputs are often stretched in one direction
         axes.set(
             title=f"{chr(97 + place)}  {name}: {100 * portrait['accuracy']:.1f} %", xlabel="$z_1$"
         )
@@ -273,7 +269,7 @@ def two_outputs(portraits: Sequence[Portrait], names: Sequence[str]) -> Figure:
 
 @themed
 def fan(panels: Sequence[Mapping[str, Any]], data: tuple[ArrayLike, ArrayLike]) -> Figure:
-    """Figure 3: trajectories of the XOR points under Euler with two steps (a, b), and the
+    """Figure 3: trajectories of the XOR points under Euler with two step sizes (a, b), and the
     concentric spheres (c).
 
     Args:
@@ -352,13 +348,14 @@ def fan(panels: Sequence[Mapping[str, Any]], data: tuple[ArrayLike, ArrayLike]) 
 def critical_steps(
     groups: Mapping[str, Sequence[Point]], allowed: float, *, name: str = "training steps"
 ) -> Figure:
-    """What a better solver costs a model, against its number of training steps: a line for each
+    """Accuracy lost under a better solver, against the number of training steps: a line for each
     data set or method.
 
     Args:
-        groups: by name, points with ``x`` (steps of the training), ``mean``, ``low``, ``high``
-            (accuracy under the training solver minus that under the better one, as shares).
-        allowed: loss of accuracy that is allowed, drawn as a line across.
+        groups: points of each line, by its name, with ``x`` (training steps), ``mean``, ``low`` and
+            ``high`` (accuracy under the training solver minus that under the better one, as
+            shares).
+        allowed: loss of accuracy that is allowed, drawn as a horizontal line.
         name: of the x axis.
     """
     figure = new_figure(6.8, 4.2)

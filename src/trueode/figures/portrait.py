@@ -1,5 +1,4 @@
-"""Two-dimensional models in phase space: the paper's Figure 1 (trajectories) and Figure 2 (output
-over regions).
+"""Two-dimensional models in phase space, as in the paper's Figures 1 and 2.
 
 A portrait is a mapping with ``times (n_times,)``, ``paths (n_times, n, 2)``, ``labels (n,)``,
 ``predictions (n,)``, ``output (n, 2)``, ``grid_x (m,)``, ``grid_y (k,)``, ``regions (k, m)``
@@ -23,16 +22,15 @@ from trueode.figures.theme import DARK, MARGIN_LEFT, colour, new_figure, tell_em
 
 Portrait = Mapping[str, Any]
 
-PATHS = 120  # more lines than this hide each other
+PATHS = 120  # more lines hide each other
 
 
 @themed
 def trajectories(portrait: Portrait) -> Figure:
-    """Paths of the samples through the ODE block, coloured by class: start hollow, end filled
-    (Figure 1 a, b).
+    """Trajectories of the samples through the ODE block, coloured by class, with hollow starts and
+    filled ends (Figure 1 a, b).
 
-    Trajectories of an autonomous ODE cannot cross; where these do, the discretisation is too
-    coarse.
+    Trajectories of an autonomous ODE cannot cross; if these do, the discretisation is too coarse.
     """
     figure, axes = _plane("Trajectories", portrait)
     shown = draw_paths(axes, portrait)
@@ -59,7 +57,7 @@ def trajectories(portrait: Portrait) -> Figure:
 
 
 def draw_paths(axes: Axes, portrait: Portrait, limit: int = PATHS) -> NDArray[Any]:
-    """Paths of at most so many samples; returns which ones."""
+    """Draw the paths of at most ``limit`` samples; return the indices of these samples."""
     paths = np.asarray(portrait["paths"], dtype=float)
     labels = np.asarray(portrait["labels"])
     chosen = np.flatnonzero(np.isfinite(paths).all(axis=(0, 2)))
@@ -98,12 +96,12 @@ def regions(portrait: Portrait) -> Figure:
 
 
 def draw_regions(axes: Axes, portrait: Portrait, frame: Portrait | None = None) -> NDArray[Any]:
-    """Outputs over regions; returns which samples are shown.
+    """Draw outputs over regions; return the indices of the samples shown.
 
     Args:
         axes: the panel.
-        portrait: what to draw.
-        frame: another portrait, whose regions are drawn instead of its own.
+        portrait: the outputs and their regions.
+        frame: a portrait whose regions are drawn instead.
     """
     axes.grid(False)
     output = np.asarray(portrait["output"], dtype=float).reshape(-1, 2)
@@ -127,7 +125,7 @@ def draw_regions(axes: Axes, portrait: Portrait, frame: Portrait | None = None) 
             interpolation="nearest",
             zorder=0,
         )
-        axes.autoscale(False)  # the regions are the frame
+        axes.autoscale(False)  # keep the frame of the regions
     finite: NDArray[Any] = np.flatnonzero(np.isfinite(output).all(axis=1))
     for label in np.unique(labels[finite]):
         own = output[finite[labels[finite] == label]]
@@ -143,7 +141,7 @@ def draw_regions(axes: Axes, portrait: Portrait, frame: Portrait | None = None) 
 
 
 def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
-    """A panel of equal units, with the solver and its accuracy below the title."""
+    """A panel with equal units, and the solver and its accuracy below the title."""
     facts = [str(portrait.get("solver", ""))]
     accuracy = portrait.get("accuracy")
     if accuracy is not None and np.isfinite(accuracy):
@@ -161,8 +159,8 @@ def _plane(title: str, portrait: Portrait) -> tuple[Figure, Axes]:
 
 
 def _view(axes: Axes, paths: NDArray[np.float64]) -> None:
-    """All starts and the bulk of the ends: a few samples that are flung far away must not shrink
-    all others to a dot.
+    """Show all starts and the bulk of the ends: a few distant ends must not shrink the others to a
+    dot.
     """
     whole = np.stack([paths.min(axis=(0, 1)), paths.max(axis=(0, 1))])
     bulk = np.concatenate([paths[0], np.quantile(paths[-1], [0.02, 0.98], axis=0)])
@@ -173,7 +171,7 @@ def _view(axes: Axes, paths: NDArray[np.float64]) -> None:
 
 
 def _classes(figure: Figure, labels: NDArray[Any], extra: list[Line2D] | None = None) -> None:
-    """Which colour is which class."""
+    """The legend of the classes."""
     handles = [
         Line2D(
             [], [], marker="o", linestyle="none", color=colour(int(label)), label=f"class {label}"

@@ -18,14 +18,14 @@ SHOWN = 4
 def time_series(
     t: ArrayLike, truth: ArrayLike, predicted: ArrayLike, names: Sequence[str] | None = None
 ) -> Figure:
-    """Truth (dots) and prediction (lines) of the first four trajectories, a panel each, a colour
-    per component.
+    """Truth (dots) and prediction (lines) of the first four trajectories, with a colour for each
+    component.
 
     Args:
         t: times ``(times,)``.
         truth: ``(n, times, d)``, NaN where not observed.
         predicted: ``(n, times, d)``.
-        names: of the ``d`` components; ``z1, z2, …`` without.
+        names: of the ``d`` components; ``z1, z2, …`` by default.
     """
     times, true, own = (np.asarray(values, dtype=float) for values in (t, truth, predicted))
     figure = new_figure(7.2, 4.8)

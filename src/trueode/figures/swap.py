@@ -1,6 +1,4 @@
-"""The paper's Figure 4 for one model: accuracy under other solvers than the one it was trained
-with.
-"""
+"""The paper's Figure 4 for one model: its accuracy under other solvers than the training solver."""
 
 from __future__ import annotations
 
@@ -28,9 +26,9 @@ from trueode.figures.theme import (
 )
 
 Row = Mapping[str, Any]
-ROW = 6  # entries of the legend beside each other
+ROW = 6  # entries in a row of the legend
 
-# Circle, cross and triangle as in the paper.
+# circle, cross and triangle as in the paper
 MARKS: dict[str, tuple[str, str]] = {
     "euler": ("o", BLUE),
     "midpoint": ("x", VERMILION),
@@ -52,8 +50,11 @@ def solver_swap(
     name: str = "accuracy",
     exact: float = float("nan"),
 ) -> Figure:
-    """Accuracy (or mse) above, share of changed predictions below, against the fineness of the
+    """Accuracy or mse (above) and share of changed predictions (below) against the fineness of the
     solver.
+
+    Fixed solvers are shown against the realised steps, adaptive ones against 1/tolerance, side by
+    side.
 
     Args:
         rows: one per solver, as in ``audit.json``: with ``method``, ``kind`` (``"fixed"`` or
@@ -62,11 +63,8 @@ def solver_swap(
             flow's), ``is_training`` and ``status``.
         training: the training solver in words, for the label of its point.
         name: of the metric.
-        exact: the metric under the exact flow: a line across, and ``flips`` are drawn in the place
-            of ``changed``.
-
-    Fixed solvers stand on a logarithmic axis of realised steps, adaptive ones on 1/tolerance, side
-    by side.
+        exact: the metric under the exact flow: it is drawn as a horizontal line, with ``flips``
+            instead of ``changed`` below.
     """
     rows = [row for row in rows if row.get("status", "success") == "success"]
     share = "flips" if np.isfinite(exact) else "changed"
@@ -144,7 +142,7 @@ def _point_out(axes: Axes, row: Row, training: object, scale: float) -> None:
     place = np.log(x / left) / np.log(right / left)
     align, shift = ("left", -6) if place < 0.3 else ("right", 6) if place > 0.7 else ("center", 0)
     low, high = axes.get_ylim()
-    below = y < low + 0.35 * (high - low)  # its own line rises from there
+    below = y < low + 0.35 * (high - low)  # its line rises from there
     axes.annotate(
         f"trained with {training}" if training else "trained here",
         (x, y),
@@ -158,7 +156,7 @@ def _point_out(axes: Axes, row: Row, training: object, scale: float) -> None:
 
 
 def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
-    """Logarithmic axis; few numbers of steps are written out."""
+    """A logarithmic axis; if there are few numbers of steps, all of them are ticks."""
     axes.set_xscale("log")
     values = sorted({_fineness(row) for row in rows})
     axes.set_xlim(values[0] / 1.35, values[-1] * 1.35)
@@ -166,9 +164,7 @@ def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
         doubled = {values[0] * 2**k for k in range(32)}
         apart = max(1.18, (values[-1] / values[0]) ** (1 / 16))
         kept: list[float] = []
-        for value in sorted(
-            values, key=lambda value: value not in doubled
-        ):  # the doubled ones first
+        for value in sorted(values, key=lambda value: value not in doubled):  # doubled ones first
             if len(values) <= 3 or all(
                 max(value / other, other / value) >= apart for other in kept
             ):
@@ -179,7 +175,7 @@ def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
 
 
 def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> None:
-    """Room for the training label above, and the natural ends of shares."""
+    """Limits that leave room for the training label, and end at 0 and 100 per cent."""
     values = drawn_y(uppers)
     if len(values) and name == "accuracy":
         span = max(2.0, np.ptp(values))
@@ -192,7 +188,7 @@ def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> No
 
 
 class _UpTo(MaxNLocator):
-    """Ticks that end at the largest possible value: no accuracy above 100 per cent."""
+    """Ticks up to the largest possible value, such as an accuracy of 100 per cent."""
 
     def __init__(self, largest: float, nbins: int) -> None:
         super().__init__(nbins=nbins, steps=[1, 2, 5, 10])
@@ -226,7 +222,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def _fineness(row: Row) -> float:
-    """Realised steps of a fixed solver, 1/tolerance of an adaptive one; NaN where there is none."""
+    """Realised steps of a fixed solver, 1/tolerance of an adaptive one; NaN if it is missing."""
     setting = _number(row, "setting")
     if not setting > 0:
         return float("nan")

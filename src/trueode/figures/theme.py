@@ -1,6 +1,4 @@
-"""The look that all figures share: colours that colour-blind readers can tell apart, quiet axes,
-fixed margins.
-"""
+"""The style of all figures: colours for colour-blind readers, quiet axes, fixed margins."""
 
 from __future__ import annotations
 
@@ -14,15 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 P = ParamSpec("P")
 
 DARK, GREY, LIGHT = "#222222", "#8a8a8a", "#d9d9d9"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-# Okabe & Ito, Color Universal Design (2008), the readable ones first; two greys complete ten
-# classes.
+# Okabe & Ito, Color Universal Design (2008), the most readable ones first, and two greys
 PALETTE = (
     BLUE,
     VERMILION,
@@ -37,7 +34,7 @@ PALETTE = (
 )
 
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
@@ -58,23 +55,21 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "legend.handlelength": 1.4,
-    "svg.hashsalt": "trueode",  # equal figures have equal names inside
+    "svg.hashsalt": "trueode",  # equal figures get equal identifiers
     "savefig.dpi": "figure",
-    "savefig.bbox": None,  # a tight box would draw every figure twice and vary its size
+    "savefig.bbox": None,  # a tight box would draw each figure twice and change its size
 }
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 0.9, 0.22, 0.42, 0.55  # inches
 FOOTER = 0.22  # inches
 
 
 def style() -> AbstractContextManager[None]:
-    """The theme as a context: what is drawn or saved inside it looks alike, and nothing outside it
-    changes.
-    """
+    """The style as a context, for drawing and saving; the global style does not change."""
     return mpl.rc_context(cast(Any, STYLE))
 
 
 def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw inside the theme."""
+    """Decorate a function to draw with the style of all figures."""
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -85,9 +80,7 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(width: float = 6.4, height: float = 3.8) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches that belongs to no window and no global
-    state.
-    """
+    """An empty figure of ``width`` x ``height`` inches, without a window or global state."""
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(
@@ -102,13 +95,13 @@ def new_figure(width: float = 6.4, height: float = 3.8) -> Figure:
 def two_rows(
     figure: Figure, columns: int, upper: float, hspace: float, wspace: float, **shared: Any
 ) -> Any:
-    """Axes ``(2, columns)``, those above so many times as high as those below."""
+    """Axes ``(2, columns)``; those above are ``upper`` times as high as those below."""
     grid = {"height_ratios": [upper, 1], "hspace": hspace, "wspace": wspace}
     return figure.subplots(2, columns, squeeze=False, gridspec_kw=grid, **shared)
 
 
 def footer(figure: Figure, text: str) -> None:
-    """A line at the lower edge that says what a figure is of; the figure grows by it."""
+    """Add a line of text at the lower edge of a figure, which grows by its height."""
     width, height = figure.get_size_inches()
     grown = height + FOOTER
     place = figure.subplotpars
@@ -116,7 +109,7 @@ def footer(figure: Figure, text: str) -> None:
     figure.subplots_adjust(
         bottom=(place.bottom * height + FOOTER) / grown, top=(place.top * height + FOOTER) / grown
     )
-    for legend in figure.legends:  # they stand at the edges of the figure
+    for legend in figure.legends:  # they are placed at the edges of the figure
         legend.set_in_layout(False)
     with style():
         figure.text(
@@ -137,9 +130,7 @@ def drawn_y(panels: Sequence[Axes]) -> NDArray[np.float64]:
 
 
 def logarithmic_y(axes: Axes) -> None:
-    """Logarithmic y axis with numbers written out, where every value drawn is positive; else leave
-    it linear.
-    """
+    """Make the y axis logarithmic with plain numbers, if all values drawn are positive."""
     values = drawn_y([axes])
     if not len(values) or values.min() <= 0:
         return
@@ -150,6 +141,19 @@ def logarithmic_y(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def per_cent_y(panels: Sequence[Axes]) -> None:
+    """A common y axis of shares in per cent, which ends at 100 if the data are near it."""
+    low, high = panels[0].get_ylim()
+    low = max(0.0, low)
+    panels[0].set_ylim(low, min(high, 100 + 0.03 * (100 - low)))
+    panels[0].yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+
+
+def lone_mark(y: NDArray[np.float64]) -> str:
+    """The marker of a line: a dot if it has a single point, which would be invisible otherwise."""
+    return "o" if len(y) == 1 else ""
+
+
 def tell_empty(axes: Axes, text: str = "no data") -> None:
-    """Say in an empty panel that there is nothing to see."""
+    """Write in an empty panel that it has no data."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)

@@ -18,16 +18,16 @@ from trueode.solvers.saving import Times, as_times
 class NeuralODE(nn.Module):
     """``downstream(flow(upstream(x)))``: a Neural ODE block between optional layers.
 
-    The solver is a value handed to `forward`; ``self.solver`` is only the default, and the model
-    holds no state of a solve. Source: Ott, Katiyar, Hennig & Tiemann, ICLR 2021, section 2.
+    The solver is an argument of `forward`; ``self.solver`` is only its default, and the model keeps
+    no state of a solve. Source: Ott, Katiyar, Hennig & Tiemann, ICLR 2021, section 2.
 
     Args:
-        field: the vector field, ``field(t, z)``; a Module's parameters are the model's.
+        field: the vector field, ``field(t, z)``; if it is a Module, the model has its parameters.
         upstream: applied before the block.
         downstream: applied to the state after the block, at each saved time.
         solver: the default solver.
-        t: start and end of the block. A `torch.nn.Parameter` is one of the model's, any other
-            tensor a buffer: both are saved and moved with the model, as ``t_start`` and ``t_end``.
+        t: start and end of the block. Tensors are saved and moved with the model as ``t_start`` and
+            ``t_end``: a `torch.nn.Parameter` as a parameter, any other tensor as a buffer.
         gradient: how gradients are computed.
         reduce: sums over the ranks that share one batch; see `solve`.
     """
@@ -82,33 +82,31 @@ class NeuralODE(nn.Module):
 
         Args:
             x: input of the upstream layers, or the initial state.
-            solver: the solver of this call; None takes the default.
-            field: called in the place of the model's: the same function of the same weights,
-                computed in another way, as by `Autocast`; None takes the model's.
-            t: start and end of this call; None takes the default.
-            save_at: times ``(times,)`` at which outputs are wanted, or ``(batch, times)`` with
-                times of its own for each sample (NaN: none).
+            solver: the solver of this call; None: the default.
+            field: replaces the model's field in this call by the same function of the same
+                weights, computed in another way, for instance by `Autocast`; None: the model's.
+            t: start and end of this call; None: the default.
+            save_at: the times at which outputs are computed: ``(times,)``, or ``(batch, times)``
+                for each sample's own times (padded with NaN).
             return_solution: return the pair (output, `Solution`).
-            on_failure: as in `solve`: ``"raise"``, or ``"return"`` what there is.
+            on_failure: as in `solve`: ``"raise"`` an error, or ``"return"`` the incomplete result.
 
         Returns:
-            ``(batch, …)``, with ``save_at`` ``(times, batch, …)``, zeros where a sample's time is
-            NaN.
+            ``(batch, …)``, or with ``save_at`` ``(times, batch, …)``, with zeros where a sample's
+            time is NaN.
         """
         z = self.upstream(x) if self.upstream is not None else x
         if isinstance(z, Tensor) and z.dim() == 4:
-            z = z.contiguous(
-                memory_format=torch.channels_last
-            )  # once, for all convolutions of the solve
+            # once, for all convolutions of the solve
+            z = z.contiguous(memory_format=torch.channels_last)
         t = self.t if t is None else t
         times = None if save_at is None else as_times(save_at)
         absent = None if times is None or times.dim() == 1 else times.isnan()
         if times is not None and absent is not None:
             if absent.numel() and bool(absent.all()):
                 raise UsageError("save_at holds no times: all entries are NaN.")
-            times = times.masked_fill(
-                absent, seconds(t[0])
-            )  # any time: what comes of it is left out below
+            # any valid time: these outputs are masked below
+            times = times.masked_fill(absent, seconds(t[0]))
         solution: Solution[Any] = solve(
             self.field if field is None else field,
             z,
@@ -142,7 +140,7 @@ class NeuralODE(nn.Module):
 
 
 def _masked(output: Any, present: Tensor) -> Any:
-    """Zeros where a sample has no time; ``present (times, batch)``."""
+    """The output, with zeros where a sample has no time; ``present``: ``(times, batch)``."""
     if isinstance(output, tuple):
         return tuple(_masked(part, present) for part in output)
     return torch.where(

@@ -1,4 +1,4 @@
-"""Options: a validated schema with defaults, read from files and flags. Imports no torch."""
+"""Options: a validated schema with defaults, read from files and flags, without torch."""
 
 from trueode.options.description import Description, describe, dump_yaml
 from trueode.options.load import (

@@ -1,14 +1,17 @@
-"""What there is to say of each option: for the help, the options file and messages."""
+"""Descriptions of the options for the help, the options file and messages."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from trueode.options.schema import ALIASES, Options
 
+KINDS = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text"}
+
 
 class Description(NamedTuple):
-    """One option as a reader needs it."""
+    """What a reader needs to know about an option."""
 
     name: str
     group: str
@@ -23,44 +26,24 @@ class Description(NamedTuple):
 
     @property
     def expected(self) -> str:
-        """What values are allowed, in words."""
+        """The allowed values in words."""
         if self.choices:
             what = f"{'one or more' if self.several else 'one'} of {', '.join(self.choices)}"
+        elif self.several:
+            what = f"{KINDS[self.kind]}s"
         else:
-            words = {
-                "int": "whole number",
-                "float": "number",
-                "bool": "true or false",
-                "str": "text",
-            }
-            what = words[self.kind]
-            what = (
-                f"{what}s"
-                if self.several
-                else what
-                if self.kind in ("bool", "str")
-                else f"a {what}"
-            )
-        return (
-            what
-            + (f" {self.limits}" if self.limits else "")
-            + (", or none" if self.optional else "")
-        )
+            what = KINDS[self.kind]
+            what = what if self.kind in ("bool", "str") else f"a {what}"
+        limits = f" {self.limits}" if self.limits else ""
+        return f"{what}{limits}{', or none' if self.optional else ''}"
 
 
 def describe() -> list[Description]:
     """All options in their order."""
-    signs = {"gt": "above", "ge": "of at least", "le": "and at most", "lt": "and below"}
     found = []
     for name, info in Options.model_fields.items():
         annotation = str(info.annotation).replace("<class '", "").rstrip("'>")
         kind = next(k for k in ("bool", "int", "float", "str") if k in annotation)
-        limits = [
-            f"{signs[key]} {getattr(m, key)}"
-            for m in info.metadata
-            for key in signs
-            if hasattr(m, key)
-        ]
         extra: Any = info.json_schema_extra
         found.append(
             Description(
@@ -72,15 +55,24 @@ def describe() -> list[Description]:
                 "None" in annotation,
                 "tuple" in annotation,
                 tuple(extra["choices"]),
-                " ".join(limits),
+                _limits(info.metadata),
                 tuple(alias for alias, target in ALIASES.items() if target == name),
             )
         )
     return found
 
 
+def _limits(constraints: Iterable[Any]) -> str:
+    """The limits of a number in words."""
+    words = {"gt": "above", "ge": "of at least", "le": "and at most", "lt": "and below"}
+    bounds = {key: getattr(c, key) for c in constraints for key in words if hasattr(c, key)}
+    if bounds.keys() == {"ge", "le"}:
+        return f"from {bounds['ge']} to {bounds['le']}"
+    return " ".join(f"{words[key]} {bound}" for key, bound in bounds.items())
+
+
 def dump_yaml(options: Options, *, comments: bool = True) -> str:
-    """The options as YAML, complete, with what each one means as a comment."""
+    """All options as YAML, each with its description as a comment."""
     import yaml
 
     lines = ["# Options of trueode: python train.py --options_file THIS_FILE"] if comments else []

@@ -1,4 +1,4 @@
-"""From the command line and a file to options: schema ← file ← flags."""
+"""Options from flags and a file: flags override the file, the file overrides the defaults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
 def make_parser(
     prog: str, description: str = "", formatter: Any = argparse.HelpFormatter
 ) -> argparse.ArgumentParser:
-    """The parser of all flags; it reads texts, the schema makes values of them."""
+    """The parser of all flags. It returns texts, which the schema converts into values."""
     parser = _Parser(
         prog=prog,
         usage=f"{prog} [--option value …]",
@@ -35,7 +35,7 @@ def make_parser(
     file_group.add_argument(
         "--options_file",
         metavar="path",
-        help="a YAML file of options that differ from the defaults; flags win over it",
+        help="a YAML file of options; flags override it",
     )
     for item in describe():
         group = groups.setdefault(item.group, None) or parser.add_argument_group(item.group)
@@ -64,25 +64,25 @@ def make_parser(
 def load_options(
     argv: Sequence[str], parser: argparse.ArgumentParser | None = None
 ) -> tuple[Options, frozenset[str]]:
-    """Read options from flags and from the file that they name.
+    """Read options from flags and from the file of ``--options_file``.
 
     Returns:
         The options, and the names that the user gave, by flag or in the file.
 
     Raises:
-        OptionError: an option is unknown, out of range, of the wrong type or impossible beside
-            another one.
+        OptionError: an option is unknown, out of range, of the wrong type or contradicts another
+            one.
     """
     parsed, unknown = (parser or make_parser("trueode train")).parse_known_args(list(argv))
     known = [name for item in describe() for name in (item.name, *item.aliases)]
     for text in unknown:
         name = text.lstrip("-").split("=")[0]
         if not text.startswith("-"):
-            raise OptionError(
-                f"{text!r} is not an option: options are written --name value.{nearest(name, known)}"
-            )
+            hint = nearest(name, known)
+            raise OptionError(f"{text!r} is not an option: options are written --name value.{hint}")
+        flag = text.split("=")[0]
         raise OptionError(
-            f"Unknown option {text.split('=')[0]}.{nearest(name, known)} See --help for all options."
+            f"Unknown option {flag}.{nearest(name, known)} See --help for all options."
         )
     flags = vars(parsed)
     if "step_size" in flags and flags.get("n_steps") is not None:
@@ -94,14 +94,12 @@ def load_options(
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Options:
-    """Options of two layers; a value of the upper one replaces what the lower one said of the same
-    thing.
-    """
+    """Options of two layers: values of the upper layer replace those of the lower one."""
     return make_options(layered(lower, upper))
 
 
 def layered(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of two layers as one; see `merge`."""
+    """The values of two layers in one mapping; see `merge`."""
     replaced = {name for pair in EITHER_OR if any(x in upper for x in pair) for name in pair}
     return {**{name: value for name, value in lower.items() if name not in replaced}, **upper}
 
@@ -110,7 +108,8 @@ def make_options(values: Mapping[str, Any]) -> Options:
     """Validated options from plain values.
 
     Raises:
-        OptionError: one message that names the option, the value and what is allowed.
+        OptionError: a value is not allowed; the message names the option, the value and the allowed
+            values.
     """
     items = {item.name: item for item in describe()}
     for name in values:
@@ -127,7 +126,7 @@ def make_options(values: Mapping[str, Any]) -> Options:
 def _message(failure: ValidationError, items: Mapping[str, Description]) -> str:
     first = failure.errors()[0]
     inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, OptionError):  # a combination: its message is complete
+    if isinstance(inner, OptionError):  # its message is complete
         return str(inner)
     name = str(first["loc"][0])
     item, value = items[name], first["input"]
@@ -142,10 +141,10 @@ def _message(failure: ValidationError, items: Mapping[str, Description]) -> str:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML file, alternative spellings resolved.
+    """The options in a YAML file, under their standard names.
 
     Raises:
-        OptionError: the file cannot be read, is no YAML mapping or holds an unknown key.
+        OptionError: the file cannot be read, is not a YAML mapping or holds an unknown key.
     """
     from trueode.options.yaml_text import read_yaml
 
@@ -153,14 +152,14 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def canonical(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """Options under their own names, alternative spellings resolved.
+    """Options under their standard names: aliases are replaced.
 
     Args:
-        values: by option.
-        where: they were found, for messages.
+        values: by option or alias.
+        where: their source, for messages.
 
     Raises:
-        OptionError: a key is unknown, or two spellings of one option differ.
+        OptionError: a key is unknown, or an option and its alias have different values.
     """
     known = [name for item in describe() for name in (item.name, *item.aliases)]
     for name in values:
@@ -173,6 +172,7 @@ def canonical(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
         option = ALIASES.get(str(name), str(name))
         if found.setdefault(option, value) != value:
             raise OptionError(
-                f"{where} gives {option} two values, {found[option]} and {value}: {name} is another name for it."
+                f"{where} gives {option} two values, {found[option]} and {value}: "
+                f"{name} is another name for it."
             )
     return found

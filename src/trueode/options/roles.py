@@ -1,6 +1,4 @@
-"""What options are for: which of them a result depends on, and which may be given anew to a run
-that is there.
-"""
+"""Roles of options: those that a result depends on, and those that may change for a saved run."""
 
 from __future__ import annotations
 
@@ -13,5 +11,4 @@ EVALUATION = frozenset(
     {"evaluate_with_dif_solver", "test_solver_list", "test_factor_list", "verdict_budget"}
 )
 RESULT = frozenset(Options.model_fields) - PLACES - DEVICES - LOGGING
-"""The options that a run's result depends on; where data lies does not matter, what it holds does.
-"""
+"""The options that a run's result depends on. It depends on the data, but not on its location."""

@@ -1,6 +1,4 @@
-"""YAML that people write, read as plain values: the one reader of options, plans and
-configurations.
-"""
+"""Read YAML files of users into plain values: options, plans and configurations."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import yaml
 
 from trueode.errors import OptionError, printable, told
 
-LARGEST = 2**17  # bytes of a file, and values in it: some seconds of work
+LARGEST = 2**17  # bytes of a file, and values in it: reading takes a few seconds at most
 LONGEST_NUMBER = 400  # characters
 _KINDS = {
     f"tag:yaml.org,2002:{kind}"
@@ -22,29 +20,29 @@ _KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads dates as text, as names that they are."""
+    """Reads dates as text, because they are names here."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - as in its base
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
         first: [(tag, pattern) for tag, pattern in known if tag in _KINDS]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
 def read_yaml(path: str | Path, what: str) -> dict[Any, Any]:
-    """The mapping in a file; an empty file holds an empty one.
+    """The mapping in a file; empty for an empty file.
 
     Args:
         path: of the file.
-        what: it is, for messages.
+        what: kind of the file, for messages.
 
     Raises:
-        OptionError: it is no regular file, cannot be read, is too large or not plain YAML, or holds
-            no mapping.
+        OptionError: the file is not regular, cannot be read, is too large, is not plain YAML, or
+            holds no mapping.
     """
     path, advice = Path(path), "Give the path of a YAML file."
     try:
         if path.exists() and not path.is_file():
-            raise OptionError(f"{what} {path} is no regular file. {advice}")
+            raise OptionError(f"{what} {path} is not a regular file. {advice}")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         text = content.decode()
@@ -55,16 +53,20 @@ def read_yaml(path: str | Path, what: str) -> dict[Any, Any]:
     values = parse_yaml(text, f"{what} {path}")
     if not isinstance(values, dict | None):
         raise OptionError(
-            f"{what} {path} must hold lines `key: value`, it holds {type(values).__name__}."
+            f"{what} {path} must hold lines `key: value`, but holds {type(values).__name__}."
         )
     return values or {}
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The plain values in a text: numbers, texts, truth values, lists and mappings.
+    """The plain values in a text: numbers, strings, booleans, lists and mappings.
+
+    Args:
+        text: the YAML.
+        where: its source, for messages.
 
     Raises:
-        OptionError: the text is not YAML, or holds other things; ``where`` it stands is told.
+        OptionError: the text is not YAML, or holds other kinds of values.
     """
     try:
         loader = _Loader(text)
@@ -76,7 +78,7 @@ def parse_yaml(text: str, where: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         reason = "it is nested too deeply"
-    except Exception as failure:  # PyYAML meets impossible numbers with errors of all kinds
+    except Exception as failure:  # PyYAML raises errors of all kinds for impossible numbers
         reason = (
             " ".join(str(failure).split())
             if isinstance(failure, yaml.YAMLError | ValueError)
@@ -86,18 +88,16 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _count(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node holds, those of an alias counted anew each time; ``known``: what has
-    been counted.
+    """Count the values in a node; an alias counts each time. ``known`` holds the counts so far.
 
     Raises:
-        ValueError: a value is of no plain kind, no text that can be written, or a key is there
-            twice.
+        ValueError: a value is not plain, a text cannot be encoded, or a key occurs twice.
     """
     if id(node) in known:
         return known[id(node)]
-    known[id(node)] = inf  # for an alias of what it lies in
+    known[id(node)] = inf  # for an alias of a node that contains it
     if node.tag not in _KINDS:
-        raise ValueError(f"the tag {node.tag} is of no number, text, truth value, list or mapping")
+        raise ValueError(f"the tag {node.tag} is not that of a plain value")
     parts: list[yaml.Node] = []
     if isinstance(node, yaml.ScalarNode):
         node.value.encode()
@@ -107,7 +107,7 @@ def _count(node: yaml.Node, known: dict[int, float]) -> float:
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for (_, name), times in Counter(keys).most_common(1):
             if times > 1:
-                raise ValueError(f"the key {name!r} is there twice")
+                raise ValueError(f"the key {name!r} occurs twice")
         parts = [part for pair in node.value for part in pair]
     else:
         parts = node.value

@@ -1,6 +1,4 @@
-"""The figures and the table of the paper by name: plans, what is made of their runs, and at which
-scale.
-"""
+"""The figures and the table of the paper by name: their plans, recipes and scales."""
 
 from trueode.reproduction.results import reproduce
 

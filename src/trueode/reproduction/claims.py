@@ -1,4 +1,4 @@
-"""The paper's qualitative claims, checked one by one by the numbers of a sweep."""
+"""The paper's qualitative claims, checked with the numbers of a sweep."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from trueode.reproduction.numbers import Row, fraction, grouped, percent, spread
 from trueode.solvers import get_tableau
 
 ALLOWED = 0.1
-"""Test accuracy that a better solver may cost, as in the paper's rule; the criterion of the grid
-search, ours.
+"""Test accuracy that a better solver may cost: the threshold of the paper's rule, and our criterion
+of the grid search.
 """
 ALIKE = 0.02
-"""Means of the test accuracy that differ by no more are the same; ours."""
+"""Mean test accuracies that differ by at most this are considered equal (our choice)."""
 
 
 def loss_under_better(rows: Sequence[Row]) -> float | None:
-    """The accuracy that the rows of a run lose at most under a solver that is no less accurate than
-    that of training.
+    """The largest loss of accuracy of a run under a better solver than its training solver.
 
-    Such are solvers of at least its order, with at most its step or tolerance.
+    A better solver has at least its order, and at most its step or tolerance.
     """
     trained = next(row for row in rows if row["is_training"])
     order = get_tableau(trained["test_solver"]).order
@@ -38,19 +37,19 @@ def loss_under_better(rows: Sequence[Row]) -> float | None:
 
 
 def swap_claims(rows: Sequence[Row], key: str) -> str:
-    """What Figure 4 is about, and whether the exact flow agrees with its test solvers, as a list in
-    Markdown.
+    """Check the claims of Figure 4, and whether the exact flow confirms its test solvers.
 
     Args:
-        rows: of a sweep over ``key``, of one training solver.
+        rows: of a sweep over ``key`` with one training solver.
         key: ``"step_size"`` or ``"tol"``.
+
+    Returns:
+        A list in Markdown.
     """
     what = {"step_size": "step", "tol": "tolerance"}[key]
     tested = [row for row in rows if row["test_solver"]]
-    found, flips = (
-        [],
-        {},
-    )  # from coarse to fine: setting, accuracy as trained, loss under a better solver
+    # from coarse to fine: setting, accuracy as trained, loss under a better solver
+    found, flips = [], {}
     for (setting,), own in sorted(grouped(tested, (key,)).items(), reverse=True):
         runs = [
             each
@@ -72,11 +71,11 @@ def swap_claims(rows: Sequence[Row], key: str) -> str:
         for (setting, *_), worst in zip(found, worst_from, strict=True)
         if worst <= ALLOWED
     ]
-    critical = (
-        f"from {fraction(safe[0][0])} on it costs at most {percent(safe[0][1])}"
-        if safe
-        else f"not in this range: at the finest, {fraction(found[-1][0])}, it costs {percent(found[-1][2])}"
-    )
+    if safe:
+        critical = f"from {fraction(safe[0][0])} on it costs at most {percent(safe[0][1])}"
+    else:
+        finest, _, cost = found[-1]
+        critical = f"not in this range: at the finest, {fraction(finest)}, it costs {percent(cost)}"
     lines = [
         (
             f"Test accuracy as trained does not depend on the training {what}",
@@ -105,6 +104,8 @@ def swap_claims(rows: Sequence[Row], key: str) -> str:
         f"* {claim}: {'yes' if holds else '**no**'} ({number})." for claim, number, holds in lines
     )
     return (
-        "The paper's claims, by these numbers (means over seeds; a better solver has at least the order and at most the "
-        f"{what} of training; it matters if it costs more than {percent(ALLOWED)}, means are the same if within {percent(ALIKE)}):\n\n{told}"
+        "The paper's claims, checked with these numbers (means over seeds; a better solver has at "
+        f"least the order and at most the {what} of the training solver; it matters if it costs "
+        f"more than {percent(ALLOWED)}; means within {percent(ALIKE)} are considered equal):"
+        f"\n\n{told}"
     )

@@ -1,4 +1,4 @@
-"""Figure 3: Lady Windermere's fan on XOR, and how robust the parameters are that show it."""
+"""Figure 3: Lady Windermere's fan on XOR, and the robustness of its parameters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 XOR: Array = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
-"""The corners of the unit square. (Those of a square around 0 would not do: the field is odd, so
-the ends of opposite corners are opposite, and 0 lies between the ends of either class.)"""
+"""The corners of the unit square. A square around 0 would not work: the field is odd, so opposite
+corners have opposite ends, and 0 lies between the ends of each class."""
 LABELS = np.array([0, 0, 1, 1])
 COARSE, FINE = 10**-2.5, 10**-3.5
 T = 5.0
@@ -21,8 +21,9 @@ _NORMALS: Array = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
 
 
 class Parameters(NamedTuple):
-    """Of the field z' = [[alpha, 1], [-gamma |z|^delta, beta]] z; numbers, or arrays ``(n,)`` for n
-    fields at once.
+    """Parameters of the field z' = [[alpha, 1], [-gamma |z|^delta, beta]] z.
+
+    They are numbers, or arrays ``(n,)`` for n fields at once.
     """
 
     alpha: Any
@@ -32,8 +33,7 @@ class Parameters(NamedTuple):
 
 
 CHOSEN = Parameters(alpha=-0.52, beta=1.39, gamma=18.1, delta=1.14)
-"""Found by a random search for what shows the effect with the largest margins, and most robustly.
-"""
+"""Found by a random search for the effect with the largest margins and the best robustness."""
 
 
 def field(z: Array, p: Parameters) -> Array:
@@ -46,13 +46,13 @@ def field(z: Array, p: Parameters) -> Array:
 
 
 def steps_of(h: float) -> int:
-    """Steps of size h on [0, T]; equal ones, so that they end exactly at T."""
+    """The number of equal steps of at most h that end exactly at T."""
     return ceil(T / h)
 
 
 def euler(p: Parameters, n_steps: int, keep: int = 0) -> Array:
-    """Ends ``(…, 4, 2)`` of the XOR points after so many Euler steps; with ``keep``, the states at
-    about so many times before.
+    """Ends ``(…, 4, 2)`` of the XOR points after ``n_steps`` Euler steps; with ``keep``, the states
+    at about ``keep`` times, the ends last.
     """
     p = _columns(p)
     z = np.broadcast_to(XOR, (*np.shape(p.alpha)[:-1], *XOR.shape)).copy()
@@ -66,7 +66,7 @@ def euler(p: Parameters, n_steps: int, keep: int = 0) -> Array:
 
 
 def exact(p: Parameters, n_steps: int = 5000) -> Array:
-    """The same by rk4, which is exact to many digits with so many steps."""
+    """The ends of `euler` by rk4, exact to many digits with the default number of steps."""
     p = _columns(p)
     z: Array = np.broadcast_to(XOR, (*np.shape(p.alpha)[:-1], *XOR.shape)).copy()
     h = T / n_steps
@@ -84,16 +84,15 @@ def _columns(p: Parameters) -> Parameters:
 
 
 def margin(ends: Array) -> tuple[Array, Array, Array]:
-    """How far a line can hold the two classes apart: negative where none can.
+    """The margin of the best line between the two classes; negative if no line separates them.
 
     Args:
         ends: ``(…, 4, 2)``.
 
     Returns:
-        The greatest gap between the classes' projections over all directions, where either
-        component is scaled to a standard deviation of 1 over the points, ``(…)``; the normal
-        ``(…, 2)`` of the line in the middle of the gap, and its offset
-        ``(…)``: on the line ``normal · z = offset``.
+        The largest gap ``(…)`` between the projections of the classes over all directions, with
+        each component scaled to a standard deviation of 1 over the points; the normal ``(…, 2)``
+        and the offset ``(…)`` of the line in the middle of the gap, ``normal · z = offset``.
     """
     size = ends.std(axis=-2)
     projected = (ends / size[..., None, :]) @ _NORMALS.T
@@ -108,7 +107,7 @@ def margin(ends: Array) -> tuple[Array, Array, Array]:
 
 
 def margins(p: Parameters) -> tuple[Array, Array, Array]:
-    """The margins with the coarse step, with the fine one, and of the exact flow."""
+    """The margins with the coarse step, with the fine step, and under the exact flow."""
     with np.errstate(all="ignore"):  # some parameters blow up
         found = (euler(p, steps_of(COARSE)), euler(p, steps_of(FINE)), exact(p))
         coarse, fine, true = (margin(ends)[0] for ends in found)
@@ -116,15 +115,16 @@ def margins(p: Parameters) -> tuple[Array, Array, Array]:
 
 
 def shows(coarse: Array, fine: Array, true: Array) -> NDArray[np.bool_]:
-    """Whether the ends are linearly separable with the coarse step, and neither with the fine one
-    nor exactly.
+    """Whether the ends are linearly separable with the coarse step, but neither with the fine step
+    nor under the exact flow.
     """
     return (coarse > 0) & (fine < 0) & (true < 0)
 
 
 def robustness(p: Parameters, within: float, n: int = 200, seed: int = 0) -> float:
-    """The share of parameters that show the effect, when each is changed at random by at most so
-    much, relative to itself.
+    """The share of ``n`` random sets of parameters near ``p`` that show the effect.
+
+    Each parameter differs by at most the share ``within`` of its value.
     """
     random = np.random.default_rng(seed)
     near = Parameters(*(value * (1 + within * random.uniform(-1, 1, n)) for value in p))

@@ -1,4 +1,4 @@
-"""Means over seeds."""
+"""Means over seeds, and numbers as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows that agree in some columns, in the order in which they come."""
+    """Groups of rows that agree in some columns, in their order."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -19,9 +19,7 @@ def grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], l
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float]:
-    """``mean``, ``std`` (0 for one value), ``low``, ``high`` and number ``n`` of the values that
-    there are.
-    """
+    """``mean``, ``std`` (0 for one value), ``low``, ``high`` and number ``n`` of finite values."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return {"mean": math.nan, "std": math.nan, "low": math.nan, "high": math.nan, "n": 0}
@@ -38,13 +36,15 @@ def spread(values: Sequence[float | None]) -> dict[str, float]:
 def swap_points(
     rows: Sequence[Row], training: Callable[[Row], str], *, tolerance: bool = False
 ) -> list[Row]:
-    """Means over seeds for each training configuration, test solver and factor, as
-    `figures.swap_sweep` takes them.
+    """Means over seeds for each training configuration, test solver and factor.
 
     Args:
         rows: of a sweep's table.
-        training: names the training configuration of a row.
-        tolerance: x is the tolerance of the test instead of its number of steps.
+        training: returns the training configuration of a row in words.
+        tolerance: whether x is the tolerance of the test solver, not its number of steps.
+
+    Returns:
+        Points for `figures.swap_sweep`.
     """
     tested = [{**row, "training": training(row)} for row in rows if row["test_solver"]]
     points = []
@@ -76,15 +76,19 @@ def percent(share: float) -> str:
 def plus_minus(values: Sequence[float | None]) -> str:
     """Mean ± standard deviation of shares, in per cent."""
     found = spread(values)
-    return (
-        percent(found["mean"])
-        if found["n"] < 2
-        else f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f} %"
-    )
+    if found["n"] < 2:
+        return percent(found["mean"])
+    return f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f} %"
+
+
+def mean_and_deviation(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation, with one digit."""
+    found = spread(values)
+    return f"{found['mean']:.1f}" + (f" ± {found['std']:.1f}" if found["n"] > 1 else "")
 
 
 def fraction(value: float) -> str:
-    """1/64 for 0.015625; other numbers as they are."""
+    """1/64 for 0.015625 and other powers of 1/2; other numbers unchanged."""
     inverse = 1 / value if value else math.nan
     whole = (
         value < 1

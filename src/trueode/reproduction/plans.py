@@ -1,7 +1,7 @@
-"""What each figure and table of the paper needs, as plans of sweeps: data, no code.
+"""The runs of each figure and table of the paper, as plans of sweeps.
 
-``PAPER[name]`` is what the paper did; ``SMALL[name]`` changes it to what takes minutes on two
-cores. Figure 3 trains nothing: its plan only names the data that it shows.
+``PAPER[name]`` is the plan of the paper; ``SMALL[name]`` changes it to one that takes minutes on
+two cores. Figure 3 trains nothing: its plan only names the data that it shows.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ POWERS = [2.0**k for k in range(1, -9, -1)]
 ADAPT = {"use_step_adaption_algo": True, "step_size": 1.0}
 FIDELITY = {**ADAPT, "adaption_algo": "fidelity"}
 MOMENTS = "moments"
-"""Grid of runs that end where another one goes on: training is deterministic, so they are that run
-at these moments.
+"""The grid of runs that stop early. Training is deterministic, so they show the long run at these
+moments.
 """
 EIGHTHS = [k / 8 for k in range(1, 8)]
 
@@ -108,7 +108,7 @@ PAPER: dict[str, dict[str, Any]] = {
                 "name": "adaptation of the paper",
                 "base": {**ADAPT, "evaluate_test_acc": True},
             },  # as Figure 5
-            # not with Euler: what became of that is told by its recipe
+            # not with Euler, for the reason given in its recipe
             {"name": "fidelity, rk4", "base": {**FIDELITY, "solver": "rk4"}},
             {"name": "fidelity, auto", "base": {**FIDELITY, "solver": "auto"}},
         ],
@@ -148,8 +148,8 @@ PAPER: dict[str, dict[str, Any]] = {
 }
 
 SMALL_IMAGES = {"ch_residual_block": 16, "batch_size": 64, "lr": 1e-3, "verdict_budget": 2.0}
-"""A run of a few hundred iterations is short beside the exact flow of some hundred images, so the
-verdict may cost more.
+"""Runs of a few hundred iterations are short compared with the exact flow of a few hundred images:
+the verdict may cost more than the run.
 """
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -175,16 +175,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "tolerances": {"niter": 2000, "random_seed": [0], "tol": [1e-1, 1e-2, 1e-3, 1e-4]},
     "mnist": {**SMALL_IMAGES, "niter": 300, "random_seed": [0, 1], "step_size": STEPS[:5]},
 }
-"""What small scale changes: an axis takes these values, a base this value. Axes of `MOMENTS` stay
-as they are.
+"""Changes of the small scale: values of axes, and of options in the base. Axes of `MOMENTS` keep
+their values.
 """
 
 SCALES = ("small", "paper")
 
 
 def plan_of(name: str, scale: str, niter: int | None = None) -> dict[str, Any]:
-    """The plan of a figure or table at a scale, as `make_plan` takes it; ``niter``: another number
-    of iterations.
+    """The plan of a figure or table at a scale, for `make_plan`.
+
+    ``niter`` replaces its number of iterations.
     """
     plan = deepcopy(PAPER[name])
     if scale == "small":

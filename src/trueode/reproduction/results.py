@@ -1,4 +1,4 @@
-"""From the name of a figure to its runs, its numbers, its picture and its caption."""
+"""Reproduce a figure by name: do its runs, and write its picture, numbers and caption."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from trueode.console import open_console
 from trueode.data import identity
 from trueode.options import canonical
 from trueode.reproduction.plans import plan_of
-from trueode.reproduction.recipes import RECIPES, Context, Made
+from trueode.reproduction.recipe import Context, Made
+from trueode.reproduction.recipes import RECIPES
 from trueode.reproduction.scale import differences, images_in, told_scale
 from trueode.runs import write_text
 from trueode.sweeps import Plan, SweepDirectory, make_plan, rows_of, run_sweep
@@ -29,7 +30,7 @@ def planned(name: str, scale: str, overrides: Mapping[str, Any], directory: Swee
     """The runs of a figure or table.
 
     Raises:
-        TrueodeError: the overrides are impossible, or data is missing.
+        TrueodeError: an override is not allowed, or data is missing.
     """
     flags = canonical(overrides, "the flags")
     plan = plan_of(name, scale, flags.pop("niter", None))
@@ -46,27 +47,25 @@ def reproduce(
     scheduler: str | None = None,
     console: Console | None = None,
 ) -> int:
-    """Do the runs that a figure or table of the paper needs, and write it:
+    """Do the runs of a figure or table of the paper, and write it to
     ``OUTPUT_DIR/results/NAME-SCALE.*``.
 
-    All of them share the runs of ``OUTPUT_DIR``: what is finished for one is not repeated for
-    another.
+    All figures and tables share the runs in ``OUTPUT_DIR``: a run that several need is done once.
 
     Args:
         name: a key of `trueode.reproduction.plans.PAPER`.
         scale: ``"small"`` or ``"paper"``.
-        output_dir: for runs and results.
+        output_dir: folder of runs and results.
         overrides: options that replace those of the plan.
         workers: see `run_sweep`.
         scheduler: see `run_sweep`.
         console: where progress is shown.
 
     Returns:
-        0; 1 when runs have failed, and what they should show is missing; 130 when the user
-        interrupted.
+        0; 1 if runs have failed, so results are missing; 130 if the user interrupted.
 
     Raises:
-        TrueodeError: data is missing, or the overrides are impossible.
+        TrueodeError: data is missing, or an override is not allowed.
     """
     console = console or open_console()
     overrides = dict(overrides or {})
@@ -129,15 +128,10 @@ def _caption(
     foot: str,
     took: str,
 ) -> str:
-    """What is shown, at which scale, how that differs from the paper, by which command, and what
-    was found.
-    """
+    """The title, scale, differences from the paper, findings and command."""
     recipe, plan = RECIPES[name], context.plan
-    told = {
-        **overrides,
-        **({"data_dir": "DIR"} if "data_dir" in overrides else {}),
-    }  # where data lies is nobody else's
-    flags = [word for key, value in told.items() for word in (f"--{key}", *_words(value))]
+    shown = {key: "DIR" if key == "data_dir" else value for key, value in overrides.items()}
+    flags = [word for key, value in shown.items() for word in (f"--{key}", *_words(value))]
     command = shlex.join(["trueode", "reproduce", name, "--scale", scale, *flags])
     parts = [f"**{recipe.title}.**"]
     if recipe.trains:
@@ -145,27 +139,31 @@ def _caption(
         differs = differences(plan, paper)
         missing = len(plan.runs) - len({row["hash"] for row in context.rows if row["test_solver"]})
         parts.append(
-            f"{foot[0].upper()}{foot[1:]}. Lines, points and ± are means and spreads over the seeds."
+            f"{foot[0].upper()}{foot[1:]}. Lines, points and ± are means and spreads over the "
+            "seeds."
         )
         parts.append(
-            f"Different from the paper: {'; '.join(differs)}."
+            f"Differences from the paper: {'; '.join(differs)}."
             if differs
-            else "As published, but for what is named here."
+            else "As published, except where this caption says otherwise."
         )
         if missing:
             parts.append(
-                f"**{missing} of {len(plan.runs)} runs are missing**: they have failed or are not finished."
+                f"**{missing} of {len(plan.runs)} runs are missing**: they have failed or are not "
+                "finished."
             )
     if recipe.silent:
-        parts.append(f"Where the paper is silent (ours): {'; '.join(recipe.silent)}.")
+        parts.append(f"Choices of ours where the paper is silent: {'; '.join(recipe.silent)}.")
     if made.text:
         parts.append(made.text)
     parts.append(f"Command: `{command}`")
     if recipe.trains:
         spent = {row["hash"]: row["seconds"] for row in context.rows if row["seconds"]}
+        runs = f"{len(plan.runs)} run{'s' if len(plan.runs) > 1 else ''}"
         parts.append(
-            f"{len(plan.runs)} run{'s' if len(plan.runs) > 1 else ''}, {shown_time(sum(spent.values()))} of work on one core; {took}. Every row of the numbers names "
-            "the hashes of its runs, which are the ends of the names of their directories."
+            f"{runs}, {shown_time(sum(spent.values()))} of work on one core; {took}. Each row of "
+            "the numbers names the hashes of its runs, with which the names of their directories "
+            "end."
         )
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""At which scale something was run, and how that differs from the paper's, in words."""
+"""The scale of a plan, and its differences from the paper, in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trueode.sweeps import Plan
 from trueode.sweeps.plan import PlannedRun, told
 
 IMPLIED = EVALUATION | {"evaluate_test_acc", "eval_interval"}
-"""Options of the evaluation: they do not change what is trained."""
+"""Options of the evaluation, which do not change the training."""
 
 
 def seeds_of(plan: Plan) -> list[int]:
@@ -20,12 +20,12 @@ def seeds_of(plan: Plan) -> list[int]:
 
 
 def told_scale(plan: Plan, scale: str, images: int | None = None) -> str:
-    """One line for the foot of a figure: scale, seeds, iterations, data.
+    """The line at the foot of a figure: scale, seeds, iterations, data.
 
     Args:
-        plan: what was run.
+        plan: the runs.
         scale: ``"small"`` or ``"paper"``.
-        images: how many there were, where data is images.
+        images: their number, if the data is images.
     """
     iterations = sorted({run.options.niter for run in whole(plan)})
     data = sorted({run.options.dataset for run in plan.runs})
@@ -33,13 +33,14 @@ def told_scale(plan: Plan, scale: str, images: int | None = None) -> str:
     seeds = seeds_of(plan)
     number = f" ({images} images)" if images else ""
     return (
-        f"scale: {scale}; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}; {_listed(iterations)} iterations; {', '.join(data)}{number}; "
+        f"scale: {scale}; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}; "
+        f"{_listed(iterations)} iterations; {', '.join(data)}{number}; "
         f"{_listed(channels)} channels"
     )
 
 
 def differences(plan: Plan, paper: Plan) -> list[str]:
-    """How a plan differs from the paper's, option by option."""
+    """The options in which a plan differs from the paper's, with both values."""
     found = []
     for name in type(plan.runs[0].options).model_fields:
         if name in IMPLIED or name in (
@@ -60,19 +61,19 @@ def differences(plan: Plan, paper: Plan) -> list[str]:
 
 
 def whole(plan: Plan) -> list[PlannedRun]:
-    """The runs of a plan that go to their end."""
+    """The runs of a plan, without those that stop early."""
     return [run for run in plan.runs if run.grid != MOMENTS]
 
 
 def _listed(values: Sequence[int]) -> str:
-    """Numbers in words: 0–4 where they follow each other."""
+    """Numbers in words; consecutive ones as 0–4."""
     if len(values) > 2 and list(values) == list(range(values[0], values[-1] + 1)):
         return f"{values[0]}–{values[-1]}"
     return ", ".join(map(str, values))
 
 
 def images_in(identities: Mapping[str, Any]) -> int | None:
-    """How many images the data holds, if it is images."""
+    """The number of images, if the data is images."""
     for key in ("samples", "files"):
         if key in identities:
             return int(identities[key])

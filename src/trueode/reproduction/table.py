@@ -1,6 +1,4 @@
-"""Table 1: the grid search by our criterion, the paper's adaptation and ours, beside the paper's
-numbers.
-"""
+"""Table 1: grid search by our criterion, the paper's adaptation, ours, and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ from trueode.reproduction.numbers import (
     fraction,
     grouped,
     markdown,
+    mean_and_deviation,
     percent,
     plus_minus,
     spread,
@@ -25,23 +24,24 @@ PAPER = {
     "cifar10": dict(zip(KEYS, ("17–33", "54.7 ± 0.3 %", "21.9", "55.0 ± 0.8 %"), strict=True)),
 }
 HEAD = (
-    "rule | evaluations per iteration, checks included | paper | of the final solver alone | test accuracy | paper | accuracy under "
-    "the exact flow | flips against the exact flow | lost under a better solver | verdict: ODE"
+    "rule | evaluations per iteration, checks included | paper | of the final solver alone | "
+    "test accuracy | paper | accuracy under the exact flow | flips against the exact flow | "
+    "lost under a better solver | verdict: ODE"
 )
 ADAPTED = "adaptation of the paper"
 
 
 def better_solver_losses(rows: Sequence[Row], by: str | None = None) -> list[Row]:
-    """For each number of training steps, the accuracy that solvers of higher order at the same step
-    lose, at most.
+    """For each number of training steps, the largest loss of accuracy under solvers of higher order
+    with the same step.
 
     Args:
         rows: of a sweep over ``step_size``.
         by: another column to group by.
 
     Returns:
-        Rows with ``group``, ``step_size``, ``x`` (steps), ``mean``, ``std``, ``low``, ``high``,
-        ``n`` of the loss, the mean ``accuracy`` as trained, ``flips`` against the exact flow, and
+        Rows with ``group``, ``step_size``, ``x`` (steps); ``mean``, ``std``, ``low``, ``high`` and
+        ``n`` of the loss; the mean ``accuracy`` as trained, ``flips`` against the exact flow, and
         ``hashes``.
     """
     found = []
@@ -107,11 +107,10 @@ def table_1(rows: Sequence[Row], data: str) -> tuple[list[Row], str]:
     for (name,), group in grouped(
         [row for row in rows if row["grid"] != "grid search"], ("grid",)
     ).items():
-        nfe = spread([row["nfe_per_iteration"] for row in _trained(group)])
-        told = f"{nfe['mean']:.1f}" + (f" ± {nfe['std']:.1f}" if nfe["n"] > 1 else "")
+        nfe = mean_and_deviation([row["nfe_per_iteration"] for row in _trained(group)])
         theirs = (paper["adapted"], paper["adapted accuracy"]) if name == ADAPTED else ("–", "–")
-        numbers.append(_numbers(name, group, told))
-        lines.append(_line(name, group, told, *theirs))
+        numbers.append(_numbers(name, group, nfe))
+        lines.append(_line(name, group, nfe, *theirs))
     parts = [markdown(tuple(HEAD.split(" | ")), lines), _steps(grid), _comparison(numbers, paper)]
     return numbers, "\n\n".join(part for part in parts if part)
 
@@ -121,7 +120,7 @@ def _trained(rows: Sequence[Row]) -> list[Row]:
 
 
 def _lost(group: Sequence[Row]) -> list[float | None]:
-    """What each run loses under a better solver."""
+    """The accuracy that each run loses under a better solver."""
     runs = grouped([row for row in group if row["test_solver"]], ("hash",)).values()
     return [loss_under_better(run) for run in runs if any(row["is_training"] for row in run)]
 
@@ -184,7 +183,7 @@ def _steps(grid: Sequence[Row]) -> str:
 
 
 def _comparison(numbers: Sequence[Row], paper: dict[str, str]) -> str:
-    """Where these numbers and the paper's agree, by numbers alone."""
+    """Sentences that compare these numbers with the paper's."""
     said = []
     for row in numbers:
         if row["rule"] not in ("grid search", ADAPTED):
@@ -192,19 +191,21 @@ def _comparison(numbers: Sequence[Row], paper: dict[str, str]) -> str:
         nfe = "grid" if row["rule"] == "grid search" else "adapted"
         kind = f"{nfe} accuracy"
         centre, deviation = (float(part) for part in paper[kind].removesuffix(" %").split(" ± "))
-        theirs = float(
-            paper[nfe].split("–")[-1]
-        )  # of a bracket the finer end, which is the one that was trained
+        theirs = float(paper[nfe].split("–")[-1])  # the finer end of a bracket, which was trained
         own, width = 100 * row["metric"], 100 * row["metric_std"]
         verb = "agrees" if abs(own - centre) <= deviation + width else "does not agree"
         said.append(
-            f"{row['rule'].capitalize()}: {row['nfe']} evaluations per iteration, {row['nfe_per_iteration'] / theirs:.2f} times the paper's {paper[nfe]}; test accuracy {own:.1f} ± {width:.1f} % {verb} with the paper's {paper[kind]} (within "
-            "the sum of the standard deviations)"
+            f"{row['rule'].capitalize()}: {row['nfe']} evaluations per iteration, "
+            f"{row['nfe_per_iteration'] / theirs:.2f} times the paper's {paper[nfe]}; test "
+            f"accuracy {own:.1f} ± {width:.1f} % {verb} with the paper's {paper[kind]} (within the "
+            "sum of the standard deviations)"
         )
         if row["rule"] == ADAPTED:
-            found = row["lost_under_better"] <= ALLOWED
+            lost = row["lost_under_better"]
+            finds = "finds" if lost <= ALLOWED else "does **not** find"
             said.append(
-                f"That the adaptation finds a step fine enough is {'' if found else '**not** '}so by these numbers: its models lose {percent(row['lost_under_better'])} "
-                f"under a better solver, mean over seeds ({percent(ALLOWED)} allowed)"
+                f"By these numbers, the adaptation {finds} a step that is fine enough: its models "
+                f"lose {percent(lost)} under a better solver, averaged over seeds "
+                f"({percent(ALLOWED)} allowed)"
             )
     return ". ".join(said) + "." if said else ""

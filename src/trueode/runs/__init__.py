@@ -1,4 +1,4 @@
-"""Run directories, histories, checkpoints: what a run leaves behind, and how it is found again."""
+"""The files of a run: its directory, history, checkpoints and audit."""
 
 from trueode.files import write_json, write_text
 from trueode.runs.audits import read_audit

@@ -1,4 +1,4 @@
-"""The verdict of a run: ``audit.json``."""
+"""Read the verdict of a run from ``audit.json``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Performance:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What others read of an audit, and of which types it is."""
+    """The part of an audit that other modules read, with its types."""
 
     verdict: str
     n: PositiveInt
@@ -55,12 +55,11 @@ _JUDGED = TypeAdapter(_Judged)
 
 
 def read_audit(run: Path) -> dict[str, Any]:
-    """``audit.json`` of a run; one written by a version before schema 2 is brought into its form,
-    as far as sweeps need it.
+    """``audit.json`` of a run. One from before schema 2 is converted, as far as sweeps need it.
 
     Raises:
         RunNotFoundError: the file is missing or damaged.
-        UsageError: another version wrote it, which can read it.
+        UsageError: the file has the schema of a later version.
     """
     try:
         found = json.loads((run / "audit.json").read_text(encoding="utf-8"))
@@ -71,17 +70,17 @@ def read_audit(run: Path) -> dict[str, Any]:
             return dict(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
         raise RunNotFoundError(
-            f"{run / 'audit.json'} cannot be read ({told(failure)}). Repeat the end of the run: python train.py --resume true "
-            f"--output_dir {run.parent} --name {run.name}."
+            f"{run / 'audit.json'} cannot be read ({told(failure)}). Repeat the end of the run: "
+            f"python train.py --resume true --output_dir {run.parent} --name {run.name}."
         ) from None
     raise UsageError(
-        f"{run / 'audit.json'} has the schema {found['schema']}, and this version of trueode reads {SCHEMA}: use the version "
-        "that wrote it."
+        f"{run / 'audit.json'} has the schema {found['schema']}, but this version of trueode reads "
+        f"{SCHEMA}: use the version that wrote it."
     )
 
 
 def _brought_up(old: dict[str, Any], run: Path) -> dict[str, Any]:
-    """The closing verdict as it was written before audits and runs had one form."""
+    """Convert a verdict from before schema 2."""
     checked = old["n_steps_exact"] > 0
     swapped = run / "solver_swap.json"
     rows = json.loads(swapped.read_text(encoding="utf-8"))["rows"] if swapped.exists() else []

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked when read, loaded without running code."""
+"""Checkpoints: written atomically, verified when read, and loaded without executing code."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _DIGEST = 32  # bytes of the SHA-256 digest at the end of the file
 
 
 def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: int = KEEP) -> Path:
-    """Write the state after an iteration; the newest ``keep`` checkpoints stay.
+    """Write the state after an iteration; keep the newest ``keep`` checkpoints.
 
     Args:
         folder: of all checkpoints.
-        iteration: iterations done.
+        iteration: number of iterations done.
         state: tensors and plain values only.
     """
     buffer = io.BytesIO()
@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, iteration: int, state: dict[str, Any], keep: i
 
 
 def prune(folder: Path, keep: int = KEEP) -> None:
-    """Remove all checkpoints but the newest."""
+    """Remove all checkpoints except the newest ``keep``."""
     for old in found(folder)[keep:]:
         old.unlink(missing_ok=True)
 
@@ -76,7 +76,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {failure}") from failure
     if not isinstance(state, dict):
         raise CheckpointError(
-            f"The checkpoint {path} holds a {type(state).__name__}, expected the state of a run."
+            f"The checkpoint {path} holds a {type(state).__name__}, not the state of a run."
         )
     return state
 
@@ -86,10 +86,10 @@ def load_latest(folder: Path, damaged: Callable[[str], None]) -> tuple[Path, dic
 
     Args:
         folder: of all checkpoints.
-        damaged: told of each one that is passed over.
+        damaged: called with a message for each damaged checkpoint.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no usable one.
     """
     failures: list[str] = []
     for path in found(folder):

@@ -1,4 +1,4 @@
-"""The directory of a run: its place, its files, what ``run.json`` says of it."""
+"""The directory of a run: its files, its lock and its facts in ``run.json``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from trueode.errors import RunDamagedError, RunExistsError, RunNotFoundError, ne
 from trueode.files import TEMPORARY, Lock, make_folder, real, write_json
 from trueode.runs.checkpoints import NAME, found, prune
 
-CLOSING = ("verdict", "sentence", "solver")  # what is said of a run at its end, in run.json
-JUDGEMENTS = (
-    "audit.json",
-    "certificate.json",
-)  # the latter of earlier versions; of the model that training ended with
+CLOSING = ("verdict", "sentence", "solver")  # facts in run.json that are known only at the end
+JUDGEMENTS = ("audit.json", "certificate.json")  # the latter was written by earlier versions
 WRITTEN = {
     "checkpoints": NAME,
-    "figures": r"(loss|accuracy|mse|effort|adaptation|solver_swap|trajectories|regions|time_series)\.png",
+    "figures": r"(loss|accuracy|mse|effort|adaptation|solver_swap|trajectories|regions|"
+    r"time_series)\.png",
     "tensorboard_logs": r"events\.out\.tfevents\..+",
     "audit": r"audit(\.json|_\w+\.png)",  # by `trueode audit`
     ".": r"(config\.yaml|history\.csv|solver_swap\.csv|"
@@ -36,10 +34,10 @@ LEFT = re.escape(TEMPORARY)
 
 
 class RunDirectory:
-    """``OUTPUT_DIR/NAME``; nothing in it is deleted or overwritten unless asked for.
+    """``OUTPUT_DIR/NAME``; its files are deleted or overwritten only on request.
 
-    Who writes to it holds its lock until `release`, or until the process ends in whatever way, and
-    asks `place` where to.
+    A writer holds the lock of the directory until `release`, or until its process ends, and asks
+    `place` for the path of each file.
     """
 
     def __init__(self, path: Path, lock: Lock | None = None, made: Iterable[Path] = ()) -> None:
@@ -60,13 +58,12 @@ class RunDirectory:
 
         Args:
             output_dir: folder of all runs.
-            name: the run's name; taken as it is when explicit, else the first free of NAME, NAME-2,
-                NAME-3, ….
+            name: of the run; unless it is explicit, the first free one of NAME, NAME-2, NAME-3, ….
             explicit: whether the user gave the name.
-            overwrite: take the directory of an earlier run of that name; `clear` removes its files.
+            overwrite: use the directory of an earlier run of that name; `clear` removes its files.
 
         Raises:
-            RunExistsError: the name is explicit and taken, and ``overwrite`` was not asked for.
+            RunExistsError: the name is explicit and taken, without ``overwrite``.
         """
         root = Path(output_dir)
         made = [folder for folder in (root, *root.parents) if not folder.exists()]
@@ -86,12 +83,13 @@ class RunDirectory:
                         n for i in range(2, 10**6) if not (root / (n := f"{name}-{i}")).exists()
                     )
                     raise RunExistsError(
-                        f"The run {root / name} exists and is left as it is. Continue it with --resume true, replace it "
-                        f"with --overwrite true, or choose a free name such as --name {free}."
+                        f"The run {root / name} exists. Continue it with --resume true, replace "
+                        "it with --overwrite true, or choose a free name such as "
+                        f"--name {free}."
                     )
         except OSError as failure:
             raise RunExistsError(
-                f"No run can be written to {root / name}: {failure.strerror}. Choose another --output_dir."
+                f"{root / name} cannot be written: {failure.strerror}. Choose another --output_dir."
             ) from None
         return cls(root / candidate, lock, made)
 
@@ -108,76 +106,75 @@ class RunDirectory:
             there = (
                 f" There are: {', '.join(known[:10])}.{nearest(name, known)}"
                 if known
-                else " There are none there."
+                else f" There are no runs in {root}."
             )
             raise RunNotFoundError(f"There is no run {root / name} (no config.yaml in it).{there}")
         return cls(root / name)
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether the run has a checkpoint."""
         return bool(found(self.checkpoints))
 
     def lock(self) -> None:
-        """Keep others from writing here.
+        """Prevent other processes from writing here.
 
         Raises:
-            RunExistsError: another process does write here.
+            RunExistsError: another process is writing here.
         """
         self._lock = Lock.take(self.path)
         if self._lock is None:
             raise RunExistsError(
-                f"The run {self.path} is being written by another process: wait for it to end, or choose another --name."
+                f"The run {self.path} is being written by another process: wait for it to end, or "
+                "choose another --name."
             )
 
     def release(self) -> None:
-        """Let others write here; a directory in which nothing was written is removed, and those
-        that were made for it.
-        """
+        """Release the lock; remove the directory and the folders made for it if they are empty."""
         if self._lock is not None:
-            with suppress(OSError):  # one holds something
+            with suppress(OSError):  # a folder that is not empty stays
                 for folder in (self.path, *self._made) if self._lock.in_place else ():
                     folder.rmdir()
             self._lock.release()
             self._lock = None
 
     def check(self) -> None:
-        """Check that the directory is there, and is the one that was locked.
+        """Check that the directory still exists and is the locked one.
 
         Raises:
             RunDamagedError: it was removed, moved or replaced.
         """
         if not (self.path.is_dir() if self._lock is None else self._lock.in_place):
             raise RunDamagedError(
-                f"The directory {self.path} was removed, moved or replaced while a run wrote to it: the run ends, and "
-                "nothing more is written. Move a run when it has ended, then go on with --resume true."
+                f"The directory {self.path} was removed, moved or replaced while a run wrote to "
+                "it: the run ends, and writes nothing more. Move a run after it has ended, then "
+                "continue it with --resume true."
             )
 
     def place(self, name: str) -> Path:
-        """Where to write a file or a folder of the run.
+        """The path of a file or folder of the run, for writing.
 
         Raises:
-            RunDamagedError: the directory was removed, moved or replaced, or a symbolic link leads
-                out of it.
+            RunDamagedError: the directory was removed, moved or replaced, or the path is a symbolic
+                link out of it.
         """
         self.check()
         path = self.path / name
         if not real(path).is_relative_to(real(self.path)):
             raise RunDamagedError(
-                f"{path} is a symbolic link to {real(path)}, and a run writes into its own directory alone: put the "
-                "file or folder itself in its place, or choose another --name."
+                f"{path} is a symbolic link to {real(path)}, but a run writes only into its own "
+                "directory: replace the link by the file or folder itself, or choose another "
+                "--name."
             )
         return path
 
     def prepare(self) -> None:
-        """Check all places, before anything is written, and remove what writes that were killed
-        have left.
-        """
+        """Check all paths before anything is written; remove unfinished files of killed runs."""
         for folder in WRITTEN:
             path = self.place(folder)
             if os.path.lexists(path) and not path.is_dir():
                 raise RunDamagedError(
-                    f"{path} is no folder: move it away, or choose another --name."
+                    f"{path} is not a folder: move it away, or choose another --name."
                 )
         for file in self._written("", *WRITTEN):
             self.place(str(file.relative_to(self.path)))
@@ -185,24 +182,18 @@ class RunDirectory:
         prune(self.path / "checkpoints")
 
     def clear(self) -> None:
-        """Remove the files of an earlier run: only those that a run writes, and links in the place
-        of its folders.
-        """
+        """Remove the files that an earlier run wrote, and links that replace its folders."""
         for folder in WRITTEN.keys() - {"."}:
             if (self.path / folder).is_symlink():
                 (self.path / folder).unlink()
         self._remove(f"({LEFT})?", *WRITTEN)
 
     def forget_audit(self) -> None:
-        """Remove what ``trueode audit`` has written: it is of the newest checkpoint, and there
-        comes a newer one.
-        """
+        """Remove the results of ``trueode audit``, which are outdated by a new checkpoint."""
         self._remove(f"({LEFT})?", "audit")
 
     def _written(self, ending: str, *folders: str) -> Iterator[Path]:
-        """The files that a run has written to some of its folders, under their names with an
-        ending.
-        """
+        """The files of a run in some of its folders, with names that end with ``ending``."""
         for folder in folders:
             place = self.path / folder
             if place.is_dir() and (folder == "." or not place.is_symlink()):
@@ -212,7 +203,7 @@ class RunDirectory:
                 ]
 
     def _remove(self, ending: str, *folders: str) -> None:
-        """Remove these files, and the folders that are empty then."""
+        """Remove the files of a run in some of its folders, then these folders if empty."""
         for file in self._written(ending, *folders):
             file.unlink()
         for folder in folders:
@@ -226,9 +217,7 @@ class RunDirectory:
                 place.rmdir()
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Write ``run.json`` at the start: what runs, with what, where; what was said of an earlier
-        end is taken back.
-        """
+        """Write versions, machine and ``facts`` to ``run.json``, and remove an earlier verdict."""
         for name in JUDGEMENTS:
             self.place(name).unlink(missing_ok=True)
         earlier = {name: fact for name, fact in self.read_info().items() if name not in CLOSING}
@@ -242,7 +231,7 @@ class RunDirectory:
         write_json(self.place("run.json"), {**self.read_info(), **facts})
 
     def read_info(self) -> dict[str, Any]:
-        """What ``run.json`` says; nothing if it is missing or damaged."""
+        """The facts in ``run.json``; empty if it is missing or damaged."""
         try:
             content = json.loads(self.info.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -251,15 +240,13 @@ class RunDirectory:
 
     @property
     def of_this_version(self) -> bool:
-        """Whether ``run.json`` names the version that is installed."""
+        """Whether ``run.json`` names the installed version."""
         versions = self.read_info().get("versions")
         return isinstance(versions, dict) and versions.get("trueode") == metadata.version("trueode")
 
 
 def _claim(path: Path) -> Lock | None:
-    """Make a directory and lock it; None if the name is taken (a directory without whole files is
-    free).
-    """
+    """Make a directory and lock it; None if it exists with complete files, or is locked."""
     try:
         make_folder(path)
     except FileExistsError:  # a file
@@ -283,7 +270,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the source, when it lies in a repository."""
+    """The commit of the source, if it is in a repository."""
     here = Path(__file__).resolve().parent
     if not any((folder / ".git").exists() for folder in here.parents):
         return None

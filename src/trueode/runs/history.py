@@ -1,4 +1,4 @@
-"""The history of a run: a CSV file that rows are appended to."""
+"""The history of a run: a CSV file with a row for each logged iteration."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from trueode.errors import RunDamagedError
 from trueode.files import sync, write_atomic
 
-ADVICE = "Repair the file, or move it away: the run then goes on without its earlier rows."
+ADVICE = "Repair the file, or move it away: the run then continues without its earlier rows."
 
 
 class History:
     """Appends rows to a CSV file, several at a time.
 
     Args:
-        path: of the file; made with a header if it is not there.
-        columns: in their order; a row leaves out what it has not.
-        buffer: rows that are gathered before they are written.
+        path: of the file; created with a header if it does not exist.
+        columns: names in their order; a row may lack some.
+        buffer: number of rows that are written together.
 
     Raises:
-        RunDamagedError: the file is there and has other columns.
+        RunDamagedError: the file exists with other columns.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], buffer: int = 100) -> None:
@@ -33,7 +33,8 @@ class History:
         known = _read(path)[0] if path.exists() else []
         if known and known != self._columns:
             raise RunDamagedError(
-                f"{path} has the columns {', '.join(known)}, expected {', '.join(columns)}. {ADVICE}"
+                f"{path} has the columns {', '.join(known)}, expected {', '.join(columns)}. "
+                f"{ADVICE}"
             )
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self._columns, restval="")
@@ -43,19 +44,19 @@ class History:
             sync(path.parent)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row; values keep their full precision."""
+        """Append a row; values keep their full precision."""
         self._pending.append(row)
         if len(self._pending) >= self._buffer:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write the buffered rows."""
         self._writer.writerows(self._pending)
         self._pending.clear()
         self._file.flush()
 
     def sync(self) -> None:
-        """Write what was gathered, and make sure that it is on the disk."""
+        """Write the buffered rows, and wait until they are on disk."""
         self.flush()
         os.fsync(self._file.fileno())
 
@@ -68,20 +69,20 @@ class History:
 
 
 def read_history(path: Path) -> dict[str, list[float]]:
-    """The columns of a history; NaN where a row has no value. A torn last line is left out.
+    """The columns of a history; NaN for missing values. An incomplete last line is left out.
 
     Raises:
-        RunDamagedError: another line is not one of numbers.
+        RunDamagedError: another line does not consist of numbers.
     """
     columns, rows, _ = _read(path)
     return {name: [values[place] for _, values in rows] for place, name in enumerate(columns)}
 
 
 def cut_history(path: Path, iteration: int) -> None:
-    """Drop the rows after an iteration, and a torn last line.
+    """Remove the rows after an iteration, and an incomplete last line.
 
     Raises:
-        RunDamagedError: another line is not one of numbers.
+        RunDamagedError: another line does not consist of numbers.
     """
     if not path.exists():
         return
@@ -95,7 +96,7 @@ def cut_history(path: Path, iteration: int) -> None:
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[str, list[float]]], bool]:
-    """The columns, the rows as lines and as numbers, and whether a torn line follows them."""
+    """The columns, the rows as lines and as numbers, and whether the last line is incomplete."""
     lines = path.read_bytes().splitlines(keepends=True)
     torn = bool(lines) and not lines[-1].endswith((b"\r", b"\n"))
     texts = [line.decode(errors="replace").rstrip("\r\n") for line in lines[: -1 if torn else None]]
@@ -109,8 +110,8 @@ def _read(path: Path) -> tuple[list[str], list[tuple[str, list[float]]], bool]:
             values = []
         if len(values) != len(columns) or values[0] % 1 != 0:
             raise RunDamagedError(
-                f"{path} is damaged: its line {number} is {text[:80]!r}, expected the number of an iteration and numbers or "
-                f"nothing for {', '.join(columns[1:])}. {ADVICE}"
+                f"{path} is damaged: its line {number} is {text[:80]!r}, expected the number of an "
+                f"iteration and numbers or nothing for {', '.join(columns[1:])}. {ADVICE}"
             )
         rows.append((text, values))
     return columns, rows, torn

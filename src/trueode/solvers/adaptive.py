@@ -1,4 +1,4 @@
-"""The loop that chooses its steps: one step size for the whole batch."""
+"""The integration loop with adaptive steps, the same for the whole batch."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from trueode.solvers.step import Stepper
 
 @dataclass
 class Trace:
-    """What an adaptive solve did.
+    """The record of an adaptive solve.
 
     Attributes:
         grid: accepted fractions of the interval, 0 first.
         errors: norm of the scaled error of each accepted step.
         n_rejected: number of rejected steps.
         status: ``"success"`` or the reason of failure.
-        message: what happened, for a failure.
+        message: a description of the failure, if any.
     """
 
     grid: list[float]
@@ -47,10 +47,10 @@ class Trace:
 def integrate(
     stepper: Stepper, solver: Adaptive, z: Tensor, saver: Saver | None, reduce: Reduce | None = None
 ) -> tuple[Tensor, Trace]:
-    """Integrate to the end of the interval under error control and return the final state with the
+    """Integrate to the end of the interval under error control; return the final state and the
     trace.
 
-    The steps are constants for the gradient; rejected steps leave no trace in the graph.
+    The steps are constants for the gradient; rejected steps are not part of the graph.
     """
     clock, error_order = stepper.clock, solver.tableau.embedded_order + 1
     trace = Trace([0.0], [])
@@ -66,14 +66,14 @@ def integrate(
     while theta < 1:
         tired = len(trace.errors) + trace.n_rejected >= solver.max_steps
         if tired or dtheta <= 10 * ulp(theta) or not isfinite(dtheta):
-            _give_up(
+            give_up(
                 trace,
                 stepper,
                 solver,
                 Stop(z, dtheta * clock.length, tired, finite and isfinite(dtheta)),
             )
             return z, trace
-        # a rest too short for a step of its own is taken along
+        # the last step absorbs a remainder too short for another one
         target = 1.0 if theta + 1.0001 * dtheta >= 1 else theta + dtheta
         inside = saver.inside(theta, target, z) if saver else None
         result = stepper.step(
@@ -110,26 +110,26 @@ def _first_fraction(
         return rms(stepper.controlled(x) / scale, reduce)
 
     d1 = norm(first)
-    if isinf(d1) and bool(
-        first.isfinite().all()
-    ):  # beyond the numbers of a norm, where the tolerance is next to nothing
+    # a tiny tolerance can make the norm of a finite field overflow
+    if isinf(d1) and bool(first.isfinite().all()):
         d1 = float_info.max
     h0 = trial_step(norm(z), d1)
     fraction = min(h0 / length, 1.0)
-    # recorded if anything is: a field may differentiate inside of itself
+    # not under no_grad: the field may compute derivatives itself
     moved = stepper.start(fraction, torch.add(z, first, alpha=fraction * stepper.clock.length))
     d2 = norm(moved - first) / max(fraction * length, float_info.min)
-    # in this order `min` keeps the NaN of a field that is not finite
+    # with this order of arguments, `min` keeps the NaN of a field that is not finite
     return min(starting_step(h0, d1, d2, solver.tableau.embedded_order + 1) / length, 1.0)
 
 
-def _give_up(trace: Trace, stepper: Stepper, solver: Adaptive, stop: Stop) -> None:
+def give_up(trace: Trace, stepper: Stepper, solver: Adaptive, stop: Stop) -> None:
+    """Write the status and the message of a solve that gave up into its trace."""
     clock, theta = stepper.clock, trace.grid[-1]
     field = partial(stepper.start, theta)
     trace.status, what = reason(field, field(stop.z).detach(), solver, stop)
     ratio = f", scaled error {trace.errors[-1]:.3g}" if trace.errors else ""
     trace.message = (
-        f"The solve with {stepper.tableau.name} stopped at t = {clock.at(theta):.6g} of [{clock.t0:g}, {clock.t1:g}] "
-        f"after {len(trace.errors)} accepted and {trace.n_rejected} rejected steps (the next one {abs(stop.h):.3g} long{ratio}): "
-        f"{what}."
+        f"The solve with {stepper.tableau.name} stopped at t = {clock.at(theta):.6g} "
+        f"of [{clock.t0:g}, {clock.t1:g}] after {len(trace.errors)} accepted and "
+        f"{trace.n_rejected} rejected steps (next step size {abs(stop.h):.3g}{ratio}): {what}."
     )

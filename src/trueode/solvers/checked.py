@@ -1,4 +1,4 @@
-"""The field as solvers call it: counted, and checked when a solve begins."""
+"""The field as solvers call it: calls are counted, and the first ones checked."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from torch import Tensor
 from trueode.errors import UsageError
 from trueode.solvers.solution import Counter
 
-FIRST_CALLS = (
-    2  # are watched: the second one shows whether a field writes into what it has returned
-)
+# The number of checked calls. The second shows whether a field overwrites what it returned first.
+FIRST_CALLS = 2
 
 
 class CheckedField:
-    """Calls a field, counts its calls, and gives the derivative in the precision of the state.
+    """Calls a field, counts its calls, and returns the derivative in the precision of the state.
 
-    The first calls of a solve also show whether the field changes its input, or returns the same
-    memory again.
+    The first calls of a solve also check that the field neither changes its input nor overwrites
+    what it returned before.
 
     Args:
         field: the field, ``field(t, z)``.
@@ -38,7 +37,7 @@ class CheckedField:
 
         Raises:
             UsageError: the field does not return a derivative of the state, changes its input, or
-                returns memory again.
+                overwrites what it returned before.
         """
         self._counter.add()
         value = (
@@ -56,26 +55,26 @@ class CheckedField:
         return value
 
     def _call_watched(self, t: Tensor, z: Tensor) -> Any:
-        given = z if self._watched else z.clone()  # the first one is the user's own
+        given = z if self._watched else z.clone()  # the first state is the user's own tensor
         before = _Memory(given)
         try:
             value = self._field(t, given)
         except TypeError as failure:
             if not _takes_two(self._field):
                 raise UsageError(
-                    "The field must be a function of time and state, field(t, z): wrap one of the state alone as "
-                    "lambda t, z: field(z)."
+                    "The field must be a function of time and state, field(t, z). If yours takes "
+                    "the state alone, pass lambda t, z: field(z)."
                 ) from failure
             raise
         if before.has_changed():
             raise UsageError(
-                "The field changed the state that it was given in place, and so the solver's own: compute on new tensors (no "
-                "inplace=True, no operations that end in an underscore on the input)."
+                "The field changed its input, the solver's state, in place: compute on new tensors "
+                "(no inplace=True, no operations on the input that end in an underscore)."
             )
         if self._returned is not None and self._returned.has_changed():
             raise UsageError(
-                "The field wrote into the tensor that it had returned before, which the solver still needs: return a new "
-                "tensor, for instance a .clone()."
+                "The field overwrote the tensor that it had returned before, which the solver "
+                "still needs: return a new tensor, such as a .clone()."
             )
         self._watched += 1
         self._returned = (
@@ -85,15 +84,16 @@ class CheckedField:
 
 
 def fitted(value: Any, z: Tensor) -> Tensor:
-    """What a field returned as a derivative of the state: of its shape, in its dtype.
+    """The value of a field, checked to be a derivative of the state, in the state's dtype.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not a derivative of the state.
     """
     if not isinstance(value, Tensor):
         kind = "None: is a return missing?" if value is None else f"{type(value).__name__}."
         raise UsageError(
-            f"The field must return a tensor of the state's shape {tuple(z.shape)}; it returned {kind}"
+            f"The field must return a tensor of the state's shape {tuple(z.shape)}; "
+            f"it returned {kind}"
         )
     if value.shape != z.shape:
         raise UsageError(
@@ -102,24 +102,24 @@ def fitted(value: Any, z: Tensor) -> Tensor:
         )
     if value.is_complex() and not z.is_complex():
         raise UsageError(
-            "The field returned complex numbers for a real state: make the state complex, or carry real and imaginary parts as "
-            "two real components."
+            "The field returned complex numbers for a real state: make the state complex, or use "
+            "real and imaginary parts as two real components."
         )
     if value.device != z.device:
         raise UsageError(
-            f"The field returned a tensor on {value.device} for a state on {z.device}: move the field or the state."
+            f"The field returned a tensor on {value.device} for a state on {z.device}: "
+            "move the field or the state."
         )
-    return value.to(z.dtype)  # under autocast, for instance: the state keeps its own
+    return value.to(z.dtype)  # may differ, for instance under autocast
 
 
 class _Memory:
-    """A tensor, and whether it was written into since."""
+    """Remembers a tensor, to see later whether it was overwritten."""
 
     def __init__(self, x: Tensor) -> None:
         self._x = x
-        self._copy = (
-            x.clone() if x.is_inference() else None
-        )  # tensors of inference mode count no versions
+        # tensors of inference mode have no version counter
+        self._copy = x.clone() if x.is_inference() else None
         self._version = 0 if x.is_inference() else x._version
 
     def has_changed(self) -> bool:
@@ -129,9 +129,7 @@ class _Memory:
 
 
 def is_symbolic() -> bool:
-    """Whether tensors stand for others, so that values cannot be asked for: under torch.func, and
-    while a program is traced.
-    """
+    """Whether tensors may have no values to look at: under torch.func, and during tracing."""
     return bool(
         torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
@@ -146,6 +144,6 @@ def _takes_two(field: Callable[..., Any]) -> bool:
         )
     except TypeError:
         return False
-    except ValueError:  # no signature is known, as of some built-in functions
+    except ValueError:  # some built-in functions have no known signature
         return True
     return True

@@ -1,4 +1,4 @@
-"""The times of a solve: fractions of its interval turned into stage times and step sizes."""
+"""The times of a solve: convert fractions of its interval to stage times and step sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from trueode.errors import UsageError
 
 Step = float | Tensor
 
-MOST_LOST = 1e-3  # of the interval, that rounding of a time to the state's precision may move it
+# the largest shift of a time, as a fraction of the interval, by rounding to the state's precision
+MOST_LOST = 1e-3
 
 
 class Span(NamedTuple):
@@ -34,7 +35,7 @@ def seconds(t: Any) -> float:
     """A time as a number.
 
     Raises:
-        UsageError: it is none: neither a real number nor a tensor of one.
+        UsageError: it is neither a real number nor a tensor of one.
     """
     if type(t) is float:
         return t
@@ -44,7 +45,7 @@ def seconds(t: Any) -> float:
     elif isinstance(t, Real):
         return float(t)
     raise UsageError(
-        f"A time must be a real number or a tensor of one, with a value, got {_described(t)}."
+        f"A time must be a real number or a tensor with one real value, got {_described(t)}."
     )
 
 
@@ -52,21 +53,20 @@ def pair(ends: Any) -> tuple[Any, Any]:
     """Start and end.
 
     Raises:
-        UsageError: they are not two.
+        UsageError: ``ends`` does not hold two times.
     """
     scalar = not hasattr(ends, "__len__") or (isinstance(ends, Tensor) and not ends.dim())
     if scalar or len(ends) != 2:
         raise UsageError(
-            f"t must be two times, (start, end), got {_described(ends)}; for states in between use save_at."
+            f"t must be two times, (start, end), got {_described(ends)}; "
+            "use save_at for states in between."
         )
     start, end = ends
     return start, end
 
 
 def is_differentiable(t: Any) -> bool:
-    """Whether a derivative by a time may be asked for: one in reverse mode, that is recorded, or
-    one in forward mode.
-    """
+    """Whether a derivative with respect to a time may be needed, in reverse or forward mode."""
     if not isinstance(t, Tensor) or not t.is_floating_point():
         return False
     if t.requires_grad and torch.is_grad_enabled():
@@ -77,7 +77,7 @@ def is_differentiable(t: Any) -> bool:
 
 
 def _is_wrapped(t: Tensor, kind: Callable[[Tensor], bool]) -> bool:
-    """Whether one of the transforms of torch.func that a tensor is under is of a kind."""
+    """Whether a tensor is under a transform of torch.func of this kind."""
     while _functorch.is_functorch_wrapped_tensor(t):
         if kind(t):
             return True
@@ -86,7 +86,7 @@ def _is_wrapped(t: Tensor, kind: Callable[[Tensor], bool]) -> bool:
 
 
 def _is_batched(t: Tensor) -> bool:
-    """Whether a tensor stands for many, under vmap."""
+    """Whether a tensor is batched by vmap."""
     return _is_wrapped(t, _functorch.is_batchedtensor)
 
 
@@ -100,17 +100,17 @@ def _described(t: Any) -> str:
 class Clock:
     """Times ``t0 + theta (t1 - t0)`` of the interval of a solve.
 
-    Steps are handled as fractions theta, so rounding does not accumulate, the direction of time
-    needs no special case and, when a derivative by an end of the interval is asked for, every step
-    scales with it.
+    Steps are fractions theta of the interval. Rounding then does not accumulate, the direction of
+    time needs no special case, and every step scales with the ends of the interval when these are
+    differentiated.
 
     Args:
         ends: start and end, numbers or tensors of one number.
         like: a state; the field sees times in its precision and on its device.
 
     Raises:
-        UsageError: the ends are not two finite times, or the precision of the state cannot tell
-            times apart in between.
+        UsageError: the ends are not two finite times, or the precision of the state is too low to
+            distinguish times between them.
     """
 
     def __init__(self, ends: Any, like: Tensor) -> None:
@@ -131,13 +131,15 @@ class Clock:
         size, (eps, largest) = max(abs(self.t0), abs(self.t1)), limits(self.dtype)
         if size > largest:
             raise UsageError(
-                f"A time of {size:g} is beyond the numbers of {self.dtype}, in which the field would see it."
+                f"A time of {size:g} exceeds the range of {self.dtype}, the precision in which the "
+                "field sees times."
             )
         if self.length and eps * size > max(MOST_LOST, 16 * eps) * abs(self.length):
             raise UsageError(
-                f"The field sees times in {self.dtype}, the precision of the state, where times near {size:.10g} lie "
-                f"{eps * size:.2g} apart: too far for an interval of length {abs(self.length):g}. Let time start near 0 (subtract "
-                "the first time), or make the state double."
+                f"The field sees times in {self.dtype}, the precision of the state. Near "
+                f"{size:.10g} these are {eps * size:.2g} apart, too far for an interval of length "
+                f"{abs(self.length):g}. Start time near 0 (subtract the first time), or use double "
+                "precision."
             )
 
     def still(self) -> Clock:
@@ -155,16 +157,16 @@ class Clock:
 
     @property
     def differentiable(self) -> bool:
-        """Whether a derivative by an end of the interval is asked for."""
+        """Whether an end of the interval is differentiated."""
         return self._ends is not None
 
     @property
     def slack(self) -> float:
-        """How far rounding of times may have moved a fraction."""
+        """The largest change of a fraction by rounding of times."""
         return self.slack_of(self.eps)
 
     def slack_of(self, eps: float) -> float:
-        """The same for times of another precision."""
+        """The same for times with the rounding error ``eps``."""
         size = max(abs(self.t0), abs(self.t1)) / abs(self.length) if self.length else 1.0
         return 8 * max(eps, self.eps) * max(size, 1.0)
 
@@ -173,15 +175,15 @@ class Clock:
         return self.t1 if theta == 1 else self.t0 + theta * self.length
 
     def fraction(self, t: float) -> float:
-        """The fraction of the interval at a time; times within rounding of an end are that end."""
+        """The fraction of the interval at a time; times within rounding of an end count as it."""
         if not self.length:
             return 0.0 if t == self.t0 else float("nan")
         theta, slack = (t - self.t0) / self.length, self.slack
         return 0.0 if abs(theta) < slack else 1.0 if abs(theta - 1) < slack else theta
 
     def tensor(self, theta: Tensor) -> Tensor:
-        """The times at fractions in float64, in the precision of the state and differentiable where
-        the ends are.
+        """The times at float64 fractions, in the precision of the state and differentiable if the
+        ends are.
         """
         start, length = self._ends or (self.t0, self.length)
         return (start + theta * length).to(dtype=self.dtype, device=self._device)
@@ -191,19 +193,19 @@ class Clock:
         return self.tensor(torch.tensor(theta, dtype=torch.float64, device="cpu"))
 
     def standing(self, times: Tensor) -> Tensor:
-        """The fractions of times in float64, differentiable by these and by the ends."""
+        """The fractions of float64 times, differentiable with respect to times and ends."""
         start, length = self._ends or (self.t0, self.length)
         return (times - start) / length
 
     def tensor_step(self, dtheta: Tensor) -> Tensor:
-        """The step sizes of fractions of the interval, in the precision of the state,
-        differentiable where the ends are.
+        """Step sizes from fractions of the interval, in the precision of the state and
+        differentiable if the ends are.
         """
         length = self.length if self._ends is None else self._ends[1]
         return (dtheta.double() * length).to(dtype=self.dtype, device=self._device)
 
     def spans(self, grid: Sequence[float], nodes: Sequence[float]) -> list[Span]:
-        """The stage times and the size of each step of a grid of fractions; ``nodes`` are the nodes
+        """The stage times and the size of each step on a grid of fractions; ``nodes`` are the nodes
         c of the method.
         """
         steps = list(pairwise(grid))
@@ -221,8 +223,8 @@ class Clock:
         return [Span(row, h) for row, h in zip(times, sizes, strict=True)]
 
     def span_per_sample(self, before: Tensor, after: Tensor, nodes: Sequence[float]) -> Span:
-        """The step of each sample between two fractions ``(samples, 1, …)``; so are its times and
-        its sizes.
+        """The step of each sample between two fractions; fractions, times and sizes have shape
+        ``(samples, 1, …)``.
         """
         width = after - before
         times = [self.tensor(after if c == 1 else before + c * width) for c in (*nodes, 1.0)]
@@ -237,16 +239,14 @@ def limits(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def double(t: Any) -> Tensor:
-    """A time in float64 on the CPU, where steps are controlled; derivatives flow to a tensor."""
+    """A time as a float64 tensor on the CPU, where steps are controlled; keeps derivatives."""
     if isinstance(t, Tensor):
         return t.reshape(()).to("cpu", torch.float64)
     return torch.tensor(float(t), dtype=torch.float64, device="cpu")
 
 
 def precision(t: Any) -> float:
-    """The relative rounding error of a time: of numbers and of tensors of whole numbers that of
-    float64.
-    """
+    """The relative rounding error of a time; that of float64 for numbers and integer tensors."""
     return (
         limits(t.dtype)[0]
         if isinstance(t, Tensor) and t.is_floating_point()

@@ -20,9 +20,8 @@ def rms(x: Tensor, reduce: Reduce | None = None) -> float:
     """The root mean square of all entries, over all ranks if ``reduce`` sums over them."""
     x = magnitude(x)
     if reduce is None:
-        norm: Tensor = torch.linalg.vector_norm(
-            x
-        )  # scaled by its size rather than squared, so that it does not overflow
+        # this norm does not overflow, unlike a sum of squares
+        norm: Tensor = torch.linalg.vector_norm(x)
         return float(norm) / sqrt(max(x.numel(), 1))
     total = x.to(torch.float64).square().sum()
     squares, count = reduce(torch.stack([total, total.new_tensor(float(x.numel()))])).tolist()
@@ -40,7 +39,7 @@ def rms_per_sample(x: Tensor) -> Tensor:
 
 
 def magnitude(x: Tensor) -> Tensor:
-    """Numbers of the same sizes, real and in float32 at least: half precision would overflow in
+    """Real numbers of the same magnitudes, in at least float32: half precision would overflow in
     norms.
     """
     x = x.abs() if x.is_complex() else x
@@ -56,17 +55,17 @@ def scaled_error(error: Tensor, before: Tensor, after: Tensor, rtol: float, atol
 
 
 def error_scale(state: Tensor, rtol: float, atol: float) -> Tensor:
-    """``atol + rtol |state|``, kept above zero where a purely relative tolerance meets a zero."""
+    """``atol + rtol |state|``, positive even if both ``atol`` and the state are zero."""
     scale = magnitude(state).abs().mul_(rtol).add_(atol)
     return scale if atol else scale.clamp_(min=torch.finfo(scale.dtype).tiny)
 
 
 def step_factor(error_ratio: float, error_order: int) -> float:
-    """The factor from a step to the next one: the elementary controller (Hairer, Nørsett & Wanner
-    I, eq. II.4.13).
+    """The ratio of the next step to this one, by the elementary controller (Hairer, Nørsett &
+    Wanner I, eq. II.4.13).
 
-    An accepted step may shrink the next one too: where the error grows along the way, a step as
-    long would be rejected.
+    It may be below 1 even after an accepted step: if the error is growing, the same step size would
+    be rejected next.
 
     Args:
         error_ratio: norm of the scaled error of the step; at most 1 when the step was accepted.
@@ -106,7 +105,7 @@ def starting_step(h0: float, d1: float, d2: float, error_order: int) -> float:
         error_order: the exponent p + 1 of the rule.
 
     Returns:
-        The step; NaN where the field is not finite at the start.
+        The step; NaN if the field is not finite at the start.
     """
     if not isfinite(h0 + d1):
         return nan

@@ -1,4 +1,4 @@
-"""The solution between two grid points."""
+"""Interpolation of the solution between two grid points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trueode.solvers.tableau import ButcherTableau
 
 
 class Taken(NamedTuple):
-    """A step that was taken.
+    """A completed step.
 
     Attributes:
         h: its size.
@@ -30,7 +30,7 @@ class Taken(NamedTuple):
     end: Tensor
 
     def of(self, rows: Tensor | None) -> Taken:
-        """The step of some samples, ``(rows,)``; None: of all."""
+        """The step of some samples, ``(rows,)``; None: all samples."""
         if rows is None:
             return self
         h = self.h[rows] if isinstance(self.h, Tensor) and self.h.dim() else self.h
@@ -44,8 +44,8 @@ class Taken(NamedTuple):
 def interpolate(tableau: ButcherTableau, theta: Tensor, step: Taken) -> Tensor:
     """The state at fractions theta of one step.
 
-    Cubic Hermite interpolation (Hairer, Nørsett & Wanner I, eq. II.6.7) or, for a tableau with
-    dense weights, its own.
+    Uses the dense weights of the tableau, or else cubic Hermite interpolation (Hairer, Nørsett &
+    Wanner I, eq. II.6.7).
 
     Args:
         tableau: the method.

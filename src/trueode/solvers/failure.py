@@ -1,4 +1,4 @@
-"""Why a solve failed, and what to do: looked into only when it has failed."""
+"""The reasons why a solve failed, and advice; computed only after a failure."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Autonomous = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Stop:
-    """Where an adaptive solve gave up.
+    """The point at which an adaptive solve gave up.
 
     Attributes:
         z: the state that it reached.
-        h: the size of the step that it would take next.
-        tired: whether it had taken as many steps as it may.
-        finite: whether the last step that it tried gave finite numbers.
-        row: the sample whose solve this is; None: all of them together.
+        h: the size of the next step.
+        tired: whether it had attempted ``max_steps`` steps.
+        finite: whether the last attempted step gave finite numbers.
+        row: the sample that was solved; None: all samples together.
     """
 
     z: Tensor
@@ -37,7 +37,7 @@ class Stop:
 
 
 def status_of(stop: Stop, known: Tensor) -> str:
-    """The status of a solve that gave up; ``known`` is the field where it did."""
+    """The status of a solve that gave up; ``known`` is the field at that point."""
     seen = (stop.z, known) if stop.row is None else (stop.z[stop.row], known[stop.row])
     if not (stop.finite or stop.tired) or not all(bool(x.detach().isfinite().all()) for x in seen):
         return "non_finite"
@@ -45,8 +45,8 @@ def status_of(stop: Stop, known: Tensor) -> str:
 
 
 def reason(field: Autonomous, known: Tensor, solver: Adaptive, stop: Stop) -> tuple[str, str]:
-    """The status of a solve that gave up, and the reason in words; ``known`` is the field where it
-    did.
+    """The status of a solve that gave up, and the reason in words; ``known`` is the field at that
+    point.
     """
     status = status_of(stop, known)
     if status == "non_finite":
@@ -57,23 +57,24 @@ def reason(field: Autonomous, known: Tensor, solver: Adaptive, stop: Stop) -> tu
     eps = torch.finfo(z.dtype).eps
     if rms(magnitude(z) / error_scale(z, solver.rtol, solver.atol)) * eps > 0.25:
         return status, (
-            f"{what}; the tolerance is below the rounding of {z.dtype} ({eps:.2g} of each number): take rtol above "
-            f"{4 * eps:.1g}, or make the state double"
+            f"{what}; the tolerance is below the rounding error of {z.dtype} ({eps:.2g} of each "
+            f"number): set rtol above {4 * eps:.1g}, or use double precision"
         )
     if stop.tired:
         rate, decay = fastest_rate(field, stop.z, known, stop.row)
         if decay > 0.7 * rate and abs(stop.h) * rate > 0.3 * solver.tableau.stability:
             what += (
-                f"; the problem is stiff there: its fastest component decays within {1 / rate:.2g} and keeps the steps of any "
-                "explicit method that small, whatever the tolerance. Solve it by an implicit method, such as Radau in "
-                "scipy.integrate.solve_ivp, train the field to be slower (weight decay, smaller initial weights), or raise "
+                "; the problem is stiff there: its fastest component decays within "
+                f"{1 / rate:.2g}, and any explicit method needs steps that small at every "
+                "tolerance. Use an implicit method, such as Radau in scipy.integrate.solve_ivp, "
+                "train the field to be slower (weight decay, smaller initial weights), or raise "
                 "max_steps"
             )
     return status, what
 
 
 def instability(field: Autonomous, tableau: ButcherTableau, z: Tensor, h: float) -> str:
-    """A sentence on fixed steps that are too long to be stable at a state; empty if they are not."""
+    """A sentence that says why fixed steps are unstable at a state; empty if they are stable."""
     known = field(z).detach()
     if not (bool(z.isfinite().all()) and bool(known.isfinite().all())):
         return ""
@@ -81,9 +82,10 @@ def instability(field: Autonomous, tableau: ButcherTableau, z: Tensor, h: float)
     if not abs(h) * rate > tableau.stability:
         return ""
     return (
-        f" At the start the step is unstable: the field's fastest component has a rate of {rate:.3g}, with which steps of "
-        f"{tableau.name} above {tableau.stability / rate:.2g} grow without bound. If that is too small, the problem is stiff: solve "
-        "it by an implicit method, or train the field to be slower."
+        " The step is unstable at the start: the field's fastest component has a rate of "
+        f"{rate:.3g}, for which {tableau.name} with steps above {tableau.stability / rate:.2g} "
+        "grows without bound. If you cannot afford smaller steps, the problem is stiff: use an "
+        "implicit method, or train the field to be slower."
     )
 
 
@@ -100,7 +102,7 @@ def fastest_rate(
         field: the field at a frozen time.
         z: the state.
         known: the field there.
-        row: the sample that is looked at; None: all.
+        row: the sample to examine; None: all.
     """
     draw = torch.randn(
         z.shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu"

@@ -1,4 +1,4 @@
-"""The loop over given steps."""
+"""The integration loop with fixed steps."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def integrate(stepper: Stepper, grid: Sequence[float], z: Tensor, saver: Saver |
 
 
 def integrate_per_sample(stepper: Stepper, grid: Tensor, z: Tensor) -> Tensor:
-    """Step through a grid of fractions per sample, ``(steps + 1, batch)``, and return the final
-    state.
+    """Step through a grid of fractions for each sample, ``(steps + 1, batch)``, and return the
+    final state.
     """
     rows = grid.view(len(grid), -1, *[1] * (z.dim() - 1)).unbind(0)
     for before, after in pairwise(rows):

@@ -1,4 +1,4 @@
-"""From a solver value to the loop that carries it out."""
+"""Choose and run the integration loop of a solver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trueode.solvers.step import Stepper
 
 
 class Outcome(NamedTuple):
-    """What a solve comes to: states and statistics, times as fractions of the interval."""
+    """The result of a solve: states and statistics, with times as fractions of the interval."""
 
     z: Tensor
     zs: Tensor | None
@@ -37,13 +37,13 @@ def integrate(
     points: SavePoints | None,
     reduce: Reduce | None = None,
 ) -> Outcome:
-    """Carry out a solve.
+    """Run the integration loop of a solver.
 
     Args:
         stepper: takes the steps.
-        solver: chooses them.
+        solver: chooses the steps.
         z: initial state; ``(batch, …)`` under per-sample control.
-        points: where states are wanted.
+        points: the times at which states are saved.
         reduce: sums over the ranks that share one batch.
     """
     if isinstance(solver, Adaptive) and solver.per_sample:
@@ -72,11 +72,12 @@ def integrate(
     if grid.dim() == 2:
         if saver:
             raise UsageError(
-                "save_at does not go with a grid per sample: ask for it in the adaptive solve itself."
+                "save_at cannot be combined with a grid per sample: "
+                "pass it to the adaptive solve itself."
             )
         if grid.shape[1] != z.shape[0]:
             raise UsageError(
-                f"The grid is for {grid.shape[1]} samples, the state has shape {tuple(z.shape)}."
+                f"The grid is for {grid.shape[1]} samples; the state has shape {tuple(z.shape)}."
             )
         z = fixed.integrate_per_sample(stepper, grid, z)
     else:

@@ -39,7 +39,8 @@ RK4_38 = ButcherTableau(
     4,
     ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
     (1 / 8, 3 / 8, 3 / 8, 1 / 8),
-    source="Kutta 1901, the 3/8 rule (what torchdiffeq calls rk4); Hairer, Nørsett & Wanner I, Table II.1.2, right",
+    source="Kutta 1901, the 3/8 rule (the rk4 of torchdiffeq); "
+    "Hairer, Nørsett & Wanner I, Table II.1.2, right",
 )
 
 FEHLBERG2 = ButcherTableau(
@@ -86,12 +87,13 @@ DOPRI5 = ButcherTableau(
         (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
         (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
     ),
-    source="Dormand & Prince, J. Comp. Appl. Math. 6, 1980; dense output: Shampine, Math. Comp. 46, 1986",
+    source="Dormand & Prince, J. Comp. Appl. Math. 6, 1980; "
+    "dense output: Shampine, Math. Comp. 46, 1986",
 )
 
 
 def _tsit5_dense() -> tuple[tuple[float, ...], ...]:
-    """Expand the factored weights of the paper's interpolant into powers of theta, theta² … theta⁴."""
+    """Expand the factored weights of the paper's interpolant into powers theta, theta² … theta⁴."""
 
     def quadratic(scale: float, linear: float, constant: float) -> tuple[float, ...]:
         # scale theta² (theta² - linear theta + constant)
@@ -178,6 +180,7 @@ def get_tableau(method: str | ButcherTableau) -> ButcherTableau:
         return method
     if not isinstance(method, str) or method not in TABLEAUS:
         raise UsageError(
-            f"Unknown method {method!r}: known are {', '.join(METHODS)}.{nearest(str(method), METHODS)}"
+            f"Unknown method {method!r}; choose from {', '.join(METHODS)}."
+            f"{nearest(str(method), METHODS)}"
         )
     return TABLEAUS[method]

@@ -1,4 +1,4 @@
-"""The loop that chooses its steps for each sample by itself."""
+"""The integration loop with adaptive steps for each sample separately."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trueode.solvers.step import Field, Stepper
 
 @dataclass(frozen=True)
 class SampleTraces:
-    """What the solves of the samples did.
+    """The records of the solves of all samples.
 
     Attributes:
         grid: accepted fractions of the interval, ``(steps + 1, batch)``; a finished sample repeats
@@ -34,8 +34,8 @@ class SampleTraces:
             last one.
         n_steps: accepted steps, ``(batch,)``.
         n_rejected: rejected steps, ``(batch,)``.
-        statuses: ``"success"`` or the reason of failure, of each sample.
-        message: what happened to the first sample that failed.
+        statuses: ``"success"`` or the reason of failure, for each sample.
+        message: a description of the first sample's failure, if any.
     """
 
     grid: Tensor
@@ -49,17 +49,17 @@ class SampleTraces:
 def integrate(
     stepper: Stepper, solver: Adaptive, z: Tensor, points: SavePoints | None
 ) -> tuple[Tensor, Tensor | None, SampleTraces]:
-    """Integrate every sample to the end of the interval under its own error control.
+    """Integrate each sample to the end of the interval under its own error control.
 
-    Only samples that have not arrived are evaluated, so a stiff one does not make the others pay;
-    one that fails keeps the state that it reached, and the others go on. Control runs in float64 on
-    the CPU; the field sees times of shape ``(samples, 1, …)``.
+    Only samples that have not reached the end are evaluated, so a stiff sample does not slow down
+    the others. A sample that fails keeps the state that it reached, and the others continue. Steps
+    are controlled in float64 on the CPU; the field sees times of shape ``(samples, 1, …)``.
 
     Args:
         stepper: takes the steps.
         solver: method and tolerances.
-        z: ``(batch, …)``.
-        points: where states are wanted.
+        z: initial state ``(batch, …)``.
+        points: the times at which states are saved.
 
     Returns:
         The final states, the states at the points ``(times, batch, …)`` and the traces.
@@ -75,9 +75,8 @@ def integrate(
     if len(active):
         first = stepper.start_per_sample(theta, z)
         dtheta = _first_fractions(stepper, solver, z, first).clamp(max=most)
-    elif not len(
-        z
-    ):  # nothing to solve, but the weights are part of the graph, as on the ranks that have samples
+    elif not len(z):
+        # nothing to solve, but the weights must be in the graph, as on ranks that have samples
         final = z + 0 * stepper.start_per_sample(theta, z)
     while len(active):
         tired = record.counts[:, active].sum(0) >= solver.max_steps
@@ -113,8 +112,8 @@ def integrate(
             ).clamp(max=most)
             if not bool(accepted.all()):
                 if result.z.requires_grad and not bool(ratio.isfinite().all()):
-                    # the overflow of a rejected step would reach the gradients as 0 x inf: repeat
-                    # those steps with size 0
+                    # the overflow of a rejected step would enter the gradients as 0 x inf: repeat
+                    # rejected steps with size 0
                     span = stepper.span_per_sample(
                         theta, torch.where(accepted, target, theta), state
                     )
@@ -139,9 +138,8 @@ def integrate(
             state, first = state[keep.to(device)], None if first is None else first[keep.to(device)]
             active, theta, dtheta, finite = active[keep], theta[keep], dtheta[keep], finite[keep]
             stepper = replace(stepper, field=whole.part(active))
-            if stepper.recompute and len(
-                active
-            ):  # a step must do the same when it is computed again
+            # a step must behave the same when it is recomputed
+            if stepper.recompute and len(active):
                 whole.settle(stepper, theta, state)
     traces = record.traces()
     if saver is None:
@@ -154,10 +152,10 @@ def integrate(
 
 
 class _Whole:
-    """The field of the whole batch, from which come those of the samples that have not arrived.
+    """The field of the whole batch, evaluated for the samples that have not reached the end.
 
-    A field that adds inputs of its own for each sample refuses a part of the batch. From then on it
-    is called with the whole one, in which the other samples stay at the start.
+    A field that has additional inputs for each sample refuses a part of the batch. From then on it
+    is called with the whole batch, in which the other samples keep their initial states.
     """
 
     def __init__(self, field: Field, z: Tensor, clock: Clock) -> None:
@@ -172,11 +170,8 @@ class _Whole:
             if not self._needs_all:
                 try:
                     return self._field(t, z)
-                except (
-                    RuntimeError,
-                    ValueError,
-                    IndexError,
-                ):  # of the field's own: it is raised again where this is not why
+                except (RuntimeError, ValueError, IndexError):
+                    # if the part of the batch is not the cause, this raises the error again
                     value = self._among_all(rows, t, z)
                     self._needs_all = True
                     return value
@@ -185,7 +180,7 @@ class _Whole:
         return part
 
     def settle(self, stepper: Stepper, theta: Tensor, z: Tensor) -> None:
-        """Find out once, outside of a step, whether the field takes a part of the batch."""
+        """Find out once, outside of a step, whether the field accepts a part of the batch."""
         if not self._settled:
             self._settled = True
             stepper.start_per_sample(theta, z)
@@ -197,7 +192,7 @@ class _Whole:
 
 
 class _Record:
-    """The steps of the samples, as they are taken."""
+    """Records the steps of the samples."""
 
     def __init__(self, batch: int) -> None:
         self.counts = torch.zeros(2, batch, dtype=torch.long, device="cpu")  # accepted, rejected
@@ -205,7 +200,7 @@ class _Record:
         self._statuses, self._message = ["success"] * batch, ""
 
     def step(self, rows: Tensor, accepted: Tensor, target: Tensor, ratio: Tensor) -> None:
-        """Note a step of each of some samples."""
+        """Record one step of some samples."""
         self.counts[0, rows] += accepted
         self.counts[1, rows] += ~accepted
         self._accepted.append((rows[accepted], target[accepted], ratio[accepted]))
@@ -213,8 +208,8 @@ class _Record:
     def fail(
         self, stepper: Stepper, solver: Adaptive, where: tuple[Tensor, Tensor], stops: list[Stop]
     ) -> None:
-        """Note the samples that gave up, and look into the first one; ``where``: the active
-        samples, their fractions.
+        """Record the samples that gave up, and describe the failure of the first one; ``where``:
+        the active samples and their fractions.
         """
         active, theta = where
 
@@ -228,9 +223,10 @@ class _Record:
             clock, stop, k = stepper.clock, stops[0], stops[0].row
             accepted, rejected = self.counts[:, active[k]].tolist()
             self._message = (
-                f"The solve of sample {int(active[k])} with {stepper.tableau.name} stopped at t = "
-                f"{clock.at(float(theta[k])):.6g} of [{clock.t0:g}, {clock.t1:g}] after {accepted} accepted and {rejected} "
-                f"rejected steps (the next one {abs(stop.h):.3g} long): {reason(field, known, solver, stop)[1]}."
+                f"The solve of sample {int(active[k])} with {stepper.tableau.name} stopped at "
+                f"t = {clock.at(float(theta[k])):.6g} of [{clock.t0:g}, {clock.t1:g}] "
+                f"after {accepted} accepted and {rejected} rejected steps "
+                f"(next step size {abs(stop.h):.3g}): {reason(field, known, solver, stop)[1]}."
             )
 
     def traces(self) -> SampleTraces:
@@ -255,8 +251,8 @@ class _Record:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Points inside of the steps of some samples: fractions of these, rows among them, numbers
-    among all points.
+    """Points inside the steps of some samples: fractions of the steps, rows among these samples,
+    and indices among all points.
     """
 
     theta: Tensor
@@ -265,7 +261,7 @@ class _Wanted:
 
 
 class _Saver:
-    """Collects states, when each sample passes its points."""
+    """Collects states as each sample passes its points."""
 
     def __init__(self, points: SavePoints, z: Tensor) -> None:
         shape = (len(points.fractions), len(z))
@@ -276,7 +272,7 @@ class _Saver:
         self._z, self._index, self._states = z, list[Tensor](), list[Tensor]()
 
     def wanted(self, active: Tensor, before: Tensor, after: Tensor) -> _Wanted | None:
-        """The points inside of the steps of the active samples between two fractions; None: there
+        """The points inside the steps of the active samples between two fractions; None if there
         are none.
         """
         points = self._fractions[:, active]
@@ -292,13 +288,13 @@ class _Saver:
         return _Wanted(theta, rows, at * len(self._z) + active[rows])
 
     def take(self, index: Tensor, states: Tensor) -> None:
-        """Take the states at some of the points."""
+        """Add the states at some of the points."""
         self._index.append(index)
         self._states.append(states)
 
     def stacked(self, final: Tensor, arrived: Tensor) -> Tensor:
-        """The states at all points, ``(times, batch, …)``; NaN where there is no time or a failed
-        sample did not arrive.
+        """The states at all points, ``(times, batch, …)``; NaN where a sample has no time or failed
+        before it.
         """
         z, n = self._z, self._fractions.numel()
         if self._ends_stay:
@@ -338,15 +334,14 @@ def _first_fractions(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tenso
         return rms_per_sample(x.detach() / scale)
 
     d0, d1 = norms(z), norms(first)
-    if bool(
-        d1.isinf().any()
-    ):  # beyond the numbers of a norm, where the tolerance is next to nothing
+    # a tiny tolerance can make the norm of a finite field overflow
+    if bool(d1.isinf().any()):
         d1 = torch.where(d1.isinf() & _all_finite(first).cpu(), float_info.max, d1)
     h0 = torch.tensor(
         list(map(trial_step, d0.tolist(), d1.tolist())), dtype=torch.float64, device="cpu"
     )
     trial = h0.clamp(max=length) / length
-    # recorded if anything is: a field may differentiate inside of itself
+    # not under no_grad: the field may compute derivatives itself
     moved = stepper.start_per_sample(
         trial, z + _columns(stepper.clock.tensor_step(trial), z).detach() * first
     )

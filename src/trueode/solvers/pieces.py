@@ -1,4 +1,4 @@
-"""A solve in pieces, from each time at which the field may jump to the next one."""
+"""A solve in pieces, split at the times at which the field may jump."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 
 
 class _Piece(NamedTuple):
-    """A part of the interval: its ends as fractions of it, and the breaks there, as times; None:
-    there is none.
+    """A part of the interval: its ends as fractions, and the times of the breaks there (None: no
+    break).
     """
 
     start: float
@@ -33,13 +33,13 @@ class _Piece(NamedTuple):
 
 
 def in_pieces(problem: Problem, solve: Callable[[Problem], Outcome]) -> Outcome:
-    """Solve a problem from break to break; steps end at each of them, and see the field as it is on
-    their own side.
+    """Solve a problem from break to break; steps end there, and each step uses the values of the
+    field on its own side.
 
-    Derivatives by the ends of the interval and by saved times flow; breaks stand still.
+    The ends of the interval and saved times can be differentiated; breaks are constants.
 
     Args:
-        problem: its solver has breaks.
+        problem: a problem whose solver has breaks.
         solve: solves a problem without breaks.
     """
     clock, solver, z, saved = problem.clock, problem.solver, problem.z0, _Saved(problem)
@@ -85,7 +85,7 @@ def in_pieces(problem: Problem, solve: Callable[[Problem], Outcome]) -> Outcome:
 
 
 def _after(before: Sequence[Outcome], outcome: Outcome) -> Outcome:
-    """What a piece comes to, after others: samples that had failed keep their states and statuses."""
+    """The outcome of a piece; samples that failed before it keep their states and statuses."""
     known = before[-1].statuses if before else None
     if known is None or outcome.statuses is None or all(status == "success" for status in known):
         return outcome
@@ -100,7 +100,7 @@ def _after(before: Sequence[Outcome], outcome: Outcome) -> Outcome:
 
 
 def _where(mask: Tensor, chosen: Any, other: Any) -> Any:
-    """States of one kind where a mask of their first dimensions says so."""
+    """``torch.where`` of states, with a mask of their first dimensions."""
     if isinstance(other, tuple):
         return tuple(
             _where(mask, chosen[i] if isinstance(chosen, tuple) else chosen, x)
@@ -111,7 +111,7 @@ def _where(mask: Tensor, chosen: Any, other: Any) -> Any:
 
 
 def _seen_from_inside(problem: Problem, piece: _Piece) -> Problem:
-    """The problem with its field as it is between two breaks; layers do not jump."""
+    """The problem with one-sided values of its field at the breaks; layers do not jump."""
     if problem.layers is not None or piece.breaks == (None, None):
         return problem
     field, sign = problem.field, 1 if problem.clock.length > 0 else -1
@@ -128,14 +128,14 @@ def _seen_from_inside(problem: Problem, piece: _Piece) -> Problem:
 
 
 def _next(t: float, towards: float, dtype: torch.dtype) -> float:
-    """The number of a dtype that follows a time in a direction."""
+    """The number of a dtype that follows a time in the direction of ``towards``."""
     rounded, end = torch.tensor([t, towards], dtype=dtype, device="cpu")
     beyond = float(rounded) > t if towards > 0 else float(rounded) < t
     return float(rounded if beyond else rounded.nextafter(end))
 
 
 def _steps(solver: Solver, piece: _Piece, clock: Clock, before: Sequence[Outcome]) -> Solver:
-    """The solver of a piece: what is left of the steps that the whole may take."""
+    """The solver of a piece; its ``max_steps`` is what earlier pieces have left."""
     used = sum(
         int(torch.as_tensor(each.n_steps + each.n_rejected, device="cpu").max()) for each in before
     )
@@ -171,7 +171,7 @@ def _steps(solver: Solver, piece: _Piece, clock: Clock, before: Sequence[Outcome
 
 
 class _Saved:
-    """The requested times, piece by piece, and the states there."""
+    """Splits the requested times among pieces, and joins the states there."""
 
     def __init__(self, problem: Problem) -> None:
         self._times = None if problem.save_at is None else as_times(problem.save_at)
@@ -179,8 +179,8 @@ class _Saved:
         self._masks, self._states = list[Tensor](), list[Any]()
 
     def within(self, piece: _Piece) -> Tensor | None:
-        """The times in a piece, its start left out unless it is the first one: states at a break
-        are those before it.
+        """The times in a piece, without its start unless it is the first one: a state at a break
+        belongs to the piece before.
         """
         if self._times is None or self._points is None:
             return None
@@ -194,12 +194,14 @@ class _Saved:
         return self._times[mask.to(self._times.device)]
 
     def take(self, states: Any) -> None:
-        """Take the states at the times of the last piece."""
+        """Add the states at the times of the last piece."""
         if states is not None:
             self._states.append(states)
 
     def states(self) -> Any:
-        """The states at all times; NaN where there is no time or a failed solve did not arrive."""
+        """The states at all times; NaN where a sample has no time or a failed solve did not get
+        there.
+        """
         return self._joined(self._states) if self._states else None
 
     def _joined(self, states: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""An initial value problem, as `solve` is asked to solve it."""
+"""An initial value problem, with all arguments of `solve`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Made = TypeVar("Made")
 
 
 class lazy(Generic[Made]):  # noqa: N801 - used like a property
-    """``functools.cached_property`` without its lock, which costs more than what most properties
-    here do.
+    """``functools.cached_property`` without its lock, which takes longer than most of the
+    properties here.
     """
 
     def __init__(self, make: Callable[[Any], Made]) -> None:
@@ -41,8 +41,8 @@ class lazy(Generic[Made]):  # noqa: N801 - used like a property
 
 
 class Form(NamedTuple):
-    """A problem in the form that loops work on: one tensor as state, one callable as field, and the
-    way back.
+    """A problem in the form that the integration loops use: its field, with one tensor as state,
+    and the conversion back to the user's state.
     """
 
     field: Field
@@ -52,13 +52,13 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be solved, and how; see `solve` for the arguments.
+    """A problem and how to solve it; see `solve` for the arguments.
 
     Attributes:
         counter: counts the calls of the field.
 
     Raises:
-        UsageError: an argument is not what `solve` takes, or does not go with another one.
+        UsageError: an argument is not valid, or cannot be combined with another one.
     """
 
     field: Callable[..., Any]
@@ -76,7 +76,7 @@ class Problem:
             isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in parts
         ):
             raise UsageError(
-                "z0 must be a floating point or complex tensor, or a tuple of such tensors, at least one."
+                "z0 must be a floating point or complex tensor, or a non-empty tuple of these."
             )
         if not callable(self.field):
             raise UsageError(
@@ -94,27 +94,29 @@ class Problem:
             raise UsageError("Per-sample control needs a state with a batch dimension, (batch, …).")
         self._check_transforms()
         if self.save_at is not None:
-            self.points  # noqa: B018 - refuses wrong times before the field is called
+            self.points  # noqa: B018 - refuses invalid times before the field is called
 
     def _check_transforms(self) -> None:
         adaptive = isinstance(self.solver, Adaptive)
         if self.first.is_meta and adaptive:
             raise UsageError(
-                "An adaptive solve looks at values, which tensors on meta do not have: take FixedStep."
+                "An adaptive solve needs values, which meta tensors do not have: use FixedStep."
             )
         if torch._C._are_functorch_transforms_active():
             if not isinstance(self.gradient, Backprop):
                 raise UsageError(
-                    f"{type(self.gradient).__name__} does not go with torch.func: take gradient=Backprop()."
+                    f"{type(self.gradient).__name__} does not support torch.func: "
+                    "use gradient=Backprop()."
                 )
             stack = _functorch.get_interpreter_stack() or ()
             if adaptive and any(each.key() == _functorch.TransformType.Vmap for each in stack):
                 raise UsageError(
-                    "An adaptive solve looks at values, which vmap (and jacfwd, hessian) hides: take FixedStep, or solve the "
-                    "whole batch at once, with Adaptive(per_sample=True) if samples must not see one another."
+                    "An adaptive solve needs values, which vmap (and jacfwd, hessian) hides: use "
+                    "FixedStep, or solve the whole batch at once, with Adaptive(per_sample=True) "
+                    "if samples must not influence one another."
                 )
         elif forward_ad._current_level >= 0 and isinstance(self.gradient, Adjoint):
-            raise UsageError("Adjoint has no derivative in forward mode: take gradient=Backprop().")
+            raise UsageError("Adjoint has no derivative in forward mode: use gradient=Backprop().")
 
     @property
     def first(self) -> Tensor:
@@ -124,24 +126,24 @@ class Problem:
 
     @property
     def per_sample(self) -> bool:
-        """Whether every sample has steps of its own."""
+        """Whether each sample has its own steps."""
         return bool(getattr(self.solver, "per_sample", False))
 
     @lazy
     def clock(self) -> Clock:
-        """The times."""
+        """The times of the solve."""
         return Clock(self.t, self.first)
 
     @lazy
     def points(self) -> SavePoints | None:
-        """Where states are wanted."""
+        """The times at which states are saved."""
         if self.save_at is None:
             return None
         return save_points(self.save_at, self.clock, len(self.first) if self.first.dim() else None)
 
     @lazy
     def form(self) -> Form:
-        """The problem as loops take it."""
+        """The problem in the form that the integration loops use."""
         if not isinstance(self.z0, tuple):
             return Form(CheckedField(self.field, self.counter), self.z0, None)
         per_sample = self.per_sample or (self.points is not None and self.points.per_sample)
@@ -150,9 +152,7 @@ class Problem:
 
     @lazy
     def layers(self) -> LayerStack | None:
-        """The field's layers, where it is willing to tell them and may be evaluated by them here
-        and now.
-        """
+        """The field's layers, if it offers them and this problem can be solved with them."""
         z0, offer = self.z0, getattr(self.field, "layer_stack", None)
         if (
             offer is None
@@ -176,7 +176,7 @@ class Problem:
         return stack
 
     def with_field(self, field: Callable[..., Any]) -> Problem:
-        """The same problem with its field computed in another way, from the same parameters."""
+        """The same problem with its field computed by another function of the same parameters."""
         gradient = self.gradient
         if isinstance(gradient, Adjoint):
             gradient = replace(gradient, params=gradient.parameters_of(self.field))

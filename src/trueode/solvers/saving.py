@@ -1,4 +1,4 @@
-"""States at requested times, gathered while a solve passes them; asking never changes the steps."""
+"""Save states at requested times during a solve, without changing its steps."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ Times = Sequence[Any] | Tensor
 
 
 def as_times(save_at: Times) -> Tensor:
-    """Times as a tensor; numbers keep their full precision, and tensors among them their
-    derivatives.
+    """Times as a tensor; numbers keep their full precision, tensors their derivatives.
 
     Raises:
-        UsageError: they are no times.
+        UsageError: ``save_at`` does not hold times.
     """
     if isinstance(save_at, Tensor) and not save_at.is_complex():
         return save_at
@@ -36,15 +35,14 @@ def as_times(save_at: Times) -> Tensor:
 
 @dataclass(frozen=True)
 class SavePoints:
-    """Where states are wanted, as fractions of the interval.
+    """The times at which states are saved, as fractions of the interval.
 
     Attributes:
-        fractions: in float64, ``(times,)``, or ``(times, batch)`` with times of its own for each
-            sample; NaN: none.
-        slack: how far rounding of the times may have moved them.
-        moving: the fractions again, differentiable; None where no derivative by a time is asked
-            for.
-        ends_stay: whether the points at an end of the interval move with that end alone.
+        fractions: float64, ``(times,)``, or ``(times, batch)`` for each sample's own times (padded
+            with NaN).
+        slack: the largest change of a fraction by rounding of the times.
+        moving: the same fractions, differentiable; None if no time is differentiated.
+        ends_stay: whether points at an end of the interval move only with that end.
     """
 
     fractions: Tensor
@@ -54,12 +52,12 @@ class SavePoints:
 
     @property
     def per_sample(self) -> bool:
-        """Whether every sample has times of its own."""
+        """Whether each sample has its own times."""
         return self.fractions.dim() == 2
 
     @property
     def at_ends(self) -> bool:
-        """Whether they are the ends of the interval alone, which no step has inside of it."""
+        """Whether all points are ends of the interval, and so never inside a step."""
         return (
             self.moving is None
             and not self.per_sample
@@ -68,18 +66,18 @@ class SavePoints:
 
 
 def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
-    """Requested times as fractions of the interval; those within rounding of an end are that end.
+    """Requested times as fractions of the interval; those within rounding of an end count as it.
 
-    A time that no derivative is asked for stands still when an end of the interval moves, unless it
-    is that end.
+    A time that is not differentiated is constant when an end of the interval moves, unless it is
+    that end.
 
     Args:
-        save_at: ``(times,)`` or ``(batch, times)``, where NaN stands for no time.
+        save_at: ``(times,)``, or ``(batch, times)`` padded with NaN.
         clock: the times of the solve.
-        batch: the number of samples; None: the state has no dimension of samples.
+        batch: the number of samples; None: the state has no batch dimension.
 
     Raises:
-        UsageError: times are of another shape, not finite, or outside of the interval.
+        UsageError: times have the wrong shape, are not finite, or lie outside of the interval.
     """
     times = as_times(save_at)
     if times.dim() not in (1, 2):
@@ -88,9 +86,10 @@ def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
         )
     if times.dim() == 2:
         if batch is None or times.shape[0] != batch:
-            samples = "no dimension of samples" if batch is None else f"{batch} samples"
+            samples = "no batch dimension" if batch is None else f"{batch} samples"
             raise UsageError(
-                f"save_at has times for {len(times)} samples, the state has {samples}: shape (batch, times) is needed."
+                f"save_at has times for {len(times)} samples, but the state has {samples}: "
+                "it must have shape (batch, times)."
             )
         times = times.T
     wanted = times.detach().to("cpu", torch.float64)
@@ -105,7 +104,8 @@ def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
     if bool(outside.any()):
         t = float(wanted[outside][0])
         raise UsageError(
-            f"save_at holds the time {t:g}, outside of the interval from {clock.t0:g} to {clock.t1:g}."
+            f"save_at holds the time {t:g}, outside of the interval "
+            f"from {clock.t0:g} to {clock.t1:g}."
         )
     fixed = torch.where(theta < slack, 0.0, torch.where(theta > 1 - slack, 1.0, theta))
     if not (clock.differentiable or is_differentiable(times)) or clock.length == 0:
@@ -117,12 +117,12 @@ def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
 
 
 class Inside(NamedTuple):
-    """Points inside of a step.
+    """Points inside a step.
 
     Attributes:
         theta: fractions of the step, in the precision of the state: ``(times, 1, …)``, or one for
             each row, ``(rows, 1, …)``.
-        rows: the samples that they belong to, ``(rows,)``; None: all samples at each time.
+        rows: the sample of each fraction, ``(rows,)``; None: every fraction is for all samples.
     """
 
     theta: Tensor
@@ -130,14 +130,14 @@ class Inside(NamedTuple):
 
     @classmethod
     def at(cls, theta: Tensor, rows: Tensor | None, z: Tensor) -> Inside:
-        """Fractions ``(n,)`` of a step of states ``z``, of all samples or of one row each."""
+        """Points at fractions ``(n,)`` of a step of ``z``, for all samples or for one row each."""
         ones = [1] * (z.dim() - (rows is not None))
         return cls(theta.to(dtype=z.dtype.to_real(), device=z.device).view(-1, *ones), rows)
 
 
 def union(points: SavePoints) -> tuple[SavePoints, Tensor]:
-    """All fractions that occur, ascending, and where each entry is found among them,
-    ``(times, batch)``; -1: nowhere.
+    """All distinct fractions, ascending, and the index of each entry among them,
+    ``(times, batch)``; -1 for NaN.
     """
     absent = points.fractions.isnan()
     every = torch.unique(points.fractions[~absent])
@@ -146,8 +146,8 @@ def union(points: SavePoints) -> tuple[SavePoints, Tensor]:
 
 
 def gather(states: Tensor, position: Tensor) -> Tensor:
-    """From ``(union, batch, …)`` to each sample's own times, ``(times, batch, …)``; NaN where there
-    is none.
+    """Select each sample's own times, ``(times, batch, …)``, from ``(union, batch, …)``; NaN where
+    a sample has no time.
     """
     here = position.to(states.device)
     absent = (here < 0).view(*here.shape, *[1] * (states.dim() - 2))
@@ -158,8 +158,8 @@ def gather(states: Tensor, position: Tensor) -> Tensor:
 
 
 def grid_positions(points: SavePoints, grid: Sequence[float]) -> list[int] | None:
-    """Where on the grid each point of all samples lies, as a `Saver` sees it; None if one lies, or
-    may move, inside of a step.
+    """The index on the grid of each point, with the tolerance of `Saver`; None if a point lies, or
+    may move, inside a step.
     """
     if points.moving is not None:
         return None
@@ -170,10 +170,10 @@ def grid_positions(points: SavePoints, grid: Sequence[float]) -> list[int] | Non
 
 
 class Saver:
-    """Collects the states at the given points while one grid of steps for all samples passes them.
+    """Collects states at given points during a solve with the same steps for all samples.
 
-    Where derivatives by times are asked for, also points at grid points are those at a fraction of
-    a step, since the grid and the points move on their own.
+    If times are differentiated, points on the grid are treated as points inside a step too, since
+    grid and points move independently.
     """
 
     def __init__(self, points: SavePoints) -> None:
@@ -186,7 +186,7 @@ class Saver:
         self._pieces: list[Tensor] = []
 
     def inside(self, before: float, after: float, z: Tensor) -> Inside | None:
-        """The points inside of a step; None: there are none."""
+        """The points inside a step; None if there are none."""
         if self._moving is None:
             last = bisect_left(self._fractions, after - self._slack, self._done)
         else:
@@ -205,7 +205,7 @@ class Saver:
         return Inside.at(theta, rows, z)
 
     def add(self, inside: Tensor | None, after: float, z: Tensor) -> None:
-        """Take the states inside of a step and, as often as it was asked for, the one at its end."""
+        """Add the states inside a step, and the state at its end as often as it was requested."""
         if inside is not None:
             self._pieces.append(inside)
             self._done += len(inside)
@@ -218,12 +218,12 @@ class Saver:
             self._done = last
 
     def stacked(self, z: Tensor) -> Tensor:
-        """The states in the order asked for, ``(times, *state)``; NaN where there is no time or a
-        failed solve did not arrive.
+        """The states in the requested order, ``(times, *state)``; NaN where a sample has no time or
+        a failed solve did not get there.
         """
         one = z.shape if self._rows is None else z.shape[1:]
         missing = len(self._order) - self._done
-        # part of the graph also where it is empty
+        # an empty result is part of the graph too
         pieces = self._pieces or [z.expand(0, *z.shape) if self._rows is None else z[:0]]
         if missing:
             pieces = [*pieces, z.new_full((missing, *one), torch.nan)]

@@ -15,7 +15,7 @@ State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
 
 class Counter:
-    """Counts the calls of a field: in the forward solve, and after it (while gradients are taken)."""
+    """Counts the calls of a field, in the forward solve and after it (in the backward pass)."""
 
     def __init__(self) -> None:
         self.forward = 0
@@ -23,7 +23,7 @@ class Counter:
         self.solving = True
 
     def add(self, calls: int = 1) -> None:
-        """Count calls where they belong."""
+        """Add calls to the count of the current phase."""
         if self.solving:
             self.forward += calls
         else:
@@ -35,18 +35,18 @@ class Solution(Generic[State]):
     """The outcome of a solve.
 
     Attributes:
-        z: the final state, of the shape of ``z0`` (a tuple where ``z0`` is one).
-        zs: the states at ``save_at``, ``(times, *state)``; None if none were asked for.
+        z: the final state, of the shape of ``z0`` (a tuple if ``z0`` is one).
+        zs: the states at ``save_at``, ``(times, *state)``; None without ``save_at``.
         t: the end of the interval.
         nfe: calls of the field in the forward solve.
         n_steps: accepted steps: a number, or ``(batch,)`` under per-sample control.
         n_rejected: rejected steps, likewise.
         errors: norms of the scaled errors of the accepted steps; None for fixed steps.
         status: ``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``; under
-            per-sample control that of the first sample that failed.
-        message: what happened, for a failure.
-        statuses: under per-sample control the status of each sample; otherwise None. A sample that
-            failed keeps the state that it reached.
+            per-sample control, the status of the first sample that failed.
+        message: a description of the failure, if any.
+        statuses: under per-sample control, the status of each sample; otherwise None. A sample that
+            failed keeps the last state that it reached.
     """
 
     z: State
@@ -68,14 +68,14 @@ class Solution(Generic[State]):
     def grid(self) -> Tensor:
         """Times of the accepted steps, both ends included, in float64: ``(n_steps + 1,)``.
 
-        Under per-sample control ``(most steps + 1, batch)``, where a finished sample repeats its
-        last time.
+        Under per-sample control, ``(max(n_steps) + 1, batch)``; a finished sample repeats its last
+        time.
         """
         return self._clock.t0 + self._fractions * self._clock.length
 
     @property
     def nfe_backward(self) -> int:
-        """Calls of the field while gradients were taken: 0 until backward has run."""
+        """Calls of the field in the backward pass; 0 before it has run."""
         return self._counter.backward
 
     @property
@@ -88,8 +88,8 @@ class Solution(Generic[State]):
         )
 
     def lost(self) -> Tensor:
-        """Which samples (first dimension of the state) did not reach the end with finite numbers:
-        ``(batch,)`` of bool.
+        """The samples (first dimension of the state) that did not reach the end with finite
+        numbers, as a mask ``(batch,)``.
         """
         parts: tuple[Tensor, ...] = self.z if isinstance(self.z, tuple) else (self.z,)
         whole = torch.zeros(len(parts[0]), dtype=torch.bool, device=parts[0].device)
@@ -99,14 +99,14 @@ class Solution(Generic[State]):
             )
         if self.status == "non_finite" and not isinstance(
             self._solver, Adaptive
-        ):  # the other samples went their way
+        ):  # the other samples are not affected
             return ~torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
         return whole if self.status == "success" else ~whole
 
     def replay(self) -> OnGrid:
-        """The solver that takes just these steps again."""
+        """A solver that repeats exactly these steps."""
         rows: list[Any] = (
             self._fractions.tolist() if len(self._fractions) > 1 else [0.0, 1.0]
-        )  # a step of length zero
+        )  # an interval of length zero
         grid = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
         return OnGrid(self._solver.tableau, grid, breaks=self._solver.breaks)

@@ -13,7 +13,8 @@ from trueode.errors import SolveError, UsageError
 from trueode.solvers.methods import get_tableau
 from trueode.solvers.tableau import ButcherTableau
 
-MOST_STEPS = 10_000_000  # of a grid that nobody has bounded: one of many more would fill the memory before the first step
+# The limit without `max_steps`: a longer grid would fill the memory before the first step.
+MOST_STEPS = 10_000_000
 
 
 def _is_number(value: Any) -> bool:
@@ -69,14 +70,13 @@ class FixedStep(_Method):
 
     Args:
         method: a name of ``catalog.METHODS`` or a tableau.
-        step_size: the step; where it does not divide the interval, the last step is shorter and
-            ends exactly at its end.
-        n_steps: instead of ``step_size``: the number of equal steps.
-        max_steps: a solve that would take more steps fails before it starts; without it, one of
-            more than ten millions.
-        max_step: no step is longer, where ``n_steps`` alone would make them so.
-        breaks: times at which the field may jump: steps end there, and see the field as it is on
-            their own side.
+        step_size: the step size. If it does not divide the interval, the last step is shorter and
+            ends exactly at the end of the interval.
+        n_steps: the number of equal steps, instead of ``step_size``.
+        max_steps: a solve that would take more steps fails before it starts; None: 10 million.
+        max_step: the longest step; more than ``n_steps`` steps are taken if necessary.
+        breaks: times at which the field may jump. Steps end there, and each step uses the values
+            of the field on its own side.
 
     Raises:
         UsageError: neither or both of ``step_size`` and ``n_steps`` are given, or a number is out
@@ -118,13 +118,13 @@ class FixedStep(_Method):
         return least
 
     def fractions(self, length: float) -> tuple[float, ...]:
-        """The grid as fractions of the interval, from 0.0 to 1.0: no rounding accumulates."""
+        """The grid as fractions of the interval, from 0.0 to 1.0. Rounding does not accumulate."""
         n = self.count(length)
         most = MOST_STEPS if self.max_steps is None else self.max_steps
         if n > most:
             raise SolveError(
-                f"{self.name} would need {n} steps on an interval of length {abs(length):g}, more than "
-                f"max_steps = {most}: take a larger step or raise max_steps.",
+                f"{self.name} would need {n} steps on an interval of length {abs(length):g}, "
+                f"more than max_steps = {most}: take a larger step or raise max_steps.",
                 "max_steps",
             )
         if self.step_size is None or n <= 1 or (self.max_step or inf) < self.step_size:
@@ -161,15 +161,15 @@ class Adaptive(_Method):
         method: a name or tableau with an embedded method.
         rtol: relative tolerance.
         atol: absolute tolerance.
-        per_sample: control each sample (first dimension of the state) by itself, so that its result
-            does not depend on the others; otherwise one step for all, from the root mean square
-            error over the whole batch.
-        first_step: the first step; None chooses it (Hairer, Nørsett & Wanner I, p. 169).
-        max_steps: most attempted steps.
-        max_step: no step is longer, so that no feature of the field that lasts longer is stepped
-            over.
-        breaks: times at which the field may jump: steps end there, and see the field as it is on
-            their own side.
+        per_sample: control each sample (first dimension of the state) separately, so that its
+            result does not depend on the others. Otherwise all samples take the same steps, chosen
+            by the root mean square error over the whole batch.
+        first_step: the first step; None: chosen by the rule of Hairer, Nørsett & Wanner I, p. 169.
+        max_steps: the largest number of attempted steps.
+        max_step: the longest step, which keeps steps from missing features of the field that last
+            longer.
+        breaks: times at which the field may jump. Steps end there, and each step uses the values
+            of the field on its own side.
 
     Raises:
         UsageError: the method has no error estimate, or a number is out of range.
@@ -187,17 +187,18 @@ class Adaptive(_Method):
         tableau = get_tableau(self.method)
         if tableau.embedded is None:
             raise UsageError(
-                f"{tableau.name} has no error estimate and cannot be adaptive: use FixedStep({tableau.name!r}, …), "
-                "or an embedded method such as 'dopri5'."
+                f"{tableau.name} has no error estimate and cannot be adaptive: use "
+                f"FixedStep({tableau.name!r}, …), or an embedded method such as 'dopri5'."
             )
         if not (_is_number(self.rtol) and _is_number(self.atol)):
             raise UsageError(
-                f"rtol and atol must be numbers, got {self.rtol!r} and {self.atol!r}: for a tolerance of its own for each component, "
-                "scale the components of the state."
+                f"rtol and atol must be numbers, got {self.rtol!r} and {self.atol!r}. For a "
+                "different tolerance for each component, scale the components of the state."
             )
         if min(self.rtol, self.atol) < 0 or self.rtol + self.atol == 0:
             raise UsageError(
-                f"rtol and atol must not be negative nor both zero, got {self.rtol!r} and {self.atol!r}."
+                "rtol and atol must not be negative, and not both zero, got "
+                f"{self.rtol!r} and {self.atol!r}."
             )
         for name in ("first_step", "max_step"):
             if (value := getattr(self, name)) is not None:
@@ -205,8 +206,8 @@ class Adaptive(_Method):
         object.__setattr__(self, "max_steps", _whole("max_steps", self.max_steps))
 
     def longest(self, length: float) -> float:
-        """The longest step as a fraction of an interval; a rest of a ten-thousandth is taken along
-        with a step.
+        """The longest step as a fraction of an interval, with room for the remainder of a
+        ten-thousandth that the last step may absorb.
         """
         return inf if self.max_step is None else self.max_step / (1.0001 * abs(length))
 
@@ -216,8 +217,8 @@ class Adaptive(_Method):
         return replace(self, rtol=self.rtol * factor, atol=self.atol * factor)
 
     def refined(self, times: int = 2) -> Adaptive:
-        """The tolerances at which about ``times`` as many steps are taken: divided by
-        ``times ** order``.
+        """The same method with tolerances divided by ``times ** order``, which takes about
+        ``times`` as many steps.
         """
         return self.scaled(float(times) ** -self.order)
 
@@ -232,13 +233,12 @@ class Adaptive(_Method):
 
 @dataclass(frozen=True)
 class OnGrid(_Method):
-    """Steps of a method at given fractions of the interval: any grid, or the replay of an adaptive
-    solve.
+    """Steps of a method on a given time grid, such as the one that an adaptive solve chose.
 
     Args:
         method: a name or tableau.
-        grid: fractions, ascending from 0 to 1; for a grid per sample, one tuple of the samples'
-            fractions per grid point.
+        grid: fractions of the interval, ascending from 0 to 1. For one grid per sample: a tuple
+            for each grid point, with the fractions of all samples.
         breaks: times at which the field may jump; the grid must have points there.
     """
 
@@ -254,7 +254,7 @@ class OnGrid(_Method):
 
     @property
     def per_sample(self) -> bool:
-        """Whether every sample has a grid of its own."""
+        """Whether each sample has its own grid."""
         return isinstance(self.grid[0], tuple)
 
     def fractions(self, length: float) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
@@ -280,7 +280,7 @@ def to_plain(solver: Solver) -> dict[str, Any]:
     """A solver as plain values, its method by name.
 
     Raises:
-        UsageError: a given grid has no such form.
+        UsageError: the solver is an `OnGrid`.
     """
     if isinstance(solver, OnGrid):
         raise UsageError(f"{solver} cannot be written as plain values: use FixedStep or Adaptive.")
@@ -290,6 +290,6 @@ def to_plain(solver: Solver) -> dict[str, Any]:
 def from_plain(
     values: Mapping[str, Any], method: str | ButcherTableau | None = None
 ) -> FixedStep | Adaptive:
-    """The solver of `to_plain`; ``method`` stands for the name, where it is a tableau of your own."""
+    """The solver that `to_plain` described; pass ``method`` if it is your own tableau."""
     kind: type[FixedStep | Adaptive] = Adaptive if "rtol" in values else FixedStep
     return kind(**{**values, "method": method or values["method"]})

@@ -30,8 +30,8 @@ _BACKPROP = Backprop()
 replacement: ContextVar[Callable[[Problem], Solution[Any] | None] | None] = ContextVar(
     "replacement", default=None
 )
-"""What solves in place of `solve_problem` in this context, while an audit tries other solvers; None
-where it leaves a solve alone.
+"""A function that replaces `solve_problem` in this context while an audit tries other solvers. It
+returns None to leave a solve alone.
 """
 
 
@@ -48,24 +48,24 @@ def solve(
 ) -> Solution[Any]:
     """Solve ``dz/dt = field(t, z)``, ``z(t[0]) = z0`` up to ``t[1]``.
 
-    Gradients flow to ``z0``, to the parameters of the field, and to the ends of ``t`` and to
-    ``save_at`` where they are tensors that require them, in reverse and in forward mode; the steps
-    that an adaptive solver chose are constants, as fractions of the interval. A derivative that a
-    solver or gradient cannot give is a `UsageError`. No result shares memory with an argument.
+    Gradients flow to ``z0``, to the parameters of the field, and to tensors in ``t`` and
+    ``save_at`` that require them, in reverse and forward mode. The steps of an adaptive solver are
+    constants, as fractions of the interval. A request for a derivative that a solver or gradient
+    method does not have raises a `UsageError`. Results share no memory with the arguments.
 
     Args:
-        field: the vector field, called with a time (a tensor without dimension; ``(batch, 1, …)``
-            under per-sample control) and a state, returning the derivative in the state's shape. It
-            must not change the state in place.
+        field: the vector field, ``field(t, z)``, which returns the derivative in the shape of the
+            state ``z`` and must not change ``z`` in place. The time ``t`` is a tensor without
+            dimension, or ``(batch, 1, …)`` under per-sample control.
         z0: the initial state, a floating point or complex tensor of any shape, or a tuple of them.
         t: start and end; the end may lie before the start.
         solver: a `FixedStep`, `Adaptive` or `OnGrid`.
         gradient: how gradients are computed: `Backprop`, `Checkpoint` (less memory) or `Adjoint`
             (continuous).
-        save_at: times inside of the interval at which the state is wanted too, by dense output;
-            asking never changes the steps. ``(times,)``, or ``(batch, times)`` with times of its
-            own for each sample (NaN: none).
-        on_failure: ``"raise"``, or ``"return"`` a Solution whose status tells what happened.
+        save_at: times in the interval at which the state is also computed, by dense output, without
+            changing the steps. ``(times,)``, or ``(batch, times)`` for each sample's own times
+            (padded with NaN).
+        on_failure: ``"raise"`` an error, or ``"return"`` a Solution whose status names the failure.
         reduce: sums a tensor over the ranks that share one batch, so that they take the same
             adaptive steps.
 
@@ -73,7 +73,7 @@ def solve(
         The solution with its statistics.
 
     Raises:
-        UsageError: an argument is not what is described here.
+        UsageError: an argument does not fit the description above.
         SolveError: the solve failed and ``on_failure`` is ``"raise"``.
     """
     if on_failure not in ("raise", "return"):
@@ -83,7 +83,7 @@ def solve(
     )
     replace_solve = replacement.get()
     replaced = None if replace_solve is None else replace_solve(problem)
-    if replaced is not None:  # an audit notes failures by itself
+    if replaced is not None:  # the audit records failures itself
         return replaced
     solution = solve_problem(problem)
     if solution.status != "success" and on_failure == "raise":
@@ -92,9 +92,7 @@ def solve(
 
 
 def solve_problem(problem: Problem) -> Solution[Any]:
-    """What `solve` does with a problem, whether an audit is under way or not; the status names a
-    failure.
-    """
+    """Solve a problem, also while an audit replaces solvers; the status names a failure."""
     outcome = _outcome(problem)
     problem.counter.solving = False
     if problem.reduce is not None:
@@ -120,7 +118,7 @@ def solve_problem(problem: Problem) -> Solution[Any]:
 def _outcome(problem: Problem) -> Outcome:
     if problem.solver.breaks:
         return in_pieces(problem, _outcome)
-    for backend in BACKENDS:  # the last one accepts whatever is asked of it
+    for backend in BACKENDS:  # the last one accepts every problem
         if backend.accepts(problem):
             break
     outcome = backend.solve(problem)
@@ -132,7 +130,7 @@ def _outcome(problem: Problem) -> Outcome:
 
 
 def _looked_at(outcome: Outcome, problem: Problem) -> Outcome:
-    """The outcome of given steps, marked as failed if its final state is not finite."""
+    """The outcome of fixed steps, marked as failed if its final state is not finite."""
     found: Any = outcome.z
     parts: tuple[Tensor, ...] = found if isinstance(found, tuple) else (found,)
     if (
@@ -142,16 +140,14 @@ def _looked_at(outcome: Outcome, problem: Problem) -> Outcome:
         or all(map(_is_finite, parts))
     ):
         return outcome
-    clock, (field, z0, _) = (
-        problem.clock,
-        replace(problem, counter=Counter()).form,
-    )  # what follows is no part of the solve
+    # with a new counter: the calls that follow are not part of the solve
+    clock, (field, z0, _) = problem.clock, replace(problem, counter=Counter()).form
     h = clock.length / max(int(outcome.n_steps), 1)
     unstable = instability(partial(field, clock.time(0.0)), problem.solver.tableau, z0, h)
     message = (
-        f"The solve with {problem.solver} from t = {clock.t0:g} reached a state that is not finite before t = {clock.t1:g} "
-        f"({outcome.n_steps} steps of about {abs(h):.3g}): take smaller steps, or an adaptive solver, which tells where it "
-        f"happens.{unstable}"
+        f"The solve with {problem.solver} from t = {clock.t0:g} reached a state that is not finite "
+        f"before t = {clock.t1:g} ({outcome.n_steps} steps of about {abs(h):.3g}): take smaller "
+        f"steps, or use an adaptive solver, which reports where this happens.{unstable}"
     )
     return outcome._replace(status="non_finite", message=message)
 
@@ -164,9 +160,9 @@ def _is_finite(z: Tensor) -> bool:
 
 
 def _share_failure(outcome: Outcome, reduce: Reduce) -> Outcome:
-    """Let a solve that failed on one of the ranks fail on all: none waits for one that has gone."""
+    """Let a solve that failed on one rank fail on all ranks, which would otherwise wait for it."""
     failed = torch.tensor(float(outcome.status != "success"), device="cpu")
     if not float(reduce(failed)) or float(failed):
         return outcome
-    message = "The solve failed on another rank, whose part of the batch it could not solve."
+    message = "The solve failed on another rank, for its part of the batch."
     return outcome._replace(status="non_finite", message=message)

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from trueode.layers import Layer, LayerStack, activations
 from trueode.solvers.step import Field
 
-# One matrix for all rows beats a convolution of three taps: with no more rows than taps it has no
-# more entries than the convolution has products, and up to this width (rows x out) the smaller
-# overhead outweighs them (measured).
+# One matrix for all rows is faster than a convolution of three taps in two cases: with no more rows
+# than taps it has no more entries than the convolution has products, and up to this width (rows x
+# out) its smaller overhead outweighs the additional entries (measured).
 WIDEST_DENSE = 256
 
 
 def shift(bias: Tensor, time_weight: Tensor | None, t: Any, rows: int) -> Tensor:
-    """``bias + t time_weight``; a time per sample, ``(batch, 1)``, is repeated for the rows of each
+    """``bias + t time_weight``; times per sample, ``(batch, 1)``, are repeated for the rows of a
     sample.
     """
     if time_weight is None:
@@ -31,7 +31,7 @@ def shift(bias: Tensor, time_weight: Tensor | None, t: Any, rows: int) -> Tensor
 
 
 def stack_field(stack: LayerStack) -> Field:
-    """The field of a stack on states ``(batch, width)``, in ordinary differentiable operations."""
+    """The field of a stack on states ``(batch, width)``, by ordinary differentiable operations."""
     layers = stack.layers
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def stack_field(stack: LayerStack) -> Field:
 
 
 def _windows(x: Tensor, per_sample: int, taps: int) -> Tensor:
-    """Rows ``(batch * per_sample, in)`` with their neighbours in the same sample beside them,
+    """Rows ``(batch * per_sample, in)`` joined with their neighbours in the same sample,
     ``(…, taps * in)``.
     """
     padded = F.pad(x.view(-1, per_sample, x.shape[1]), (0, 0, taps // 2, taps // 2))
@@ -62,7 +62,7 @@ def _windows(x: Tensor, per_sample: int, taps: int) -> Tensor:
 
 
 def is_short(stack: LayerStack, width: int) -> bool:
-    """Whether the convolutions of a stack, on states of a width, take less time as one matrix each."""
+    """Whether the convolutions of a stack are faster as one matrix each, on states of a width."""
     for layer in stack.layers:
         fan_out, fan_in, *_ = layer.weight.shape
         rows = width // fan_in
@@ -73,7 +73,7 @@ def is_short(stack: LayerStack, width: int) -> bool:
 
 
 def dense(stack: LayerStack, width: int) -> LayerStack:
-    """The stack for states of a width, its weights matrices, those of convolutions too."""
+    """The stack for states of a width with all weights as matrices, also those of convolutions."""
     layers = []
     for layer in stack.layers:
         fan_out, fan_in, *_ = layer.weight.shape
@@ -98,18 +98,18 @@ def _reach(rows: int, taps: int, dtype: torch.dtype, device: torch.device) -> Te
     """``(rows * rows, taps)``: 1 where row j of the input reaches row m of the output through a
     tap.
     """
-    with torch.inference_mode(False):  # it is kept, also for a use with gradients
+    with torch.inference_mode(False):  # later uses of the cached result may need gradients
         places = (torch.arange(n, device="cpu") for n in (rows, rows, taps))
         j, m, tap = torch.meshgrid(*places, indexing="ij")
         return (tap == j - m + taps // 2).to(dtype).view(-1, taps).to(device)
 
 
 def dense_convolution(weight: Tensor, rows: int) -> Tensor:
-    """A convolution along the rows as one matrix on samples of so many of them.
+    """A convolution along the rows of a sample, as one matrix.
 
     Args:
         weight: ``(out, in, taps)``, as in `Layer`.
-        rows: of a sample.
+        rows: the number of rows of a sample.
 
     Returns:
         ``(rows * out, rows * in)``; block (m, j) is ``weight[..., j - m + taps // 2]``.

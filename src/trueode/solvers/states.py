@@ -1,5 +1,5 @@
-"""States in the forms that loops work on: one tensor for a tuple of them, a matrix for layers; and
-back.
+"""Convert states to the forms that the integration loops use (one tensor for a tuple, a matrix for
+layers), and back.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from trueode.layers import LayerStack
 from trueode.solvers.step import Field
 
 Unpack = Callable[[Tensor], Any]
-"""From the loops' state, with any number of leading dimensions, to the user's."""
+"""Converts the loops' state, with any number of leading dimensions, to the user's."""
 
 
 def pack_tuple(
     field: Callable[..., Any], z0: tuple[Tensor, ...], *, per_sample: bool
 ) -> tuple[Field, Tensor, Unpack]:
-    """One tensor for a tuple of states: flat, or ``(batch, …)`` where samples have steps or times
-    of their own.
+    """Join a tuple of states to one tensor: flat, or ``(batch, …)`` if samples have their own steps
+    or times.
+
+    Returns:
+        The field of this tensor, the tensor, and the conversion back to a tuple.
 
     Raises:
         UsageError: the parts do not fit together.
@@ -32,13 +35,15 @@ def pack_tuple(
     kinds = {(part.dtype, part.device) for part in z0}
     if len(kinds) > 1:
         raise UsageError(
-            f"The parts of a tuple state must share dtype and device; they have {sorted(map(str, kinds))}."
+            "The parts of a tuple state must share dtype and device; "
+            f"they have {sorted(map(str, kinds))}."
         )
     lead = 1 if per_sample else 0
     if per_sample and len({part.shape[:1] for part in z0}) > 1:
         shapes = [tuple(part.shape) for part in z0]
         raise UsageError(
-            f"Steps or times of each sample need the same first dimension in all parts of a tuple state; shapes: {shapes}."
+            "Steps or times of each sample need the same first dimension in all parts of a tuple "
+            f"state; the shapes are {shapes}."
         )
     shapes = [part.shape[lead:] for part in z0]
     ends = list(accumulate(prod(shape) for shape in shapes))
@@ -64,7 +69,7 @@ def pack_tuple(
 
 
 def pack_stack(stack: LayerStack, z0: Tensor) -> tuple[Tensor, Unpack]:
-    """The state of a layer stack: ``(batch, width)``, channels last where the stack wants them so."""
+    """A state as a layer stack takes it, ``(batch, width)``, and the conversion back."""
     shape = z0.shape
     if not stack.channels_last or z0.dim() < 3 or shape[1] == 1:
         return z0.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(

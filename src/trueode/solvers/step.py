@@ -19,7 +19,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 class StepResult(NamedTuple):
-    """What a step gives: the new state, and what was asked for or comes for free."""
+    """The result of a step: the new state, and optional values that were requested or are free."""
 
     z: Tensor
     end: Tensor | None  # the field at the end of the step
@@ -37,7 +37,7 @@ def combine(z: Tensor, h: Step, weights: Sequence[float], stages: Sequence[Tenso
     (w, k), *rest = terms
     total = torch.add(z, k, alpha=w * h)
     for w, k in rest:
-        total.add_(k, alpha=w * h)  # `add` keeps nothing for the backward pass: in place is safe
+        total.add_(k, alpha=w * h)  # in place is safe: `add` saves nothing for the backward pass
     return total
 
 
@@ -58,10 +58,10 @@ class Stepper:
         field: the field, ``field(t, z)``.
         tableau: the method.
         clock: the times of the solve.
-        recompute: keep only the state at the start of each step and compute the step again when
-            gradients are taken.
-        watched: how many of the first entries of a flat state the error control looks at; None: all
-            of any state.
+        recompute: keep only the state at the start of each step, and compute the step again in the
+            backward pass.
+        watched: the number of leading entries of a flat state that error control considers; None:
+            all, for any shape.
     """
 
     field: Field
@@ -75,20 +75,20 @@ class Stepper:
         return self.field(self.clock.time(theta), z)
 
     def start_per_sample(self, theta: Tensor, z: Tensor) -> Tensor:
-        """The field at a grid point of each sample: fractions ``(samples,)``, states
+        """The field at each sample's grid point: fractions ``(samples,)``, states
         ``(samples, …)``.
         """
         return self.field(self.clock.tensor(theta.view(-1, *[1] * (z.dim() - 1))), z)
 
     def span_per_sample(self, before: Tensor, after: Tensor, z: Tensor) -> Span:
-        """The step of each sample between two fractions ``(samples,)``: times and step sizes
-        ``(samples, 1, …)``.
+        """The step of each sample between two fractions ``(samples,)``; times and step sizes have
+        shape ``(samples, 1, …)``.
         """
         start, end = (theta.view(-1, *[1] * (z.dim() - 1)) for theta in (before, after))
         return self.clock.span_per_sample(start, end, self.tableau.c)
 
     def controlled(self, x: Tensor) -> Tensor:
-        """The part of a state, or of its error, that the error control looks at."""
+        """The part of a state, or of its error, that error control considers."""
         return x.detach() if self.watched is None else x.detach()[: self.watched]
 
     def step(
@@ -105,8 +105,8 @@ class Stepper:
             span: the step's times and size.
             z: state at the start.
             first: the field at the start, if known.
-            inside: where in the step the state is wanted.
-            with_error: estimate the error; all stages are computed.
+            inside: the points inside the step at which the state is computed.
+            with_error: estimate the error, which needs all stages.
         """
         if self.recompute and torch.is_grad_enabled():
             return StepResult(

@@ -15,8 +15,8 @@ class ButcherTableau:
     """An explicit Runge-Kutta method ``z_new = z + h sum_i b_i k_i``,
     ``k_i = f(t + c_i h, z + h sum_j a_ij k_j)``.
 
-    A tableau that does not have the order it claims (checked up to order 4), or whose rows do not
-    add up, cannot be made.
+    A tableau with inconsistent coefficients, or without the order it claims (checked up to order
+    4), cannot be created.
 
     Args:
         name: the method's name.
@@ -28,7 +28,7 @@ class ButcherTableau:
         embedded_order: order of the embedded solution (0: none).
         dense: row i holds the coefficients of theta, theta^2, … of the continuous weight
             ``b_i(theta)``; None means cubic Hermite interpolation.
-        source: where the coefficients are printed.
+        source: the publication of the coefficients.
 
     Raises:
         ValueError: the coefficients contradict each other or the order; the message names the
@@ -47,8 +47,9 @@ class ButcherTableau:
     def __post_init__(self) -> None:
         if [len(row) for row in self.a] != list(range(len(self.b))):
             raise ValueError(
-                f"{self.name}: row i of `a` must have i entries for each of the {len(self.b)} weights in `b`; "
-                f"the rows have {[len(row) for row in self.a]}. Only explicit methods are supported."
+                f"{self.name}: row i of `a` must have i entries for each of the {len(self.b)} "
+                f"weights in `b`; the rows have {[len(row) for row in self.a]}. Only explicit "
+                "methods are supported."
             )
         self._check_order("b", self.b, self.order)
         if self.embedded is not None:
@@ -70,16 +71,16 @@ class ButcherTableau:
         for condition, (least, lhs, rhs) in order_conditions(self.a, self.c, weights).items():
             if least <= order and not isclose(lhs, rhs, abs_tol=1e-9):
                 raise ValueError(
-                    f"{self.name}: `{label}` claims order {order} but {condition} = {lhs:.12g}, expected {rhs:.12g}."
+                    f"{self.name}: `{label}` claims order {order} but {condition} = {lhs:.12g}, "
+                    f"expected {rhs:.12g}."
                 )
 
     @cached_property
     def c(self) -> Coefficients:
         """The nodes: row sums of ``a`` (the row-sum condition holds by construction)."""
         nodes = (fsum(row) for row in self.a)
-        return tuple(
-            1.0 if isclose(node, 1.0, rel_tol=1e-14) else node for node in nodes
-        )  # the end of a step, to the last bit
+        # exactly the end of a step
+        return tuple(1.0 if isclose(node, 1.0, rel_tol=1e-14) else node for node in nodes)
 
     @property
     def stages(self) -> int:
@@ -88,8 +89,8 @@ class ButcherTableau:
 
     @cached_property
     def advancing_stages(self) -> int:
-        """The number of stages that the advanced solution needs (trailing stages of weight zero
-        left out).
+        """The number of stages that the advanced solution needs, without trailing stages of weight
+        zero.
         """
         return max(i + 1 for i, weight in enumerate(self.b) if weight)
 
@@ -122,7 +123,8 @@ class ButcherTableau:
         """``b - embedded``: the weights of the error estimate."""
         if self.embedded is None:
             raise ValueError(
-                f"{self.name} has no embedded method and so no error estimate: use it with fixed steps."
+                f"{self.name} has no embedded method, hence no error estimate: "
+                "use it with fixed steps."
             )
         return tuple(x - y for x, y in zip(self.b, self.embedded, strict=True))
 

@@ -1,6 +1,4 @@
-"""Sweeps: a grid of options as named runs, carried out on this machine or on a cluster, and one
-table of what they found.
-"""
+"""Sweeps: a grid of options as named runs, here or on a cluster, and one table of results."""
 
 from trueode.sweeps.directory import SweepDirectory
 from trueode.sweeps.execute import run_sweep

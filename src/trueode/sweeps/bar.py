@@ -1,6 +1,4 @@
-"""What a sweep shows while it works: a bar with the time left on a terminal, a line for each run
-elsewhere.
-"""
+"""Progress of a sweep: a bar with the remaining time on a terminal, otherwise a line per run."""
 
 from __future__ import annotations
 
@@ -15,9 +13,9 @@ class Bar:
     """Progress over runs of different weights.
 
     Args:
-        console: where to show it.
-        weights: how much work each run is, by hash.
-        begin: how much of each was done before.
+        console: the console.
+        weights: work of each run, by hash.
+        begin: share of each run that was done before.
     """
 
     def __init__(
@@ -34,7 +32,7 @@ class Bar:
 
     @property
     def visible(self) -> bool:
-        """Whether there is a bar."""
+        """Whether a bar is shown."""
         return self._bar is not None
 
     def __enter__(self) -> Bar:
@@ -53,7 +51,7 @@ class Bar:
             self._bar.stop()
 
     def look(self, shares: Mapping[str, float]) -> None:
-        """Show how much of the running runs is done."""
+        """Show new shares of the running runs."""
         self._shares |= shares
         self._show()
 
@@ -67,9 +65,7 @@ class Bar:
         )
 
     def time_left(self) -> float | None:
-        """Seconds, from what was done since the start and how long that took; None before there is
-        anything to go by.
-        """
+        """Remaining seconds at the average speed so far; None before any progress."""
         done = sum(
             self._weights[run] * (self._shares[run] - self._begin[run]) for run in self._weights
         )
@@ -89,7 +85,7 @@ class Bar:
 
 
 def shown_time(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds in words: seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

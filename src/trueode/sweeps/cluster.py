@@ -1,4 +1,4 @@
-"""Workers of a Dask cluster: the same jobs in the same worker processes, on other machines."""
+"""Workers of a Dask cluster, which do jobs in worker processes on other machines."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from trueode.sweeps.jobs import Job, Result
 from trueode.sweeps.local import WorkerProcess
 
 TIMEOUT = "10s"
-PULSE = 1.0  # seconds between looks at the mark
+PULSE = 1.0  # seconds between checks of the mark
 _OF_THREAD = threading.local()
 
 
 class ClusterWorkers:
     """The workers of a Dask scheduler.
 
-    A worker that sees the sweep's directory works in it: a run whose worker is lost goes on
-    elsewhere from its last checkpoint. One that does not works in a folder of its own and returns
-    the run when it is finished.
+    A worker that shares the sweep's directory works in it; if the worker is lost, another one
+    continues its run from the last checkpoint. Other workers use a temporary folder, and return
+    the finished run.
 
     Args:
         address: of the scheduler.
@@ -54,13 +54,15 @@ class ClusterWorkers:
                 f"There is no Dask scheduler at {address} ({told(failure)})."
             ) from None
         self._directory = directory
-        self._lost = f"The connection to the Dask scheduler at {address} is lost: start it and its workers again."
+        self._lost = (
+            f"The connection to the Dask scheduler at {address} is lost: start it and its workers "
+            "again."
+        )
         self._stopping = False
         self._futures: dict[str, Any] = {}
         self._ended: queue.Queue[Any] = queue.Queue()
-        self._mark = (
-            real(directory.path) / f"{MARK}{uuid.uuid4().hex}"
-        )  # who sees it shares the directory
+        # a worker that sees this file shares the directory
+        self._mark = real(directory.path) / f"{MARK}{uuid.uuid4().hex}"
         self._mark.touch()
         self.count = max(1, sum(self._client.nthreads().values()))
 
@@ -68,7 +70,7 @@ class ClusterWorkers:
         """Queue a job.
 
         Raises:
-            WorkersLostError: the scheduler has gone.
+            WorkersLostError: the connection to the scheduler is lost.
         """
         self._check()
         options = {**job.options}
@@ -86,10 +88,10 @@ class ClusterWorkers:
         future.add_done_callback(self._ended.put)
 
     def next(self, patience: float) -> Result | None:
-        """The next result; None if there is none for so many seconds.
+        """The next result; None after ``patience`` seconds without one.
 
         Raises:
-            WorkersLostError: the scheduler has gone.
+            WorkersLostError: the connection to the scheduler is lost.
         """
         try:
             ended = self._ended.get(timeout=patience)
@@ -100,31 +102,27 @@ class ClusterWorkers:
         try:
             result = Result.of(job.hash, future.result())
             return result if result.archive is None else self._unpacked(job, result)
-        except CancelledError:  # by us, or by a client that has lost its scheduler
+        except CancelledError:  # by `interrupt`, or by a client that has lost its scheduler
             if not self._stopping:
                 raise WorkersLostError(self._lost) from None
             return Result(job.hash, "interrupted")
-        except (
-            Exception
-        ) as failure:  # the worker was lost too often or lacks this package; its archive is broken
+        # the worker was lost too often, it lacks this package, or its archive is broken
+        except Exception as failure:
             return Result(job.hash, "failed", told(failure))
 
     def interrupt(self) -> None:
-        """Cancel what has not begun; workers see that the mark has gone, and let their runs save
-        what they have.
-        """
+        """Cancel waiting jobs, and remove the mark, so that workers save and end their runs."""
         self._stopping = True
         self._mark.unlink(missing_ok=True)
         for _, future in self._futures.values():
             future.cancel()
 
     def close(self) -> None:
-        """Leave the cluster, which goes on."""
+        """Leave the cluster, which keeps running."""
         self._mark.unlink(missing_ok=True)
         log = logging.getLogger("distributed.client")
-        log.disabled = (
-            self._client.status != "running"
-        )  # it would show the traceback of what is told already
+        # it would print the traceback of an error that is already reported
+        log.disabled = self._client.status != "running"
         self._client.close()
         log.disabled = False
 
@@ -133,9 +131,7 @@ class ClusterWorkers:
             raise WorkersLostError(self._lost)
 
     def _unpacked(self, job: Job, result: Result) -> Result:
-        """Put the run that a worker has returned into its place, and nothing else that it may have
-        returned.
-        """
+        """Move the run and the log that a worker returned into the directory, and nothing else."""
         assert result.archive is not None
         name = str(job.options["name"])
         with tempfile.TemporaryDirectory(dir=self._directory.path) as scratch:
@@ -149,7 +145,7 @@ class ClusterWorkers:
             if log.is_file():
                 shutil.move(log, self._directory.logs / log.name)
             if run.is_dir():
-                if here.is_dir():  # begun here, unfinished: it starts anew
+                if here.is_dir():  # an unfinished run is replaced
                     begun = RunDirectory(here)
                     begun.lock()
                     begun.clear()
@@ -159,8 +155,9 @@ class ClusterWorkers:
 
 
 def _by_value() -> Any:
-    """`do` in a function that is sent as code: the scheduler looks at what it passes on, and a name
-    of this module would make it import the package, and torch with it.
+    """Wrap `do` in a function that is sent as code.
+
+    The scheduler inspects what it passes on: a name of this module would make it import torch.
     """
 
     def on_worker(job: dict[str, Any], mark: str) -> Any:
@@ -172,24 +169,21 @@ def _by_value() -> Any:
 
 
 def do(job: dict[str, Any], mark: str) -> dict[str, Any]:
-    """Do a job on a worker of the cluster, in a process that the next job of this thread will use
-    again.
+    """Do a job on a worker of the cluster, in a process that later jobs of this thread reuse.
 
     Args:
-        job: as `Job.to_dict` gives it, with absolute paths.
-        mark: a file in the sweep's directory; who sees it shares the directory.
+        job: from `Job.to_dict`, with absolute paths.
+        mark: a file in the sweep's directory; a worker that sees it shares the directory.
 
     Returns:
-        ``status``, ``message`` and, where nothing is shared, ``archive``, of a `Result`.
+        ``status`` and ``message`` of a `Result`, and ``archive`` without a shared directory.
     """
     asked = Job(**job)
     if Path(mark).exists():
         return _do_in_place(asked, Path(mark))
     with tempfile.TemporaryDirectory(prefix="trueode-") as scratch:
         options = {**asked.options, "output_dir": scratch}
-        if (
-            DATA_SETS[options["dataset"]].shape == "signal"
-        ):  # generated: there is no need of the other side's folder
+        if DATA_SETS[options["dataset"]].shape == "signal":  # generated data needs no shared folder
             options["data_dir"] = str(Path(scratch) / "data")
         log = Path(scratch) / Path(asked.log).name
         result = _process().do(Job(asked.hash, options, str(log)))

@@ -1,4 +1,4 @@
-"""The directory of sweeps: runs, their logs, plans and tables; and where each run stands."""
+"""The directory of sweeps: runs, logs, plans and tables, and the state of each run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from trueode.files import Lock, make_folder
 from trueode.runs import RunDirectory, read_audit, write_json, write_text
 from trueode.sweeps.plan import Plan, PlannedRun, read_plan
 
-MARK = (
-    ".shared-"  # begins the name of a file by which workers see whether they share this directory
-)
+MARK = ".shared-"  # prefix of the file that shows workers whether they share this directory
 STATES = ("finished", "running", "interrupted", "failed", "waiting")
 
 
 class SweepDirectory:
-    """``DIR/``: ``runs/NAME/`` as ``trueode train`` leaves them, ``logs/NAME.txt``,
-    ``plans/PLAN.yaml``, ``tables/PLAN.csv``.
+    """``DIR/`` with ``runs/NAME/``, as ``trueode train`` writes them, ``logs/NAME.txt``,
+    ``plans/PLAN.yaml`` and ``tables/PLAN.csv``.
 
-    Several plans may share one directory, and with it the runs that they have in common: a run is
-    found by its hash.
+    Several plans can share a directory, and the runs that they have in common: runs are found by
+    their hash.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -39,7 +37,7 @@ class SweepDirectory:
         self._made: list[Path] = []
 
     def __enter__(self) -> SweepDirectory:
-        """Make the directory and keep other sweeps from it.
+        """Make the directory, and lock it against other sweeps.
 
         Raises:
             UsageError: another sweep works in it, or it cannot be written.
@@ -55,18 +53,18 @@ class SweepDirectory:
             ) from None
         if self._lock is None:
             raise UsageError(
-                f"Another sweep works in {self.path}: wait for it to end (`trueode sweep status {self.path}` shows where it "
-                "is), or choose another --output_dir."
+                f"Another sweep works in {self.path}: wait for it to end (`trueode sweep status "
+                f"{self.path}` shows its progress), or choose another --output_dir."
             )
         for left in self.path.glob(
             f"{MARK}*"
-        ):  # of a sweep that was killed: its workers end their runs
+        ):  # of a killed sweep: its workers then end their runs
             left.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            with suppress(OSError):  # one holds something
+            with suppress(OSError):  # a folder that is not empty stays
                 for folder in (self.logs, self.runs, *self._made) if self._lock.in_place else ():
                     folder.rmdir()
             self._lock.release()
@@ -80,11 +78,12 @@ class SweepDirectory:
         """
         if self._lock is not None and not self._lock.in_place:
             raise RunDamagedError(
-                f"The directory {self.path} was removed, moved or replaced while a sweep worked in it."
+                f"The directory {self.path} was removed, moved or replaced while a sweep worked in "
+                "it."
             )
 
     def keep(self, plan: Plan) -> None:
-        """Write the plan, with the flags that went into it."""
+        """Write the plan, including the overriding flags."""
         import yaml
 
         text = yaml.safe_dump(
@@ -100,8 +99,8 @@ class SweepDirectory:
         """The plans that were carried out here.
 
         Raises:
-            RunNotFoundError: there are none.
-            UsageError: one is damaged.
+            RunNotFoundError: there are no plans.
+            UsageError: a plan is damaged.
         """
         found = sorted(self.plans.glob("*.yaml"))
         if not found:
@@ -109,14 +108,14 @@ class SweepDirectory:
         return [read_plan(path, cache=self.fingerprints) for path in found]
 
     def place(self, run: PlannedRun) -> Path:
-        """The directory of a run: the one that has its hash, under whatever name it was made."""
-        if self._names is None:  # later on, runs are made here under the names of their plan
+        """The directory of a run, found by the hash at the end of its name."""
+        if self._names is None:  # runs that are made later have the names of their plan
             found = sorted(path.name for path in self.runs.glob("*-*"))
             self._names = {name.rsplit("-", 1)[1]: name for name in found}
         return self.runs / self._names.get(run.hash, run.name)
 
     def log(self, run: PlannedRun) -> Path:
-        """What a run said."""
+        """The log of a run."""
         return self.logs / f"{self.place(run).name}.txt"
 
     def state(self, run: PlannedRun) -> str:
@@ -131,7 +130,7 @@ class SweepDirectory:
         return "interrupted" if (path / "config.yaml").is_file() else "waiting"
 
     def failures(self) -> dict[str, str]:
-        """Why runs have failed, by hash."""
+        """The reasons why runs have failed, by hash."""
         try:
             found = json.loads(self._failures.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -139,7 +138,7 @@ class SweepDirectory:
         return found if isinstance(found, dict) else {}
 
     def remember_failure(self, run: PlannedRun, why: str | None) -> None:
-        """Note why a run has failed; None: it has not."""
+        """Store the reason why a run has failed; None removes it."""
         known = self.failures()
         if why is None and run.hash not in known:
             return
@@ -151,8 +150,8 @@ class SweepDirectory:
 
 
 def finished(path: Path) -> bool:
-    """Whether a run has come to its end: the closing verdict is the last thing that is noted, and
-    its audit can be read.
+    """Whether a run is complete: ``run.json`` has its verdict, which is written last, and its audit
+    can be read.
     """
     try:
         return "verdict" in RunDirectory(path).read_info() and bool(read_audit(path))
@@ -161,7 +160,7 @@ def finished(path: Path) -> bool:
 
 
 def done_share(path: Path, niter: int) -> float:
-    """How much of its training a run has done, by the last whole row of its history."""
+    """The share of its training that a run has done, by the last complete row of its history."""
     try:
         with (path / "history.csv").open("rb") as file:
             file.seek(0, 2)
@@ -190,7 +189,7 @@ def _locked(path: Path) -> bool:
 
 
 def facts(path: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run; empty if it is not there."""
+    """The content of a JSON file of a run; empty if it cannot be read."""
     try:
         found = json.loads((path / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):

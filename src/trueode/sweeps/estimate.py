@@ -1,6 +1,4 @@
-"""What a plan will cost: field evaluations and time, measured on a few iterations of each kind of
-run.
-"""
+"""Estimate the field evaluations and time of a plan from a few iterations of each kind of run."""
 
 from __future__ import annotations
 
@@ -32,8 +30,8 @@ from trueode.sweeps.plan import Plan
 from trueode.training import Schedule
 
 ITERATIONS = 20
-WARM = 5  # iterations before the clock starts: the first ones allocate
-MEASURED = 1e5  # evaluations of a measurement, about: of iterations that take many there are fewer
+WARM = 5  # iterations before the measurement: the first ones allocate memory
+MEASURED = 1e5  # evaluations of a measurement: fewer iterations are measured if each needs many
 CLOSING = 1.0  # seconds for figures and files
 NEVER = 10**9  # iterations
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -41,8 +39,8 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one whole run: field evaluations for a sample of a batch, over all iterations, and seconds
-    on one core.
+    """The cost of a whole run: field evaluations per sample of a batch, over all iterations, and
+    seconds on one core.
     """
 
     evaluations: float
@@ -50,9 +48,9 @@ class Cost:
 
 
 def estimate(options: Options) -> Cost:
-    """Measure a few iterations and one evaluation of a run; nothing of it is kept.
+    """Measure a few iterations and one evaluation of a run, and store nothing.
 
-    An adaptation that changes its solver later on makes the real run dearer or cheaper than this.
+    If an adaptation changes the solver later, the real run is cheaper or more expensive.
 
     Raises:
         TrueodeError: the run is impossible.
@@ -68,9 +66,8 @@ def estimate(options: Options) -> Cost:
         few = options.model_copy(update=place)
         _, trainer = build_run(few, ALONE)
         state = trainer.state
-        trainer.schedule = Schedule(
-            NEVER, NEVER, None, options.adaption_interval, NEVER
-        )  # in the end it would certify
+        # the usual schedule would certify the model at the end
+        trainer.schedule = Schedule(NEVER, NEVER, None, options.adaption_interval, NEVER)
         trainer.run(warm)
         begin, before, seen = time.perf_counter(), state.evaluations, state.samples
         trainer.run(iterations)
@@ -78,22 +75,19 @@ def estimate(options: Options) -> Cost:
         nfe = (state.evaluations - before) / (state.samples - seen)
         begin = time.perf_counter()
         tested = evaluate(state.model, trainer.dataset.test.first(256), trainer.task, state.solver)
-        each = (time.perf_counter() - begin) / (
-            tested.n * tested.nfe
-        )  # seconds for an evaluation of a sample
+        # seconds for one field evaluation of one sample
+        each = (time.perf_counter() - begin) / (tested.n * tested.nfe)
     samples = len(trainer.dataset.test)
     tests = options.niter // options.eval_interval if options.evaluate_test_acc else 0
     others = _swaps(options, tested.nfe) if options.evaluate_with_dif_solver else 0.0
-    exact = (
-        options.verdict_budget * nfe * options.niter * options.batch_size / max(samples, 1)
-    )  # at most
-    exact = min(exact, 4 * 32 * 7 * max(1.0, nfe / 32))
+    budget = options.verdict_budget * nfe * options.niter * options.batch_size / max(samples, 1)
+    exact = min(budget, 4 * 32 * 7 * max(1.0, nfe / 32))
     after = each * samples * (tested.nfe * (tests + 1) + others + 2 * exact)  # in double precision
     return Cost(nfe * options.niter, iteration * options.niter + after + CLOSING)
 
 
 def _swaps(options: Options, nfe: float) -> float:
-    """Field evaluations of a sample for all other solvers."""
+    """Field evaluations per sample of all other solvers."""
     steps = nfe / get_tableau(options.method).advancing_stages
     fixed = [name for name in options.test_solver_list if METHODS[name].kind == "fixed"]
     total = sum(
@@ -112,11 +106,10 @@ def print_estimate(
     workers: int | None = None,
     console: Console | None = None,
 ) -> int:
-    """Print each run with where it stands and what it will cost, and the sum. Nothing is trained or
-    kept.
+    """Print the state and the estimated cost of each run, and the sum. Nothing is stored.
 
     Returns:
-        0, or 1 when a run is impossible.
+        0, or 1 if a run is impossible.
     """
     console = console or open_console()
     if not console.is_terminal:
@@ -137,17 +130,14 @@ def print_estimate(
                 continue
             kind = _kind(run.options)
             try:
-                if not warm:  # what is only done once is not measured
+                if not warm:  # leave out what happens only once
                     estimate(run.options)
                     warm = True
                 cost = (
                     known[kind] if kind in known else known.setdefault(kind, estimate(run.options))
                 )
-            except (
-                TrueodeError,
-                MemoryError,
-                RuntimeError,
-            ) as failure:  # the latter where torch finds no memory
+            # torch raises RuntimeError if there is not enough memory
+            except (TrueodeError, MemoryError, RuntimeError) as failure:
                 impossible += 1
                 why = failure if isinstance(failure, TrueodeError) else told(failure)
                 table.add_row(run.name, f"impossible: {escape(str(why))}", "", "")
@@ -163,13 +153,14 @@ def print_estimate(
     count = workers or cores()
     console.print(
         f"{len(plan.runs)} runs: {evaluations:.3g} field evaluations (for each sample of a batch), "
-        f"{shown_time(seconds)} on one core, about {shown_time(max(seconds / count, longest))} on {count}"
+        f"{shown_time(seconds)} on one core, about {shown_time(max(seconds / count, longest))} on "
+        f"{count}"
     )
     return 1 if impossible else 0
 
 
 def _kind(options: Options) -> str:
-    """Runs that differ in their seed only cost the same."""
+    """A key of the cost: runs that differ only in their seed cost the same."""
     return json.dumps(
         options.model_dump(mode="json", exclude={"random_seed", "name", "output_dir"}),
         sort_keys=True,

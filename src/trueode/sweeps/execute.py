@@ -1,6 +1,4 @@
-"""Carry out a plan: what is finished stays, what was interrupted goes on, what fails is tried once
-more.
-"""
+"""Carry out a plan: skip finished runs, continue interrupted ones, and repeat failed ones once."""
 
 from __future__ import annotations
 
@@ -22,9 +20,9 @@ from trueode.sweeps.local import LocalWorkers, cores
 from trueode.sweeps.plan import Plan, PlannedRun
 from trueode.sweeps.table import write_table
 
-PULSE = 0.5  # seconds between looks at the running runs
-ITERATION = 20  # field evaluations that everything else in an iteration costs about as much as
-ADAPTED = 50  # guess of the evaluations of an iteration whose solver is not fixed
+PULSE = 0.5  # seconds between checks of the running runs
+ITERATION = 20  # approximate cost of the rest of an iteration, in field evaluations
+ADAPTED = 50  # assumed evaluations of an iteration if the number of steps is not fixed
 
 
 def run_sweep(
@@ -35,18 +33,18 @@ def run_sweep(
     scheduler: str | None = None,
     console: Console | None = None,
 ) -> int:
-    """Do all runs of a plan that are not finished yet, and write its table.
+    """Do all unfinished runs of a plan, and write its table.
 
     Args:
         plan: the runs.
-        directory: where they go, and where earlier ones are.
-        workers: processes on this machine; None: one for each core.
+        directory: of these runs, and of earlier ones.
+        workers: number of processes on this machine; None: one for each core.
         scheduler: address of a Dask scheduler whose workers do the runs instead.
         console: where progress is shown.
 
     Returns:
-        0 when all runs are in the table, or 1 when runs have failed or are missing, or 130 when the
-        user interrupted.
+        0 if all runs are in the table, 1 if runs have failed or are missing, 130 if the user
+        interrupted.
 
     Raises:
         UsageError: another sweep works in the directory, or the scheduler cannot be reached.
@@ -55,22 +53,16 @@ def run_sweep(
     console = console or open_console()
     with directory:
         todo = [run for run in plan.runs if directory.state(run) != "finished"]
-        # the longest first: the last ones to end are short, and no worker waits long for another
+        # the longest first: workers then end at about the same time
         todo.sort(key=lambda run: -weight(run.options))
-        told = f"{plan.name}: {len(plan.runs)} runs"
-        console.print(
-            told
-            + (
-                f", {len(plan.runs) - len(todo)} of them finished before"
-                if len(todo) < len(plan.runs)
-                else ""
-            )
-        )
+        before = len(plan.runs) - len(todo)
+        earlier = f", {before} of them finished before" if before else ""
+        console.print(f"{plan.name}: {len(plan.runs)} runs{earlier}")
         session = _Session(plan, directory, todo, console)
         code = 0
         pool = _workers(workers, scheduler, len(todo), directory) if todo else None
         try:
-            directory.keep(plan)  # not before there is somebody to carry it out
+            directory.keep(plan)  # only after the workers were found
             if pool is not None:
                 with interrupts() as interrupted:
                     code = session.carry_out(pool, interrupted)
@@ -87,8 +79,8 @@ def run_sweep(
         ]
         if missing and code != INTERRUPTED:
             console.print(
-                f"{len(missing)} of {len(plan.runs)} runs are not in the table; the same command goes on with them:\n"
-                + "\n".join(missing),
+                f"{len(missing)} of {len(plan.runs)} runs are not in the table; the same command "
+                "continues with them:\n" + "\n".join(missing),
                 markup=False,
             )
             code = 1
@@ -120,7 +112,7 @@ class _Session:
     failed: list[PlannedRun] = field(default_factory=list)
 
     def carry_out(self, pool: Workers, interrupted: Callable[[], bool]) -> int:
-        """Do what is to do; see `run_sweep`."""
+        """Do the unfinished runs; see `run_sweep`."""
         runs = {run.hash: run for run in self.todo}
         tries = dict.fromkeys(runs, 0)
         begin = {
@@ -166,7 +158,7 @@ class _Session:
                         }
                     )
         if stopping:
-            self.console.print("interrupted; the same command goes on")
+            self.console.print("interrupted; the same command continues the sweep")
             return INTERRUPTED
         for run in self.failed:
             path = self.directory.log(run)
@@ -179,13 +171,13 @@ class _Session:
         return 1 if self.failed else 0
 
     def _believed(self, run: PlannedRun, result: Result, stopping: bool) -> Result:
-        """What a worker has answered, where it can be true; else a failure."""
+        """The answer of a worker, or a failure if the answer cannot be true."""
         if result.status == "finished" and not finished(self.directory.place(run)):
-            why = "It is said to be finished, and its directory has no audit.json that can be read."
+            why = "Its worker says that it is finished, but its audit.json cannot be read."
             return replace(result, status="failed", message=why)
         if result.status == "interrupted" and not stopping:
             return replace(
-                result, status="failed", message="It was interrupted, and the sweep was not."
+                result, status="failed", message="It was interrupted, but the sweep was not."
             )
         return result
 
@@ -207,8 +199,8 @@ class _Session:
 
 
 def weight(options: Options) -> float:
-    """About how many field evaluations a run costs for each sample: for the order of runs and the
-    time that is left.
+    """Approximate cost of a run in field evaluations per sample, for the order of runs and the
+    remaining time.
     """
     evaluations = float(ADAPTED)
     if options.fixed_step and not options.use_step_adaption_algo:

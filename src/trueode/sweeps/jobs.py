@@ -1,4 +1,4 @@
-"""What workers are asked and what they answer."""
+"""Jobs for workers and their results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ STATUSES = ("finished", "failed", "interrupted")
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be done.
+    """A run to do.
 
     Attributes:
         hash: of the run.
-        options: all of them as plain values, its name and place among them.
-        log: the file that what it says is added to.
+        options: all options as plain values, including name and folder.
+        log: the file to which its output is appended.
     """
 
     hash: str
@@ -36,7 +36,7 @@ class Result:
         hash: of the run.
         status: ``"finished"``, ``"failed"`` or ``"interrupted"``.
         message: why it failed, in one line.
-        archive: the run's directory as a tar file, where the worker does not share a directory.
+        archive: the run's directory as a tar file, if the worker does not share the directory.
     """
 
     hash: str
@@ -46,8 +46,8 @@ class Result:
 
     @classmethod
     def of(cls, run: str, answer: object) -> Result:
-        """What a worker has answered for a run; something else than an answer is a failure: it may
-        be of another version.
+        """The result in a worker's answer; an invalid answer, perhaps of another version, is a
+        failure.
         """
         if (
             isinstance(answer, dict)
@@ -59,7 +59,7 @@ class Result:
         return cls(
             run,
             "failed",
-            f"The worker's answer is not understood: {str(answer)[:80]!r}. Is it of this version?",
+            f"The worker's answer is invalid: {str(answer)[:80]!r}. Is it of this version?",
         )
 
 
@@ -72,10 +72,10 @@ class Workers(Protocol):
         """Queue a job."""
 
     def next(self, patience: float) -> Result | None:
-        """The next result; None if there is none for so many seconds."""
+        """The next result; None after ``patience`` seconds without one."""
 
     def interrupt(self) -> None:
-        """Ask all jobs to save what they have and to end."""
+        """Ask all jobs to save their state and end."""
 
     def close(self) -> None:
         """End all workers."""

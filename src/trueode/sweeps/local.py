@@ -1,4 +1,4 @@
-"""Workers on this machine: a process for each core, with one thread each."""
+"""Workers on this machine: a process with one thread for each core."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class WorkerProcess:
         self.stopping = False
 
     def do(self, job: Job) -> Result:
-        """Do a job; a process that dies of it is a failure of this job alone."""
+        """Do a job. If the process dies, only this job has failed."""
         try:
             child = self._alive()
-        except OSError as failure:  # no memory for another process
+        except OSError as failure:  # not enough memory for another process
             return Result(job.hash, "failed", f"No process can be started: {failure}")
         assert child.stdin is not None
         assert child.stdout is not None
         try:
             child.stdin.write(json.dumps(job.to_dict()) + "\n")
             child.stdin.flush()
-            if self.stopping:  # it was said before there was anybody to hear it
+            if self.stopping:  # the interrupt came before the process existed
                 child.send_signal(signal.SIGINT)
             line = child.stdout.readline()
-        except (OSError, ValueError):  # it is gone, or its pipe was closed
+        except (OSError, ValueError):  # it has ended, or its pipe was closed
             line = ""
         if line.endswith("\n"):
             try:
@@ -55,14 +55,14 @@ class WorkerProcess:
         return Result(job.hash, "failed", f"The process of the run ended by {how}.")
 
     def interrupt(self) -> None:
-        """Let the current run save what it has, and end the process."""
+        """Let the current run save its state, and end the process."""
         self.stopping = True
         child = self._child
         if child is not None and child.poll() is None:
             child.send_signal(signal.SIGINT)
 
     def hang_up(self) -> None:
-        """Let the process end at once: nobody can ask it any more."""
+        """End the process by closing its input."""
         self.stopping = True
         child = self._child
         if child is not None and child.stdin is not None:
@@ -92,7 +92,7 @@ class WorkerProcess:
                 text=True,
                 encoding="utf-8",
                 env={**os.environ, **ONE_THREAD},
-                start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which passes it on once
+                start_new_session=True,  # only the sweep receives Ctrl-C, and passes it on once
             )
         return self._child
 
@@ -101,7 +101,7 @@ class LocalWorkers:
     """Worker processes, each driven by a thread that waits for it.
 
     Args:
-        count: how many.
+        count: number of processes.
     """
 
     def __init__(self, count: int) -> None:
@@ -125,14 +125,14 @@ class LocalWorkers:
         self._jobs.put(job)
 
     def next(self, patience: float) -> Result | None:
-        """The next result; None if there is none for so many seconds."""
+        """The next result; None after ``patience`` seconds without one."""
         try:
             return self._results.get(timeout=patience)
         except queue.Empty:
             return None
 
     def interrupt(self) -> None:
-        """Ask all jobs to save what they have and to end."""
+        """Ask all jobs to save their state and end."""
         for worker in self._workers:
             worker.interrupt()
 
@@ -148,8 +148,8 @@ class LocalWorkers:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
+    except AttributeError:  # not available on every system
         return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""A plan: options to start from and axes to vary, as named runs."""
+"""A plan: a base of options and axes that vary, as named runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRID_KEYS = ("name", "base", "axes")
 OURS = ("name", "output_dir", "phase", "split", "resume", "overwrite")
 """Options that the sweep chooses."""
 MOST = 20_000  # runs of a plan, and values of an axis
-MOST_STEPS = 10**6  # of a solve: what takes more is a slip of the pen
+MOST_STEPS = 10**6  # of a solve: more are probably a mistake
 LONGEST = 120  # characters of a name without its hash: file systems allow 255 bytes
 HASH = 12
 
@@ -33,12 +33,11 @@ class PlannedRun:
     """One run of a plan.
 
     Attributes:
-        name: readable, with the hash at its end; the name of its directory.
-        hash: of all that the result depends on: options and data. It identifies the run, whatever
-            its name.
-        options: complete; ``name`` and ``output_dir`` are of no meaning here.
-        grid: name of the grid that it belongs to.
-        axes: the values that it has on the axes of its grid.
+        name: of its directory: readable, with the hash at its end.
+        hash: of everything that the result depends on, options and data. It identifies the run.
+        options: complete; ``name`` and ``output_dir`` have no meaning here.
+        grid: name of its grid.
+        axes: its values on the axes of its grid.
     """
 
     name: str
@@ -50,12 +49,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs and how they came about.
+    """The runs of a plan and their source.
 
     Attributes:
         name: of the plan, its table and its file.
         axes: names of all axes, in their order.
-        runs: each once, even where grids overlap.
+        runs: each once, even if grids overlap.
         source: the plan as plain values, from which it can be made again.
     """
 
@@ -71,7 +70,7 @@ def read_plan(
     """The plan in a YAML file; see `make_plan`.
 
     Raises:
-        UsageError: the file cannot be read, or says something impossible.
+        UsageError: the file cannot be read, or its plan is impossible.
     """
     path = Path(path)
     source = read_yaml(path, "The plan")
@@ -89,24 +88,24 @@ def make_plan(
     cache: Path | None = None,
     identify: Callable[..., Mapping[str, Any]] = identity,
 ) -> Plan:
-    """Resolve a plan.
+    """Make the runs of a plan.
 
     Args:
-        source: ``name``; ``base``: options; ``axes``: for each option that varies a list of its
-            values; ``grids``: a list of further ``{name, base, axes}``, of which each extends those
-            above. Without ``grids`` there is one.
-        overrides: options that win over all bases; an axis of the same name becomes this one value.
-        cache: a file that fingerprints of data are kept in.
-        identify: tells what a data set is, as ``trueode.data.identity``.
+        source: ``name``; ``base``: options; ``axes``: a list of values for each option that varies;
+            ``grids``: a list of ``{name, base, axes}``, each of which extends the base and axes
+            above. Without ``grids`` there is one grid.
+        overrides: options that override all bases; an axis of the same name gets only this value.
+        cache: a file that stores hashes of data.
+        identify: returns the identity of a data set, like ``trueode.data.identity``.
 
     Raises:
         UsageError: a key or an option is unknown or impossible; the message names the nearest key.
-        DataError: the data of a run is not there.
+        DataError: the data of a run is missing.
     """
     _check_keys(source, KEYS, "the plan")
     name = str(source.get("name", "sweep"))
     if not name or name.startswith(".") or re.search(r"[/\\\0]", name):
-        raise UsageError(f"The plan's name {name!r} must be one of a folder, without / or \\.")
+        raise UsageError(f"The plan's name {name!r} must be the name of a folder, without / or \\.")
     top_base, top_axes = _base(source, "the plan"), _axes(source, "the plan")
     grids = source.get("grids", [{}])
     if not isinstance(grids, list) or not grids:
@@ -118,7 +117,8 @@ def make_plan(
         where = f"grid {number + 1} of the plan"
         if not isinstance(grid, dict):
             raise UsageError(
-                f"`grids:` of the plan must be a list of `{{name, base, axes}}`, item {number + 1} is not."
+                "`grids:` of the plan must be a list of `{name, base, axes}`, but item "
+                f"{number + 1} is something else."
             )
         _check_keys(grid, GRID_KEYS, where)
         base, axes = layered(top_base, _base(grid, where)), {**top_axes, **_axes(grid, where)}
@@ -127,8 +127,8 @@ def make_plan(
         made.append((str(grid.get("name", "")), layered(base, above), axes))
     if (planned := sum(prod(map(len, axes.values())) for _, _, axes in made)) > MOST:
         raise OptionError(
-            f"The axes of the plan make {planned} runs, and at most {MOST} are possible: leave out values, or make several "
-            "plans, which may share one --output_dir."
+            f"The axes of the plan make {planned} runs, but at most {MOST} are possible: leave out "
+            "values, or make several plans, which may share one --output_dir."
         )
     runs: dict[str, PlannedRun] = {}
     data = _Identities(identify, cache)
@@ -140,7 +140,7 @@ def make_plan(
 
 
 def _with(source: Mapping[str, Any], name: str, above: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan that leads to the same runs without overrides."""
+    """The plan that gives the same runs without overrides."""
 
     def fixed(part: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in part.items() if key in ("base", "axes") and value}
@@ -169,8 +169,9 @@ def _with(source: Mapping[str, Any], name: str, above: Mapping[str, Any]) -> dic
 def _check_keys(values: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:
     for key in values:
         if key not in known:
+            hint = nearest(str(key), known)
             raise UsageError(
-                f"Unknown key {key!r} in {where}: known are {', '.join(known)}.{nearest(str(key), known)} "
+                f"Unknown key {key!r} in {where}: known are {', '.join(known)}.{hint} "
                 "Options go under `base:` or `axes:`."
             )
 
@@ -195,7 +196,8 @@ def _axes(part: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
             )
         if len(points) > MOST:
             raise OptionError(
-                f"The axis {option} of {where} has {len(points)} values, and at most {MOST} are possible."
+                f"The axis {option} of {where} has {len(points)} values, but at most {MOST} are "
+                "possible."
             )
         if len({_hashable(point) for point in points}) < len(points):
             raise UsageError(f"The axis {option} of {where} has a value twice.")
@@ -205,7 +207,7 @@ def _axes(part: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
 
 
 def _hashable(value: Any) -> Any:
-    """Equal for equal values of an axis."""
+    """A hashable value that is equal for equal values of an axis."""
     return (
         tuple(map(_hashable, value))
         if isinstance(value, list)
@@ -229,7 +231,7 @@ def _points(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 class _Identities:
-    """Identities of data, taken once for each place."""
+    """Identities of data, computed once for each folder."""
 
     def __init__(self, identify: Callable[..., Mapping[str, Any]], cache: Path | None) -> None:
         self._identify, self._cache = identify, cache
@@ -262,7 +264,7 @@ def _run(
 
 
 def _refuse_endless(options: Options) -> None:
-    """Check that a solve ends in reasonable time, also one with the finest other solver."""
+    """Check that solves end in reasonable time, also with the finest other solver."""
     steps = 1.0
     if options.fixed_step and not options.use_step_adaption_algo:
         length = options.t_end or 1.0
@@ -273,8 +275,8 @@ def _refuse_endless(options: Options) -> None:
     )
     if steps > MOST_STEPS * finest:
         raise OptionError(
-            f"A solve of {steps:.4g} steps, and with --test_factor_list {finest:g} times finer, takes more than {MOST_STEPS} "
-            "steps: take larger steps or factors."
+            f"Solves of {steps:.4g} steps, divided by the factor {finest:g} of --test_factor_list, "
+            f"take more than {MOST_STEPS} steps: take larger steps or factors."
         )
 
 
@@ -288,8 +290,8 @@ def told(value: Any) -> str:
 
 
 def run_hash(options: Options, data: Mapping[str, Any]) -> str:
-    """A hash of what a run's result depends on: options (not its name, places, devices, logging)
-    and the data itself.
+    """A hash of everything that a run's result depends on: the data, and the options except name,
+    folders, devices and logging.
     """
     values = options.model_dump(mode="json", include=set(RESULT))
     content = json.dumps({"options": values, "data": data}, sort_keys=True)

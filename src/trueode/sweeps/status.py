@@ -1,4 +1,4 @@
-"""Where the plans of a directory stand."""
+"""Show the progress of the plans in a directory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from trueode.sweeps.plan import Plan
 
 
 def status(directory: SweepDirectory, console: Console | None = None) -> int:
-    """Print, for each plan, how many runs are finished, running, interrupted, failed and waiting,
-    and what is not simple.
+    """Print the number of runs of each plan in each state, and details of unfinished ones.
 
     Returns:
-        0, or 1 when runs have failed.
+        0, or 1 if runs have failed.
 
     Raises:
         RunNotFoundError: there is no sweep.

@@ -15,7 +15,7 @@ from trueode.sweeps.directory import SweepDirectory, facts
 from trueode.sweeps.plan import Plan, PlannedRun, told
 
 TIMINGS = ("seconds",)
-"""Columns in which equal sweeps may differ."""
+"""Columns that may differ between equal sweeps."""
 TESTED = (
     "test_solver",
     "kind",
@@ -28,7 +28,7 @@ TESTED = (
     "loss",
     "changed",
 )
-MEASURED = ("nfe_per_iteration", "seconds")  # in run.json; all else is in audit.json
+MEASURED = ("nfe_per_iteration", "seconds")  # from run.json; the others are from audit.json
 ENDED = ("verdict", "samples", "metric_exact", "flips", "final_solver", "nfe_per_iteration")
 
 Row = dict[str, Any]
@@ -37,17 +37,16 @@ Row = dict[str, Any]
 def rows_of(directory: SweepDirectory, plan: Plan) -> list[Row]:
     """The table of a plan, in the order of its runs.
 
-    Columns: ``run``, ``hash``, ``grid`` (where the plan names its grids), the axes; of the test
-    solver ``test_solver``, ``kind``, ``factor``, ``setting`` (number of steps, or tolerance),
-    ``n_steps``, ``nfe`` (for a sample), ``metric_name``, ``metric`` (accuracy as a share, or mse),
-    ``loss``, ``changed`` (share of predictions unlike the training solver's), ``is_training``,
-    ``status``; of the run, the same in each of its rows, ``verdict``, ``samples`` that were
-    compared with the exact flow, ``metric_exact``, ``flips`` (share of them whose prediction the
-    exact flow changes), ``final_solver`` (that training ended with), ``nfe_per_iteration`` (all
-    evaluations counted) and ``seconds``.
+    The columns are ``run``, ``hash``, ``grid`` (if the plan names its grids) and the axes; for the
+    test solver ``test_solver``, ``kind``, ``factor``, ``setting`` (number of steps, or tolerance),
+    ``n_steps``, ``nfe`` (per sample), ``metric_name``, ``metric`` (accuracy as a share, or mse),
+    ``loss``, ``changed`` (share of predictions unlike the training solver's), ``is_training`` and
+    ``status``; for the run, equal in all of its rows, ``verdict``, ``samples`` (number compared
+    with the exact flow), ``metric_exact``, ``flips`` (share of these unlike the exact flow's),
+    ``final_solver``, ``nfe_per_iteration`` (all evaluations) and ``seconds``.
 
-    A run without other test solvers has one row, of its closing check. A run that failed has one
-    row, whose status says so; a run that is not finished has none.
+    A run without other test solvers has one row, for its training solver. A failed run has one row
+    with this status, an unfinished run has none.
     """
     return [row for run in plan.runs for row in _rows(directory, plan, run)]
 
@@ -101,7 +100,7 @@ def _rows(directory: SweepDirectory, plan: Plan, run: PlannedRun) -> Iterator[Ro
             for name in ("kind", "setting", "n_steps", "nfe", "metric", "loss", "changed", "status")
         }
         shared |= {"test_solver": found["method"], "metric_name": performance["name"]}
-        for factor in found["factors"]:  # solvers that take equal steps were solved once
+        for factor in found["factors"]:  # factors with equal steps share one solve
             yield {
                 **row,
                 **shared,
@@ -115,7 +114,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_table(directory: SweepDirectory, plan: Plan) -> Path:
-    """Write the table as CSV, and as Parquet where pyarrow is installed.
+    """Write the table as CSV, and as Parquet if pyarrow is installed.
 
     Returns:
         The path of the CSV file.
@@ -139,9 +138,7 @@ def write_table(directory: SweepDirectory, plan: Plan) -> Path:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV: numbers with all their digits, nothing where there is no value, truth as true
-    and false.
-    """
+    """Rows as CSV: numbers with all digits, missing values empty, booleans as true and false."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -1,8 +1,8 @@
-"""A process that does one run after another, so that torch is imported once:
+"""A process that does one run after another, to import torch only once:
 ``python -m trueode.sweeps.worker``.
 
-It reads jobs as lines of JSON and answers each with a line. When the process that asks is gone, in
-whatever way, it ends at once: what it has not saved is done again by whoever goes on.
+It reads jobs as lines of JSON and answers each with a line. It exits at once when the process that
+started it ends; unsaved work is repeated when the run is continued.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from trueode.sweeps.directory import finished
 def main() -> None:
     """Answer jobs until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what is printed outside of runs must not look like an answer
-    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 - line by line, for the log of a run that is killed
-    from trueode import experiment  # noqa: F401 - before the first job: its objects live on, and are not looked at again
+    os.dup2(2, 1)  # output outside of runs must not look like an answer
+    # line by line, for the log of a run that is killed
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+    # before the first job, so the garbage collector can skip its objects
+    from trueode import experiment  # noqa: F401
 
     gc.freeze()
     jobs: queue.Queue[str] = queue.Queue()
@@ -37,7 +39,7 @@ def main() -> None:
     while True:
         try:
             job = json.loads(jobs.get())
-        except KeyboardInterrupt:  # between two runs: there is nothing to save
+        except KeyboardInterrupt:  # between two runs, nothing needs saving
             os._exit(0)
         status, message = perform(job["options"], Path(job["log"]))
         print(json.dumps({"status": status, "message": message}), file=answers)
@@ -50,14 +52,14 @@ def _listen(source: IO[str], jobs: queue.Queue[str]) -> None:
 
 
 def perform(values: Mapping[str, Any], log: Path) -> tuple[str, str]:
-    """Do a run, or go on with it, or leave it if it is finished; whatever happens is an answer.
+    """Do a run, or continue it, or skip it if it is finished. Errors become an answer.
 
     Args:
-        values: all options, name and place among them.
-        log: file that output is added to.
+        values: all options, including name and folder.
+        log: file to which output is appended.
 
     Returns:
-        ``"finished"``, ``"interrupted"`` or ``"failed"``, and why it failed.
+        ``"finished"``, ``"interrupted"`` or ``"failed"``, and the reason of a failure.
     """
     try:
         with _into(log):
@@ -67,7 +69,7 @@ def perform(values: Mapping[str, Any], log: Path) -> tuple[str, str]:
 
 
 def _said(values: Mapping[str, Any]) -> tuple[str, str]:
-    """Carry out a run, and print how it failed."""
+    """Carry out a run, and print its failure."""
     try:
         code = _run(values)
     except KeyboardInterrupt:
@@ -75,7 +77,7 @@ def _said(values: Mapping[str, Any]) -> tuple[str, str]:
     except TrueodeError as failure:
         print(failure)
         return "failed", str(failure)
-    except BaseException as failure:  # a defect, a full disk: other runs go on
+    except BaseException as failure:  # a bug or a full disk: continue with other runs
         traceback.print_exc()
         return "failed", told(failure)
     return ("interrupted" if code else "finished"), ""
@@ -93,8 +95,7 @@ def _run(values: Mapping[str, Any]) -> int:
     again = (path / "config.yaml").is_file()
     if again:
         options = options.model_copy(update={"resume": True})
-    # all that the result depends on is given: a run that was begun with something else is not gone
-    # on with
+    # everything that the result depends on counts as given, so a different run is not continued
     code: int = experiment.run(
         options, RESULT | {"name", "output_dir", "data_dir", "torch_threads"}
     )
@@ -102,9 +103,7 @@ def _run(values: Mapping[str, Any]) -> int:
 
 
 def _await_lock(path: Path) -> None:
-    """Wait while another process holds a run: it looks at it, or does it for a sweep that was
-    killed.
-    """
+    """Wait while another process locks a run, to look at it or to do it for a killed sweep."""
     from trueode.files import Lock
 
     while path.is_dir():
@@ -117,9 +116,7 @@ def _await_lock(path: Path) -> None:
 
 @contextmanager
 def _into(log: Path) -> Iterator[None]:
-    """Add all output of this process to a file; a symbolic link in its place, which may lead
-    anywhere, is replaced.
-    """
+    """Append all output of this process to a file; a symbolic link is replaced by a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.is_symlink():
         log.unlink()

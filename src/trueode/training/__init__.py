@@ -1,4 +1,4 @@
-"""Training: the loop, what it keeps and what it shows."""
+"""Training: the loop, its state and its display."""
 
 from trueode.training.loop import Hooks, Row, Schedule, Trainer
 from trueode.training.state import State

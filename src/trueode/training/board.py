@@ -1,4 +1,4 @@
-"""History rows for TensorBoard."""
+"""Write rows of the history for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from trueode.errors import UsageError
 
 
 def summary_writer() -> Any:
-    """The class of TensorBoard that writes event files.
+    """TensorBoard's class that writes event files.
 
     Raises:
-        UsageError: the package is missing.
+        UsageError: TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UsageError(
-            "--use_tensorboard true needs the package tensorboard: pip install 'trueode[tensorboard]'."
+            "--use_tensorboard true needs the package tensorboard: "
+            "pip install 'trueode[tensorboard]'."
         ) from None
     return SummaryWriter
 
@@ -27,8 +28,9 @@ class Board:
     """Writes rows of the history as scalars.
 
     Args:
-        folder: of the event files.
-        iteration: what was logged after it, before an interruption, is dropped.
+        folder: the folder of the event files.
+        iteration: the iteration to continue from; entries after it, from before an interruption,
+            are dropped.
     """
 
     def __init__(self, folder: Path, iteration: int) -> None:
@@ -41,7 +43,7 @@ class Board:
         self._writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write one row; empty entries are left out."""
+        """Write one row, without its empty entries."""
         for name, value in row.items():
             if name != "iteration" and value is not None:
                 self._writer.add_scalar(name, value, row["iteration"])

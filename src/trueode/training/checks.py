@@ -1,4 +1,4 @@
-"""Where and how an adaptation looks at the model: solvers compared on a batch."""
+"""The checks of an adaptation rule: comparisons of solvers on a batch."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from trueode.seeds import torch_stream
 from trueode.solvers import Solution, Solver
 from trueode.training.state import State
 
-NOISE = 0.1  # standard deviation of the noise on inputs, relative to theirs
+NOISE = 0.1  # standard deviation of the noise on inputs, relative to that of the inputs
 Difference = Callable[[Tensor, Tensor, Batch, int], float]
-"""``difference(own, reference, batch, whole)`` between outputs for this rank's part of a batch of
-``whole`` samples.
+"""``difference(own, reference, batch, whole)`` compares outputs for this rank's part of a batch of
+``whole`` samples on all ranks.
 """
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What a rule sees of a training run.
+    """How a rule checks the training solver.
 
     Attributes:
-        task: what is learned.
+        task: the task.
         ranks: the processes that train together.
-        difference: between the outputs of two solvers.
-        on: ``"batch"``: the training batch; ``"noise"``: the same with a little noise;
-            ``"held_out"``: unseen inputs.
-        unseen: inputs that training does not see; None: there are none, and nothing is certified.
-        seed: of the noise.
+        difference: compares the outputs of two solvers.
+        on: ``"batch"``: check on the training batch; ``"noise"``: the training batch with a little
+            noise; ``"held_out"``: unseen inputs.
+        unseen: validation and certification set, which training does not see; None: there are none,
+            and the model is not certified.
+        seed: the seed of the noise.
         size: samples of a check on unseen inputs.
         interval: iterations between checks.
-        batch_size: of the certificate; what a solver that controls the error of a batch does
-            depends on it.
+        batch_size: the batch size for the certificate; the steps of a solver that controls the
+            error of a batch depend on it.
     """
 
     task: Task
@@ -56,20 +57,21 @@ class Checks:
     def measure(
         self, state: State, batch: Batch, whole: int, output: Tensor | None, nfe: float
     ) -> tuple[Measure[Tensor], int]:
-        """Compare solvers at this iteration; where the training batch is looked at, its forward
-        solve counts as done.
+        """Prepare a comparison of solvers at this iteration.
+
+        If the check is on the training batch, the training output is used again.
 
         Args:
-            state: of the training.
+            state: the state of training.
             batch: this rank's part of the training batch.
-            whole: samples of the training batch.
-            output: of the training solver for it; None: it was computed in another way than checks
-                are.
-            nfe: its field evaluations for a sample.
+            whole: samples of the training batch on all ranks.
+            output: output of the training solver for this part; None if it was not computed in the
+                same way as checks.
+            nfe: field evaluations of the training solve per sample.
 
         Returns:
-            The comparison, in which a solver that fails differs infinitely from every other, and
-            its samples.
+            The comparison, and its number of samples. A solver that fails has an infinite
+            difference from all others.
         """
         seen = batch
         if self.on == "held_out":
@@ -90,8 +92,9 @@ class Checks:
         return measure, whole
 
     def _control(self, iteration: int) -> tuple[Batch, int]:
-        """This rank's part of the next unseen samples, and how many they are for all ranks; again
-        from the first in the end.
+        """This rank's part of the next validation samples, and their number on all ranks.
+
+        After the last sample, the first one follows.
         """
         assert self.unseen is not None
         pool = self.unseen.control
@@ -104,8 +107,9 @@ class Checks:
         return to_device(pool.batch(part), self.ranks.device), size
 
     def _noisy(self, batch: Batch, whole: int, iteration: int) -> Batch:
-        """The batch with noise of a tenth of the inputs' standard deviation: the same whatever the
-        number of ranks.
+        """Add noise of a tenth of the inputs' standard deviation to a batch.
+
+        The noise does not depend on the number of ranks.
         """
         x, (rank, world) = batch.x, (self.ranks.rank, self.ranks.world_size)
         generator = torch_stream(self.seed, "noise", iteration)
@@ -118,9 +122,7 @@ class Checks:
 
 
 def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
-    """The difference of the paper: between accuracies (ours for other tasks: the share of samples
-    that flip).
-    """
+    """The paper's difference, between accuracies; for other tasks the share of flips (ours)."""
 
     def difference(one: Tensor, other: Tensor, batch: Batch, whole: int) -> float:
         if task.name == "classification":
@@ -128,9 +130,7 @@ def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
         else:
             allowed = task.allowed(other, None, ranks.sum)
             if allowed is not None and bool((allowed == 0).any()):
-                return (
-                    0.0  # equal outputs, as of a single sample: nothing to measure a difference by
-                )
+                return 0.0  # all outputs are equal, as for a single sample: there is no scale
             count = task.flipped(one, other, allowed).sum()
         return abs(float(ranks.sum(count.double()))) / whole
 
@@ -138,16 +138,20 @@ def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
 
 
 def prediction_difference(task: Task, ranks: Ranks) -> Difference:
-    """Ours: the difference between predictions; labels are not needed."""
+    """Our difference, between predictions; it needs no labels."""
     return lambda one, other, batch, whole: task.difference(one, other, ranks.sum)
 
 
 def calls(solution: Solution[Any], n: int, whole: int, ranks: Ranks) -> float:
-    """Field evaluations of a sample, the same number on every rank, of which this one has ``n`` of
-    ``whole`` samples.
+    """Field evaluations per sample, averaged over all ranks.
 
-    Ranks may need different numbers: under per-sample control, or where samples have times of their
-    own. The mean is told.
+    Ranks may need different numbers under per-sample control, or if samples have different times.
+
+    Args:
+        solution: the solution of this rank.
+        n: samples of this rank.
+        whole: samples of all ranks.
+        ranks: the processes that train together.
     """
     if ranks.world_size == 1:
         return solution.nfe

@@ -33,92 +33,90 @@ ADVICE = "take a smaller --lr, a finer solver, or another --init_type."
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run is, and how many iterations there are between what happens again and again."""
+    """The number of iterations of a run, and the intervals between its recurring actions."""
 
     niter: int  # iterations of the whole run
-    log: int  # rows of the history
-    test: int | None  # evaluations of the test data; None: never
-    check: int  # checks of the adaptation
-    checkpoint: int
+    log: int  # iterations between rows of the history
+    test: int | None  # between evaluations of the test data; None: never
+    check: int  # between checks of the adaptation
+    checkpoint: int  # between checkpoints
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """Where the results of a training go, by default nowhere; called on every rank, at the same
-    iterations.
+    """Receivers of the results of training; the defaults do nothing.
+
+    Each rank calls them at the same iterations.
     """
 
-    row: Callable[[Row], None] = lambda row: None  # of the history
-    checkpoint: Callable[[State], None] = lambda state: None
-    notice: Callable[[str], None] = lambda text: None  # told to the user once
-    doing: Callable[[str], None] = lambda text: None  # what takes long
+    row: Callable[[Row], None] = lambda row: None  # a row of the history
+    checkpoint: Callable[[State], None] = lambda state: None  # a state to be saved
+    notice: Callable[[str], None] = lambda text: None  # a message, to be shown once
+    doing: Callable[[str], None] = lambda text: None  # the name of a long operation that begins
 
 
 class Step(NamedTuple):
-    """What an iteration has computed before the weights change."""
+    """The results of an iteration before the weights change."""
 
     batch: Batch  # this rank's part of the training batch
-    whole: int  # samples of the training batch
+    whole: int  # samples of the training batch on all ranks
     solver: Solver
     output: Tensor
     solution: Solution[Any]
-    loss: Tensor  # this rank's share of the mean
-    nfe: float  # of a sample
+    loss: Tensor  # this rank's part of the mean loss
+    nfe: float  # field evaluations per sample
 
 
 @dataclass
 class Trainer:
-    """All that a training is made of; `run` is its algorithm, the other methods are the parts of
-    that.
-    """
+    """The components of a training run. `run` is the training loop, the other methods its parts."""
 
-    state: State  # it is changed
+    state: State  # changed by training
     dataset: Dataset
     task: Task
     batches: Batches  # of the training data
     schedule: Schedule
     ranks: Ranks
-    checks: Checks  # what a rule sees
-    # How training steps compute the model's field, in lower precision for instance; None: as it is.
+    checks: Checks  # of the adaptation rule
+    # The field that training steps call, for instance in lower precision; None: the model's own.
     # Checks, tests and certificates call the model's own.
     field: nn.Module | None = None
     hooks: Hooks = Hooks()
 
     @property
     def total(self) -> int:
-        """Iterations of the whole run, those included that a failed certificate has asked for."""
+        """Iterations of the whole run, including those that a failed certificate requested."""
         return self.schedule.niter + self.state.extra
 
     @property
     def done(self) -> bool:
-        """Whether there are no iterations left."""
+        """Whether no iterations are left."""
         return self.state.iteration >= self.total
 
     def run(self, at_most: int | None = None) -> bool:
         """Train until all iterations are done, or until the user interrupts.
 
-        A rule that certifies what it has achieved may ask for more iterations in the end.
+        A rule that certifies the model may request more iterations at the end.
 
         Args:
-            at_most: stop after so many iterations; None: train to the end.
+            at_most: stop after this many iterations; None: train to the end.
 
         Returns:
-            Whether all are done.
+            Whether all iterations are done.
 
         Raises:
-            DivergenceError: the loss or a weight is not finite. The last checkpoint is from before.
+            DivergenceError: the loss or a weight is not finite. The last checkpoint is older.
             SolveError: the training solver failed.
         """
         state, schedule, ranks = self.state, self.schedule, self.ranks
         network = _shared(state.model, ranks)
         state.model.train()
         self._memory = MemoryGuard(self.hooks.notice, ranks, self.field)
-        self._suspicion = torch.zeros(
-            (), device=ranks.device
-        )  # becomes NaN or infinite with the first such loss
+        # the sum of all losses: NaN or infinite from the first such loss on
+        self._loss_sum = torch.zeros((), device=ranks.device)
         self._begin = time.perf_counter() - state.seconds
         if not self.done:
-            state.certificate = None  # it was of the model before it is trained on
+            state.certificate = None  # it holds for the model before further training
         with (
             spared(state.model, self.batches.batch_size, self.dataset.sample_shape),
             interrupts() as interrupted,
@@ -130,12 +128,12 @@ class Trainer:
                 step = self.step(network, to_device(batch, ranks.device), whole)
                 checked = self.check(step)
                 state.optimizer.step()
-                self.certify()  # which may ask for more iterations
+                self.certify()  # may request more iterations
                 tested = self._due(schedule.test)
                 logged = tested or checked or self._due(schedule.log) or state.iteration == 1
                 if logged:
                     self.log(step, checked, tested)
-                # a signal reaches ranks at different times: they agree on it at logged iterations
+                # ranks receive a signal at different times: they agree on it at logged iterations
                 stop = (
                     interrupted() if ranks.world_size == 1 else logged and ranks.any(interrupted())
                 )
@@ -143,14 +141,12 @@ class Trainer:
                     self.save()
                 if stop:
                     break
-                del (
-                    step
-                )  # and with it what backward needed, before the next iteration needs as much
+                del step  # frees the memory of back-propagation before the next iteration
         return self.done
 
     def step(self, network: nn.Module, batch: Batch, whole: int) -> Step:
-        """Solve for this rank's part of a batch of ``whole`` samples, differentiate the loss, count
-        what that took.
+        """Solve for this rank's part of a batch of ``whole`` samples, differentiate the loss, and
+        count field evaluations.
         """
         state, ranks, solver = self.state, self.ranks, self.state.solver
         self._memory.choose_gradient(state.model, batch.x, solver)
@@ -159,7 +155,7 @@ class Trainer:
         state.optimizer.zero_grad()
         # DistributedDataParallel averages gradients, and the loss is a sum over ranks
         (loss if ranks.world_size == 1 else loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
-        self._suspicion += loss.detach()
+        self._loss_sum += loss.detach()
         nfe = calls(solution, len(batch.x), whole, ranks)
         state.recent_nfe.append(nfe)
         state.samples += whole
@@ -168,17 +164,18 @@ class Trainer:
         return Step(batch, whole, solver, output, solution, loss, nfe)
 
     def check(self, step: Step) -> bool:
-        """Where it is time, let the rule propose the solver of the next iterations; whether it was
-        time.
+        """If a check is due, let the rule propose the solver of the next iterations.
+
+        Returns:
+            Whether a check was due.
         """
         state, rule = self.state, self.state.rule
         if rule is None or state.iteration % self.schedule.check:
             return False
         if self.done and self.checks.unseen is not None:
-            return False  # a model is certified with the solver that it was trained with
-        own = (
-            step.output if self.field is None else None
-        )  # a rule is to see the error of the solver alone
+            return False  # the certificate is for the solver that the model was trained with
+        # lower precision would add its rounding to the error of the solver
+        own = step.output if self.field is None else None
         measure, seen = self.checks.measure(state, step.batch, step.whole, own, step.nfe)
         state.solver = rule.propose(
             measure, Progress(state.iteration, self.schedule.niter, tuple(state.recent_nfe))
@@ -189,8 +186,8 @@ class Trainer:
         return True
 
     def certify(self) -> None:
-        """In the end, ask the rule for a certificate; if it wants another solver and more
-        iterations, provide them.
+        """At the end, ask the rule for a certificate; the rule may request further training with
+        another solver instead.
         """
         state, rule, unseen = self.state, self.state.rule, self.checks.unseen
         if rule is None or unseen is None or not self.done:
@@ -205,34 +202,33 @@ class Trainer:
         answer = rule.certify(inspection)
         state.evaluations += inspection.evaluations
         samples, forward, backward = state.logged
-        state.logged = (
-            samples,
-            forward + inspection.evaluations,
-            backward,
-        )  # no part of any iteration
+        # the history counts evaluations of iterations only
+        state.logged = samples, forward + inspection.evaluations, backward
         if isinstance(answer, Refine):
             state.solver = answer.solver
             state.extra += answer.iterations
-            more = f"training goes on for {answer.iterations} iterations with {answer.solver}."
-            self.hooks.notice(f"the model cannot be certified as it is: {more}")
+            more = f"training continues for {answer.iterations} iterations with {answer.solver}."
+            self.hooks.notice(f"the model cannot be certified yet: {more}")
         else:
             state.certificate = answer
 
     def log(self, step: Step, checked: bool, tested: bool) -> None:
-        """Hand over a row of the history: evaluations of a sample, means over the iterations since
-        the row before.
+        """Write a row of the history.
+
+        Numbers of field evaluations are per sample, averaged over the iterations since the last
+        row.
 
         Raises:
-            DivergenceError: a loss since the row before is not finite.
+            DivergenceError: a loss since the last row is not finite.
         """
         state, task = self.state, self.task
         right = task.metric_sum(step.output.detach(), step.batch).double() / step.whole
-        shares = torch.stack([step.loss.detach().double(), right, self._suspicion.double()])
-        loss, metric, suspicion = self.ranks.sum(shares).tolist()
-        if not isfinite(suspicion):
+        shares = torch.stack([step.loss.detach().double(), right, self._loss_sum.double()])
+        loss, metric, loss_sum = self.ranks.sum(shares).tolist()
+        if not isfinite(loss_sum):
             raise DivergenceError(
-                f"The loss is not finite at iteration {state.iteration}, or became so at most {self.schedule.log} "
-                f"iterations before: {ADVICE}"
+                f"The loss is not finite at iteration {state.iteration}, or became so at most "
+                f"{self.schedule.log} iterations before: {ADVICE}"
             )
         state.seconds = time.perf_counter() - self._begin
         work = (state.samples, state.evaluations, state.evaluations_backward)
@@ -264,7 +260,7 @@ class Trainer:
         self.hooks.row(row)
 
     def save(self) -> None:
-        """Hand over the state, to be saved.
+        """Pass the state to the hook that saves it.
 
         Raises:
             DivergenceError: a weight is not finite.
@@ -277,14 +273,14 @@ class Trainer:
         self.hooks.checkpoint(self.state)
 
     def _due(self, interval: int | None) -> bool:
-        """Whether it is time for what happens at an interval, and in the end."""
+        """Whether an action at an interval is due; all are due at the end."""
         return interval is not None and (self.done or self.state.iteration % interval == 0)
 
     def _test(self, solver: Solver) -> Row:
-        """Loss and metric on the test data; beside a rule, the metric also under a finer solver to
-        refer to.
+        """Loss and metric on the test data; with a rule, also the metric under a finer reference
+        solver.
 
-        A solver that fails there does not end the training.
+        A failing solver does not end training here.
         """
         model, test, task = self.state.model, self.dataset.test, self.task
         try:
@@ -302,13 +298,11 @@ class Trainer:
 
 
 def _shared(model: NeuralODE, ranks: Ranks) -> nn.Module:
-    """The model as the ranks share it: they choose the same steps, and gradients are averaged over
-    them.
-    """
+    """The model for training on all ranks: they take the same steps and average their gradients."""
     if ranks.world_size == 1:
         return model
     model.reduce = ranks.sum
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-    # Gradients of (1, n, 1) may have other strides than their weights, which are the same memory.
+    # Gradients of shape (1, n, 1) may have other strides than their weights: the same memory layout
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return nn.parallel.DistributedDataParallel(model, device_ids=devices)

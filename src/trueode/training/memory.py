@@ -1,6 +1,4 @@
-"""How much memory back-propagation needs, how much there is, and what is done where it is too
-little.
-"""
+"""Memory for back-propagation: its estimate, and checkpoints if it does not suffice."""
 
 from __future__ import annotations
 
@@ -16,17 +14,15 @@ from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solver, solve
 from trueode.solvers.clock import seconds
 
-ADAPTIVE_STEPS = (
-    100  # if this many steps fit, those of an adaptive solve are not counted beforehand
-)
+ADAPTIVE_STEPS = 100  # if this many fit, the steps of an adaptive solve are not counted
 
 
 class MemoryGuard:
-    """Changes from back-propagation to checkpoints where the activations would not fit, on all
-    ranks or on none.
+    """Changes from back-propagation to checkpoints if the activations would not fit, on all ranks
+    or on none.
 
     Args:
-        notice: told of the change.
+        notice: receives a message about the change.
         ranks: the processes that train together.
         field: as in `Trainer`.
     """
@@ -39,7 +35,7 @@ class MemoryGuard:
         self._step = 0
 
     def choose_gradient(self, model: NeuralODE, x: Tensor, solver: Solver) -> None:
-        """Look whenever the solver changes, until the change is made."""
+        """Estimate the need whenever the solver has changed, and use checkpoints if necessary."""
         if self._seen == solver or not isinstance(model.gradient, Backprop):
             return
         self._step = self._step or bytes_per_step(model, x, solver, self._field)
@@ -55,20 +51,21 @@ class MemoryGuard:
         if short:
             model.gradient = Checkpoint()
             self._notice(
-                f"back-propagation would keep about {self._step * steps / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
-                "free: the run goes on with `--autodif checkpoint`, which gives the same gradient."
+                f"back-propagation would keep about {self._step * steps / 2**30:.1f} GiB, and "
+                f"{free / 2**30:.1f} GiB are free: the run continues with `--autodif checkpoint`, "
+                "which gives the same gradient."
             )
 
 
 def bytes_per_step(
     model: NeuralODE, x: Tensor, solver: Solver, field: nn.Module | None = None
 ) -> int:
-    """Bytes that autograd keeps for one step of the solver on inputs ``x``, weights left out;
+    """Bytes that autograd keeps for one step of the solver on inputs ``x``, without weights.
+
     ``field``: as in `Trainer`.
     """
-    kept: dict[
-        tuple[int, int], Tensor
-    ] = {}  # tensors, not sizes: an address must not be given out twice
+    # Tensors are kept, not only their sizes, so that no address is used twice.
+    kept: dict[tuple[int, int], Tensor] = {}
     called = field or model.field
     weights = {p.data_ptr() for p in model.parameters()}
 
@@ -88,13 +85,9 @@ def bytes_per_step(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that the device has free: on a GPU as its driver tells, else what the system or its
-    container has left.
-    """
+    """Free bytes: of a GPU including PyTorch's cache, else of the system or its container."""
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # torch's own, free to it
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = (
         os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

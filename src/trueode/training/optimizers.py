@@ -1,9 +1,8 @@
-"""Optimisers without what costs more than a small model's step: torch.optim's bookkeeping, and its
-import of a compiler.
+"""Optimisers without the overhead of torch.optim: its bookkeeping, and its import of a compiler.
 
-The arithmetic is PyTorch's own fused one, so that results are those of ``torch.optim`` with
-``fused=True`` bit for bit. Where there is none, ``torch.optim`` computes. A saved state has the
-same form everywhere.
+For a small model, that overhead costs more than the step. The optimisers call PyTorch's fused
+functions, and the results equal those of ``torch.optim`` with ``fused=True`` bit for bit. Without a
+fused function, ``torch.optim`` computes. All save their state in the same form.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from trueode.errors import CheckpointError
 def make_optimizer(
     name: str, parameters: Iterable[Tensor], lr: float, weight_decay: float
 ) -> Optimizer:
-    """An optimiser.
+    """Make an optimiser.
 
     Args:
         name: ``"adam"``, ``"sgd"`` or ``"rmsprop"``.
-        parameters: what it changes.
+        parameters: the parameters to change.
         lr: the learning rate.
-        weight_decay: the factor of the parameters that is added to their gradients.
+        weight_decay: the parameters times this factor are added to their gradients.
     """
     params = list(parameters)
     kinds: dict[str, type[Optimizer]] = {
@@ -35,27 +34,26 @@ def make_optimizer(
         "sgd": TorchSGD,
         "rmsprop": TorchRMSprop,
     }
-    # the fused functions take parameters of one kind
+    # the fused functions take parameters of one device and type
     if len({(p.device, p.dtype) for p in params}) == 1 and params[0].device.type in ("cpu", "cuda"):
         kinds |= {"adam": FusedAdam, "sgd": FusedSGD}
     return kinds[name](params, lr, weight_decay)
 
 
 class Optimizer(ABC):
-    """Changes parameters by their gradients; parameters without one stay as they are."""
+    """Changes parameters by their gradients; parameters without a gradient do not change."""
 
     NAMES: tuple[str, ...] = ()  # of the tensors in a parameter's state
-    COUNTS_ON: str | None = None  # device of "step"; None: that of the parameter
+    COUNTS_ON: str | None = None  # device of "step"; None: the parameter's device
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
-        self.state: dict[
-            Tensor, dict[str, Tensor]
-        ] = {}  # of each parameter, from its first gradient on
+        # each parameter has a state from its first gradient on
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @abstractmethod
     def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
-        """One step of those parameters that have a gradient."""
+        """Make a step of the parameters that have a gradient."""
 
     def step(self) -> None:
         """Change the parameters by their gradients."""
@@ -70,7 +68,7 @@ class Optimizer(ABC):
             param.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """``{"state": {number of the parameter: {name: tensor}}}``; the tensors are those in use."""
+        """``{"state": {number of the parameter: {name: tensor}}}``; the tensors are not copied."""
         return {
             "state": {
                 number: dict(self.state.get(param, {})) for number, param in enumerate(self.params)
@@ -78,17 +76,16 @@ class Optimizer(ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a copy of a saved state, of any device and class, or of ``torch.optim``.
+        """Load a copy of a saved state, from any device, class or ``torch.optim``.
 
         Raises:
-            CheckpointError: it is not the state of such parameters.
+            CheckpointError: the state does not fit the parameters.
         """
         states = state_dict.get("state")
         if not isinstance(states, dict):
             raise CheckpointError("The saved optimiser has no state.")
-        groups = state_dict.get(
-            "param_groups"
-        )  # of torch.optim; it leaves out parameters without a state
+        # torch.optim leaves out parameters without a state, but its groups contain them
+        groups = state_dict.get("param_groups")
         n = (
             sum(len(group["params"]) for group in groups)
             if groups
@@ -139,12 +136,12 @@ class FusedAdam(Optimizer):
     EPS = 1e-8
 
     def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
-        """Algorithm 1, for all parameters at once."""
+        """Make a step of Algorithm 1, for all parameters at once."""
         if new := {param: self._new(param) for param in params if param not in self.state}:
             count = next(iter(new.values()))["step"]
             self.state |= {param: state | {"step": count} for param, state in new.items()}
         states = [self.state[param] for param in params]
-        if len(states) < len(self.state):  # the others stand still
+        if len(states) < len(self.state):  # the counts of the others do not change
             for state in states:
                 state["step"] = state["step"].clone()
         first, second, steps = (
@@ -154,12 +151,12 @@ class FusedAdam(Optimizer):
             step += 1
         torch._fused_adam_(
             params, gradients, first, second, [], steps,
-            lr=self.lr, beta1=self.BETAS[0], beta2=self.BETAS[1], weight_decay=self.weight_decay, eps=self.EPS,
-            amsgrad=False, maximize=False,
+            lr=self.lr, beta1=self.BETAS[0], beta2=self.BETAS[1], eps=self.EPS,
+            weight_decay=self.weight_decay, amsgrad=False, maximize=False,
         )  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a copy of a saved state, of any device and class, or of ``torch.optim``."""
+        """Load a copy of a saved state, from any device, class or ``torch.optim``."""
         super().load_state_dict(state_dict)
         counts: dict[float, Tensor] = {}
         for state in self.state.values():
@@ -170,16 +167,16 @@ class FusedSGD(Optimizer):
     """Steepest descent."""
 
     def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
-        """One step, for all parameters at once."""
+        """Make a step of all parameters at once."""
         torch._fused_sgd_(
             params, gradients, [],
-            weight_decay=self.weight_decay, momentum=0.0, lr=self.lr, dampening=0.0, nesterov=False, maximize=False,
-            is_first_step=False,
+            weight_decay=self.weight_decay, momentum=0.0, lr=self.lr, dampening=0.0,
+            nesterov=False, maximize=False, is_first_step=False,
         )  # fmt: skip
 
 
 class TorchAdam(Optimizer):
-    """An optimiser of ``torch.optim``: Adam."""
+    """Adam of ``torch.optim``."""
 
     NAMES: tuple[str, ...] = FusedAdam.NAMES
     KIND = "Adam"
@@ -191,20 +188,18 @@ class TorchAdam(Optimizer):
         self.state = self.inner.state
 
     def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:
-        """One step."""
-        with torch.device(
-            "cpu"
-        ):  # where torch.optim counts steps; some count on the default device
+        """Make a step."""
+        with torch.device("cpu"):  # keeps the step counts on the CPU whatever the default device
             self.inner.step()
 
 
 class TorchSGD(TorchAdam):
-    """The same: steepest descent."""
+    """Steepest descent of ``torch.optim``."""
 
     NAMES, KIND = FusedSGD.NAMES, "SGD"
 
 
 class TorchRMSprop(TorchAdam):
-    """The same: RMSprop (Hinton, 2012)."""
+    """RMSprop (Hinton, 2012) of ``torch.optim``."""
 
     NAMES, KIND = ("step", "square_avg"), "RMSprop"

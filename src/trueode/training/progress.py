@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar on a terminal, now and then a line elsewhere."""
+"""The progress of a run: a bar on a terminal, or a line from time to time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Progress:
     Args:
         total: iterations of the whole run.
         done: iterations already done.
-        console: where to print; nothing is shown without one.
+        console: the console; None: show nothing.
     """
 
     def __init__(self, total: int, done: int, console: Console | None) -> None:
@@ -57,15 +57,16 @@ class Progress:
             self._bar.stop()
 
     def doing(self, text: str) -> None:
-        """Show what else is being done."""
+        """Show a long operation other than training."""
         if self._bar is not None:
             self._bar.update(self._task, description=text)
         elif self._console is not None:
             self._console.print(text, highlight=False)
 
     def update(self, iteration: int, values: dict[str, str], total: int | None = None) -> None:
-        """Show where the run is, and of how many iterations; plain lines come about ten times in a
-        run.
+        """Show the iteration and its values.
+
+        Without a terminal, about ten lines are printed in a run.
         """
         self._total = total or self._total
         text = ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: everything that the rest of a run depends on."""
+"""The contents of a checkpoint: everything that the rest of a run depends on."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ class State:
     Attributes:
         model: the model.
         optimizer: its optimiser.
-        rule: the adaptation, if there is one.
+        rule: the adaptation rule, if there is one.
         solver: the solver of the next iteration.
         iteration: iterations done.
-        evaluations: field evaluations so far, counted in samples, the checks of the adaptation
-            included.
-        evaluations_backward: those spent on gradients.
-        samples: samples seen so far, repetitions included.
-        logged: samples and the two numbers of evaluations at the last row of the history.
-        recent_nfe: function evaluations of the last five training solves.
-        extra: iterations beyond those of the schedule, which a failed certificate asked for.
-        certificate: of the model as it is, once training has ended.
+        evaluations: field evaluations so far, counted in samples, including the checks of the
+            adaptation.
+        evaluations_backward: field evaluations spent on gradients.
+        samples: samples seen so far, with repetitions.
+        logged: ``samples``, ``evaluations`` and ``evaluations_backward`` at the last row of the
+            history.
+        recent_nfe: field evaluations of the last five training solves.
+        extra: iterations beyond the schedule, which a failed certificate requested.
+        certificate: the certificate of the current model, once training has ended.
         seconds: time spent on training.
     """
 
@@ -72,30 +73,28 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state.
+        """Load a saved state.
 
         Raises:
-            CheckpointError: it is not one of this version.
+            CheckpointError: another version saved it, or it is damaged.
         """
         own = self.state_dict()
         missing = own.keys() - state.keys()
         if missing:
             raise CheckpointError(
-                f"The checkpoint has no {', '.join(sorted(missing))}: another version of trueode wrote it. Use that one, or "
-                "start a new run."
+                f"The checkpoint has no {', '.join(sorted(missing))}: another version of trueode "
+                "wrote it. Use that version, or start a new run."
             )
         wrong = [name for name, value in own.items() if not _alike(value, state[name])]
         if wrong:
-            raise CheckpointError(
-                f"The checkpoint has something unexpected for {', '.join(wrong)}."
-            )
+            raise CheckpointError(f"The checkpoint has unexpected values for {', '.join(wrong)}.")
         self.iteration = state["iteration"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.rule is not None:
             self.rule.load_state_dict(state["rule"])
         self.solver = from_plain(state["solver"])
-        if state["checkpointing"]:  # chosen for want of memory; its gradient rounds differently
+        if state["checkpointing"]:  # chosen for lack of memory; its gradient rounds differently
             self.model.gradient = Checkpoint()
         self.evaluations, self.evaluations_backward = (
             state["evaluations"],
@@ -114,8 +113,9 @@ class State:
 
 
 def _alike(own: Any, saved: Any) -> bool:
-    """Whether a saved value is of the kind of one's own: numbers that are counts or amounts, equal
-    shapes; None may become anything.
+    """Whether a saved value may replace the own one.
+
+    Types and shapes must be equal, and numbers not negative. Anything may replace None.
     """
     if isinstance(own, torch.Tensor):
         return isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (

@@ -1,4 +1,4 @@
-"""How many threads PyTorch gets for training."""
+"""The number of PyTorch's threads in training."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from torch import nn
 
 from trueode.solvers.backends import native
 
-MOST_PARAMETERS = (
-    2**15
-)  # of a tensor: PyTorch itself does not divide what is smaller, where it asks for the size
-MOST_INPUTS = 2**13  # numbers in a batch: layers make them more
+MOST_PARAMETERS = 2**15  # of a tensor; most functions of PyTorch do not divide smaller ones
+MOST_INPUTS = 2**13  # numbers in a batch; layers increase them
 
 
 def spared(
     model: nn.Module, batch_size: int, sample: tuple[int, ...]
 ) -> AbstractContextManager[None]:
-    """A block for training steps: PyTorch gets one thread where all tensors are so small that more
-    would win nothing.
+    """A block for training steps, with a single PyTorch thread if all tensors are small.
+
+    More threads would not make small tensors faster.
 
     Args:
-        model: what is trained.
+        model: the model to train.
         batch_size: samples of an iteration.
         sample: the shape of an input.
     """

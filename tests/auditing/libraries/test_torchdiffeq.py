@@ -92,7 +92,7 @@ def test_tight_solves_agree(
     field: Field, x: Tensor, solver: Any, method: str | None, t: Tensor
 ) -> None:
     tolerance = 1e-6 if method in ("fehlberg2", "adaptive_heun", "bosh3") else 1e-10
-    # steps that end at the times: the library's dense output is less accurate than its steps
+    # steps end at the times, because the library's dense output is less accurate than its steps
     options = None if method is None else {"step_t": t[1:].clone()}
     own = solver(field, x, t, method=method, rtol=tolerance, atol=tolerance, options=options)
     for stand_in in (TIGHT, replace_by(FixedStep("rk4", n_steps=64))):

@@ -111,7 +111,7 @@ def test_tight_solves_agree(field: nn.Module, x: Tensor, sensitivity: str, metho
             2,
             5,
             2,
-        )  # interpolated_adjoint: the library gives states at all of its steps
+        )  # interpolated_adjoint: the library returns the states of all its steps
         torch.testing.assert_close(swapped[[0, -1]], own[[0, -1]], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(t_swapped, t_eval[[0, -1]])
         torch.testing.assert_close(trajectory[-1], own[-1], rtol=1e-4, atol=1e-5)
@@ -195,7 +195,7 @@ def test_saved_times_are_those_that_the_library_saves(x: Tensor) -> None:
         torch.testing.assert_close(swapped, own, rtol=1e-5, atol=1e-6)
     with replaced(replace_by(FixedStep("euler", n_steps=4))) as solves:
         odeint(moving, z, t, "euler", save_at=t[[10]])
-    assert solves[0].n_steps == 4  # only the times that are saved bind the steps
+    assert solves[0].n_steps == 4  # only saved times must be ends of steps
     with replaced(replace_by(FixedStep("euler", n_steps=4))) as solves:
         odeint(moving, z, t, "euler")
     assert solves[0].n_steps == 10

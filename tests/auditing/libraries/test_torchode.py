@@ -141,7 +141,7 @@ def test_tight_solves_agree(field: Field, x: Tensor, method: str, t_eval: Tensor
     "ends", [((1.0, 1.0, 1.0), (3.0, 3.0, 3.0)), ((0.0, 1.0, 2.0), (1.0, 4.0, 5.0))]
 )
 def test_rows_may_have_times_of_their_own(field: Field, x: Tensor, ends: Any) -> None:
-    """The witness asks so: the field at each row's time is that of the library's term."""
+    """The field at each row's time equals the library's term, as the witness needs it."""
     starts, stops = (torch.tensor(each, dtype=torch.float64) for each in ends)
     asked: list[Tensor] = []
 
@@ -265,7 +265,7 @@ def test_what_is_found(x: Tensor, field: Field) -> None:
         "tsit5",
         3,
     )
-    assert found(adaptive(field, "Heun", 1e-3)).name is None  # with an estimate of its error
+    assert found(adaptive(field, "Heun", 1e-3)).name is None  # our Heun has no error estimate
     started = found(adaptive(field, "Dopri5", 1e-3), dt0=torch.full((3,), 0.1).double())
     assert started.settings["dt0"] == pytest.approx(0.1)
     assert not found(adaptive(field, "Euler", 1e-3), dt0=torch.full((3,), 0.1).double()).adaptive

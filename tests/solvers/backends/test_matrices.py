@@ -1,4 +1,4 @@
-"""A field by matrices is the field, at any times and states."""
+"""A field by matrices equals the field at all times and states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The libraries whose solves can be seen and replaced."""
+"""The libraries whose solves an audit can record and replace."""
 
 from trueode.auditing.libraries import torchdiffeq, torchdyn, torchode, trueode
 from trueode.auditing.session import Library

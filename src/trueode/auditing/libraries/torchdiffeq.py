@@ -1,4 +1,4 @@
-"""torchdiffeq: the values of its registry of solvers, from which each solve takes one."""
+"""torchdiffeq: hooks replace the solver classes in its registry."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ METHODS = {
     "bosh3": "bosh3",
     "dopri5": "dopri5",
 }
-"""Names of the same methods in ``catalog.METHODS``."""
+"""The library's names of methods, and the names in ``catalog.METHODS``."""
 VARYING = ("explicit_adams", "implicit_adams", "fixed_adams")  # their order grows along the solve
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
 @contextmanager
 def patched(session: Session) -> Iterator[None]:
-    """All solves go through a session."""
+    """Route all solves through a session."""
     registry: dict[str, Any] = sys.modules["torchdiffeq._impl.odeint"].SOLVERS
     originals = dict(registry)
     hooks = {method: _Hook(original, method, session) for method, original in originals.items()}
@@ -66,7 +66,7 @@ LIBRARY = Library("torchdiffeq", "torchdiffeq", patched, probe)
 
 
 class _Hook:
-    """In the place of a solver class in the registry; in all else like it."""
+    """Stands in for a solver class in the registry; other attributes are those of the class."""
 
     def __init__(self, original: Any, method: str, session: Session) -> None:
         self._original, self._method, self._session = original, method, session
@@ -75,7 +75,7 @@ class _Hook:
         return getattr(self._original, name)
 
     def __call__(self, **arguments: Any) -> Any:
-        """The solver of one solve; arguments are func, y0, rtol, atol and the options."""
+        """Create the solver of one solve; arguments are func, y0, rtol, atol and the options."""
         if not self._session.is_mine():
             return self._original(**arguments)
         if self._session.replaces:
@@ -84,7 +84,7 @@ class _Hook:
 
 
 class _Replaced:
-    """A solver of the library's interface that hands the problem to the session."""
+    """A solver with the library's interface that passes the problem to the session."""
 
     def __init__(
         self, original: Any, method: str, session: Session, arguments: dict[str, Any]
@@ -115,15 +115,16 @@ class _Replaced:
         return self._session.solve(problem)[0]
 
     def integrate_until_event(self, t0: Tensor, event_fn: Any) -> Any:
-        """Refused: where it ends depends on the solver."""
+        """Refuse events: where such a solve ends depends on the solver."""
         raise UsageError(
-            "The model solves up to an event (event_fn, odeint_event of torchdiffeq), which cannot be replaced: there is "
-            "no interval that another solver could be given. Audit the model on a given interval, without events."
+            "The model solves up to an event (event_fn, odeint_event of torchdiffeq), which cannot "
+            "be replaced, because the interval depends on the solver. Audit the model on a fixed "
+            "interval, without events."
         )
 
 
 class _Recorded:
-    """The library's solver, watched."""
+    """The library's solver, with its calls and steps counted."""
 
     def __init__(
         self, solver: Any, method: str, session: Session, arguments: dict[str, Any]
@@ -139,14 +140,14 @@ class _Recorded:
         return getattr(self._solver, name)
 
     def integrate(self, t: Tensor) -> Tensor:
-        """The library's own."""
+        """Solve with the library's solver, and record the solve."""
         with _watched(self._solver, self._arguments["func"]) as watch:
             states: Tensor = self._solver.integrate(t)
         self._note(watch, t, states)
         return states
 
     def integrate_until_event(self, t0: Tensor, event_fn: Any) -> Any:
-        """The library's own."""
+        """Solve up to an event with the library's solver, and record the solve."""
         with _watched(self._solver, self._arguments["func"]) as watch:
             event_t, states = self._solver.integrate_until_event(t0, event_fn)
         self._note(watch, torch.stack([t0.detach().to(event_t), event_t.detach()]), states)
@@ -218,8 +219,8 @@ def _watch_fixed(solver: Any, watch: _Watch) -> None:
 
 
 def _watch_scipy(solver: Any, watch: _Watch) -> None:
-    """SciPy tells only how often the field was called; of its solver classes one ``step`` is an
-    accepted step.
+    """SciPy reports only the calls of the field; each ``step`` of its solver classes is an accepted
+    step.
     """
     import scipy.integrate
 
@@ -241,13 +242,13 @@ def _refuse_callbacks(func: Any) -> None:
     names = [name for name in CALLBACKS if getattr(func, name, null) is not null]
     if names:
         raise UsageError(
-            f"The field has the solver callbacks {', '.join(names)} of torchdiffeq, which another solver would not call in "
-            "the same way: audit a field without them."
+            f"The field has the solver callbacks {', '.join(names)} of torchdiffeq, which another "
+            "solver would not call in the same way: audit a field without them."
         )
 
 
 def _has_samples(func: Any, y0: Tensor) -> bool:
-    """Whether the state is a tensor with samples first, and not a tuple that was made flat."""
+    """Whether the state is a tensor with samples first, and not a flattened tuple."""
     misc = sys.modules["torchdiffeq._impl.misc"]
     while isinstance(func, (misc._PerturbFunc, misc._ReverseFunc)):
         func = func.base_func
@@ -277,7 +278,7 @@ def _found(original: Any, method: str, arguments: dict[str, Any], t: Tensor) -> 
 
 
 def _plain(value: Any) -> Any:
-    """An option as a plain value; None where it has none, as functions."""
+    """An option as a plain value; None if it has none, such as a function."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, torch.dtype):

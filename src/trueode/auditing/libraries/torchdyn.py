@@ -1,4 +1,4 @@
-"""torchdyn: the two functions that its ``odeint`` looks up for each solve."""
+"""torchdyn: hooks replace the two functions that its ``odeint`` looks up for each solve."""
 
 from __future__ import annotations
 
@@ -34,21 +34,20 @@ METHODS = {
     "ImplicitEuler": ("ieuler", None),
     "AsynchronousLeapfrog": ("alf", None),
 }
-"""Classes of solvers: the library's own name, and that of the same method in ``catalog.METHODS``.
+"""For each solver class, the library's name of the method, and its name in ``catalog.METHODS``.
 
 The library's rk4 calls the field at the fractions 0, 0, 1/2, 1/2 of a step instead of 0, 1/2, 1/2,
-1: it is the method of this name, of order 4, only where the field does not depend on time;
-elsewhere its order is 1.
+1. It is rk4, of order 4, only if the field does not depend on time; otherwise its order is 1.
 """
 RK4_STAGE_TIMES = (0.0, 0.0, 0.5, 0.5)
-BEFORE = 2  # calls of the field by `odeint` itself, for the first step of an adaptive solve
+BEFORE = 2  # calls of the field by `odeint` itself, to choose the first adaptive step
 
 Call = Callable[..., tuple[Tensor, Tensor]]
 
 
 @contextmanager
 def patched(session: Session) -> Iterator[None]:
-    """All solves go through a session."""
+    """Route all solves through a session."""
     module: Any = sys.modules["torchdyn.numerics.odeint"]
     fixed, adaptive = module._fixed_odeint, module._adaptive_odeint
     module._fixed_odeint = _hook(fixed, session, _record_fixed, _replace_fixed)
@@ -77,9 +76,7 @@ Replace = Callable[[Given, Session], tuple[Tensor, Tensor]]
 
 
 def _hook(original: Call, session: Session, record: Record, replace: Replace) -> Call:
-    """In the place of a function of the library, with its arguments, which returns times and
-    states.
-    """
+    """Wrap a function of the library that returns times and states; the arguments are the same."""
     parameters = signature(original)
 
     def hooked(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -128,8 +125,8 @@ def _note(
 
 
 def _replace_fixed(given: Given, session: Session) -> tuple[Tensor, Tensor]:
-    """States at those times of ``t_span``, the library's steps, that are to be saved; all of them
-    unless asked otherwise.
+    """The states at the times of ``t_span`` (the library's steps) that ``save_at`` lists; all of
+    them without ``save_at``.
     """
     t, x = given["t_span"], given["x"]
     saved = given["save_at"] if len(given["save_at"]) else t
@@ -141,8 +138,8 @@ def _replace_fixed(given: Given, session: Session) -> tuple[Tensor, Tensor]:
 
 
 def _replace_adaptive(given: Given, session: Session) -> tuple[Tensor, Tensor]:
-    """States at ``t_span``, also where the library would give those at all of its own steps
-    (``return_all_eval``).
+    """The states at ``t_span``, even with ``return_all_eval``, for which the library returns the
+    states at all its steps.
     """
     states, _ = session.solve(_posed(given, given["t_span"]))
     return given["t_span"], states
@@ -173,7 +170,7 @@ class _Counted:
 
 
 class _Watched:
-    """A solver that counts its steps; in all else like it."""
+    """A solver that counts its steps; other attributes are those of the solver."""
 
     def __init__(self, solver: Any) -> None:
         self._solver = solver
@@ -185,13 +182,10 @@ class _Watched:
         return getattr(self._solver, name)
 
     def step(self, f: Any, x: Any, t: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Take a step. A step starts at the time of the one before if that was rejected, and at a
-        new one otherwise.
-        """
+        """Take a step. It starts at the same time as the previous one if that was rejected."""
         self.calls += 1
-        self.accepted += (
-            t is not self._last
-        )  # after the last call the loop ends, because that step was accepted
+        # one accepted step leaves each start; the loop ends only after an accepted step
+        self.accepted += t is not self._last
         self._last = t
         return self._solver.step(f, x, t, *args, **kwargs)
 
@@ -217,33 +211,36 @@ def _found(given: Given) -> FoundSolver:
 
 
 def _refuse(given: Given, caller: FrameType) -> None:
-    """Refuse what is not the solution of an ODE by one of its methods."""
+    """Refuse solves that do not solve an ODE z' = f(t, z) by a method that can be replaced."""
     solver, name = given["solver"], type(given["solver"]).__name__
     if hasattr(solver, "hypernet"):
         raise UsageError(
-            f"The model's solver is the hypersolver {name} of torchdyn: its correction network is part of the model, so "
-            "there is no ODE whose solver could be replaced. Train and audit the field with a solver without correction."
+            f"The model's solver is the hypersolver {name} of torchdyn: its correction network is "
+            "part of the model, so no solver of an ODE can replace it. Train and audit the field "
+            "with a solver without correction."
         )
     if name == "AsynchronousLeapfrog":
         raise UsageError(
-            "The model's solver is torchdyn's AsynchronousLeapfrog (alf), whose state is not that of an ODE z' = f(t, z): it "
-            "carries velocities along. Audit the model with another solver, such as solver='rk4'."
+            "The model's solver is torchdyn's AsynchronousLeapfrog (alf), which adds velocities to "
+            "the state and so does not solve an ODE z' = f(t, z). Audit the model with another "
+            "solver, such as solver='rk4'."
         )
     if not isinstance(given["x"], Tensor):
         raise UsageError(
-            f"The state is a {type(given['x']).__name__}; torchdyn's solves can be replaced where it is a tensor: join its "
-            "parts in one tensor."
+            f"The state is a {type(given['x']).__name__}; torchdyn's solves can be replaced only "
+            "if it is a tensor: join its parts in one tensor."
         )
     if _shoots(caller):
         raise UsageError(
-            "The model solves by multiple shooting (odeint_mshooting, MultipleShootingLayer of torchdyn), an iteration over "
-            "parts of the interval that is not replaced: audit its field in torchdyn's NeuralODE."
+            "The model solves by multiple shooting (odeint_mshooting, MultipleShootingLayer of "
+            "torchdyn), an iteration over parts of the interval that cannot be replaced: audit its "
+            "field in torchdyn's NeuralODE."
         )
 
 
 def _shoots(caller: FrameType | None) -> bool:
-    """Whether a solve is one of many of a multiple shooting: that calls it through one function,
-    `root_solve` or `odeint`.
+    """Whether a solve belongs to a multiple shooting, which calls it through at most one function
+    (`root_solve` or `odeint`).
     """
     code = sys.modules["torchdyn.numerics.odeint"].odeint_mshooting.__code__
     return any(

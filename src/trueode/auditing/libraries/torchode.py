@@ -1,4 +1,4 @@
-"""torchode: the code of ``AutoDiffAdjoint.solve``, so that methods bound earlier go through it too."""
+"""torchode: a hook replaces the code of ``AutoDiffAdjoint.solve``, so bound methods use it, too."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from trueode.auditing.session import Library, Session
 from trueode.errors import UsageError
 
 METHODS = {"Euler": "euler", "Heun": "heun2", "Dopri5": "dopri5", "Tsit5": "tsit5"}
-"""Names of the same methods in ``catalog.METHODS``; Heun's with its error estimate is not there."""
+"""The library's names of methods, and those in ``catalog.METHODS``, which has no adaptive Heun."""
 STATUSES = {2: "step_underflow", 3: "max_steps", 4: "non_finite"}
 
 
 @dataclass
 class _Hook:
-    """What the code in the place of the library's needs: its own function, and the session while
-    there is one.
-    """
+    """Data for the replaced code: the library's function, and the session while it is open."""
 
     original: Any
     session: Session | None
@@ -36,7 +34,7 @@ _hook: _Hook | None = None
 
 @contextmanager
 def patched(session: Session) -> Iterator[None]:
-    """All solves go through a session."""
+    """Route all solves through a session."""
     global _hook
     solve = sys.modules["torchode.adjoints"].AutoDiffAdjoint.solve
     code = solve.__code__
@@ -49,7 +47,7 @@ def patched(session: Session) -> Iterator[None]:
         yield
     finally:
         solve.__code__ = code
-        hook.session = None  # another thread may be on its way to `entered`: the function stays
+        hook.session = None  # the hook stays: another thread may be about to call `entered`
 
 
 def probe() -> Tensor:
@@ -69,14 +67,14 @@ LIBRARY = Library("torchode", "torchode", patched, probe)
 def _trampoline(
     self: Any, problem: Any, term: Any = None, dt0: Any = None, args: Any = None
 ) -> Any:
-    # runs as the code of the library's function: it sees none of the names of this module
+    # runs as the code of the library's function, so it cannot see the names of this module
     from trueode.auditing.libraries.torchode import entered
 
     return entered(self, problem, term, dt0, args)
 
 
 def entered(solver: Any, problem: Any, term: Any, dt0: Any, args: Any) -> Any:
-    """In the place of ``AutoDiffAdjoint.solve``."""
+    """Runs instead of ``AutoDiffAdjoint.solve``."""
     assert _hook is not None
     original, session = _hook.original, _hook.session
     if session is None or not session.is_mine():
@@ -92,13 +90,13 @@ def entered(solver: Any, problem: Any, term: Any, dt0: Any, args: Any) -> Any:
 def _counted(
     original: Any, solver: Any, problem: Any, term: Any, dt0: Any, args: Any
 ) -> tuple[Any, float]:
-    """The library's own solution, and how often it called the field."""
+    """The library's solution, and the number of calls of the field."""
     counting, stats = _term(solver, term), dict[str, Any]()
     counting.init(problem, stats)
     if "n_f_evals" in stats:
         solution = original(solver, problem, term, dt0, args)
         return solution, float(solution.stats["n_f_evals"].double().mean())
-    calls, vf = 0, counting.vf  # a term with_stats=False
+    calls, vf = 0, counting.vf  # a term with with_stats=False
 
     def counted(*given: Any, **named: Any) -> Any:
         nonlocal calls
@@ -137,16 +135,15 @@ def _note(
 
 
 def _has_samples(problem: Any, term: Any) -> bool:
-    """Not so for the batch that ``JointBacksolveAdjoint`` makes one sample of."""
+    """Whether the state has samples first; ``JointBacksolveAdjoint`` makes a batch one sample."""
     return type(term).__name__ != "UnwrappingODETerm" and has_samples(problem.y0)
 
 
 def _found(solver: Any, problem: Any, dt0: Tensor | None) -> FoundSolver:
     method, controller = solver.step_method, solver.step_size_controller
     kind = type(method).__name__
-    adaptive = hasattr(controller, "rtol") and hasattr(
-        method, "tableau"
-    )  # others have no estimate of their error
+    # methods without a tableau have no error estimate
+    adaptive = hasattr(controller, "rtol") and hasattr(method, "tableau")
     settings: dict[str, Any] = {}
     if adaptive:
         settings = {name: float(getattr(controller, name)) for name in ("rtol", "atol")}
@@ -170,12 +167,12 @@ def _replace(
     stats: dict[str, Any] = {}
     term = _term(solver, term)
     term.init(problem, stats)
-    clock = _Clock(problem)
+    common = _CommonTime(problem)
 
     def field(s: Tensor, y: Tensor) -> Tensor:
-        return clock.stretch(term.vf(clock.times(s), y, stats, args))
+        return common.stretch(term.vf(common.times(s), y, stats, args))
 
-    points, index = clock.points()
+    points, index = common.points()
     posed = ForeignProblem(field, problem.y0, points, (), _has_samples(problem, term), found)
     states, solved = session.solve(posed)
     batch = torch.arange(problem.batch_size, device=states.device)
@@ -193,11 +190,11 @@ def _replace(
     return sys.modules["torchode"].Solution(ts=ts, ys=ys, stats=stats, status=counts(0))
 
 
-class _Clock:
-    """One time for all samples, whatever their own intervals are.
+class _CommonTime:
+    """One time variable s for all samples, even if their intervals differ.
 
-    Where all samples share an ascending interval it is their time. Elsewhere it runs from 0 to the
-    mean length of their intervals, and each sample's time is that fraction of its own:
+    If all samples share an ascending interval, s is their time t. Otherwise s runs from 0 to the
+    mean length of their intervals, and t(s) is the same fraction of each sample's own interval:
     ``dz/ds = (dt/ds) f(t(s), z)``.
     """
 
@@ -206,8 +203,8 @@ class _Clock:
         self._start = problem.t_start.detach().double()
         self._length = problem.t_end.detach().double() - self._start
         self._eps = torch.finfo(problem.time_dtype).eps
-        # times wider than the state are the library's custom; a wider state is a model of single
-        # precision run in double
+        # the library may use times wider than the state; a wider state occurs if a model of single
+        # precision is run in double precision
         self._dtype = torch.promote_types(problem.time_dtype, problem.data_dtype)
         self._batch = problem.batch_size
         self._shared = bool(
@@ -218,7 +215,7 @@ class _Clock:
         self._rate = self._length / self._span if self._span else self._length
 
     def times(self, s: Tensor) -> Tensor:
-        """The samples' own times ``(batch,)`` at the common one, or at one of each row."""
+        """The samples' own times ``(batch,)`` at one common time, or at one per row."""
         s = s.flatten() if s.dim() else s.expand(self._batch)
         if self._shared:
             return s.to(self._dtype)
@@ -226,17 +223,17 @@ class _Clock:
         return own.to(self._dtype)
 
     def stretch(self, dy: Tensor) -> Tensor:
-        """A derivative ``(batch, features)`` by the samples' own time, as one by the common time."""
+        """Convert derivatives ``(batch, features)`` by the samples' times to the common time."""
         return dy if self._shared else dy * self._rate.to(dy.dtype)[:, None]
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """Common times ``(points,)`` at which states are wanted, both ends among them; which of
-        them are those of a sample.
+        """The common times ``(points,)`` of all requested states, including both ends, and their
+        indices for each sample, ``(batch, times)``.
 
-        The latter is ``(batch, times)``. Fractions that differ by no more than rounding are one.
+        Fractions that differ only by rounding become one.
 
         Raises:
-            UsageError: a state is wanted outside of its sample's interval.
+            UsageError: a state is requested outside its sample's interval.
         """
         theta, slack = self._fractions()
         every = torch.cat([theta.new_tensor([0.0, 1.0]), theta.flatten()])
@@ -250,8 +247,8 @@ class _Clock:
         return start + points * self._span, index
 
     def _fractions(self) -> tuple[Tensor, float]:
-        """The fractions of the samples' intervals at which states are wanted ``(batch, times)``,
-        and their rounding.
+        """The fractions of the samples' intervals at which states are requested,
+        ``(batch, times)``, and their rounding error.
         """
         if self._t_eval is None:
             return torch.ones_like(self._start)[:, None], 0.0
@@ -261,7 +258,8 @@ class _Clock:
         slack = min(float((8 * self._eps * largest / length.abs()).amax()), 1e-4)
         if bool(((theta < -slack) | (theta > 1 + slack)).any()):
             raise UsageError(
-                "torchode was asked for states outside of a sample's interval: t_eval must lie between t_start and t_end."
+                "torchode was asked for states outside a sample's interval: t_eval must lie "
+                "between t_start and t_end."
             )
         theta = torch.where(theta < slack, 0.0, theta)
         return torch.where(theta > 1 - slack, 1.0, theta), slack

@@ -1,4 +1,4 @@
-"""This package itself: `solve`, and so `NeuralODE`, inside of any model."""
+"""trueode itself: a hook in `solve`, which also serves `NeuralODE`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trueode.solvers.solving import replacement, solve_problem
 
 @contextmanager
 def patched(session: Session) -> Iterator[None]:
-    """All solves of this context go through a session."""
+    """Route all solves of this context through a session."""
 
     def hooked(problem: Problem) -> Solution[Any] | None:
         if not session.is_mine():
@@ -65,8 +65,8 @@ def _note(session: Session, found: FoundSolver, solution: Solution[Any], length:
 
 
 def _failed(solution: Solution[Any]) -> Solution[Any]:
-    """A solution whose states are NaN for the samples that did not arrive: what was reached is not
-    what was asked for.
+    """Set the states of samples that did not reach the end to NaN, because the states they reached
+    are not the requested ones.
     """
     z = solution.z
     lost = solution.lost() if isinstance(z, Tensor) and has_samples(z) else None
@@ -82,18 +82,20 @@ def _failed(solution: Solution[Any]) -> Solution[Any]:
 
 
 def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solution[Any]:
-    """The solution with the states of the session; where it failed these are NaN."""
+    """The solution of the session's replacement; its states are NaN if the solve failed."""
     (start, end), z0 = (problem.clock.t0, problem.clock.t1), problem.z0
     sign = 1.0 if end >= start else -1.0
     field, z0, unpack = problem.form
+    if unpack is None:  # the field itself may offer a faster way than calling it
+        field = problem.field
     samples = unpack is None and has_samples(z0)
     wanted = (
         None
         if problem.save_at is None
         else sign * as_times(problem.save_at).detach().double().cpu()
     )
-    # times within rounding of an end are that end: of its size outside of the interval, of the
-    # interval's length inside
+    # times within rounding of an end become that end; rounding is relative to its size outside the
+    # interval, and to the length of the interval inside
     first, last, eps = sign * start, sign * end, 8 * torch.finfo(torch.float32).eps
 
     def placed(x: float) -> float:
@@ -134,8 +136,8 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
 
 
 def _gathered(states: Tensor, wanted: Tensor, index: list[int]) -> Tensor:
-    """The states at wanted times, ``(times,)`` or ``(batch, times)``: their numbers among all; NaN
-    where there is no time.
+    """Gather the states at the wanted times, ``(times,)`` or ``(batch, times)``; NaN for times that
+    are NaN. ``index`` holds the positions of the other times among the states.
     """
     present = ~wanted.isnan()
     place = torch.zeros(wanted.shape, dtype=torch.long, device="cpu").masked_scatter(

@@ -1,9 +1,9 @@
-"""Ways to carry out a solve, the fastest first; the first one that accepts a problem solves it.
+"""Backends for solves, the fastest first; the first one that accepts a problem solves it.
 
-A backend is a module with two functions: ``accepts(problem)``, whether it does for the problem what
-calling the field would do, and in less time; and ``solve(problem)``, the `Outcome`, its states in
-the form of the problem's and differentiable as the problem's gradient says. Another backend is
-another entry of `BACKENDS`.
+A backend is a module with two functions. ``accepts(problem)`` says whether the backend gives the
+same result as calling the field, in less time. ``solve(problem)`` returns the `Outcome`, with
+states in the form of the problem's and differentiable by the problem's gradient method. To add a
+backend, add it to `BACKENDS`.
 """
 
 from trueode.solvers.backends import generic, matrices
@@ -16,7 +16,7 @@ __all__ = ["BACKENDS", "with_fast_field"]
 
 
 def with_fast_field(problem: Problem) -> Problem:
-    """The same problem with a field that takes less time to call, for those who call it at times
-    and states of their own.
+    """The same problem with a field that is faster to call, for callers that evaluate the field
+    themselves.
     """
     return matrices.by_matrices(problem) if matrices.accepts(problem) else images.by_kernel(problem)

@@ -1,4 +1,4 @@
-"""Any field, by calling it; autograd, or the adjoint equation, gives its gradients."""
+"""Solve with any field by calling it; gradients come from autograd or the adjoint equation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trueode.solvers.step import Stepper
 
 
 def accepts(problem: Problem) -> bool:
-    """Whatever a problem is."""
+    """True for every problem."""
     return True
 
 
@@ -25,7 +25,7 @@ def solve(problem: Problem) -> Outcome:
         recompute = isinstance(gradient, Checkpoint)
         stepper = Stepper(field, problem.solver.tableau, problem.clock, recompute)
         outcome = integrate(stepper, problem.solver, z0, problem.points, problem.reduce)
-        # the user's own tensor, or one that the field may have seen and autograd needs
+        # this may be the user's own tensor, or one that the field has seen and autograd needs
         if outcome.z is z0 or problem.solver.tableau.fsal or problem.points is not None:
             outcome = outcome._replace(z=outcome.z.clone())
     if unpack is None:

@@ -1,5 +1,5 @@
-"""Convolutions along short signals as one matrix each, where there is no kernel: four times as fast
-as calling the field.
+"""Solve with convolutions along short signals as one matrix each, without the kernel: four times as
+fast as calling the field.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trueode.solvers.states import pack_stack
 
 
 def accepts(problem: Problem) -> bool:
-    """Whether the field is made of such convolutions; other layers gain nothing."""
+    """Whether the field has such convolutions; other layers gain nothing."""
     stack, z0 = problem.layers, problem.first
     if stack is None or not any(layer.taps > 1 for layer in stack.layers):
         return False
@@ -35,7 +35,7 @@ def solve(problem: Problem) -> Outcome:
 
 
 def by_matrices(problem: Problem) -> Problem:
-    """The same problem, its field computed so."""
+    """The same problem with its field computed in this way."""
     stack = problem.layers
     assert stack is not None
     field = stack_field(dense(stack, problem.z0[0].numel()))

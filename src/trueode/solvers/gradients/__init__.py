@@ -1,4 +1,4 @@
-"""How gradients flow through a solve."""
+"""Gradients of a solve."""
 
 from trueode.solvers.gradients.methods import Adjoint, Backprop, Checkpoint, Gradient
 

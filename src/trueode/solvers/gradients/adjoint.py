@@ -25,12 +25,12 @@ def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
     """Solve without a graph; gradients come from the adjoint equation, solved backwards from the
     end.
 
-    At each saved time the state is set back to the saved one, so that errors of the backward solve
-    do not pile up. Times of each sample are all times of every sample here: there is a piece of the
-    backward solve between any two.
+    At each saved time the state is reset to the saved one, so that errors of the backward solve do
+    not accumulate. Times of each sample are treated as times of all samples; the backward solve has
+    one piece between any two.
 
     Raises:
-        UsageError: derivatives by times of each sample are asked for.
+        UsageError: times of each sample are differentiated.
     """
     field, z0, _ = problem.form
     clock, points, position = problem.clock.still(), problem.points, None
@@ -38,7 +38,8 @@ def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
     if points is not None and points.per_sample:
         if points.moving is not None:
             raise UsageError(
-                "Adjoint has no derivative by times of each sample: take gradient=Backprop()."
+                "Adjoint has no derivative with respect to times of each sample: "
+                "use gradient=Backprop()."
             )
         points, position = union(points)
     still = None if points is None else replace(points, moving=None)
@@ -56,11 +57,11 @@ def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
 
 
 class _Recorded:
-    """Evaluations of a field with a graph of their own, and the tensors that they use beside the
-    state.
+    """Evaluates a field, each time with a new graph, and finds the tensors that it uses in addition
+    to the state.
 
-    Leaves that the forward solve shows are differentiated; whatever else the graph leads to would
-    lose its gradient without a word, and is an error.
+    Leaf tensors that the forward solve uses are differentiated. Other tensors in the graph would
+    silently lose their gradients, so they raise an error.
     """
 
     def __init__(self, field: Field, params: tuple[Tensor, ...]) -> None:
@@ -71,16 +72,15 @@ class _Recorded:
         self._settled = False
 
     def settle(self) -> None:
-        """From now on no parameter can be added."""
+        """Refuse further parameters from now on."""
         self._settled = True
 
     def evaluate(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The state that the graph begins with, and the field there."""
+        """The state at which the graph begins, and the field there."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            before: Any = z.view_as(
-                z
-            ).grad_fn  # nodes with lower numbers are not of this evaluation
+            # nodes with lower numbers do not belong to this evaluation
+            before: Any = z.view_as(z).grad_fn
             value = self._field(t, z)
         if value.grad_fn is not None:
             self._look(value.grad_fn, before._sequence_nr(), z)
@@ -104,8 +104,10 @@ class _Recorded:
                     self._leaf(leaf, z)
                 elif node._sequence_nr() < number:
                     raise UsageError(
-                        "The field uses a tensor that was computed from others, whose gradient Adjoint would lose: name it, as "
-                        "Adjoint(params=(*field.parameters(), tensor)), or take Backprop() or Checkpoint()."
+                        "The field uses a tensor that was computed from others, and Adjoint would "
+                        "lose its gradient. Pass it, as in "
+                        "Adjoint(params=(*field.parameters(), tensor)), or use Backprop() or "
+                        "Checkpoint()."
                     )
                 else:
                     open_.append(node)
@@ -115,15 +117,16 @@ class _Recorded:
             return
         if self._settled:
             raise UsageError(
-                f"The field uses a parameter of shape {tuple(leaf.shape)} during the backward solve that it did not use in the "
-                "forward one: name it, as Adjoint(params=(*field.parameters(), tensor)), or take Backprop() or Checkpoint()."
+                f"The field uses a parameter of shape {tuple(leaf.shape)} during the backward "
+                "solve that it did not use in the forward one. Pass it, as in "
+                "Adjoint(params=(*field.parameters(), tensor)), or use Backprop() or Checkpoint()."
             )
         self._leaves.add(id(leaf))
         self.params.append(leaf)
 
 
 def backward_solver(solver: Solver, length: float) -> Solver:
-    """The solver of a piece of the backward solve: the same steps, not the same number of them."""
+    """The solver of a piece of the backward solve: the same step size, not the same number."""
     if isinstance(solver, Adaptive):
         return Adaptive(
             solver.method,
@@ -142,13 +145,13 @@ def backward_solver(solver: Solver, length: float) -> Solver:
 
 @dataclass(frozen=True)
 class _Task:
-    """What the backward solve takes over from the forward solve.
+    """What the backward solve needs of the forward solve.
 
     Attributes:
         recorded: the field.
-        solver: of the backward solve.
-        clock: the times, constants.
-        points: where states were saved.
+        solver: the solver of the backward solve.
+        clock: the times, as constants.
+        points: the times at which states were saved.
         reduce: sums over the ranks that share one batch.
     """
 
@@ -159,13 +162,11 @@ class _Task:
     reduce: Reduce | None
 
     def rate(self, theta: float, z: Tensor, g: Tensor) -> Tensor:
-        """By how much a loss changes, whose gradient is ``g``, when the state moves along with
-        time.
-        """
+        """The rate at which a loss with gradient ``g`` changes as the state follows the flow."""
         return (g.conj() * self.recorded.value(self.clock.time(theta), z)).real.sum()
 
     def augmented(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The field of state, adjoint and the parameters' gradients."""
+        """The vector field of the state, the adjoint and the parameters' gradients together."""
         params, a = self.recorded.params, state[1]
         z, value = self.recorded.evaluate(t, state[0])
         if not value.requires_grad:
@@ -178,7 +179,7 @@ class _Task:
         return value.detach(), *grads
 
     def piece(self, start: float, end: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Solve for state, adjoint and gradients back from one fraction of the interval to another."""
+        """Solve for state, adjoint and gradients, backwards from fraction ``start`` to ``end``."""
         flat, packed, unpack = pack_tuple(self.augmented, state, per_sample=False)
         solver = backward_solver(self.solver, self.clock.length)
         clock = self.clock.part(start, end)
@@ -188,7 +189,7 @@ class _Task:
         outcome = integrate(stepper, solver, packed, None, self.reduce)
         if outcome.status != "success":
             raise SolveError(
-                f"The backward solve of the adjoint over {clock.length:g} failed. {outcome.message}",
+                f"The adjoint's backward solve over {clock.length:g} failed. {outcome.message}",
                 outcome.status,
             )
         found: tuple[Tensor, ...] = unpack(outcome.z)
@@ -198,28 +199,27 @@ class _Task:
 class _AdjointSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, task: _Task, *tensors: Any) -> tuple[Tensor, Tensor]:
-        """Of final state, saved states, initial state, both ends, saved times and parameters: the
-        first two.
+        """Return the final state and the saved states; ``tensors`` also holds the initial state,
+        both ends, the saved times and the parameters.
         """
         final, zs, z0, t0, t1, times, *params = tensors
         ctx.task, ctx.times = task, (t0, t1, times)
         ctx.save_for_backward(z0, final, zs, *params)
-        return final.clone(), zs.clone()  # what the user may change in place is not what is saved
+        return final.clone(), zs.clone()  # the user may change the results in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         if must_be_recorded(gradients):
             raise UsageError(
-                "Adjoint has no second derivatives and no batched gradients: take gradient=Backprop() or Checkpoint() where "
-                "a gradient is differentiated again (create_graph=True)."
+                "Adjoint has no second derivatives and no batched gradients. To differentiate a "
+                "gradient again (create_graph=True), use gradient=Backprop() or Checkpoint()."
             )
-        z0, final, zs, *params = (
-            ctx.saved_tensors
-        )  # also tells whether a tensor was changed in place since the forward solve
+        # this raises an error if a tensor was changed in place since the forward solve
+        z0, final, zs, *params = ctx.saved_tensors
         task, (t0, t1, times) = ctx.task, ctx.times
         g_final, g_saved = gradients
         points = [] if task.points is None else task.points.fractions.tolist()
-        # stations of the backward solve, from the end: fraction, state, gradient that enters there
+        # stations of the backward solve, the end first: fraction, state, gradient added there
         stations = [
             (1.0, final, g_final),
             *zip(points, zs.unbind(0), g_saved.unbind(0), strict=True),
@@ -236,7 +236,7 @@ class _AdjointSolve(torch.autograd.Function):
                 _, *rest = task.piece(at, theta, state)
                 state, at = (z, *rest), theta
             if times is None and theta == 0.0:
-                g_ends[0] += entering  # the point moves with the start: its state stays
+                g_ends[0] += entering  # the point moves with the start: its state is constant
             if theta == 1.0 and (times is None or z is final):
                 g_ends[1] += entering
             state = (state[0], state[1] + entering, *state[2:])
@@ -268,5 +268,5 @@ class _AdjointSolve(torch.autograd.Function):
 
 
 def _like(g: Tensor, p: Tensor) -> Tensor:
-    """A gradient that was gathered in the dtype of the state, in that of its parameter."""
+    """Convert a gradient from the dtype of the state to that of its parameter."""
     return (g.real if g.is_complex() and not p.is_complex() else g).to(p.dtype)

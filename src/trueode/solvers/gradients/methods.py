@@ -1,4 +1,4 @@
-"""How gradients flow through a solve, as frozen values."""
+"""Methods to compute gradients of a solve, as frozen values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
 
 @dataclass(frozen=True)
 class Backprop:
-    """Back-propagation through the steps of the solver; everything the backward pass needs is kept."""
+    """Back-propagation through the solver's steps; keeps all that the backward pass needs."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The gradient of `Backprop`, keeping only the state at the start of each step and computing
-    one step at a time anew.
+    """The gradient of `Backprop` with less memory: keeps the state at the start of each step, and
+    computes the steps again in the backward pass, one at a time.
 
     Source: Griewank & Walther, Evaluating Derivatives, 2nd ed., 2008, ch. 12 (every step is a
     checkpoint).
@@ -29,19 +29,19 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Adjoint:
-    """The continuous adjoint method: memory of one state, a gradient that is exact only up to the
+    """The continuous adjoint method: keeps one state, and its gradient is exact only up to the
     solver's error.
 
     Source: Chen, Rubanova, Bettencourt & Duvenaud, Neural Ordinary Differential Equations, 2018,
-    Algorithm 1. The error control of an adaptive backward solve watches state and adjoint, not the
+    Algorithm 1. Error control of an adaptive backward solve considers state and adjoint, not the
     parameters' gradients (Kidger, Chen & Lyons, "Hey, that's not an ODE", 2021); with several
     samples it is coupled over the batch. There are no second derivatives.
 
     Args:
-        solver: the solver of the backward solve; None takes that of the forward solve.
-        params: tensors that the field uses: needed for those that were computed from others, and
-            for those that it does not use at the start. Parameters of a field that is a Module, and
-            any that its first call shows, are found by themselves.
+        solver: the solver of the backward solve; None: the same as in the forward solve.
+        params: the tensors that the field uses. Needed only if some are computed from other
+            tensors, or are not used in the forward solve; otherwise they are found automatically:
+            the parameters of a Module, and all leaf tensors that the forward solve uses.
     """
 
     solver: Solver | None = None
@@ -50,7 +50,8 @@ class Adjoint:
     def __post_init__(self) -> None:
         if self.solver is not None and not isinstance(self.solver, (FixedStep, Adaptive, OnGrid)):
             raise UsageError(
-                f"The solver of Adjoint must be a FixedStep, Adaptive or OnGrid value, got {self.solver!r}."
+                "The solver of Adjoint must be a FixedStep, Adaptive or OnGrid value, "
+                f"got {self.solver!r}."
             )
         if self.params is None:
             return
@@ -64,7 +65,7 @@ class Adjoint:
             raise UsageError(f"The params of Adjoint must be tensors, got {self.params!r}.")
 
     def parameters_of(self, field: Any) -> tuple[Tensor, ...]:
-        """The tensors that are known to be used by a field and require a gradient, each once."""
+        """The known tensors of a field that require a gradient, each once."""
         found = (
             self.params
             if self.params is not None

@@ -1,6 +1,4 @@
-"""A solve of a stack of layers taken again under autograd: for gradients of gradients, and for many
-gradients at once.
-"""
+"""Repeat a solve of layers under autograd, for gradients of gradients and batched gradients."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ class Given(NamedTuple):
         tableau: the method.
         clock: the times.
         counter: counts evaluations of the field.
-        grid: the fractions that were stepped through, ``(steps + 1,)`` or ``(steps + 1, batch)``.
-        saved: numbers of the grid points whose states were saved.
+        grid: the fractions of the steps, ``(steps + 1,)`` or ``(steps + 1, batch)``.
+        saved: the indices of the grid points whose states were saved.
     """
 
     stack: LayerStack
@@ -43,9 +41,7 @@ class Given(NamedTuple):
 
 
 def must_be_recorded(gradients: Sequence[Tensor]) -> bool:
-    """Whether a gradient cannot be taken by hand: it will itself be differentiated, or is many
-    gradients at once.
-    """
+    """Whether autograd must compute a gradient, because it is differentiated again or batched."""
     return (
         torch.is_grad_enabled()
         or torch._C._are_functorch_transforms_active()
@@ -56,14 +52,14 @@ def must_be_recorded(gradients: Sequence[Tensor]) -> bool:
 def replay_gradients(
     given: Given, z: Tensor, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Gradients of the initial state and the layers' tensors, by taking the steps again under
+    """Gradients of the initial state and the layers' tensors, by repeating the steps under
     autograd.
 
     Args:
         given: the solve.
         z: the initial state ``(batch, width)``.
         tensors: weight, bias and time weight of each layer.
-        gradients: of the final state and of the saved states.
+        gradients: those of the final state and the saved states.
     """
     twice = torch.is_grad_enabled()
     inputs = [x for x in (z, *tensors) if x is not None and x.requires_grad]
@@ -78,7 +74,7 @@ def replay_gradients(
 
 
 def _again(given: Given, z: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-    """The final state and the saved ones."""
+    """The final state and the saved states, computed again."""
     field = CheckedField(stack_field(_stack_of(given.stack, tensors)), given.counter)
     stepper = Stepper(field, given.tableau, given.clock)
     if given.grid.dim() == 2:

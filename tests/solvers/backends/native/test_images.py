@@ -1,6 +1,4 @@
-"""Convolutions by the compiled kernel: PyTorch's, to rounding, and taken where nothing else was
-asked for.
-"""
+"""Convolutions by the compiled kernel equal PyTorch's to rounding, and are used by default."""
 
 from __future__ import annotations
 
@@ -75,7 +73,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """One entry for each convolution that the kernel computes; the widest vectors are in use."""
+    """One entry per convolution computed by the kernel, with the widest vectors."""
     if not WIDE:
         pytest.skip("the kernel has narrow vectors alone here")
     seen: list[int] = []
@@ -214,7 +212,7 @@ def test_solves_take_it(solver: Solver, gradient: Gradient, timed: bool, calls: 
     own, found = solved(field)
     assert len(calls) > 0
     calls.clear()
-    field.conv1.register_forward_hook(lambda *args: None)  # somebody watches
+    field.conv1.register_forward_hook(lambda *args: None)  # a hook must see PyTorch's call
     wanted, known = solved(field)
     assert not calls
     torch.testing.assert_close(own, wanted, rtol=1e-10, atol=1e-10)

@@ -1,6 +1,4 @@
-"""The compiled kernel is there where it can be: its other tests are skipped without it, and must
-not hide that it is missing.
-"""
+"""The compiled kernel exists wherever it can; its other tests are skipped if it is missing."""
 
 from __future__ import annotations
 

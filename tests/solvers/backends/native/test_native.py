@@ -47,9 +47,9 @@ class Field(nn.Module):
     """Layers of given widths, some of which act on each of several rows of a sample.
 
     Args:
-        layers: for each layer its inputs, its outputs and its activation.
+        layers: inputs, outputs and activation of each layer.
         timed: whether the first layer sees the time.
-        taps: of each layer; more than one is a convolution along the rows.
+        taps: the number of taps of each layer; above 1 it is a convolution along the rows.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Field(nn.Module):
         def numbers(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape, generator=draw, dtype=torch.double).to(dtype))
 
-        # weights as those of nn.Linear and nn.Conv1d: their transposes are what multiplies
+        # weights have the shapes of nn.Linear and nn.Conv1d
         shapes = [
             (o, i, *(() if n == 1 else (n,)))
             for (i, o, _), n in zip(layers, taps or [1] * len(layers), strict=True)
@@ -149,7 +149,7 @@ def assert_same(
 def assert_as_accurate(
     found: Sequence[Tensor], other: Sequence[Tensor], exact: Sequence[Tensor]
 ) -> None:
-    """In single precision, errors are like those of the portable path."""
+    """Check that errors in single precision are like those of the portable path."""
     for x, y, z in zip(found, other, exact, strict=True):
         size = z.abs().max().clamp(min=1e-3)
         error, usual = ((each.double() - z).abs().max() / size for each in (x, y))
@@ -158,9 +158,7 @@ def assert_as_accurate(
 
 @pytest.fixture(autouse=True)
 def only_the_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A solve that falls back to the portable path, where the test does not ask for it, is a
-    failure.
-    """
+    """Fail if a solve falls back to the portable path without the mark ``falls_back``."""
     if "falls_back" in request.keywords:
         return
     original = kernel.accepts
@@ -171,7 +169,7 @@ def only_the_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         return accepted
 
     monkeypatch.setattr(kernel, "accepts", watched)
-    monkeypatch.setattr(kernel, "generic", None)  # to which failed solves are handed on
+    monkeypatch.setattr(kernel, "generic", None)  # failed solves would be passed to it
 
 
 GIVEN: list[Solver] = [FixedStep(name, n_steps=5) for name in METHODS]
@@ -221,7 +219,7 @@ def test_shapes(width: int, batch: int, dtype: torch.dtype, name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_over_their_whole_range(activation: str, dtype: torch.dtype, name: str) -> None:
-    """One step of a layer that is nothing but an activation, on numbers of all sizes."""
+    """One step of a layer that is only an activation, on numbers of all sizes."""
     sizes = torch.cat(
         [torch.logspace(-30, 4, 400, dtype=torch.double), torch.linspace(0.01, 30, 3000).double()]
     )
@@ -278,7 +276,7 @@ def test_the_number_of_threads_plays_no_role(dtype: torch.dtype, name: str) -> N
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.parametrize("whose", ["OpenMP's", "our own"])
 def test_a_fork_of_a_process_that_has_used_threads_solves(whose: str) -> None:
-    """The threads do not live on in it, and waiting for them would never end."""
+    """A fork has none of the threads, so waiting for them would never end."""
     script = """
 import os, signal, sys, torch
 from trueode import FixedStep, solve
@@ -316,7 +314,9 @@ def test_chosen_steps(method: str, per_sample: bool, activation: str, name: str)
         solution, expected = portable(field, z0, solver, (0.2, 2.5))
         with native.using(name):
             again, found = results(field, z0, solver, (0.2, 2.5))
-        assert_same(found, expected, 1e-7)  # the first step comes of a difference of near numbers
+        assert_same(
+            found, expected, 1e-7
+        )  # the first step results from a difference of close numbers
         assert again.nfe == solution.nfe
         for x, y in ((again.n_steps, solution.n_steps), (again.n_rejected, solution.n_rejected)):
             assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
@@ -334,8 +334,9 @@ def test_chosen_steps(method: str, per_sample: bool, activation: str, name: str)
 def test_what_is_kept_does_not_depend_on_other_solves(
     method: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many steps were expected, and stages kept or computed again: the same, to the last
-    bit.
+    """The result is bit for bit the same for any expected number of steps.
+
+    It does not matter whether stages are kept or computed again.
     """
     field, z0 = dense(3, 10, "silu", True), 2 * states(37, 3)
     tol = 1e-4 if METHODS[method].order < 4 else 1e-8
@@ -358,7 +359,7 @@ def test_what_is_kept_does_not_depend_on_other_solves(
 
 @pytest.mark.parametrize("name", SETS)
 def test_chosen_steps_in_single_precision(name: str) -> None:
-    """Rounding steers the steps there; the solution is as accurate all the same."""
+    """Rounding changes the steps, but the solution is as accurate."""
     for per_sample in (False, True):
         field, wide = dense(3, 10, "tanh", True, torch.float32), dense(3, 10, "tanh", True)
         wide.load_state_dict(field.state_dict())
@@ -386,7 +387,7 @@ def with_max_step(patch: pytest.MonkeyPatch, max_step: float) -> None:
 def test_no_step_is_longer_than_max_step(
     per_sample: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it alone bounds the steps, they are those of a fixed grid."""
+    """If it alone limits the steps, they are those of a fixed grid."""
     field, z0, t = dense(3, 10, "tanh", True), states(37, 3), (0.2, 2.2)
     solver = Adaptive("bosh3", 1e3, 1e3, per_sample=per_sample, first_step=2.0)
     for n_steps in (1, 3, 7, 100):
@@ -411,7 +412,7 @@ def test_no_step_is_longer_than_max_step(
 
 @pytest.mark.parametrize("name", SETS)
 def test_samples_on_grids_of_their_own(name: str) -> None:
-    """A grid for each sample, with samples that arrive early and steps of size zero."""
+    """A grid per sample; samples that arrive early take steps of size zero."""
     draw = torch.Generator().manual_seed(0)
     fractions = torch.rand(9, 37, generator=draw, dtype=torch.double).sort(0).values
     fractions[0], fractions[-1], fractions[-4:, ::3], fractions[4, 5] = 0, 1, 1, fractions[3, 5]
@@ -453,7 +454,7 @@ def test_gradients_against_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("batch", [1, 33, 70])
 @pytest.mark.parametrize("length", [1, 2, 3, 10, 41])
 def test_convolutions(length: int, batch: int, dtype: torch.dtype, name: str) -> None:
-    """As PyTorch computes them, along signals of any length."""
+    """Equal to PyTorch's, along signals of any length."""
     torch.manual_seed(0)  # the fields are drawn, and must not depend on the tests before
     solver = FixedStep("rk4", n_steps=3)
     for channels, hidden, timed in ((1, 32, False), (3, 9, True)):
@@ -500,9 +501,7 @@ def test_any_stack_of_layers(
     checkpoint: bool,
     name: str,
 ) -> None:
-    """Any number of layers, each of which acts on some rows of what the one before gave, or along
-    them.
-    """
+    """Any number of layers, each of which acts on the rows of its input or along them."""
     most = 1
     for number in rows:
         most *= number
@@ -524,7 +523,7 @@ def test_any_stack_of_layers(
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e300])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_states_that_are_not_finite(activation: str, bad: float, name: str) -> None:
-    """Their samples, and no others, are not finite; the failure is the same one."""
+    """Only their samples are not finite, with the same failure."""
     field, z0, solver = dense(3, 10, activation), states(50, 3), FixedStep("rk4", n_steps=3)
     z0[17, 1] = bad
     with native.using("off"):
@@ -554,15 +553,34 @@ def test_failures_of_chosen_steps_are_told_by_the_portable_path(per_sample: bool
         assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "fehlberg2"])
+def test_a_solve_that_takes_max_steps_stops_where_the_portable_one_does(
+    method: str, name: str
+) -> None:
+    field, z0 = dense(3, 10, "tanh", True), states(37, 3)
+    solver = Adaptive(method, 1e-9, 1e-9, first_step=0.01, max_steps=12)
+    found = []
+    for kernel_name in (name, "off"):
+        with native.using(kernel_name), torch.no_grad():
+            call = {"solver": solver, "save_at": [0.2, 2.5], "on_failure": "return"}
+            found.append(solve(field, z0, (0.2, 2.5), **call))
+    one, other = found
+    assert (one.status, one.message) == (other.status, other.message)
+    assert one.status == "max_steps"
+    assert (one.nfe, one.n_steps, one.n_rejected) == (other.nfe, other.n_steps, other.n_rejected)
+    for x, y in ((one.z, other.z), (one.zs, other.zs), (one.grid, other.grid)):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(one.errors, other.errors, rtol=1e-3, atol=1e-6)
+
+
 class _Subclass(Tensor):
     pass
 
 
 @pytest.mark.falls_back
 def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
-    """Activations it does not know, half precision, states inside of steps, ends of time that need
-    gradients, long signals.
-    """
+    """Unknown activations, half precision, states within steps, learnable ends, long signals."""
     calls: list[tuple[nn.Module, Tensor, dict[str, object]]] = [
         (dense(3, 10, "gelu"), states(5, 3), {}),
         (dense(3, 10, "tanh", dtype=torch.bfloat16), states(5, 3, torch.bfloat16), {}),
@@ -585,7 +603,7 @@ def test_memory_of_a_tape_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(5):
         results(field, z0, solver)
     assert [len(spare) for spare in runtime.RUNTIME._spare.values()] == [1]
-    kept = [solve(field, z0, solver=solver).z for _ in range(3)]  # graphs that live share no memory
+    kept = [solve(field, z0, solver=solver).z for _ in range(3)]  # live graphs share no memory
     expected = [torch.autograd.grad(z.sum(), list(field.parameters())) for z in kept]
     for x, *others in zip(*expected, strict=True):
         assert all(torch.equal(x, y) for y in others)

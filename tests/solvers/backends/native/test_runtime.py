@@ -1,4 +1,4 @@
-"""What solves of a process share goes to one of them at a time."""
+"""Shared memory of a process is used by one solve at a time."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def test_memory_is_used_again_and_never_by_two() -> None:
 
 @pytest.mark.parametrize("spares", [0, 1, 2])
 def test_whoever_comes_in_between_takes_other_memory(spares: int) -> None:
-    """Another thread may get its turn at any instruction of a taker or a giver: a tracer takes its
-    part at each of them.
-    """
+    """A tracer acts as another thread that runs between any two instructions."""
     shared = Runtime()
     kept = [shared.take(10_000) for _ in range(spares)]
     blocks: list[runtime.Block] = []
@@ -57,7 +55,7 @@ def test_whoever_comes_in_between_takes_other_memory(spares: int) -> None:
         if event == "opcode":
             sys.settrace(None)
             blocks.append(shared.take(10_000))
-            shared.take(10_000)  # and gives it back at once
+            shared.take(10_000)  # and returned at once
             sys.settrace(tracer)
         return tracer
 
@@ -75,7 +73,7 @@ def test_whoever_comes_in_between_takes_other_memory(spares: int) -> None:
 
 
 def test_addresses_live_as_long_as_what_refers_to_them() -> None:
-    """A solve is differentiated after its method has left the memory of methods."""
+    """A solve is differentiated after its method was dropped from the cache of methods."""
     field, x = (
         SequentialField(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)),
         torch.randn(4, 2, requires_grad=True),
@@ -104,9 +102,7 @@ def test_little_memory_is_kept() -> None:
 
 @pytest.mark.parametrize("n_threads", [6])
 def test_solves_from_several_threads_give_the_right_gradients(n_threads: int) -> None:
-    """At the shortest switch interval; fields, batches and solvers differ, so that memory of one
-    would spoil another's.
-    """
+    """With the shortest switch interval, and fields, batches and solvers that differ."""
     torch_threads, interval = torch.get_num_threads(), sys.getswitchinterval()
 
     def gradients(number: int) -> list[torch.Tensor]:

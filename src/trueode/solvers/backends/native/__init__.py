@@ -1,5 +1,5 @@
-"""Whole solves in one call of a compiled kernel, for fields made of matrix layers; chosen by itself
-where it may be.
+"""Whole solves in one call of a compiled kernel, for fields of matrix layers; used automatically
+where possible.
 """
 
 from trueode.solvers.backends.native.library import (

@@ -4,12 +4,12 @@ static inline vec NAME(select)(ivec condition, vec a, vec b) {
     return (vec)(((ivec)a & condition) | ((ivec)b & ~condition));
 }
 
-/* exp(x) = scale (1 + p), p without loss of small x: x = n ln 2 + r, and a Taylor polynomial of exp(r) - 1. Out of the range
- * of the exponents x is set to its end; NaN stays NaN. */
+/* exp(x) = scale (1 + p), with p accurate also for small x: x = n ln 2 + r, and a Taylor polynomial
+ * of exp(r) - 1. x is clamped to the range of the exponents; NaN stays NaN. */
 static inline vec NAME(exp_parts)(vec x, vec *scale) {
     const int single = sizeof(T) == 4;
     const T low = single ? -87 : -708, high = single ? 88 : 709;
-    const T magic = single ? 0x1.8p23 : 0x1.8p52; /* adding it rounds to whole numbers, which are its last bits */
+    const T magic = single ? 0x1.8p23 : 0x1.8p52; /* adding it rounds to an integer */
     const T high_part = single ? 0x1.62e4p-1 : 0x1.62e42feep-1;
     const T low_part = single ? 1.4286068203094172e-6 : 1.9082149292705877e-10;
     const vec zero = {0};
@@ -50,8 +50,8 @@ static inline vec NAME(tanh)(vec x) {
     return e / (e + 2);
 }
 
-/* log(1 + exp(x)) = max(x, 0) + log(1 + u), u = exp(-|x|); log(1 + u) = 2 artanh(u / (2 + u)), with half of 1 + u where it
- * is above the square root of 2. Beyond 20 it is x, as in PyTorch. */
+/* log(1 + exp(x)) = max(x, 0) + log(1 + u), u = exp(-|x|); log(1 + u) = 2 artanh(u / (2 + u)), with
+ * half of 1 + u if it is above the square root of 2. Beyond 20 the result is x, as in PyTorch. */
 static inline vec NAME(softplus)(vec x) {
     const vec zero = {0};
     vec positive = NAME(select)(x < 0, zero, x), size = NAME(select)(x < 0, -x, x);
@@ -102,7 +102,7 @@ static void NAME(activate)(int64_t activation, const vec *x, vec *y, int64_t n) 
     }
 }
 
-/* g *= act'; known: the value of the activation, of silu and softplus what went in. */
+/* g *= act'; known: the value of the activation, for silu and softplus its input. */
 static void NAME(pull_activation)(int64_t activation, const vec *known, vec *g, int64_t n) {
     const vec zero = {0};
     switch (activation) {

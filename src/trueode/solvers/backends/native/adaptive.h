@@ -1,9 +1,9 @@
-/* Adaptive solves: what they share, and those with the same steps for the whole batch; a part of kernel.h. per_sample.h has the
- * others. */
+/* Adaptive solves: shared functions, and solves with the same steps for the whole batch; a part of
+ * kernel.h. Solves with separate steps for each sample are in per_sample.h. */
 
-/* A trial step from z; k[0], the field there, is known. It leaves all stages in `k` (the last one of a method that is FSAL is the
- * field at the end), the state at the end in `after`, the estimate of the error in `error`; tapes and `slot` are room for the
- * stages, `on` vectors from a tape to the next. */
+/* A trial step from z, given k[0], the field there. Writes all stages to `k` (the last stage of an
+ * FSAL method is the field at the end), the state at the end to `after`, and the error estimate to
+ * `error`. Tapes and `slot` are room for the stages; tapes are `on` vectors apart. */
 static void NAME(trial)(const Plan *plan, const AdaptiveSolve *adaptive, const Span *span, const vec *z, vec *k, vec *tapes, int64_t on,
                         vec *slot, vec *after, vec *error) {
     int64_t n = 2 * plan->solve->width, stages = adaptive->n_stages;
@@ -22,7 +22,8 @@ static void NAME(trial)(const Plan *plan, const AdaptiveSolve *adaptive, const S
 
 static inline vec NAME(size)(vec x) { return NAME(select)(x < 0, -x, x); }
 
-/* Adds up, for each sample of a block, (x / scale)^2, scale = atol + rtol max(|z|, |after|); sums: two vectors. */
+/* Sums (x / scale)^2 for each sample of a block, scale = atol + rtol max(|z|, |after|); sums: two
+ * vectors. */
 static void NAME(add_squares)(const AdaptiveSolve *adaptive, const vec *x, const vec *z, const vec *after, int64_t n, vec *sums) {
     const vec zero = {0};
     const T tiny = sizeof(T) == 4 ? 0x1p-126 : 0x1p-1022;
@@ -35,7 +36,7 @@ static void NAME(add_squares)(const AdaptiveSolve *adaptive, const vec *x, const
     }
 }
 
-/* The field at one time, or at one for each sample. */
+/* The field at one time for all samples, or one for each. */
 static void NAME(field_at)(const Plan *plan, const Span *span, double c, const vec *z, vec *tape, vec *slot, vec *k) {
     vec t[2];
     memcpy(tape, z, 2 * plan->solve->width * sizeof(vec));
@@ -43,7 +44,7 @@ static void NAME(field_at)(const Plan *plan, const Span *span, double c, const v
     NAME(evaluate)(plan, t, tape, slot, k);
 }
 
-/* Steps of the whole batch: the parts of the batch do a piece of work each, then the caller decides. */
+/* Steps of the whole batch: each part does a piece of work, then the caller decides. */
 typedef struct {
     Plan plan;
     const AdaptiveSolve *adaptive;
@@ -69,7 +70,7 @@ static int NAME(batch_part)(void *context, int64_t part) {
         int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
         vec *z = all->z + block * n, *start = all->first + block * n, *after = all->after + block * n;
         const T *each = (const T *)sums;
-        /* The last stage of a method that is FSAL comes to lie where the first one of the next step has its place. */
+        /* The last stage of an FSAL method goes to the place of the next step's first stage. */
         int kept = solve->keep == KEEP_STAGES;
         vec *tape = kept ? (vec *)solve->tape + block * plan->tape_block + all->number * solve->n_stages * plan->kept : own;
         if (all->piece == START) {
@@ -99,7 +100,7 @@ static int NAME(batch_part)(void *context, int64_t part) {
     return 0;
 }
 
-/* Lets all parts do a piece of work; the root mean squares that come of it go to norm[0] and norm[1]. */
+/* Lets all parts do a piece of work; writes the resulting root mean squares to norm. */
 static int NAME(batch_piece)(WholeBatch *all, int piece, Span span, double *norm) {
     all->piece = piece;
     all->span = span;
@@ -142,8 +143,9 @@ static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
     while (theta < 1) {
         Column *column = &trace->columns[0];
         if (dtheta > limit) dtheta = limit;
+        if (column->n + adaptive->rejected[0] >= adaptive->max_steps) break;
         code = FAILED;
-        if (column->n + adaptive->rejected[0] >= adaptive->max_steps || !(dtheta > 10 * ulp(theta)) || !isfinite(dtheta)) goto done;
+        if (!(dtheta > 10 * ulp(theta)) || !isfinite(dtheta)) goto done;
         code = NO_MEMORY;
         all.number = column->n;
         if (column->n + 1 >= solve->capacity) solve->keep = smaller(solve->keep, KEEP_STATES); /* the tape is full */
@@ -170,7 +172,8 @@ static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
             if ((code = NAME(batch_piece)(&all, FIRST, NAME(span)(solve, theta, theta), norm))) goto done;
         }
     }
-    code = SUCCESS;
+    code = theta < 1 ? EXHAUSTED : SUCCESS;
+    adaptive->next_step = dtheta;
     for (int64_t block = 0; block < all.plan.blocks; block++)
         NAME(store)(all.z + block * n, solve->width, smaller(BLOCK, solve->batch - block * BLOCK),
                     (T *)solve->z1 + block * BLOCK * solve->width);
@@ -191,8 +194,8 @@ static int NAME(solve_adaptive)(AdaptiveSolve *adaptive) {
     return adaptive->solve.per_sample ? NAME(adaptive_per_sample)(adaptive) : NAME(adaptive_batch)(adaptive);
 }
 
-/* Writes the steps that were taken, (n_rows + 1) and (n_rows), or with a column for each sample, and the states that the
- * backward pass starts from, where a tape is given; the trace is gone then. */
+/* Writes the steps taken, (n_rows + 1) and (n_rows), or with a column for each sample, and, if a
+ * tape is given, the states from which the backward pass starts. Frees the trace. */
 static int NAME(take)(AdaptiveSolve *adaptive, double *grid, double *errors, void *tape) {
     const Solve *solve = &adaptive->solve;
     Trace *trace = adaptive->trace;

@@ -1,18 +1,22 @@
-/* Solves with fixed steps, forward and back; a part of kernel.h. */
+/* Solves with fixed steps, forward and backward; a part of kernel.h. */
 
-/* The plan of a solve: where things lie, and who does what. What is known of a stage lies in two places: on its tape what the
- * backward pass cannot do without, in its slot what that computes again. */
+/* The plan of a solve: the layout of memory and the division of work. The values of a stage are in
+ * two places: on its tape those that the backward pass needs, in its slot those that it computes
+ * again. */
 typedef struct {
     const Solve *solve;
     Packed *packed;
     T *memory;                     /* of the packed weights */
-    int64_t *rows, *x_at, *pre_at; /* of each layer: rows in a sample; where its input and what its activation sees lie */
-    int64_t *g_at, *w_at;          /* where the gradient of its output lies in a slot; its gradients in a part's sums */
-    int64_t *x_sum, *g_sum;        /* of pairs: where the sum of both rows lies, of the input and of the gradient of the output */
-    int64_t kept, slot, g_slot;    /* sizes: vectors of a stage on the tape, in its slot, and of its gradients */
+    int64_t *rows, *x_at, *pre_at; /* of each layer: rows in a sample; places of its input, and of
+                                    * its activation's input */
+    int64_t *g_at, *w_at;          /* places of its output's gradient in a slot, and of its own
+                                    * gradients in a part's sums */
+    int64_t *x_sum, *g_sum;        /* of pairs: places of the sum of both rows, of the input and of
+                                    * the output's gradient */
+    int64_t kept, slot, g_slot;    /* vectors of a stage: on the tape, in its slot, of gradients */
     int64_t sums;                  /* numbers in a part's sums */
-    double operations;             /* of an evaluation of the field for all samples, about */
-    int64_t blocks, parts, group;  /* group: steps whose gradients of the weights are taken together */
+    double operations;             /* about, of one evaluation of the field for all samples */
+    int64_t blocks, parts, group;  /* group: steps whose gradients of weights are summed together */
     T *part_sums;
     int64_t tape_block;            /* vectors of a block on the tape */
 } Plan;
@@ -24,7 +28,8 @@ static void NAME(free_plan)(Plan *plan) {
     free(plan->part_sums);
 }
 
-/* Whether the backward pass computes the output of a layer again, since that takes less time than to fetch it from the tape. */
+/* Whether the backward pass computes the output of a layer again, which is faster than to fetch it
+ * from the tape. */
 static int NAME(is_cheap)(const Solve *solve, int64_t j) {
     return j >= 0 && solve->layers[j].taps * solve->layers[j].fan_in <= 4 && solve->layers[j].activation <= LEAKY_RELU;
 }
@@ -78,7 +83,7 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     return 0;
 }
 
-/* Packs the weights, for a plan that is to be carried out forward or back. */
+/* Packs the weights for a forward or a backward pass. */
 static int NAME(pack_weights)(Plan *plan, int back) {
     const Solve *solve = plan->solve;
     int64_t n = solve->n_layers, numbers = 0, most = 0;
@@ -124,7 +129,8 @@ static int64_t NAME(widest)(const Solve *solve) {
     return most;
 }
 
-/* The samples of a block, feature by feature; places without a sample hold the block's last one, or zero. */
+/* The samples of a block, feature by feature; places without a sample get the block's last one, or
+ * zero. */
 static void NAME(load)(const T *from, int64_t width, int64_t count, int zero, vec *to) {
     T *numbers = (T *)to;
     for (int64_t i = 0; i < width; i++)
@@ -138,10 +144,11 @@ static void NAME(store)(const vec *from, int64_t width, int64_t count, T *to) {
         for (int64_t i = 0; i < width; i++) to[s * width + i] = numbers[i * BLOCK + s];
 }
 
-/* A step of a block: its size, the same for all samples or one for each, and the times of its ends. */
+/* A step of a block: its size and the times of its ends, the same for all samples or one for
+ * each. */
 typedef struct {
     double h, start, end; /* of all samples; the ends as fractions of the interval */
-    const double *starts, *ends; /* of each sample of the block, NULL where all have the same */
+    const double *starts, *ends; /* of each sample of the block; NULL if all have the same */
     vec sizes[2];
 } Span;
 
@@ -221,7 +228,7 @@ static void NAME(evaluate)(const Plan *plan, const vec *t, vec *tape, vec *slot,
     for (int64_t j = 0; j < plan->solve->n_layers; j++) NAME(apply_layer)(plan, j, t, tape, slot, k);
 }
 
-/* Fills a slot as the evaluation did that left this tape. */
+/* Fills a slot as it was after the evaluation that wrote this tape. */
 static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) {
     const Solve *solve = plan->solve;
     for (int64_t j = 0; j < solve->n_layers; j++) {
@@ -234,7 +241,7 @@ static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) 
     }
 }
 
-/* The step of that number; `edges` has room for the fractions of a block's samples at both of its ends. */
+/* The step of a number; `edges` is room for the fractions of a block's samples at both ends. */
 static Span NAME(span_of)(const Solve *solve, int64_t block, int64_t number, double *edges) {
     if (!solve->per_sample) return NAME(span)(solve, solve->grid[number], solve->grid[number + 1]);
     for (int64_t s = 0; s < BLOCK; s++) {
@@ -245,7 +252,7 @@ static Span NAME(span_of)(const Solve *solve, int64_t block, int64_t number, dou
     return NAME(span_per_sample)(solve, edges, edges + BLOCK);
 }
 
-/* Whether a step moves no sample of a block: all have arrived. */
+/* Whether a step moves no sample of a block because all have reached the end. */
 static int NAME(stands)(const Span *span) {
     if (!span->starts) return 0;
     for (int64_t s = 0; s < BLOCK; s++)
@@ -253,8 +260,8 @@ static int NAME(stands)(const Span *span) {
     return 1;
 }
 
-/* One step from z to z; tapes and slots: for the stages, `on` and `off` vectors from one to the next, 0 where one takes the place
- * of the other. */
+/* One step, in place in z. The tapes and slots of the stages are `on` and `off` vectors apart; 0 if
+ * each overwrites the one before. */
 static void NAME(step)(const Plan *plan, const Span *span, vec *z, vec *k, vec *tapes, int64_t on, vec *slots, int64_t off) {
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, stages = solve->n_stages;
@@ -302,7 +309,7 @@ static int NAME(forward_part)(void *context, int64_t part) {
     return 0;
 }
 
-/* By the bits of the exponents, which no sum can overflow. */
+/* Looks at the bits of the exponents, since a sum could overflow. */
 static int NAME(is_finite)(const T *x, int64_t n) {
     const I beyond = sizeof(T) == 4 ? (I)0x7f800000 : (I)0x7ff0000000000000;
     I found = 0;
@@ -314,7 +321,7 @@ static int NAME(is_finite)(const T *x, int64_t n) {
     return !found;
 }
 
-/* Returns FAILED where the final states, which are there all the same, are not finite. */
+/* Returns FAILED if the final states are not finite; they are written nevertheless. */
 static int NAME(forward)(const Solve *solve) {
     Plan plan;
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 0)) return NO_MEMORY;
@@ -335,7 +342,8 @@ static int64_t NAME(tape_size)(const Solve *solve) {
 
 /* ---- backward ---- */
 
-/* From the gradient of the field's value, at the place of the last layer in g_slot, to that of the state. */
+/* From the gradient of the field's value, at the place of the last layer in g_slot, to the gradient
+ * of the state. */
 static void NAME(pull_back)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, vec *g) {
     const Solve *solve = plan->solve;
     for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
@@ -362,7 +370,8 @@ static inline T NAME(sum)(vec x) {
     return total[0];
 }
 
-/* Sums of LANES vectors, as one vector. Pairs of vectors are folded into one, half of whose places belong to each. */
+/* The sums of LANES vectors, as one vector. Pairs of vectors are folded into one, with half of its
+ * places for each. */
 static inline __attribute__((always_inline)) vec NAME(sums)(vec *x) {
 #ifdef __clang__
     vec found;
@@ -386,9 +395,10 @@ static inline __attribute__((always_inline)) vec NAME(sums)(vec *x) {
 #endif
 }
 
-/* gradient (fan_in, fan_out) += products of inputs and gradients of outputs, of as many rows of each slot of a group as are
- * given, from x_from and g_from on; x_step: vectors from an input to that of the next slot. Sums are taken SUMS_HIGH times
- * SUMS_WIDE at once: those beyond the end, of whatever follows there, are not used. */
+/* gradient (fan_in, fan_out) += products of inputs and gradients of outputs, over `rows` rows of
+ * each slot of a group, starting at x_from and g_from; x_step: vectors from an input to that of the
+ * next slot. SUMS_HIGH times SUMS_WIDE sums are computed at once; those beyond the end are not
+ * used. */
 static void NAME(outer_products)(const Plan *plan, int64_t fan_in, int64_t fan_out, int64_t rows, const vec *x_from,
                                  int64_t x_step, const vec *g_from, int64_t count, T *gradient) {
     for (int64_t o = 0; o < fan_out; o += SUMS_WIDE)
@@ -425,8 +435,8 @@ static void NAME(outer_products)(const Plan *plan, int64_t fan_in, int64_t fan_o
         }
 }
 
-/* Gradients of the weights (taps, fan_in, fan_out) of a layer from the slots of a group; of a pair, of what is multiplied:
- * that of w1 still has those of w0 and w2 in it. */
+/* Gradients of the weights (taps, fan_in, fan_out) of a layer from the slots of a group. For a
+ * pair, the gradient of w1 still contains those of w0 and w2. */
 static void NAME(weight_gradient)(const Plan *plan, int64_t j, vec *tapes, vec *slots, const vec *g_slots, int64_t count,
                                   T *gradient) {
     const Layer *layer = &plan->solve->layers[j];
@@ -435,7 +445,7 @@ static void NAME(weight_gradient)(const Plan *plan, int64_t j, vec *tapes, vec *
     const vec *x = NAME(input)(plan, j, tapes, slots), *g = g_slots + plan->g_at[j];
     for (int64_t tap = 0; tap < layer->taps; tap++, gradient += size) {
         int64_t shift = tap - layer->taps / 2, from = larger(0, -shift);
-        int64_t rows = plan->rows[j] - larger(shift, -shift); /* those that this tap reaches */
+        int64_t rows = plan->rows[j] - larger(shift, -shift); /* that this tap reaches */
         if (NAME(is_pair)(plan->rows[j], layer->taps) && shift == 0)
             NAME(outer_products)(plan, n_in, n_out, 1, slots + plan->x_sum[j], plan->slot, g_slots + plan->g_sum[j], count, gradient);
         else if (rows > 0)
@@ -443,8 +453,8 @@ static void NAME(weight_gradient)(const Plan *plan, int64_t j, vec *tapes, vec *
     }
 }
 
-/* Gradients of the biases and time weights of a layer; times: two vectors for each slot; `room` is for two vectors for each
- * output. */
+/* Gradients of the biases and time weights of a layer; times: two vectors for each slot; `room`:
+ * two vectors for each output. */
 static void NAME(bias_gradient)(
     const Plan *plan, int64_t j, const vec *g_slots, int64_t count, const vec *times, vec *room, T *bias, T *time) {
     int64_t fan_out = plan->solve->layers[j].fan_out, rows = plan->rows[j];
@@ -481,7 +491,7 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
             memcpy(z, tape + from / plan->group * n, n * sizeof(vec));
             for (int64_t i = from; i < number; i++) {
                 Span span = NAME(span_of)(solve, block, i, edges);
-                if (NAME(stands)(&span)) break; /* and so do all that follow */
+                if (NAME(stands)(&span)) break; /* all later steps do not move either */
                 int64_t slot = (i - from) * stages;
                 NAME(step)(plan, &span, z, k, tapes + slot * plan->kept, plan->kept, slots + slot * plan->slot, plan->slot);
             }
@@ -507,7 +517,7 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
                               value, n);
                 NAME(stage_time)(solve, &span, solve->c[i], times + 2 * slot);
                 vec *on = tapes + slot * plan->kept, *off = slots + slot * plan->slot;
-                if (!again && number + i > 1) /* a long tape is out of the cache: the stage before this one is fetched meanwhile */
+                if (!again && number + i > 1) /* long tapes leave the cache: prefetch a stage */
                     for (int64_t m = 1; m <= plan->kept; m++) __builtin_prefetch(on - m);
                 if (!again) NAME(restore)(plan, times + 2 * slot, on, off);
                 NAME(pull_back)(plan, on, off, g_slot, pulled + i * n);
@@ -528,7 +538,7 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
 
 static int NAME(backward_part)(void *context, int64_t number) {
     const Plan *plan = context;
-    int64_t part = plan->parts - 1 - number; /* the last one first: its tape was written last, and is still in the cache */
+    int64_t part = plan->parts - 1 - number; /* last part first: its tape is in the cache */
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, most = plan->group * solve->n_stages;
     int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + 2 * NAME(widest)(solve) + SUMS_BEYOND;
@@ -548,7 +558,7 @@ static int NAME(backward)(const Solve *solve) {
     if (!plan.part_sums) return NAME(free_plan)(&plan), NO_MEMORY;
     int code = in_parallel(NAME(backward_part), &plan, plan.parts,
                            worth(solve->threads, 2 * plan.operations * solve->n_steps * solve->n_stages));
-    T *total = plan.part_sums; /* of the first part, to which the others are added */
+    T *total = plan.part_sums; /* those of the first part, to which the others are added */
     for (int64_t part = 1; part < plan.parts; part++)
         for (int64_t i = 0; i < plan.sums; i++) total[i] += plan.part_sums[part * plan.sums + i];
     for (int64_t j = 0; j < solve->n_layers; j++) {

@@ -1,11 +1,15 @@
-/* Convolutions of images by 3 x 3 weights, with zeros around: Winograd's minimal filtering F(4x4, 3x3); a part of kernel.h.
+/* Convolutions of images with 3 x 3 weights and zero padding, by Winograd's minimal filtering
+ * F(4x4, 3x3); a part of kernel.h.
  *
- * Source: Lavin & Gray, Fast algorithms for convolutional neural networks, 2016, with the points 0, 1, -1, 2, -2 and infinity.
- * Each tile of 4 x 4 outputs sees 6 x 6 inputs. Y = A' [(G w G') * (B' d B)] A takes a product of matrices for each of the 36
- * points, a quarter of the multiplications of the sum that defines the convolution. Pixels have their channels side by side.
+ * Source: Lavin & Gray, Fast algorithms for convolutional neural networks, 2016, with the points 0,
+ * 1, -1, 2, -2 and infinity. Each tile of 4 x 4 outputs depends on 6 x 6 inputs.
+ * Y = A' [(G w G') * (B' d B)] A takes a product of matrices for each of the 36 points, a quarter
+ * of the multiplications of the sum that defines the convolution. The channels of a pixel are
+ * adjacent.
  */
 
-typedef T loose __attribute__((vector_size(VBYTES), aligned(sizeof(T)), may_alias)); /* numbers of a caller's tensor */
+/* numbers of a caller's tensor */
+typedef T loose __attribute__((vector_size(VBYTES), aligned(sizeof(T)), may_alias));
 typedef void (*Transform)(const vec *from, int64_t step, vec *to, int64_t step_to);
 #define ALWAYS static inline __attribute__((always_inline))
 
@@ -68,11 +72,12 @@ ALWAYS void NAME(both_ways)(Transform transform, const int n, const int m, const
     for (int i = 0; i < m; i++) transform(half + n * i, 1, to + m * i, 1);
 }
 
-/* Where the tiles of a batch of images lie. */
+/* The tiles of a batch of images. */
 typedef struct {
     const Convolution *task;
-    int64_t across, each, tiles; /* tiles in a row of them, of an image, of all images */
-    T *weight, *sums;            /* (POINTS, fan_in, fan_out); for each part (POINTS fan_in + 1, fan_out), the bias last */
+    int64_t across, each, tiles; /* tiles in a row, in an image, in all images */
+    T *weight, *sums;            /* (POINTS, fan_in, fan_out); for each part, the bias last,
+                                  * (POINTS fan_in + 1, fan_out) */
     int64_t parts;
 } Images;
 
@@ -81,7 +86,8 @@ static Images NAME(tiled)(const Convolution *task) {
     return (Images){task, across, each, task->batch * each, NULL, NULL, 0};
 }
 
-/* size x size pixels of an image of a tile, from `before` its first one on, for the channels from k on; zeros outside. */
+/* size x size pixels of a tile, starting `before` pixels before its first one, for the channels
+ * from k on; zeros outside of the image. */
 ALWAYS void NAME(read_tile)(const Images *in, int64_t tile, const T *x, int64_t channels, int64_t k, const int size,
                             const int before, vec *to) {
     const vec zero = {0};
@@ -108,7 +114,8 @@ ALWAYS void NAME(spread)(const Images *in, int64_t first, int64_t n, int64_t roo
         }
 }
 
-/* Columns of products: to (rows, m) = a (rows, n) b (n, m), or to (n, m) += a' b with a (rows, n), b (rows, m); in fours. */
+/* Columns of products, four rows at a time: to (rows, m) = a (rows, n) b (n, m), or
+ * to (n, m) += a' b with a (rows, n), b (rows, m). */
 ALWAYS void NAME(times)(const int wide, int64_t rows, int64_t n, int64_t m, const T *a, const T *b, T *to) {
     for (int64_t r = 0; r < rows; r += 4) {
         vec sums[4][SUMS_WIDE] = {0};
@@ -203,7 +210,8 @@ static int NAME(convolve_images)(const Convolution *task) {
     return code;
 }
 
-/* Sums over the tiles of a part: products of the points of inputs and of gradients, and the gradients themselves. */
+/* Sums over the tiles of a part: of products of the points of inputs and gradients, and of the
+ * gradients themselves. */
 static int NAME(sum_tiles)(void *context, int64_t part) {
     const Images *in = context;
     const Convolution *task = in->task;

@@ -1,4 +1,4 @@
-"""Convolutions of images by the compiled kernel: a quarter of the multiplications (Winograd's
+"""Convolutions of images by the compiled kernel, with a quarter of the multiplications (Winograd's
 minimal filtering).
 """
 
@@ -17,15 +17,14 @@ from trueode.solvers.gradients.replay import must_be_recorded
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.problem import Problem
 
-MULTIPLE = 16  # of it are the numbers of channels: whole vectors of every instruction set
-NARROW = "baseline"  # vectors of four numbers do not outweigh that PyTorch's convolutions are made for the processor
-FLOPS_EACH = 1e6  # that a thread must have to do to be worth its waking
+MULTIPLE = 16  # divides the numbers of channels: whole vectors of every instruction set
+# with vectors of four numbers, PyTorch's convolutions, made for the processor, are faster
+NARROW = "baseline"
+FLOPS_EACH = 1e6  # the least work for which it is worth waking a thread
 
 
 def accepts(problem: Problem) -> bool:
-    """Whether the field offers to have its convolutions computed here, and that is likely to take
-    less time.
-    """
+    """Whether the kernel can compute the field's convolutions, and is likely to be faster."""
     kernel = library.kernel()
     if kernel is None or kernel.name == NARROW or not hasattr(problem.field, "with_convolution"):
         return False
@@ -38,17 +37,16 @@ def solve(problem: Problem) -> Outcome:
 
 
 def by_kernel(problem: Problem) -> Problem:
-    """The same problem, its convolutions computed here where that is likely to take less time."""
+    """The same problem, with its convolutions by the kernel if that is likely to be faster."""
     field: Any = problem.field
     return problem.with_field(field.with_convolution(convolve)) if accepts(problem) else problem
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.conv2d(x, weight, bias, padding=1)`` with 3 x 3 weights, differentiable; by the kernel
-    where that is served.
+    """``F.conv2d(x, weight, bias, padding=1)`` with 3 x 3 weights, differentiable; by the kernel if
+    it can.
 
-    Rounding differs: in float32 by about 1e-6 of the values, where PyTorch's own differs from the
-    exact sum by 2e-7.
+    In float32 the kernel's rounding error is about 1e-6 of the values, PyTorch's 2e-7.
 
     Args:
         x: ``(batch, in, height, width)``, fastest in ``torch.channels_last``.
@@ -56,7 +54,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         bias: ``(out,)``.
 
     Returns:
-        ``(batch, out, height, width)``, in ``torch.channels_last`` where the kernel computed it.
+        ``(batch, out, height, width)``, in ``torch.channels_last`` if the kernel computed it.
     """
     if not is_served(x, weight, bias):
         return F.conv2d(x, weight, bias, padding=1)
@@ -65,7 +63,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def is_served(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Whether the kernel does what calling PyTorch would do."""
+    """Whether the kernel gives the same result as calling PyTorch."""
     tensors = (x, weight, bias)
     return (
         library.kernel() is not None
@@ -115,14 +113,14 @@ class _Convolution(torch.autograd.Function):
 
 
 def _task(x: Tensor, fan_out: int, taps: int = 9) -> Convolution:
-    """A convolution of images that lie channels last."""
+    """A convolution of images in the layout channels last."""
     batch, fan_in, height, width = x.shape
     threads = min(library.threads(), 1 + int(2 * taps * x.numel() * fan_out / FLOPS_EACH))
     return Convolution(batch, height, width, fan_in, fan_out, threads, x.data_ptr())
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """With weights ``(3, 3, in, out)``."""
+    """Convolve with weights ``(3, 3, in, out)``."""
     x, weight = (
         x.detach().contiguous(memory_format=torch.channels_last),
         weight.detach().contiguous(),

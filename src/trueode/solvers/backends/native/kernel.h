@@ -1,9 +1,11 @@
-/* The numerics, for numbers of type T and vectors of VBYTES bytes; native.c includes this file once for each such pair.
+/* The numerics, for numbers of type T and vectors of VBYTES bytes; native.c includes this file once
+ * for each such pair.
  *
- * Samples go in blocks of two vectors. Inside of a block everything lies feature by feature, the samples of a feature side by
- * side, so that a layer is a sum of vectors times scalars, whatever its widths are; samples meet in the gradients of the
- * weights alone. These are summed by block, block after block inside of a part, part after part: the number of threads plays
- * no role.
+ * Samples are processed in blocks of two vectors. A block is stored feature by feature, with the
+ * samples of a feature side by side. A layer of any width is then a sum of vectors times scalars,
+ * and samples are combined only in the gradients of the weights. These are summed within a block,
+ * then over the blocks of a part, then over the parts, always in this order, so the result does not
+ * depend on the number of threads.
  */
 
 #define vec NAME(vec)

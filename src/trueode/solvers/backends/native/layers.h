@@ -1,9 +1,9 @@
 /* Products of a matrix with the features of a block; a part of kernel.h. */
 
-/* Matrices (taps n_in, n_out) in tiles of columns, TILE, 4, 2 or 1 wide; the columns of a tile side by side, row after row. */
+/* Matrices (taps n_in, n_out) in tiles of TILE, 4, 2 or 1 columns; a tile is stored row by row. */
 typedef struct {
     T *forward, *back; /* the weights; the weights transposed, the last tap first */
-    T *bias, *time;    /* (fan_out); time is NULL where the layer does not see the time */
+    T *bias, *time;    /* (fan_out); time is NULL if the layer does not depend on the time */
 } Packed;
 
 static int64_t NAME(tile_width)(int64_t left) { return left >= TILE ? TILE : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
@@ -19,7 +19,8 @@ static void NAME(pack)(const T *from, int64_t taps, int64_t n_in, int64_t n_out,
     }
 }
 
-/* `wide` outputs of a block: what they begin with + bias + t time + sum over k of weight[k] x[k]; t: two vectors of times. */
+/* `wide` outputs of a block: `begin`, or else bias, + t time + sum over k of weight[k] x[k]; t: two
+ * vectors of times. */
 static inline __attribute__((always_inline)) void NAME(tile)(const int wide, int64_t n_in, const T *weight, const T *bias,
                                                              const T *time, const vec *t, const vec *begin, const vec *x,
                                                              vec *y) {
@@ -50,8 +51,8 @@ static inline __attribute__((always_inline)) void NAME(tile)(const int wide, int
     }
 }
 
-/* y = x times n_in rows, from `from` on, of a packed matrix (height, n_out), plus `begin`, or else bias and t time, where they
- * are not NULL. */
+/* y = x times n_in rows, starting at `from`, of a packed matrix (height, n_out), plus `begin`, or
+ * else bias, plus t time, each unless NULL. */
 static void NAME(product)(int64_t height, int64_t from, int64_t n_in, int64_t n_out, const T *weight, const T *bias,
                           const T *time, const vec *t, const vec *begin, const vec *x, vec *y) {
     for (int64_t o = 0; o < n_out;) {
@@ -71,8 +72,9 @@ static void NAME(product)(int64_t height, int64_t from, int64_t n_in, int64_t n_
     }
 }
 
-/* All rows of a layer, or of its transpose: each row of y sees the rows of x around it, as many as there are taps; they lie
- * side by side, so that they and the taps are one longer row and one higher matrix. */
+/* All rows of a layer, or of its transpose. Each row of y depends on as many rows of x around it as
+ * there are taps. These rows are adjacent, so they form one longer row, and the taps one taller
+ * matrix. */
 static void NAME(convolve)(int64_t rows, int64_t taps, int64_t n_in, int64_t n_out, const T *weight, const T *bias,
                            const T *time, const vec *t, const vec *x, vec *y) {
     for (int64_t r = 0; r < rows; r++) {
@@ -82,8 +84,8 @@ static void NAME(convolve)(int64_t rows, int64_t taps, int64_t n_in, int64_t n_o
     }
 }
 
-/* Two rows and three taps w0, w1, w2 take three products instead of four: y0 = w1 (x0 + x1) + (w2 - w1) x1 and
- * y1 = w1 (x0 + x1) + (w0 - w1) x0. */
+/* Two rows and three taps w0, w1, w2 take three products instead of four:
+ * y0 = w1 (x0 + x1) + (w2 - w1) x1 and y1 = w1 (x0 + x1) + (w0 - w1) x0. */
 static int NAME(is_pair)(int64_t rows, int64_t taps) { return rows == 2 && taps == 3; }
 
 /* The weights of a pair one above the other: w1, w2 - w1, w0 - w1. */
@@ -100,7 +102,7 @@ static void NAME(pack_pair)(const T *from, int64_t n_in, int64_t n_out, int64_t 
     NAME(pack)(differences, 3, n_in, n_out, n_in * n_out, n_out, 1, to);
 }
 
-/* The rows of a pair; `sum` takes x0 + x1. */
+/* The rows of a pair; `sum` is room for x0 + x1. */
 static void NAME(convolve_pair)(int64_t n_in, int64_t n_out, const T *weight, const T *bias, const T *time, const vec *t,
                                 const vec *x, vec *sum, vec *y) {
     const vec *x1 = x + 2 * n_in;

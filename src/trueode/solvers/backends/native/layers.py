@@ -1,6 +1,6 @@
-"""Fields made of layers: whole solves by the compiled kernel, and their gradients.
+"""Whole solves of fields of layers by the compiled kernel, and their gradients.
 
-The gradient is the discrete one, of the steps that were taken (Sandu, 2006, eq. 8).
+The gradient is the discrete one, that of the steps taken (Sandu, 2006, eq. 8).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from trueode.errors import SolveError
+from trueode.solvers.adaptive import Trace, give_up
 from trueode.solvers.backends import generic
 from trueode.solvers.backends.native import library, runtime
-from trueode.solvers.backends.native.library import AdaptiveSolve, Solve
+from trueode.solvers.backends.native.library import EXHAUSTED, FAILED, AdaptiveSolve, Solve
 from trueode.solvers.backends.native.runtime import RUNTIME
 from trueode.solvers.backends.native.task import (
     NOTHING,
@@ -30,6 +31,7 @@ from trueode.solvers.backends.native.task import (
     address,
     method_of,
 )
+from trueode.solvers.failure import Stop
 from trueode.solvers.gradients import Checkpoint
 from trueode.solvers.gradients.replay import Given, must_be_recorded, replay_gradients
 from trueode.solvers.integrate import Outcome
@@ -37,14 +39,14 @@ from trueode.solvers.problem import Problem
 from trueode.solvers.saving import SavePoints, gather, grid_positions, union
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid
 from trueode.solvers.states import pack_stack
+from trueode.solvers.step import Stepper
 
-MOST_NUMBERS = (
-    2**15
-)  # in a stage of one sample: larger ones leave the cache, and PyTorch's convolutions take less time
+# in a stage of one sample; larger stages leave the cache, and PyTorch's convolutions are faster
+MOST_NUMBERS = 2**15
 
 
 def accepts(problem: Problem) -> bool:
-    """Whether the kernel does what calling the field would do."""
+    """Whether the kernel gives the same result as calling the field."""
     if library.kernel() is None or problem.layers is None:
         return False
     z, stack, clock, solver = problem.first, problem.layers, problem.clock, problem.solver
@@ -75,13 +77,13 @@ def accepts(problem: Problem) -> bool:
         return True
     try:
         return _saved(problem.points, _grid_of(solver, clock.length))[0] is not None
-    except SolveError:  # the generic backend tells why
+    except SolveError:  # the generic backend reports the reason
         return False
 
 
 def solve(problem: Problem) -> Outcome:
-    """Solve a problem; see `trueode.solvers.backends`. A solve that fails is done again by calling
-    the field, which tells why.
+    """Solve a problem; see `trueode.solvers.backends`. Most solves that fail are repeated by
+    calling the field, which reports the reason.
     """
     assert problem.layers is not None
     z, unpack = pack_stack(problem.layers, problem.z0)
@@ -102,8 +104,8 @@ def solve(problem: Problem) -> Outcome:
 
 
 def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
-    """A solve with given steps, None where they are too many; of stages no more are kept than is
-    worth it.
+    """Solve with fixed steps; None if they are too many. Stages are kept only if they fit into
+    reusable memory.
     """
     z, *tensors = inputs
     try:
@@ -142,9 +144,9 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
 
 
 def _saved(points: SavePoints, grid: Tensor) -> tuple[list[int] | None, Tensor | None]:
-    """The numbers of the grid points at which states are saved, None if some lie elsewhere; of
-    times of each sample all of them, and where each is found among these, `saving.union`: no more
-    than there are grid points."""
+    """The indices of the grid points at which states are saved, None if some points lie elsewhere;
+    and for times of each sample, the position of each time among all times (``saving.union``).
+    """
     place = None
     if points.per_sample and points.moving is None:
         points, place = union(points)
@@ -152,11 +154,11 @@ def _saved(points: SavePoints, grid: Tensor) -> tuple[list[int] | None, Tensor |
 
 
 def _adaptive(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
-    """A solve that chooses its steps; None where it fails.
+    """Solve with adaptive steps; None if that fails.
 
-    Stages are kept where there is room for those of all steps. Their number is not known
-    beforehand: a solve that takes more than were expected is done again, so that what is kept does
-    not depend on solves before this one.
+    Stages are kept if there is room for those of all steps. Their number is not known beforehand: a
+    solve that takes more steps than expected is repeated, so that what is kept does not depend on
+    earlier solves.
     """
     z, *tensors = inputs
     solver, layers, most = problem.solver, task.layers(tensors), 0
@@ -172,10 +174,12 @@ def _adaptive(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) ->
         RUNTIME.expect(solver, n_steps)
         if found.steps.keep == STATES and n_steps < most:
             found = _chosen(task, solver, wanted._replace(capacity=n_steps + 1), z.detach(), layers)
-    if found is None:
+    if found is None or (keep and found.next_step is not None):
         return None
     task.counter.add(found.calls)
     final = found.final
+    if found.next_step is not None:
+        return _exhausted(problem, found)
     if keep:
         (final,) = _NativeSolve.apply(_Kept(task, found.steps, found.solve), (final,), z, *tensors)
     zs = None
@@ -187,11 +191,32 @@ def _adaptive(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) ->
     return Outcome(final, zs, found.steps.grid, accepted, rejected, found.errors, statuses=statuses)
 
 
+def _exhausted(problem: Problem, found: _Found) -> Outcome:
+    """The outcome of a solve that took ``max_steps``; its states are still packed."""
+    assert problem.layers is not None
+    assert isinstance(problem.solver, Adaptive)
+    assert found.next_step is not None
+    stepper = Stepper(problem.form.field, problem.solver.tableau, problem.clock)
+    _, unpack = pack_stack(problem.layers, problem.z0)
+    grid, errors, (accepted, rejected) = found.steps.grid, found.errors, found.counts
+    trace = Trace(grid.tolist(), errors.tolist(), int(rejected))
+    h = found.next_step * problem.clock.length
+    give_up(trace, stepper, problem.solver, Stop(unpack(found.final), h, tired=True, finite=True))
+    zs = None
+    if problem.points is not None:
+        z, lost = pack_stack(problem.layers, problem.z0)[0], torch.full_like(found.final, torch.nan)
+        states = [lost if theta else z for theta in problem.points.fractions.tolist()]
+        zs = torch.stack(states) if states else z.new_empty(0, *z.shape)
+    known = found.final, zs, grid, int(accepted), int(rejected), errors
+    return Outcome(*known, trace.status, trace.message)
+
+
 class _Found(NamedTuple):
-    """What an adaptive solve gave: its steps, final states, accepted and rejected steps of each
+    """The result of an adaptive solve: its steps, final states, accepted and rejected steps of each
     column, and calls of the field.
 
-    ``solve`` is the solve that takes these steps.
+    ``solve`` is the solve with these steps as fixed steps. ``next_step`` is the fraction of the
+    interval that the next step would have had, if ``max_steps`` were taken before the end.
     """
 
     steps: Steps
@@ -200,6 +225,7 @@ class _Found(NamedTuple):
     counts: Tensor
     errors: Tensor
     calls: int
+    next_step: float | None
 
 
 def _chosen(
@@ -229,7 +255,8 @@ def _chosen(
         accepted=counts[0].data_ptr(),
         rejected=counts[1].data_ptr(),
     )
-    if not task.kernel.solve_adaptive(task.double, adaptive):
+    code = task.kernel.solve_adaptive(task.double, adaptive)
+    if code == FAILED:
         return None
     shape = (columns,) if task.per_sample else ()
     grid = torch.empty(adaptive.n_rows + 1, *shape, dtype=torch.float64, device="cpu")
@@ -243,11 +270,12 @@ def _chosen(
     steps = Steps(grid, keep=kept, capacity=wanted.capacity, tape=tape)
     if tape is not None:
         solve.tape = tape.address
-    return _Found(steps, solve, final, counts, errors, adaptive.calls)
+    next_step = adaptive.next_step if code == EXHAUSTED else None
+    return _Found(steps, solve, final, counts, errors, adaptive.calls, next_step)
 
 
 class _Kept(NamedTuple):
-    """What the backward pass takes over from the forward pass; it changes none of it."""
+    """What the backward pass needs of the forward pass, and does not change."""
 
     task: Task
     steps: Steps
@@ -259,8 +287,8 @@ class _NativeSolve(torch.autograd.Function):
     def forward(
         ctx: Any, kept: _Kept, states: tuple[Tensor, ...], z: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """``states``: what the forward pass, which is done, has found: the final states and, if
-        any, the saved ones.
+        """Return ``states``, which are known already: the final states and, if any, the saved
+        states.
         """
         ctx.kept = kept
         ctx.save_for_backward(z, *tensors)
@@ -268,9 +296,8 @@ class _NativeSolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        z, *tensors = (
-            ctx.saved_tensors
-        )  # also tells whether a weight was changed in place since the forward solve
+        # this raises an error if a weight was changed in place since the forward solve
+        z, *tensors = ctx.saved_tensors
         task, steps, _ = ctx.kept
         if must_be_recorded(gradients):
             given = Given(
@@ -283,9 +310,7 @@ class _NativeSolve(torch.autograd.Function):
 def _backward(
     kept: _Kept, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Gradients of the initial state and the layers from those of the final states and the saved
-    ones.
-    """
+    """Gradients of the initial state and the layers, from those of the final and saved states."""
     (task, steps, done), (gradient, *entering) = kept, [g.contiguous() for g in gradients]
     start = torch.empty_like(gradient)
     found = [None if x is None else x.new_empty(x.shape) for x in tensors]
@@ -304,7 +329,7 @@ def _backward(
 
 
 def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor is what lies at its address: numbers on the CPU, of no class of its own."""
+    """Whether a tensor, not of a subclass, holds exactly the numbers at its address on the CPU."""
     known = type(x) is Parameter or type(x) is Tensor
     return (
         known
@@ -325,7 +350,7 @@ def _equal_steps(solver: FixedStep, length: float) -> Tensor:
 
 
 def _grid_of(solver: FixedStep | OnGrid, length: float) -> Tensor:
-    """The grid of given steps; that of solvers which are quickly told from one another is kept."""
+    """The grid of fixed steps; cached for solvers that are fast to compare."""
     if isinstance(solver, FixedStep):
         return _equal_steps(solver, length)
     return torch.tensor(solver.grid, dtype=torch.float64, device="cpu")

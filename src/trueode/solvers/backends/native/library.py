@@ -1,4 +1,4 @@
-"""The compiled kernel: found, loaded, and told which instruction set to use."""
+"""Find the compiled kernel, load it, and choose its instruction set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import torch
 
 from trueode.solvers.backends.native.runtime import NOT_ASKED, RUNTIME
 
-VARIABLE = "TRUEODE_NATIVE"  # of the environment: "off", the name of an instruction set, or the path of another build
+# environment variable: "off", the name of an instruction set, or the path of another build
+VARIABLE = "TRUEODE_NATIVE"
 
 
 def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
@@ -45,13 +46,13 @@ LAYER = (
         "time_gradient",
     ),  # addresses
 )
-"""A layer as in native.c: as many numbers of 64 bits, one after the other, which takes less time
-than a `Structure`.
+"""The members of a layer in native.c, each of 64 bits. An array of them is faster to fill than a
+`Structure`.
 """
 
 
 class Solve(Structure):
-    """As in native.c; ``held``: what must live as long."""
+    """As in native.c; ``held`` keeps objects alive whose addresses are used."""
 
     held: Any
 
@@ -72,7 +73,7 @@ class AdaptiveSolve(Structure):
         ("solve", Solve),
         *_fields(c_int64, "n_stages fsal error_order max_steps"),
         *_fields(c_void_p, "a b c error"),
-        *_fields(c_double, "rtol atol first_step max_step"),
+        *_fields(c_double, "rtol atol first_step max_step next_step"),
         *_fields(c_int64, "calls n_rows"),
         *_fields(c_void_p, "accepted rejected trace"),
     )
@@ -95,8 +96,8 @@ class Kernel(NamedTuple):
     name: str
 
     def forward(self, double: bool, solve: Solve) -> bool:
-        """Solve with fixed steps; whether the final states are finite. ``double``: in double
-        precision, here and below.
+        """Solve with fixed steps; return whether the final states are finite. ``double``, here and
+        below: use double precision.
         """
         code = self.library.trueode_forward(self.number, double, byref(solve))
         if code != FAILED:
@@ -104,38 +105,40 @@ class Kernel(NamedTuple):
         return bool(code != FAILED)
 
     def backward(self, double: bool, solve: Solve) -> None:
-        """Gradients of such a solve."""
+        """Compute the gradients of a solve."""
         _done(self.library.trueode_backward(self.number, double, byref(solve)))
 
-    def solve_adaptive(self, double: bool, adaptive: AdaptiveSolve) -> bool:
-        """Solve with adaptive steps; whether that went well."""
-        code = self.library.trueode_solve_adaptive(self.number, double, byref(adaptive))
-        if code != FAILED:
+    def solve_adaptive(self, double: bool, adaptive: AdaptiveSolve) -> int:
+        """Solve with adaptive steps; return 0, FAILED, or, with the same steps for the whole batch,
+        EXHAUSTED if it took ``max_steps``. `take` must follow unless it failed.
+        """
+        code = int(self.library.trueode_solve_adaptive(self.number, double, byref(adaptive)))
+        if code not in (FAILED, EXHAUSTED):
             _done(code)
-        return bool(code != FAILED)
+        return code
 
     def take(
         self, double: bool, adaptive: AdaptiveSolve, grid: int, errors: int, tape: int | None
     ) -> None:
-        """Take the steps of `solve_adaptive`, at the addresses given."""
+        """Write the steps of `solve_adaptive` to the given addresses."""
         _done(self.library.trueode_take(self.number, double, byref(adaptive), grid, errors, tape))
 
     def convolve(self, double: bool, task: Convolution) -> None:
-        """A convolution of images."""
+        """Compute a convolution of images."""
         _done(self.library.trueode_convolve(self.number, double, byref(task)))
 
     def convolution_gradient(self, double: bool, task: Convolution) -> None:
-        """Gradients of the weights and the bias of such a convolution."""
+        """Compute the gradients of the weights and the bias of such a convolution."""
         _done(self.library.trueode_convolution_gradient(self.number, double, byref(task)))
 
     def tape_size(self, double: bool, solve: Solve) -> int:
-        """Bytes that a forward pass keeps for the backward pass."""
+        """The number of bytes that a forward pass keeps for the backward pass."""
         size = int(self.library.trueode_tape_size(self.number, double, byref(solve)))
         _done(NO_MEMORY if size < 0 else 0)
         return size
 
 
-FAILED, NO_MEMORY = 1, 2  # as in native.c
+FAILED, NO_MEMORY, EXHAUSTED = 1, 2, 3  # as in native.c
 
 
 def _done(code: int) -> None:
@@ -145,7 +148,7 @@ def _done(code: int) -> None:
 
 @cache
 def _load() -> tuple[Any, str]:
-    """The library, or None and why there is none."""
+    """The library, or None and the reason."""
     wanted = os.environ.get(VARIABLE, "")
     usual = Path(__file__).parent / "_kernel"
     candidates = (
@@ -155,7 +158,7 @@ def _load() -> tuple[Any, str]:
     )
     found = [path for path in candidates if path.is_file()]
     if not found:
-        return None, "it was not built: at the installation there was no compiler that could"
+        return None, "it was not built: the installation found no suitable compiler"
     try:
         library = ctypes.CDLL(str(found[0]))
         declare(library)
@@ -167,7 +170,8 @@ def _load() -> tuple[Any, str]:
     if list(sizes) != [8 * len(LAYER), *(ctypes.sizeof(each) for each in structures)]:
         return (
             None,
-            f"{found[0].name} was built from another version of the source: install the package again",
+            f"{found[0].name} was built from another version of the source: "
+            "install the package again",
         )
     library.trueode_share(threads_of_torch())
     return library, ""
@@ -175,8 +179,8 @@ def _load() -> tuple[Any, str]:
 
 @cache
 def threads_of_torch() -> int | None:
-    """The address of the function that gives work to the threads of PyTorch; None where OpenMP does
-    not have them.
+    """The address of the function that gives work to PyTorch's threads; None if OpenMP does not
+    manage them.
     """
     try:
         return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, c_void_p).value
@@ -185,7 +189,7 @@ def threads_of_torch() -> int | None:
 
 
 def declare(library: Any) -> None:
-    """Tell ctypes the signatures."""
+    """Declare the signatures of the library's functions."""
     for name in ("forward", "backward"):
         getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Solve))
     for name in ("convolve", "convolution_gradient"):
@@ -213,9 +217,7 @@ def declare(library: Any) -> None:
 
 @cache
 def _kernels() -> dict[str, Kernel]:
-    """The kernels that this machine can run, by the name of their instruction set, the fastest
-    first.
-    """
+    """The kernels that this machine can run, by name of the instruction set, fastest first."""
     library, _ = _load()
     kernels: dict[str, Kernel] = {}
     number = 0
@@ -228,14 +230,14 @@ def _kernels() -> dict[str, Kernel]:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that the kernel was compiled for and this machine has, the fastest
+    """The instruction sets for which the kernel was compiled and that this machine has, fastest
     first.
     """
     return tuple(_kernels())
 
 
 def kernel() -> Kernel | None:
-    """The kernel in use; None where there is none, which is told once."""
+    """The kernel in use; None, with one warning, if there is none."""
     if RUNTIME.kernel is NOT_ASKED:
         RUNTIME.kernel = _first()
     found: Kernel | None = RUNTIME.kernel
@@ -250,14 +252,14 @@ def _first() -> Kernel | None:
     if wanted and wanted not in kernels and os.sep not in wanted:
         known = ", ".join(["off", *kernels])
         warnings.warn(
-            f"{VARIABLE}={wanted!r} is not available here; known are {known}.",
+            f"{VARIABLE}={wanted!r} is not available here; choose from {known}.",
             RuntimeWarning,
             stacklevel=2,
         )
     if not kernels:
         warnings.warn(
-            f"The compiled kernel is not used ({_load()[1]}); the portable path gives the same results and takes longer. "
-            f"{VARIABLE}=off leaves this unsaid.",
+            f"The compiled kernel is not used ({_load()[1]}); the portable path gives the same "
+            f"results but is slower. {VARIABLE}=off silences this warning.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -267,7 +269,7 @@ def _first() -> Kernel | None:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """A block in which another instruction set is used, or none: ``"off"``."""
+    """Use another instruction set within the block, or no kernel: ``"off"``."""
     before = kernel()
     RUNTIME.kernel = None if name == "off" else _kernels()[name]
     try:
@@ -277,7 +279,7 @@ def using(name: str) -> Iterator[None]:
 
 
 def threads() -> int:
-    """How many threads the kernel may use: as many as PyTorch, outside of a block of
+    """The number of threads of the kernel: as many as PyTorch, or as PyTorch had before
     `torch_on_one_thread`.
     """
     return RUNTIME.threads or torch.get_num_threads()
@@ -285,12 +287,11 @@ def threads() -> int:
 
 @contextmanager
 def torch_on_one_thread() -> Iterator[None]:
-    """A block in which PyTorch works with one thread, and the kernel goes on with as many as
-    PyTorch had.
+    """Let PyTorch use one thread within the block, and the kernel as many as PyTorch had before.
 
-    It is for tensors that are too small for several threads. PyTorch uses them all the same (for an
-    optimiser, a softmax, a product), which wins nothing, and beside a busy process costs
-    milliseconds each time: all wait for the one thread that does not get the processor.
+    This is for tensors that are too small for several threads. PyTorch would still use all threads
+    (for an optimiser, a softmax, a product), without any gain. If another process is busy, this
+    costs milliseconds each time, because all threads wait for one that does not get a processor.
     """
     had, before = torch.get_num_threads(), RUNTIME.threads
     RUNTIME.threads = threads()
@@ -303,7 +304,7 @@ def torch_on_one_thread() -> Iterator[None]:
 
 
 def describe() -> str:
-    """Which path whole solves of fields made of layers take here, in words."""
+    """Describe how fields of layers are solved on this machine: by the kernel or without it."""
     if os.environ.get(VARIABLE) == "off":
         return f"portable path ({VARIABLE}=off)"
     _, reason = _load()

@@ -1,7 +1,8 @@
-/* Whole solves of fields made of matrix layers, forward and back: a block of samples stays in the cache from the first step
- * to the last. Plain pointers in, plain pointers out; no header of Python or PyTorch is needed. kernel.h holds the numerics,
- * compiled once for each type of numbers and each instruction set; here are the parts that do not depend on these: threads,
- * and the choice of the instruction set at run time.
+/* Whole solves of fields of matrix layers, forward and backward. A block of samples stays in the
+ * cache from the first step to the last. The interface is plain pointers; no header of Python or
+ * PyTorch is needed. kernel.h holds the numerics, compiled once for each type of numbers and each
+ * instruction set. This file holds the parts that do not depend on these: threads, and the choice
+ * of the instruction set at run time.
  */
 
 #include <float.h>
@@ -15,57 +16,63 @@
 #include <string.h>
 #include <time.h>
 
-/* Identity and those activations whose derivative follows from their value come first. */
+/* Identity and the activations whose derivative follows from their value come first. */
 enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
-/* stages in a group; parts of a batch; bytes that a group may fill; rows of weights whose gradients are summed together; vectors
- * that this reads beyond the last input; operations of an activation, about */
+/* Stages in a group; parts of a batch; most bytes of a group; rows of weights whose gradients are
+ * summed together; vectors that this sum reads beyond the last input; approximate operations of an
+ * activation. */
 enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH, OF_ACTIVATION = 20 };
 
-/* A layer on rows of fan_in numbers: bias + t * time_weight + the sum over its taps of row r + tap - taps / 2 @ weight[tap],
- * where there is such a row; one tap is a matrix, applied to every row, more are a convolution. Strides in numbers. */
+/* A layer on rows of fan_in numbers: bias + t * time_weight + the sum over taps of
+ * row[r + tap - taps / 2] @ weight[tap], over the rows that exist. One tap is a matrix, applied to
+ * every row; more taps are a convolution. Strides count numbers. */
 typedef struct {
     int64_t fan_in, fan_out, taps, stride_in, stride_out, tap_stride, bias_stride, time_stride;
     int64_t activation;
-    const void *weight, *bias, *time_weight; /* the last one may be NULL */
+    const void *weight, *bias, *time_weight; /* time_weight may be NULL */
     void *weight_gradient, *bias_gradient, *time_gradient; /* contiguous (fan_out, fan_in, taps), (fan_out), (fan_out) */
 } Layer;
 
-/* A solve for states (batch, width). Steps are given as fractions of the interval, as everywhere in this package. */
+/* A solve for states (batch, width). Steps are fractions of the interval, as everywhere in this
+ * package. */
 typedef struct {
     int64_t batch, width, n_layers, n_steps, n_stages, n_saved, keep, threads;
-    int64_t capacity;      /* steps that there is room for on a tape of stages */
-    int64_t per_sample;    /* whether every sample has steps of its own */
+    int64_t capacity;      /* the number of steps that fit on a tape of stages */
+    int64_t per_sample;    /* whether each sample has its own steps */
     double t0, t1;
     const Layer *layers;
     const double *a, *b, *c; /* (n_stages, n_stages), (n_stages), (n_stages): the stages that advance the solution */
-    const double *grid;    /* (n_steps + 1), or (n_steps + 1, batch), where a sample that has arrived stays at 1 */
-    const int64_t *saved;  /* (n_saved): numbers of grid points at which states are saved, ascending */
+    const double *grid;    /* (n_steps + 1), or (n_steps + 1, batch); finished samples stay at 1 */
+    const int64_t *saved;  /* (n_saved): indices of grid points with saved states, ascending */
     const void *z0;        /* (batch, width) */
     void *z1, *zs;         /* (batch, width); (n_saved, batch, width) */
-    void *tape;            /* of the size that tape_size tells, aligned to 64 bytes; NULL if nothing is kept */
+    void *tape;            /* tape_size bytes, aligned to 64; NULL if nothing is kept */
     const void *g1, *gs;   /* gradients of z1 and zs */
     void *g0;              /* gradient of z0 */
 } Solve;
 
-enum { SUCCESS, FAILED, NO_MEMORY };
+enum { SUCCESS, FAILED, NO_MEMORY, EXHAUSTED };
 
 /* An adaptive solve, and the steps that it took. */
 typedef struct {
-    Solve solve; /* without n_steps and grid; `keep`: for the backward pass. With KEEP_STAGES and steps of the whole batch
-                  * stages go to the tape, if its room (for one step more than will be taken) is enough; what comes back tells. */
+    Solve solve; /* without n_steps and grid; `keep`: for the backward pass. With KEEP_STAGES and
+                  * the same steps for the whole batch, stages go to the tape if it has room for one
+                  * step more than are taken; on return, `keep` says what was kept. */
     int64_t n_stages, fsal, error_order, max_steps;
-    const double *a, *b, *c, *error; /* with all stages; weights of the estimate of the error */
+    const double *a, *b, *c, *error; /* of all stages; error: weights of the error estimate */
     double rtol, atol;
-    double first_step, max_step;     /* in units of time; 0 or less: to be found, and none */
-    /* results, for each column: one, or one for each sample where every sample has steps of its own */
-    int64_t calls, n_rows;         /* calls of the field; accepted steps, the most of a column */
-    int64_t *accepted, *rejected;  /* (columns), given by the caller */
-    void *trace;                   /* taken and freed by take */
+    double first_step, max_step;     /* in units of time; 0 or less: to be chosen; no limit */
+    double next_step;                /* a result: of an EXHAUSTED solve, as a fraction of the interval */
+    /* results, for each column: a single one, or one per sample if samples have their own steps */
+    int64_t calls, n_rows;         /* calls of the field; the most accepted steps of a column */
+    int64_t *accepted, *rejected;  /* (columns), allocated by the caller */
+    void *trace;                   /* read and freed by take */
 } AdaptiveSolve;
 
-/* A convolution of images (batch, height, width, fan_in) by weights (3, 3, fan_in, fan_out), zeros around them, plus a bias
- * (fan_out) that may be NULL; both numbers of channels are multiples of 16. */
+/* A convolution of images (batch, height, width, fan_in) with weights (3, 3, fan_in, fan_out) and
+ * zero padding, plus a bias (fan_out) that may be NULL. Both numbers of channels are multiples of
+ * 16. */
 typedef struct {
     int64_t batch, height, width, fan_in, fan_out, threads;
     const void *x, *weight, *bias;
@@ -74,7 +81,8 @@ typedef struct {
     void *weight_gradient, *bias_gradient;
 } Convolution;
 
-/* Points of a tile; tiles whose points stay in the cache, of a convolution and of a gradient; least tiles of a part. */
+/* Points of a tile; tiles whose points stay in the cache, of a convolution and of a gradient; least
+ * tiles of a part, of both. */
 enum { POINTS = 36, TILES_AT_ONCE = 16, TILES_SUMMED = 32, TILES_EACH = 64, TILES_EACH_SUM = 256 };
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -87,7 +95,7 @@ static void *aligned(size_t bytes) {
     return posix_memalign(&found, 64, bytes ? bytes : 64) ? NULL : found;
 }
 
-/* ---- adaptive steps: as in control.py, which gives the sources ---- */
+/* ---- adaptive steps, as in control.py, which names the sources ---- */
 
 enum { START, PROBE, FIRST, TRIAL };
 
@@ -104,7 +112,8 @@ static double step_factor(double ratio, int64_t order) {
 /* The longest step, as a fraction of the interval. */
 static double step_limit(double max_step, double length) { return max_step > 0 ? max_step / length : INFINITY; }
 
-/* Where a step ends. A rest too short for a step of its own is taken along, as far as the limit, and rounding before it, allow. */
+/* The end of a step. The last step absorbs a remainder that is too short for another one, as far as
+ * the limit, up to rounding, allows. */
 static double step_end(double theta, double dtheta, double limit) {
     double longest = (1 + 1e-9) * limit, reach = 1.0001 * dtheta;
     return theta + (reach < longest ? reach : longest) >= 1 ? 1 : theta + dtheta;
@@ -177,7 +186,7 @@ static int keep_state(Column *column, int64_t steps, const void *state, size_t b
     return to != NULL;
 }
 
-/* ---- the numerics, for each instruction set and type of numbers ---- */
+/* ---- the numerics, for each instruction set and each type of numbers ---- */
 
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)
@@ -240,7 +249,7 @@ static int keep_state(Column *column, int64_t steps, const void *state, size_t b
 #define I int64_t
 #include "kernel.h"
 
-/* ---- the door: instruction sets by number, the best first; functions for float (0) and double (1) ---- */
+/* ---- the interface: instruction sets by number, best first; for float (0) and double (1) ---- */
 
 typedef struct {
     const char *name;
@@ -274,14 +283,15 @@ int trueode_has(int64_t set) {
     return 1;
 }
 
-/* Which threads to take: of an OpenMP library by its GOMP_parallel, or, if that is NULL, helpers of our own. */
+/* Choose the threads: those of an OpenMP library, given its GOMP_parallel, or our own helpers if it
+ * is NULL. */
 void trueode_share(Parallel its) {
     atomic_store(&pool, its);
 }
 
 const char *trueode_name(int64_t set) { return sets[set].name; }
 
-/* What the caller's structures must be: their sizes. */
+/* The sizes that the caller's structures must have. */
 void trueode_sizes(int64_t *sizes) {
     sizes[0] = sizeof(Layer);
     sizes[1] = sizeof(Solve);
@@ -289,7 +299,8 @@ void trueode_sizes(int64_t *sizes) {
     sizes[3] = sizeof(Convolution);
 }
 
-/* All return 0, FAILED (an adaptive solve finds no steps: the caller has another way, which tells why) or NO_MEMORY. */
+/* All return 0, NO_MEMORY, or FAILED: final states are not finite, or an adaptive solve found no
+ * steps (the caller repeats it without the kernel, which gives the reason). */
 int trueode_forward(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].forward[is_double](solve); }
 int trueode_backward(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].backward[is_double](solve); }
 int trueode_solve_adaptive(int64_t set, int64_t is_double, AdaptiveSolve *adaptive) { return sets[set].solve_adaptive[is_double](adaptive); }
@@ -297,10 +308,11 @@ int trueode_take(int64_t set, int64_t is_double, AdaptiveSolve *adaptive, double
     return sets[set].take[is_double](adaptive, grid, errors, tape);
 }
 
-/* In bytes; -1 if there is no memory to find it. */
+/* In bytes; -1 if there is not enough memory to compute it. */
 int64_t trueode_tape_size(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].tape_size[is_double](solve); }
 
-/* y from x, weight and bias; gradients of the weights and the bias from x and g (that of x is y of a convolution of g). */
+/* y from x, weight and bias; gradients of the weights and the bias from x and g. (The gradient of x
+ * is a convolution of g.) */
 int trueode_convolve(int64_t set, int64_t is_double, const Convolution *task) { return sets[set].convolve[is_double](task); }
 int trueode_convolution_gradient(int64_t set, int64_t is_double, const Convolution *task) {
     return sets[set].convolution_gradient[is_double](task);

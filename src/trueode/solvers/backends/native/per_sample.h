@@ -1,4 +1,4 @@
-/* Adaptive solves with steps of its own for each sample; a part of kernel.h. */
+/* Adaptive solves with separate steps for each sample; a part of kernel.h. */
 
 typedef struct {
     Plan plan;

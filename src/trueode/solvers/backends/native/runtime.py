@@ -1,6 +1,4 @@
-"""What the solves of a process share: the kernel, memory that is used again, and how many steps
-they may expect.
-"""
+"""What the solves of a process share: the kernel, reusable memory, expected numbers of steps."""
 
 from __future__ import annotations
 
@@ -11,10 +9,9 @@ from torch import Tensor
 
 from trueode.solvers.solver import Adaptive
 
-LARGEST_TAPE = (
-    2**25
-)  # bytes: beyond them stages are computed again, which takes less time than fresh memory
-MOST_SIZES, MOST_SPARE = 6, 2  # of memory that is kept: sizes, and pieces of each
+# bytes; beyond this, computing stages again is faster than using fresh memory
+LARGEST_TAPE = 2**25
+MOST_SIZES, MOST_SPARE = 6, 2  # of the memory kept for reuse: sizes, and pieces of each size
 MOST_EXPECTED = 1000
 
 
@@ -22,15 +19,15 @@ NOT_ASKED = object()
 
 
 class Runtime:
-    """The one object of the process that solves change.
+    """The only object of the process that solves change.
 
-    Each change is one operation of a list or a dictionary, so solves of several threads share it
-    without a lock: whoever takes a piece of memory is the only one to have it.
+    Each change is one operation of a list or a dictionary, so solves in several threads share it
+    without a lock: each piece of memory is taken by one solve only.
 
     Attributes:
-        kernel: the `Kernel` in use, None where there is none, `NOT_ASKED` until one is needed.
-        threads: how many the kernel may use; None: as many as PyTorch.
-        expected: steps that solvers took when they were last used.
+        kernel: the `Kernel` in use, None if there is none, `NOT_ASKED` until one is needed.
+        threads: the number of threads of the kernel; None: as many as PyTorch.
+        expected: the number of steps that each solver took last time.
     """
 
     def __init__(self) -> None:
@@ -46,9 +43,9 @@ class Runtime:
         self.expected[solver] = n_steps
 
     def take(self, size: int) -> Block:
-        """Memory of at least so many bytes, which is given back when nothing refers to it any more.
+        """Memory of at least ``size`` bytes, which is given back when nothing refers to it.
 
-        Touching fresh memory takes as long as a solve.
+        It is reused because the first access to fresh memory takes as long as a solve.
         """
         size = rounded(size)
         try:
@@ -67,8 +64,8 @@ class Runtime:
 
 
 def rounded(size: int) -> int:
-    """The next larger one of a few sizes of memory, at most a quarter larger: such pieces fit one
-    another's places.
+    """Round up to one of a few sizes of memory, at most a quarter larger, which makes pieces
+    reusable.
     """
     unit = 1 << max(size.bit_length() - 3, 12)
     return -(-size // unit) * unit

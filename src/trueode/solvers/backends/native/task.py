@@ -1,4 +1,4 @@
-"""Solves of layers as the compiled kernel takes them: from tensors to addresses."""
+"""Describe solves of layers to the compiled kernel: from tensors to addresses."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ NUMBERS = {
     "identity": 0,
     **{name: each.kernel for name, each in ACTIVATIONS.items() if each.kernel is not None},
 }
-"""Of activations, as in native.c."""
+"""The numbers of activations in native.c."""
 NOTHING, STATES, STAGES = range(3)  # what a forward pass keeps
 
 
 class Task(NamedTuple):
-    """What is solved, for the kernel.
+    """A problem, described to the kernel.
 
     Attributes:
-        addresses: of the layers' tensors.
-        values: the layers as the kernel takes them.
+        addresses: those of the layers' tensors.
+        values: the layers in the kernel's format.
     """
 
     kernel: Kernel
@@ -50,7 +50,7 @@ class Task(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem, z: Tensor, tensors: Sequence[Tensor | None]) -> Task:
-        """The task of a problem, its state as ``(batch, width)``."""
+        """The task of a problem with the state ``z``, ``(batch, width)``."""
         kernel, stack = library.kernel(), problem.layers
         assert kernel is not None
         assert stack is not None
@@ -70,8 +70,8 @@ class Task(NamedTuple):
     def layers(
         self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None] = ()
     ) -> array[int]:
-        """The layers with places for their gradients; the backward pass meets those of the forward
-        pass where nothing moved them.
+        """The layers in the kernel's format, with the addresses of their gradients, if any. The
+        description of the forward pass is reused if no tensor has moved.
         """
         values = self.values
         if gradients and list(map(address, tensors)) != self.addresses:
@@ -82,9 +82,7 @@ class Task(NamedTuple):
         return numbers
 
     def solve(self, steps: Steps, layers: array[int]) -> Solve:
-        """The solve as the kernel takes it, but for the addresses of states, gradients and the
-        tape.
-        """
+        """The solve in the kernel's format, without the addresses of states, gradients and tape."""
         (batch, width), method = self.shape, method_of(self.tableau)
         n_steps, threads, saved = (
             max(steps.grid.shape[0] - 1, 0),
@@ -92,11 +90,12 @@ class Task(NamedTuple):
             array("q", steps.saved),
         )
         solve = Solve(
-            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved), steps.keep, threads, steps.capacity,
-            self.per_sample, self.clock.t0, self.clock.t1,
-            layers.buffer_info()[0], *method.addresses, steps.grid.data_ptr(), saved.buffer_info()[0],
+            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved),
+            steps.keep, threads, steps.capacity, self.per_sample, self.clock.t0, self.clock.t1,
+            layers.buffer_info()[0], *method.addresses,
+            steps.grid.data_ptr(), saved.buffer_info()[0],
         )  # fmt: skip
-        solve.held = layers, saved, method  # they live as long as their addresses are needed
+        solve.held = layers, saved, method
         return solve
 
 
@@ -105,9 +104,9 @@ class Steps(NamedTuple):
 
     Attributes:
         grid: the fractions, ``(steps + 1,)`` or ``(steps + 1, batch)``.
-        saved: numbers of the grid points at which states are saved, ascending.
+        saved: the indices of the grid points at which states are saved, ascending.
         keep: `NOTHING`, `STATES` or `STAGES`.
-        capacity: steps that there is room for on a tape of stages.
+        capacity: the number of steps that fit on a tape of stages.
         tape: the memory; None if nothing is kept.
     """
 
@@ -119,7 +118,7 @@ class Steps(NamedTuple):
 
 
 def described(stack: LayerStack, tensors: Sequence[Tensor | None]) -> list[int]:
-    """The layers as the kernel takes them."""
+    """The layers in the kernel's format."""
     values: list[int] = []
     for i, layer in enumerate(stack.layers):
         weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
@@ -152,10 +151,10 @@ def address(x: Tensor | None) -> int:
 
 
 class Method(NamedTuple):
-    """A method as arrays: the stages that advance the solution, and all of them."""
+    """A method as arrays: the stages that advance the solution, and all stages."""
 
     n_stages: int
-    addresses: tuple[int, int, int]  # of these three
+    addresses: tuple[int, int, int]  # of a, b and c
     a: Any
     b: Any
     c: Any

@@ -1,14 +1,15 @@
-/* Threads: those of PyTorch, where OpenMP has them; others would compete with them, which wait actively for a while after each
- * operation. Otherwise helpers that sleep until the next call. A part of native.c. */
+/* Threads; a part of native.c. PyTorch's threads are used if OpenMP manages them: they wait
+ * actively for a while after each operation, and others would compete with them. Otherwise our own
+ * helpers are used, which sleep until the next call. */
 
 typedef struct {
     int (*work)(void *context, int64_t part);
     void *context;
     int64_t parts;
-    atomic_llong next; /* the next part to be done */
+    atomic_llong next; /* the next part to do */
     atomic_int failed;
     pthread_t caller;
-    int64_t own, own_parts, end; /* of the caller: nanoseconds of work, parts, when it found no more */
+    int64_t own, own_parts, end; /* of the caller: nanoseconds of work, parts done, end time */
 } Job;
 
 static int64_t now(void) {
@@ -38,10 +39,10 @@ static void take_part(void *context) {
     job->own = job->end - begin;
 }
 
-/* ---- helpers of our own ---- */
+/* ---- our own helpers ---- */
 
 typedef struct {
-    Job *_Atomic job; /* what is to be done; NULL: nothing */
+    Job *_Atomic job; /* the job to do, or NULL */
     pthread_mutex_t mutex;
     pthread_cond_t wake;
 } Helper;
@@ -49,15 +50,15 @@ typedef struct {
 enum { MOST_HELPERS = 255 };
 
 static Helper helpers[MOST_HELPERS];
-static int64_t n_helpers;                     /* theirs who hold in_use */
-static atomic_flag in_use = ATOMIC_FLAG_INIT; /* by a call; other threads that call meanwhile work alone */
-static Job begun;                             /* stands for a job that a helper has taken */
+static int64_t n_helpers;                     /* changed only by the holder of in_use */
+static atomic_flag in_use = ATOMIC_FLAG_INIT; /* held by one call; calls meanwhile use one thread */
+static Job begun;                             /* marks a job that a helper has taken */
 
-/* GOMP_parallel: `work` by as many threads. */
+/* GOMP_parallel: does `work` with that many threads. */
 typedef void (*Parallel)(void (*work)(void *), void *context, unsigned threads, unsigned flags);
 static Parallel _Atomic pool;
 
-/* A fork has none of the threads, and would wait for them. */
+/* A forked process has none of the threads, and would wait for them. */
 static void after_fork(void) {
     n_helpers = 0;
     atomic_flag_clear(&in_use);
@@ -116,26 +117,28 @@ static void with_helpers(Job *job, int64_t wanted) {
     }
     take_part(job);
     for (int64_t i = 0; i < wanted; i++) {
-        Job *offered = job; /* a helper that has not begun need not be waited for */
+        Job *offered = job; /* do not wait for a helper that has not begun */
         if (atomic_compare_exchange_strong(&helpers[i].job, &offered, NULL)) continue;
         for (int turn = 1; atomic_load(&helpers[i].job); turn++) turn % 1024 ? breathe() : (void)sched_yield();
     }
 }
 
-/* ---- where other processes have the processor, a thread may have to wait for it, for milliseconds, and all others for that
- * thread. After each such loss the callers work alone for some multiple of it, a larger one if what was won by several threads
- * since the loss before does not outweigh that. So little time is lost, however often it happens. ---- */
+/* ---- losses: if other processes are busy, a thread may wait milliseconds for a processor, and all
+ * others for that thread. After each such loss, calls use one thread for a multiple of the lost
+ * time. The multiple doubles if several threads have not gained as much time since the last loss as
+ * that loss took. This bounds the total loss, however often it happens. ---- */
 
-enum { LEAST_LOSS = 50000, LEAST_MULTIPLE = 8, MOST_MULTIPLE = 256 }; /* nanoseconds; times the loss */
+enum { LEAST_LOSS = 50000, LEAST_MULTIPLE = 8, MOST_MULTIPLE = 256 }; /* nanoseconds; factors */
 
 static const double OPERATIONS_EACH = 2e6;
 static const int64_t LONGEST_PAUSE = 2000000000; /* nanoseconds */
-static atomic_llong alone_until, won, lost;      /* times; since the last loss; then */
+static atomic_llong alone_until, won, lost;      /* a time; gain since the last loss; that loss */
 static atomic_llong multiple = LEAST_MULTIPLE;
 
 static void learn(const Job *job, int64_t end) {
     if (!job->own_parts) return;
-    int64_t others = (double)job->own * (job->parts - job->own_parts) / job->own_parts; /* work of theirs, that is */
+    /* the work of the others */
+    int64_t others = (double)job->own * (job->parts - job->own_parts) / job->own_parts;
     int64_t loss = end - job->end - others;
     if (loss < LEAST_LOSS) {
         if (loss < 0) atomic_fetch_sub(&won, loss);
@@ -148,12 +151,14 @@ static void learn(const Job *job, int64_t end) {
     atomic_store(&alone_until, end + smaller(times * loss, LONGEST_PAUSE));
 }
 
-/* As many threads as have enough to do to be worth their waking: OPERATIONS_EACH or more, some tens of microseconds. */
+/* The number of threads worth waking: each needs OPERATIONS_EACH or more, some tens of
+ * microseconds. */
 static int64_t worth(int64_t threads, double operations) {
     return operations < 2 * OPERATIONS_EACH ? 1 : operations < threads * OPERATIONS_EACH ? (int64_t)(operations / OPERATIONS_EACH) : threads;
 }
 
-/* Does all parts; which thread does which makes no difference to the results. Returns 0, or what a part returned. */
+/* Does all parts; the results do not depend on which thread does which. Returns 0, or the code of a
+ * part that failed. */
 static int in_parallel(int (*work)(void *, int64_t), void *context, int64_t parts, int64_t threads) {
     Job job = {.work = work, .context = context, .parts = parts, .caller = pthread_self()};
     int64_t others = smaller(smaller(threads, parts) - 1, MOST_HELPERS);

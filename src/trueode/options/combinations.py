@@ -1,0 +1,124 @@
+"""Combinations of options that are impossible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trueode.catalog import DATA_SETS
+
+if TYPE_CHECKING:
+    from trueode.options.schema import Options
+
+
+def problems(o: Options) -> list[str]:
+    """What is wrong with a combination of options, each of which is allowed by itself."""
+    found = []
+    shape, task = DATA_SETS[o.dataset]
+    if not o.name or o.name in (".", "..") or any(c in o.name for c in "/\\\0"):
+        found.append(f"--name {o.name!r}: expected the name of a folder, without / or \\.")
+    if (
+        not o.test_solver_list
+        or not o.test_factor_list
+        or not all(1e-4 <= x <= 1e4 for x in o.test_factor_list)
+    ):
+        factors = " ".join(map(str, o.test_factor_list))
+        found.append(
+            f"--test_factor_list {factors}: expected positive factors from 0.0001 to 10000."
+        )
+    if o.network == "odenet" and shape == "signal":
+        found.append(
+            f"--network odenet needs images, but --dataset {o.dataset} holds signals: "
+            "choose simple_odenet or linear_odenet."
+        )
+    if o.network == "simple_odenet" and shape == "image":
+        found.append(
+            f"--network simple_odenet needs signals, but --dataset {o.dataset} holds images: "
+            "choose odenet or linear_odenet."
+        )
+    if "auto" != o.task != task and task != "any":
+        found.append(f"--task {o.task} does not fit --dataset {o.dataset}, which is for {task}.")
+    if o.downstream == "none" and (
+        o.task == "classification" or (o.task == "auto" and task == "classification")
+    ):
+        found.append(
+            "--downstream none is impossible: classification needs a linear layer after the ODE "
+            "block. Choose linear."
+        )
+    if o.n_steps is not None and _changed(o, "step_size"):
+        found.append(
+            f"--n_steps {o.n_steps} and --step_size {o.step_size:g} contradict each other: "
+            "give one of them."
+        )
+    if o.n_steps is not None and not o.fixed_step:
+        found.append(
+            f"--n_steps {o.n_steps} needs a fixed-step solver; {o.solver} is adaptive: use --tol."
+        )
+    if o.per_sample and o.fixed_step and o.solver != "auto":
+        found.append(f"--per_sample true needs an adaptive solver; {o.solver} takes fixed steps.")
+    found += _precision_problems(o)
+    found += _adaptation_problems(o)
+    if o.solver == "auto" and not o.certifies:
+        found.append(
+            "--solver auto needs the adaptation, which chooses the method: "
+            "add --use_step_adaption_algo true --adaption_algo fidelity."
+        )
+    if o.resume and o.overwrite:
+        found.append("--resume true and --overwrite true contradict each other: give one of them.")
+    return found
+
+
+def _changed(o: Options, name: str) -> bool:
+    """Whether an option differs from its default."""
+    return bool(getattr(o, name) != type(o).model_fields[name].default)
+
+
+def _precision_problems(o: Options) -> list[str]:
+    """Options with which bfloat16 is useless."""
+    if o.precision != "bf16":
+        return []
+    if o.network != "odenet":
+        return [
+            "--precision bf16 speeds up only convolutions of images (--network odenet); solves of "
+            f"{o.network} are faster without it: leave it out."
+        ]
+    if o.solver == "auto" or not o.fixed_step:
+        return [
+            f"--precision bf16 needs a fixed-step solver: the error control of {o.solver} would "
+            "mistake the rounding of bfloat16 for the solver's error. "
+            "Choose euler, midpoint, heun2, rk4 or rk4_38."
+        ]
+    return []
+
+
+def _adaptation_problems(o: Options) -> list[str]:
+    """What is wrong with the options of the adaptation."""
+    rules = {
+        "paper": ("threshold", "initial_tol"),
+        "fidelity": ("fidelity", "check_on", "held_out"),
+    }
+    if not o.use_step_adaption_algo:
+        return [
+            f"--{name} {getattr(o, name)} needs the adaptation: add --use_step_adaption_algo true."
+            for name in ("adaption_algo", *rules["fidelity"])
+            if _changed(o, name)
+        ]
+    found = [
+        f"--{name} {getattr(o, name)} belongs to --adaption_algo {rule}, but {o.adaption_algo} is "
+        "chosen: leave one of them out."
+        for rule, names in rules.items()
+        for name in names
+        if _changed(o, name) and o.adaption_algo != rule
+    ]
+    if o.certifies:
+        found += [
+            f"--{name} {getattr(o, name):g} contradicts the fidelity rule, which chooses this "
+            "value: leave it out."
+            for name in ("step_size", "n_steps", "tol")
+            if _changed(o, name)
+        ]
+    if o.adaption_algo == "paper" and o.fixed_step and _changed(o, "initial_tol"):
+        found.append(
+            f"--initial_tol {o.initial_tol:g} needs an adaptive solver, but {o.solver} takes fixed "
+            "steps: choose fehlberg2, bosh3, dopri5 or tsit5, or leave --initial_tol out."
+        )
+    return found
