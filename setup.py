@@ -20,7 +20,8 @@ FLAGS = [
 setup(
     ext_modules=[
         Extension(
-            "trueode.solvers.backends.native._kernel",  # loaded by ctypes: it needs no header of Python's
+            # loaded by ctypes: it needs no header of Python
+            "trueode.solvers.backends.native._kernel",
             [str(NATIVE / "native.c")],
             depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
             extra_compile_args=FLAGS,
