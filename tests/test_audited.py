@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trueode import figures
 from trueode.cli.main import main
 from trueode.errors import RunNotFoundError, UsageError
 from trueode.runs import load_latest, read_audit, save_checkpoint
@@ -70,17 +69,6 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def path(trained: Path) -> Path:
     """A copy of the run, for one test."""
     return Path(shutil.copytree(trained, Path("experiments/run")))
-
-
-@pytest.fixture
-def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write figures as empty files."""
-
-    def save(figure: Any, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"drawn")
-
-    monkeypatch.setattr(figures, "save", save)
 
 
 def run(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -206,7 +194,7 @@ def test_what_former_versions_wrote_is_read_and_what_later_ones_write_is_refused
             read_audit(Path("run"))
 
 
-@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_where_results_go(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(f"audit {path} {QUICK}", capsys)
     before = everything(path)
@@ -226,7 +214,7 @@ def test_where_results_go(path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert read(path / "audit/audit.json")["n"] == 50
 
 
-@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_from_within_its_directory(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +225,7 @@ def test_a_run_from_within_its_directory(
     assert printed.err.strip() == "results: audit/audit.json"
 
 
-@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_data_may_have_moved(capsys: pytest.CaptureFixture[str]) -> None:
     path = train("regression", capsys)
     Path("regression.npz").rename("elsewhere.npz")
@@ -248,7 +236,7 @@ def test_the_data_may_have_moved(capsys: pytest.CaptureFixture[str]) -> None:
     assert code in (0, 3, 4), output
 
 
-@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_wrong_requests(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything(path)
     Path("empty").mkdir()
@@ -273,7 +261,7 @@ def test_wrong_requests(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert everything(path) == before
 
 
-@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_usable_checkpoint(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for checkpoint in (path / "checkpoints").iterdir():
         checkpoint.write_bytes(b"nothing")
@@ -301,7 +289,7 @@ def test_a_checkpoint_of_another_version_is_one_message(
     assert "does not fit the run or this version" in output
 
 
-@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_an_audit_does_not_outlive_its_model(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,7 @@ RUNS = (
 )
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("flags", RUNS)
 def test_whole_runs(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, tests, checkpoints, verdict, figures, a resumed run, an evaluation, an audit."""

@@ -192,7 +192,8 @@ def test_more_samples_than_are_asked_for_are_not_looked_at() -> None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the refinement give up sooner."""
-    monkeypatch.setattr(sys.modules["trueode.evaluation.refinement"], "FINEST", 256)
+    monkeypatch.setattr(sys.modules["trueode.evaluation.refinement"], "FINEST", 64)
+    monkeypatch.setattr(sys.modules["trueode.evaluation.refinement"], "LEAST_SAMPLED", 200)
     monkeypatch.setattr(sys.modules["trueode.evaluation.flow"], "ROUNDS", 2)
 
 
@@ -424,7 +425,7 @@ def test_bad_data_and_audits_inside_of_audits() -> None:
 def test_what_is_done_is_told() -> None:
     told: list[str] = []
     audit(turning(rk4(8)), labelled(20), methods=("midpoint", "bosh3"), progress=told.append)
-    assert told[:2] == ["training solver", "exact flow"]
+    assert told[:2] == ["training solver", "exact flow: 20 of 20 samples left"]
     assert told[-1] == "reasons"
     assert {"rk4 x 1", "midpoint x 1", "bosh3, tol = 0.1"} <= set(told)
 
@@ -572,6 +573,7 @@ def test_a_check_has_the_numbers_of_the_audit(solver: Solver) -> None:
     assert check_solver(model, data).n == 300
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("task", ["regression", "timeseries"])
 def test_the_best_constant_of_a_single_sample(task: str) -> None:
     """A trajectory is compared with its mean over time, a row of numbers with itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf, nan
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from trueode.auditing.convergence import explore, find_safe, observed_orders, pareto
 from trueode.catalog import METHODS
 from trueode.evaluation import Row, clopper_pearson
+from trueode.evaluation.pace import Pace
 from trueode.solvers import Adaptive, FixedStep, Solver, get_tableau
 
 
@@ -42,6 +44,8 @@ def make_row(
 
 class Synthetic:
     """The table of a model that flips below a given number of steps."""
+
+    runnable = SimpleNamespace(n=1)
 
     def __init__(self, needed: dict[str, int], training: Row | None = None) -> None:
         self.needed, self.training = needed, training
@@ -114,7 +118,7 @@ def test_the_front_is_not_beaten() -> None:
 def test_the_grid_holds_coarser_and_finer_steps_of_training(training: int) -> None:
     own = make_row("euler", training, 0.1, 100, is_training=True)
     table: Any = Synthetic({"euler": 128, "rk4": 5, "midpoint": 7}, own)
-    explore(table, ["euler", "rk4", "midpoint"])
+    explore(table, ["euler", "rk4", "midpoint"], Pace())
     steps = [row.setting for row in table.of("euler")]
     assert {1, training, 2 * training, 4 * training} <= set(steps)
     assert {row.setting for row in table.of("rk4")} >= {1, 2, 4, 8}

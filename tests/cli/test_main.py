@@ -61,6 +61,9 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", "--solver", "rk5"],
         ["config", "--nme", "x"],
         ["train", "--use_gpu", "2"],
+        ["audit", "model:net", "--sample", "20"],
+        ["sweep", "grid.yaml", "--worker", "2"],
+        ["reproduce", "fig4a", "--scal", "small"],
     ],
 )
 def test_bad_requests_end_with_2_and_one_line(

@@ -336,3 +336,10 @@ def test_auto_starts_with_rk4() -> None:
     assert load(f"{FIDELITY} --solver auto --per_sample true").per_sample, (
         "dopri5 is among the methods"
     )
+
+
+@pytest.mark.parametrize("name", ["test_solver_list", "test_factor_list"])
+def test_an_empty_list_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(OptionError) as failure:
+        make_options({name: []})
+    assert f"--{name}" in str(failure.value)

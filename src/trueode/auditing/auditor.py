@@ -36,6 +36,7 @@ from trueode.evaluation.flips import Flips, count_flips
 from trueode.evaluation.flow import PRECISE, exact_flow
 from trueode.evaluation.gain import Answer, Performance, performance
 from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.pace import Pace
 from trueode.evaluation.runnable import Metric, Runnable
 from trueode.evaluation.solver_table import SolverTable
 from trueode.solvers import Solver
@@ -124,7 +125,8 @@ def audit(
             that lasts longer.
         seed: seed of the random numbers of each call, for a model that draws some before its solve.
             They are then the same under every solver.
-        progress: called with a short description of each stage.
+        progress: called with a short description of each piece of work, and the time that it
+            takes.
 
     Raises:
         DataError: the data has none of these forms.
@@ -202,7 +204,8 @@ def judge(
         population: as in `audit`.
         budget: largest number of field evaluations for the exact flow, counted in samples.
         what: how the sentence calls the metric; ``{}`` stands for its name.
-        progress: called with a short description of each stage.
+        progress: called with a short description of each piece of work, and the time that it
+            takes.
     """
     level = level_of(look)
     judged = Audit(
@@ -217,8 +220,8 @@ def judge(
     )
     if violated := [each.text for each in preconditions if each.decisive and not each.holds]:
         return replace(judged, decision=replace(judged.decision, reason="; ".join(violated)))
-    progress("exact flow")
-    exact = exact_flow(runnable, own, level=PRECISE if methods else 0, budget=budget)
+    pace = Pace(progress)
+    exact = exact_flow(runnable, own, level=PRECISE if methods else 0, budget=budget, pace=pace)
     counts = count_flips(runnable, None, own, exact)
     how: dict[str, Any] = {"margin": margin, "level": level, "population": population}
     found = decide(counts, **how)
@@ -237,14 +240,14 @@ def judge(
         *([first] if first in METHODS else []),
         *(method for method in methods if method != first),
     ]
-    explore(table, tried, note=progress)
-    progress("cheapest safe solver")
+    explore(table, tried, pace=pace)
+    pace("cheapest safe solver")
     safe = [
         row
         for method in dict.fromkeys([first, *tried])
         if (row := find_safe(table, method)) is not None
     ]
-    progress("reasons")
+    pace("reasons")
     reasons, paths = find_reasons(runnable, own, exact, table.training)
     rows = (
         table.training,

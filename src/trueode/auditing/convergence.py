@@ -4,12 +4,13 @@ front).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite, log
 
 from trueode.catalog import METHODS
 from trueode.evaluation import Row, SolverTable
+from trueode.evaluation.pace import Pace
 from trueode.evaluation.statistics import slope
 from trueode.solvers import Adaptive, FixedStep, Solver, get_tableau
 
@@ -23,9 +24,7 @@ POINTS = 4  # an order uses at most this many rows, the finest ones
 APART = 1.5  # each with at least this many times the steps of the one before
 
 
-def explore(
-    table: SolverTable, methods: Sequence[str], *, note: Callable[[str], None] = lambda text: None
-) -> None:
+def explore(table: SolverTable, methods: Sequence[str], pace: Pace) -> None:
     """Refine each method, from one step or a loose tolerance, until nothing changes any more.
 
     The steps double. For the training method they are the training steps, halved and doubled, up to
@@ -36,7 +35,7 @@ def explore(
     Args:
         table: receives the rows.
         methods: names of the methods.
-        note: called with each solver that is run, in words.
+        pace: reports each solver.
     """
     own = table.training
     most = max(LEAST_NFE, 4 * own.nfe)
@@ -46,13 +45,14 @@ def explore(
             if fixed and setting <= least:  # output times add steps: this grid has been tried
                 continue
             wanted = method == own.method and fixed and setting <= 4 * own.setting
-            too_expensive = fixed and setting * get_tableau(method).advancing_stages > most
+            nfe = setting * get_tableau(method).advancing_stages if fixed else 0
+            too_expensive = nfe > most
             if not wanted and (
                 too_expensive or (unchanged >= AT_REST and (telling >= TELLING or not fixed))
             ):
                 break
             solver = _solver(method, setting)
-            note(str(solver))
+            pace(str(solver), nfe * table.runnable.n)
             row = table.row(solver)
             least = row.n_steps
             unchanged = unchanged + 1 if row.status == "success" and not row.flips else 0

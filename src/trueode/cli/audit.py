@@ -17,7 +17,7 @@ DESCRIPTION = (
 
 def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = Parser(prog, description=DESCRIPTION, formatter_class=formatter)
+    parser = Parser(prog, DESCRIPTION, formatter)
     add = parser.add_argument
     add(
         "target",

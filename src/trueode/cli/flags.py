@@ -12,7 +12,12 @@ from trueode.options.schema import LEAST_SIZE, MOST, MOST_SIZE
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises errors of this package."""
+    """A parser that raises errors of this package, and takes no abbreviations."""
+
+    def __init__(self, prog: str, description: str, formatter_class: Any) -> None:
+        super().__init__(
+            prog, description=description, formatter_class=formatter_class, allow_abbrev=False
+        )
 
     def error(self, message: str) -> Any:
         """Report a wrong command line.

@@ -42,7 +42,7 @@ DESCRIPTION = (
 
 def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = Parser(prog, description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False)
+    parser = Parser(prog, DESCRIPTION, formatter)
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(NAMES)}, or all")
     parser.add_argument(
         "--scale",

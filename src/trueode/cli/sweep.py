@@ -20,7 +20,7 @@ DESCRIPTION = (
 
 def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = Parser(prog, description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False)
+    parser = Parser(prog, DESCRIPTION, formatter)
     parser.add_argument(
         "plan", metavar="PLAN.yaml", help="a plan with `base:` and `axes:`, or the word `status`"
     )

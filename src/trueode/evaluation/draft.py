@@ -11,6 +11,7 @@ from torch import Tensor
 from trueode.evaluation.course import Course, Guided, Takes
 from trueode.evaluation.implicit import Implicit
 from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.pace import Pace
 from trueode.evaluation.runnable import Part, Runnable, Solving
 from trueode.solvers import Adaptive, Solver
 
@@ -27,6 +28,7 @@ class Draft:
         course: the constraints on steps.
         budget: field evaluations that may be spent, counted in samples.
         spent: field evaluations spent before.
+        pace: reports the solves.
 
     Attributes:
         outputs, states, settled, blown_up, allowed, sensitive, width: see `ExactFlow`.
@@ -37,9 +39,10 @@ class Draft:
     """
 
     def __init__(
-        self, runnable: Runnable, own: Evaluation, course: Course, budget: float, spent: float
-    ) -> None:
-        self.runnable, self.own, self.course = runnable, own, course
+        self, runnable: Runnable, own: Evaluation, course: Course, budget: float, spent: float,
+        pace: Pace,
+    ) -> None:  # fmt: skip
+        self.runnable, self.own, self.course, self.pace = runnable, own, course, pace
         self.budget, self.spent = budget, spent
         n, task = runnable.n, runnable.task
         dtype = torch.float64 if runnable.double else own.outputs.dtype

@@ -10,6 +10,7 @@ from torch import Tensor
 from trueode.evaluation.course import Course
 from trueode.evaluation.draft import Draft
 from trueode.evaluation.metrics import Evaluation
+from trueode.evaluation.pace import Pace
 from trueode.evaluation.refinement import SAMPLED, Refinement, levels
 from trueode.evaluation.runnable import Runnable
 from trueode.solvers import FixedStep, Solver
@@ -92,7 +93,12 @@ def least_cost(n_steps: float, order: int) -> float:
 
 
 def exact_flow(
-    runnable: Runnable, own: Evaluation, *, level: int = 0, budget: float = float("inf")
+    runnable: Runnable,
+    own: Evaluation,
+    *,
+    level: int = 0,
+    budget: float = float("inf"),
+    pace: Pace | None = None,
 ) -> ExactFlow:
     """Compute the exact flow: refine rk4 and dopri5 until both agree on each row.
 
@@ -110,11 +116,13 @@ def exact_flow(
         own: the model under its training solver; its first rows are those of ``runnable``.
         level: the refinement to begin with, counted from 0; ``PRECISE`` to measure errors.
         budget: field evaluations that may be spent, counted in samples.
+        pace: reports the solves.
     """
+    pace = pace or Pace()
     course, spent, alone = Course(coupled=not runnable.separable), 0.0, runnable.n == 1
     level = max(level, int(alone))  # a single trajectory needs steps between its output times
     for left in reversed(range(ROUNDS)):
-        draft = Draft(runnable, own, course, budget, spent)
+        draft = Draft(runnable, own, course, budget, spent, pace)
         refinement = Refinement(draft, last=not left)
         again = refinement.climb(level)
         spent, level = draft.spent, refinement.reached if alone else level

@@ -101,6 +101,7 @@ class Refinement:
                 break
             self.reached, self.finest = level, (count, tolerance)
             first = level == begin
+            draft.pace(f"exact flow: {len(left)} of {runnable.n} samples left", cost)
             if self._settle(left, sampled, first) or (
                 runnable.n == 1 and self._look_closely(left, first)
             ):

@@ -66,7 +66,7 @@ def judge(
     channels = getattr(model.upstream, "out_channels", shape.sample[0])
     flops: float = model.field.flops((channels, *shape.sample[1:]))  # type: ignore[attr-defined]
     budget = max(options.verdict_budget * evaluations, LEAST_FLOPS / flops)
-    with console.status("comparing with the exact flow"):
+    with console.status("training solver") as status:
         own = runnable.first(SAMPLES).run()
         cost = least_cost(own.n_steps, solver.order)
         n = min(own.n, max(1, int(budget / cost)))
@@ -75,7 +75,7 @@ def judge(
         judged = runnable.first(n)
         own = own if n == own.n else judged.run()
         name = f"{what} {{}}" + ("" if n == runnable.n else f" of the first {n} samples")
-        found = audit(judged, own, budget=budget, what=name)
+        found = audit(judged, own, budget=budget, what=name, progress=status.update)
     asked = found.decision
     if asked.status is Status.INCONCLUSIVE and (
         asked.counts.unresolved or n < min(SAMPLES, runnable.n)

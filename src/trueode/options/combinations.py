@@ -16,11 +16,9 @@ def problems(o: Options) -> list[str]:
     shape, task = DATA_SETS[o.dataset]
     if not o.name or o.name in (".", "..") or any(c in o.name for c in "/\\\0"):
         found.append(f"--name {o.name!r}: expected the name of a folder, without / or \\.")
-    if (
-        not o.test_solver_list
-        or not o.test_factor_list
-        or not all(1e-4 <= x <= 1e4 for x in o.test_factor_list)
-    ):
+    if not o.test_solver_list:
+        found.append("--test_solver_list is empty: expected at least one solver.")
+    if not o.test_factor_list or not all(1e-4 <= x <= 1e4 for x in o.test_factor_list):
         factors = " ".join(map(str, o.test_factor_list))
         found.append(
             f"--test_factor_list {factors}: expected positive factors from 0.0001 to 10000."
