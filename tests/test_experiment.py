@@ -575,7 +575,7 @@ def test_data_that_is_not_generated_is_held_out(capsys: pytest.CaptureFixture[st
     assert "held out of the training samples of arrays" in certificate["sentence"]
     code, output = train(f"{flags} --held_out 0.01 --name few", capsys)
     assert code == 0, output
-    assert "it needs at least 72 inputs that training has not seen, there are 30" in output
+    assert "it needs at least 72 inputs that training has not seen; there are 30" in output
     assert "note: the run will end with: not certified" in output
     code, output = train(f"{flags} --held_out 0.0005 --name none", capsys)
     assert code == 2, output

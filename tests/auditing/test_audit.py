@@ -172,7 +172,7 @@ def test_fewer_samples_than_299_cannot_show_an_ode(n: int, verdict: str) -> None
     if verdict == "inconclusive":
         assert found.exit_code == 4
         assert found.decision.needed == 299
-        assert "about 299 samples would decide" in found.sentence
+        assert "about 299 new samples would decide" in found.sentence
 
 
 def test_the_margin_decides() -> None:

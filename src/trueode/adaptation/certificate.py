@@ -88,7 +88,7 @@ class Certifier:
         """The answer if there are too few inputs to pass, else None."""
         if n >= self.needed:
             return None
-        reason = f"it needs at least {self.needed} inputs that training has not seen, there are {n}"
+        reason = f"it needs at least {self.needed} inputs that training has not seen; there are {n}"
         decision = Decision(
             Status.INCONCLUSIVE,
             Flips(n),

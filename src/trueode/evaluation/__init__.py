@@ -6,6 +6,7 @@ from trueode.evaluation.flow import ExactFlow, exact_flow, finer_solver
 from trueode.evaluation.gain import Answer, Performance, performance
 from trueode.evaluation.metrics import Evaluation, evaluate, evaluating, to_device
 from trueode.evaluation.model_on_samples import ModelOnSamples
+from trueode.evaluation.pace import Pace
 from trueode.evaluation.portrait import phase_portrait, series_portrait
 from trueode.evaluation.runnable import Metric, Runnable
 from trueode.evaluation.solver_table import Row, SolverTable, by_factors
@@ -22,6 +23,7 @@ __all__ = [
     "Flips",
     "Metric",
     "ModelOnSamples",
+    "Pace",
     "Performance",
     "Row",
     "Runnable",

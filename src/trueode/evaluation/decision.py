@@ -145,7 +145,7 @@ def decide(
         )
     needed = samples_needed((changed if changed > margin * n else most) / n, margin, level)
     how = (
-        f"about {needed} samples would decide, ones that have not been looked at" if needed
+        f"about {needed} new samples would decide" if needed
         else "the share is too close to the margin to be told apart"
     )  # fmt: skip
     reason = (
