@@ -77,6 +77,8 @@ def test_a_step_longer_than_the_interval_is_one_step() -> None:
         lambda: Adaptive("dopri5", 1e-3, 1e-3, max_steps=0),
         lambda: OnGrid("euler", (0.0, 0.7, 0.5, 1.0)),
         lambda: OnGrid("euler", (0.0, 0.5)),
+        lambda: OnGrid("euler", ()),
+        lambda: OnGrid("euler", ((0.0, 0.0), (0.5,), (1.0, 1.0))),
     ],
 )
 def test_impossible_solvers_cannot_be_made(make: object) -> None:

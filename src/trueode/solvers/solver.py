@@ -246,6 +246,8 @@ class OnGrid(_Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len({len(row) if isinstance(row, tuple) else 0 for row in self.grid}) != 1:
+            raise UsageError("A grid needs points, each with the fractions of the same samples.")
         columns = zip(*self.grid, strict=True) if self.per_sample else [self.grid]
         for column in columns:
             ascending = all(x <= y for x, y in itertools.pairwise(column))
