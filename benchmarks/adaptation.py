@@ -102,9 +102,9 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
 
     if rule is not None:
         methods = {"propose": "checking", "certify": "certifying"}
-        state.rule = _Timed(rule, clock, methods)  # type: ignore[assignment]
+        state.rule = _Timed(rule, clock, methods)
         checks = _Timed(trainer.checks, clock, {"measure": "checking"})
-        trainer.checks = checks  # type: ignore[assignment]
+        trainer.checks = checks
     trainer.schedule = replace(trainer.schedule, checkpoint=EVERY)
     trainer.hooks = Hooks(rows.append, look)
     finish(trainer)

@@ -128,10 +128,10 @@ def train_and_measure(name: str, way: str, seed: int, where: str) -> dict[str, A
 
         def certify(self, inspection: Any) -> Any:
             trained["evaluations"] = trained["evaluations"] or state.evaluations / state.samples
-            return rule.certify(inspection)  # type: ignore[union-attr]
+            return rule.certify(inspection)
 
     if rule is not None:
-        state.rule = Observed()  # type: ignore[assignment]
+        state.rule = Observed()
     trainer.hooks = Hooks(checkpoint=look)
     trainer.schedule = replace(trainer.schedule, checkpoint=niter // 10)
     finish(trainer)

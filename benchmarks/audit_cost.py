@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         states = through_torchdiffeq(self.field, "euler", 64)(x)
-        return self.head(states.flatten(1))  # type: ignore[no-any-return]
+        return self.head(states.flatten(1))
 
 
 def main() -> None:

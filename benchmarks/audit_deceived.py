@@ -222,7 +222,7 @@ def row(result: Result) -> list[str]:
 
 def dose_row(result: Result) -> list[str]:
     return [
-        *map(str, dose_key(result)),  # type: ignore[call-overload]
+        *map(str, dose_key(result)),
         f"{100 * result['true']:.1f} %",
         result["verdict"],
         f"{result.get('evaluations') or math.nan:.0f}",

@@ -59,7 +59,7 @@ class Run:
     @property
     def audit(self) -> dict[str, Any]:
         """The final verdict of the run."""
-        return self.read("audit.json")  # type: ignore[no-any-return]
+        return self.read("audit.json")
 
     def keep(self, figure: str, name: str) -> None:
         """Copy a figure into the documentation."""

@@ -298,7 +298,7 @@ def audit_cost(seconds: float) -> Found:
 
 
 ROWS: dict[str, Callable[[float], Found]] = {
-    **{work: lambda seconds, work=work: compare(work, seconds) for work in COMPARISONS},  # type: ignore[misc]
+    **{work: lambda seconds, work=work: compare(work, seconds) for work in COMPARISONS},
     "memory": memory,
     "job": default_job,
     "neighbour": neighbour,

@@ -38,7 +38,7 @@ class Field(nn.Module):
         )
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.layers(z)  # type: ignore[no-any-return]
+        return self.layers(z)
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
     def logits(x: Tensor, solver: FixedStep) -> Tensor:
         # torchdiffeq's rk4 takes one step between two times
         times = torch.linspace(0.0, 1.0, solver.count(1.0) + 1)
-        return head(odeint(field, x, times, method="rk4")[-1])  # type: ignore[no-any-return]
+        return head(odeint(field, x, times, method="rk4")[-1])
 
     rule, total = FidelityRule(FixedStep("rk4_38", n_steps=1), fidelity=0.01), args.iterations
     iteration = 0

@@ -55,7 +55,7 @@ def given(before: Callable[[], object]) -> Callable[[int, Place], str]:
 
     def attempt(number: int, place: Place) -> str:
         place.watch()
-        place.command("config", [], before=before)  # type: ignore[arg-type]
+        place.command("config", [], before=before)
         return "equal"
 
     return attempt

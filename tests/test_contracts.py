@@ -197,7 +197,7 @@ def test_gradients_of_saved_states_under_per_sample_control(method: str) -> None
         loss(
             solve(field, z0.requires_grad_(), solver=solver, save_at=[0.0, 0.33, 0.61, 1.0])
         ).backward()
-        grads.append(torch.cat([z0.grad.flatten(), field.inner.grad.flatten()]))  # type: ignore[union-attr]
+        grads.append(torch.cat([z0.grad.flatten(), field.inner.grad.flatten()]))
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 

@@ -52,7 +52,7 @@ def other_width(run: Path, wide: Path) -> None:
 
 DAMAGED: dict[str, Callable[[Path], Any]] = {
     "no number": state(iteration="four", evaluations=[1]),
-    "a list": lambda run: [save_checkpoint(run / "checkpoints", i, [1]) for i in (0, 4)],  # type: ignore[arg-type]
+    "a list": lambda run: [save_checkpoint(run / "checkpoints", i, [1]) for i in (0, 4)],
     "no solver": state(solver={"kind": "none"}),
     "a solver of text": state(solver="euler"),
     "no model": state(model={}),
@@ -140,7 +140,7 @@ def test_a_run_whose_history_was_moved_away_goes_on(capsys: pytest.CaptureFixtur
 def test_links_that_lead_in_a_circle(
     name: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run replaces such a link in the place of a file, and refuses it in that of a folder."""
+    """A run replaces a link that stands for a file, and refuses one that stands for a folder."""
     path = RUN / name
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path.symlink_to(path.name)

@@ -118,7 +118,7 @@ class Setting:
                 for x, d in zip(self.inputs, self.directions(), strict=True)
             ]
             with self.replaced(duals):
-                return forward_ad.unpack_dual(self.value(solver, gradient, save)).tangent  # type: ignore[no-any-return]
+                return forward_ad.unpack_dual(self.value(solver, gradient, save)).tangent
 
     def replaced(self, duals: list[Tensor]) -> Any:
         return _Replaced(self, duals)

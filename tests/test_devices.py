@@ -203,7 +203,7 @@ def test_optimisers_and_checkpoints(kind: type[Optimizer], tmp_path: Path) -> No
                 optimizer.load_state_dict(saved["optimizer"])
             optimizer.zero_grad()
             for param in params:
-                (param * param).sum().backward()  # type: ignore[no-untyped-call]
+                (param * param).sum().backward()
             optimizer.step()
         return [[param.detach() for param in params], optimizer.state_dict(), saved]
 

@@ -281,7 +281,7 @@ def test_load(
     monkeypatch.chdir(tmp_path)
     assert not model.training
     assert options.use_step_adaption_algo
-    assert model.solver.step_size == state("run")["rule"]["step_size"]  # type: ignore[union-attr]
+    assert model.solver.step_size == state("run")["rule"]["step_size"]
     assert equal(dict(model.state_dict()), dict(state("run")["model"]))
     assert model(torch.zeros(4, 1, 2)).shape == (4, 2)
 

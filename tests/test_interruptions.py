@@ -96,11 +96,11 @@ def die_in_a_checkpoint(number: int, phase: str) -> None:
 
             return files.write_atomic(path, lambda file: write(Half(file)))
         if phase == "not in its place":
-            os.replace = lambda *_: die()  # type: ignore[assignment]
+            os.replace = lambda *_: die()
         files.write_atomic(path, write)
         die()  # in its place, before old ones are removed
 
-    checkpoints.write_atomic = write_atomic  # type: ignore[assignment]
+    checkpoints.write_atomic = write_atomic
 
 
 def kill_and_resume(flags: str, folder: Path, moments: list[Any]) -> None:

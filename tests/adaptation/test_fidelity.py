@@ -232,8 +232,8 @@ def test_checks_are_cheap() -> None:
 def test_tolerances(method: str, constant: float) -> None:
     """With errors proportional to the tolerance, it ends within a factor of 4 of the loosest."""
     rule = FidelityRule(Adaptive(method, 3e-3, 3e-3), FIDELITY)
-    solvers = follow(rule, Curve(lambda s: constant * s.rtol), 300)  # type: ignore[union-attr]
-    tol = solvers[-1].rtol  # type: ignore[union-attr]
+    solvers = follow(rule, Curve(lambda s: constant * s.rtol), 300)
+    tol = solvers[-1].rtol
     best = min(allowed(1) / constant, 3e-3)
     assert best / 4 <= tol <= 1.1 * best
     assert changes(solvers[-100:]) == 0
@@ -243,7 +243,7 @@ def test_a_tolerance_is_never_loosened_beyond_where_control_idles_nor_where_it_s
     None
 ):
     rule = FidelityRule(Adaptive("dopri5", 1e-3, 1e-3), FIDELITY)
-    assert {s.rtol for s in follow(rule, Curve(lambda s: 0.0), 50)} == {1e-3, 2e-3, 3e-3}  # type: ignore[union-attr]
+    assert {s.rtol for s in follow(rule, Curve(lambda s: 0.0), 50)} == {1e-3, 2e-3, 3e-3}
 
     def idle(candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
         return Evidence(0.0, 14.0, 14.0)
@@ -255,7 +255,7 @@ def test_a_tolerance_is_never_loosened_beyond_where_control_idles_nor_where_it_s
 
 def test_the_tightest_tolerance() -> None:
     rule = FidelityRule(Adaptive("dopri5", 1e-5, 1e-5), FIDELITY, ladder=Ladder(tightest=1e-6 / 32))
-    solvers = follow(rule, Curve(lambda s: 1.0 if s.rtol > 1e-7 else 0.0), 5)  # type: ignore[union-attr]
+    solvers = follow(rule, Curve(lambda s: 1.0 if s.rtol > 1e-7 else 0.0), 5)
     assert solvers[-1] == Adaptive("dopri5", 1e-6, 1e-6)
     assert "--precision float64" in rule.notice
 
@@ -337,7 +337,7 @@ def test_the_signal_is_what_was_decided_by() -> None:
 def test_a_step_size_is_refused() -> None:
     rule = FidelityRule(FixedStep("rk4", step_size=0.1), FIDELITY)
     with pytest.raises(UsageError, match="n_steps"):
-        rule.propose(Curve(lambda s: 1.0 if s.step_size > 0.09 else 0.0), Progress(50, 100))  # type: ignore[union-attr]
+        rule.propose(Curve(lambda s: 1.0 if s.step_size > 0.09 else 0.0), Progress(50, 100))
 
 
 # certificates

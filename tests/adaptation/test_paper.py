@@ -348,8 +348,8 @@ def test_first_step_is_clipped_to_the_interval_and_its_most_steps() -> None:
 def test_first_step_of_an_interval_that_starts_elsewhere() -> None:
     z0 = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     how = {"order": 2, "max_steps": 10_000}
-    at_0 = paper_starting_step(lambda t, z: (1 + t) * z, z0, 3.0, **how)  # type: ignore[arg-type]
-    at_7 = paper_starting_step(lambda t, z: (t - 6) * z, z0, 3.0, start=7.0, **how)  # type: ignore[arg-type]
+    at_0 = paper_starting_step(lambda t, z: (1 + t) * z, z0, 3.0, **how)
+    at_7 = paper_starting_step(lambda t, z: (t - 6) * z, z0, 3.0, start=7.0, **how)
     assert at_7 == pytest.approx(at_0, rel=1e-9)
 
 

@@ -51,7 +51,7 @@ FIELD = Tied()
 
 
 def classify(x: Tensor) -> Tensor:
-    return odeint(FIELD, x)  # type: ignore[no-any-return]
+    return odeint(FIELD, x)
 
 
 def test_a_function_runs_in_double_precision() -> None:
@@ -166,7 +166,7 @@ def test_a_field_that_differentiates(name: str, methods: tuple[str, ...]) -> Non
 
 def with_gradients(model: nn.Module, batch: Any) -> Tensor:
     with torch.enable_grad():
-        return model(batch[0])  # type: ignore[no-any-return]
+        return model(batch[0])
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -199,7 +199,7 @@ class Density(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z, change = odeint(self.field, (x, x.new_zeros(len(x), 1)), rtol=1e-5, atol=1e-5)
-        return -z.square().sum(1) / 2 - change[:, 0]  # type: ignore[no-any-return]
+        return -z.square().sum(1) / 2 - change[:, 0]
 
 
 def test_a_log_determinant_by_autograd() -> None:
@@ -219,7 +219,7 @@ class Adjusted(nn.Module):
             x = x.clone().requires_grad_()
             final = odeint(lambda t, z: torch.tanh(z @ self.a), x)
             (slope,) = torch.autograd.grad(final.square().sum(), x)
-        return slope.detach()  # type: ignore[no-any-return]
+        return slope.detach()
 
 
 def test_a_model_that_differentiates_through_its_solve_cannot_be_audited() -> None:
@@ -264,10 +264,10 @@ class Counting(nn.Module):
         else:
             self.evaluations = self.evaluations + 1
             refuse(self.evaluations)
-        return self.net(z)  # type: ignore[no-any-return]
+        return self.net(z)
 
     def forward(self, x: Tensor) -> Tensor:
-        return odeint(self.field, x)  # type: ignore[no-any-return]
+        return odeint(self.field, x)
 
 
 @pytest.mark.parametrize("where", ["attribute", "list", "name", "buffer", "new buffer"])
@@ -312,7 +312,7 @@ class Choosy(nn.Module):
                 raise ValueError("not this one")
             return torch.tanh(self.net(z))
 
-        return odeint(field, x)  # type: ignore[no-any-return]
+        return odeint(field, x)
 
 
 def test_the_data_is_the_cause_of_the_first_failure_alone() -> None:

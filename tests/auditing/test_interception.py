@@ -138,7 +138,7 @@ def test_unknown_versions_are_refused(
                 match=r"torchdiffeq 0\.2\.\d+ is not supported by this version of trueode",
             ),
             block(),
-        ):  # type: ignore[attr-defined]
+        ):
             pass
     assert _same(before, registry)
     with recorded():
@@ -153,7 +153,7 @@ def test_libraries_that_are_not_loaded_are_not_touched(monkeypatch: pytest.Monke
     def never(*_: object) -> None:
         raise AssertionError
 
-    absent = Library("absent", "absent_library", never, never)  # type: ignore[arg-type]
+    absent = Library("absent", "absent_library", never, never)
     monkeypatch.setattr("trueode.auditing.interception.LIBRARIES", (absent,))
     with recorded() as solves:
         Model()(torch.ones(1, 2))

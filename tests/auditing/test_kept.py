@@ -93,7 +93,7 @@ def test_attributes_of_a_class() -> None:
 
     kept = Kept([Counted])
     Counted.n, Counted.name = 5, "b"
-    Counted.more = [1]  # type: ignore[attr-defined]
+    Counted.more = [1]
     (number,) = kept.numbers()
     value = number.read()
     assert value is not None

@@ -84,7 +84,7 @@ def test_a_check_leaves_no_trace_in_a_loop(make: Any, training: bool) -> None:
                 assert report.state_error > 0
                 assert [module.training for module in model.modules()] == modes
                 after = [p.grad for p in model.parameters()]
-                assert all(a is b or torch.equal(a, b) for a, b in zip(before, after, strict=True))  # type: ignore[arg-type]
+                assert all(a is b or torch.equal(a, b) for a, b in zip(before, after, strict=True))
             optimizer.step()
         ends.append((model, torch.rand(3), torch.is_grad_enabled()))
     (plain, numbers, grad), (checked, after, grad_after) = ends
@@ -96,7 +96,7 @@ def test_a_check_leaves_no_trace_in_a_loop(make: Any, training: bool) -> None:
 # Lightning
 
 
-class Lit(pl.LightningModule):  # type: ignore[misc]
+class Lit(pl.LightningModule):
     """Calls torchdiffeq or trueode in its forward."""
 
     def __init__(self, make: Any) -> None:
@@ -115,7 +115,7 @@ class Lit(pl.LightningModule):  # type: ignore[misc]
         return torch.optim.Adam(self.parameters(), 0.05)
 
 
-class Kept(pl.loggers.logger.DummyLogger):  # type: ignore[misc]
+class Kept(pl.loggers.logger.DummyLogger):
     """Keeps what it is given."""
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class Kept(pl.loggers.logger.DummyLogger):  # type: ignore[misc]
         self.values.setdefault(step, {}).update(metrics)
 
 
-class Monitor(pl.Callback):  # type: ignore[misc]
+class Monitor(pl.Callback):
     """Sees what callbacks can monitor."""
 
     def __init__(self) -> None:

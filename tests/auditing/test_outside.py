@@ -23,28 +23,28 @@ class Field(nn.Module):
         self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
 
     def forward(self, t: Any, z: Tensor) -> Tensor:
-        return self.net(z)  # type: ignore[no-any-return]
+        return self.net(z)
 
 
 def by_torchdiffeq(field: Callable[..., Any], z: Tensor, method: str = "rk4") -> Tensor:
-    return torchdiffeq.odeint(field, z, torch.linspace(0.0, 1.0, 5).to(z), method=method)[-1]  # type: ignore[no-any-return]
+    return torchdiffeq.odeint(field, z, torch.linspace(0.0, 1.0, 5).to(z), method=method)[-1]
 
 
 def by_adjoint(field: Callable[..., Any], z: Tensor) -> Tensor:
-    return torchdiffeq.odeint_adjoint(field, z, torch.linspace(0.0, 1.0, 5).to(z), method="rk4")[-1]  # type: ignore[no-any-return]
+    return torchdiffeq.odeint_adjoint(field, z, torch.linspace(0.0, 1.0, 5).to(z), method="rk4")[-1]
 
 
 def backwards(field: Callable[..., Any], z: Tensor) -> Tensor:
-    return torchdiffeq.odeint(field, z, torch.linspace(1.0, 0.0, 5).to(z), method="dopri5")[-1]  # type: ignore[no-any-return]
+    return torchdiffeq.odeint(field, z, torch.linspace(1.0, 0.0, 5).to(z), method="dopri5")[-1]
 
 
 def by_solve(field: Callable[..., Any], z: Tensor) -> Tensor:
-    return solve(field, z, solver=FixedStep("rk4", n_steps=4)).z  # type: ignore[no-any-return]
+    return solve(field, z, solver=FixedStep("rk4", n_steps=4)).z
 
 
 def by_torchdyn(field: Callable[..., Any], z: Tensor) -> Tensor:
     numerics = pytest.importorskip("torchdyn.numerics")
-    return numerics.odeint(field, z, torch.linspace(0.0, 1.0, 5).to(z), "dopri5")[1][-1]  # type: ignore[no-any-return]
+    return numerics.odeint(field, z, torch.linspace(0.0, 1.0, 5).to(z), "dopri5")[1][-1]
 
 
 class Model(nn.Module):
@@ -57,7 +57,7 @@ class Model(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.by_hand:
             x = x + 0.25 * self.f(0.0, x)
-        return self.head(self.flow(self.f, x))  # type: ignore[no-any-return]
+        return self.head(self.flow(self.f, x))
 
 
 def told(model: Any) -> str:
@@ -93,7 +93,7 @@ class Shares(nn.Module):
         self.outside = outside
 
     def field(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.act(self.net(self.norm(z)) + self.encoder(z))  # type: ignore[no-any-return]
+        return self.act(self.net(self.norm(z)) + self.encoder(z))
 
     def forward(self, x: Tensor) -> Tensor:
         for name in self.outside:

@@ -35,7 +35,7 @@ class Moody(nn.Module):
         if "raises" in how:
             raise RuntimeError("only in evaluation mode")
         field = lambda t, z: torch.tanh(self.net(z))  # noqa: E731
-        return self.norm(torchdiffeq.odeint(field, x, torch.tensor([0.0, 1.0]).to(x), **how)[-1])  # type: ignore[no-any-return]
+        return self.norm(torchdiffeq.odeint(field, x, torch.tensor([0.0, 1.0]).to(x), **how)[-1])
 
 
 def test_options_that_are_dropped_in_evaluation_mode() -> None:

@@ -88,13 +88,13 @@ def closure(net: Net) -> Any:
     def classify(x: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return net(x)  # type: ignore[no-any-return]
+        return net(x)
 
     return classify
 
 
 def by_name(x: Tensor) -> Tensor:
-    return NET(x)  # type: ignore[no-any-return]
+    return NET(x)
 
 
 def global_name(net: Net) -> Any:
@@ -103,7 +103,7 @@ def global_name(net: Net) -> Any:
 
 def called_with(net: Net, x: Tensor, *, history: list[int]) -> Tensor:
     history.append(len(x))
-    return net(x)  # type: ignore[no-any-return]
+    return net(x)
 
 
 def with_arguments(net: Net) -> Any:
@@ -121,14 +121,14 @@ def holder(net: Net) -> Any:
 
         def __call__(self, x: Tensor) -> Tensor:
             self.calls += 1
-            return self.parts["net"][0](x)  # type: ignore[no-any-return]
+            return self.parts["net"][0](x)
 
     return Holder()
 
 
 def default(net: Net) -> Any:
     def classify(x: Tensor, net: Net = net) -> Tensor:
-        return net(x)  # type: ignore[no-any-return]
+        return net(x)
 
     return classify
 

@@ -23,11 +23,11 @@ vars(PLACE).update(net=NET, other=OTHER)
 
 
 def by_name(x: Tensor) -> Tensor:
-    return NET(x)  # type: ignore[no-any-return]
+    return NET(x)
 
 
 def by_place(x: Tensor) -> Tensor:
-    return PLACE.net(x)  # type: ignore[no-any-return]
+    return PLACE.net(x)
 
 
 def nested(x: Tensor) -> list[Tensor]:
@@ -49,7 +49,7 @@ class Slotless(Holder):
 
     @staticmethod
     def call(x: Tensor) -> Tensor:
-        return NET(x)  # type: ignore[no-any-return]
+        return NET(x)
 
 
 def closure(net: nn.Module) -> Any:
@@ -57,7 +57,7 @@ def closure(net: nn.Module) -> Any:
 
 
 def default(x: Tensor, net: nn.Module = NET, *, other: nn.Module | None = None) -> Tensor:
-    return net(x)  # type: ignore[no-any-return]
+    return net(x)
 
 
 def decorated(function: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from campaign.options import WORDS
 from trueode.cli import main as module
 from trueode.cli.main import main
 from trueode.console import open_console
@@ -21,45 +22,15 @@ from trueode.options import describe, dump_yaml, load_options, make_options
 from trueode.options.schema import LEAST_SIZE, MOST, MOST_SIZE
 from trueode.options.yaml_text import parse_yaml
 
-WORDS = (
-    *(
-        "0",
-        "-1",
-        "1e9",
-        "1e19",
-        "1e30",
-        "1e308",
-        "1e400",
-        "-1e308",
-        "5e-324",
-        "1e-320",
-        "nan",
-        "inf",
-        "9" * 5000,
-    ),
-    *(
-        "",
-        "x]",
-        "o[",
-        "[/]",
-        "[bold]",
-        ":x:",
-        "\udcff",
-        "a\0b",
-        "a\nb",
-        "☃",
-        "none",
-        "true",
-        "0x10",
-        "1_000",
-        "1e-4",
-    ),
+MORE = (
+    "1e-320",
+    "inf",
 )
 
 
 @given(
     st.sampled_from([item.name for item in describe()]),
-    st.sampled_from(WORDS) | st.text(max_size=20),
+    st.sampled_from((*WORDS, *MORE)) | st.text(max_size=20),
 )
 def test_any_value_of_any_option_is_refused_or_comes_back(name: str, word: str) -> None:
     options = None

@@ -82,7 +82,7 @@ def test_precision_of_the_model_is_enough_far_from_boundaries() -> None:
     x = circle(400)
     ran: list[bool] = []
 
-    class Watched(type(on(Turn(), x))):  # type: ignore[misc]
+    class Watched(type(on(Turn(), x))):
         def run(self, solver: object = None, part: Part = ALL) -> object:
             ran.extend([part.double] * (self.n if part.indices is None else len(part.indices)))
             return super().run(solver, part)

@@ -45,7 +45,7 @@ def kicked(width: float, at: float, *, clock: bool) -> object:
 
 def plain(field: object) -> object:
     """The same field, which accepts only a number as its time."""
-    return lambda t, z: field(torch.tensor(float(t)), z)  # type: ignore[operator]
+    return lambda t, z: field(torch.tensor(float(t)), z)
 
 
 @pytest.mark.parametrize("kind", ["tensor", "number", "clock"])

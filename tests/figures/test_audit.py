@@ -132,7 +132,7 @@ def test_the_title_makes_room_for_a_long_legend() -> None:
         assert bool(axes.get_title(loc="left")) is there
         shown = figure.axes[1].get_legend()
         assert shown is not None
-        assert inside(figure, [axes._left_title, *shown.get_texts()])  # type: ignore[attr-defined]
+        assert inside(figure, [axes._left_title, *shown.get_texts()])
 
 
 def test_order_tells_what_was_observed() -> None:
@@ -173,7 +173,7 @@ def test_names_of_other_libraries_fit() -> None:
     ):
         shown = figure.axes[0].get_legend()
         assert shown is not None
-        assert inside(figure, [*shown.get_texts(), figure.axes[0]._left_title])  # type: ignore[attr-defined]
+        assert inside(figure, [*shown.get_texts(), figure.axes[0]._left_title])
 
 
 def test_trajectories_have_the_colour_of_the_prediction() -> None:
@@ -199,7 +199,7 @@ def test_trajectories_have_the_colour_of_the_prediction() -> None:
     ten = figures.audit_trajectories(
         paths(), paths(), np.arange(12) % 10, np.arange(12) % 10, TRAINING
     )
-    titles = [axes._left_title for axes in ten.axes]  # type: ignore[attr-defined]
+    titles = [axes._left_title for axes in ten.axes]
     assert inside(ten, [*titles, *ten.legends[0].get_texts()])
 
 

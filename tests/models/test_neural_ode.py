@@ -153,7 +153,7 @@ def test_other_ends_of_time() -> None:
     raw = torch.tensor(0.0, requires_grad=True)
     model = NeuralODE(lambda t, z: z, t=(0.0, raw.exp()), solver=FixedStep("rk4", n_steps=4))
     model(torch.ones(1, 1)).sum().backward()
-    assert float(raw.grad) == pytest.approx(2.718, abs=1e-2)  # type: ignore[arg-type]
+    assert float(raw.grad) == pytest.approx(2.718, abs=1e-2)
     assert not model.state_dict()
     model.t = (0.0, nn.Parameter(torch.tensor(1.0)))
     assert list(model.state_dict()) == ["t_end"]
@@ -161,4 +161,4 @@ def test_other_ends_of_time() -> None:
     assert model.t == (0, 3)
     assert not model.state_dict()
     with pytest.raises(UsageError, match="two times"):
-        NeuralODE(lambda t, z: z, t=(0.0, 1.0, 2.0))  # type: ignore[arg-type]
+        NeuralODE(lambda t, z: z, t=(0.0, 1.0, 2.0))

@@ -286,7 +286,7 @@ def test_whole_numbers_may_be_written_as_1e3() -> None:
 
 def test_options_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Options().lr = 1.0  # type: ignore[misc]
+        Options().lr = 1.0
 
 
 def test_merge_replaces_what_a_file_said_of_the_same_thing() -> None:

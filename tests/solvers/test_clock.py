@@ -33,9 +33,9 @@ def test_a_shift_of_time_changes_nothing_in_double_precision(origin: float, solv
     found = solve(field, states(), (origin, origin + 2.0), solver=solver, save_at=times)
     exact = states() * math.exp(math.sin(2.0))
     torch.testing.assert_close(found.z, exact, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found.zs[-1], found.z)  # type: ignore[index]
+    assert torch.equal(found.zs[-1], found.z)
     inside = states() * math.exp(math.sin(0.3))
-    torch.testing.assert_close(found.zs[1], inside, rtol=1e-5, atol=1e-6)  # type: ignore[index]
+    torch.testing.assert_close(found.zs[1], inside, rtol=1e-5, atol=1e-6)
 
 
 @every_solver
@@ -77,7 +77,7 @@ def test_years_in_single_precision(solver: Solver) -> None:
     times = torch.linspace(2019.1, 2019.9, 9)
     z0 = torch.ones(3, 2)
     solution = solve(lambda t, z: -z, z0, (2019.1, 2019.9), solver=solver, save_at=times)
-    assert torch.equal(solution.zs[-1], solution.z)  # type: ignore[index]
+    assert torch.equal(solution.zs[-1], solution.z)
     exact = torch.exp(-(times.double() - 2019.1)).float().view(-1, 1, 1).expand(9, 3, 2)
     torch.testing.assert_close(solution.zs, exact, rtol=1e-3, atol=1e-3)
 

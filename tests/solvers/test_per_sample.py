@@ -65,8 +65,8 @@ def test_a_sample_that_fails_leaves_the_others_alone(method: str, gradient: Grad
             on_failure="return",
         )
         places = [i for i, row in enumerate(rows) if row in good]
-        assert [solution.statuses[i] for i in places] == ["success"] * 3  # type: ignore[index]
-        total = solution.z[places].square().sum() + solution.zs[:, places].sum()  # type: ignore[index]
+        assert [solution.statuses[i] for i in places] == ["success"] * 3
+        total = solution.z[places].square().sum() + solution.zs[:, places].sum()
         if not isinstance(gradient, Adjoint):  # its backward solve couples the batch
             found.append(
                 [
@@ -74,14 +74,14 @@ def test_a_sample_that_fails_leaves_the_others_alone(method: str, gradient: Grad
                     solution.zs[:, places],
                     *torch.autograd.grad(total, [w, start]),
                 ]
-            )  # type: ignore[index]
+            )
             found[-1][-1] = found[-1][-1][places]
         else:
-            found.append([solution.z[places], solution.zs[:, places]])  # type: ignore[index]
-    assert solution.statuses[1] != "success"  # type: ignore[index]
-    assert solution.status == solution.statuses[1]  # type: ignore[index]
+            found.append([solution.z[places], solution.zs[:, places]])
+    assert solution.statuses[1] != "success"
+    assert solution.status == solution.statuses[1]
     assert "sample 1" in solution.message
-    assert bool(solution.zs[:, 1].isnan().all())  # type: ignore[index]
+    assert bool(solution.zs[:, 1].isnan().all())
     for x, y in zip(*found, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10)
 
@@ -135,7 +135,7 @@ def test_a_field_with_inputs_of_its_own_for_each_sample(method: str, gradient: G
         solver=Adaptive(method, 1e-6, 1e-6, per_sample=True, max_steps=50_000),
         gradient=gradient,
     )
-    assert len(set(found.n_steps.tolist())) > 1  # type: ignore[union-attr]
+    assert len(set(found.n_steps.tolist())) > 1
     torch.testing.assert_close(found.z, exact.z, rtol=2e-3, atol=2e-3)
     gradients = [torch.autograd.grad(x.z.sum(), list(field.parameters())) for x in (found, exact)]
     for x, y in zip(*gradients, strict=True):
@@ -247,7 +247,7 @@ def test_model_with_times_of_each_sample() -> None:
 def test_times_of_no_time_at_all() -> None:
     times = torch.full((4, 3), math.nan)
     zs = solve(TanhField(), states(), solver=SOLVERS[0], save_at=times).zs
-    assert bool(zs.isnan().all())  # type: ignore[union-attr]
+    assert bool(zs.isnan().all())
 
 
 @pytest.mark.parametrize("name", [*native.instruction_sets(), "off"])

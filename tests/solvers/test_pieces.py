@@ -68,7 +68,7 @@ def test_a_field_that_jumps_is_solved_as_one_that_does_not(
         rtol=tolerance,
         atol=tolerance,
     )
-    for t, z in zip(times, solution.zs, strict=True):  # type: ignore[arg-type]
+    for t, z in zip(times, solution.zs, strict=True):
         torch.testing.assert_close(
             z,
             states() * torch.tensor(exact(t) - exact(start)).double().exp(),
@@ -179,8 +179,8 @@ def test_a_failure_before_a_break_ends_the_solve() -> None:
     solver = Adaptive("dopri5", 1e-5, 1e-5, breaks=(0.6,))
     solution = solve(field, states(), solver=solver, save_at=[0.1, 0.9], on_failure="return")
     assert solution.status == "non_finite"
-    assert bool(solution.zs[0].isfinite().all())  # type: ignore[index]
-    assert bool(solution.zs[1].isnan().all())  # type: ignore[index]
+    assert bool(solution.zs[0].isfinite().all())
+    assert bool(solution.zs[1].isnan().all())
 
 
 def test_samples_that_fail_before_a_break_keep_their_states() -> None:
@@ -194,4 +194,4 @@ def test_samples_that_fail_before_a_break_keep_their_states() -> None:
         rtol=1e-4,
         atol=1e-4,
     )
-    assert bool(solution.zs[:, [0, 2]].isfinite().all())  # type: ignore[index]
+    assert bool(solution.zs[:, [0, 2]].isfinite().all())

@@ -105,7 +105,7 @@ def test_times_of_any_kind(t: Any, save_at: Any) -> None:
     expected = solve(decay, states(), solver=HEUN, save_at=[0.5, 1.0])
     found = solve(decay, states(), t, solver=HEUN, save_at=save_at)
     assert torch.equal(found.z, expected.z)
-    assert torch.equal(found.zs, expected.zs)  # type: ignore[arg-type]
+    assert torch.equal(found.zs, expected.zs)
 
 
 def test_wrong_times_are_told_before_the_field_is_called() -> None:
@@ -139,10 +139,10 @@ def test_complex_states(dtype: torch.dtype, solver: Any, gradient: Any) -> None:
     inside = z0 * torch.exp(0.6j * w)
     tolerance = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(solution.z, exact.to(dtype), **tolerance)
-    torch.testing.assert_close(solution.zs[0], inside.to(dtype), **tolerance)  # type: ignore[index]
+    torch.testing.assert_close(solution.zs[0], inside.to(dtype), **tolerance)
     found = torch.autograd.grad(
         (solution.z * (1 + 2j)).real.sum() + solution.zs.imag.sum(), (w, z0, end)
-    )  # type: ignore[union-attr]
+    )
     expected = torch.autograd.grad((exact * (1 + 2j)).real.sum() + inside.imag.sum(), (w, z0, end))
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, **tolerance)

@@ -83,7 +83,7 @@ def test_a_step_longer_than_the_interval_is_one_step() -> None:
 )
 def test_impossible_solvers_cannot_be_made(make: object) -> None:
     with pytest.raises(UsageError):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_too_many_steps() -> None:
@@ -100,7 +100,7 @@ def test_values() -> None:
         assert pickle.loads(pickle.dumps(solver)) == solver
         assert hash(solver) == hash(pickle.loads(pickle.dumps(solver)))
         with pytest.raises(AttributeError):
-            solver.method = "euler"  # type: ignore[misc]
+            solver.method = "euler"
     assert str(FixedStep("euler", step_size=1 / 64)) == "euler, h = 0.015625"
     assert str(Adaptive("dopri5", 1e-3, 1e-3)) == "dopri5, tol = 0.001"
     assert OnGrid("rk4", (0.0, 0.2, 1.0)).refined(2) == FixedStep("rk4", n_steps=4)

@@ -278,7 +278,7 @@ def test_checkpoint_keeps_the_states_only() -> None:
 )
 def test_bad_requests_name_what_is_wrong(call: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        call(lambda t, z: -z, states())  # type: ignore[operator]
+        call(lambda t, z: -z, states())
 
 
 def test_gradients_of_gradients() -> None:

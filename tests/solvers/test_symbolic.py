@@ -200,6 +200,6 @@ def test_another_default_device_changes_nothing(solver: Any, gradient: Any, told
                 called, z0, (0.0, 0.9), solver=solver, gradient=gradient, save_at=[0.3, 0.9]
             )
             moving = solve(called, z0, (0.0, end), solver=solver, gradient=gradient, save_at=[0.3])
-            total = solution.z.sum() + solution.zs.sum() + moving.zs.sum()  # type: ignore[union-attr]
+            total = solution.z.sum() + solution.zs.sum() + moving.zs.sum()
             found.append([solution.z, *torch.autograd.grad(total, [*layers.parameters(), end])])
     assert all(map(torch.equal, *found))

@@ -70,10 +70,10 @@ def test_a_parameter_without_a_gradient_stays(name: str) -> None:
             optimizer.zero_grad()
             gradients(model, seed)
             if frozen:
-                model[0].weight.grad = None  # type: ignore[index]
-            before = model[0].weight.detach().clone()  # type: ignore[index]
+                model[0].weight.grad = None
+            before = model[0].weight.detach().clone()
             optimizer.step()
-            assert torch.equal(model[0].weight, before) == frozen  # type: ignore[index]
+            assert torch.equal(model[0].weight, before) == frozen
     for p, q in zip(own.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q)
 
@@ -238,7 +238,7 @@ def test_parameters_that_sometimes_have_no_gradient(name: str) -> None:
             optimizer.zero_grad()
             gradients(model, seed)
             if seed in (2, 3, 6):
-                model[0].weight.grad = None  # type: ignore[index]
+                model[0].weight.grad = None
             optimizer.step()
         ours.load_state_dict(ours.state_dict())
     for p, q in zip(own.parameters(), other.parameters(), strict=True):

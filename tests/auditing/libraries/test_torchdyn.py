@@ -281,7 +281,7 @@ def test_gradients_after_the_block_are_the_librarys(
             field, solver="rk4", sensitivity=sensitivity, atol_adjoint=1e-3, rtol_adjoint=1e-3
         )
         model(x, t)[1][-1].square().sum().backward()
-        grad = field[0].weight.grad  # type: ignore[index, union-attr]
+        grad = field[0].weight.grad
         assert isinstance(grad, Tensor)
         return grad.clone()
 

@@ -135,7 +135,7 @@ def results(
 
 def portable(*args: object, **options: object) -> tuple[Solution, list[Tensor]]:
     with native.using("off"):
-        return results(*args, **options)  # type: ignore[arg-type]
+        return results(*args, **options)
 
 
 def assert_same(
@@ -594,7 +594,7 @@ def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
     for field, z0, options in calls:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kernel, "solve", None)  # would be called
-            solve(field, z0, solver=FixedStep("rk4", n_steps=2), **options)  # type: ignore[arg-type]
+            solve(field, z0, solver=FixedStep("rk4", n_steps=2), **options)
 
 
 def test_memory_of_a_tape_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_solves_from_several_threads_give_the_right_gradients(n_threads: int) ->
             FixedStep("euler", n_steps=20),
         )[number % 3]
         how = {"gradient": Checkpoint()} if number % 2 else {}
-        z = solve(field, x, solver=solver, **how).z  # type: ignore[arg-type]
+        z = solve(field, x, solver=solver, **how).z
         return list(torch.autograd.grad(z.square().mean(), list(field.parameters())))
 
     settings = []
