@@ -198,15 +198,14 @@ def _legend_beside(axes: Axes) -> None:
 
 
 def _line(axes: Axes, height: float, text: str) -> None:
-    """A horizontal line with a name at its right end."""
+    """A horizontal line with a name at its left end, which curves that fall leave free."""
     axes.axhline(height, color=GREY, linewidth=1.0, linestyle="--")
     axes.annotate(
         text,
-        (1.0, height),
+        (0.0, height),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, 3),
+        xytext=(4, 3),
         textcoords="offset points",
-        ha="right",
         color=GREY,
         fontsize=8.5,
     )
