@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,13 +114,24 @@ def repelling(solve: Solve | Solver) -> Known:
 
 
 def sliding(solve: Solve | Solver) -> Known:
-    """A switch that attracts samples from both sides, where classical solutions end."""
+    """A switch that attracts samples from both sides.
+
+    Classical solutions end there; Filippov's slide along it, with the mean of both sides' fields
+    that stays on the switch. Solutions with ever smaller steps converge to these.
+    """
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         side = z[:, 0].sign()
         return torch.stack([0.5 - 3 * side, 3 * side], 1)
 
-    return Known(network(field, solve, Head()), normal(), None, f"{NONE}: no classical solution")
+    def flow(x: Tensor) -> Tensor:
+        side = x[:, 0].sign()
+        speed = 0.5 - 3 * side
+        free = (-x[:, 0] / speed).clamp(max=1.0)  # time until the switch
+        sliding = x[:, 1] + 3 * side * free + 0.5 * (1 - free)
+        return torch.stack([x[:, 0] + speed * free, sliding], 1)
+
+    return replace(known(field, flow, solve), how="Filippov's solution")
 
 
 def bouncing(solve: Solve | Solver) -> Known:
