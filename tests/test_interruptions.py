@@ -22,12 +22,13 @@ FLAGS = (
     "--niter 1000 --name run --max_steps 16 --use_step_adaption_algo true "
     "--adaption_interval 20 --threshold 0.02 "
     "--lr 0.001 --log_interval 7 --model_checkpoint_freq 40 --evaluate_test_acc true "
-    "--eval_interval 100 --torch_threads 1"
+    "--eval_interval 100 --torch_threads 1 --penalty 1 --penalty_interval 3"
 )
 CERTIFIED = (  # with few checks, so that a certificate fails
     "--niter 200 --name run --solver rk4 --use_step_adaption_algo true "
     "--adaption_algo fidelity --fidelity 0.02 --lr 0.01 "
-    "--adaption_interval 150 --log_interval 7 --model_checkpoint_freq 40 --torch_threads 1"
+    "--adaption_interval 150 --log_interval 7 --model_checkpoint_freq 40 --torch_threads 1 "
+    "--penalty 1"
 )
 RESUME = "--name run --resume true"
 

@@ -36,6 +36,12 @@ JOBS = {
         "--use_step_adaption_algo true "
         "--adaption_algo fidelity --adaption_interval 5 --niter 20 --check_on noise"
     ),
+    "a penalty": "--solver rk4 --n_steps 2 --penalty 2 --penalty_interval 3 --niter 40",
+    "a penalty of tolerances": "--solver dopri5 --tol 1e-3 --penalty 1 --niter 40",
+    "a penalty of states": (
+        "--dataset pendulum --network linear_odenet --act tanh --solver midpoint --n_steps 8 "
+        "--penalty 1 --penalty_stride 50 --niter 20"  # a rank may have no samples of it
+    ),
     "one sample left over": "--solver dopri5 --tol 1e-4 --batch_size 1999 --niter 4",
     "adjoint": "--solver midpoint --step_size 0.25 --autodif adjoint --niter 20",
 }

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trueode.adaptation import (
+    DiscretisationPenalty,
     FidelityRule,
     Ladder,
     PaperStepRule,
@@ -115,7 +116,8 @@ def build_run(options: Options, ranks: Ranks) -> tuple[Shape, Trainer]:
         options.model_checkpoint_freq,
     )
     checks, field = build_checks(options, task, unseen, ranks), build_training_field(options, model)
-    return shape, Trainer(state, dataset, task, batches, schedule, ranks, checks, field)
+    penalty = build_penalty(options, task)
+    return shape, Trainer(state, dataset, task, batches, schedule, ranks, checks, field, penalty)
 
 
 def build_data(options: Options) -> Dataset:
@@ -297,6 +299,19 @@ def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ran
         size=CHECKED,
         interval=options.adaption_interval,
         batch_size=options.batch_size,
+    )
+
+
+def build_penalty(options: Options, task: Task) -> DiscretisationPenalty | None:
+    """Build the penalty of discretisation errors; None: there is none."""
+    if not options.penalty:
+        return None
+    return DiscretisationPenalty(
+        options.penalty,
+        options.penalty_interval,
+        options.penalty_stride,
+        seed=options.random_seed,
+        task=task,
     )
 
 

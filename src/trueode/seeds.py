@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-_STREAMS = ("data", "split", "order", "weights", "unseen", "noise")
+_STREAMS = ("data", "split", "order", "weights", "unseen", "noise", "partner")
 
 
 def stream(seed: int, purpose: str, *keys: int) -> np.random.Generator:

@@ -326,3 +326,77 @@ def test_components_that_do_not_vary_are_left_out(name: str) -> None:
     assert task.difference(constant + error, constant) != task.difference(
         constant + error, constant
     ), "not a number"
+
+
+# distances, which penalties sum up
+
+
+def outputs(name: str, n: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two outputs of a task; some are absent in time series."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = {"classification": (n, 4), "regression": (n, 3), "timeseries": (n, 6, 1, 2)}
+    own, other = torch.randn(2, *shape.get(name, (n, 1)), generator=generator, dtype=torch.float64)
+    if name == "timeseries":
+        own[1, 4:] = other[1, 4:] = NAN
+    return own, other
+
+
+@pytest.mark.parametrize("name", [*TASKS, "density"])
+def test_gradients_of_distances_flow_through_both_outputs(name: str) -> None:
+    task = get_task(name)
+    own, other = outputs(name)
+    present = ~own.isnan()
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return task.distance(own.masked_scatter(present, a), other.masked_scatter(present, b))
+
+    a, b = own[present].requires_grad_(), other[present].requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: distance(a, b.detach()), a)
+    found = distance(a, b)
+    assert found.shape == (len(own),)
+    assert bool((found > 0).all())
+    one, two = torch.autograd.grad(found.sum(), (a, b))
+    if name == "classification":
+        assert torch.autograd.gradcheck(lambda b: distance(a.detach(), b), b)
+    else:  # the spread counts as a constant of the loss
+        torch.testing.assert_close(one, -two)
+
+
+@pytest.mark.parametrize("name", [*TASKS, "density"])
+def test_equal_outputs_have_no_distance_and_finite_gradients(name: str) -> None:
+    task = get_task(name)
+    own, _ = outputs(name)
+    own.requires_grad_()
+    found = task.distance(own, own.detach())
+    assert found.tolist() == [0.0] * len(own)
+    (gradient,) = torch.autograd.grad(found.sum(), own)
+    assert bool(gradient[~own.isnan()].isfinite().all())
+
+
+def test_the_distance_of_classes_is_their_total_variation() -> None:
+    own, other = outputs("classification")
+    shares, others = own.softmax(1), other.softmax(1)
+    expected = torch.stack([shares - others, others - shares]).clamp(min=0).sum(2).amax(0)
+    torch.testing.assert_close(CLASSES.distance(own, other), expected)
+    pixels = own[:, :, None].expand(5, 4, 3)
+    torch.testing.assert_close(
+        CLASSES.distance(pixels, other[:, :, None].expand(5, 4, 3)), expected
+    )
+
+
+@pytest.mark.parametrize("name", ["regression", "timeseries"])
+def test_the_distance_of_numbers_scales_as_their_squared_error(name: str) -> None:
+    task = get_task(name)
+    own, other = outputs(name)
+    torch.testing.assert_close(task.distance(10 * own, 10 * other), 100 * task.distance(own, other))
+
+
+def test_the_distance_of_numbers_is_their_difference_times_the_spread() -> None:
+    own, other = outputs("regression")
+    expected = ((own - other) * NUMBERS.spread(other)).square().mean(1).sqrt()
+    torch.testing.assert_close(NUMBERS.distance(own, other), expected)
+
+
+def test_the_distance_of_log_densities_is_in_nats() -> None:
+    own, other = outputs("density")
+    torch.testing.assert_close(get_task("density").distance(own, other), (own - other).abs()[:, 0])

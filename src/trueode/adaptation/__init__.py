@@ -6,6 +6,7 @@ from trueode.adaptation.inspection import ModelInspection
 from trueode.adaptation.ladder import Ladder
 from trueode.adaptation.measure import Measure
 from trueode.adaptation.paper import PaperStepRule, PaperToleranceRule, paper_starting_step
+from trueode.adaptation.penalty import DiscretisationPenalty
 from trueode.adaptation.rule import (
     Comparison,
     Evidence,
@@ -21,6 +22,7 @@ __all__ = [
     "Certificate",
     "Certifier",
     "Comparison",
+    "DiscretisationPenalty",
     "Evidence",
     "Extrapolated",
     "FidelityRule",

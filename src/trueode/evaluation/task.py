@@ -124,6 +124,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def distance(self, own: Tensor, other: Tensor, reduce: Reduce = keep) -> Tensor:
+        """How far predictions lie apart, in the units of the loss, with gradients: ``(batch,)``."""
+
+    @abstractmethod
     def target(self, fidelity: float) -> float:
         """The `difference` that corresponds to a share of flips."""
 

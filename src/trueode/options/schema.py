@@ -205,6 +205,14 @@ class Options(BaseModel):
     initial_tol: float = option(1e-6, "adaptation", "paper's rule: first tolerance", gt=0)
     adaption_interval: int = option(50, "adaptation", "iterations between checks", ge=1)
 
+    penalty: float = option(
+        0.0, "adaptation", "weight of the discretisation-error penalty in the loss; 0: none", ge=0
+    )
+    penalty_interval: int = option(4, "adaptation", "iterations between penalties", ge=1)
+    penalty_stride: int = option(
+        4, "adaptation", "one over the share of samples that a penalty compares", ge=1
+    )
+
     # evaluation
     evaluate_test_acc: bool = option(False, "evaluation", "evaluate the test data during training")
     eval_interval: int = option(100, "evaluation", "iterations between these evaluations", ge=1)

@@ -141,7 +141,7 @@ class FixedStep(_Method):
         ratio = self.n_steps / factor
         return replace(self, n_steps=max(1, ceil(ratio - 1e-9 * ratio)), max_step=longest)
 
-    def refined(self, times: int = 2) -> FixedStep:
+    def refined(self, times: float = 2) -> FixedStep:
         """The same method with ``times`` as many steps."""
         return self.scaled(1 / times)
 
@@ -216,11 +216,11 @@ class Adaptive(_Method):
         _positive("factor", factor)
         return replace(self, rtol=self.rtol * factor, atol=self.atol * factor)
 
-    def refined(self, times: int = 2) -> Adaptive:
+    def refined(self, times: float = 2) -> Adaptive:
         """The same method with tolerances divided by ``times ** order``, which takes about
         ``times`` as many steps.
         """
-        return self.scaled(float(times) ** -self.order)
+        return self.scaled(times**-self.order)
 
     def __str__(self) -> str:
         tolerance = (
@@ -267,7 +267,7 @@ class OnGrid(_Method):
         """Equal steps, ``factor`` times the mean step."""
         return FixedStep(self.method, n_steps=len(self.grid) - 1, breaks=self.breaks).scaled(factor)
 
-    def refined(self, times: int = 2) -> FixedStep:
+    def refined(self, times: float = 2) -> FixedStep:
         """Equal steps, ``times`` as many."""
         return self.scaled(1 / times)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trueode.adaptation import ModelInspection, Progress, Refine
+from trueode.adaptation import DiscretisationPenalty, ModelInspection, Progress, Refine
 from trueode.data import Batch, Batches, Dataset
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
@@ -81,6 +81,7 @@ class Trainer:
     # The field that training steps call, for instance in lower precision; None: the model's own.
     # Checks, tests and certificates call the model's own.
     field: nn.Module | None = None
+    penalty: DiscretisationPenalty | None = None  # of discretisation errors, in the loss
     hooks: Hooks = Hooks()
 
     @property
@@ -152,16 +153,42 @@ class Trainer:
         self._memory.choose_gradient(state.model, batch.x, solver)
         output, solution = self.task.predict(network, batch, solver, field=self.field)
         loss = self.task.loss_sum(output, batch) / whole
+        total = loss
+        if self.penalty is not None and self.penalty.due(state.iteration):
+            total = loss + self._penalty(self.penalty, network, batch, whole, output)
         state.optimizer.zero_grad()
         # DistributedDataParallel averages gradients, and the loss is a sum over ranks
-        (loss if ranks.world_size == 1 else loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]
-        self._loss_sum += loss.detach()
+        (total if ranks.world_size == 1 else total * ranks.world_size).backward()  # type: ignore[no-untyped-call]
+        self._loss_sum += total.detach()
         nfe = calls(solution, len(batch.x), whole, ranks)
         state.recent_nfe.append(nfe)
         state.samples += whole
         state.evaluations += nfe * whole
         state.evaluations_backward += solution.nfe_backward * whole
         return Step(batch, whole, solver, output, solution, loss, nfe)
+
+    def _penalty(
+        self,
+        penalty: DiscretisationPenalty,
+        network: nn.Module,
+        batch: Batch,
+        whole: int,
+        output: Tensor,
+    ) -> Tensor:
+        """This rank's part of the discretisation-error penalty; its solve is counted."""
+        state, ranks = self.state, self.ranks
+        first = whole * ranks.rank // ranks.world_size
+        x, y = penalty.part(batch.x, first), penalty.part(batch.y, first)
+        own_times = batch.t is not None and batch.t.dim() == 2
+        t = penalty.part(batch.t, first) if own_times else batch.t  # type: ignore[arg-type]
+        partner = penalty.partner(state.solver, state.iteration)
+        other, solution = self.task.predict(network, Batch(x, y, t), partner, field=self.field)
+        n = -(-whole // penalty.stride)
+        state.evaluations += calls(solution, len(x), n, ranks) * n
+        state.evaluations_backward += solution.nfe_backward * n
+        term = penalty(penalty.part(output, first), other, n, ranks.sum)
+        state.penalty = term.detach() / penalty.interval
+        return term
 
     def check(self, step: Step) -> bool:
         """If a check is due, let the rule propose the solver of the next iterations.
@@ -223,8 +250,9 @@ class Trainer:
         """
         state, task = self.state, self.task
         right = task.metric_sum(step.output.detach(), step.batch).double() / step.whole
-        shares = torch.stack([step.loss.detach().double(), right, self._loss_sum.double()])
-        loss, metric, loss_sum = self.ranks.sum(shares).tolist()
+        penalty = torch.as_tensor(state.penalty, dtype=torch.float64, device=right.device)
+        shares = torch.stack([step.loss.detach().double(), right, self._loss_sum.double(), penalty])
+        loss, metric, loss_sum, penalty = self.ranks.sum(shares).tolist()
         if not isfinite(loss_sum):
             raise DivergenceError(
                 f"The loss is not finite at iteration {state.iteration}, or became so at most "
@@ -253,6 +281,8 @@ class Trainer:
             "order": step.solver.order,
             "seconds": state.seconds,
         }
+        if self.penalty is not None:
+            row["penalty"] = penalty
         if checked and state.rule is not None and state.rule.signal is not None:
             row |= {"signal": state.rule.signal.value, "target": state.rule.signal.target}
         if tested:

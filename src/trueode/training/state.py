@@ -36,6 +36,7 @@ class State:
         extra: iterations beyond the schedule, which a failed certificate requested.
         certificate: the certificate of the current model, once training has ended.
         seconds: time spent on training.
+        penalty: the discretisation-error penalty of the last iteration that had one.
     """
 
     model: NeuralODE
@@ -51,6 +52,7 @@ class State:
     extra: int = 0
     certificate: Certificate | None = None
     seconds: float = 0.0
+    penalty: float | torch.Tensor = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors; the data order is a function of the iteration."""
@@ -70,6 +72,7 @@ class State:
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "random": torch.get_rng_state(),
             "seconds": self.seconds,
+            "penalty": float(self.penalty),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,6 +111,7 @@ class State:
             Certificate.from_dict(state["certificate"]) if state["certificate"] else None
         )
         self.seconds = state["seconds"]
+        self.penalty = state["penalty"]
         self.recent_nfe.extend(state["recent_nfe"])
         torch.set_rng_state(state["random"].cpu())
 
