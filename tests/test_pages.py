@@ -171,6 +171,9 @@ def test_what_the_readme_prints_is_what_its_python_prints(capsys: pytest.Capture
     assert len(code.replace("\n\n", "\n").splitlines()) <= 12
 
 
+# both are warnings of PyTorch Lightning
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.* is deprecated")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.stem
 )

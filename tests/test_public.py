@@ -20,6 +20,7 @@ PUBLIC = [
     "PaperStepRule",
     "ModelInspection",
     "Measure",
+    "DiscretisationPenalty",
     "FidelityRule",
     "Certificate",
     "Adaptive",

@@ -25,6 +25,7 @@ _HOMES = {
     "trueode.models": ("NeuralODE",),
     "trueode.adaptation": (
         "Certificate",
+        "DiscretisationPenalty",
         "FidelityRule",
         "Measure",
         "ModelInspection",

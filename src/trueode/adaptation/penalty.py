@@ -78,13 +78,16 @@ class DiscretisationPenalty:
 
         It depends only on the seed, the iteration and the solver. A step size is divided by a
         random number between 1 and 2, a tolerance by one between 1 and 2^p, where p is the order.
+        A limit on the number of steps does not hold for the partner.
         """
         generator = torch_stream(self.seed, "partner", iteration)
         share = float(torch.rand((), generator=generator, device="cpu"))
         if isinstance(solver, int):
             return solver + 1 + int(share * (solver + 1))
-        if isinstance(solver, FixedStep) and solver.n_steps is not None:
-            return replace(solver, n_steps=self.partner(solver.n_steps, iteration))
+        if isinstance(solver, FixedStep):
+            solver = replace(solver, max_steps=None)
+            if solver.n_steps is not None:
+                return replace(solver, n_steps=self.partner(solver.n_steps, iteration))
         return solver.refined(1.0 + share)
 
     def __call__(

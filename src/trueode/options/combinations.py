@@ -55,6 +55,11 @@ def problems(o: Options) -> list[str]:
         found.append(f"--per_sample true needs an adaptive solver; {o.solver} takes fixed steps.")
     found += _precision_problems(o)
     found += _adaptation_problems(o)
+    found += [
+        f"--{name} {getattr(o, name)} needs a penalty: add --penalty 1."
+        for name in ("penalty_interval", "penalty_stride")
+        if not o.penalty and _changed(o, name)
+    ]
     if o.solver == "auto" and not o.certifies:
         found.append(
             "--solver auto needs the adaptation, which chooses the method: "
