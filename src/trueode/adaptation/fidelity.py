@@ -9,7 +9,15 @@ from typing import Any
 
 from trueode.adaptation.certificate import ATTEMPTS, Certificate, Certifier
 from trueode.adaptation.ladder import Ladder, error_ratio
-from trueode.adaptation.rule import Comparison, Extrapolated, Inspection, Progress, Refine, Signal
+from trueode.adaptation.rule import (
+    Comparison,
+    Evidence,
+    Extrapolated,
+    Inspection,
+    Progress,
+    Refine,
+    Signal,
+)
 from trueode.evaluation import Decision
 from trueode.solvers import Adaptive, Solver, from_plain, to_plain
 
@@ -18,7 +26,58 @@ SAFE = 0.5  # a cheaper solver must keep to this share of the target
 PATIENCE = 20  # checks of a trial
 HALF = 2.0  # a failed attempt at a certificate divides the error by this
 LONGER = 200  # iterations of training after a failed attempt
-NEW_TRIAL: dict[str, Any] = {"candidate": None, "checks": 0, "total": 0.0, "saved": 0.0}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cheaper solver on trial beside the training solver.
+
+    Attributes:
+        patience: checks that the trial takes.
+        candidate: the solver, chosen at the first check; None: there is no cheaper one.
+        checks: checks so far.
+        total: sum of its errors.
+        saved: sum of the field evaluations that it would have saved.
+    """
+
+    patience: int = PATIENCE
+    candidate: Solver | None = None
+    checks: int = 0
+    total: float = 0.0
+    saved: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether no checks are left."""
+        return self.checks >= self.patience
+
+    def checked(self, found: Evidence, nfe: float) -> Trial:
+        """The trial after one more check, at which the training solver took ``nfe`` evaluations."""
+        return replace(
+            self,
+            checks=self.checks + 1,
+            total=self.total + found.difference,
+            saved=self.saved + nfe - found.candidate_nfe,
+        )
+
+    def lost(self, allowed: float) -> bool:
+        """Whether the mean error of the whole trial exceeds a limit, whatever follows."""
+        return not self.total <= allowed * self.patience  # also if it is NaN
+
+    def won(self, allowed: float) -> bool:
+        """Whether the candidate is accurate enough and has saved evaluations."""
+        return self.over and self.saved > 0 and not self.lost(allowed)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "candidate": self.candidate and to_plain(self.candidate)}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Trial:
+        """From plain values."""
+        return cls(
+            **{**values, "candidate": values["candidate"] and from_plain(values["candidate"])}
+        )
 
 
 @dataclass(frozen=True)
@@ -28,24 +87,16 @@ class _State:
     Attributes:
         solver: the training solver.
         error: running mean of its error estimates; None: there is none yet.
-        trial: the number of the method on trial.
-        candidate: the cheaper solver on trial, chosen at the trial's first check.
-        checks: checks of the trial so far.
-        patience: checks that a trial takes.
-        total: sum of the candidate's errors in the trial.
-        saved: sum of the field evaluations that the candidate would have saved.
+        trial: the trial of a cheaper solver.
+        method: the number of its method; 0: that of the training solver.
         risen: whether the last change was to a finer solver.
         attempts: the attempts at a certificate.
     """
 
     solver: Solver
     error: float | None = None
-    trial: int = 0
-    candidate: Solver | None = None
-    checks: int = 0
-    patience: int = PATIENCE
-    total: float = 0.0
-    saved: float = 0.0
+    trial: Trial = Trial()
+    method: int = 0
     risen: bool = True
     attempts: tuple[Decision, ...] = ()
 
@@ -175,8 +226,8 @@ class FidelityRule:
                 SAFE * self._allowed(other), error
             ):
                 best, error = other, found.difference
-        patience = state.patience if state.risen else 2 * state.patience
-        return replace(state, solver=best, error=error, **NEW_TRIAL, patience=patience, risen=True)
+        patience = state.trial.patience * (1 if state.risen else 2)
+        return replace(state, solver=best, error=error, trial=Trial(patience), risen=True)
 
     def _tried(
         self, state: _State, measure: Comparison, reference: Extrapolated, nfe: float
@@ -185,37 +236,30 @@ class FidelityRule:
 
         After the last check, take the solver on trial or begin the trial of the next one.
         """
-        solver = state.candidate if state.checks else self._on_trial(state, nfe)
-        state = replace(state, candidate=solver, checks=state.checks + 1)
-        if solver is not None:
-            most = SAFE * self._allowed(solver) * state.patience  # limit of the sum of errors
-            if state.total <= most:  # else the candidate has failed already
-                found = measure(solver, reference)
-                total, saved = (
-                    state.total + found.difference,
-                    state.saved + nfe - found.candidate_nfe,
-                )
-                state = replace(state, total=total, saved=saved)
-                if state.checks == state.patience and total <= most and saved > 0:
-                    return replace(
-                        state,
-                        solver=solver,
-                        error=total / state.checks,
-                        trial=0,
-                        **NEW_TRIAL,
-                        risen=False,
-                    )
-        if state.checks < state.patience:
-            return state
-        return replace(state, trial=(state.trial + 1) % (1 + len(self._methods)), **NEW_TRIAL)
+        trial = state.trial
+        if not trial.checks:
+            trial = replace(trial, candidate=self._candidate(state, nfe))
+        solver = trial.candidate
+        allowed = 0.0 if solver is None else SAFE * self._allowed(solver)
+        if solver is None or trial.lost(allowed):
+            trial = replace(trial, checks=trial.checks + 1)  # the next one waits its turn
+        else:
+            trial = trial.checked(measure(solver, reference), nfe)
+        if not trial.over:
+            return replace(state, trial=trial)
+        new = Trial(trial.patience)
+        if solver is not None and trial.won(allowed):
+            error = trial.total / trial.checks
+            return replace(state, solver=solver, error=error, trial=new, method=0, risen=False)
+        return replace(state, trial=new, method=(state.method + 1) % (1 + len(self._methods)))
 
-    def _on_trial(self, state: _State, nfe: float) -> Solver | None:
+    def _candidate(self, state: _State, nfe: float) -> Solver | None:
         """The cheaper solver to try: a coarser one of the same method, or the finest one of another
         method that costs less.
         """
-        if state.trial == 0:
+        if state.method == 0:
             return self._ladder.coarser(state.solver)
-        other = self._methods[state.trial - 1]
+        other = self._methods[state.method - 1]
         return None if other.name == state.solver.name else self._ladder.cheaper(other, nfe)
 
     def certify(self, inspection: Inspection) -> Certificate | Refine:
@@ -240,30 +284,27 @@ class FidelityRule:
         finer = self._ladder.finer(state.solver, HALF)
         if finer is None:
             return certifier.give_up(self._ladder.advice(state.solver))
-        self._state = replace(self._state, solver=finer, error=None, **NEW_TRIAL, risen=True)
+        trial = Trial(state.trial.patience)
+        self._state = replace(self._state, solver=finer, error=None, trial=trial, risen=True)
         return Refine(finer, LONGER)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain values."""
         state = self._state
-        candidate = None if state.candidate is None else to_plain(state.candidate)
-        attempts = [attempt.to_dict() for attempt in state.attempts]
         return {
             **vars(state),
             "solver": to_plain(state.solver),
-            "candidate": candidate,
-            "attempts": attempts,
+            "trial": state.trial.to_plain(),
+            "attempts": [attempt.to_dict() for attempt in state.attempts],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state."""
-        attempts = tuple(Decision.from_dict(attempt) for attempt in state["attempts"])
-        candidate = state["candidate"] and from_plain(state["candidate"])
         self._state = _State(
             **{
                 **state,
                 "solver": from_plain(state["solver"]),
-                "candidate": candidate,
-                "attempts": attempts,
+                "trial": Trial.from_plain(state["trial"]),
+                "attempts": tuple(Decision.from_dict(attempt) for attempt in state["attempts"]),
             }
         )
