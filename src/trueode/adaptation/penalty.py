@@ -58,14 +58,17 @@ class DiscretisationPenalty:
         """Whether this iteration has a penalty."""
         return iteration % self.interval == 0
 
-    def part(self, samples: Tensor, first: int = 0) -> Tensor:
-        """The samples that are compared, or their outputs.
+    def rows(self, first: int = 0) -> slice:
+        """The samples of a batch that are compared.
 
         Args:
-            samples: ``(batch, …)``.
-            first: the number of the first sample, if several ranks share a batch.
+            first: the number of the first sample of this rank, if several ranks share a batch.
         """
-        return samples[-first % self.stride :: self.stride]
+        return slice(-first % self.stride, None, self.stride)
+
+    def part(self, samples: Tensor) -> Tensor:
+        """The samples that are compared, or their outputs, of ``(batch, …)``."""
+        return samples[self.rows()]
 
     @overload
     def partner(self, solver: int, iteration: int) -> int: ...

@@ -28,6 +28,11 @@ class Batch(NamedTuple):
     y: Tensor
     t: Tensor | None = None
 
+    def rows(self, chosen: slice) -> Batch:
+        """Some of the samples."""
+        t = self.t[chosen] if self.t is not None and self.t.dim() == 2 else self.t
+        return Batch(self.x[chosen], self.y[chosen], t)
+
 
 class Samples(ABC):
     """Samples of a data set, in memory or on disk.

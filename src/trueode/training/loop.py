@@ -153,9 +153,8 @@ class Trainer:
         self._memory.choose_gradient(state.model, batch.x, solver)
         output, solution = self.task.predict(network, batch, solver, field=self.field)
         loss = self.task.loss_sum(output, batch) / whole
-        total = loss
-        if self.penalty is not None and self.penalty.due(state.iteration):
-            total = loss + self._penalty(self.penalty, network, batch, whole, output)
+        term = self.penalise(network, batch, whole, output)
+        total = loss if term is None else loss + term
         state.optimizer.zero_grad()
         # DistributedDataParallel averages gradients, and the loss is a sum over ranks
         (total if ranks.world_size == 1 else total * ranks.world_size).backward()  # type: ignore[no-untyped-call]
@@ -167,26 +166,21 @@ class Trainer:
         state.evaluations_backward += solution.nfe_backward * whole
         return Step(batch, whole, solver, output, solution, loss, nfe)
 
-    def _penalty(
-        self,
-        penalty: DiscretisationPenalty,
-        network: nn.Module,
-        batch: Batch,
-        whole: int,
-        output: Tensor,
-    ) -> Tensor:
-        """This rank's part of the discretisation-error penalty; its solve is counted."""
-        state, ranks = self.state, self.ranks
-        first = whole * ranks.rank // ranks.world_size
-        x, y = penalty.part(batch.x, first), penalty.part(batch.y, first)
-        own_times = batch.t is not None and batch.t.dim() == 2
-        t = penalty.part(batch.t, first) if own_times else batch.t  # type: ignore[arg-type]
+    def penalise(
+        self, network: nn.Module, batch: Batch, whole: int, output: Tensor
+    ) -> Tensor | None:
+        """This rank's part of the penalty, if one is due; the solve that it needs is counted."""
+        state, ranks, penalty = self.state, self.ranks, self.penalty
+        if penalty is None or not penalty.due(state.iteration):
+            return None
+        rows = penalty.rows(first=whole * ranks.rank // ranks.world_size)
+        part = batch.rows(rows)
         partner = penalty.partner(state.solver, state.iteration)
-        other, solution = self.task.predict(network, Batch(x, y, t), partner, field=self.field)
+        other, solution = self.task.predict(network, part, partner, field=self.field)
         n = -(-whole // penalty.stride)
-        state.evaluations += calls(solution, len(x), n, ranks) * n
+        state.evaluations += calls(solution, len(part.x), n, ranks) * n
         state.evaluations_backward += solution.nfe_backward * n
-        term = penalty(penalty.part(output, first), other, n, ranks.sum)
+        term = penalty(output[rows], other, n, ranks.sum)
         state.penalty = term.detach() / penalty.interval
         return term
 
