@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.evaluation.flows import NUMBERS, Given, Turn, circle, counted, logits, on, sides
+from trueode.evaluation import implicit, stiff
 from trueode.evaluation.flow import exact_flow
 from trueode.evaluation.refinement import COARSEST, levels
 from trueode.evaluation.runnable import ALL, Part
@@ -43,6 +44,23 @@ def test_stiff_fields_are_solved_implicitly(rate: float) -> None:
     assert not exact.blown_up.any()
     torch.testing.assert_close(exact.outputs, truth, rtol=1e-6, atol=1e-6)
     assert exact.width >= 0.01, "no witness has seen what rk4 cannot solve"
+
+
+def test_stiff_rows_that_change_at_times_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solve of all rows together would take more evaluations than an implicit solve may."""
+    for module in (implicit, stiff):
+        monkeypatch.setattr(module, "PATIENCE", 2200)
+    x = points(60, 3)
+    x[:, 2] = torch.linspace(0.1, 0.9, 60)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        step = torch.tanh(50 * (t - z[:, 2:]))
+        return torch.cat([-1e6 * (z[:, :1] - step), z[:, :1], 0 * z[:, 2:]], 1)
+
+    runnable = on(field, x, task=NUMBERS, solver=FixedStep("euler", n_steps=10))
+    exact = exact_flow(runnable, runnable.run())
+    assert bool(exact.settled.all())
+    torch.testing.assert_close(exact.outputs[:, 1], x[:, 1] + 1 - 2 * x[:, 2], rtol=0, atol=1e-5)
 
 
 def test_stiff_fields_of_many_numbers_stay_open() -> None:

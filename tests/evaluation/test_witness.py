@@ -67,6 +67,25 @@ def test_an_impulse_that_all_methods_step_over_is_found(width: float, at: float,
     assert exact.width <= (5.1e-4 if kind == "number" else 1e-4)
 
 
+def test_an_impulse_in_images_is_found() -> None:
+    """Their states have another memory layout than tensors of other shapes."""
+    x = torch.randn(N, 2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        kick = 2 * bump(t, 0.613, 1e-2) * z[:, 1:] + 0 * z[:, :1]
+        return torch.cat([kick, torch.zeros_like(kick)], 1)
+
+    def outputs(z: Tensor) -> Tensor:
+        total = z[:, 0].sum((1, 2))
+        return torch.stack([total, -total], 1)
+
+    exact = counted(on(field, x, downstream=outputs, task=CLASSES))[1]
+    assert bool(exact.settled.all())
+    truth = (x[:, 0] + 2 * x[:, 1]).sum((1, 2))
+    torch.testing.assert_close(exact.outputs[:, 0], truth, rtol=0.1, atol=0.05)
+    assert any(exact.course.features.values())
+
+
 @pytest.mark.parametrize("share", [0.05, 1.0])
 def test_impulses_at_times_of_their_own_are_found(share: float) -> None:
     x = points()

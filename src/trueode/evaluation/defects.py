@@ -250,7 +250,10 @@ class Rk4:
             def defect(times: Tensor, rows: Tensor = rows, step: Step = step) -> Tensor:
                 every = rows.repeat(times.numel() // len(rows))
                 return (
-                    self.defects(step, every, times.flatten()).double().cpu().view(*times.shape, -1)
+                    self.defects(step, every, times.flatten())
+                    .double()
+                    .cpu()
+                    .reshape(*times.shape, -1)
                 )
 
             there, n = defect(time), len(rows)

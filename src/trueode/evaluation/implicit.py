@@ -21,7 +21,7 @@ from trueode.solvers.problem import Problem
 
 LARGEST = 64  # numbers in a row's state: the Jacobian of larger states costs too much
 LONGEST = 0.01  # the longest step, as a fraction of the interval
-PATIENCE = 10_000  # evaluations of the field for a solve
+PATIENCE = 15_000  # evaluations of the field for a solve
 
 
 class Implicit:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trueode.evaluation.draft import TOGETHER, Draft, sizes
-from trueode.evaluation.implicit import LONGEST, Implicit
+from trueode.evaluation.implicit import LONGEST, PATIENCE, Implicit
 from trueode.evaluation.metrics import Evaluation
 from trueode.solvers import Adaptive
 
@@ -19,32 +19,38 @@ ROUGH, GROWN, FEW = 1e-5, 1e6, 3
 def settle_implicitly(draft: Draft, left: Tensor) -> None:
     """Mark rows on which two implicit methods agree as converged.
 
-    If the methods fail for the first rows, the others are not tried.
+    A solve takes steps for the fast changes of each of its rows: there are as many rows in it as
+    need about half of its evaluations. If the methods fail, the rows that remain are not tried.
     """
-    for rows in (left[:TOGETHER], left[TOGETHER:]):
-        if not len(rows):
+    rows, left = left[:TOGETHER], left[TOGETHER:]
+    while len(rows):
+        before = draft.spent
+        if not _settled(draft, rows):
             return
-        one = _solved(draft, rows, Implicit(draft.course, "Radau", TOLERANCE), TOGETHER)
-        if one is None or not bool(draft.runnable.finite(one.outputs, rows).any()):
-            return
-        other = _solved(draft, rows, Implicit(draft.course, "LSODA", TOLERANCE), TOGETHER)
-        if other is None:
-            return
-        seen = draft.finite(rows)  # rk4 with its witness covered the whole interval
-        draft.keep(rows[~seen], one.outputs[~seen], None, -1)
-        same = (
-            draft.same(other.outputs, one.outputs)
-            & draft.runnable.finite(one.outputs, rows)[:, None]
-        )
-        draft.settle(rows, same, one.outputs, other.outputs)
-        good = same.any(1)
-        draft.keep(
-            rows[good], one.outputs[good], None if one.states is None else one.states[good], -1
-        )
-        if not bool(good.any()):
-            return
-        if not bool(seen[good].all()):
-            draft.width = max(draft.width, LONGEST)
+        each = (draft.spent - before) / len(rows)
+        size = max(TOGETHER, int(TOGETHER * PATIENCE / (2 * each)))
+        rows, left = left[:size], left[size:]
+
+
+def _settled(draft: Draft, rows: Tensor) -> bool:
+    """Solve rows of one batch by two implicit methods; whether they agree on some."""
+    one = _solved(draft, rows, Implicit(draft.course, "Radau", TOLERANCE), TOGETHER)
+    if one is None or not bool(draft.runnable.finite(one.outputs, rows).any()):
+        return False
+    other = _solved(draft, rows, Implicit(draft.course, "LSODA", TOLERANCE), TOGETHER)
+    if other is None:
+        return False
+    seen = draft.finite(rows)  # rk4 with its witness covered the whole interval
+    draft.keep(rows[~seen], one.outputs[~seen], None, -1)
+    same = (
+        draft.same(other.outputs, one.outputs) & draft.runnable.finite(one.outputs, rows)[:, None]
+    )
+    draft.settle(rows, same, one.outputs, other.outputs)
+    good = same.any(1)
+    draft.keep(rows[good], one.outputs[good], None if one.states is None else one.states[good], -1)
+    if bool(good.any()) and not bool(seen[good].all()):
+        draft.width = max(draft.width, LONGEST)
+    return bool(good.any())
 
 
 def confirm_blow_ups(draft: Draft) -> None:
