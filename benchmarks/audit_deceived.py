@@ -16,8 +16,8 @@ Right: the share of samples whose prediction under the audit's exact flow is the
 doses, the least share of all draws.
 
 Results are kept in files of ``--output_dir`` and are not repeated; ``--again`` repeats those of
-other sources of the package. The tables go to ``docs/audit-deceived.md``, ``audit-deceived.csv``
-and ``audit-deceived-doses.csv``.
+other sources of the package. The tables contain all stored doses. They go to
+``docs/audit-deceived.md``, ``audit-deceived.csv`` and ``audit-deceived-doses.csv``.
 """
 
 from __future__ import annotations
@@ -136,15 +136,14 @@ def keep(
     key: Callable[[Result], Hashable],
     processes: int,
     again: bool,
-) -> list[Result]:
-    """The results of jobs, one line of a file each; missing ones are computed."""
+) -> dict[Hashable, Result]:
+    """All results of a file, one line each; those of missing jobs are computed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     known = {key(result): result for result in map(json.loads, lines)}
     if again:
         known = {name: result for name, result in known.items() if result["source"] == source()}
-    wanted = list(jobs)
-    left = [job for job in wanted if job not in known]
+    left = [job for job in jobs if job not in known]
     spawned = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(processes, spawned, prepare) as pool,
@@ -156,7 +155,7 @@ def keep(
             file.write(json.dumps(result) + "\n")
             file.flush()
             tell(" | ".join(row(result) if "model" in result else dose_row(result)))
-    return [known[job] for job in wanted]
+    return known
 
 
 def model_key(result: Result) -> Hashable:
@@ -347,15 +346,17 @@ def main() -> None:
     drawn: list[Result] = []
     if "models" in arguments.parts:
         chosen = [(name,) for name in names() if arguments.models.lower() in name.lower()]
-        models = keep(folder / "models.jsonl", examine, chosen, model_key, *how)
+        kept = keep(folder / "models.jsonl", examine, chosen, model_key, *how)
+        models = [kept[job] for job in chosen]
     if "doses" in arguments.parts:
         from doses import KINDS
 
         kinds = [kind for kind in KINDS if kind.spread in arguments.spreads]
         jobs = [(*kind, number) for number in range(arguments.draws) for kind in kinds]
-        drawn = keep(folder / "doses.jsonl", deceive, jobs, dose_key, *how)
+        kept = keep(folder / "doses.jsonl", deceive, jobs, dose_key, *how)
+        drawn = [kept[key] for kind in KINDS for key in sorted(kept) if key[:3] == kind]
     if models and drawn and not arguments.models:
-        write(models, drawn, f"python benchmarks/audit_deceived.py --draws {arguments.draws}")
+        write(models, drawn, "python benchmarks/audit_deceived.py")
     tables = markdown(COLUMNS, map(row, models)), markdown(DOSE_COLUMNS, dose_table(drawn))
     print(*tables, summary(models, drawn), sep="\n\n")
 
