@@ -15,15 +15,14 @@ exists; never `solver-dependent` if at most 1 % change; `ode` if at most 0.3 % c
 Right: the share of samples whose prediction under the audit's exact flow is the true one; for
 doses, the least share of all draws.
 
-Results are kept in files of ``--output_dir`` and are not repeated; ``--again`` repeats those of
-other sources of the package. The tables contain all stored doses. They go to
-``docs/audit-deceived.md``, ``audit-deceived.csv`` and ``audit-deceived-doses.csv``.
+The results, one line each, go to ``audit-deceived-models.jsonl`` and
+``audit-deceived-doses.jsonl`` of ``--output_dir``. Later calls continue there; ``--again`` repeats
+results of other sources of the package. The tables of all results go to ``audit-deceived.md``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import multiprocessing
@@ -89,7 +88,10 @@ def deceive(form: str, spread: str, width: float, number: int) -> Result:
 
     made = doses.deceive(doses.Kind(form, spread, width), number)
     kind = {"form": form, "spread": spread, "width": width, "draw": number}
-    return {**kind, "true": made.true, "n_steps": made.n_steps, **audited(made.known, made.x)}
+    found = audited(made.known, made.x)
+    if found["verdict"] != "error":
+        del found["sentence"]  # thousands of them would fill the file
+    return {**kind, "true": made.true, "n_steps": made.n_steps, **found}
 
 
 def audited(known: Any, x: Any) -> Result:
@@ -282,13 +284,9 @@ def summary(models: Sequence[Result], drawn: Sequence[Result]) -> str:
     return "\n\n".join(lines)
 
 
-def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> None:
+def write(models: Sequence[Result], drawn: Sequence[Result], path: Path) -> None:
     import doses
 
-    tables = {"": (COLUMNS, list(map(row, models))), "-doses": (DOSE_COLUMNS, dose_table(drawn))}
-    for name, (head, rows) in tables.items():
-        with (DOCS / f"audit-deceived{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([head, *rows])
     sentences = [
         f"* {result['model']}: {each['verdict']}. {each['sentence']}"
         for result in models
@@ -298,11 +296,12 @@ def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> No
     sources = ", ".join(sorted({result["source"] for result in [*models, *drawn]}))
     parts = [
         "# The audit where it is hard",
-        f"Written by `{command}` on {describe(LIBRARIES)} Sources of the package: {sources}.",
+        f"Written by `python benchmarks/audit_deceived.py` on {describe(LIBRARIES)} "
+        f"Sources of the package: {sources}.",
         (__doc__ or "").split("\n\n")[2],
         summary(models, drawn),
         "## Models",
-        markdown(*tables[""]),
+        markdown(COLUMNS, map(row, models)),
         *(
             [
                 "The audits of models with an unwanted verdict:",
@@ -312,9 +311,9 @@ def write(models: Sequence[Result], drawn: Sequence[Result], command: str) -> No
         ),
         "## Doses",
         (doses.__doc__ or "").split("\n\n", 1)[1].strip(),
-        markdown(*tables["-doses"]),
+        markdown(DOSE_COLUMNS, dose_table(drawn)),
     ]
-    (DOCS / "audit-deceived.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -335,7 +334,7 @@ def main() -> None:
     parser.add_argument(
         "--spreads", nargs="+", choices=SPREADS, default=SPREADS, help="of the doses (default: all)"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("experiments/audit-deceived"))
+    parser.add_argument("--output_dir", type=Path, default=DOCS, help="of results (default: docs)")
     parser.add_argument("--processes", type=count, default=os.cpu_count() or 1)
     parser.add_argument(
         "--again", action="store_true", help="repeat results of other sources of the package"
@@ -346,17 +345,17 @@ def main() -> None:
     drawn: list[Result] = []
     if "models" in arguments.parts:
         chosen = [(name,) for name in names() if arguments.models.lower() in name.lower()]
-        kept = keep(folder / "models.jsonl", examine, chosen, model_key, *how)
+        kept = keep(folder / "audit-deceived-models.jsonl", examine, chosen, model_key, *how)
         models = [kept[job] for job in chosen]
     if "doses" in arguments.parts:
         from doses import KINDS
 
         kinds = [kind for kind in KINDS if kind.spread in arguments.spreads]
         jobs = [(*kind, number) for number in range(arguments.draws) for kind in kinds]
-        kept = keep(folder / "doses.jsonl", deceive, jobs, dose_key, *how)
+        kept = keep(folder / "audit-deceived-doses.jsonl", deceive, jobs, dose_key, *how)
         drawn = [kept[key] for kind in KINDS for key in sorted(kept) if key[:3] == kind]
     if models and drawn and not arguments.models:
-        write(models, drawn, "python benchmarks/audit_deceived.py")
+        write(models, drawn, folder / "audit-deceived.md")
     tables = markdown(COLUMNS, map(row, models)), markdown(DOSE_COLUMNS, dose_table(drawn))
     print(*tables, summary(models, drawn), sep="\n\n")
 

@@ -91,9 +91,10 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
             "ode"
             in subprocess.run([*command, *extra], check=True, capture_output=True, text=True).stdout
         )
-    (line,) = (tmp_path / "models.jsonl").read_text().splitlines()
+    stored = tmp_path / "audit-deceived-models.jsonl"
+    (line,) = stored.read_text().splitlines()
     result = json.loads(line)
     assert [each["verdict"] for each in result["audits"]] == ["ode"] * 3
-    (tmp_path / "models.jsonl").write_text(json.dumps({**result, "source": "another"}) + "\n")
+    stored.write_text(json.dumps({**result, "source": "another"}) + "\n")
     subprocess.run([*command, "--again"], check=True, capture_output=True)
-    assert len((tmp_path / "models.jsonl").read_text().splitlines()) == 2
+    assert len(stored.read_text().splitlines()) == 2
