@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trueode.adaptation import FidelityRule, PaperStepRule, PaperToleranceRule
+from trueode.adaptation import (
+    Evidence,
+    Extrapolated,
+    FidelityRule,
+    PaperStepRule,
+    PaperToleranceRule,
+    Progress,
+)
 from trueode.build import (
     FLOORS,
     Shape,
@@ -363,9 +370,31 @@ def test_the_fidelity_rule_starts_cold(tmp_path: Path, method: str) -> None:
     assert method not in cost or most.solver.n_steps == 1
 
 
-def test_the_wanted_fidelity_reaches_target_and_certificate(tmp_path: Path) -> None:
-    from trueode.adaptation.rule import Evidence, Progress
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "auto", "dopri5"])
+def test_with_a_penalty_the_fidelity_rule_starts_finer_and_stays_above_the_cold(
+    tmp_path: Path, method: str
+) -> None:
+    rule, _ = rule_of(tmp_path, solver=method, penalty=1.0, **FIDELITY)
+    cost = {"euler": 12, "midpoint": 6, "rk4": 3, "auto": 3}
+    if method not in cost:
+        assert rule.solver == Adaptive(method, 3e-3, 3e-3)
+        return
+    assert rule.solver.n_steps == cost[method]
+    for _ in range(400):
+        rule.propose(lambda one, other: Evidence(0.0, cost_of(one), cost_of(other)), Progress(1, 9))
+    assert rule.solver.n_steps * rule.solver.tableau.advancing_stages == 8
 
+
+def cost_of(solver: FixedStep | Adaptive | Extrapolated) -> float:
+    """Field evaluations; dopri5 is never cheaper."""
+    if isinstance(solver, Extrapolated):
+        return cost_of(solver.solver) + cost_of(solver.finer)
+    if isinstance(solver, Adaptive):
+        return 100.0
+    return float(solver.n_steps * solver.tableau.advancing_stages)
+
+
+def test_the_wanted_fidelity_reaches_target_and_certificate(tmp_path: Path) -> None:
     for fidelity, finer in ((0.01, True), (0.1, False)):
         rule, _ = rule_of(tmp_path, solver="rk4", fidelity=fidelity, **FIDELITY)
         before = rule.solver

@@ -27,8 +27,7 @@ FLAGS = (
 CERTIFIED = (  # with few checks, so that a certificate fails
     "--niter 200 --name run --solver rk4 --use_step_adaption_algo true "
     "--adaption_algo fidelity --fidelity 0.02 --lr 0.01 "
-    "--adaption_interval 150 --log_interval 7 --model_checkpoint_freq 40 --torch_threads 1 "
-    "--penalty 1"
+    "--adaption_interval 150 --log_interval 7 --model_checkpoint_freq 40 --torch_threads 1"
 )
 RESUME = "--name run --resume true"
 

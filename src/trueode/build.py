@@ -55,6 +55,8 @@ GRADIENTS: dict[str, Gradient] = {
     "adjoint": Adjoint(),
 }
 COLD = 8  # field evaluations of the solver with which a fidelity rule starts
+# With a penalty: coarser solvers let a model form folds that the penalty cannot undo.
+COOL = 12
 CHECKED = 64  # samples in a check on unseen inputs
 # flips that the certification set should allow; with fewer, certification is a matter of luck
 CERTIFIED = 10
@@ -255,20 +257,28 @@ def build_rule(
 
 
 def _fidelity_rule(options: Options, shape: Shape) -> FidelityRule:
-    ladder = Ladder(max_steps=options.max_steps, tightest=FLOORS[options.precision])
+    penalised = options.penalty > 0
+    ladder = Ladder(
+        max_steps=options.max_steps,
+        tightest=FLOORS[options.precision],
+        least=COLD if penalised else 1,
+    )
 
     def cold(method: str) -> FixedStep | Adaptive:
         """The coarse solver of a method with which training may start."""
         if METHODS[method].kind == "adaptive":
             return Adaptive(method, ladder.loosest, ladder.loosest, per_sample=options.per_sample)
         stages = get_tableau(method).advancing_stages
-        return FixedStep(method, n_steps=max(1, min(COLD // stages, options.max_steps)))
+        evaluations = COOL if penalised else COLD
+        return FixedStep(method, n_steps=max(1, min(evaluations // stages, options.max_steps)))
 
     start, *others = (
         cold(method) for method in (AUTO if options.solver == "auto" else (options.method,))
     )
     target = get_task(shape.task).target
-    return FidelityRule(start, options.fidelity, target=target, others=others, ladder=ladder)
+    return FidelityRule(
+        start, options.fidelity, target=target, others=others, ladder=ladder, penalised=penalised
+    )
 
 
 def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | None]:

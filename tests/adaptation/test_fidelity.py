@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from trueode.adaptation import (
     Certificate,
+    DiscretisationPenalty,
     Evidence,
     Extrapolated,
     FidelityRule,
@@ -134,6 +135,39 @@ def test_noise_does_not_make_it_oscillate(p: int) -> None:
     later = np.array([count(s) for s in solvers[200:]])
     assert np.abs(np.diff(np.log(later))).sum() <= 1
     assert curve.error(solvers[-1]) <= 1.2 * allowed(p)
+
+
+def test_with_a_penalty_it_refines_gently_and_to_twice_the_target() -> None:
+    """The model follows the solver: jumps by theory would overshoot."""
+    error = order(4, allowed(4) * 7.0**4)
+    plain, gentle = (
+        follow(FidelityRule(COLD, FIDELITY, penalised=penalised), Curve(error), 400)
+        for penalised in (False, True)
+    )
+    steps = [count(solver) for solver in gentle]
+    assert max(after / before for before, after in pairwise(steps)) <= 1.5
+    assert max(count(a) / count(b) for b, a in pairwise(plain)) > 1.5
+    assert allowed(4) < error(gentle[-1]) <= 2 * allowed(4)
+    assert changes(gentle[-100:]) == 0
+
+
+def test_with_a_penalty_checks_compare_grids_that_it_never_sees() -> None:
+    compared: list[tuple[int, int]] = []
+
+    def error(solver: Solver) -> float:
+        return 1e-4
+
+    class Noted(Curve):
+        def __call__(self, candidate: Solver, reference: Solver | Extrapolated) -> Evidence:
+            assert isinstance(reference, Extrapolated)
+            compared.append((count(reference.solver), count(reference.finer)))
+            return super().__call__(candidate, reference)
+
+    follow(FidelityRule(FixedStep("rk4", n_steps=5), FIDELITY, penalised=True), Noted(error), 100)
+    assert compared
+    assert all(fine == 3 * coarse for coarse, fine in compared)
+    partners = DiscretisationPenalty().partner
+    assert max(partners(5, iteration) for iteration in range(500)) < 15
 
 
 def test_a_plateau_is_left_alone() -> None:

@@ -43,6 +43,18 @@ def test_coarser_is_the_next(method: str, n: int) -> None:
         assert n / 1.1 - 1 <= coarser.n_steps <= min(n - 1, n / 1.1 + 1)
 
 
+@given(st.sampled_from(FIXED), st.integers(1, 500), st.integers(1, 50))
+def test_no_solver_is_coarser_than_the_least(method: str, n: int, least: int) -> None:
+    free, coarser = Ladder(), Ladder(least=least)
+    found = coarser.coarser(FixedStep(method, n_steps=n))
+    fewer = free.coarser(FixedStep(method, n_steps=n))
+    stages = get_tableau(method).advancing_stages
+    if fewer is None or stages * fewer.n_steps < least:
+        assert found is None
+    else:
+        assert found == fewer
+
+
 @given(st.sampled_from(ADAPTIVE), st.floats(1e-5, 2e-3), st.floats(1.001, 1e9))
 def test_tolerances(method: str, tol: float, ratio: float) -> None:
     solver, ladder = Adaptive(method, tol, tol, per_sample=True), Ladder()

@@ -26,6 +26,9 @@ SAFE = 0.5  # a cheaper solver must keep to this share of the target
 PATIENCE = 20  # checks of a trial
 HALF = 2.0  # a failed attempt at a certificate divides the error by this
 LONGER = 200  # iterations of training after a failed attempt
+# With a penalty in the loss: the largest factor by which a change of solver reduces the error, the
+# factor on the target, and the ratio of steps in checks, which the penalty never compares.
+GENTLE, LENIENT, APART = 2.0, 2.0, 3
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,11 @@ class FidelityRule:
     independently of the number of flips. Training continues for 200 iterations, and the new model
     is judged, with at most four attempts.
 
+    **With a penalty** of discretisation errors in the loss (`DiscretisationPenalty`), the model
+    follows the solver, and refining is the last resort. A finer solver halves the error at most.
+    The target is twice as large, because the penalty reduces the error until the end. The reference
+    of a check has three times the steps, a grid that the penalty never sees.
+
     Args:
         start: the solver to start with: `FixedStep` with a number of steps, or `Adaptive`.
         fidelity: the wanted share of flips, and the margin of the certificate.
@@ -138,6 +146,7 @@ class FidelityRule:
             ``Task.target``.
         others: solvers of other methods; with them, the rule also chooses the method.
         ladder: limits of steps and tolerances.
+        penalised: whether the loss has a penalty.
     """
 
     def __init__(
@@ -148,12 +157,14 @@ class FidelityRule:
         target: Callable[[float], float] | None = None,
         others: Sequence[Solver] = (),
         ladder: Ladder | None = None,
+        penalised: bool = False,
     ) -> None:
         self._state = _State(start)
         self._fidelity = fidelity
         self._target = target or float
         self._methods = (start, *others) if others else ()
         self._ladder = ladder or Ladder()
+        self._penalised = penalised
         self.signal: Signal | None = None
         self.notice = ""
 
@@ -168,7 +179,8 @@ class FidelityRule:
         """
         self.notice = ""
         state = self._state
-        reference = Extrapolated(state.solver)
+        apart = APART if self._penalised and not isinstance(state.solver, Adaptive) else 2
+        reference = Extrapolated(state.solver, apart)
         found = measure(state.solver, reference)
         if isnan(found.difference):
             self.notice = (
@@ -183,7 +195,10 @@ class FidelityRule:
         state = replace(state, error=error)
         finer = None
         if error > target:
-            finer = self._ladder.finer(state.solver, error / target)
+            ratio = error / target
+            finer = self._ladder.finer(
+                state.solver, min(ratio, GENTLE) if self._penalised else ratio
+            )
             if finer is None:
                 self.notice = (
                     f"{state.solver} is the finest allowed solver, but its error exceeds the "
@@ -205,7 +220,8 @@ class FidelityRule:
         order = max(
             1 if isinstance(each, Adaptive) else each.order for each in (solver, *self._methods)
         )
-        return self._target(self._fidelity * (0.2 + 2 / order))
+        lenient = LENIENT if self._penalised else 1.0
+        return self._target(lenient * self._fidelity * (0.2 + 2 / order))
 
     def _refined(
         self, state: _State, finer: Solver, measure: Comparison, reference: Extrapolated, nfe: float

@@ -21,11 +21,13 @@ class Ladder:
         loosest: the loosest tolerance; with a looser one, an error control accepts every step.
         tightest: the tightest tolerance of the reference at twice the steps; below it, rounding
             dominates.
+        least: the fewest field evaluations of a solver with fixed steps.
     """
 
     max_steps: int = 500
     loosest: float = 3e-3
     tightest: float = 1e-7
+    least: int = 1
 
     def coarser(self, solver: Solver) -> Solver | None:
         """The next coarser solver; None if there is none.
@@ -36,7 +38,7 @@ class Ladder:
             tol = min(LOOSER * solver.rtol, self.loosest)
             return replace(solver, rtol=tol, atol=tol) if tol > 1.01 * solver.rtol else None
         fixed, n = _fixed(solver)
-        return replace(fixed, n_steps=min(n - 1, ceil(n / 1.1))) if n > 1 else None
+        return self._enough(fixed, min(n - 1, ceil(n / 1.1)))
 
     def finer(self, solver: Solver, ratio: float) -> Solver | None:
         """The solver whose error is ``ratio`` times smaller by theory, at most twice as fine; None
@@ -64,7 +66,12 @@ class Ladder:
             return solver
         fixed, _ = _fixed(solver)
         n = min(ceil(nfe / solver.tableau.advancing_stages) - 1, self.max_steps)
-        return replace(fixed, n_steps=n) if n >= 1 else None
+        return self._enough(fixed, n)
+
+    def _enough(self, solver: FixedStep, n: int) -> FixedStep | None:
+        """The solver with ``n`` steps; None if these are too few."""
+        enough = n >= 1 and n * solver.tableau.advancing_stages >= self.least
+        return replace(solver, n_steps=n) if enough else None
 
     def advice(self, solver: Solver) -> str:
         """Advice for the user if `finer` returns None."""

@@ -70,25 +70,26 @@ class Refine:
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """Richardson extrapolation from a solver and the same method at half the step.
+    """Richardson extrapolation from a solver and the same method with r times the steps.
 
     Let y be the result of the solver, p its order, and y' the result of `finer`. The extrapolated
-    result y' + (y' - y) / (2^p - 1) is more accurate than both; its error is of the next order.
+    result y' + (y' - y) / (r^p - 1) is more accurate than both; its error is of the next order.
     Source: Hairer, Nørsett & Wanner, *Solving Ordinary Differential
     Equations I*, section II.4.
     """
 
     solver: Solver
+    times: int = 2  # r
 
     @property
     def finer(self) -> Solver:
-        """The solver at twice the steps, or at a tolerance 2^p times tighter."""
-        return self.solver.refined(2)
+        """The solver with r times the steps, or at a tolerance r^p times tighter."""
+        return self.solver.refined(self.times)
 
     @property
     def weight(self) -> float:
-        """1 / (2^p - 1)."""
-        return float(1 / (2**self.solver.order - 1))
+        """1 / (r^p - 1)."""
+        return float(1 / (self.times**self.solver.order - 1))
 
 
 Comparison = Callable[[Solver, Solver | Extrapolated], Evidence]
