@@ -18,6 +18,7 @@ from trueode.solvers import FixedStep
 from trueode.solvers.problem import Problem
 
 N = 400
+SIGNS = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
 
 
 def points(n: int = N) -> Tensor:
@@ -65,6 +66,21 @@ def test_an_impulse_that_all_methods_step_over_is_found(width: float, at: float,
     flips = int(((truth > 0) != (runnable.run().outputs[:, 0] > 0)).sum())
     assert counts.flips <= flips <= counts.flips + counts.unresolved
     assert exact.width <= (5.1e-4 if kind == "number" else 1e-4)
+
+
+@pytest.mark.parametrize("away", [4, 6, 8, 10, 12, 16])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_an_impulse_near_the_end_of_a_step_is_found(away: int, side: int) -> None:
+    """Its width is a tenth of the way to that end: too wide for a jump, but no smooth error."""
+    width, x = 1e-3, points()
+    x[:, 2] = 0.0
+    offset = Witnessed(Course(), 33, 0, torch.arange(N)).offset
+    at = (10 + offset) / 32 + side * away * width  # rk4 takes 33 steps, the first and last shorter
+    _, exact, counts = counted(
+        on(kicked(width, at, clock=False), x, downstream=lambda z: z[:, :1] * SIGNS, task=CLASSES)
+    )
+    assert counts.unresolved == 0
+    torch.testing.assert_close(exact.outputs[:, 0], x[:, 0] + 2 * x[:, 1], rtol=0.1, atol=0.05)
 
 
 def test_an_impulse_in_images_is_found() -> None:

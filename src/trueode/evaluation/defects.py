@@ -19,7 +19,8 @@ ABOVE_ROUNDING = 1e4  # factor by which a defect must exceed rounding to be loca
 # The error of a step is smooth. A missed feature has an edge that is narrower than this part of the
 # way to the end of the step: on both sides, or on one.
 SHARP, SHARPER = 1 / 8, 1 / 32
-POINTS = 16  # parts of the way to an end of the step, in which an edge is searched
+POINTS = 32  # parts of the way to an end of the step, in which an edge is searched
+ADJACENT = 3  # most of these parts that an edge may take
 
 
 class Step(NamedTuple):
@@ -311,11 +312,15 @@ def _edge(
     width = (outside - inside) / POINTS
     way = inside + torch.arange(1, POINTS, device="cpu")[:, None] * width
     values = torch.cat([there[None], defect(way), torch.zeros_like(there)[None]])
-    changes, size = (values[:-1] - values[1:]).norm(dim=2), values.norm(dim=2).amax(0)
-    most, part = changes.max(0)
-    going, entries = most >= size / 2, torch.arange(len(there), device="cpu")
-    at_inside, at_outside = values[part, entries], values[part + 1, entries]
-    outside = torch.where(going, inside + (part + 1) * width, outside)
+    size, entries = values.norm(dim=2).amax(0), torch.arange(len(there), device="cpu")
+    going, part, span = torch.zeros_like(size, dtype=torch.bool), 0 * entries, 0 * entries
+    for adjacent in range(1, ADJACENT + 1):
+        most, place = (values[:-adjacent] - values[adjacent:]).norm(dim=2).max(0)
+        new = (most >= size / 2) & ~going
+        part, span = torch.where(new, place, part), torch.where(new, adjacent, span)
+        going |= new
+    at_inside, at_outside = values[part, entries], values[part + span, entries]
+    outside = torch.where(going, inside + (part + span) * width, outside)
     inside = torch.where(going, inside + part * width, inside)
     for _ in range(BISECTIONS):
         if not bool(going.any()):
