@@ -269,6 +269,12 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
+def _wide(dose: Result) -> bool:
+    """Whether a dose is as wide as the features that the audits say they see."""
+    least = 5e-5 if dose["spread"] == "all" else 5e-5 / 0.05
+    return bool(dose["width"] >= least)
+
+
 def summary(models: Sequence[Result], drawn: Sequence[Result]) -> str:
     """The number of audits and their errors, in a few lines."""
     audits = [each for result in models for each in result["audits"]]
@@ -278,9 +284,14 @@ def summary(models: Sequence[Result], drawn: Sequence[Result]) -> str:
         lines.append(
             f"{len(models)} models, {len(audits)} audits: {counted(wrong) or 'all as wanted'}."
         )
-    if drawn:
-        missed = sum(result["verdict"] == "ode" for result in drawn)
-        lines.append(f"{len(drawn)} doses: {missed} times a false `ode`.")
+    for wide, words in ((True, "as wide as the audit names, or wider"), (False, "narrower")):
+        some = [result for result in drawn if _wide(result) == wide]
+        if some:
+            verdicts = [result["verdict"] for result in some]
+            missed, open_ = verdicts.count("ode"), verdicts.count("inconclusive")
+            lines.append(
+                f"{len(some)} doses {words}: {missed} times a false `ode`, {open_} times undecided."
+            )
     return "\n\n".join(lines)
 
 

@@ -4,6 +4,9 @@ All samples turn at one speed. A dose of Gaussian form turns the samples that it
 further angle, about half a turn; the flow in closed form is a rotation. The dose is a function of
 the time of the solve (`time`), or of a state that counts time (`clock`). It acts on all samples
 (`all`), on 5 % of them (`some`), or on each at another time (`own`).
+
+An audit of 1000 samples names a `width` of 5e-5 for features that act on all samples. For those
+that act on 5 % of them, or on each at another time, it is twenty times as large.
 """
 
 from __future__ import annotations
