@@ -76,6 +76,7 @@ def test_two_processes_are_one(job: str, tmp_path: Path) -> None:
     if "per sample" in job:
         return  # each rank ends with its own slowest sample: fewer evaluations
     assert states[0]["evaluations"] == states[1]["evaluations"]
+    assert states[1]["penalty"] == pytest.approx(states[0]["penalty"], rel=1e-9)
     histories = [read_history(run / "history.csv") for run in runs]
     for column, values in histories[0].items():
         if column not in ("seconds", "nfe_backward"):

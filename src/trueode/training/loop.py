@@ -181,7 +181,7 @@ class Trainer:
         state.evaluations += calls(solution, len(part.x), n, ranks) * n
         state.evaluations_backward += solution.nfe_backward * n
         term = penalty(output[rows], other, n, ranks.sum)
-        state.penalty = term.detach() / penalty.interval
+        state.penalty = ranks.sum(term.detach()) / penalty.interval
         return term
 
     def check(self, step: Step) -> bool:
@@ -244,9 +244,8 @@ class Trainer:
         """
         state, task = self.state, self.task
         right = task.metric_sum(step.output.detach(), step.batch).double() / step.whole
-        penalty = torch.as_tensor(state.penalty, dtype=torch.float64, device=right.device)
-        shares = torch.stack([step.loss.detach().double(), right, self._loss_sum.double(), penalty])
-        loss, metric, loss_sum, penalty = self.ranks.sum(shares).tolist()
+        shares = torch.stack([step.loss.detach().double(), right, self._loss_sum.double()])
+        loss, metric, loss_sum = self.ranks.sum(shares).tolist()
         if not isfinite(loss_sum):
             raise DivergenceError(
                 f"The loss is not finite at iteration {state.iteration}, or became so at most "
@@ -276,7 +275,7 @@ class Trainer:
             "seconds": state.seconds,
         }
         if self.penalty is not None:
-            row["penalty"] = penalty
+            row["penalty"] = float(state.penalty)
         if checked and state.rule is not None and state.rule.signal is not None:
             row |= {"signal": state.rule.signal.value, "target": state.rule.signal.target}
         if tested:
