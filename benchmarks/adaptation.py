@@ -9,11 +9,13 @@ machine and wall time, go to ``docs/adaptation/sphere2-FIRST-LAST.csv`` and ``.m
 
 NFE: forward evaluations of the field per sample, divided by the 10 000 iterations. Training,
 penalties, checks, trials and what a failed certificate adds all count; the certificates have a
-column of their own. Prediction: evaluations of the final solver. Flips: predictions
-that differ from those of rk4 with 512 steps in double precision, among 2000 fresh points every 250
-iterations of the second half, and among 20 000 points at the end. CV: standard deviation of the
-number of steps over its mean, in the second half. V: sum of the changes of the logarithm of the
-number of steps (or of the tolerance), in the second half.
+column of their own. Prediction: evaluations of the final solver. Flips: predictions that differ
+from those of rk4 in double precision: with 128 steps, among 2000 fresh points every 250 iterations
+of the second half, and with 256, among 20 000 points at the end. Flips around: the same in the end
+for 2000 points of a square that is a third wider than the data. D: total variation between the
+predictions of the final solver and of the partners that a penalty draws, 2000 points. CV: standard
+deviation of the number of steps over its mean, in the second half. V: sum of the changes of the
+logarithm of the number of steps (or of the tolerance), in the second half.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +37,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "adaptation"
-NITER, EVERY, MANY, SOME, EXACT = 10_000, 250, 20_000, 2_000, 512
+NITER, EVERY, MANY, SOME, EXACT, LOOK = 10_000, 250, 20_000, 2_000, 256, 128
+AROUND = 0.6  # half the side of the square around the data, whose radii reach 0.45
 ADAPT = "--use_step_adaption_algo true"
+FIDELITY = f"{ADAPT} --adaption_algo fidelity"
 RULES = {
-    "rk4": f"--solver rk4 {ADAPT} --adaption_algo fidelity",
-    "euler": f"--solver euler {ADAPT} --adaption_algo fidelity",
-    "dopri5": f"--solver dopri5 {ADAPT} --adaption_algo fidelity",
-    "auto": f"--solver auto {ADAPT} --adaption_algo fidelity",
-    "rk4+penalty": f"--solver rk4 {ADAPT} --adaption_algo fidelity --penalty 1",
+    "rk4": f"--solver rk4 {FIDELITY}",
+    "auto": f"--solver auto {FIDELITY}",
+    "dopri5": f"--solver dopri5 {FIDELITY}",
+    "euler": f"--solver euler {FIDELITY}",
+    "rk4, no penalty": f"--solver rk4 {FIDELITY} --penalty 0",
+    "dopri5, no penalty": f"--solver dopri5 {FIDELITY} --penalty 0",
     "paper": f"--solver euler {ADAPT}",
-    "rk4x6": "--solver rk4 --n_steps 6",
+    "rk4 x 6": "--solver rk4 --n_steps 6",
+    "rk4 x 8": "--solver rk4 --n_steps 8",
 }
 COLUMNS = {
     "seed": "seed",
@@ -54,6 +60,8 @@ COLUMNS = {
     "prediction": "prediction",
     "flips": "flips, end",
     "worst": "flips, worst",
+    "around": "flips around",
+    "apart": "D",
     "accuracy": "accuracy",
     "exact": "exact flow",
     "cv": "CV",
@@ -65,8 +73,17 @@ COLUMNS = {
 }
 
 
-def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
-    """Train one model as ``python train.py`` does, and measure it during and after training."""
+def train_and_measure(
+    rule_name: str, flags: str, seed: int, alter: Callable[[Any], Any] = lambda trainer: trainer
+) -> dict[str, Any]:
+    """Train one model as ``python train.py`` does, and measure it during and after training.
+
+    Args:
+        rule_name: the name of the result.
+        flags: options of ``train.py``.
+        seed: the seed of the run.
+        alter: changes the trainer.
+    """
     import numpy as np
     import torch
 
@@ -77,12 +94,14 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     from trueode.options import load_options
     from trueode.training import Hooks, State
 
-    flags = f"--random_seed {seed} --niter {NITER} --data_dir {os.environ['TRUEODE_DATA']}"
-    options, _ = load_options(f"{RULES[rule_name]} {flags}".split())
-    _, trainer = build_run(options, Ranks(0, 1, torch.device("cpu")))
+    own_flags = f"--random_seed {seed} --niter {NITER} --data_dir {os.environ['TRUEODE_DATA']}"
+    options, _ = load_options(f"{flags} {own_flags}".split())
+    trainer = alter(build_run(options, Ranks(0, 1, torch.device("cpu")))[1])
     state, rule, model = trainer.state, trainer.state.rule, trainer.state.model
-    fresh, labels = concentric_spheres(MANY, 2, np.random.default_rng([2026, seed]))
+    random = np.random.default_rng([2026, seed])
+    fresh, labels = concentric_spheres(MANY, 2, random)
     points, classes = torch.from_numpy(fresh), torch.from_numpy(labels)
+    around = torch.from_numpy(random.uniform(-AROUND, AROUND, (SOME, 1, 2)))
 
     rows: list[dict[str, Any]] = []
     flips: list[tuple[int, float]] = []
@@ -93,11 +112,13 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     def look(current: State) -> None:
         """Count flips every 250 iterations; the time for this is subtracted.
 
-        In the first half of training, 64 steps of rk4 serve as the exact flow.
+        128 steps of rk4 serve as the exact flow, in the first half of training 64.
         """
         start = time.perf_counter()
         late = current.iteration >= NITER // 2
-        own, exact = predictions(model, current.solver, points[:SOME], EXACT if late else 64)
+        if not late and current.iteration % (2 * EVERY):
+            return
+        own, exact = predictions(model, current.solver, points[:SOME], LOOK if late else 64)
         if late and current.iteration <= NITER:
             flips.append((current.iteration, float((own != exact).double().mean())))
         right = [float((found == classes[:SOME]).double().mean()) for found in (own, exact)]
@@ -115,6 +136,7 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
     seconds = time.perf_counter() - begin - clock["looking"]
 
     own, exact = predictions(model, state.solver, points)
+    beyond = predictions(model, state.solver, around)
     with torch.no_grad():
         _, solution = model(points[:SOME].float(), state.solver, return_solution=True)
     half = [row for row in rows if row["iteration"] > NITER // 2]
@@ -138,6 +160,8 @@ def train_and_measure(rule_name: str, seed: int) -> dict[str, Any]:
         "prediction": solution.nfe,
         "flips": float((own != exact).double().mean()),
         "worst": max(share for _, share in flips),
+        "around": float((beyond[0] != beyond[1]).double().mean()),
+        "apart": apart(model, state.solver, points[:SOME].float()),
         "accuracy": float((own == classes).double().mean()),
         "exact": float((exact == classes).double().mean()),
         "cv": float(steps.std() / steps.mean()),
@@ -213,6 +237,26 @@ def predictions(model: Any, solver: Any, points: Any, n_steps: int = EXACT) -> t
     return torch.cat(own), torch.cat(exact)
 
 
+def apart(model: Any, solver: Any, points: Any) -> float:
+    """The mean total variation between the predictions of a solver and of all partners of N steps
+    that the penalty may draw; for a tolerance, of one partner.
+    """
+    import torch
+
+    from trueode.solvers import FixedStep
+
+    n = solver.n_steps if isinstance(solver, FixedStep) else None
+    partners = (
+        [replace(solver, n_steps=m) for m in range(n + 1, 2 * n + 2)]
+        if n
+        else [solver.refined(1.5)]
+    )
+    with torch.no_grad():
+        own = model(points, solver).softmax(1)
+        gaps = [(own - model(points, each).softmax(1)).abs().sum(1).mean() / 2 for each in partners]
+    return float(torch.stack(gaps).mean())
+
+
 def finish(trainer: Any) -> None:
     """Train to the end; exit if a signal interrupts the training."""
     if not trainer.run():
@@ -228,7 +272,7 @@ def commit() -> str:
 
 
 def run_all(
-    jobs: Sequence[tuple[str, int]], folder: Path, processes: int
+    jobs: Sequence[tuple[str, int]], folder: Path, processes: int, script: Path = Path(__file__)
 ) -> Iterator[dict[str, Any]]:
     """The results of jobs; missing ones are computed in processes of one thread each."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,7 +283,7 @@ def run_all(
         if not path.exists():
             command = [
                 sys.executable,
-                str(Path(__file__).resolve()),
+                str(script.resolve()),
                 "--one",
                 job[0],
                 str(job[1]),
@@ -254,6 +298,13 @@ def run_all(
         yield from pool.map(one, jobs)
 
 
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Write a finished result."""
+    partial = Path(f"{path}.part")
+    partial.write_text(json.dumps(result))
+    partial.replace(path)
+
+
 def shown(result: dict[str, Any]) -> str:
     """A result as one line."""
     return " | ".join([result["rule"], *(cell(result, name) for name in COLUMNS)])
@@ -261,7 +312,7 @@ def shown(result: dict[str, Any]) -> str:
 
 def cell(result: dict[str, Any], name: str) -> str:
     value = result[name]
-    if name in ("flips", "worst"):
+    if name in ("flips", "worst", "around", "apart"):
         return f"{100 * value:.2f} %"
     if name in ("accuracy", "exact", "cv", "checking", "certifying"):
         return f"{100 * value:.1f} %"
@@ -385,10 +436,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         rule, seed, path = arguments.one
-        result = train_and_measure(rule, int(seed))
-        partial = Path(f"{path}.part")
-        partial.write_text(json.dumps(result))
-        partial.replace(path)
+        keep(Path(path), train_and_measure(rule, RULES[rule], int(seed)))
         return
     seeds = parse_seeds(arguments.seeds)
     jobs = [(rule, seed) for rule in arguments.rules for seed in seeds]

@@ -20,6 +20,7 @@ from trueode.adaptation import (
     Rule,
     paper_starting_step,
 )
+from trueode.adaptation.fidelity import PATIENCE
 from trueode.catalog import AUTO, METHODS
 from trueode.data import Batches, Dataset, Unseen, keep_unseen, load_dataset
 from trueode.distributed import Ranks
@@ -60,6 +61,8 @@ COOL = 12
 CHECKED = 64  # samples in a check on unseen inputs
 # flips that the certification set should allow; with fewer, certification is a matter of luck
 CERTIFIED = 10
+GENERATED = 8000  # inputs of an attempt, where they cost nothing, unless 1 / fidelity needs more
+QUICK = 5  # the fewest checks of a trial
 # the smallest useful tolerances: below them rounding errors dominate
 FLOORS = {
     "float32": 1e-7,
@@ -119,7 +122,9 @@ def build_run(options: Options, ranks: Ranks) -> tuple[Shape, Trainer]:
     )
     checks, field = build_checks(options, task, unseen, ranks), build_training_field(options, model)
     penalty = build_penalty(options, task)
-    return shape, Trainer(state, dataset, task, batches, schedule, ranks, checks, field, penalty)
+    trainer = Trainer(state, dataset, task, batches, schedule, ranks, checks, field, penalty)
+    trainer.begin()
+    return shape, trainer
 
 
 def build_data(options: Options) -> Dataset:
@@ -257,7 +262,7 @@ def build_rule(
 
 
 def _fidelity_rule(options: Options, shape: Shape) -> FidelityRule:
-    penalised = options.penalty > 0
+    penalised = options.penalty_weight > 0
     ladder = Ladder(
         max_steps=options.max_steps,
         tightest=FLOORS[options.precision],
@@ -276,8 +281,17 @@ def _fidelity_rule(options: Options, shape: Shape) -> FidelityRule:
         cold(method) for method in (AUTO if options.solver == "auto" else (options.method,))
     )
     target = get_task(shape.task).target
+    # with a penalty a trial takes a tenth of a short run: the model follows the solver
+    checks = options.niter // options.adaption_interval
+    patience = max(min(checks // 10, PATIENCE), QUICK) if penalised else PATIENCE
     return FidelityRule(
-        start, options.fidelity, target=target, others=others, ladder=ladder, penalised=penalised
+        start,
+        options.fidelity,
+        target=target,
+        others=others,
+        ladder=ladder,
+        penalised=penalised,
+        patience=patience,
     )
 
 
@@ -293,7 +307,13 @@ def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | No
     if not options.certifies:
         return dataset, None
     size = max(round(CERTIFIED / options.fidelity), 1)
-    return keep_unseen(dataset, seed=options.random_seed, share=options.held_out, size=size)
+    return keep_unseen(
+        dataset,
+        seed=options.random_seed,
+        share=options.held_out,
+        size=size,
+        generated=max(size, min(8 * size, GENERATED)),
+    )
 
 
 def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ranks) -> Checks:
@@ -314,10 +334,10 @@ def build_checks(options: Options, task: Task, unseen: Unseen | None, ranks: Ran
 
 def build_penalty(options: Options, task: Task) -> DiscretisationPenalty | None:
     """Build the penalty of discretisation errors; None: there is none."""
-    if not options.penalty:
+    if not options.penalty_weight:
         return None
     return DiscretisationPenalty(
-        options.penalty,
+        options.penalty_weight,
         options.penalty_interval,
         options.penalty_stride,
         seed=options.random_seed,

@@ -137,7 +137,7 @@ def test_noise_does_not_make_it_oscillate(p: int) -> None:
     assert curve.error(solvers[-1]) <= 1.2 * allowed(p)
 
 
-def test_with_a_penalty_it_refines_gently_and_to_twice_the_target() -> None:
+def test_with_a_penalty_it_refines_gently_and_to_three_times_the_target() -> None:
     """The model follows the solver: jumps by theory would overshoot."""
     error = order(4, allowed(4) * 7.0**4)
     plain, gentle = (
@@ -147,7 +147,7 @@ def test_with_a_penalty_it_refines_gently_and_to_twice_the_target() -> None:
     steps = [count(solver) for solver in gentle]
     assert max(after / before for before, after in pairwise(steps)) <= 1.5
     assert max(count(a) / count(b) for b, a in pairwise(plain)) > 1.5
-    assert allowed(4) < error(gentle[-1]) <= 2 * allowed(4)
+    assert allowed(4) < error(gentle[-1]) <= 3 * allowed(4)
     assert changes(gentle[-100:]) == 0
 
 
@@ -168,6 +168,44 @@ def test_with_a_penalty_checks_compare_grids_that_it_never_sees() -> None:
     assert all(fine == 3 * coarse for coarse, fine in compared)
     partners = DiscretisationPenalty().partner
     assert max(partners(5, iteration) for iteration in range(500)) < 15
+
+
+@pytest.mark.parametrize("edge", [1.0, 5.0, 30.0, 1e9])
+def test_with_a_penalty_the_first_solver_is_accurate_for_the_new_model(edge: float) -> None:
+    ladder = Ladder(max_steps=100)
+    rule = FidelityRule(COLD, FIDELITY, penalised=True, ladder=ladder)
+    curve = Curve(order(4, 3 * allowed(4) * edge**4))
+    start = count(rule.begin(curve))
+    assert rule.solver == FixedStep("rk4", n_steps=start)
+    assert start == (2 if edge < 2 else 100 if edge > 100 else pytest.approx(edge, abs=1))
+    same = FidelityRule(COLD, FIDELITY, ladder=ladder)
+    assert same.begin(curve) == COLD
+
+
+def test_a_start_whose_error_is_infinite_or_unknown() -> None:
+    def broken(value: float) -> Callable[[Solver], float]:
+        return lambda solver: value if count(solver) < 16 else 1e-6
+
+    for value, start in ((inf, 16), (nan, 2)):
+        rule = FidelityRule(COLD, FIDELITY, penalised=True)
+        assert count(rule.begin(Curve(broken(value)))) == start
+
+
+def test_with_a_penalty_the_first_trials_go_as_far_as_theory_allows() -> None:
+    """A trial that fails makes the next ones careful."""
+    start = FixedStep("rk4", n_steps=60)
+    bold, plain = (
+        FidelityRule(start, FIDELITY, penalised=penalised, patience=5)
+        for penalised in (True, False)
+    )
+    error = order(4, allowed(4) * 20.0**4)
+    steps = {rule: [count(s) for s in follow(rule, Curve(error), 30)] for rule in (bold, plain)}
+    assert steps[bold][4] == 30 < steps[plain][4] == 55
+    assert 0.9 * 20 * (1 / 1.5) ** 0.25 <= steps[bold][-1] <= 1.1 * 20 * (1 / 1.5) ** 0.25 + 1
+    rule = FidelityRule(start, FIDELITY, penalised=True, patience=5)
+    steep = [count(s) for s in follow(rule, Curve(cliff(50)), 60)]
+    assert min(steep) >= 50, "a cliff is not stepped over"
+    assert steep[9] == 55, "after a failed trial only the next coarser one is tried"
 
 
 def test_a_plateau_is_left_alone() -> None:

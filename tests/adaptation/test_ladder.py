@@ -43,6 +43,19 @@ def test_coarser_is_the_next(method: str, n: int) -> None:
         assert n / 1.1 - 1 <= coarser.n_steps <= min(n - 1, n / 1.1 + 1)
 
 
+@given(st.sampled_from(FIXED), st.integers(2, 500), st.floats(1.0, 1e9))
+def test_coarser_by_theory_allows_the_larger_error_or_halves(
+    method: str, n: int, ratio: float
+) -> None:
+    solver = FixedStep(method, n_steps=n)
+    coarser, following = Ladder().coarser(solver, ratio), Ladder().coarser(solver)
+    assert coarser is not None
+    assert following is not None
+    assert n / 2 <= coarser.n_steps <= following.n_steps
+    if coarser.n_steps < following.n_steps:
+        assert error_ratio(solver, coarser) <= ratio * (1 + 1e-6)
+
+
 @given(st.sampled_from(FIXED), st.integers(1, 500), st.integers(1, 50))
 def test_no_solver_is_coarser_than_the_least(method: str, n: int, least: int) -> None:
     free, coarser = Ladder(), Ladder(least=least)

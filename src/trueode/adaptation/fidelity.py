@@ -28,7 +28,7 @@ HALF = 2.0  # a failed attempt at a certificate divides the error by this
 LONGER = 200  # iterations of training after a failed attempt
 # With a penalty in the loss: the largest factor by which a change of solver reduces the error, the
 # factor on the target, and the ratio of steps in checks, which the penalty never compares.
-GENTLE, LENIENT, APART = 2.0, 2.0, 3
+GENTLE, LENIENT, APART = 2.0, 3.0, 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Trial:
 
     Attributes:
         patience: checks that the trial takes.
+        bold: whether the candidate is as coarse as theory allows, not only the next coarser one.
         candidate: the solver, chosen at the first check; None: there is no cheaper one.
         checks: checks so far.
         total: sum of its errors.
@@ -44,6 +45,7 @@ class Trial:
     """
 
     patience: int = PATIENCE
+    bold: bool = False
     candidate: Solver | None = None
     checks: int = 0
     total: float = 0.0
@@ -147,6 +149,7 @@ class FidelityRule:
         others: solvers of other methods; with them, the rule also chooses the method.
         ladder: limits of steps and tolerances.
         penalised: whether the loss has a penalty.
+        patience: checks of a trial.
     """
 
     def __init__(
@@ -158,8 +161,9 @@ class FidelityRule:
         others: Sequence[Solver] = (),
         ladder: Ladder | None = None,
         penalised: bool = False,
+        patience: int = PATIENCE,
     ) -> None:
-        self._state = _State(start)
+        self._state = _State(start, trial=Trial(patience, bold=penalised))
         self._fidelity = fidelity
         self._target = target or float
         self._methods = (start, *others) if others else ()
@@ -173,14 +177,29 @@ class FidelityRule:
         """The training solver."""
         return self._state.solver
 
+    def begin(self, measure: Comparison) -> Solver:
+        """Before training: refine the solver until its error for the new model meets the target.
+
+        Models over long times need many steps from the start: too few can spoil the weights in the
+        first iterations.
+        """
+        while self._penalised:
+            solver = self.solver
+            error = measure(solver, self._reference(solver)).difference
+            target = self._allowed(solver)
+            finer = self._ladder.finer(solver, error / target) if error > target else None
+            if finer is None:
+                break
+            self._state = replace(self._state, solver=finer)
+        return self.solver
+
     def propose(self, measure: Comparison, progress: Progress) -> Solver:
         """Refine the solver if its mean error exceeds the target, else continue the trial of a
         cheaper one.
         """
         self.notice = ""
         state = self._state
-        apart = APART if self._penalised and not isinstance(state.solver, Adaptive) else 2
-        reference = Extrapolated(state.solver, apart)
+        reference = self._reference(state.solver)
         found = measure(state.solver, reference)
         if isnan(found.difference):
             self.notice = (
@@ -212,6 +231,11 @@ class FidelityRule:
         self._state = state if isfinite(error) else replace(state, error=None)
         return self.solver
 
+    def _reference(self, solver: Solver) -> Extrapolated:
+        """The reference of a check."""
+        apart = self._penalised and not isinstance(solver, Adaptive)
+        return Extrapolated(solver, APART if apart else 2)
+
     def _allowed(self, solver: Solver) -> float:
         """The largest error that a training solver may have.
 
@@ -242,8 +266,8 @@ class FidelityRule:
                 SAFE * self._allowed(other), error
             ):
                 best, error = other, found.difference
-        patience = state.trial.patience * (1 if state.risen else 2)
-        return replace(state, solver=best, error=error, trial=Trial(patience), risen=True)
+        trial = Trial(state.trial.patience * (1 if state.risen else 2))
+        return replace(state, solver=best, error=error, trial=trial, risen=True)
 
     def _tried(
         self, state: _State, measure: Comparison, reference: Extrapolated, nfe: float
@@ -265,6 +289,7 @@ class FidelityRule:
             return replace(state, trial=trial)
         new = Trial(trial.patience)
         if solver is not None and trial.won(allowed):
+            new = replace(new, bold=trial.bold)
             error = trial.total / trial.checks
             return replace(state, solver=solver, error=error, trial=new, method=0, risen=False)
         return replace(state, trial=new, method=(state.method + 1) % (1 + len(self._methods)))
@@ -274,7 +299,10 @@ class FidelityRule:
         method that costs less.
         """
         if state.method == 0:
-            return self._ladder.coarser(state.solver)
+            assert state.error is not None
+            bold = state.trial.bold and state.error > 0
+            ratio = SAFE * self._allowed(state.solver) / state.error if bold else 1.0
+            return self._ladder.coarser(state.solver, ratio)
         other = self._methods[state.method - 1]
         return None if other.name == state.solver.name else self._ladder.cheaper(other, nfe)
 

@@ -29,16 +29,19 @@ class Ladder:
     tightest: float = 1e-7
     least: int = 1
 
-    def coarser(self, solver: Solver) -> Solver | None:
+    def coarser(self, solver: Solver, ratio: float = 1.0) -> Solver | None:
         """The next coarser solver; None if there is none.
 
-        It takes one step less, or about a tenth less of many steps, or has twice the tolerance.
+        It takes one step less, or about a tenth less of many steps, or has twice the tolerance. If
+        its error may be ``ratio`` times larger, it takes as few steps as this allows by theory, at
+        least half as many.
         """
         if isinstance(solver, Adaptive):
             tol = min(LOOSER * solver.rtol, self.loosest)
             return replace(solver, rtol=tol, atol=tol) if tol > 1.01 * solver.rtol else None
         fixed, n = _fixed(solver)
-        return self._enough(fixed, min(n - 1, ceil(n / 1.1)))
+        exact = n / min(max(ratio, 1.0) ** (1 / solver.order), DOUBLING)
+        return self._enough(fixed, min(n - 1, ceil(n / 1.1), ceil(exact - 1e-9 * exact)))
 
     def finer(self, solver: Solver, ratio: float) -> Solver | None:
         """The solver whose error is ``ratio`` times smaller by theory, at most twice as fine; None

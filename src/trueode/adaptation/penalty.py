@@ -11,10 +11,8 @@ from torch import Tensor
 
 from trueode.errors import UsageError
 from trueode.evaluation import Task, get_task
-from trueode.evaluation.task import keep
 from trueode.seeds import torch_stream
 from trueode.solvers import FixedStep, Solver
-from trueode.solvers.control import Reduce
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class DiscretisationPenalty:
     agree on these two grids and on no others (aliasing).
 
     The distance is in the units of the loss (see ``Task.distance``): the total variation of two
-    class distributions, and for other outputs their difference times the spread of the outputs.
+    class distributions, the mean squared difference of numbers and states.
 
     Args:
         weight: the weight of the penalty.
@@ -93,16 +91,13 @@ class DiscretisationPenalty:
                 return replace(solver, n_steps=self.partner(solver.n_steps, iteration))
         return solver.refined(1.0 + share)
 
-    def __call__(
-        self, own: Tensor, other: Tensor, whole: int | None = None, reduce: Reduce = keep
-    ) -> Tensor:
+    def __call__(self, own: Tensor, other: Tensor, whole: int | None = None) -> Tensor:
         """The penalty, to be added to the mean loss of the batch: a scalar.
 
         Args:
             own: outputs of `part` under the training solver, ``(n, …)``.
             other: their outputs under the partner.
             whole: the number of compared samples of all ranks that share the batch; None: n.
-            reduce: sums over these ranks.
         """
-        distances = self.task.distance(own, other, reduce)
+        distances = self.task.distance(own, other)
         return self.weight * self.interval * distances.sum() / (whole or len(own))

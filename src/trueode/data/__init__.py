@@ -136,7 +136,9 @@ def _generated(name: str, folder: Path, seed: int) -> Dataset:
     return Dataset(name, "classification", train, test, shape, int(train.y.max()) + 1)
 
 
-def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tuple[Dataset, Unseen]:
+def keep_unseen(
+    dataset: Dataset, *, seed: int, share: float, size: int, generated: int | None = None
+) -> tuple[Dataset, Unseen]:
     """Provide samples that training does not see: fresh draws of generated data, otherwise some of
     the training samples.
 
@@ -145,6 +147,7 @@ def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tupl
         seed: of the run.
         share: of the training samples that is held out, unless the data is generated.
         size: number of samples for each attempt to certify.
+        generated: the same for generated data; None: the same number.
 
     Returns:
         The data to train and test with, and the unseen samples.
@@ -160,7 +163,7 @@ def keep_unseen(dataset: Dataset, *, seed: int, share: float, size: int) -> tupl
         x, y, *t = (torch.from_numpy(part.copy()) for part in draw(n, stream(seed, "unseen", key)))
         return Split(x, y, t[0] if t else None).to(dataset.train.dtype)
 
-    return dataset, drawn(fresh, size, dataset.name)
+    return dataset, drawn(fresh, generated or size, dataset.name)
 
 
 def generator_version(name: str) -> int:

@@ -124,7 +124,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def distance(self, own: Tensor, other: Tensor, reduce: Reduce = keep) -> Tensor:
+    def distance(self, own: Tensor, other: Tensor) -> Tensor:
         """How far predictions lie apart, in the units of the loss, with gradients: ``(batch,)``."""
 
     @abstractmethod

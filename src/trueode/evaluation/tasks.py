@@ -67,7 +67,7 @@ class Classification(Task):
         ) / 2
         return mean_over_ranks(variation, reduce)
 
-    def distance(self, own: Tensor, other: Tensor, reduce: Reduce = keep) -> Tensor:
+    def distance(self, own: Tensor, other: Tensor) -> Tensor:
         """The total variation of the class distributions, averaged over a sample's predictions."""
         variation = (own.softmax(1) - other.softmax(1)).abs().sum(1) / 2
         return variation if variation.dim() == 1 else variation.flatten(1).mean(1)
@@ -175,20 +175,9 @@ class _Squares(Task):
         gap = self.gap(own, reference, torch.where(allowed > 0, allowed, torch.inf))
         return float(mean_over_ranks(gap.double() ** POWER, reduce) ** (1 / POWER))
 
-    def distance(self, own: Tensor, other: Tensor, reduce: Reduce = keep) -> Tensor:
-        """The RMS over components and times of the difference times the component's spread.
-
-        The squared error relative to the squared spread has no units; so has the difference
-        relative to the spread. This is their ratio in the units of the squared error.
-        """
-        spread = self.spread(other.detach(), reduce)
-        difference = self._by_component(own) - self._by_component(other)
-        present = ~(self._absent(own) & self._absent(other))
-        # zeros before the norm, because gradients would carry NaN past a mask
-        difference = torch.where(present, difference, 0.0) * spread
-        count = present.expand_as(difference).sum((1, 2)).clamp(min=1)
-        norm: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2))
-        return norm / count.sqrt()
+    def distance(self, own: Tensor, other: Tensor) -> Tensor:
+        """The mean over components and times of the squared difference, as in the loss."""
+        return self._mean_square(own, other, own.new_ones(()), (1, 2))
 
     def target(self, fidelity: float) -> float:
         """``fidelity ** (1/8)``.
@@ -247,7 +236,7 @@ class Density(_Squares):
 
     name = "density"
 
-    def distance(self, own: Tensor, other: Tensor, reduce: Reduce = keep) -> Tensor:
+    def distance(self, own: Tensor, other: Tensor) -> Tensor:
         """The absolute difference in nats, averaged over a sample's outputs."""
         return (own - other).abs().flatten(1).mean(1)
 

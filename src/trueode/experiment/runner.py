@@ -240,7 +240,7 @@ def _columns(options: Options, metric: str) -> list[str]:
     columns += ["step_size"] if options.fixed_step else []
     columns += ["order"] if auto else []
     columns += ["signal", "target"] if adapts else []
-    columns += ["penalty"] if options.penalty else []
+    columns += ["penalty"] if options.penalty_weight else []
     return [*columns, "seconds"]
 
 

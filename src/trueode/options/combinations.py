@@ -58,7 +58,7 @@ def problems(o: Options) -> list[str]:
     found += [
         f"--{name} {getattr(o, name)} needs a penalty: add --penalty 1."
         for name in ("penalty_interval", "penalty_stride")
-        if not o.penalty and _changed(o, name)
+        if not o.penalty_weight and _changed(o, name)
     ]
     if o.solver == "auto" and not o.certifies:
         found.append(

@@ -21,6 +21,9 @@ ALIASES = {
 EITHER_OR = (("autodif", "adjoint"), ("step_size", "n_steps"))
 """Pairs of options with the same meaning: giving one replaces both values of a file."""
 
+PENALTY = 1.5
+"""The weight of the penalty that belongs to the fidelity rule."""
+
 MOST = 2**32 - 1
 """The largest whole number."""
 LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
@@ -205,8 +208,12 @@ class Options(BaseModel):
     initial_tol: float = option(1e-6, "adaptation", "paper's rule: first tolerance", gt=0)
     adaption_interval: int = option(50, "adaptation", "iterations between checks", ge=1)
 
-    penalty: float = option(
-        0.0, "adaptation", "weight of the discretisation-error penalty in the loss; 0: none", ge=0
+    penalty: float | None = option(
+        None,
+        "adaptation",
+        "weight of the discretisation-error penalty in the loss; 0: no penalty; not given: "
+        f"{PENALTY:g} with the fidelity rule, otherwise 0",
+        ge=0,
     )
     penalty_interval: int = option(4, "adaptation", "iterations between penalties", ge=1)
     penalty_stride: int = option(
@@ -322,6 +329,12 @@ class Options(BaseModel):
     def certifies(self) -> bool:
         """Whether the run ends with a certificate."""
         return self.use_step_adaption_algo and self.adaption_algo == "fidelity"
+
+    @property
+    def penalty_weight(self) -> float:
+        """The weight of the discretisation-error penalty; 0: there is none."""
+        chosen = PENALTY if self.certifies else 0.0
+        return chosen if self.penalty is None else self.penalty
 
     def training_step(self, length: float) -> float:
         """The step size of a fixed-step training solver on an interval of the given length."""

@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trueode.adaptation import DiscretisationPenalty, ModelInspection, Progress, Refine
+from trueode.adaptation import (
+    DiscretisationPenalty,
+    FidelityRule,
+    ModelInspection,
+    Progress,
+    Refine,
+)
 from trueode.data import Batch, Batches, Dataset
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
@@ -145,6 +151,17 @@ class Trainer:
                 del step  # frees the memory of back-propagation before the next iteration
         return self.done
 
+    def begin(self) -> None:
+        """Let the rule choose the solver of the first iteration."""
+        state, rule = self.state, self.state.rule
+        if self.penalty is None or not isinstance(rule, FidelityRule):
+            return
+        indices, whole = self.batches.first()
+        batch = to_device(self.batches.split.batch(indices), self.ranks.device)
+        measure, seen = self.checks.measure(state, batch, whole, None, 0.0)
+        state.solver = rule.begin(measure)
+        state.evaluations += measure.nfe * seen
+
     def step(self, network: nn.Module, batch: Batch, whole: int) -> Step:
         """Solve for this rank's part of a batch of ``whole`` samples, differentiate the loss, and
         count field evaluations.
@@ -180,7 +197,7 @@ class Trainer:
         n = -(-whole // penalty.stride)
         state.evaluations += calls(solution, len(part.x), n, ranks) * n
         state.evaluations_backward += solution.nfe_backward * n
-        term = penalty(output[rows], other, n, ranks.sum)
+        term = penalty(output[rows], other, n)
         state.penalty = ranks.sum(term.detach()) / penalty.interval
         return term
 
