@@ -1,7 +1,7 @@
 """Compare the penalty with published regularisers and with controls: Sphere2, fixed steps of rk4.
 
     python benchmarks/regularisers.py --tune    seeds 0 to 6, five weights of each, 3 steps: hours
-    python benchmarks/regularisers.py           seeds 100 to 106, the weights chosen, 3, 4, 6 steps
+    python benchmarks/regularisers.py           seeds 100 to 106, the weights chosen, 3 and 6 steps
 
 Each term is added to the loss of the paper's run (10 000 iterations). A weight is chosen on seeds
 0 to 6 by one rule for all: among weights whose mean accuracy under the exact flow is at most 0.7
@@ -50,6 +50,13 @@ from trueode.training.loop import Step
 INTERVAL = 4
 TUNED, REPORTED = range(7), range(100, 107)
 STEPS = 3  # of the runs that choose the weights
+GRIDS = (3, 6)  # steps of the runs that are reported
+RULES = {  # of the benchmark of adaptation, as they are called in the picture
+    "paper": "the paper's rule",
+    "rk4, no penalty": "fidelity without the penalty",
+    "rk4": "fidelity",
+    "rk4 x 8": "8 fixed steps",
+}
 WEIGHTS: dict[str, tuple[float, ...]] = {
     "plain": (0.0,),
     "penalty": (0.3, 0.5, 1.0, 2.0, 3.0),
@@ -260,6 +267,45 @@ def paired(results: Sequence[dict[str, Any]], best: str) -> str:
     return "\n".join(rows)
 
 
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw flips against evaluations: a line per term, a mark per rule.
+
+    The rules are those of the benchmark of adaptation on the same seeds.
+    """
+    from trueode.figures import save
+    from trueode.figures.theme import DARK, colour, new_figure, style
+
+    with (adaptation.DOCS / f"sphere2-{REPORTED[0]}-{REPORTED[-1]}.csv").open(newline="") as file:
+        rules = list(csv.DictReader(file))
+    with style():
+        figure = new_figure(7.6, 4.6)
+        axes = figure.subplots()
+        for k, term in enumerate(WEIGHTS):
+            names = [n for n in dict.fromkeys(r["rule"] for r in results) if parse(n)[0] == term]
+            of = [[r for r in results if r["rule"] == name] for name in names]
+            x, y = ([mean(r[key] for r in rows) for rows in of] for key in ("nfe", "flips"))
+            axes.plot(
+                x, [100 * each for each in y], "o-", color=colour(k), label=term, markersize=4
+            )
+        for marker, (rule, name) in zip("Xsd^", RULES.items(), strict=True):
+            of_rule = [row for row in rules if row["rule"] == rule]
+            x, y = ([mean(float(row[key]) for row in of_rule)] for key in ("nfe", "flips"))
+            axes.plot(x, [100 * each for each in y], marker, color=DARK, label=name, markersize=8)
+        axes.axhline(1, color=DARK, linewidth=0.7, linestyle=":")
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="field evaluations per iteration",
+            ylabel="changed predictions (%)",
+        )
+        ticks = (10, 12, 16, 24, 32, 50)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        figure.subplots_adjust(right=0.68)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        save(figure, path)
+
+
 def read_tuned(path: Path) -> list[dict[str, Any]]:
     """The results of the runs that choose the weights."""
     with path.open(newline="") as file:
@@ -290,7 +336,7 @@ def main() -> None:
         seeds = TUNED
     else:
         weights = chosen(read_tuned(table))
-        names = [f"{term} {weights[term]:g} x {n}" for n in (3, 4, 6) for term in arguments.terms]
+        names = [f"{term} {weights[term]:g} x {n}" for n in GRIDS for term in arguments.terms]
         seeds = REPORTED
     jobs = [(name, seed) for seed in seeds for name in names]
     done = list(adaptation.run_all(jobs, folder, arguments.processes, Path(__file__)))
@@ -310,6 +356,7 @@ def main() -> None:
             writer.writerows(results)
         print(json.dumps(chosen(results)))
         return
+    draw(results, adaptation.DOCS / "regularisers.png")
     commits = ", ".join(sorted({r["commit"] for r in results}))
     said = (__doc__ or "").split("The terms.", 1)[1]
     best = f"penalty {weights['penalty']:g} x {STEPS}"
