@@ -345,6 +345,7 @@ def main() -> None:
     parser.add_argument(
         "--spreads", nargs="+", choices=SPREADS, default=SPREADS, help="of the doses (default: all)"
     )
+    parser.add_argument("--widths", nargs="+", type=float, help="of the doses (default: all)")
     parser.add_argument("--output_dir", type=Path, default=DOCS, help="of results (default: docs)")
     parser.add_argument("--processes", type=count, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -361,7 +362,12 @@ def main() -> None:
     if "doses" in arguments.parts:
         from doses import KINDS
 
-        kinds = [kind for kind in KINDS if kind.spread in arguments.spreads]
+        kinds = [
+            kind
+            for kind in KINDS
+            if kind.spread in arguments.spreads
+            and kind.width in (arguments.widths or (kind.width,))
+        ]
         jobs = [(*kind, number) for number in range(arguments.draws) for kind in kinds]
         kept = keep(folder / "audit-deceived-doses.jsonl", deceive, jobs, dose_key, *how)
         drawn = [kept[key] for kind in KINDS for key in sorted(kept) if key[:3] == kind]

@@ -405,12 +405,14 @@ def test_the_wanted_fidelity_reaches_target_and_certificate(tmp_path: Path) -> N
 
 
 def test_what_is_kept_from_training(tmp_path: Path) -> None:
-    options = opt(
-        data_dir=str(tmp_path), use_step_adaption_algo=True, solver="rk4", fidelity=0.02, **FIDELITY
-    )
-    _, trainer = build_run(options, ALONE)
-    assert trainer.checks.unseen is not None
-    assert trainer.checks.unseen.size == 4000, "generated inputs cost nothing"
+    for niter, size in ((3000, 2400), (500, 500), (10_000, 8000), (20_000, 8000)):
+        options = opt(
+            data_dir=str(tmp_path), use_step_adaption_algo=True, solver="rk4", fidelity=0.02,
+            niter=niter, **FIDELITY,
+        )  # fmt: skip
+        _, trainer = build_run(options, ALONE)
+        assert trainer.checks.unseen is not None
+        assert trainer.checks.unseen.size == size
     assert (trainer.checks.on, trainer.checks.interval) == ("held_out", options.adaption_interval)
     assert len(trainer.dataset.train) == 2000
     _, paper = build_run(opt(data_dir=str(tmp_path), use_step_adaption_algo=True), ALONE)

@@ -61,7 +61,8 @@ COOL = 12
 CHECKED = 64  # samples in a check on unseen inputs
 # flips that the certification set should allow; with fewer, certification is a matter of luck
 CERTIFIED = 10
-GENERATED = 8000  # inputs of an attempt, where they cost nothing, unless 1 / fidelity needs more
+# generated inputs of an attempt: one for so many that training sees, at most so many
+SEEN, GENERATED = 160, 8000
 QUICK = 5  # the fewest checks of a trial
 # the smallest useful tolerances: below them rounding errors dominate
 FLOORS = {
@@ -312,7 +313,7 @@ def keep_apart(options: Options, dataset: Dataset) -> tuple[Dataset, Unseen | No
         seed=options.random_seed,
         share=options.held_out,
         size=size,
-        generated=max(size, min(8 * size, GENERATED)),
+        generated=max(size, min(options.niter * options.batch_size // SEEN, GENERATED)),
     )
 
 

@@ -22,7 +22,7 @@ from trueode.evaluation import Decision
 from trueode.solvers import Adaptive, Solver, from_plain, to_plain
 
 WEIGHT = 0.2  # of a new check in the running mean
-SAFE = 0.5  # a cheaper solver must keep to this share of the target
+SAFE = 0.5  # a cheaper solver must keep to this share of the flips that the target allows
 PATIENCE = 20  # checks of a trial
 HALF = 2.0  # a failed attempt at a certificate divides the error by this
 LONGER = 200  # iterations of training after a failed attempt
@@ -118,7 +118,7 @@ class FidelityRule:
       the method; it is at most twice as fine. With ``others``, the rule takes another method
       instead if it costs less and measures well enough.
     * **Coarser by measurement.** A cheaper solver is on trial beside the training solver. The rule
-      takes it if the mean of its own error over twenty checks is at most half of the target.
+      takes it if the mean of its own error over twenty checks has at most half of the flips that the target allows.
       Accuracy can fall off a cliff, which theory does not predict.
 
     The reasons for the constants: a new check has the weight 0.2 in the running mean, because a
@@ -236,8 +236,9 @@ class FidelityRule:
         apart = self._penalised and not isinstance(solver, Adaptive)
         return Extrapolated(solver, APART if apart else 2)
 
-    def _allowed(self, solver: Solver) -> float:
-        """The largest error that a training solver may have.
+    def _allowed(self, solver: Solver, share: float = 1.0) -> float:
+        """The largest error that a training solver may have; ``share`` of its flips for a cheaper
+        solver.
 
         It is the same for all methods that the rule chooses from, to favour none.
         """
@@ -245,7 +246,7 @@ class FidelityRule:
             1 if isinstance(each, Adaptive) else each.order for each in (solver, *self._methods)
         )
         lenient = LENIENT if self._penalised else 1.0
-        return self._target(lenient * self._fidelity * (0.2 + 2 / order))
+        return self._target(share * lenient * self._fidelity * (0.2 + 2 / order))
 
     def _refined(
         self, state: _State, finer: Solver, measure: Comparison, reference: Extrapolated, nfe: float
@@ -263,7 +264,7 @@ class FidelityRule:
                 continue
             found = measure(other, reference)
             if found.candidate_nfe < expected and found.difference <= min(
-                SAFE * self._allowed(other), error
+                self._allowed(other, SAFE), error
             ):
                 best, error = other, found.difference
         trial = Trial(state.trial.patience * (1 if state.risen else 2))
@@ -280,7 +281,7 @@ class FidelityRule:
         if not trial.checks:
             trial = replace(trial, candidate=self._candidate(state, nfe))
         solver = trial.candidate
-        allowed = 0.0 if solver is None else SAFE * self._allowed(solver)
+        allowed = 0.0 if solver is None else self._allowed(solver, SAFE)
         if solver is None or trial.lost(allowed):
             trial = replace(trial, checks=trial.checks + 1)  # the next one waits its turn
         else:
@@ -301,7 +302,7 @@ class FidelityRule:
         if state.method == 0:
             assert state.error is not None
             bold = state.trial.bold and state.error > 0
-            ratio = SAFE * self._allowed(state.solver) / state.error if bold else 1.0
+            ratio = self._allowed(state.solver, SAFE) / state.error if bold else 1.0
             return self._ladder.coarser(state.solver, ratio)
         other = self._methods[state.method - 1]
         return None if other.name == state.solver.name else self._ladder.cheaper(other, nfe)
