@@ -80,9 +80,7 @@ def main() -> None:
     with style():
         figure = new_figure(8.0, 8.1)
         panels = figure.subplots(2, 2, gridspec_kw={"hspace": 0.2, "wspace": 0.15})
-        for (coarse, exact), penalty in zip(
-            panels.T, (None, DiscretisationPenalty(1.5)), strict=True
-        ):
+        for (coarse, exact), penalty in zip(panels.T, (None, DiscretisationPenalty()), strict=True):
             model = train(args.iterations, penalty)
             name = "without the penalty" if penalty is None else "with the penalty"
             scores = []

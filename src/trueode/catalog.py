@@ -30,6 +30,10 @@ AUTO = ("rk4", "midpoint", "euler", "dopri5")
 """The methods from which ``--solver auto`` chooses; it starts with the first."""
 
 
+PENALTY = 1.5
+"""The default weight of the discretisation-error penalty."""
+
+
 class DataSet(NamedTuple):
     """A data set: ``shape`` is ``"signal"`` (channels, length), ``"image"`` (channels, height,
     width) or ``"any"``.

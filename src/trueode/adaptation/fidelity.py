@@ -118,8 +118,8 @@ class FidelityRule:
       the method; it is at most twice as fine. With ``others``, the rule takes another method
       instead if it costs less and measures well enough.
     * **Coarser by measurement.** A cheaper solver is on trial beside the training solver. The rule
-      takes it if the mean of its own error over twenty checks has at most half of the flips that the target allows.
-      Accuracy can fall off a cliff, which theory does not predict.
+      takes it if the mean of its own error over the trial corresponds to at most half of the flips
+      that the target allows. Accuracy can fall off a cliff, which theory does not predict.
 
     The reasons for the constants: a new check has the weight 0.2 in the running mean, because a
     check of few samples is noisy, but a single one far above the target must count. Half of the
@@ -138,8 +138,10 @@ class FidelityRule:
 
     **With a penalty** of discretisation errors in the loss (`DiscretisationPenalty`), the model
     follows the solver, and refining is the last resort. A finer solver halves the error at most.
-    The target is twice as large, because the penalty reduces the error until the end. The reference
-    of a check has three times the steps, a grid that the penalty never sees.
+    The target is three times as large, because the penalty reduces the error until the end. The
+    reference of a check has three times the steps, a grid that the penalty never sees. Trials are
+    bold until one fails: the candidate is as coarse as theory allows. `begin` measures the new
+    model.
 
     Args:
         start: the solver to start with: `FixedStep` with a number of steps, or `Adaptive`.

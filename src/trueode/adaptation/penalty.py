@@ -9,6 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from trueode.catalog import PENALTY
 from trueode.errors import UsageError
 from trueode.evaluation import Task, get_task
 from trueode.seeds import torch_stream
@@ -39,7 +40,7 @@ class DiscretisationPenalty:
         UsageError: a number is out of range.
     """
 
-    weight: float = 1.0
+    weight: float = PENALTY
     interval: int = 4
     stride: int = 4
     seed: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trueode.catalog import DATA_SETS
+from trueode.catalog import DATA_SETS, PENALTY
 
 if TYPE_CHECKING:
     from trueode.options.schema import Options
@@ -56,7 +56,7 @@ def problems(o: Options) -> list[str]:
     found += _precision_problems(o)
     found += _adaptation_problems(o)
     found += [
-        f"--{name} {getattr(o, name)} needs a penalty: add --penalty 1."
+        f"--{name} {getattr(o, name)} needs a penalty: add --penalty {PENALTY:g}."
         for name in ("penalty_interval", "penalty_stride")
         if not o.penalty_weight and _changed(o, name)
     ]

@@ -7,7 +7,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from trueode.catalog import ACTIVATIONS, AUTO, DATA_SETS, INITIALISATIONS, METHODS, NETWORKS, TASKS
+from trueode.catalog import (
+    ACTIVATIONS,
+    AUTO,
+    DATA_SETS,
+    INITIALISATIONS,
+    METHODS,
+    NETWORKS,
+    PENALTY,
+    TASKS,
+)
 from trueode.errors import UNWRITABLE, OptionError, nearest, printable
 from trueode.options.combinations import problems
 
@@ -20,9 +29,6 @@ ALIASES = {
 
 EITHER_OR = (("autodif", "adjoint"), ("step_size", "n_steps"))
 """Pairs of options with the same meaning: giving one replaces both values of a file."""
-
-PENALTY = 1.5
-"""The weight of the penalty that belongs to the fidelity rule."""
 
 MOST = 2**32 - 1
 """The largest whole number."""
