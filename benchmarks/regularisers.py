@@ -6,8 +6,8 @@
 Each term is added to the loss of the paper's run (10 000 iterations). A weight is chosen on seeds
 0 to 6 by one rule for all: among weights whose mean accuracy under the exact flow is at most 0.7
 points below the best one's, those with at most 0.5 % of flips on most seeds, then the fewest flips
-in the mean. Finished runs are kept in ``--output_dir``. The tables go to
-``docs/adaptation/regularisers-tuned.csv`` and ``regularisers.md``.
+in the mean. Finished runs are kept in ``--output_dir`` and in the table
+``docs/adaptation/regularisers-tuned.csv``. The report goes to ``regularisers.md`` beside it.
 
 The terms. They are computed every fourth iteration and weigh four times as much there, as the
 penalty does; but on all 128 samples, where the penalty takes 32. Their own evaluations of the field
@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -193,6 +192,7 @@ def parse(name: str) -> tuple[str, float, int]:
 def train_and_measure(name: str, seed: int) -> dict[str, Any]:
     """Train one model with one term, and measure it as the benchmark of adaptation does."""
     term, weight, n = parse(name)
+    adaptation.EVERY = 1000  # these runs are judged in the end
 
     def with_term(trainer: Trainer) -> Trainer:
         same = {field.name: getattr(trainer, field.name) for field in fields(Trainer)}
@@ -306,11 +306,12 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         save(figure, path)
 
 
-def read_tuned(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[dict[str, Any]]:
     """The results of the runs that choose the weights."""
     with path.open(newline="") as file:
         return [
-            {**row, **{key: float(row[key]) for key in COLUMNS}} for row in csv.DictReader(file)
+            {**row, "seed": int(row["seed"]), **{key: float(row[key]) for key in COLUMNS}}
+            for row in csv.DictReader(file)
         ]
 
 
@@ -335,15 +336,17 @@ def main() -> None:
         ]
         seeds = TUNED
     else:
-        weights = chosen(read_tuned(table))
+        weights = chosen(read(table))
         names = [f"{term} {weights[term]:g} x {n}" for n in GRIDS for term in arguments.terms]
         seeds = REPORTED
-    jobs = [(name, seed) for seed in seeds for name in names]
-    done = list(adaptation.run_all(jobs, folder, arguments.processes, Path(__file__)))
-    results = sorted(done, key=lambda r: (names.index(r["rule"]), r["seed"]))
+    kept = read(table) if arguments.tune and table.exists() else []
+    have = {(r["rule"], r["seed"]) for r in kept}
+    jobs = [(name, seed) for name in names for seed in seeds if (name, seed) not in have]
+    results = [*kept, *adaptation.run_all(jobs, folder, arguments.processes, Path(__file__))]
+    if arguments.tune:
+        names = [f"{term} {weight:g} x {STEPS}" for term in WEIGHTS for weight in WEIGHTS[term]]
+    results.sort(key=lambda r: (names.index(r["rule"]), r["seed"]))
     print(lines(results))
-    if arguments.terms != list(WEIGHTS):
-        return
     if arguments.tune:
         with table.open("w", newline="") as file:
             writer = csv.DictWriter(
@@ -354,7 +357,8 @@ def main() -> None:
             )
             writer.writeheader()
             writer.writerows(results)
-        print(json.dumps(chosen(results)))
+        return
+    if arguments.terms != list(WEIGHTS):
         return
     draw(results, adaptation.DOCS / "regularisers.png")
     commits = ", ".join(sorted({r["commit"] for r in results}))
@@ -367,7 +371,7 @@ def main() -> None:
         f"`python benchmarks/regularisers.py --tune`.\n\nThe terms.{said.rstrip()}\n\n"
         f"{lines(results)}\n\n## Paired differences in percentage points\n\n"
         f"{paired(results, best)}\n\n## The weights, seeds 0 to 6\n\n"
-        f"{lines(read_tuned(table))}\n",
+        f"{lines(read(table))}\n",
         encoding="utf-8",
     )
 
