@@ -385,6 +385,29 @@ def test_with_its_penalty_the_fidelity_rule_starts_finer_and_stays_above_the_col
     assert rule.solver.n_steps * rule.solver.tableau.advancing_stages == 8
 
 
+@pytest.mark.parametrize("penalty", [None, 0.0, 0.5])
+def test_with_a_penalty_the_first_solver_is_accurate_for_the_new_model(
+    tmp_path: Path, penalty: float | None
+) -> None:
+    """The pendulum moves for ten seconds: two or three steps are far too few."""
+    _, trainer = build_run(
+        opt(
+            data_dir=str(tmp_path), dataset="pendulum", network="linear_odenet", act="tanh",
+            solver="rk4", use_step_adaption_algo=True, penalty=penalty, **FIDELITY,
+        ),
+        ALONE,
+    )  # fmt: skip
+    state = trainer.state
+    if penalty == 0:
+        assert (state.solver.n_steps, state.evaluations) == (2, 0.0)
+        return
+    assert state.solver == state.rule.solver
+    assert state.solver.n_steps > 8
+    tried = [3, 6, 12, 24]
+    tried = [n for n in tried if n <= state.solver.n_steps] + [state.solver.n_steps]
+    assert state.evaluations >= 64 * 4 * 4 * sum(set(tried)), "each try costs 4 N and 12 N"
+
+
 def cost_of(solver: FixedStep | Adaptive | Extrapolated) -> float:
     """Field evaluations; dopri5 is never cheaper."""
     if isinstance(solver, Extrapolated):

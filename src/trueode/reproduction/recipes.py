@@ -28,8 +28,8 @@ CRITERION = (
     "lose at most 0.1 test accuracy, averaged over seeds"
 )
 CERTIFIED = (
-    "the evaluations of `fidelity` include its certificate, a thousand samples under the exact "
-    "flow, which is most of them in runs of a few hundred iterations"
+    "the evaluations of `fidelity` include its certificate, at least a thousand samples under the "
+    "exact flow, which is most of them in runs of a few hundred iterations"
 )
 WITHOUT_EULER = (
     "`fidelity` is not run with Euler: at small scale, two such runs were not certified with 50 "
