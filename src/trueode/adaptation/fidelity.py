@@ -139,9 +139,9 @@ class FidelityRule:
     **With a penalty** of discretisation errors in the loss (`DiscretisationPenalty`), the model
     follows the solver, and refining is the last resort. A finer solver halves the error at most.
     The target is three times as large, because the penalty reduces the error until the end. The
-    reference of a check has three times the steps, a grid that the penalty never sees. Trials are
-    bold until one fails: the candidate is as coarse as theory allows. `begin` measures the new
-    model.
+    reference of a check has three times the steps, a grid that the penalty never sees. A trial is
+    bold, unless the one before failed: the candidate is as coarse as theory allows. `begin` measures
+    the new model.
 
     Args:
         start: the solver to start with: `FixedStep` with a number of steps, or `Adaptive`.
@@ -269,7 +269,7 @@ class FidelityRule:
                 self._allowed(other, SAFE), error
             ):
                 best, error = other, found.difference
-        trial = Trial(state.trial.patience * (1 if state.risen else 2))
+        trial = Trial(state.trial.patience * (1 if state.risen else 2), bold=self._penalised)
         return replace(state, solver=best, error=error, trial=trial, risen=True)
 
     def _tried(
@@ -292,7 +292,7 @@ class FidelityRule:
             return replace(state, trial=trial)
         new = Trial(trial.patience)
         if solver is not None and trial.won(allowed):
-            new = replace(new, bold=trial.bold)
+            new = replace(new, bold=self._penalised)
             error = trial.total / trial.checks
             return replace(state, solver=solver, error=error, trial=new, method=0, risen=False)
         return replace(state, trial=new, method=(state.method + 1) % (1 + len(self._methods)))
