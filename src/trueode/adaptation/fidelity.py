@@ -140,8 +140,8 @@ class FidelityRule:
     follows the solver, and refining is the last resort. A finer solver halves the error at most.
     The target is three times as large, because the penalty reduces the error until the end. The
     reference of a check has three times the steps, a grid that the penalty never sees. A trial is
-    bold, unless the one before failed: the candidate is as coarse as theory allows. `begin` measures
-    the new model.
+    bold, unless the one before failed: its candidate is as coarse as theory allows. `begin`
+    measures the new model.
 
     Args:
         start: the solver to start with: `FixedStep` with a number of steps, or `Adaptive`.

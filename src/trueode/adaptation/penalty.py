@@ -29,6 +29,11 @@ class DiscretisationPenalty:
     The distance is in the units of the loss (see ``Task.distance``): the total variation of two
     class distributions, the mean squared difference of numbers and states.
 
+    Related terms: error estimates of the solver (Pal et al., ICML 2021), kinetic energy and the
+    norm of the Jacobian (Finlay et al., ICML 2020), higher derivatives (Kelly et al., NeurIPS
+    2020), random end times (Ghosh et al., NeurIPS 2020). Self-consistency over step sizes is known
+    from generative samplers (Frans et al., arXiv 2410.12557).
+
     Args:
         weight: the weight of the penalty.
         interval: iterations between penalties.
