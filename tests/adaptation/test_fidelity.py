@@ -501,9 +501,11 @@ def test_the_target_is_that_of_the_measure() -> None:
 
 
 def test_it_gives_up_after_four_attempts() -> None:
-    rule, inspection = FidelityRule(COLD, FIDELITY), Made(*[50] * ATTEMPTS)
+    start = FixedStep("rk4", n_steps=100)
+    rule, inspection = FidelityRule(start, FIDELITY), Made(*[50] * ATTEMPTS)
     for _ in range(ATTEMPTS - 1):
         assert isinstance(rule.certify(inspection), Refine)
+    assert count(rule.solver) == pytest.approx(100 * (2 * 4 * 8) ** (1 / 4), abs=3)
     answer = rule.certify(inspection)
     assert isinstance(answer, Certificate)
     assert answer.status is Status.SOLVER_DEPENDENT

@@ -24,7 +24,7 @@ from trueode.solvers import Adaptive, Solver, from_plain, to_plain
 WEIGHT = 0.2  # of a new check in the running mean
 SAFE = 0.5  # a cheaper solver must keep to this share of the flips that the target allows
 PATIENCE = 20  # checks of a trial
-HALF = 2.0  # a failed attempt at a certificate divides the error by this
+HALF = 2.0  # failed attempts at a certificate divide the error by this, its square, its cube
 LONGER = 200  # iterations of training after a failed attempt
 # With a penalty in the loss: the largest factor by which a change of solver reduces the error, the
 # factor on the target, and the ratio of steps in checks, which the penalty never compares.
@@ -132,9 +132,9 @@ class FidelityRule:
     it falls slowly, accuracy is expensive and is added at the end, if the certificate needs it.
 
     At the end, the model is certified against its exact flow on inputs that neither training nor
-    the rule has seen (see `Certifier`). If that fails, the rule halves the error of the solver,
-    independently of the number of flips. Training continues for 200 iterations, and the new model
-    is judged, with at most four attempts.
+    the rule has seen (see `Certifier`). If that fails, the rule divides the error of the solver by
+    two, the next times by four and by eight, independently of the number of flips. Training
+    continues for 200 iterations, and the new model is judged, with at most four attempts.
 
     **With a penalty** of discretisation errors in the loss (`DiscretisationPenalty`), the model
     follows the solver, and refining is the last resort. A finer solver halves the error at most.
@@ -328,7 +328,7 @@ class FidelityRule:
             return certifier.give_up("a longer training or a larger --fidelity may help")
         if n < certifier.needed:
             return certifier.give_up(f"another attempt needs n ≥ {certifier.needed}")
-        finer = self._ladder.finer(state.solver, HALF)
+        finer = self._ladder.finer(state.solver, HALF ** len(certifier.attempts))
         if finer is None:
             return certifier.give_up(self._ladder.advice(state.solver))
         trial = Trial(state.trial.patience)
