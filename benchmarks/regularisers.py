@@ -315,6 +315,21 @@ def read(path: Path) -> list[dict[str, Any]]:
         ]
 
 
+def place(result: dict[str, Any]) -> tuple[int, float, int, int]:
+    """The place of a result in a table."""
+    term, weight, n = parse(result["rule"])
+    return list(WEIGHTS).index(term), weight, n, result["seed"]
+
+
+def write(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Write the results of the runs that choose the weights."""
+    names = ["rule", "seed", *COLUMNS, "commit"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(results, key=place))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -339,24 +354,16 @@ def main() -> None:
         weights = chosen(read(table))
         names = [f"{term} {weights[term]:g} x {n}" for n in GRIDS for term in arguments.terms]
         seeds = REPORTED
-    kept = read(table) if arguments.tune and table.exists() else []
-    have = {(r["rule"], r["seed"]) for r in kept}
+    results = read(table) if arguments.tune and table.exists() else []
+    have = {(r["rule"], r["seed"]) for r in results}
     jobs = [(name, seed) for name in names for seed in seeds if (name, seed) not in have]
-    results = [*kept, *adaptation.run_all(jobs, folder, arguments.processes, Path(__file__))]
-    if arguments.tune:
-        names = [f"{term} {weight:g} x {STEPS}" for term in WEIGHTS for weight in WEIGHTS[term]]
-    results.sort(key=lambda r: (names.index(r["rule"]), r["seed"]))
+    for result in adaptation.run_all(jobs, folder, arguments.processes, Path(__file__)):
+        results.append(result)
+        if arguments.tune:
+            write(table, results)
+    results.sort(key=place)
     print(lines(results))
     if arguments.tune:
-        with table.open("w", newline="") as file:
-            writer = csv.DictWriter(
-                file,
-                ["rule", "seed", *COLUMNS, "commit"],
-                extrasaction="ignore",
-                lineterminator="\n",
-            )
-            writer.writeheader()
-            writer.writerows(results)
         return
     if arguments.terms != list(WEIGHTS):
         return
