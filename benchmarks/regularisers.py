@@ -59,7 +59,7 @@ RULES = {  # of the benchmark of adaptation, as they are called in the picture
 WEIGHTS: dict[str, tuple[float, ...]] = {
     "plain": (0.0,),
     "penalty": (0.3, 0.5, 1.0, 2.0, 3.0),
-    "embedded": (0.3, 3.0, 30.0, 300.0, 3000.0),
+    "embedded": (0.3, 3.0, 6.0, 10.0, 30.0),
     "kinetic": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     "taylor": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
     "steer": (0.05, 0.1, 0.2, 0.35, 0.5),
