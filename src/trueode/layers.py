@@ -4,8 +4,9 @@ calling the field.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from trueode.catalog import ACTIVATIONS
@@ -56,6 +57,11 @@ class Layer(NamedTuple):
         return self.weight.shape[2] if self.weight.dim() == 3 else 1
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the layer."""
+        return [x for x in (self.weight, self.bias, self.time_weight) if x is not None]
+
+    @property
     def matrix(self) -> Tensor:
         """The weights as ``(taps * in, out)``, to multiply a row and its neighbours side by side
         from the right.
@@ -74,14 +80,20 @@ class LayerStack(NamedTuple):
         layers: the layers; the last one has activation ``"identity"``.
         channels_last: whether the layers act on the state ``(batch, channels, length)`` laid out as
             ``(batch, length, channels)``; otherwise they act on the flattened state.
+        lead: the number of leading dimensions of a state that count samples.
     """
 
     layers: tuple[Layer, ...]
     channels_last: bool = False
+    lead: int = 1
 
-    def widths(self, width: int) -> list[int]:
-        """The number of inputs of each layer, for a state of ``width`` numbers."""
-        widths = [width]
+    def width(self, shape: Sequence[int]) -> int:
+        """The numbers in one sample of a state of a shape."""
+        return prod(shape[self.lead :])
+
+    def widths(self, shape: Sequence[int]) -> list[int]:
+        """The number of inputs of each layer, for a state of a shape."""
+        widths = [self.width(shape)]
         for layer in self.layers[:-1]:
             fan_out, fan_in, *_ = layer.weight.shape
             widths.append(widths[-1] // fan_in * fan_out)

@@ -17,6 +17,7 @@ from trueode.solvers.checked import CheckedField, is_symbolic
 from trueode.solvers.clock import Clock
 from trueode.solvers.control import Reduce
 from trueode.solvers.gradients.methods import Adjoint, Backprop, Checkpoint, Gradient
+from trueode.solvers.recognition import find_layers
 from trueode.solvers.saving import SavePoints, Times, save_points
 from trueode.solvers.solution import Counter
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid, Solver
@@ -153,27 +154,31 @@ class Problem:
     @lazy
     def layers(self) -> LayerStack | None:
         """The field's layers, if it offers them and this problem can be solved with them."""
-        z0, offer = self.z0, getattr(self.field, "layer_stack", None)
+        z0, field = self.z0, self.field
         if (
-            offer is None
-            or isinstance(z0, tuple)
+            isinstance(z0, tuple)
             or isinstance(self.gradient, Adjoint)
             or not z0.is_floating_point()
+            or z0.is_meta
         ):
             return None
         if (
-            z0.is_meta
-            or torch.is_autocast_enabled(z0.device.type)
+            torch.is_autocast_enabled(z0.device.type)
             or is_symbolic()
             or forward_ad._current_level >= 0
         ):
             return None
-        stack: LayerStack | None = offer(z0.shape)
+        stack: LayerStack | None
+        if hasattr(field, "layer_stack"):
+            stack = field.layer_stack(z0.shape)
+        else:
+            stack = find_layers(field, z0, lambda: self.clock.time(0.0))
         if stack is None or any(
             x.dtype != z0.dtype or x.device != z0.device for x in stack.layers[0][:2]
         ):
             return None
-        return stack
+        by_sample = self.per_sample or (self.points is not None and self.points.per_sample)
+        return None if by_sample and stack.lead != 1 else stack
 
     def with_field(self, field: Callable[..., Any]) -> Problem:
         """The same problem with its field computed by another function of the same parameters."""

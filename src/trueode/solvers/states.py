@@ -71,11 +71,10 @@ def pack_tuple(
 def pack_stack(stack: LayerStack, z0: Tensor) -> tuple[Tensor, Unpack]:
     """A state as a layer stack takes it, ``(batch, width)``, and the conversion back."""
     shape = z0.shape
+    sizes = prod(shape[: stack.lead]), stack.width(shape)
     if not stack.channels_last or z0.dim() < 3 or shape[1] == 1:
-        return z0.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(
-            *z.shape[:-2], *shape
-        )
+        return z0.reshape(sizes).contiguous(), lambda z: z.reshape(*z.shape[:-2], *shape)
     moved = z0.movedim(1, -1)
-    return moved.reshape(shape[0], prod(shape[1:])).contiguous(), lambda z: z.reshape(
+    return moved.reshape(sizes).contiguous(), lambda z: z.reshape(
         *z.shape[:-2], *moved.shape
     ).movedim(-1, z.dim() - 1)

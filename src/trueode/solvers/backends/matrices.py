@@ -20,7 +20,7 @@ def accepts(problem: Problem) -> bool:
     stack, z0 = problem.layers, problem.first
     if stack is None or not any(layer.taps > 1 for layer in stack.layers):
         return False
-    return z0.numel() > 0 and is_short(stack, z0[0].numel())
+    return z0.numel() > 0 and is_short(stack, stack.width(z0.shape))
 
 
 def solve(problem: Problem) -> Outcome:
@@ -38,7 +38,7 @@ def by_matrices(problem: Problem) -> Problem:
     """The same problem with its field computed in this way."""
     stack = problem.layers
     assert stack is not None
-    field = stack_field(dense(stack, problem.z0[0].numel()))
+    field = stack_field(dense(stack, stack.width(problem.z0.shape)))
 
     def call(t: Tensor, z: Tensor) -> Tensor:
         flat, unpack = pack_stack(stack, z)

@@ -67,7 +67,7 @@ def accepts(problem: Problem) -> bool:
         all(layer.activation in NUMBERS for layer in stack.layers)
         and stack.layers[-1].activation == "identity"
     )
-    if not known or sum(stack.widths(z[0].numel())) > MOST_NUMBERS:
+    if not known or sum(stack.widths(z.shape)) > MOST_NUMBERS:
         return False
     if isinstance(solver, Adaptive):
         return problem.reduce is None and (problem.points is None or problem.points.at_ends)

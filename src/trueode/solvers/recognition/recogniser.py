@@ -1,0 +1,262 @@
+"""Which layers a field computes, remembered from solve to solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from types import FunctionType, MethodType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from trueode.layers import LayerStack
+from trueode.solvers.recognition.code import Reading
+from trueode.solvers.recognition.snapshot import Snapshot
+from trueode.solvers.recognition.tape import Structure, follow
+from trueode.solvers.recognition.values import RecognitionError
+from trueode.solvers.stack import stack_field
+from trueode.solvers.states import pack_stack
+
+SHAPES = 64  # of states that are remembered for each field
+# The largest difference from calling the field, in units of the rounding error of the largest
+# number.
+ROUNDED = 1e4
+PATIENCE = 64  # solves until a field that was not recognised is tried again; then twice as many
+# Fields of one code that are tried, unless they served more than so many solves each. Fields that
+# are made anew for every solve are not worth the attempt.
+TRIED, SERVED = 16, 4
+
+
+class Recognition:
+    """The layers of one field, for states of all shapes.
+
+    Args:
+        field: the field; it is not kept.
+        trusted: whether calling the field is known to do nothing but compute; its code is not read
+            then.
+
+    Raises:
+        RecognitionError: calling the field may do something else than compute.
+    """
+
+    def __init__(self, field: Callable[..., Any], *, trusted: bool = False) -> None:
+        self._touched = Snapshot(field) if trusted else Reading(field)
+        self._stacks: dict[Any, _Stack] = {}
+        self._refused: dict[Any, RecognitionError] = {}
+        self._checked: list[Structure] = []
+
+    def holds(self) -> bool:
+        """Whether the field still computes the same, but for the numbers in its tensors."""
+        return self._touched.holds()
+
+    def layers(
+        self, field: Callable[..., Any], z: Tensor, time: Callable[[], Tensor]
+    ) -> LayerStack:
+        """The layers for states like z, with the current numbers in their tensors.
+
+        Args:
+            field: the field.
+            z: a state.
+            time: returns a time, a tensor without dimension.
+
+        Raises:
+            RecognitionError: the field does not compute layers.
+        """
+        key = z.shape, z.dtype, z.device
+        found = self._stacks.get(key)
+        if found is not None:
+            return found.now(z)
+        if key in self._refused:
+            raise self._refused[key]
+        for known in (self._stacks, self._refused):
+            if len(known) >= SHAPES:
+                known.clear()
+        try:
+            found = self._stacks[key] = self._follow(field, time(), z)
+        except RecognitionError as refusal:
+            self._refused[key] = refusal
+            raise
+        return found.now(z)
+
+    def _follow(self, field: Callable[..., Any], t: Tensor, z: Tensor) -> _Stack:
+        with torch.no_grad():
+            t, z = t.detach().clone(), z.detach().clone()
+        tensors = self._touched.tensors
+        try:
+            structure = follow(field, t, z, tensors)
+        except RecognitionError:
+            raise
+        except Exception as failure:  # it fails again when the solver calls it
+            raise RecognitionError(f"it raises {type(failure).__name__}: {failure}") from failure
+        stack = _Stack(structure, z.shape)
+        if structure not in self._checked:
+            _check(field, stack, t, z, [x for x in tensors if x.requires_grad])
+            self._checked.append(structure)
+        self._touched.settle()
+        return stack
+
+
+class _Stack:
+    """How to make a `LayerStack` for states of a shape.
+
+    Raises:
+        RecognitionError: the layers do not fit the shape.
+    """
+
+    def __init__(self, structure: Structure, shape: Sequence[int]) -> None:
+        self._recipes, self._channels_last = structure
+        self._lead = 1
+        if not self._channels_last:
+            fitting = (n for n in range(len(shape) - 1, -1, -1) if self._fits(prod(shape[n:])))
+            self._lead = next(fitting, -1)
+            if self._lead < 0:
+                raise RecognitionError("its layers join numbers of several samples")
+
+    def _fits(self, width: int) -> bool:
+        """Whether the layers map samples of a width to the same width."""
+        now = width
+        for recipe in self._recipes:
+            if now % recipe.width:
+                return False
+            now = now // recipe.width * recipe.outputs
+        return now == width
+
+    def now(self, like: Tensor) -> LayerStack:
+        """The layers, for states of a tensor's dtype and device."""
+        layers = tuple(recipe.layer(like) for recipe in self._recipes)
+        return LayerStack(layers, self._channels_last, self._lead)
+
+
+def _check(
+    field: Callable[..., Any], stack: _Stack, t: Tensor, z: Tensor, params: Sequence[Tensor]
+) -> None:
+    """Compare the layers with the field: values and gradients, at a state and at a random one.
+
+    Raises:
+        RecognitionError: they differ.
+    """
+    source = torch.Generator("cpu").manual_seed(0)
+    for time, state in ((t, z), (t + 0.3, torch.randn(z.shape, generator=source).to(z))):
+        weights = torch.randn(z.shape, generator=source).to(z)
+        with torch.enable_grad():
+            inputs = [x.detach().clone().requires_grad_() for x in (time, state)]
+            layers = stack.now(z)
+            flat, unpack = pack_stack(layers, inputs[1])
+            values = field(*inputs), unpack(stack_field(layers)(inputs[0], flat))
+            sources = [*inputs, *params]
+            one, other = (
+                torch.autograd.grad(value, sources, weights, allow_unused=True) for value in values
+            )
+        pairs = [values, *zip(one, other, strict=True)]
+        if not all(_agree(x, y) for x, y in pairs):
+            raise RecognitionError("its values or gradients are not those of its layers")
+
+
+def _agree(x: Tensor | None, y: Tensor | None) -> bool:
+    """Whether two tensors are equal up to rounding; None means zeros."""
+    if x is None or y is None:
+        rest = x if y is None else y
+        return rest is None or not bool(rest.any())
+    most = float(x.detach().abs().max()) if x.numel() else 0.0
+    allowed = ROUNDED * torch.finfo(x.dtype).eps * max(most, 1.0)
+    return bool(torch.allclose(x, y, rtol=0.0, atol=allowed, equal_nan=True))
+
+
+class _Known:
+    """What is known of one field: its layers, or that it has none.
+
+    Args:
+        field: the field.
+        contents: the values of its closure; the field is another one if these differ.
+        training: the mode of its module.
+        wait: the number of solves until it is tried again, if it is not recognised.
+    """
+
+    def __init__(self, field: Any, contents: Sequence[Any], training: Any, wait: int) -> None:
+        self._contents, self._training, self.wait = contents, training, wait
+        self._left = wait
+        try:
+            self.recognition: Recognition | None = Recognition(field)
+        except RecognitionError:
+            self.recognition = None
+
+    def holds(self, contents: Sequence[Any], training: Any) -> bool:
+        """Whether this is still true."""
+        if len(contents) != len(self._contents):
+            return False
+        if any(x is not y for x, y in zip(contents, self._contents, strict=True)):
+            return False
+        if self.recognition is not None:
+            return self.recognition.holds()
+        self._left -= 1
+        return self._left > 0 and training is self._training
+
+
+class _Memory:
+    """The fields that were tried."""
+
+    def __init__(self) -> None:
+        self._fields: WeakKeyDictionary[Any, dict[Any, _Known]] = WeakKeyDictionary()
+        self._counts: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()  # tried, served
+
+    def find_layers(
+        self, field: Callable[..., Any], z: Tensor, time: Callable[[], Tensor]
+    ) -> LayerStack | None:
+        """The layers of a field, if calling it does nothing but compute them.
+
+        Args:
+            field: the field, ``field(t, z)``.
+            z: a state.
+            time: returns a time, a tensor without dimension.
+        """
+        named = _named(field)
+        if named is None:
+            return None
+        anchor, code, contents = named
+        training = anchor.training if isinstance(anchor, nn.Module) else None
+        own, counts = self._fields.get(anchor), self._counts.get(code)
+        if own is None:
+            own = self._fields[anchor] = {}
+        if counts is None:
+            counts = self._counts[code] = [0, 0]
+        known = own.get(code)
+        if known is None or not known.holds(contents, training):
+            if counts[0] >= TRIED and counts[1] < SERVED * counts[0]:
+                return None
+            counts[0] += 1
+            wait = PATIENCE if known is None else 2 * known.wait
+            known = own[code] = _Known(field, contents, training, wait)
+        if known.recognition is None:
+            return None
+        try:
+            found = known.recognition.layers(field, z, time)
+        except RecognitionError:
+            return None
+        counts[1] += 1
+        return found
+
+
+find_layers = _Memory().find_layers
+
+
+def _named(field: Any) -> tuple[Any, Any, Sequence[Any]] | None:
+    """By what a field is known: an object that lives as long as the field's parameters, its code,
+    and the further values of its closure. None for other things than modules, functions and
+    methods.
+    """
+    if isinstance(field, nn.Module):
+        forward = type(field).forward
+        return field, getattr(forward, "__code__", forward), ()
+    if isinstance(field, MethodType) and isinstance(field.__self__, nn.Module):
+        return field.__self__, getattr(field.__func__, "__code__", None), ()
+    if not isinstance(field, FunctionType):
+        return None
+    try:
+        contents = [cell.cell_contents for cell in field.__closure__ or ()]
+    except ValueError:  # a variable that has no value yet
+        return None
+    contents += field.__defaults__ or ()
+    anchor = next((x for x in contents if isinstance(x, nn.Module)), field.__code__)
+    return anchor, field.__code__, [x for x in contents if x is not anchor]
