@@ -18,7 +18,7 @@ FLOORS = {
     "console": 0,
     "options": 0.5,  # of the same floor, above its single files
     "solvers": 1,
-    "fields": 1,
+    "fields": 1.5,  # of the same floor, above the solvers
     "runs": 1,
     "distributed": 1,
     "data": 2,

@@ -11,9 +11,20 @@ from trueode.fields.autocast import Autocast
 from trueode.fields.conv import ConvField
 from trueode.fields.dense import DenseField
 from trueode.fields.init import init_weights
+from trueode.fields.recognised import RecognisedField, explain, recognise
 from trueode.fields.sequential import SequentialField
 
-__all__ = ["Autocast", "ConvField", "DenseField", "SequentialField", "build_field", "init_weights"]
+__all__ = [
+    "Autocast",
+    "ConvField",
+    "DenseField",
+    "RecognisedField",
+    "SequentialField",
+    "build_field",
+    "explain",
+    "init_weights",
+    "recognise",
+]
 
 
 def build_field(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trueode.errors import SolveError, UsageError
-from trueode.solvers.backends import BACKENDS
+from trueode.solvers.backends import backend_of
 from trueode.solvers.checked import is_symbolic
 from trueode.solvers.control import Reduce
 from trueode.solvers.failure import instability
@@ -118,10 +118,7 @@ def solve_problem(problem: Problem) -> Solution[Any]:
 def _outcome(problem: Problem) -> Outcome:
     if problem.solver.breaks:
         return in_pieces(problem, _outcome)
-    for backend in BACKENDS:  # the last one accepts every problem
-        if backend.accepts(problem):
-            break
-    outcome = backend.solve(problem)
+    outcome: Outcome = backend_of(problem).solve(problem)
     return (
         outcome
         if outcome.is_finite or isinstance(problem.solver, Adaptive)

@@ -6,13 +6,20 @@ states in the form of the problem's and differentiable by the problem's gradient
 backend, add it to `BACKENDS`.
 """
 
+from typing import Any
+
 from trueode.solvers.backends import generic, matrices
 from trueode.solvers.backends.native import images, layers
 from trueode.solvers.problem import Problem
 
 BACKENDS = (layers, matrices, images, generic)
 
-__all__ = ["BACKENDS", "with_fast_field"]
+__all__ = ["BACKENDS", "backend_of", "with_fast_field"]
+
+
+def backend_of(problem: Problem) -> Any:
+    """The backend that solves a problem."""
+    return next(each for each in BACKENDS if each.accepts(problem))
 
 
 def with_fast_field(problem: Problem) -> Problem:

@@ -10,6 +10,8 @@ from trueode.solvers.integrate import Outcome, integrate
 from trueode.solvers.problem import Problem
 from trueode.solvers.step import Stepper
 
+NAME = "it is called"
+
 
 def accepts(problem: Problem) -> bool:
     """True for every problem."""

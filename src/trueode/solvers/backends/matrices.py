@@ -14,6 +14,8 @@ from trueode.solvers.problem import Problem
 from trueode.solvers.stack import dense, is_short, stack_field
 from trueode.solvers.states import pack_stack
 
+NAME = "its convolutions are computed as matrix products"
+
 
 def accepts(problem: Problem) -> bool:
     """Whether the field has such convolutions; other layers gain nothing."""

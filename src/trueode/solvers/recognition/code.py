@@ -40,10 +40,33 @@ _NAMES = NAMES.union(
 _SILENT = ("__init__", "__repr__", "__str__", "__setstate__", "__getstate__", "__annotate_func__")
 _CALLING = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
 _MISSING = object()
+_DEEPEST = 8  # functions that close over functions
+
+
+def parts_of(value: Any, depth: int = 0) -> Iterator[Any]:
+    """The code of a function or method, and the parts of all that it closes over: modules, values,
+    and code.
+
+    Raises:
+        ValueError: a variable has no value yet.
+    """
+    if isinstance(value, MethodType):
+        yield from parts_of(value.__func__, depth + 1)
+        yield value.__self__
+    elif isinstance(value, FunctionType) and depth < _DEEPEST:
+        yield value.__code__
+        for cell in value.__closure__ or ():
+            yield from parts_of(cell.cell_contents, depth + 1)
+        for each in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
+            yield from parts_of(each, depth + 1)
+    else:
+        yield value
 
 
 class Reading:
     """What the code of a field touches: of the field, of the modules and functions that it reaches.
+
+    The parts of the field itself (see `parts_of`) are left to the caller, who has it.
 
     Attributes:
         tensors: the tensors that it may use.
@@ -62,6 +85,8 @@ class Reading:
         self._objects: dict[nn.Module, bool] = {}  # with code of their own: whether it is called
         self._functions: set[FunctionType] = set()
         self._attributes: dict[str, bool] = {}  # see `_Names`
+        own = [] if isinstance(field, nn.Module) else [*parts_of(field)]
+        self._own = [x for x in own if isinstance(x, CodeType)]
         self._read(field, "the field")
         self._resolve()
         self._watched = tuple(self._guards.values())
@@ -127,7 +152,8 @@ class Reading:
             self._read(default, "a default value")
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             if name != "__class__":
-                self._cells.append((cell, cell.cell_contents))
+                if code not in self._own:
+                    self._cells.append((cell, cell.cell_contents))
                 self._read(cell.cell_contents, name, named.variables.get(name, True))
         for name, called in named.globals.items():
             value = self._watch(function.__globals__, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
 from types import FunctionType, MethodType
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.layers import LayerStack
-from trueode.solvers.recognition.code import Reading
+from trueode.solvers.recognition.code import Reading, parts_of
 from trueode.solvers.recognition.snapshot import Snapshot
 from trueode.solvers.recognition.tape import Structure, follow
 from trueode.solvers.recognition.values import RecognitionError
@@ -24,9 +25,9 @@ SHAPES = 64  # of states that are remembered for each field
 # number.
 ROUNDED = 1e4
 PATIENCE = 64  # solves until a field that was not recognised is tried again; then twice as many
-# Fields of one code that are tried, unless they served more than so many solves each. Fields that
-# are made anew for every solve are not worth the attempt.
-TRIED, SERVED = 16, 4
+# Fields that are made anew for every solve are not worth the attempt: after so many fields of one
+# code, of which none served so many solves, a field is tried only after so many solves.
+TRIED, SERVED = 16, 8
 
 
 class Recognition:
@@ -42,6 +43,7 @@ class Recognition:
     """
 
     def __init__(self, field: Callable[..., Any], *, trusted: bool = False) -> None:
+        self._trusted = trusted
         self._touched = Snapshot(field) if trusted else Reading(field)
         self._stacks: dict[Any, _Stack] = {}
         self._refused: dict[Any, RecognitionError] = {}
@@ -85,7 +87,7 @@ class Recognition:
             t, z = t.detach().clone(), z.detach().clone()
         tensors = self._touched.tensors
         try:
-            structure = follow(field, t, z, tensors)
+            structure = follow(field, t, z, tensors, trusted=self._trusted)
         except RecognitionError:
             raise
         except Exception as failure:  # it fails again when the solver calls it
@@ -168,7 +170,7 @@ class _Known:
     """What is known of one field: its layers, or that it has none.
 
     Args:
-        field: the field.
+        field: the field; None if it is not tried.
         contents: the values of its closure; the field is another one if these differ.
         training: the mode of its module.
         wait: the number of solves until it is tried again, if it is not recognised.
@@ -176,17 +178,17 @@ class _Known:
 
     def __init__(self, field: Any, contents: Sequence[Any], training: Any, wait: int) -> None:
         self._contents, self._training, self.wait = contents, training, wait
-        self._left = wait
-        try:
-            self.recognition: Recognition | None = Recognition(field)
-        except RecognitionError:
-            self.recognition = None
+        self._left, self.served = wait, 0
+        self.recognition: Recognition | None = None
+        if field is not None:
+            with suppress(RecognitionError):
+                self.recognition = Recognition(field)
 
     def holds(self, contents: Sequence[Any], training: Any) -> bool:
         """Whether this is still true."""
         if len(contents) != len(self._contents):
             return False
-        if any(x is not y for x, y in zip(contents, self._contents, strict=True)):
+        if not all(map(_same, contents, self._contents)):
             return False
         if self.recognition is not None:
             return self.recognition.holds()
@@ -194,12 +196,17 @@ class _Known:
         return self._left > 0 and training is self._training
 
 
+def _same(x: Any, y: Any) -> bool:
+    """Whether two values of a closure are the same object, or equal numbers."""
+    return x is y or (type(x) is type(y) and type(x) in (int, float) and x == y)
+
+
 class _Memory:
     """The fields that were tried."""
 
     def __init__(self) -> None:
         self._fields: WeakKeyDictionary[Any, dict[Any, _Known]] = WeakKeyDictionary()
-        self._counts: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()  # tried, served
+        self._wasted: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # attempts in a row
 
     def find_layers(
         self, field: Callable[..., Any], z: Tensor, time: Callable[[], Tensor]
@@ -216,26 +223,32 @@ class _Memory:
             return None
         anchor, code, contents = named
         training = anchor.training if isinstance(anchor, nn.Module) else None
-        own, counts = self._fields.get(anchor), self._counts.get(code)
+        own = self._fields.get(anchor)
         if own is None:
             own = self._fields[anchor] = {}
-        if counts is None:
-            counts = self._counts[code] = [0, 0]
         known = own.get(code)
         if known is None or not known.holds(contents, training):
-            if counts[0] >= TRIED and counts[1] < SERVED * counts[0]:
-                return None
-            counts[0] += 1
-            wait = PATIENCE if known is None else 2 * known.wait
-            known = own[code] = _Known(field, contents, training, wait)
+            known = own[code] = self._tried(field, named, training, known)
         if known.recognition is None:
             return None
         try:
             found = known.recognition.layers(field, z, time)
         except RecognitionError:
             return None
-        counts[1] += 1
+        known.served += 1
+        if known.served == SERVED:
+            self._wasted[code] = 0
         return found
+
+    def _tried(
+        self, field: Any, named: tuple[Any, Any, Sequence[Any]], training: Any, known: _Known | None
+    ) -> _Known:
+        _, code, contents = named
+        wasted = self._wasted.get(code, 0)
+        if known is None and wasted >= TRIED:
+            return _Known(None, contents, training, SERVED)
+        self._wasted[code] = wasted + 1
+        return _Known(field, contents, training, PATIENCE if known is None else 2 * known.wait)
 
 
 find_layers = _Memory().find_layers
@@ -243,20 +256,16 @@ find_layers = _Memory().find_layers
 
 def _named(field: Any) -> tuple[Any, Any, Sequence[Any]] | None:
     """By what a field is known: an object that lives as long as the field's parameters, its code,
-    and the further values of its closure. None for other things than modules, functions and
-    methods.
+    and the further parts of its closure. None for other things than modules, functions and methods.
     """
     if isinstance(field, nn.Module):
         forward = type(field).forward
         return field, getattr(forward, "__code__", forward), ()
-    if isinstance(field, MethodType) and isinstance(field.__self__, nn.Module):
-        return field.__self__, getattr(field.__func__, "__code__", None), ()
-    if not isinstance(field, FunctionType):
+    if not isinstance(field, (FunctionType, MethodType)):
         return None
     try:
-        contents = [cell.cell_contents for cell in field.__closure__ or ()]
-    except ValueError:  # a variable that has no value yet
+        code, *contents = parts_of(field)
+    except ValueError:  # a variable of the closure has no value yet
         return None
-    contents += field.__defaults__ or ()
-    anchor = next((x for x in contents if isinstance(x, nn.Module)), field.__code__)
-    return anchor, field.__code__, [x for x in contents if x is not anchor]
+    anchor = next((x for x in contents if isinstance(x, nn.Module)), code)
+    return anchor, code, [x for x in contents if x is not anchor]

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from trueode.solvers.recognition.rules import COMPUTING, FORMS, RULES, Call, name_of
 from trueode.solvers.recognition.values import (
     Given,
+    Opaque,
     Recipe,
     RecognitionError,
     Signal,
@@ -35,9 +36,11 @@ class Structure(NamedTuple):
 class _Tape(TorchFunctionMode):
     """Follows the values of all tensors within the block."""
 
-    def __init__(self, values: Iterable[tuple[Tensor, Value]], dtype: torch.dtype) -> None:
+    def __init__(
+        self, values: Iterable[tuple[Tensor, Value]], dtype: torch.dtype, *, trusted: bool
+    ) -> None:
         super().__init__()
-        self._dtype = dtype
+        self._dtype, self._trusted = dtype, trusted
         # tensors are kept, so that no others take their ids
         self._known: dict[int, tuple[Tensor, Value]] = {id(x): (x, value) for x, value in values}
         self._fresh: set[int] = set()  # results of layers that nothing has used yet
@@ -62,8 +65,8 @@ class _Tape(TorchFunctionMode):
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         rule = RULES.get(func)
-        if rule is None:
-            raise RecognitionError(f"it calls {name_of(func)}")
+        if rule is None or self._is_aside(args):
+            return self._run_aside(func, args, kwargs)
         values = [self._replaced(x) for x in args]
         named = {key: self._replaced(x) for key, x in kwargs.items()}
         name = func.__name__
@@ -88,6 +91,22 @@ class _Tape(TorchFunctionMode):
             self._fresh.add(id(result))
         return result
 
+    def _is_aside(self, args: Sequence[Any]) -> bool:
+        """Whether a call uses a tensor that layers cannot use."""
+        return any(isinstance(x, Tensor) and isinstance(self.value(x), Opaque) for x in args)
+
+    def _run_aside(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call a function beside the layers, such as one that counts calls in a buffer."""
+        values = [self.value(x) for x in args if isinstance(x, Tensor)]
+        aside = bool(values) and all(isinstance(value, (Given, Opaque)) for value in values)
+        if not (self._trusted and aside) or kwargs:
+            raise RecognitionError(f"it calls {name_of(func)}")
+        result = func(*args)
+        for x in (args[0], result):
+            if isinstance(x, Tensor):
+                self._known[id(x)] = x, Opaque()
+        return result
+
     def _replaced(self, x: Any) -> Any:
         """An argument with values in the place of tensors."""
         if isinstance(x, (tuple, list)):
@@ -108,7 +127,9 @@ def _shapes(x: Any) -> Any:
     return x.shape if isinstance(x, Tensor) else None
 
 
-def follow(field: Callable[..., Any], t: Tensor, z: Tensor, given: Iterable[Tensor]) -> Structure:
+def follow(
+    field: Callable[..., Any], t: Tensor, z: Tensor, given: Iterable[Tensor], *, trusted: bool
+) -> Structure:
     """The layers of a field, found by calling it once.
 
     Args:
@@ -116,12 +137,13 @@ def follow(field: Callable[..., Any], t: Tensor, z: Tensor, given: Iterable[Tens
         t: a time, a tensor without dimension.
         z: a state.
         given: the tensors that the field may use.
+        trusted: whether the field may do something beside its layers.
 
     Raises:
         RecognitionError: the field computes something else than layers.
     """
     values: list[tuple[Tensor, Value]] = [(x, Given(x)) for x in given]
-    tape = _Tape([*values, (t, Uniform(1.0, 0.0)), (z, Signal())], z.dtype)
+    tape = _Tape([*values, (t, Uniform(1.0, 0.0)), (z, Signal())], z.dtype, trusted=trusted)
     with torch.no_grad(), tape:
         found = field(t, z)
     if tape.refusal is not None:

@@ -67,6 +67,11 @@ class Selected:
 
 
 @dataclass(frozen=True)
+class Opaque:
+    """A tensor that does not depend on the state, and that layers cannot use."""
+
+
+@dataclass(frozen=True)
 class Factor:
     """A product of a number and of tensors of one number."""
 
@@ -235,4 +240,4 @@ class Joined:
     dim: int
 
 
-Value = Given | Uniform | Row | Selected | Signal | Joined
+Value = Given | Uniform | Row | Selected | Opaque | Signal | Joined

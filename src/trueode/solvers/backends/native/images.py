@@ -22,6 +22,8 @@ MULTIPLE = 16  # divides the numbers of channels: whole vectors of every instruc
 NARROW = "baseline"
 FLOPS_EACH = 1e6  # the least work for which it is worth waking a thread
 
+NAME = "it is called, and the compiled kernel computes its convolutions"
+
 
 def accepts(problem: Problem) -> bool:
     """Whether the kernel can compute the field's convolutions, and is likely to be faster."""

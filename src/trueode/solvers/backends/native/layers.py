@@ -44,6 +44,8 @@ from trueode.solvers.step import Stepper
 # in a stage of one sample; larger stages leave the cache, and PyTorch's convolutions are faster
 MOST_NUMBERS = 2**15
 
+NAME = "the compiled kernel computes it"
+
 
 def accepts(problem: Problem) -> bool:
     """Whether the kernel gives the same result as calling the field."""
