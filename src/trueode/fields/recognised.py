@@ -107,6 +107,8 @@ def explain(field: Callable[..., Any], z: Tensor) -> str:
         Recognition(field).layers(field, z, lambda: z.new_tensor(0.25))
     except RecognitionError as refusal:
         return f"{name}, because {refusal}."
+    if problem.layers is None:
+        name += ", because fields like it were made anew for every solve so far"
     return f"{name}."
 
 

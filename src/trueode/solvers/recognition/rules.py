@@ -79,7 +79,7 @@ def _select(call: Call) -> Value:
     value = call.args[0]
     if isinstance(value, Uniform):
         return value
-    if isinstance(value, Signal) and not value.recipes:
+    if isinstance(value, (Signal, Selected)):
         return Selected()
     raise RecognitionError("it uses a part of a tensor")
 
@@ -273,8 +273,6 @@ def _product(call: Call, x: Any, weight: Any, bias: Any) -> Value:
 def _recipe(weight: Given, bias: Given | None, fan_in: int, joined: Joined | None) -> Recipe:
     if joined is None:
         return Recipe(weight, fan_in, bias)
-    if joined.signal.factor != Factor():
-        raise RecognitionError("it scales the state and joins the time to it")
     return Recipe(weight, fan_in - 1, bias, joined.time, joined.leads)
 
 

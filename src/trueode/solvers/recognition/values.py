@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Selected:
-    """Some entries of the state: only their number may be used."""
+    """Some entries of a signal: only their number may be used."""
 
 
 @dataclass(frozen=True)
