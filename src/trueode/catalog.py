@@ -69,14 +69,14 @@ class Activation(NamedTuple):
         function: its name in ``torch`` or ``torch.nn.functional``.
         overwriting: the name of a form that may overwrite its input. It differs from ``function``
             if the derivative follows from the output.
-        kernel: its number in ``native.c``; None if the kernel does not have it.
+        kernel: its number in ``native.c``.
     """
 
     module: str
     settings: dict[str, object]
     function: str
     overwriting: str
-    kernel: int | None
+    kernel: int
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -86,7 +86,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": Activation("Tanh", {}, "tanh", "tanh_", 4),
     "silu": Activation("SiLU", {}, "silu", "silu", 5),
     "softplus": Activation("Softplus", {"beta": 1.0, "threshold": 20.0}, "softplus", "softplus", 6),
-    "gelu": Activation("GELU", {"approximate": "none"}, "gelu", "gelu", None),
+    "gelu": Activation("GELU", {"approximate": "none"}, "gelu", "gelu", 7),
 }
 """The activations by name; a layer without activation has the name ``"identity"``."""
 INITIALISATIONS = ("normal", "xavier", "kaiming", "orthogonal")

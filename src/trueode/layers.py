@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @cache
 def activations(name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """An activation of ``catalog.ACTIVATIONS``, and a form of it that may overwrite its input."""
+    """An activation of ``catalog.ACTIVATIONS`` or the cube, and a form of it that may overwrite its
+    input.
+    """
+    if name == "cube":
+        return _cube, _cube
     import torch
     from torch.nn import functional
 
@@ -27,6 +31,10 @@ def activations(name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor
         for each in (known.function, known.overwriting)
     )
     return function, overwriting
+
+
+def _cube(x: Tensor) -> Tensor:
+    return x**3
 
 
 class Layer(NamedTuple):
@@ -42,7 +50,7 @@ class Layer(NamedTuple):
             `torch.nn.Linear` and `torch.nn.Conv1d`. Their parameters are used directly, without a
             view for autograd to record.
         bias: ``(out,)``.
-        activation: a name of ``catalog.ACTIVATIONS``, or ``"identity"``.
+        activation: a name of ``catalog.ACTIVATIONS``, ``"cube"`` or ``"identity"``.
         time_weight: ``(out,)``, or None if the layer does not depend on the time.
     """
 

@@ -152,6 +152,11 @@ class Bounded(Net):
         return 0.1 * torch.tanh(self.net(torch.sigmoid(y)))
 
 
+class Cubed(Net):
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y**3)  # type: ignore[no-any-return]
+
+
 class Matrices(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +299,7 @@ LAYERS = [
     Given("sequential in a module", Autonomous),
     *(
         Given(f"module {act.__name__}", lambda act=act: Autonomous(act=act))
-        for act in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.Softplus)
+        for act in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.GELU)
     ),
     Given("layer by layer", LayerByLayer),
     Given("activations as methods", Methods),
@@ -310,6 +315,7 @@ LAYERS = [
     Given("scaled", lambda: Scaled(factor=-1)),
     Given("scaled by a parameter", ScaledByParameter),
     Given("activation first and last", Bounded),
+    Given("cubed", Cubed),
     Given("matrices", Matrices),
     Given("addmm", Addmm),
     Given("a tensor that is no buffer", NotRegistered),
@@ -394,11 +400,6 @@ class Gated(TimeAdded):
 class Damped(Net):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.net(y) - 0.1 * y  # type: ignore[no-any-return]
-
-
-class Cubed(Net):
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.net(y**3)  # type: ignore[no-any-return]
 
 
 class Constant(Net):
@@ -537,7 +538,6 @@ OTHERS = [
     Given("sine of the time", lambda: Frequencies(more=1)),
     Given("gate of the time", Gated),
     Given("damped", Damped),
-    Given("cubed", Cubed),
     Given("constant", Constant),
     Given("detached", Detached),
     Given("overwritten", InPlace),

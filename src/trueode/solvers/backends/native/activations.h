@@ -75,6 +75,39 @@ static inline vec NAME(softplus)(vec x) {
     return NAME(select)(x > 20, x, found);
 }
 
+/* erfc(x / sqrt(2)) / 2 and exp(-x^2 / 2) of |x|: (1 + 2 u) exp(u^2) erfc(u), u = |x| / sqrt(2), is a
+ * polynomial of (u - 3) / (u + 3) up to rounding: the Chebyshev series of that function, as powers. */
+static inline vec NAME(normal_tail)(vec x, vec *bell) {
+    static const double in_double[] = {
+        1.2530080582697296, -0.13562110612458117, -0.047562294353449198, 0.12964515870275939,
+        -0.11927366341538638, 0.068308027344009897, -0.023770514917171338, 0.0025293918156939696,
+        0.0018886903449991718, -0.0007798322696543306, -0.00010515971958448065, 0.0001250993424583729,
+        4.949196649968345e-06, -2.0100542268525612e-05, -7.308281468783614e-07, 3.4723709449771682e-06,
+        3.5576086684080595e-07, -6.1660114603987257e-07, -1.4047654315428462e-07, 1.0183620603842736e-07,
+        4.1064013667940355e-08, -1.3312919661038687e-08, -8.2175950587114546e-09, 9.8625335103455874e-10,
+        8.3937348586908774e-10};
+    static const double in_single[] = {
+        1.25300806, -0.135621069, -0.0475622927, 0.129644114, -0.119273691,
+        0.0683165678, -0.0237703347, 0.00249911687, 0.00188811286, -0.000726453679,
+        -0.000104130714, 7.73102422e-05, 3.86184914e-06};
+    const double *terms = sizeof(T) == 8 ? in_double : in_single;
+    const int n = sizeof(T) == 8 ? 25 : 13;
+    const vec zero = {0};
+    vec size = NAME(select)(x < 0, -x, x);
+    size = NAME(select)(size > 40, zero + 40, size);
+    vec u = size * (T)0.70710678118654752, s = (u - 3) / (u + 3), p = zero + (T)terms[n - 1];
+    for (int i = n - 2; i >= 0; i--) p = p * s + (T)terms[i];
+    vec scale, e = NAME(exp_parts)(-u * u, &scale);
+    *bell = scale * e + scale;
+    return *bell * p / (2 + 4 * u);
+}
+
+/* The distribution function of the normal distribution, and exp(-x^2 / 2). */
+static inline vec NAME(normal)(vec x, vec *bell) {
+    vec tail = NAME(normal_tail)(x, bell);
+    return NAME(select)(x < 0, tail, 1 - tail);
+}
+
 /* y = act(x) for n vectors; x and y may be the same. */
 static void NAME(activate)(int64_t activation, const vec *x, vec *y, int64_t n) {
     const vec zero = {0};
@@ -97,12 +130,20 @@ static void NAME(activate)(int64_t activation, const vec *x, vec *y, int64_t n) 
         case SOFTPLUS:
             for (int64_t i = 0; i < n; i++) y[i] = NAME(softplus)(x[i]);
             break;
+        case GELU: {
+            vec bell;
+            for (int64_t i = 0; i < n; i++) y[i] = x[i] * NAME(normal)(x[i], &bell);
+            break;
+        }
+        case CUBE:
+            for (int64_t i = 0; i < n; i++) y[i] = x[i] * x[i] * x[i];
+            break;
         default:
             if (x != y) memcpy(y, x, n * sizeof(vec));
     }
 }
 
-/* g *= act'; known: the value of the activation, for silu and softplus its input. */
+/* g *= act'; known: the value of the activation, from silu on its input. */
 static void NAME(pull_activation)(int64_t activation, const vec *known, vec *g, int64_t n) {
     const vec zero = {0};
     switch (activation) {
@@ -127,6 +168,15 @@ static void NAME(pull_activation)(int64_t activation, const vec *known, vec *g, 
         case SOFTPLUS:
             for (int64_t i = 0; i < n; i++)
                 g[i] = NAME(select)(known[i] > 20, g[i], g[i] * NAME(sigmoid)(known[i]));
+            break;
+        case GELU:
+            for (int64_t i = 0; i < n; i++) {
+                vec bell, normal = NAME(normal)(known[i], &bell);
+                g[i] *= normal + (T)0.39894228040143268 * known[i] * bell;
+            }
+            break;
+        case CUBE:
+            for (int64_t i = 0; i < n; i++) g[i] *= 3 * known[i] * known[i];
             break;
         default:
             break;

@@ -17,7 +17,7 @@
 #include <time.h>
 
 /* Identity and the activations whose derivative follows from their value come first. */
-enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS };
+enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS, GELU, CUBE };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
 /* Stages in a group; parts of a batch; most bytes of a group; rows of weights whose gradients are
  * summed together; vectors that this sum reads beyond the last input; approximate operations of an
