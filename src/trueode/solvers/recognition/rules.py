@@ -360,6 +360,7 @@ _RULES: dict[Rule, str] = {
     _add: "add __radd__",
     _subtract: "sub subtract",
     _subtract_from: "__rsub__",
+    _power: "pow __pow__",
     _linear: "linear",
     _matmul: "matmul mm __matmul__",
     _addmm: "addmm",
