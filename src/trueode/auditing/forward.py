@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trueode.auditing.drawing import Draws, seed_all
 from trueode.auditing.kept import Kept, Number
+from trueode.auditing.layered import Layered
 from trueode.auditing.problem import Field, ForeignProblem, Replacement, Solved
 from trueode.auditing.reachable import reachable
 from trueode.auditing.samples import first_tensor, mapped
@@ -116,16 +117,13 @@ class Forward:
         def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
             gradients = torch.is_grad_enabled()
             self._refuse_noise(problem)
-            if not gradients and not self._counters:
-                return replacement(problem)
+            call, z0 = problem.field, problem.z0
+            if gradients or self._counters:
+                call, z0 = self._steady(problem.field, gradients), z0.detach()
+            found = self.found
+            field = Layered(call, problem.field, found.every, found.tensors, z0)
             with torch.no_grad():
-                return replacement(
-                    replace(
-                        problem,
-                        field=self._steady(problem.field, gradients),
-                        z0=problem.z0.detach(),
-                    )
-                )
+                return replacement(replace(problem, field=field, z0=z0))
 
         return solve
 

@@ -13,7 +13,7 @@ from trueode.layers import LayerStack
 from trueode.solvers import FixedStep
 from trueode.solvers.backends import backend_of
 from trueode.solvers.problem import Problem
-from trueode.solvers.recognition import Recognition, RecognitionError
+from trueode.solvers.recognition import Reading, Recognition, RecognitionError, Snapshot
 
 
 class RecognisedField(nn.Module):
@@ -47,7 +47,7 @@ class RecognisedField(nn.Module):
         """The layers for states like z with the current parameters, or why there are none."""
         try:
             if self._recognition is None or not self._recognition.holds():
-                self._recognition = Recognition(self.field, trusted=True)
+                self._recognition = Recognition(Snapshot(self.field))
             return self._recognition.layers(self.field, z, lambda: z.new_tensor(0.25))
         except RecognitionError as refusal:
             return str(refusal)
@@ -104,7 +104,7 @@ def explain(field: Callable[..., Any], z: Tensor) -> str:
     if hasattr(field, "layer_stack") or hasattr(field, "with_convolution"):
         return f"{name}."
     try:
-        Recognition(field).layers(field, z, lambda: z.new_tensor(0.25))
+        Recognition(Reading(field)).layers(field, z, lambda: z.new_tensor(0.25))
     except RecognitionError as refusal:
         return f"{name}, because {refusal}."
     if problem.layers is None:

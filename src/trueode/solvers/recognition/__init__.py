@@ -6,7 +6,9 @@ functions of PyTorch are followed by `rules`. And its values and gradients are t
 (`recogniser`). Where one of them is in doubt, solvers call the field.
 """
 
+from trueode.solvers.recognition.code import Reading
 from trueode.solvers.recognition.recogniser import Recognition, find_layers
+from trueode.solvers.recognition.snapshot import Snapshot
 from trueode.solvers.recognition.values import RecognitionError
 
-__all__ = ["Recognition", "RecognitionError", "find_layers"]
+__all__ = ["Reading", "Recognition", "RecognitionError", "Snapshot", "find_layers"]

@@ -75,6 +75,8 @@ class Reading:
         RecognitionError: the code may do something else than compute, or cannot be read.
     """
 
+    trusted = False
+
     def __init__(self, field: Callable[..., Any]) -> None:
         self.tensors: list[Tensor] = []
         # dictionaries with a key, and the value that must still be there

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import prod
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from trueode.layers import LayerStack
 from trueode.solvers.recognition.code import Reading, parts_of
-from trueode.solvers.recognition.snapshot import Snapshot
 from trueode.solvers.recognition.tape import Structure, follow
 from trueode.solvers.recognition.values import RecognitionError
 from trueode.solvers.stack import stack_field
@@ -30,24 +29,40 @@ PATIENCE = 64  # solves until a field that was not recognised is tried again; th
 TRIED, SERVED = 16, 8
 
 
+class Touched(Protocol):
+    """What a field touches.
+
+    Attributes:
+        tensors: the tensors that it may use.
+        trusted: whether it may do more than compute.
+    """
+
+    trusted: bool
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """See above."""
+
+    def holds(self) -> bool:
+        """Whether the field still computes the same, but for the numbers in its tensors."""
+
+    def settle(self) -> None:
+        """Note that the field was called."""
+
+
 class Recognition:
     """The layers of one field, for states of all shapes.
 
     Args:
-        field: the field; it is not kept.
-        trusted: whether calling the field is known to do nothing but compute; its code is not read
-            then.
-
-    Raises:
-        RecognitionError: calling the field may do something else than compute.
+        touched: what the field touches: a `Reading` of its code, or a `Snapshot`, if calling it is
+            known to do nothing that matters but compute.
     """
 
-    def __init__(self, field: Callable[..., Any], *, trusted: bool = False) -> None:
-        self._trusted = trusted
-        self._touched = Snapshot(field) if trusted else Reading(field)
+    def __init__(self, touched: Touched) -> None:
+        self._touched = touched
         self._stacks: dict[Any, _Stack] = {}
         self._refused: dict[Any, RecognitionError] = {}
-        self._checked: list[Structure] = []
+        self._checked: list[tuple[Structure, bool]] = []
 
     def holds(self) -> bool:
         """Whether the field still computes the same, but for the numbers in its tensors."""
@@ -87,15 +102,16 @@ class Recognition:
             t, z = t.detach().clone(), z.detach().clone()
         tensors = self._touched.tensors
         try:
-            structure = follow(field, t, z, tensors, trusted=self._trusted)
+            structure = follow(field, t, z, tensors, trusted=self._touched.trusted)
         except RecognitionError:
             raise
         except Exception as failure:  # it fails again when the solver calls it
             raise RecognitionError(f"it raises {type(failure).__name__}: {failure}") from failure
         stack = _Stack(structure, z.shape)
-        if structure not in self._checked:
+        checked = structure, torch.is_grad_enabled()
+        if checked not in self._checked:
             _check(field, stack, t, z, [x for x in tensors if x.requires_grad])
-            self._checked.append(structure)
+            self._checked.append(checked)
         self._touched.settle()
         return stack
 
@@ -134,7 +150,8 @@ class _Stack:
 def _check(
     field: Callable[..., Any], stack: _Stack, t: Tensor, z: Tensor, params: Sequence[Tensor]
 ) -> None:
-    """Compare the layers with the field: values and gradients, at a state and at a random one.
+    """Compare the layers with the field at a state and at a random one: values, and gradients
+    where these are enabled.
 
     Raises:
         RecognitionError: they differ.
@@ -142,16 +159,17 @@ def _check(
     source = torch.Generator("cpu").manual_seed(0)
     for time, state in ((t, z), (t + 0.3, torch.randn(z.shape, generator=source).to(z))):
         weights = torch.randn(z.shape, generator=source).to(z)
-        with torch.enable_grad():
-            inputs = [x.detach().clone().requires_grad_() for x in (time, state)]
-            layers = stack.now(z)
-            flat, unpack = pack_stack(layers, inputs[1])
-            values = field(*inputs), unpack(stack_field(layers)(inputs[0], flat))
+        inputs = [x.detach().clone().requires_grad_() for x in (time, state)]
+        layers = stack.now(z)
+        flat, unpack = pack_stack(layers, inputs[1])
+        values = field(*inputs), unpack(stack_field(layers)(inputs[0], flat))
+        pairs = [values]
+        if torch.is_grad_enabled():
             sources = [*inputs, *params]
             one, other = (
                 torch.autograd.grad(value, sources, weights, allow_unused=True) for value in values
             )
-        pairs = [values, *zip(one, other, strict=True)]
+            pairs += zip(one, other, strict=True)
         if not all(_agree(x, y) for x, y in pairs):
             raise RecognitionError("its values or gradients are not those of its layers")
 
@@ -182,7 +200,7 @@ class _Known:
         self.recognition: Recognition | None = None
         if field is not None:
             with suppress(RecognitionError):
-                self.recognition = Recognition(field)
+                self.recognition = Recognition(Reading(field))
 
     def holds(self, contents: Sequence[Any], training: Any) -> bool:
         """Whether this is still true."""

@@ -84,6 +84,13 @@ def _select(call: Call) -> Value:
     raise RecognitionError("it uses a part of a tensor")
 
 
+def _look(call: Call) -> Value:
+    """A function whose results may be asked for their form alone."""
+    if isinstance(call.args[0], (Signal, Selected)):
+        return Selected()
+    raise RecognitionError("it uses absolute values")
+
+
 def _transpose(call: Call) -> Value:
     value = call.args[0]
     if isinstance(value, Uniform):
@@ -350,6 +357,7 @@ _RULES: dict[Rule, str] = {
     _repeat: "expand expand_as repeat broadcast_to tile",
     _transpose: "t transpose swapaxes T mT",
     _select: "__getitem__",
+    _look: "abs",
     _join: "cat concat concatenate",
     _filled(1.0): "ones ones_like new_ones",
     _filled(0.0): "zeros zeros_like new_zeros",
