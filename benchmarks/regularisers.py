@@ -6,8 +6,9 @@
 Each term is added to the loss of the paper's run (10 000 iterations). A weight is chosen on seeds
 0 to 6 by one rule for all: among weights whose mean accuracy under the exact flow is at most 0.7
 points below the best one's, those with at most 0.5 % of flips on most seeds, then the fewest flips
-in the mean. Finished runs are kept in ``--output_dir`` and in the table
-``docs/adaptation/regularisers-tuned.csv``. The report goes to ``regularisers.md`` beside it.
+in the mean. Finished runs are kept in ``--output_dir`` and in the tables
+``docs/adaptation/regularisers-tuned.csv`` and ``regularisers-100-106.csv``. The report goes to
+``regularisers.md`` beside them.
 
 The terms. They are computed every fourth iteration and weigh four times as much there, as the
 penalty does; but on all 128 samples, where the penalty takes 32. Their own evaluations of the field
@@ -50,6 +51,7 @@ INTERVAL = 4
 TUNED, REPORTED = range(7), range(100, 107)
 STEPS = 3  # of the runs that choose the weights
 GRIDS = (3, 6)  # steps of the runs that are reported
+CHOICE = adaptation.DOCS / "regularisers-tuned.csv"
 RULES = {  # of the benchmark of adaptation, as they are called in the picture
     "paper": "the paper's rule",
     "rk4, no penalty": "fidelity without the penalty",
@@ -307,7 +309,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The results of the runs that choose the weights."""
+    """The results in a table."""
     with path.open(newline="") as file:
         return [
             {**row, "seed": int(row["seed"]), **{key: float(row[key]) for key in COLUMNS}}
@@ -322,7 +324,7 @@ def place(result: dict[str, Any]) -> tuple[int, float, int, int]:
 
 
 def write(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Write the results of the runs that choose the weights."""
+    """Write results as a table."""
     names = ["rule", "seed", *COLUMNS, "commit"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
@@ -344,23 +346,22 @@ def main() -> None:
         name, seed, path = arguments.one
         adaptation.keep(Path(path), train_and_measure(name, int(seed)))
         return
-    folder, table = arguments.output_dir.resolve(), adaptation.DOCS / "regularisers-tuned.csv"
+    folder = arguments.output_dir.resolve()
     if arguments.tune:
         names = [
             f"{term} {weight:g} x {STEPS}" for term in arguments.terms for weight in WEIGHTS[term]
         ]
-        seeds = TUNED
+        seeds, table = TUNED, CHOICE
     else:
-        weights = chosen(read(table))
+        weights = chosen(read(CHOICE))
         names = [f"{term} {weights[term]:g} x {n}" for n in GRIDS for term in arguments.terms]
-        seeds = REPORTED
-    results = read(table) if arguments.tune and table.exists() else []
+        seeds, table = REPORTED, CHOICE.with_name("regularisers-100-106.csv")
+    results = read(table) if table.exists() else []
     have = {(r["rule"], r["seed"]) for r in results}
     jobs = [(name, seed) for name in names for seed in seeds if (name, seed) not in have]
     for result in adaptation.run_all(jobs, folder, arguments.processes, Path(__file__)):
         results.append(result)
-        if arguments.tune:
-            write(table, results)
+        write(table, results)
     results.sort(key=place)
     print(lines(results))
     if arguments.tune:
@@ -378,7 +379,7 @@ def main() -> None:
         f"`python benchmarks/regularisers.py --tune`.\n\nThe terms.{said.rstrip()}\n\n"
         f"{lines(results)}\n\n## Paired differences in percentage points\n\n"
         f"{paired(results, best)}\n\n## The weights, seeds 0 to 6\n\n"
-        f"{lines(read(table))}\n",
+        f"{lines(read(CHOICE))}\n",
         encoding="utf-8",
     )
 
