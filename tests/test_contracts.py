@@ -27,7 +27,14 @@ from trueode.solvers import (
 EMBEDDED = [name for name, method in METHODS.items() if method.kind == "adaptive"]
 FIXED = [name for name in METHODS if name not in EMBEDDED]
 # largest error per tolerance on these problems; Fehlberg's pair underestimates its error most
-SPREAD = {"fehlberg2": 1000, "bosh3": 100, "dopri5": 100, "tsit5": 100}
+SPREAD = {
+    "adaptive_heun": 100,
+    "fehlberg2": 1000,
+    "bosh3": 100,
+    "dopri5": 100,
+    "tsit5": 100,
+    "dopri8": 100,
+}
 DISCRETE = [Backprop(), Checkpoint()]
 
 
@@ -43,7 +50,8 @@ def slope(steps: list[int], errors: list[float]) -> float:
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 @pytest.mark.parametrize("method", METHODS)
 def test_order_of_convergence(method: str, problem: Problem) -> None:
-    steps = [40, 80, 160, 320] if METHODS[method].order < 5 else [8, 16, 32]
+    order = METHODS[method].order  # rounding hides a high order after few steps
+    steps = [40, 80, 160, 320] if order < 5 else [8, 16, 32] if order < 8 else [2, 4, 8]
     errors = [error(problem, FixedStep(method, n_steps=n)) for n in steps]
     assert slope(steps, errors) > METHODS[method].order - 0.25
 
@@ -80,7 +88,7 @@ def test_adaptive_agrees_with_scipy_within_100_tol(
 
 @pytest.mark.parametrize(
     "ours_theirs",
-    [("euler", "euler"), ("midpoint", "midpoint"), ("heun2", "heun2"), ("rk4_38", "rk4")],
+    [*((name, name) for name in ("euler", "midpoint", "heun2", "heun3")), ("rk4_38", "rk4")],
 )
 def test_fixed_methods_equal_torchdiffeq_on_the_same_grid(ours_theirs: tuple[str, str]) -> None:
     from torchdiffeq import odeint
@@ -242,7 +250,8 @@ def test_adjoint_converges_to_the_gradient_at_the_order_of_the_method(
     method: str, save_at: list[float] | None
 ) -> None:
     exact = adjoint_gradients(FixedStep("rk4", n_steps=512), Backprop(), save_at)
-    steps = [8, 16, 32] if METHODS[method].order < 5 else [4, 8, 16]
+    order = METHODS[method].order
+    steps = [8, 16, 32] if order < 5 else [4, 8, 16] if order < 8 else [2, 4, 8]
     errors = [gradient_error(FixedStep(method, n_steps=n), exact, save_at) for n in steps]
     assert slope(steps, errors) > METHODS[method].order - 0.35
 
@@ -266,7 +275,7 @@ def test_dense_output_has_its_order_off_the_grid(method: str, problem: Problem) 
     start, end = problem.t
     times = [start + (end - start) * (i + 0.5) / 37 for i in range(37)]
     exact = torch.stack([problem.exact(t) for t in times])
-    steps, errors = [10, 20, 40, 80], []
+    steps, errors = [10, 20, 40, 80] if METHODS[method].order < 8 else [5, 10, 20], []
     for n in steps:
         plain = solve(problem.field, problem.start, problem.t, solver=FixedStep(method, n_steps=n))
         saved = solve(
@@ -295,7 +304,8 @@ def test_dense_output_of_adaptive_solves(method: str, per_sample: bool) -> None:
         ]  # in any order
         plain = solve(problem.field, problem.start, problem.t, solver=solver)
         saved = solve(problem.field, problem.start, problem.t, solver=solver, save_at=times)
-        torch.testing.assert_close(plain.z, saved.z, rtol=1e-12, atol=1e-12)
+        rounding = 1e-12 if method != "dopri8" else 1e-10  # its steps are longer
+        torch.testing.assert_close(plain.z, saved.z, rtol=rounding, atol=rounding)
         assert torch.equal(saved.zs[0], problem.start)
         assert torch.equal(saved.zs[-1], saved.z)
         exact = torch.stack([problem.exact(t) for t in times])

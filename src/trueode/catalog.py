@@ -18,12 +18,15 @@ METHODS: dict[str, Method] = {
     "euler": Method("fixed", 1),
     "midpoint": Method("fixed", 2),
     "heun2": Method("fixed", 2),
+    "heun3": Method("fixed", 3),
     "rk4": Method("fixed", 4),
     "rk4_38": Method("fixed", 4),
+    "adaptive_heun": Method("adaptive", 2),
     "fehlberg2": Method("adaptive", 2),
     "bosh3": Method("adaptive", 3),
     "dopri5": Method("adaptive", 5),
     "tsit5": Method("adaptive", 5),
+    "dopri8": Method("adaptive", 8),
 }
 
 AUTO = ("rk4", "midpoint", "euler", "dopri5")

@@ -44,6 +44,7 @@ def test_first_same_as_last() -> None:
         "bosh3",
         "dopri5",
         "tsit5",
+        "dopri8",
     }
 
 

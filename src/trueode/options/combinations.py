@@ -122,6 +122,7 @@ def _adaptation_problems(o: Options) -> list[str]:
     if o.adaption_algo == "paper" and o.fixed_step and _changed(o, "initial_tol"):
         found.append(
             f"--initial_tol {o.initial_tol:g} needs an adaptive solver, but {o.solver} takes fixed "
-            "steps: choose fehlberg2, bosh3, dopri5 or tsit5, or leave --initial_tol out."
+            "steps: choose an adaptive one, such as bosh3, dopri5 or tsit5, or leave --initial_tol "
+            "out."
         )
     return found

