@@ -19,6 +19,7 @@ FLOORS = {
     "options": 0.5,  # of the same floor, above its single files
     "solvers": 1,
     "fields": 1.5,  # of the same floor, above the solvers
+    "drop_in": 1.5,  # likewise
     "runs": 1,
     "distributed": 1,
     "data": 2,

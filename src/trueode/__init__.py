@@ -22,6 +22,7 @@ _HOMES = {
         "Solution",
         "solve",
     ),
+    "trueode.drop_in": ("odeint", "odeint_adjoint"),
     "trueode.models": ("NeuralODE",),
     "trueode.adaptation": (
         "Certificate",

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from trueode.solvers.control import (
+    FACTORS,
+    Control,
     Reduce,
     error_scale,
+    magnitude,
     rms,
     scaled_error,
     starting_step,
@@ -58,9 +61,10 @@ def integrate(
         saver.add(None, 0.0, z)
     if clock.length == 0:
         return z, trace
-    most = solver.longest(clock.length)
+    most, control = solver.longest(clock.length), stepper.control
+    least, factors = _least(control, clock.length), FACTORS if control is None else control.factors
     start = stepper.start(0.0, z)
-    dtheta = min(_first_fraction(stepper, solver, z, start, reduce), most)
+    dtheta = _within(_first_fraction(stepper, solver, z, start, reduce), least, most)
     first: Tensor | None = start
     theta, finite = 0.0, True
     while theta < 1:
@@ -82,9 +86,17 @@ def integrate(
         assert result.error is not None
         with torch.no_grad():
             error, before, after = map(stepper.controlled, (result.error, z, result.z))
-            ratio = rms(scaled_error(error, before, after, solver.rtol, solver.atol), reduce)
-        dtheta = min((target - theta) * step_factor(ratio, error_order), most)
-        if not ratio <= 1:
+            if control is None:
+                ratio = rms(scaled_error(error, before, after, solver.rtol, solver.atol), reduce)
+            else:
+                size = torch.maximum(magnitude(before).abs(), magnitude(after).abs())
+                ratio = control.measure(error, size, solver.rtol, solver.atol)
+        step = target - theta
+        dtheta = _within(step * step_factor(ratio, error_order, factors), least, most)
+        shortest = step <= least
+        if not (ratio <= 1 or (shortest and isfinite(ratio))):
+            if shortest:  # a shorter step is not allowed
+                dtheta = 0.0
             finite = isfinite(ratio) or bool(error.isfinite().all() and after.isfinite().all())
             trace.n_rejected += 1
             continue
@@ -98,15 +110,29 @@ def integrate(
     return z, trace
 
 
+def _least(control: Control | None, length: float) -> float:
+    """The shortest step as a fraction of an interval, with room for rounding."""
+    return 0.0 if control is None else min(control.min_step / abs(length) * (1 + 1e-12), 1.0)
+
+
+def _within(dtheta: float, least: float, most: float) -> float:
+    # with this order of arguments, a fraction that is not a number stays so
+    return max(min(dtheta, most), least)
+
+
 def _first_fraction(
     stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor, reduce: Reduce | None
 ) -> float:
     length = abs(stepper.clock.length)
     if solver.first_step is not None:
         return min(1.0, solver.first_step / length)
-    scale = error_scale(stepper.controlled(z), solver.rtol, solver.atol)
+    control, state = stepper.control, stepper.controlled(z)
+    scale = error_scale(state, solver.rtol, solver.atol)
 
     def norm(x: Tensor) -> float:
+        if control is not None:
+            size = magnitude(state).abs()
+            return control.measure(stepper.controlled(x), size, solver.rtol, solver.atol)
         return rms(stepper.controlled(x) / scale, reduce)
 
     d1 = norm(first)

@@ -5,7 +5,9 @@ step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import isfinite, nan, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,32 @@ Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks of a distributed run."""
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+FACTORS = SAFETY, SHRINK, GROW
+
+
+@dataclass(frozen=True)
+class Control:
+    """Error control of one problem beyond what its solver says, for the same steps of all samples.
+
+    Attributes:
+        rtol: factors of the solver's relative tolerance, broadcastable to the state.
+        atol: factors of its absolute tolerance.
+        norm: the norm of a state divided by its tolerances; None: the root mean square.
+        min_step: the shortest step, which is accepted whatever its error.
+        factors: safety, and the smallest and largest ratio of the next step to this one.
+    """
+
+    rtol: Tensor | float = 1.0
+    atol: Tensor | float = 1.0
+    norm: Callable[[Tensor], Any] | None = None
+    min_step: float = 0.0
+    factors: tuple[float, float, float] = FACTORS
+
+    def measure(self, x: Tensor, size: Tensor, rtol: float, atol: float) -> float:
+        """The norm of ``x`` relative to the tolerances of a state of these magnitudes."""
+        scale = self.atol * atol + self.rtol * rtol * size
+        scaled = x / scale.clamp(min=torch.finfo(size.dtype).tiny)
+        return rms(scaled) if self.norm is None else abs(float(self.norm(scaled)))
 
 
 def rms(x: Tensor, reduce: Reduce | None = None) -> float:
@@ -60,7 +88,9 @@ def error_scale(state: Tensor, rtol: float, atol: float) -> Tensor:
     return scale if atol else scale.clamp_(min=torch.finfo(scale.dtype).tiny)
 
 
-def step_factor(error_ratio: float, error_order: int) -> float:
+def step_factor(
+    error_ratio: float, error_order: int, factors: tuple[float, float, float] = FACTORS
+) -> float:
     """The ratio of the next step to this one, by the elementary controller (Hairer, Nørsett &
     Wanner I, eq. II.4.13).
 
@@ -70,12 +100,14 @@ def step_factor(error_ratio: float, error_order: int) -> float:
     Args:
         error_ratio: norm of the scaled error of the step; at most 1 when the step was accepted.
         error_order: the local order of the error estimate (order of the embedded method + 1).
+        factors: safety, and the smallest and largest ratio.
     """
+    safety, shrink, grow = factors
     if not isfinite(error_ratio):
-        return SHRINK
+        return shrink
     if error_ratio == 0:
-        return GROW
-    return min(GROW, max(SAFETY * float(error_ratio ** (-1 / error_order)), SHRINK))
+        return grow
+    return min(grow, max(safety * float(error_ratio ** (-1 / error_order)), shrink))
 
 
 def step_factors(error_ratio: Tensor, error_order: int) -> Tensor:

@@ -122,7 +122,8 @@ def _seen_from_inside(problem: Problem, piece: _Piece) -> Problem:
     low, high = (after, before)[::sign]
 
     def one_sided(t: Tensor, z: Any) -> Any:
-        return field(t.clamp(low, high), z)
+        # the shift is a constant: a moving end of the interval moves the time that the field sees
+        return field(t + (t.clamp(low, high) - t).detach(), z)
 
     return problem.with_field(one_sided)
 

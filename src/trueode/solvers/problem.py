@@ -15,7 +15,7 @@ from trueode.errors import UsageError
 from trueode.layers import LayerStack
 from trueode.solvers.checked import CheckedField, is_symbolic
 from trueode.solvers.clock import Clock
-from trueode.solvers.control import Reduce
+from trueode.solvers.control import Control, Reduce
 from trueode.solvers.gradients.methods import Adjoint, Backprop, Checkpoint, Gradient
 from trueode.solvers.recognition import find_layers
 from trueode.solvers.saving import SavePoints, Times, save_points
@@ -57,6 +57,7 @@ class Problem:
 
     Attributes:
         counter: counts the calls of the field.
+        control: error control beyond what an adaptive solver says.
 
     Raises:
         UsageError: an argument is not valid, or cannot be combined with another one.
@@ -70,6 +71,7 @@ class Problem:
     save_at: Times | None = field(default=None, kw_only=True)
     reduce: Reduce | None = field(default=None, kw_only=True)
     counter: Counter = field(default_factory=Counter, kw_only=True)
+    control: Control | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         parts = self.z0 if isinstance(self.z0, tuple) else (self.z0,)

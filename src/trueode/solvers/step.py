@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trueode.solvers.clock import Clock, Span, Step
+from trueode.solvers.control import Control
 from trueode.solvers.dense_output import Taken, interpolate
 from trueode.solvers.saving import Inside
 from trueode.solvers.tableau import ButcherTableau
@@ -62,6 +63,7 @@ class Stepper:
             backward pass.
         watched: the number of leading entries of a flat state that error control considers; None:
             all, for any shape.
+        control: error control beyond what the solver says.
     """
 
     field: Field
@@ -69,6 +71,7 @@ class Stepper:
     clock: Clock
     recompute: bool = False
     watched: int | None = None
+    control: Control | None = None
 
     def start(self, theta: float, z: Tensor) -> Tensor:
         """The field at a grid point."""

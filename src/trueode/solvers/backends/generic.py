@@ -25,7 +25,9 @@ def solve(problem: Problem) -> Outcome:
         outcome = integrate_adjoint(problem, gradient)
     else:
         recompute = isinstance(gradient, Checkpoint)
-        stepper = Stepper(field, problem.solver.tableau, problem.clock, recompute)
+        stepper = Stepper(
+            field, problem.solver.tableau, problem.clock, recompute, control=problem.control
+        )
         outcome = integrate(stepper, problem.solver, z0, problem.points, problem.reduce)
         # this may be the user's own tensor, or one that the field has seen and autograd needs
         if outcome.z is z0 or problem.solver.tableau.fsal or problem.points is not None:

@@ -22,6 +22,8 @@ def accepts(problem: Problem) -> bool:
     stack, z0 = problem.layers, problem.first
     if stack is None or not any(layer.taps > 1 for layer in stack.layers):
         return False
+    if problem.control is not None:  # it sees states in their own shape
+        return False
     return z0.numel() > 0 and is_short(stack, stack.width(z0.shape))
 
 

@@ -45,7 +45,8 @@ def integrate_adjoint(problem: Problem, adjoint: Adjoint) -> Outcome:
     still = None if points is None else replace(points, moving=None)
     recorded = _Recorded(field, adjoint.parameters_of(problem.field))
     with torch.no_grad():
-        stepper = Stepper(recorded.value, problem.solver.tableau, clock)
+        tableau, control = problem.solver.tableau, problem.control
+        stepper = Stepper(recorded.value, tableau, clock, control=control)
         outcome = integrate(stepper, problem.solver, z0.detach(), still, problem.reduce)
     recorded.settle()
     task = _Task(recorded, adjoint.solver or problem.solver, clock, still, problem.reduce)

@@ -49,7 +49,7 @@ NAME = "the compiled kernel computes it"
 
 def accepts(problem: Problem) -> bool:
     """Whether the kernel gives the same result as calling the field."""
-    if library.kernel() is None or problem.layers is None:
+    if library.kernel() is None or problem.control is not None or problem.layers is None:
         return False
     z, stack, clock, solver = problem.first, problem.layers, problem.clock, problem.solver
     if (
