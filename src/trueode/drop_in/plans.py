@@ -56,12 +56,12 @@ class Plan(NamedTuple):
 
     Attributes:
         solver: takes the steps.
-        save_at: the times whose states are saved; None: the end alone.
+        save_at: the times whose states are saved, in float64; None: the end alone.
         blend: how the result follows from the saved states; None: they are the result.
     """
 
     solver: FixedStep | OnGrid
-    save_at: tuple[float, ...] | None
+    save_at: Tensor | None
     blend: Blend | None = None
 
 
@@ -89,23 +89,25 @@ def planned(wanted: Wanted, grid: tuple[float, ...]) -> Plan:
     near = 4 * wanted.eps * max(1.0, abs(first) / abs(length))
     solver, fractions = _solver(wanted.method, exact, near)
     if wanted.cubic:
-        return Plan(solver, None if len(times) == 2 else times)
+        return Plan(solver, None if len(times) == 2 else _constant(times))
     lower, upper = _neighbours(exact, [(x - first) / length for x in times], wanted.moving)
     needed = sorted({*lower, *upper})
     if len(times) == 2 and needed == [0, len(grid) - 1]:
         return Plan(solver, None)
     inner = range(1, len(grid) - 1)
-    save_at = tuple(first + fractions[i] * length if i in inner else grid[i] for i in needed)
+    save_at = _constant([first + fractions[i] * length if i in inner else grid[i] for i in needed])
     if lower == upper:
         return Plan(solver, save_at)
     place = {index: k for k, index in enumerate(needed)}
-    below, above = (torch.tensor([place[i] for i in x], device="cpu") for x in (lower, upper))
-    widths = [1.0 if i == j else grid[j] - grid[i] for i, j in zip(lower, upper, strict=True)]
-    start, width = (
-        torch.tensor(x, dtype=torch.float64, device="cpu")
-        for x in ([grid[i] for i in lower], widths)
-    )
+    below, above = (_constant([place[i] for i in x], torch.long) for x in (lower, upper))
+    start = _constant([grid[i] for i in lower])
+    width = _constant([grid[j] - grid[i] or 1.0 for i, j in zip(lower, upper, strict=True)])
     return Plan(solver, save_at, Blend(below, above, start, width))
+
+
+def _constant(values: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
+    with torch.inference_mode(False):  # later uses of a cached plan may need gradients
+        return torch.tensor(values, dtype=dtype, device="cpu")
 
 
 def check_ends(grid: Sequence[float], times: Sequence[float]) -> None:

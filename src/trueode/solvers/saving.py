@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import sub
 from typing import Any, NamedTuple
 
 import torch
@@ -164,6 +165,8 @@ def grid_positions(points: SavePoints, grid: Sequence[float]) -> list[int] | Non
     if points.moving is not None:
         return None
     wanted = points.fractions.tolist()
+    if len(wanted) == len(grid) and max(map(abs, map(sub, wanted, grid))) <= points.slack:
+        return list(range(len(grid)))  # the whole grid, which is common
     positions = [bisect_left(grid, theta - points.slack) for theta in wanted]
     on_grid = (abs(grid[i] - x) <= points.slack for i, x in zip(positions, wanted, strict=True))
     return positions if all(on_grid) else None
