@@ -37,6 +37,8 @@ PUBLIC = [
     "TrueodeError",
     "UsageError",
     "__version__",
+    "odeint",
+    "odeint_adjoint",
     "solve",
 ]
 
