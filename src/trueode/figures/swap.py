@@ -26,7 +26,7 @@ from trueode.figures.theme import (
 )
 
 Row = Mapping[str, Any]
-ROW = 6  # entries in a row of the legend
+ROW = 7  # entries in a row of the legend
 
 # circle, cross and triangle as in the paper
 MARKS: dict[str, tuple[str, str]] = {
@@ -39,6 +39,9 @@ MARKS: dict[str, tuple[str, str]] = {
     "bosh3": ("p", "#e69f00"),
     "dopri5": ("D", "#7b3294"),
     "tsit5": ("h", "#555555"),
+    "heun3": ("<", "#44aa99"),
+    "adaptive_heun": (">", "#cc6677"),
+    "dopri8": ("*", "#332288"),
 }
 
 
