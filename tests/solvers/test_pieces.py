@@ -195,3 +195,14 @@ def test_samples_that_fail_before_a_break_keep_their_states() -> None:
         atol=1e-4,
     )
     assert bool(solution.zs[:, [0, 2]].isfinite().all())
+
+
+def test_breaks_at_the_ends_leave_the_derivatives_by_them() -> None:
+    """The field sees a time next to an end, which moves with it."""
+    found = []
+    for breaks in ((), (0.0, 1.0)):
+        ends = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in (0.0, 1.0)]
+        solver = FixedStep("rk4", n_steps=3, breaks=breaks)
+        z = solve(lambda t, z: torch.cos(2 * t) * z, states(), tuple(ends), solver=solver).z
+        found.append(torch.stack(torch.autograd.grad(z.square().sum(), ends)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)

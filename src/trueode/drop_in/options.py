@@ -28,7 +28,7 @@ def warn_of_others(options: Mapping[str, Any], known: Collection[str], method: s
         warnings.warn(
             f"{method}: Unexpected arguments {others}. They have no effect; known are "
             f"{', '.join(sorted(known))}.",
-            stacklevel=2,
+            stacklevel=5,  # the user's call
         )
 
 

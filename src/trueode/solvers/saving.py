@@ -100,14 +100,16 @@ def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
         if clock.length == 0
         else (wanted - clock.t0) / clock.length
     )
-    absent = wanted.isnan() if times.dim() == 2 else torch.zeros_like(wanted, dtype=torch.bool)
-    outside = ~((theta >= -slack) & (theta <= 1 + slack) | absent)
-    if bool(outside.any()):
-        t = float(wanted[outside][0])
-        raise UsageError(
-            f"save_at holds the time {t:g}, outside of the interval "
-            f"from {clock.t0:g} to {clock.t1:g}."
-        )
+    if not _all_inside(theta, slack):
+        outside = ~((theta >= -slack) & (theta <= 1 + slack))
+        if times.dim() == 2:
+            outside &= ~wanted.isnan()
+        if bool(outside.any()):
+            t = float(wanted[outside][0])
+            raise UsageError(
+                f"save_at holds the time {t:g}, outside of the interval "
+                f"from {clock.t0:g} to {clock.t1:g}."
+            )
     fixed = torch.where(theta < slack, 0.0, torch.where(theta > 1 - slack, 1.0, theta))
     if not (clock.differentiable or is_differentiable(times)) or clock.length == 0:
         return SavePoints(fixed, slack)
@@ -115,6 +117,14 @@ def save_points(save_at: Times, clock: Clock, batch: int | None) -> SavePoints:
     if not is_differentiable(times):
         moving = torch.where((fixed == 0) | (fixed == 1), fixed, moving)
     return SavePoints(fixed, slack, moving, ends_stay=not is_differentiable(times))
+
+
+def _all_inside(theta: Tensor, slack: float) -> bool:
+    """Whether no fraction lies outside of the interval or is NaN."""
+    if not theta.numel():
+        return True
+    least, largest = map(float, theta.aminmax())  # NaN if a fraction is
+    return least >= -slack and largest <= 1 + slack
 
 
 class Inside(NamedTuple):
