@@ -16,6 +16,11 @@ from trueode import UsageError, odeint, odeint_adjoint
 from trueode.drop_in.adjoint import BACKWARD
 from trueode.drop_in.call import ADAPTIVE, ELSEWHERE, FIXED
 from trueode.drop_in.options import ADAPTIVE_OPTIONS, FIXED_OPTIONS
+from trueode.fields import SequentialField
+from trueode.solvers.backends import backend_of
+from trueode.solvers.backends.native import layers, library
+from trueode.solvers.problem import Problem
+from trueode.solvers.solving import replacement
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-torchdiffeq.md"
 T = torch.linspace(0, 1, 5, dtype=torch.float64)
@@ -52,6 +57,43 @@ def test_methods_call_the_field_at_the_new_state() -> None:
                 calls.append(field.calls)
         assert calls[0] > calls[1]
         assert errors[0] < errors[1]
+
+
+def test_the_kernel_solves_what_the_page_says() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    field = SequentialField(*net).double()
+    used: list[Any] = []
+
+    def hooked(problem: Problem) -> Any:
+        used.append(backend_of(problem))
+
+    y0, two = start(3, 2), T[[0, -1]]
+    token = replacement.set(hooked)
+    try:
+        for t, how in (
+            (T, {"method": "euler"}),
+            (T, {"method": "rk4", "options": {"step_size": 0.3}}),
+            (two, {}),
+            (two, {"method": "dopri5", "options": {"max_step": 0.1, "first_step": 0.1}}),
+        ):
+            odeint(field, y0, t, **how)
+        fast = len(used)
+        for t, how in (
+            (T, {}),
+            (T.clone().requires_grad_(), {"method": "euler"}),
+            (two, {"rtol": torch.full((2,), 1e-6)}),
+            (two, {"method": "dopri5", "options": {"min_step": 0.1}}),
+            (two, {"method": "dopri5", "options": {"safety": 0.8}}),
+            (two, {"method": "dopri5", "options": {"norm": torch.linalg.vector_norm}}),
+        ):
+            odeint(field, y0, t, **how)
+        odeint_adjoint(field, y0, two)
+    finally:
+        replacement.reset(token)
+    assert all(each is not layers for each in used[fast:])
+    if library.kernel() is not None:
+        assert all(each is layers for each in used[:fast])
 
 
 @pytest.mark.parametrize("method", ["dopri8", "bosh3"])
