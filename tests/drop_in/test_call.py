@@ -68,6 +68,7 @@ def test_errors_are_those_of_both_libraries(name: str) -> None:
         ({"rtol": -1e-3}, "negative"),
         ({"rtol": torch.tensor([1e-3, -1e-3])}, "negative"),
         ({"rtol": "small"}, "number"),
+        ({"rtol": [1e-3, "small"]}, "number"),
         ({"method": "rk4", "options": {"step_size": -0.1}}, "positive"),
         ({"method": "rk4", "options": {"step_size": "small"}}, "number"),
         ({"method": "rk4", "options": {"grid_constructor": lambda f, y, t: None}}, "tensor"),

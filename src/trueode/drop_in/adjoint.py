@@ -128,7 +128,7 @@ def _backward(call: Call, explicit: bool) -> FixedStep | Adaptive:
                 "adjoint_options['norm'] must be 'seminorm', which the backward solve uses: use "
                 "torchdiffeq itself for another norm."
             )
-        for name in FORWARD_ONLY & set(options):
+        for name in sorted(FORWARD_ONLY & set(options)):
             raise UsageError(
                 f"adjoint_options has no {name!r}: leave it out, or use torchdiffeq itself."
             )

@@ -79,12 +79,10 @@ def tolerance(name: str, value: Any, y0: Any) -> tuple[float, Tensor | float]:
         return value, 1.0
     if isinstance(value, Tensor) and value.requires_grad:
         raise ArgumentError(f"{name} cannot require a gradient: pass {name}.detach().")
-    with calling(f"{name} must be a number or a tensor of numbers, got {value!r}"):
-        single = (
-            torch.as_tensor(value).dim() == 0 if not isinstance(value, (list, tuple)) else False
-        )
-    if single:
-        return float(value), 1.0
+    if not isinstance(value, (list, tuple)):
+        value = _numbers(name, value)
+        if not value.dim():
+            return float(value), 1.0
     shares = _of_parts(name, value, y0) if isinstance(y0, tuple) else _fitting(name, value, y0)
     largest = float(shares.max()) if shares.numel() else 0.0
     if shares.numel() and not float(shares.min()) >= 0:
@@ -92,8 +90,13 @@ def tolerance(name: str, value: Any, y0: Any) -> tuple[float, Tensor | float]:
     return (largest, shares / largest) if largest else (0.0, 1.0)
 
 
+def _numbers(name: str, value: Any) -> Tensor:
+    with calling(f"{name} must be a number or a tensor of numbers, got {value!r}"):
+        return torch.as_tensor(value).to(torch.float64)
+
+
 def _fitting(name: str, value: Any, part: Tensor) -> Tensor:
-    found = torch.as_tensor(value).to(part.device, torch.float64)
+    found = _numbers(name, value).to(part.device)
     sizes = zip(reversed(found.shape), reversed(part.shape), strict=False)
     if found.dim() > part.dim() or any(x not in (1, size) for x, size in sizes):
         raise ArgumentError(
