@@ -31,6 +31,8 @@ UNLIMITED = 2**31 - 1  # the default max_num_steps of torchdiffeq
 
 def solve_adaptive(call: Call) -> Any:
     """The states at all times, by dense output between the steps."""
+    if call.options:
+        warn_of_others(call.options, ADAPTIVE_OPTIONS, call.method)
     solver, control = chosen(call)
     t: Any = call.t if is_differentiable(call.t) else call.times
     problem = Problem(
@@ -57,7 +59,6 @@ def chosen(call: Call) -> tuple[Adaptive, Control | None]:
     single = not isinstance(call.y0, tuple)
     if single and not options and type(call.rtol) is float and type(call.atol) is float:
         return _plain(call.method, call.rtol, call.atol), None
-    warn_of_others(options, ADAPTIVE_OPTIONS, call.method)
     rtol, shares_r = tolerance("rtol", call.rtol, call.y0)
     atol, shares_a = tolerance("atol", call.atol, call.y0)
     found = {
