@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from steps import conv_field, through_torchdiffeq
+from steps import conv_field, through_odeint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
         self.field, self.head = conv_field(1, 1, 32), nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        states = through_torchdiffeq(self.field, "euler", 64)(x)
+        states = through_odeint(self.field, "euler", 64)(x)
         return self.head(states.flatten(1))
 
 

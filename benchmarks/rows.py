@@ -113,6 +113,18 @@ COMPARISONS = {
         gradient_flops(32 * 16 * conv_flops(3, 64, length=32, dim=2)),
     ),
 }
+COMPARISONS |= {
+    f"odeint_{name}": Comparison(
+        f"{title} of a plain module 2-64-64-2 through odeint, batch 128, {how}",
+        (("trueode", "torchdiffeq", 9),),
+    )
+    for method, how in (
+        ("euler", "Euler x 64"),
+        ("rk4", "rk4 x 16"),
+        ("dopri5", "dopri5, tol 1e-5"),
+    )
+    for name, title in ((method, "training step"), (f"{method}_forward", "forward"))
+}
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # glibc then returns freed large tensors
 GIVES_BACK_AS_SET = " ".join(f"{name}={value}" for name, value in GIVES_BACK.items())
 VARIANTS = {"diffrax": ("diffrax", "diffrax, direct")}

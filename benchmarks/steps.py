@@ -108,9 +108,16 @@ def forward_step(flow: Flow, x: Tensor) -> Step:
     return step
 
 
-def through_torchdiffeq(field: nn.Module, method: str, n_steps: int | None = None) -> Flow:
-    """``odeint`` with its back-propagation, adaptive if ``n_steps`` is None."""
-    from torchdiffeq import odeint
+def through_odeint(
+    field: nn.Module, method: str, n_steps: int | None = None, own: bool = False
+) -> Flow:
+    """``odeint`` of torchdiffeq, or that of trueode if ``own``, with its back-propagation; adaptive
+    if ``n_steps`` is None.
+    """
+    if own:
+        from trueode import odeint
+    else:
+        from torchdiffeq import odeint
 
     times = torch.tensor([0.0, 1.0])
     how = (
@@ -155,7 +162,7 @@ def sphere2(side: str, method: str, n_steps: int, batch: int = 128, train: bool 
     """``simple_odenet`` with 32 channels on points of a plane."""
     x, plain = torch.from_numpy(weights.points(batch)).view(batch, 1, 2), conv_field(1, 1, 32)
     if side == "torchdiffeq":
-        field, flow = plain, through_torchdiffeq(plain, method, n_steps)
+        field, flow = plain, through_odeint(plain, method, n_steps)
     else:
         field = own_field(plain, "simple_odenet", (1, 2), 32)
         flow = through_trueode(field, method, n_steps)
@@ -168,15 +175,22 @@ def dense(side: str) -> Step:
     if side == "trueode":
         field = own_field(plain, "linear_odenet", (2,), 64)
         return training_step(through_trueode(field, "dopri5"), field, x, 2, own=True)
-    flow = through_torchode(plain) if side == "torchode" else through_torchdiffeq(plain, "dopri5")
+    flow = through_torchode(plain) if side == "torchode" else through_odeint(plain, "dopri5")
     return training_step(flow, plain, x, 2, own=False)
+
+
+def drop_in(side: str, method: str, n_steps: int | None = None, train: bool = True) -> Step:
+    """The same field as a plain module, with one import changed."""
+    x, field = torch.from_numpy(weights.points(128)), dense_field(2, 64)
+    flow = through_odeint(field, method, n_steps, own=side == "trueode")
+    return training_step(flow, field, x, 2, own=False) if train else forward_step(flow, x)
 
 
 def cifar_parts(side: str, n_steps: int) -> tuple[Flow, nn.Module, Tensor]:
     """The flow and the field of ``odenet`` with 64 channels, and 32 images."""
     x, plain = torch.rand(32, 3, 32, 32), conv_field(2, 3, 64)
     if side == "torchdiffeq":
-        return through_torchdiffeq(plain, "euler", n_steps), plain, x
+        return through_odeint(plain, "euler", n_steps), plain, x
     field = own_field(plain, "odenet", (3, 32, 32), 64)
     if side == "trueode, bf16":  # as `--precision bf16`
         from trueode.fields import Autocast
@@ -203,6 +217,12 @@ WORKS: dict[str, Callable[[str], Step]] = {
     "rk4": lambda side: sphere2(side, "rk4", 16),
     "dopri5": dense,
     "forward": lambda side: sphere2(side, "rk4", 256, batch=1000, train=False),
+    "odeint_euler": lambda side: drop_in(side, "euler", 64),
+    "odeint_rk4": lambda side: drop_in(side, "rk4", 16),
+    "odeint_dopri5": lambda side: drop_in(side, "dopri5"),
+    "odeint_euler_forward": lambda side: drop_in(side, "euler", 64, train=False),
+    "odeint_rk4_forward": lambda side: drop_in(side, "rk4", 16, train=False),
+    "odeint_dopri5_forward": lambda side: drop_in(side, "dopri5", train=False),
     "cifar": lambda side: training_step(*cifar_parts(side, 16), 10, side != "torchdiffeq"),
     "product": lambda side: product(),
 }

@@ -175,7 +175,7 @@ def test_what_is_found(x: Tensor, field: Field) -> None:
     assert chosen["first_step"] == 0.1
     assert chosen["jump_t"] == [0.25]
     assert chosen["dtype"] == "torch.float64"
-    assert found(method="heun3").name is None
+    assert found(method="heun3").name == "heun3"
     adams = found(method="implicit_adams", options={"step_size": 0.05})
     assert (adams.order, adams.adaptive, adams.name, adams.settings["rtol"]) == (
         0,

@@ -25,10 +25,13 @@ METHODS = {
     "euler": "euler",
     "midpoint": "midpoint",
     "heun2": "heun2",
+    "heun3": "heun3",
     "rk4": "rk4_38",
+    "adaptive_heun": "adaptive_heun",
     "fehlberg2": "fehlberg2",
     "bosh3": "bosh3",
     "dopri5": "dopri5",
+    "dopri8": "dopri8",
 }
 """The library's names of methods, and the names in ``catalog.METHODS``."""
 VARYING = ("explicit_adams", "implicit_adams", "fixed_adams")  # their order grows along the solve
