@@ -361,7 +361,7 @@ FIDELITY = {"adaption_algo": "fidelity"}
 def test_without_a_penalty_the_fidelity_rule_starts_cold(tmp_path: Path, method: str) -> None:
     rule, _ = rule_of(tmp_path, solver=method, penalty=0, **FIDELITY)
     assert isinstance(rule, FidelityRule)
-    cost = {"euler": 8, "midpoint": 4, "heun2": 4, "rk4": 2, "rk4_38": 2, "auto": 2}
+    cost = {"euler": 8, "midpoint": 4, "heun2": 4, "heun3": 2, "rk4": 2, "rk4_38": 2, "auto": 2}
     if method in cost:
         assert rule.solver == FixedStep("rk4" if method == "auto" else method, n_steps=cost[method])
     else:

@@ -68,7 +68,7 @@ def test_no_solver_is_coarser_than_the_least(method: str, n: int, least: int) ->
         assert found == fewer
 
 
-@given(st.sampled_from(ADAPTIVE), st.floats(1e-5, 2e-3), st.floats(1.001, 1e9))
+@given(st.sampled_from(ADAPTIVE), st.floats(3e-5, 2e-3), st.floats(1.001, 1e9))
 def test_tolerances(method: str, tol: float, ratio: float) -> None:
     solver, ladder = Adaptive(method, tol, tol, per_sample=True), Ladder()
     finer, coarser = ladder.finer(solver, ratio), ladder.coarser(solver)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trueode import FixedStep, NeuralODE, audit
 from trueode.auditing.forward import Forward, ModelError, in_double
 from trueode.auditing.model_under_test import model_under_test
+from trueode.auditing.problem import ForeignProblem, FoundSolver
 from trueode.auditing.reachable import reachable
 from trueode.errors import UsageError
 from trueode.evaluation.runnable import Part
@@ -290,10 +291,14 @@ def test_a_field_that_changes_nothing_is_called_as_it_is() -> None:
         given.append(problem)
         return torch.stack([problem.z0] * 2), None
 
-    problem: Any = type("Problem", (), {"z0": X})()
+    times = torch.tensor([0.0, 1.0])
+    found = FoundSolver("", "rk4", {}, False, 4, "rk4")
+    problem = ForeignProblem(lambda t, z: z.sin(), X, times, (), True, found)
     with torch.no_grad():
         forward.steady(look)(problem)
-    assert given == [problem]
+    (seen,) = given
+    assert seen.z0 is X
+    assert torch.equal(seen.field(times[0], X), X.sin())
 
 
 # Causes

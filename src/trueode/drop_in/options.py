@@ -55,7 +55,7 @@ def instants(options: Mapping[str, Any], times: list[float]) -> tuple[float, ...
         t
         for name in ("step_t", "jump_t")
         if options.get(name) is not None
-        for t in torch.as_tensor(options[name]).reshape(-1).tolist()
+        for t in torch.as_tensor(options[name], device="cpu").reshape(-1).tolist()
         if sign * t >= sign * times[0]
     )
     if len(set(found)) < len(found):
@@ -92,7 +92,7 @@ def tolerance(name: str, value: Any, y0: Any) -> tuple[float, Tensor | float]:
 
 def _numbers(name: str, value: Any) -> Tensor:
     with calling(f"{name} must be a number or a tensor of numbers, got {value!r}"):
-        return torch.as_tensor(value).to(torch.float64)
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _fitting(name: str, value: Any, part: Tensor) -> Tensor:

@@ -39,7 +39,10 @@ class RecognisedField(nn.Module):
 
     def layer_stack(self, state_shape: Iterable[int]) -> LayerStack | None:
         """The layers for states of a shape; None if the module does not compute layers."""
-        like = next((p for p in self.field.parameters() if p.is_floating_point()), torch.empty(0))
+        like = next(
+            (p for p in self.field.parameters() if p.is_floating_point()),
+            torch.empty(0, device="cpu"),
+        )
         found = self.layers_or_refusal(like.new_zeros(tuple(state_shape)))
         return None if isinstance(found, str) else found
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over the ranks of a distributed run."""
@@ -63,7 +64,9 @@ def rms_per_sample(x: Tensor) -> Tensor:
     x = magnitude(x)
     flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
     norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    return norms.div_(max(flat.shape[1], 1) ** 0.5).double().cpu()
+    norms = norms.div_(max(flat.shape[1], 1) ** 0.5).double().cpu()
+    # steps are constants, in forward mode too, where `detach` keeps derivatives
+    return norms if forward_ad._current_level < 0 else forward_ad.unpack_dual(norms).primal  # type: ignore[no-untyped-call]
 
 
 def magnitude(x: Tensor) -> Tensor:

@@ -101,17 +101,18 @@ class Recognition:
         with torch.no_grad():
             t, z = t.detach().clone(), z.detach().clone()
         tensors = self._touched.tensors
+        params = [x for x in tensors if x.requires_grad]
         try:
             structure = follow(field, t, z, tensors, trusted=self._touched.trusted)
+            stack = _Stack(structure, z.shape)
+            checked = structure, torch.is_grad_enabled()
+            if checked not in self._checked:
+                _check(field, stack, t, z, params)
+                self._checked.append(checked)
         except RecognitionError:
             raise
         except Exception as failure:  # it fails again when the solver calls it
             raise RecognitionError(f"it raises {type(failure).__name__}: {failure}") from failure
-        stack = _Stack(structure, z.shape)
-        checked = structure, torch.is_grad_enabled()
-        if checked not in self._checked:
-            _check(field, stack, t, z, [x for x in tensors if x.requires_grad])
-            self._checked.append(checked)
         self._touched.settle()
         return stack
 
@@ -157,8 +158,11 @@ def _check(
         RecognitionError: they differ.
     """
     source = torch.Generator("cpu").manual_seed(0)
-    for time, state in ((t, z), (t + 0.3, torch.randn(z.shape, generator=source).to(z))):
-        weights = torch.randn(z.shape, generator=source).to(z)
+    for time, state in (
+        (t, z),
+        (t + 0.3, torch.randn(z.shape, generator=source, device="cpu").to(z)),
+    ):
+        weights = torch.randn(z.shape, generator=source, device="cpu").to(z)
         inputs = [x.detach().clone().requires_grad_() for x in (time, state)]
         layers = stack.now(z)
         flat, unpack = pack_stack(layers, inputs[1])

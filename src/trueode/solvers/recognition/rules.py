@@ -51,6 +51,8 @@ Rule = Callable[[Call], Value]
 def _keep(call: Call) -> Value:
     """A view that keeps the order of the numbers, or a copy."""
     value, same = call.args[0], call.result.shape == call.shapes[0]
+    if isinstance(value, Given) and call.result.dtype != value.tensor.dtype:
+        raise RecognitionError("it converts a parameter")
     if isinstance(value, Row):
         same = call.result.shape[-1:] == call.shapes[0][-1:]
     if isinstance(value, (Uniform, Selected)) or same:
