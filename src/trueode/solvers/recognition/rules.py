@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import resolve_name
 
 from trueode.catalog import ACTIVATIONS
 from trueode.solvers.recognition.values import (
@@ -59,11 +58,8 @@ def _keep(call: Call) -> Value:
         return value  # type: ignore[no-any-return]
     if isinstance(value, Given) and value.tensor.numel() == 1:
         return value
-    if (
-        isinstance(value, Signal)
-        and not value.channels
-        and call.result.numel() == prod(call.shapes[0])
-    ):
+    whole = call.result.numel() == prod(call.shapes[0])
+    if isinstance(value, Signal) and not value.channels and whole:
         return replace(value, channels=False)
     raise RecognitionError("it rearranges numbers")
 
@@ -402,8 +398,3 @@ RULES: dict[Any, Rule] = {
 FORMS = frozenset(each for name in _FORMS.split() for each in _functions(name))
 NAMES = frozenset(name for names in (*_RULES.values(), _FORMS) for name in names.split())
 """The names of functions, methods and properties that have a rule."""
-
-
-def name_of(function: Any) -> str:
-    """A function's name, for people."""
-    return str(resolve_name(function) or getattr(function, "__name__", function))

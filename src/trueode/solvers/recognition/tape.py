@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, resolve_name
 
-from trueode.solvers.recognition.rules import COMPUTING, FORMS, RULES, Call, name_of
+from trueode.solvers.recognition.rules import COMPUTING, FORMS, RULES, WIDEST_IDENTITY, Call
 from trueode.solvers.recognition.values import (
     Given,
     Opaque,
@@ -127,6 +127,11 @@ def _shapes(x: Any) -> Any:
     return x.shape if isinstance(x, Tensor) else None
 
 
+def name_of(function: Any) -> str:
+    """A function's name, for people."""
+    return str(resolve_name(function) or getattr(function, "__name__", function))
+
+
 def follow(
     field: Callable[..., Any], t: Tensor, z: Tensor, given: Iterable[Tensor], *, trusted: bool
 ) -> Structure:
@@ -156,7 +161,7 @@ def follow(
     recipes, last = value.recipes, value.recipes[-1]
     if last.activation != "identity":
         width = last.outputs
-        if value.channels or width > 64:
+        if value.channels or width > WIDEST_IDENTITY:
             raise RecognitionError("its last layer has an activation")
         recipes = (*recipes, Recipe(None, width, before=value.factor))
     return Structure(recipes, bool(value.channels))
