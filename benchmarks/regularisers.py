@@ -52,6 +52,16 @@ TUNED, REPORTED = range(7), range(100, 107)
 STEPS = 3  # of the runs that choose the weights
 GRIDS = (3, 6)  # steps of the runs that are reported
 CHOICE = adaptation.DOCS / "regularisers-tuned.csv"
+NAMES = {  # in the picture
+    "plain": "fixed steps, nothing added",
+    "penalty": "discretisation penalty",
+    "embedded": "embedded error (Pal 2021)",
+    "kinetic": "kinetic energy (Finlay 2020)",
+    "taylor": "Taylor (Kelly 2020)",
+    "steer": "STEER (Ghosh 2020)",
+    "random steps": "random numbers of steps",
+    "both": "cross-entropy of both solves",
+}
 RULES = {  # of the benchmark of adaptation, as they are called in the picture
     "paper": "the paper's rule",
     "rk4, no penalty": "fidelity without the penalty",
@@ -280,14 +290,19 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     with (adaptation.DOCS / f"sphere2-{REPORTED[0]}-{REPORTED[-1]}.csv").open(newline="") as file:
         rules = list(csv.DictReader(file))
     with style():
-        figure = new_figure(7.6, 4.6)
+        figure = new_figure(7.8, 4.6)
         axes = figure.subplots()
         for k, term in enumerate(WEIGHTS):
             names = [n for n in dict.fromkeys(r["rule"] for r in results) if parse(n)[0] == term]
             of = [[r for r in results if r["rule"] == name] for name in names]
             x, y = ([mean(r[key] for r in rows) for rows in of] for key in ("nfe", "flips"))
             axes.plot(
-                x, [100 * each for each in y], "o-", color=colour(k), label=term, markersize=4
+                x,
+                [100 * each for each in y],
+                "o-",
+                color=colour(k),
+                label=NAMES[term],
+                markersize=4,
             )
         for marker, (rule, name) in zip("Xsd^", RULES.items(), strict=True):
             of_rule = [row for row in rules if row["rule"] == rule]
@@ -302,8 +317,9 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         )
         ticks = (10, 12, 16, 24, 32, 50)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_yticks((0.1, 1, 10), ["0.1", "1", "10"])
         axes.minorticks_off()
-        figure.subplots_adjust(right=0.68)
+        figure.subplots_adjust(right=0.65)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         save(figure, path)
 

@@ -24,42 +24,45 @@ picture are in the CSV file next to it. Each row ends with the hashes of its run
 This page is written by `python tools/reproduction.py experiments/reproduction`, after
 `trueode reproduce NAME --scale SCALE`.
 """
+SECTION = "\n## "
 
 
 def write(results: Path, docs: Path) -> list[str]:
-    """Copy the files of each name and scale that exist, and write the page.
+    """Copy the files of each name and scale that exist, and write their sections of the page.
+
+    The sections of other names and scales stay as they are.
 
     Returns:
-        The names of the parts that exist.
+        The names of the parts that were written.
     """
     docs.mkdir(parents=True, exist_ok=True)
+    page = docs / "README.md"
+    old = page.read_text(encoding="utf-8").split(SECTION)[1:] if page.is_file() else []
+    kept = {text.partition("\n")[0]: text.partition("\n")[2] for text in old}
     parts, found = [HEAD], []
     for name, text in NAMES.items():
         for scale in reversed(SCALES):  # as published first
-            stem = results / f"{name}-{scale}"
-            caption = stem.with_name(f"{stem.name}.md")
-            if not caption.is_file():
-                continue
-            found.append(stem.name)
-            files = [
-                path for ending in COPIED if (path := stem.with_name(stem.name + ending)).is_file()
-            ]
-            for path in files:
-                shutil.copy(path, docs / path.name)
-            links = ", ".join(f"[{path.suffix[1:].upper()}]({path.name})" for path in files)
-            picture = (
-                f"![{text}]({stem.name}.png)\n\n"
-                if (stem.with_name(f"{stem.name}.png")).is_file()
-                else ""
-            )
-            parts.append(
-                f"## {name}, {scale} scale\n\n{picture}{caption.read_text(encoding='utf-8')}\n"
-                f"Files: {links}"
-            )
-    (docs / "README.md").write_text(
-        "\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8"
-    )
+            title = f"{name}, {scale} scale"
+            section = kept.get(title)
+            if (results / f"{name}-{scale}.md").is_file():
+                section = _section(results, f"{name}-{scale}", text, docs)
+                found.append(f"{name}-{scale}")
+            if section is not None:
+                stripped = section.strip("\n")
+                parts.append(f"## {title}\n\n{stripped}\n")
+    page.write_text("\n".join(parts), encoding="utf-8")
     return found
+
+
+def _section(results: Path, stem: str, text: str, docs: Path) -> str:
+    """The section of a result; its files are copied."""
+    files = [path for ending in COPIED if (path := results / f"{stem}{ending}").is_file()]
+    for path in files:
+        shutil.copy(path, docs / path.name)
+    links = ", ".join(f"[{path.suffix[1:].upper()}]({path.name})" for path in files)
+    picture = f"![{text}]({stem}.png)\n\n" if results / f"{stem}.png" in files else ""
+    caption = (results / f"{stem}.md").read_text(encoding="utf-8")
+    return f"{picture}{caption}\nFiles: {links}"
 
 
 def main() -> None:

@@ -118,6 +118,13 @@ def test_table_1_and_the_documentation_page() -> None:
     assert caption in page
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert Path("docs", link).is_file()
+    assert write(Path("elsewhere"), Path("docs")) == []
+    assert Path("docs/README.md").read_text() == page
+    Path("elsewhere").mkdir()
+    Path("elsewhere/fig3-paper.md").write_text("Another caption.\n")
+    assert write(Path("elsewhere"), Path("docs")) == ["fig3-paper"]
+    both = Path("docs/README.md").read_text()
+    assert both.index("Another caption.") < both.index(caption)
 
 
 def test_nothing_is_shown_where_no_run_is_finished() -> None:
