@@ -75,12 +75,14 @@ def test_the_kernel_solves_what_the_page_says() -> None:
             (T, {"method": "euler"}),
             (T, {"method": "rk4", "options": {"step_size": 0.3}}),
             (two, {}),
+            (T, {}),
+            (T, {"method": "bosh3"}),
             (two, {"method": "dopri5", "options": {"max_step": 0.1, "first_step": 0.1}}),
         ):
             odeint(field, y0, t, **how)
         fast = len(used)
         for t, how in (
-            (T, {}),
+            (T, {"method": "fehlberg2"}),
             (T.clone().requires_grad_(), {"method": "euler"}),
             (two, {"rtol": torch.full((2,), 1e-6)}),
             (two, {"method": "dopri5", "options": {"min_step": 0.1}}),

@@ -168,18 +168,52 @@ def gather(states: Tensor, position: Tensor) -> Tensor:
     return torch.where(absent, torch.full_like(found, float("nan")), found)
 
 
-def grid_positions(points: SavePoints, grid: Sequence[float]) -> list[int] | None:
-    """The index on the grid of each point, with the tolerance of `Saver`; None if a point lies, or
-    may move, inside a step.
+class Ascending(NamedTuple):
+    """The points of all samples, ascending, and where each was requested.
+
+    Attributes:
+        points: the points, ``(times,)``.
+        order: the place of each requested time among them; None: they are the requested times.
+        place: the same for times of each sample, ``(times, batch)``; see `union`.
     """
-    if points.moving is not None:
-        return None
+
+    points: SavePoints
+    order: Tensor | None = None
+    place: Tensor | None = None
+
+    def restored(self, states: Tensor) -> Tensor:
+        """The states ``(points, batch, …)`` in the requested order, ``(times, batch, …)``."""
+        if self.place is not None:
+            return gather(states, self.place)
+        return states if self.order is None else states[self.order.to(states.device)]
+
+
+def ascending(points: SavePoints) -> Ascending:
+    """Constant points in the order in which a solve reaches them."""
+    if points.per_sample:
+        points, place = union(points)
+        return Ascending(points, place=place)
+    if bool((points.fractions.diff() >= 0).all()):
+        return Ascending(points)
+    fractions, order = points.fractions.sort(stable=True)
+    return Ascending(SavePoints(fractions, points.slack), order.argsort())
+
+
+def located(points: SavePoints, grid: Sequence[float]) -> list[tuple[int, float]]:
+    """The step of each point, and its fraction of that step: 0 at grid points, with the tolerance
+    of `Saver`. The end of the grid begins another step.
+    """
     wanted = points.fractions.tolist()
     if len(wanted) == len(grid) and max(map(abs, map(sub, wanted, grid))) <= points.slack:
-        return list(range(len(grid)))  # the whole grid, which is common
-    positions = [bisect_left(grid, theta - points.slack) for theta in wanted]
-    on_grid = (abs(grid[i] - x) <= points.slack for i, x in zip(positions, wanted, strict=True))
-    return positions if all(on_grid) else None
+        return [(i, 0.0) for i in range(len(grid))]  # the whole grid, which is common
+    found = []
+    for theta in wanted:
+        i = bisect_left(grid, theta - points.slack)
+        if abs(grid[i] - theta) <= points.slack:
+            found.append((i, 0.0))
+        else:
+            found.append((i - 1, (theta - grid[i - 1]) / (grid[i] - grid[i - 1])))
+    return found
 
 
 class Saver:

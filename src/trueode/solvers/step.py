@@ -132,9 +132,9 @@ class Stepper:
         end = stages[-1] if free_end else None
         saved = None
         if inside is not None:
-            if end is None and tableau.dense is None:
+            if end is None and any(tableau.continuous[-1]):
                 end = self.field(times[-1], after)
-            taken = Taken(h, z, after, stages, stages[-1] if end is None else end)
+            taken = Taken(h, z, stages, stages[-1] if end is None else end)
             saved = interpolate(tableau, inside.theta, taken.of(inside.rows))
         error = None
         if with_error:

@@ -100,6 +100,20 @@ class ButcherTableau:
         return self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
     @cached_property
+    def continuous(self) -> tuple[Coefficients, ...]:
+        """Dense output: the coefficients of theta, theta^2, … of the weights of the stages that
+        advance the solution, in the last row of the field at the end of the step.
+
+        Without `dense`, they are those of cubic Hermite interpolation (Hairer, Nørsett & Wanner I,
+        eq. II.6.7).
+        """
+        if self.dense is not None:
+            return self.dense if self.fsal else (*self.dense, (0.0,) * len(self.dense[0]))
+        rows = [[0.0, 3 * b, -2 * b] for b in self.b[: self.advancing_stages]]
+        rows[0] = [x + y for x, y in zip(rows[0], (1.0, -2.0, 1.0), strict=True)]
+        return (*map(tuple, rows), (0.0, -1.0, 1.0))
+
+    @cached_property
     def stability(self) -> float:
         """The largest x such that steps of size h are stable for ``z' = -x z / h``: the real
         interval of stability.

@@ -29,7 +29,7 @@ class Given(NamedTuple):
         clock: the times.
         counter: counts evaluations of the field.
         grid: the fractions of the steps, ``(steps + 1,)`` or ``(steps + 1, batch)``.
-        saved: the indices of the grid points whose states were saved.
+        saved: the fractions at which states were saved, ascending, ``(times,)``.
     """
 
     stack: LayerStack
@@ -37,7 +37,7 @@ class Given(NamedTuple):
     clock: Clock
     counter: Counter
     grid: Tensor
-    saved: tuple[int, ...]
+    saved: Tensor
 
 
 def must_be_recorded(gradients: Sequence[Tensor]) -> bool:
@@ -79,7 +79,7 @@ def _again(given: Given, z: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, Ten
     stepper = Stepper(field, given.tableau, given.clock)
     if given.grid.dim() == 2:
         return integrate_per_sample(stepper, given.grid, z), None
-    saver = Saver(SavePoints(given.grid[list(given.saved)], 0.0)) if given.saved else None
+    saver = Saver(SavePoints(given.saved, 0.0)) if len(given.saved) else None
     final = integrate(stepper, given.grid.tolist(), z, saver)
     return final, None if saver is None else saver.stacked(final)
 

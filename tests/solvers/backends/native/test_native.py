@@ -438,6 +438,79 @@ def test_saved_states(name: str) -> None:
             assert_same(results(field, z0, solver, gradient=gradient, save_at=save_at)[1], expected)
 
 
+WITHIN = (
+    *(FixedStep(name, n_steps=4) for name, (kind, _) in METHODS.items() if kind == "fixed"),
+    FixedStep("rk4", n_steps=1),
+    OnGrid(Adaptive("dopri5", 1e-3, 1e-3).tableau, (0.0, 0.3, 0.4, 1.0)),
+    *(Adaptive(name, 1e-4, 1e-4) for name in ("bosh3", "dopri5", "tsit5", "dopri8")),
+    Adaptive("dopri5", 1e-9, 1e-9),  # more steps than are expected at first
+)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (2.0, -1.0)], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("solver", WITHIN, ids=str)
+def test_states_saved_inside_steps(solver: Solver, ends: tuple[float, float]) -> None:
+    """Values, gradients and calls are those of the portable path, for several times in one step, in
+    any order, repeated, on the grid and at the ends.
+    """
+    field, z0 = dense(2, 7, "silu", True), states(37, 2)
+    (t0, t1), tolerance = ends, 1e-9 if isinstance(solver, Adaptive) else 1e-12
+    for fractions in (
+        [0.123, 0.13, 0.2, 0.6],
+        [1.0, 0.99, 0.0, 0.5, 0.5, 0.25, 0.01],
+        [0.9999],
+        [0.001],
+        [i / 60 for i in range(61)],
+    ):
+        save_at, said = [t0 + x * (t1 - t0) for x in fractions], []
+        solution, expected = portable(field, z0, solver, save_at=save_at, t=ends)
+        for name in SETS:
+            with native.using(name):
+                for gradient in (Backprop(), Checkpoint()):
+                    told, found = results(
+                        field, z0, solver, save_at=save_at, t=ends, gradient=gradient
+                    )
+                    assert_same(found, expected, tolerance)  # rounding changes chosen steps
+                    said.append((told.nfe, told.n_steps))
+        assert set(said) == {(solution.nfe, solution.n_steps)}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_states_saved_inside_steps_are_differentiated_twice(name: str) -> None:
+    field, z0 = dense(2, 4, "tanh", True), states(3, 2).requires_grad_()
+
+    def saved(z: Tensor, solver: Solver) -> Tensor:
+        zs = solve(field, z, solver=solver, save_at=[0.2, 0.3, 1.0]).zs
+        assert zs is not None
+        return zs
+
+    with native.using(name):
+        fixed = FixedStep("rk4", n_steps=2)
+        torch.autograd.gradcheck(saved, (z0, fixed))
+        torch.autograd.gradgradcheck(saved, (z0, fixed))
+        chosen = Adaptive("dopri5", 1e-3, 1e-3)
+        pairs = []
+        for each in (chosen, solve(field, z0, solver=chosen).replay()):
+            (first,) = torch.autograd.grad(saved(z0, each).sin().sum(), z0, create_graph=True)
+            pairs.append([first, *torch.autograd.grad(first.cos().sum(), z0)])
+        assert_same(*([x.detach() for x in pair] for pair in pairs))
+
+
+def test_states_saved_before_max_steps_are_known() -> None:
+    field, z0, save_at = dense(2, 7, "silu", True), states(5, 2), [0.0, 0.01, 0.02, 0.9, 1.0]
+    solver = Adaptive("dopri5", 1e-8, 1e-8, max_steps=4)
+    found = []
+    for name in ("off", *SETS):
+        with native.using(name), torch.no_grad():
+            solution = solve(field, z0, solver=solver, save_at=save_at, on_failure="return")
+            assert solution.status == "max_steps"
+            assert solution.zs is not None
+            found.append(solution.zs)
+    assert found[0].isnan().any()
+    for zs in found:
+        torch.testing.assert_close(zs, found[0], equal_nan=True)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_gradients_against_finite_differences(name: str) -> None:
     field, z0 = dense(2, 5, "silu", True), states(3, 2).requires_grad_()
@@ -583,10 +656,14 @@ class _Subclass(Tensor):
 
 @pytest.mark.falls_back
 def test_what_the_kernel_is_not_made_for_takes_the_portable_path() -> None:
-    """Half precision, states within steps, learnable ends, long signals."""
+    """Half precision, learnable times and ends, long signals."""
     calls: list[tuple[nn.Module, Tensor, dict[str, object]]] = [
         (dense(3, 10, "tanh", dtype=torch.bfloat16), states(5, 3, torch.bfloat16), {}),
-        (dense(3, 10, "tanh"), states(5, 3), {"save_at": [0.123]}),
+        (
+            dense(3, 10, "tanh"),
+            states(5, 3),
+            {"save_at": torch.tensor([0.123], requires_grad=True)},
+        ),
         (dense(3, 10, "tanh"), states(5, 3), {"t": (0.0, torch.tensor(1.0, requires_grad=True))}),
         (dense(3, 10, "tanh"), states(5, 3), {"t": (1.0, 1.0)}),
         (dense(3, 10, "tanh"), states(0, 3), {}),

@@ -50,6 +50,7 @@ typedef struct {
     const AdaptiveSolve *adaptive;
     int piece;
     int64_t number; /* of the step */
+    int64_t from, until; /* the points inside the step */
     Span span;
     vec *z, *first, *after, *end; /* states of all blocks, one after the other */
     double *norms;                /* sums of squares of each part */
@@ -93,6 +94,10 @@ static int NAME(batch_part)(void *context, int64_t part) {
             NAME(trial)(plan, adaptive, &all->span, z, k, tape, kept ? plan->kept : 0, slot, after, error);
             memcpy(all->end + block * n, k + (stages - 1) * n, n * sizeof(vec));
             NAME(add_squares)(adaptive, error, z, after, n, sums);
+            for (int64_t point = all->from; point < all->until; point++) { /* computed again if the step is rejected */
+                NAME(interpolate)(solve, &all->span, solve->inside[point], z, k, error);
+                NAME(store)(error, width, count, NAME(place_of)(solve, solve->zs, point, first));
+            }
         }
         for (int64_t s = 0; s < count; s++) norms[1] += each[s];
     }
@@ -112,6 +117,30 @@ static int NAME(batch_piece)(WholeBatch *all, int piece, Span span, double *norm
         for (int i = 0; i < 2; i++) norm[i] += all->norms[3 * part + i];
     for (int i = 0; i < 2; i++) norm[i] = sqrt(norm[i] / (all->plan.solve->batch * all->plan.solve->width));
     return code;
+}
+
+/* Finds the points inside a step, with the tolerance of saving.py. */
+static void NAME(look_inside)(WholeBatch *all, double theta, double target) {
+    const Solve *solve = all->plan.solve;
+    const double *points = all->adaptive->points;
+    for (all->until = all->from; all->until < solve->n_saved && points[all->until] < target - all->adaptive->slack; all->until++) {
+        double x = (points[all->until] - theta) / (target - theta);
+        solve->saved[all->until] = all->number;
+        solve->inside[all->until] = x < 0 ? 0 : x > 1 ? 1 : x;
+    }
+}
+
+/* Saves the state for all points at a fraction, the start of the step of this number. */
+static void NAME(save_here)(WholeBatch *all, double theta) {
+    const Solve *solve = all->plan.solve;
+    int64_t n = 2 * solve->width;
+    for (; all->from < solve->n_saved && all->adaptive->points[all->from] <= theta + all->adaptive->slack; all->from++) {
+        solve->saved[all->from] = all->number;
+        solve->inside[all->from] = 0;
+        for (int64_t block = 0; block < all->plan.blocks; block++)
+            NAME(store)(all->z + block * n, solve->width, smaller(BLOCK, solve->batch - block * BLOCK),
+                        NAME(place_of)(solve, solve->zs, all->from, block * BLOCK));
+    }
 }
 
 static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
@@ -140,6 +169,7 @@ static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
         double size = fraction * length, step = starting_step(h0, d1, norm[1] / (size > DBL_MIN ? size : DBL_MIN), adaptive->error_order);
         dtheta = step / length < 1 ? step / length : 1;
     }
+    NAME(save_here)(&all, 0);
     while (theta < 1) {
         Column *column = &trace->columns[0];
         if (dtheta > limit) dtheta = limit;
@@ -151,6 +181,7 @@ static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
         if (column->n + 1 >= solve->capacity) solve->keep = smaller(solve->keep, KEEP_STATES); /* the tape is full */
         if (solve->keep && column->n % all.plan.group == 0 && !keep_state(column, column->n / all.plan.group, all.z, vectors * sizeof(vec))) goto done;
         double target = step_end(theta, dtheta, limit);
+        NAME(look_inside)(&all, theta, target);
         if ((code = NAME(batch_piece)(&all, TRIAL, NAME(span)(solve, theta, target), norm))) goto done;
         adaptive->calls += adaptive->n_stages - 1;
         ratio = norm[1];
@@ -164,6 +195,8 @@ static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
         vec *before = all.z;
         all.z = all.after, all.after = before;
         all.number++;
+        all.from = all.until;
+        NAME(save_here)(&all, theta);
         if (adaptive->fsal) {
             vec *start = all.first;
             all.first = all.end, all.end = start;

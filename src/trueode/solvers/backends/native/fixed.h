@@ -76,7 +76,7 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     plan->parts = smaller(plan->blocks, MOST_PARTS);
     int64_t stage_bytes = (plan->kept + slot + g_at) * (int64_t)sizeof(vec);
     plan->group = larger(1, smaller(GROUP, CACHE / stage_bytes) / solve->n_stages);
-    plan->tape_block = solve->keep == KEEP_STAGES ? solve->capacity * solve->n_stages * plan->kept
+    plan->tape_block = solve->keep == KEEP_STAGES ? (solve->capacity * solve->n_stages + (solve->inside != NULL)) * plan->kept
                        : solve->keep == KEEP_STATES
                            ? (solve->n_steps + plan->group - 1) / plan->group * 2 * solve->width
                            : 0;
@@ -260,19 +260,57 @@ static int NAME(stands)(const Span *span) {
     return 1;
 }
 
-/* One step, in place in z. The tapes and slots of the stages are `on` and `off` vectors apart; 0 if
- * each overwrites the one before. */
-static void NAME(step)(const Plan *plan, const Span *span, vec *z, vec *k, vec *tapes, int64_t on, vec *slots, int64_t off) {
+/* The stages of a step from z; those before `known` are known, with their tapes. The tapes and slots
+ * of the stages are `on` and `off` vectors apart; 0 if each overwrites the one before. */
+static void NAME(find_stages)(const Plan *plan, const Span *span, const vec *z, int64_t known, vec *k, vec *tapes, int64_t on,
+                              vec *slots, int64_t off) {
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, stages = solve->n_stages;
-    for (int64_t i = 0; i < stages; i++) {
+    for (int64_t i = known; i < stages; i++) {
         vec *tape = tapes + i * on, t[2];
         for (int64_t m = on; m < 2 * on; m++) __builtin_prefetch(tape + m, 1);
         NAME(combine)(z, span, solve->a + i * stages, 1, i, k, tape, n);
         NAME(stage_time)(solve, span, solve->c[i], t);
         NAME(evaluate)(plan, t, tape, slots + i * off, k + i * n);
     }
-    NAME(combine)(z, span, solve->b, 1, stages, k, z, n);
+}
+
+/* The field at the end of a step. */
+static void NAME(field_at_end)(const Plan *plan, const Span *span, const vec *z, vec *tape, vec *slot, vec *k) {
+    vec t[2];
+    memcpy(tape, z, 2 * plan->solve->width * sizeof(vec));
+    NAME(stage_time)(plan->solve, span, 1, t);
+    NAME(evaluate)(plan, t, tape, slot, k);
+}
+
+/* The weight of a stage, or of the field at the end (number n_stages), at a fraction x of a step. */
+static double NAME(dense_weight)(const Solve *solve, int64_t stage, double x) {
+    double weight = 0;
+    for (int64_t i = solve->degree - 1; i >= 0; i--) weight = (weight + solve->dense[stage * solve->degree + i]) * x;
+    return weight;
+}
+
+/* The state at a fraction x of a step from z, given the stages and the field at the end. */
+static void NAME(interpolate)(const Solve *solve, const Span *span, double x, const vec *z, const vec *k, vec *y) {
+    int64_t n = 2 * solve->width;
+    memcpy(y, z, n * sizeof(vec));
+    for (int64_t i = 0; i <= solve->n_stages; i++) {
+        double weight = NAME(dense_weight)(solve, i, x);
+        NAME(combine)(y, span, &weight, 1, 1, k + i * n, y, n);
+    }
+}
+
+/* Whether a state is saved inside a step, not at its start. */
+static int NAME(is_inside)(const Solve *solve, int64_t point) { return solve->inside && solve->inside[point] != 0; }
+
+/* The number of the first point after those of a step. */
+static int64_t NAME(points_until)(const Solve *solve, int64_t point, int64_t step) {
+    while (point < solve->n_saved && solve->saved[point] == step) point++;
+    return point;
+}
+
+static T *NAME(place_of)(const Solve *solve, const void *states, int64_t point, int64_t first) {
+    return (T *)states + (point * solve->batch + first) * solve->width;
 }
 
 /* ---- forward ---- */
@@ -281,27 +319,40 @@ static void NAME(forward_block)(const Plan *plan, int64_t block, vec *scratch) {
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, stages = solve->n_stages, width = solve->width, next = 0;
     int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
-    vec *z = scratch, *k = z + n, *own = k + stages * n, *slot = own + plan->kept;
+    vec *z = scratch, *y = z + n, *before = y + n, *k = before + n, *own = k + (stages + 1) * n, *slot = own + plan->kept;
     vec *tape = (vec *)solve->tape + block * plan->tape_block;
-    int kept = solve->keep == KEEP_STAGES;
+    int kept = solve->keep == KEEP_STAGES, known = 0;
     double edges[2 * BLOCK];
     NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
     for (int64_t number = 0;; number++) {
-        for (; next < solve->n_saved && solve->saved[next] == number; next++)
-            NAME(store)(z, width, count, (T *)solve->zs + (next * solve->batch + first) * width);
+        for (; next < solve->n_saved && solve->saved[next] == number && !NAME(is_inside)(solve, next); next++)
+            NAME(store)(z, width, count, NAME(place_of)(solve, solve->zs, next, first));
         if (number == solve->n_steps) break;
         if (solve->keep == KEEP_STATES && number % plan->group == 0)
             memcpy(tape + number / plan->group * n, z, n * sizeof(vec));
         Span span = NAME(span_of)(solve, block, number, edges);
-        if (!NAME(stands)(&span))
-            NAME(step)(plan, &span, z, k, kept ? tape + number * stages * plan->kept : own, kept ? plan->kept : 0, slot, 0);
+        if (NAME(stands)(&span)) continue;
+        int64_t until = NAME(points_until)(solve, next, number);
+        vec *tapes = kept ? tape + number * stages * plan->kept : own;
+        NAME(find_stages)(plan, &span, z, known, k, tapes, kept ? plan->kept : 0, slot, 0);
+        if (next < until) memcpy(before, z, n * sizeof(vec));
+        NAME(combine)(z, &span, solve->b, 1, stages, k, z, n);
+        known = next < until;
+        if (!known) continue;
+        /* the field at the end is the first stage of the next step */
+        NAME(field_at_end)(plan, &span, z, kept ? tapes + stages * plan->kept : own, slot, k + stages * n);
+        for (; next < until; next++) {
+            NAME(interpolate)(solve, &span, solve->inside[next], before, k, y);
+            NAME(store)(y, width, count, NAME(place_of)(solve, solve->zs, next, first));
+        }
+        memcpy(k, k + stages * n, n * sizeof(vec));
     }
     NAME(store)(z, width, count, (T *)solve->z1 + first * width);
 }
 
 static int NAME(forward_part)(void *context, int64_t part) {
     const Plan *plan = context;
-    vec *scratch = aligned((2 * plan->solve->width * (1 + plan->solve->n_stages) + plan->kept + plan->slot) * sizeof(vec));
+    vec *scratch = aligned((2 * plan->solve->width * (4 + plan->solve->n_stages) + plan->kept + plan->slot) * sizeof(vec));
     if (!scratch) return NO_MEMORY;
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++)
         NAME(forward_block)(plan, block, scratch);
@@ -472,10 +523,26 @@ static void NAME(bias_gradient)(
     for (int64_t o = 0; timed && o < fan_out; o++) time[o] += NAME(sum)(weighted[o]);
 }
 
+/* value += the gradients of the states saved inside a step, each times h and the weight of a stage in
+ * it; without a span, times one. `until`: the number of the first point after the step; `room`: a
+ * state. Returns the number of the step's first such point. */
+static int64_t NAME(add_inside)(const Solve *solve, int64_t block, int64_t step, int64_t until, int64_t stage, const Span *span,
+                                vec *room, vec *value) {
+    int64_t width = solve->width, first = block * BLOCK, count = smaller(BLOCK, solve->batch - first), point = until;
+    for (; point > 0 && solve->saved[point - 1] == step && NAME(is_inside)(solve, point - 1); point--) {
+        double weight = span ? NAME(dense_weight)(solve, stage, solve->inside[point - 1]) : 1;
+        if (weight == 0) continue;
+        NAME(load)(NAME(place_of)(solve, solve->gs, point - 1, first), width, count, 1, room);
+        if (span) NAME(combine)(value, span, &weight, 1, 1, room, value, 2 * width);
+        for (int64_t m = 0; !span && m < 2 * width; m++) value[m] += room[m];
+    }
+    return point;
+}
+
 static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, T *sums) {
     const Solve *solve = plan->solve;
     int64_t n = 2 * solve->width, stages = solve->n_stages, width = solve->width, next = solve->n_saved;
-    int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first), most = plan->group * stages;
+    int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first), most = plan->group * stages + 1;
     int again = solve->keep == KEEP_STATES;
     vec *gradient = scratch, *pulled = gradient + n, *entering = pulled + stages * n, *k = entering + n, *z = k + stages * n;
     vec *g_slots = z + n, *times = g_slots + most * plan->g_slot, *room = times + 2 * most;
@@ -493,37 +560,53 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
                 Span span = NAME(span_of)(solve, block, i, edges);
                 if (NAME(stands)(&span)) break; /* all later steps do not move either */
                 int64_t slot = (i - from) * stages;
-                NAME(step)(plan, &span, z, k, tapes + slot * plan->kept, plan->kept, slots + slot * plan->slot, plan->slot);
+                NAME(find_stages)(plan, &span, z, 0, k, tapes + slot * plan->kept, plan->kept, slots + slot * plan->slot, plan->slot);
+                NAME(combine)(z, &span, solve->b, 1, stages, k, z, n);
             }
         }
         for (;; number--) {
-            for (; next > 0 && solve->saved[next - 1] == number; next--) {
-                NAME(load)((const T *)solve->gs + ((next - 1) * solve->batch + first) * width, width, count, 1, entering);
+            for (; next > 0 && solve->saved[next - 1] == number && !NAME(is_inside)(solve, next - 1); next--) {
+                NAME(load)(NAME(place_of)(solve, solve->gs, next - 1, first), width, count, 1, entering);
                 for (int64_t i = 0; i < n; i++) gradient[i] += entering[i];
             }
             if (number == from) break;
-            Span span = NAME(span_of)(solve, block, number - 1, edges);
+            Span span = NAME(span_of)(solve, block, number - 1, edges), last = {0};
             if (NAME(stands)(&span)) continue;
-            filled = larger(filled, (number - from) * stages);
-            for (int64_t i = stages - 1; i >= 0; i--) {
-                int64_t slot = (number - 1 - from) * stages + i;
+            int64_t slots_before = (number - 1 - from) * stages, done = next;
+            while (done > 0 && solve->saved[done - 1] == number - 1) done--;
+            if (solve->inside && number > 1) last = NAME(span_of)(solve, block, number - 2, edges);
+            /* Stage `stages` is the field at the end, which is the next step's first stage, and only of the last step
+             * a stage of its own. */
+            int64_t ends = number == solve->n_steps && done < next && NAME(is_inside)(solve, next - 1);
+            filled = larger(filled, slots_before + stages + ends);
+            for (int64_t i = stages - 1 + ends; i >= 0; i--) {
+                int64_t slot = slots_before + i;
                 vec *g_slot = g_slots + slot * plan->g_slot, *value = g_slot + plan->g_at[solve->n_layers - 1], w[2];
-                NAME(scaled)(&span, solve->b[i], w);
-                for (int64_t m = 0; m < n; m += 2) {
-                    value[m] = gradient[m] * w[0];
-                    value[m + 1] = gradient[m + 1] * w[1];
+                vec *on = tapes + slot * plan->kept, *off = slots + slot * plan->slot, *to = i < stages ? pulled + i * n : entering;
+                NAME(stage_time)(solve, &span, i < stages ? solve->c[i] : 1, times + 2 * slot);
+                if (i < stages) {
+                    NAME(scaled)(&span, solve->b[i], w);
+                    for (int64_t m = 0; m < n; m += 2) {
+                        value[m] = gradient[m] * w[0];
+                        value[m + 1] = gradient[m + 1] * w[1];
+                    }
+                    NAME(combine)(value, &span, solve->a + (i + 1) * stages + i, stages, stages - i - 1, pulled + (i + 1) * n,
+                                  value, n);
+                } else {
+                    memset(value, 0, n * sizeof(vec));
+                    if (again) NAME(field_at_end)(plan, &span, z, on, off, k);
                 }
-                NAME(combine)(value, &span, solve->a + (i + 1) * stages + i, stages, stages - i - 1, pulled + (i + 1) * n,
-                              value, n);
-                NAME(stage_time)(solve, &span, solve->c[i], times + 2 * slot);
-                vec *on = tapes + slot * plan->kept, *off = slots + slot * plan->slot;
+                NAME(add_inside)(solve, block, number - 1, next, i, &span, entering, value);
+                if (solve->inside && i == 0 && number > 1) NAME(add_inside)(solve, block, number - 2, done, stages, &last, entering, value);
                 if (!again && number + i > 1) /* long tapes leave the cache: prefetch a stage */
                     for (int64_t m = 1; m <= plan->kept; m++) __builtin_prefetch(on - m);
                 if (!again) NAME(restore)(plan, times + 2 * slot, on, off);
-                NAME(pull_back)(plan, on, off, g_slot, pulled + i * n);
+                NAME(pull_back)(plan, on, off, g_slot, to);
+                for (int64_t m = 0; i == stages && m < n; m++) gradient[m] += to[m];
             }
             for (int64_t i = 0; i < stages; i++)
                 for (int64_t m = 0; m < n; m++) gradient[m] += pulled[i * n + m];
+            next = NAME(add_inside)(solve, block, number - 1, next, 0, NULL, entering, gradient);
         }
         for (int64_t j = 0; filled && j < solve->n_layers; j++) {
             const Layer *layer = &solve->layers[j];
@@ -540,7 +623,7 @@ static int NAME(backward_part)(void *context, int64_t number) {
     const Plan *plan = context;
     int64_t part = plan->parts - 1 - number; /* last part first: its tape is in the cache */
     const Solve *solve = plan->solve;
-    int64_t n = 2 * solve->width, most = plan->group * solve->n_stages;
+    int64_t n = 2 * solve->width, most = plan->group * solve->n_stages + 1;
     int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + 2 * NAME(widest)(solve) + SUMS_BEYOND;
     if (solve->keep == KEEP_STATES) vectors += most * plan->kept;
     vec *scratch = aligned(vectors * sizeof(vec));

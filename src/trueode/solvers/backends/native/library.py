@@ -62,7 +62,9 @@ class Solve(Structure):
             "batch width n_layers n_steps n_stages n_saved keep threads capacity per_sample",
         ),
         *_fields(c_double, "t0 t1"),
-        *_fields(c_void_p, "layers a b c grid saved z0 z1 zs tape g1 gs g0"),
+        *_fields(c_void_p, "layers a b c grid saved inside"),
+        ("degree", c_int64),
+        *_fields(c_void_p, "dense z0 z1 zs tape g1 gs g0"),
     )
 
 
@@ -73,7 +75,9 @@ class AdaptiveSolve(Structure):
         ("solve", Solve),
         *_fields(c_int64, "n_stages fsal error_order max_steps"),
         *_fields(c_void_p, "a b c error"),
-        *_fields(c_double, "rtol atol first_step max_step next_step"),
+        *_fields(c_double, "rtol atol first_step max_step"),
+        ("points", c_void_p),
+        *_fields(c_double, "slack next_step"),
         *_fields(c_int64, "calls n_rows"),
         *_fields(c_void_p, "accepted rejected trace"),
     )

@@ -44,7 +44,11 @@ typedef struct {
     const Layer *layers;
     const double *a, *b, *c; /* (n_stages, n_stages), (n_stages), (n_stages): the stages that advance the solution */
     const double *grid;    /* (n_steps + 1), or (n_steps + 1, batch); finished samples stay at 1 */
-    const int64_t *saved;  /* (n_saved): indices of grid points with saved states, ascending */
+    int64_t *saved;        /* (n_saved): the steps at whose start, or inside which, states are saved, ascending */
+    double *inside;        /* (n_saved): the fraction of that step, 0 at its start; NULL if all are 0 */
+    int64_t degree;        /* of the weights inside a step */
+    const double *dense;   /* (n_stages + 1, degree): the coefficients of x, x^2, … of the weights of
+                            * the stages, and of the field at the end, at a fraction x of a step */
     const void *z0;        /* (batch, width) */
     void *z1, *zs;         /* (batch, width); (n_saved, batch, width) */
     void *tape;            /* tape_size bytes, aligned to 64; NULL if nothing is kept */
@@ -63,6 +67,9 @@ typedef struct {
     const double *a, *b, *c, *error; /* of all stages; error: weights of the error estimate */
     double rtol, atol;
     double first_step, max_step;     /* in units of time; 0 or less: to be chosen; no limit */
+    const double *points;            /* (n_saved): fractions at which states are saved, ascending; the places `saved` and
+                                      * `inside` are results. With the same steps for the whole batch and FSAL only. */
+    double slack;                    /* the largest rounding error of a point */
     double next_step;                /* a result: of an EXHAUSTED solve, as a fraction of the interval */
     /* results, for each column: a single one, or one per sample if samples have their own steps */
     int64_t calls, n_rows;         /* calls of the field; the most accepted steps of a column */

@@ -84,20 +84,48 @@ class Task(NamedTuple):
 
     def solve(self, steps: Steps, layers: array[int]) -> Solve:
         """The solve in the kernel's format, without the addresses of states, gradients and tape."""
-        (batch, width), method = self.shape, method_of(self.tableau)
-        n_steps, threads, saved = (
-            max(steps.grid.shape[0] - 1, 0),
-            library.threads(),
-            array("q", steps.saved),
-        )
+        (batch, width), method, saved = self.shape, method_of(self.tableau), steps.saved
+        n_steps, threads = max(steps.grid.shape[0] - 1, 0), library.threads()
         solve = Solve(
-            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(steps.saved),
+            batch, width, len(self.stack.layers), n_steps, method.n_stages, len(saved.steps),
             steps.keep, threads, steps.capacity, self.per_sample, self.clock.t0, self.clock.t1,
             layers.buffer_info()[0], *method.addresses,
-            steps.grid.data_ptr(), saved.buffer_info()[0],
+            steps.grid.data_ptr(), saved.steps.buffer_info()[0],
+            0 if saved.inside is None else saved.inside.buffer_info()[0],
+            method.degree, addressof(method.dense),
         )  # fmt: skip
         solve.held = layers, saved, method
         return solve
+
+
+class Saved(NamedTuple):
+    """Where states are saved, ascending.
+
+    Attributes:
+        steps: the step of each, counted from 0; the end of the last step begins another one.
+        inside: the fractions of these steps; None if all are 0, so that all lie on the grid.
+    """
+
+    steps: array[int]
+    inside: array[float] | None = None
+
+    @classmethod
+    def at(cls, places: Sequence[tuple[int, float]]) -> Saved:
+        """States at the given steps and fractions of these, ascending."""
+        steps, inside = array("q", [i for i, _ in places]), array("d", [x for _, x in places])
+        return cls(steps, inside if any(inside) else None)
+
+    def fractions(self, grid: Tensor) -> Tensor:
+        """As fractions of the interval."""
+        found = grid[list(self.steps)]
+        if self.inside is None:
+            return found
+        after = grid[[min(i + 1, len(grid) - 1) for i in self.steps]]
+        inside = torch.tensor(self.inside, dtype=torch.float64, device="cpu")
+        return torch.where(inside == 0, found, found + inside * (after - found))
+
+
+NOWHERE = Saved(array("q"))
 
 
 class Steps(NamedTuple):
@@ -105,14 +133,14 @@ class Steps(NamedTuple):
 
     Attributes:
         grid: the fractions, ``(steps + 1,)`` or ``(steps + 1, batch)``.
-        saved: the indices of the grid points at which states are saved, ascending.
+        saved: where states are saved.
         keep: `NOTHING`, `STATES` or `STAGES`.
         capacity: the number of steps that fit on a tape of stages.
         tape: the memory; None if nothing is kept.
     """
 
     grid: Tensor
-    saved: tuple[int, ...] = ()
+    saved: Saved = NOWHERE
     keep: int = NOTHING
     capacity: int = 0
     tape: Block | None = None
@@ -152,13 +180,17 @@ def address(x: Tensor | None) -> int:
 
 
 class Method(NamedTuple):
-    """A method as arrays: the stages that advance the solution, and all stages."""
+    """A method as arrays: the stages that advance the solution, with the weights of its dense
+    output, and all stages.
+    """
 
     n_stages: int
     addresses: tuple[int, int, int]  # of a, b and c
     a: Any
     b: Any
     c: Any
+    degree: int
+    dense: Any
     all_a: Any
     all_b: Any
     all_c: Any
@@ -177,5 +209,7 @@ def method_of(tableau: ButcherTableau) -> Method:
     error = () if tableau.embedded is None else tableau.error_weights
     advancing = square(n), numbers(tableau.b[:n]), numbers(tableau.c[:n])
     a, b, c = map(addressof, advancing)
+    dense = numbers([x for row in tableau.continuous for x in row])
     every = square(tableau.stages), numbers(tableau.b), numbers(tableau.c)
-    return Method(n, (a, b, c), *advancing, *every, numbers(error))
+    degree = len(tableau.continuous[0])
+    return Method(n, (a, b, c), *advancing, degree, dense, *every, numbers(error))
