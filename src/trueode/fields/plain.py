@@ -4,14 +4,12 @@ whether a field was modified.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from trueode.catalog import ACTIVATIONS
 from trueode.errors import UsageError, nearest
+from trueode.solvers.recognition.hooks import is_unwatched
 
 
 def check_activation(name: str) -> str:
@@ -39,25 +37,6 @@ def is_plain(field: nn.Module, cls: type[nn.Module], layer: type[nn.Module]) -> 
     if type(field).forward is not cls.forward or not all(type(m) is layer for m in layers):
         return False
     return is_unwatched(field, *layers)
-
-
-def is_unwatched(*modules: Any) -> bool:
-    """Whether there is no hook, on one of the modules or globally, and no ``forward`` set on an
-    instance.
-    """
-    if _has_any_global_hook():  # type: ignore[no-untyped-call]
-        return False
-    return not any(map(_is_watched, modules))
-
-
-def _is_watched(module: Any) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
 
 
 def append_time(t: float | Tensor, z: Tensor) -> Tensor:

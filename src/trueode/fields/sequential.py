@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from trueode.catalog import ACTIVATIONS
-from trueode.fields.plain import append_time, is_unwatched
+from trueode.fields.plain import append_time
 from trueode.layers import Layer, LayerStack
+from trueode.solvers.recognition.hooks import is_unwatched
 
 
 class SequentialField(nn.Module):

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from trueode.catalog import ACTIVATIONS
+from trueode.solvers.recognition import hooks
 from trueode.solvers.recognition.rules import FORMS, NAMES, RULES
 from trueode.solvers.recognition.values import RecognitionError
 
@@ -105,7 +105,7 @@ class Reading:
         for cell, value in self._cells:
             if cell.cell_contents is not value:
                 return False
-        return not any(self._hooks) and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        return not any(self._hooks) and not hooks.are_global()
 
     def settle(self) -> None:
         """The counterpart of `Snapshot.settle`; calling the field changes nothing here."""
@@ -172,12 +172,9 @@ class Reading:
         self._objects[module] = called
         if not called:
             return
-        hooks = (
-            *(module._forward_hooks, module._forward_pre_hooks),
-            *(module._backward_hooks, module._backward_pre_hooks),
-        )
-        self._hooks += hooks
-        if any(hooks) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        watching = hooks.hooks_of(module)
+        self._hooks += watching
+        if any(watching) or hooks.are_global():
             raise RecognitionError(f"{kind.__name__} has hooks")
         replaced = [self._watch(own, name) for name in ("forward", "_compiled_call_impl")]
         if not all(value is None or value is _MISSING for value in replaced):

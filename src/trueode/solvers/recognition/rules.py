@@ -144,7 +144,7 @@ def _multiply(call: Call) -> Value:
 def _swish(x: Signal, gate: Signal) -> Signal | None:
     """``x * sigmoid(x)`` is the activation silu of x."""
     if x.is_linear and gate == x.last(replace(x.recipes[-1], activation="sigmoid")):
-        return _activated(x, "silu", 0)
+        return activated(x, "silu", 0)
     return None
 
 
@@ -211,7 +211,7 @@ def _with_bias(signal: Signal, bias: Given, alpha: float) -> Signal:
 def _power(call: Call) -> Value:
     """``x ** 3``."""
     if isinstance(call.args[0], Signal) and call.args[1] in (3, 3.0) and not call.kwargs:
-        return _activated(call.args[0], "cube", call.result.shape[-1])
+        return activated(call.args[0], "cube", call.result.shape[-1])
     raise RecognitionError("it takes a power other than the third")
 
 
@@ -325,16 +325,17 @@ def _activation(name: str) -> Rule:
         unusual = bool(given) or len(call.args) > 1 + len(settings)
         if unusual or not isinstance(call.args[0], Signal):
             raise RecognitionError(f"it uses {name} in an unusual way")
-        return _activated(call.args[0], name, call.result.shape[-1])
+        return activated(call.args[0], name, call.result.shape[-1])
 
     return rule
 
 
-def _activated(signal: Signal, name: str, width: int) -> Signal:
+def activated(signal: Signal, name: str, width: int) -> Signal:
+    """A signal of some width with an activation, that of its last layer or of one more."""
     if signal.is_linear:
         return signal.last(replace(signal.recipes[-1], activation=name))
     if signal.channels or width > WIDEST_IDENTITY:
-        raise RecognitionError("it has an activation that does not follow a layer")
+        raise RecognitionError("an activation is not between layers")
     return signal.then(Recipe(None, width, activation=name), channels=False)
 
 
@@ -378,8 +379,7 @@ _RULES: dict[Rule, str] = {
     },
 }
 # Functions whose results tell the form of a tensor, but none of its numbers.
-_FORMS = "size dim ndimension numel nelement __len__ is_floating_point is_complex shape ndim dtype"
-_FORMS += " device"
+_FORMS = "size dim ndimension numel __len__ is_floating_point is_complex shape ndim dtype device"
 
 
 def _functions(name: str) -> list[Any]:

@@ -7,8 +7,8 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from trueode.solvers.recognition.hooks import is_unwatched
 from trueode.solvers.recognition.values import RecognitionError
 
 _PLAIN = (int, float, bool, str, type(None))
@@ -34,7 +34,7 @@ class Snapshot:
         self.tensors = [*root.parameters(), *root.buffers()]
         for module in self._root:
             self.tensors += [x for x in vars(module).values() if isinstance(x, Tensor)]
-            if not _is_unwatched(module):
+            if not is_unwatched(module):
                 raise RecognitionError(f"{type(module).__name__} has hooks")
         self._before = self._after = dict(self._entries())
 
@@ -47,7 +47,7 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Whether nothing has changed since, but for the numbers in tensors."""
-        if not all(map(_is_unwatched, self._root)):
+        if not is_unwatched(*self._root):
             return False
         now = dict(self._entries())
         return all(now.get(key) is value for key, value in self._after.items())
@@ -61,14 +61,3 @@ class Snapshot:
             for name, value in vars(module).items():
                 if isinstance(value, (*_PLAIN, Tensor)):
                     yield (id(module), name), value
-
-
-def _is_unwatched(module: nn.Module) -> bool:
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-        or _has_any_global_hook()  # type: ignore[no-untyped-call]
-    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from trueode.solvers.recognition.rules import COMPUTING, FORMS, RULES, WIDEST_IDENTITY, Call
+from trueode.solvers.recognition.rules import COMPUTING, FORMS, RULES, Call, activated
 from trueode.solvers.recognition.values import (
     Given,
     Opaque,
@@ -158,10 +158,6 @@ def follow(
     value = tape.value(found)
     if not isinstance(value, Signal) or not value.recipes:
         raise RecognitionError("its result is not that of a layer of the state")
-    recipes, last = value.recipes, value.recipes[-1]
-    if last.activation != "identity":
-        width = last.outputs
-        if value.channels or width > WIDEST_IDENTITY:
-            raise RecognitionError("its last layer has an activation")
-        recipes = (*recipes, Recipe(None, width, before=value.factor))
-    return Structure(recipes, bool(value.channels))
+    if not value.is_linear:  # the kernel's last layer has no activation
+        value = activated(value, "identity", value.recipes[-1].outputs)
+    return Structure(value.recipes, bool(value.channels))
