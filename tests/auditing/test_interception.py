@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trueode.auditing import interception
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.replacement import replace_by
@@ -123,6 +124,7 @@ def test_unknown_versions_are_refused(
     registry = _registry()
     before = dict(registry)
     with monkeypatch.context() as patch:
+        patch.setattr(interception, "_tested", set())
         original = torchdiffeq.odeint
         if kind == "unseen":
             patch.setattr(torchdiffeq, "odeint", lambda f, z, t, method: torch.stack([z, 0 * z]))

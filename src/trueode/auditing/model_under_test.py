@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trueode.auditing.convolutions import ShortConvolutions
 from trueode.auditing.forward import Call, Forward
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import Solved, together
@@ -109,9 +108,7 @@ class ModelUnderTest(Runnable):
             list[Tensor | None](),
             list[tuple[int, list[Solved]]](),
         )
-        # the training solver runs the model as it is
-        faster = nullcontext() if solver is None else ShortConvolutions()
-        with block as noted, faster:
+        with block as noted:
             for batch, numbers, rows, n in self._parts(
                 part.indices, part.whole or not self.separable
             ):

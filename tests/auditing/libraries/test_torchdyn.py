@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trueode.auditing import interception
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.replacement import replace_by
@@ -293,6 +294,7 @@ def test_gradients_after_the_block_are_the_librarys(
 
 def test_unseen_solves_are_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
+        patch.setattr(interception, "_tested", set())
         patch.setattr(
             "torchdyn.numerics.odeint",
             lambda f, z, t, solver: (t, torch.stack([z, 0 * z])),
