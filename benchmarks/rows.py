@@ -122,8 +122,9 @@ COMPARISONS |= {
         ("euler", "Euler x 64"),
         ("rk4", "rk4 x 16"),
         ("dopri5", "dopri5, tol 1e-5"),
+        ("times", "dopri5 at 21 times"),
     )
-    for name, title in ((method, "training step"), (f"{method}_forward", "forward"))
+    for name, title in ((method, "forward and backward"), (f"{method}_forward", "forward"))
 }
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # glibc then returns freed large tensors
 GIVES_BACK_AS_SET = " ".join(f"{name}={value}" for name, value in GIVES_BACK.items())

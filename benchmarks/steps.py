@@ -98,6 +98,16 @@ def training_step(flow: Flow, field: nn.Module, x: Tensor, classes: int, own: bo
     return step
 
 
+def gradient_step(flow: Flow, field: nn.Module, x: Tensor) -> Step:
+    """A solve forward and backward, without an optimiser."""
+
+    def step() -> None:
+        field.zero_grad()
+        flow(x).square().mean().backward()
+
+    return step
+
+
 def forward_step(flow: Flow, x: Tensor) -> Step:
     """A solve without gradients, as in an audit."""
 
@@ -109,23 +119,29 @@ def forward_step(flow: Flow, x: Tensor) -> Step:
 
 
 def through_odeint(
-    field: nn.Module, method: str, n_steps: int | None = None, own: bool = False
+    field: nn.Module,
+    method: str,
+    n_steps: int | None = None,
+    own: bool = False,
+    times: int = 2,
 ) -> Flow:
     """``odeint`` of torchdiffeq, or that of trueode if ``own``, with its back-propagation; adaptive
-    if ``n_steps`` is None.
+    if ``n_steps`` is None. With more than two times, the mean of the states after the first.
     """
     if own:
         from trueode import odeint
     else:
         from torchdiffeq import odeint
 
-    times = torch.tensor([0.0, 1.0])
+    t = torch.linspace(0.0, 1.0, times)
     how = (
         {"rtol": TOLERANCE, "atol": TOLERANCE}
         if n_steps is None
         else {"options": {"step_size": 1 / n_steps}}
     )
-    return lambda z: odeint(field, z, times, method=method, **how)[-1]
+    if times == 2:
+        return lambda z: odeint(field, z, t, method=method, **how)[-1]
+    return lambda z: odeint(field, z, t, method=method, **how)[1:].mean(0)
 
 
 def through_torchode(field: nn.Module) -> Flow:
@@ -179,11 +195,13 @@ def dense(side: str) -> Step:
     return training_step(flow, plain, x, 2, own=False)
 
 
-def drop_in(side: str, method: str, n_steps: int | None = None, train: bool = True) -> Step:
+def drop_in(
+    side: str, method: str, n_steps: int | None = None, train: bool = True, times: int = 2
+) -> Step:
     """The same field as a plain module, with one import changed."""
     x, field = torch.from_numpy(weights.points(128)), dense_field(2, 64)
-    flow = through_odeint(field, method, n_steps, own=side == "trueode")
-    return training_step(flow, field, x, 2, own=False) if train else forward_step(flow, x)
+    flow = through_odeint(field, method, n_steps, own=side == "trueode", times=times)
+    return gradient_step(flow, field, x) if train else forward_step(flow, x)
 
 
 def cifar_parts(side: str, n_steps: int) -> tuple[Flow, nn.Module, Tensor]:
@@ -223,6 +241,8 @@ WORKS: dict[str, Callable[[str], Step]] = {
     "odeint_euler_forward": lambda side: drop_in(side, "euler", 64, train=False),
     "odeint_rk4_forward": lambda side: drop_in(side, "rk4", 16, train=False),
     "odeint_dopri5_forward": lambda side: drop_in(side, "dopri5", train=False),
+    "odeint_times": lambda side: drop_in(side, "dopri5", times=21),
+    "odeint_times_forward": lambda side: drop_in(side, "dopri5", train=False, times=21),
     "cifar": lambda side: training_step(*cifar_parts(side, 16), 10, side != "torchdiffeq"),
     "product": lambda side: product(),
 }
