@@ -47,8 +47,9 @@ class Layer(NamedTuple):
 
     Attributes:
         weight: ``(out, in)`` or ``(out, in, taps)`` with an odd number of taps, in the layout of
-            `torch.nn.Linear` and `torch.nn.Conv1d`. Their parameters are used directly, without a
-            view for autograd to record.
+            `torch.nn.Linear` and `torch.nn.Conv1d`; on images ``(out, in, 1, 1)`` or
+            ``(out, in, 3, 3)``, that of `torch.nn.Conv2d` with zero padding. Their parameters are
+            used directly, without a view for autograd to record.
         bias: ``(out,)``.
         activation: a name of ``catalog.ACTIVATIONS``, ``"cube"`` or ``"identity"``.
         time_weight: ``(out,)``, or None if the layer does not depend on the time.
@@ -61,8 +62,8 @@ class Layer(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """The number of input rows on which an output row depends."""
-        return self.weight.shape[2] if self.weight.dim() == 3 else 1
+        """The number of input rows, or pixels, on which an output depends."""
+        return prod(self.weight.shape[2:])
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -89,11 +90,14 @@ class LayerStack(NamedTuple):
         channels_last: whether the layers act on the state ``(batch, channels, length)`` laid out as
             ``(batch, length, channels)``; otherwise they act on the flattened state.
         lead: the number of leading dimensions of a state that count samples.
+        image: height and width, if the layers act on images ``(batch, channels, height, width)``,
+            laid out with the channels last.
     """
 
     layers: tuple[Layer, ...]
     channels_last: bool = False
     lead: int = 1
+    image: tuple[int, int] | None = None
 
     def width(self, shape: Sequence[int]) -> int:
         """The numbers in one sample of a state of a shape."""

@@ -224,7 +224,9 @@ def test_no_matrix_layers_where_they_would_be_wrong():
     assert Doubled(1, 4, 1).layer_stack((2, 1, 2)) is None
     assert ConvField(1, 4, 1).layer_stack((2, 1, 0)) is None
     assert ConvField(2, 4, 1).layer_stack((2, 1, 2)) is None
-    assert ConvField(2, 4, 2).layer_stack((2, 2, 2, 2)) is None
+    assert ConvField(2, 4, 2).layer_stack((2, 2, 2)) is None
+    assert ConvField(2, 4, 2).layer_stack((2, 1, 2, 2)) is None
+    assert ConvField(2, 4, 2).layer_stack((2, 2, 0, 2)) is None
     assert DenseField(4, 4).layer_stack((2, 1, 3)) is None
 
 

@@ -110,12 +110,11 @@ class ConvField(nn.Module):
         return partial(self._compute, lambda x: convolve(x, self.conv2.weight, bias))
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """The field as matrices for states ``(batch, c, length)``; None if calling the field does
-        more than this class defines.
+        """The field as layers for states ``(batch, c, length)`` or ``(batch, c, height, width)``;
+        None if calling the field does more than this class defines.
         """
         if (
-            self.dim != 1
-            or len(state_shape) != 3
+            len(state_shape) != 2 + self.dim
             or not self._is_plain()
             or self._built != self._geometry()
         ):
@@ -125,7 +124,7 @@ class ConvField(nn.Module):
         )
         if (
             state_shape[1] != self.channels
-            or state_shape[2] == 0
+            or 0 in state_shape[2:]
             or b1 is None
             or b2 is None
             or b3 is None
@@ -133,10 +132,11 @@ class ConvField(nn.Module):
             return None
         time_weight = None
         if self.time_dependent:
-            w1, time_weight = w1[:, :-1], w1[:, -1, 0]
+            w1, time_weight = w1[:, :-1], w1[:, -1].flatten()
         layers = (
             Layer(w1, b1, self.act, time_weight),
             Layer(w2, b2, self.act),
             Layer(w3, b3, "identity"),
         )
-        return LayerStack(layers, channels_last=True)
+        image = (state_shape[2], state_shape[3]) if self.dim == 2 else None
+        return LayerStack(layers, channels_last=True, image=image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ def shift(bias: Tensor, time_weight: Tensor | None, t: Any, rows: int) -> Tensor
 def stack_field(stack: LayerStack) -> Field:
     """The field of a stack on states ``(batch, width)``, by ordinary differentiable operations."""
     layers = stack.layers
+    if stack.image is not None:
+        return partial(_on_images, stack)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         x = z
@@ -51,6 +53,22 @@ def stack_field(stack: LayerStack) -> Field:
         return x
 
     return field
+
+
+def _on_images(stack: LayerStack, t: Tensor, z: Tensor) -> Tensor:
+    assert stack.image is not None
+    # contiguous pixels, which is how convolutions with the channels last are fastest
+    x = z.view(len(z), *stack.image, -1).permute(0, 3, 1, 2)
+    for layer in stack.layers:
+        bias = layer.bias
+        if layer.time_weight is not None and t.dim():  # a time for each sample
+            times = t.view(-1, 1, 1, 1) * layer.time_weight.view(-1, 1, 1)
+            x = F.conv2d(x, layer.weight, bias, padding="same") + times
+        else:
+            x = F.conv2d(x, layer.weight, shift(bias, layer.time_weight, t, 1), padding="same")
+        if layer.activation != "identity":
+            x = activations(layer.activation)[0](x)
+    return x.permute(0, 2, 3, 1).reshape(z.shape)
 
 
 def _windows(x: Tensor, per_sample: int, taps: int) -> Tensor:

@@ -20,7 +20,7 @@ NAME = "its convolutions are computed as matrix products"
 def accepts(problem: Problem) -> bool:
     """Whether the field has such convolutions; other layers gain nothing."""
     stack, z0 = problem.layers, problem.first
-    if stack is None or not any(layer.taps > 1 for layer in stack.layers):
+    if stack is None or stack.image or not any(layer.taps > 1 for layer in stack.layers):
         return False
     if problem.control is not None:  # it sees states in their own shape
         return False

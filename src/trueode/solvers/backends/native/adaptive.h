@@ -6,7 +6,7 @@
  * `error`. Tapes and `slot` are room for the stages; tapes are `on` vectors apart. */
 static void NAME(trial)(const Plan *plan, const AdaptiveSolve *adaptive, const Span *span, const vec *z, vec *k, vec *tapes, int64_t on,
                         vec *slot, vec *after, vec *error) {
-    int64_t n = 2 * plan->solve->width, stages = adaptive->n_stages;
+    int64_t n = plan->n, stages = adaptive->n_stages;
     const vec zero = {0};
     for (int64_t i = 1; i < stages; i++) {
         vec *tape = tapes + i * on, t[2];
@@ -39,7 +39,7 @@ static void NAME(add_squares)(const AdaptiveSolve *adaptive, const vec *x, const
 /* The field at one time for all samples, or one for each. */
 static void NAME(field_at)(const Plan *plan, const Span *span, double c, const vec *z, vec *tape, vec *slot, vec *k) {
     vec t[2];
-    memcpy(tape, z, 2 * plan->solve->width * sizeof(vec));
+    memcpy(tape, z, plan->n * sizeof(vec));
     NAME(stage_time)(plan->solve, span, c, t);
     NAME(evaluate)(plan, t, tape, slot, k);
 }
@@ -61,24 +61,25 @@ static int NAME(batch_part)(void *context, int64_t part) {
     const Plan *plan = &all->plan;
     const Solve *solve = plan->solve;
     const AdaptiveSolve *adaptive = all->adaptive;
-    int64_t n = 2 * solve->width, width = solve->width, stages = adaptive->n_stages;
-    vec *k = aligned((n * (stages + 1) + plan->kept + plan->slot) * sizeof(vec)), sums[2];
+    int64_t n = plan->n, stages = adaptive->n_stages;
+    vec *k = aligned((n * (stages + 1) + plan->kept + plan->room) * sizeof(vec)), sums[2];
     if (!k) return NO_MEMORY;
     vec *error = k + stages * n, *own = error + n, *slot = own + plan->kept;
     double *norms = all->norms + 3 * part;
     norms[0] = norms[1] = 0;
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++) {
-        int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
+        int64_t first = block * plan->block, count = smaller(plan->block, solve->batch - first);
+        int64_t lanes = plan->block == 1 ? BLOCK : count; /* that hold numbers */
         vec *z = all->z + block * n, *start = all->first + block * n, *after = all->after + block * n;
         const T *each = (const T *)sums;
         /* The last stage of an FSAL method goes to the place of the next step's first stage. */
         int kept = solve->keep == KEEP_STAGES;
         vec *tape = kept ? (vec *)solve->tape + block * plan->tape_block + all->number * solve->n_stages * plan->kept : own;
         if (all->piece == START) {
-            NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
+            NAME(load)(plan, (const T *)solve->z0 + first * solve->width, count, 0, z);
             NAME(field_at)(plan, &all->span, 0, z, tape, slot, start);
             NAME(add_squares)(adaptive, z, z, z, n, sums);
-            for (int64_t s = 0; s < count; s++) norms[0] += each[s];
+            for (int64_t s = 0; s < lanes; s++) norms[0] += each[s];
             NAME(add_squares)(adaptive, start, z, z, n, sums);
         } else if (all->piece == FIRST) {
             NAME(field_at)(plan, &all->span, 0, z, tape, slot, start);
@@ -95,11 +96,11 @@ static int NAME(batch_part)(void *context, int64_t part) {
             memcpy(all->end + block * n, k + (stages - 1) * n, n * sizeof(vec));
             NAME(add_squares)(adaptive, error, z, after, n, sums);
             for (int64_t point = all->from; point < all->until; point++) { /* computed again if the step is rejected */
-                NAME(interpolate)(solve, &all->span, solve->inside[point], z, k, error);
-                NAME(store)(error, width, count, NAME(place_of)(solve, solve->zs, point, first));
+                NAME(interpolate)(plan, &all->span, solve->inside[point], z, k, error);
+                NAME(store)(plan, error, count, NAME(place_of)(solve, solve->zs, point, first));
             }
         }
-        for (int64_t s = 0; s < count; s++) norms[1] += each[s];
+        for (int64_t s = 0; s < lanes; s++) norms[1] += each[s];
     }
     free(k);
     return 0;
@@ -133,22 +134,22 @@ static void NAME(look_inside)(WholeBatch *all, double theta, double target) {
 /* Saves the state for all points at a fraction, the start of the step of this number. */
 static void NAME(save_here)(WholeBatch *all, double theta) {
     const Solve *solve = all->plan.solve;
-    int64_t n = 2 * solve->width;
+    int64_t n = all->plan.n, each = all->plan.block;
     for (; all->from < solve->n_saved && all->adaptive->points[all->from] <= theta + all->adaptive->slack; all->from++) {
         solve->saved[all->from] = all->number;
         solve->inside[all->from] = 0;
         for (int64_t block = 0; block < all->plan.blocks; block++)
-            NAME(store)(all->z + block * n, solve->width, smaller(BLOCK, solve->batch - block * BLOCK),
-                        NAME(place_of)(solve, solve->zs, all->from, block * BLOCK));
+            NAME(store)(&all->plan, all->z + block * n, smaller(each, solve->batch - block * each),
+                        NAME(place_of)(solve, solve->zs, all->from, block * each));
     }
 }
 
-static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
+/* Solves with a plan that is made. */
+static int NAME(run_batch)(const Plan *plan, AdaptiveSolve *adaptive) {
     Solve *solve = &adaptive->solve;
-    WholeBatch all = {.adaptive = adaptive};
-    int code = NAME(make_plan)(&all.plan, solve) || NAME(pack_weights)(&all.plan, 0) ? NO_MEMORY : SUCCESS;
-    if (code) return code;
-    int64_t n = 2 * solve->width, vectors = all.plan.blocks * n;
+    WholeBatch all = {.plan = *plan, .adaptive = adaptive};
+    int code;
+    int64_t n = all.plan.n, vectors = all.plan.blocks * n, each = all.plan.block;
     double length = fabs(solve->t1 - solve->t0), limit = step_limit(adaptive->max_step, length), theta = 0, dtheta, norm[2], ratio;
     Trace *trace = make_trace(1);
     vec *states = aligned(4 * vectors * sizeof(vec));
@@ -208,8 +209,8 @@ static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
     code = theta < 1 ? EXHAUSTED : SUCCESS;
     adaptive->next_step = dtheta;
     for (int64_t block = 0; block < all.plan.blocks; block++)
-        NAME(store)(all.z + block * n, solve->width, smaller(BLOCK, solve->batch - block * BLOCK),
-                    (T *)solve->z1 + block * BLOCK * solve->width);
+        NAME(store)(&all.plan, all.z + block * n, smaller(each, solve->batch - block * each),
+                    (T *)solve->z1 + block * each * solve->width);
     adaptive->accepted[0] = adaptive->n_rows = trace->columns[0].n;
     adaptive->trace = trace;
     trace = NULL;
@@ -217,7 +218,15 @@ done:
     if (trace) free_trace(trace);
     free(states);
     free(all.norms);
-    NAME(free_plan)(&all.plan);
+    return code;
+}
+
+static int NAME(adaptive_batch)(AdaptiveSolve *adaptive) {
+    Plan plan;
+    int code = NAME(make_plan)(&plan, &adaptive->solve) || NAME(pack_weights)(&plan, 0) ? NO_MEMORY : SUCCESS;
+    if (code) return code;
+    code = NAME(run_batch)(&plan, adaptive);
+    NAME(free_plan)(&plan);
     return code;
 }
 
@@ -233,7 +242,7 @@ static int NAME(take)(AdaptiveSolve *adaptive, double *grid, double *errors, voi
     const Solve *solve = &adaptive->solve;
     Trace *trace = adaptive->trace;
     Plan plan;
-    int64_t columns = solve->per_sample ? solve->batch : 1, rows = adaptive->n_rows, n = 2 * solve->width;
+    int64_t columns = solve->per_sample ? solve->batch : 1, rows = adaptive->n_rows, n;
     for (int64_t s = 0; s < columns; s++) {
         const Column *column = &trace->columns[s];
         grid[s] = 0;
@@ -248,12 +257,21 @@ static int NAME(take)(AdaptiveSolve *adaptive, double *grid, double *errors, voi
         replay.keep = KEEP_STATES;
         int code = NAME(make_plan)(&plan, &replay);
         if (code) return free_trace(trace), code;
+        n = plan.n;
         int64_t groups = (rows + plan.group - 1) / plan.group;
         for (int64_t block = 0; block < plan.blocks; block++)
             for (int64_t g = 0; g < groups; g++) {
                 vec *to = (vec *)tape + block * plan.tape_block + g * n;
                 if (!solve->per_sample) {
                     memcpy(to, (const vec *)trace->columns[0].states[g] + block * n, n * sizeof(vec));
+                    continue;
+                }
+                if (plan.block == 1) {
+                    const Column *column = &trace->columns[block];
+                    if (g < column->kept)
+                        memcpy(to, column->states[g], n * sizeof(vec));
+                    else
+                        NAME(load)(&plan, (const T *)solve->z1 + block * solve->width, 1, 0, to);
                     continue;
                 }
                 for (int64_t s = 0; s < BLOCK; s++) {

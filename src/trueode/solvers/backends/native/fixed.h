@@ -13,13 +13,26 @@ typedef struct {
                                     * gradients in a part's sums */
     int64_t *x_sum, *g_sum;        /* of pairs: places of the sum of both rows, of the input and of
                                     * the output's gradient */
+    int64_t block, n;              /* samples of a block, and vectors of its state */
     int64_t kept, slot, g_slot;    /* vectors of a stage: on the tape, in its slot, of gradients */
+    int64_t room;                  /* vectors that an evaluation needs: its slot, or what is free afterwards */
     int64_t sums;                  /* numbers in a part's sums */
     double operations;             /* about, of one evaluation of the field for all samples */
     int64_t blocks, parts, group;  /* group: steps whose gradients of weights are summed together */
     T *part_sums;
     int64_t tape_block;            /* vectors of a block on the tape */
 } Plan;
+
+/* Layers on images; in image_layers.h. */
+static void NAME(place_images)(Plan *plan);
+static int64_t NAME(image_size)(const Layer *layer, int back);
+static void NAME(pack_image_layer)(const Layer *layer, int back, T *to);
+static void NAME(evaluate_images)(const Plan *plan, const vec *t, vec *tape, vec *room, vec *k);
+static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *room, vec *g_slot, vec *g);
+static void NAME(image_gradient)(const Plan *plan, int64_t j, vec *tape, vec *room, vec *g_slot, const vec *time, T *gradient);
+static void NAME(take_image_gradient)(const Layer *layer, const T *sums);
+
+static int NAME(is_image)(const Solve *solve) { return solve->height > 0; }
 
 static void NAME(free_plan)(Plan *plan) {
     free(plan->packed);
@@ -31,13 +44,15 @@ static void NAME(free_plan)(Plan *plan) {
 /* Whether the backward pass computes the output of a layer again, which is faster than to fetch it
  * from the tape. */
 static int NAME(is_cheap)(const Solve *solve, int64_t j) {
-    return j >= 0 && solve->layers[j].taps * solve->layers[j].fan_in <= 4 && solve->layers[j].activation <= LEAKY_RELU;
+    return j >= 0 && !NAME(is_image)(solve) && solve->layers[j].taps * solve->layers[j].fan_in <= 4 && solve->layers[j].activation <= LEAKY_RELU;
 }
 
 static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     int64_t n = solve->n_layers, width = solve->width, slot = 0, g_at = 0, sums = 0;
     memset(plan, 0, sizeof *plan);
     plan->solve = solve;
+    plan->block = NAME(is_image)(solve) ? 1 : BLOCK;
+    plan->n = NAME(is_image)(solve) ? 2 * ((width + BLOCK - 1) / BLOCK) : 2 * width;
     plan->rows = malloc(7 * n * sizeof(int64_t));
     if (!plan->rows) return NAME(free_plan)(plan), NO_MEMORY;
     plan->x_at = plan->rows + n;
@@ -46,7 +61,8 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     plan->w_at = plan->g_at + n;
     plan->x_sum = plan->w_at + n;
     plan->g_sum = plan->x_sum + n;
-    for (int64_t j = 0; j < n; j++) {
+    if (NAME(is_image)(solve)) NAME(place_images)(plan);
+    for (int64_t j = 0; j < n && !NAME(is_image)(solve); j++) {
         const Layer *layer = &solve->layers[j];
         int64_t rows = width / layer->fan_in, out = rows * layer->fan_out;
         plan->rows[j] = rows;
@@ -69,18 +85,29 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
         sums += (layer->taps * layer->fan_in + 2) * layer->fan_out;
         width = out;
     }
-    plan->slot = slot;
-    plan->g_slot = g_at;
-    plan->sums = sums;
-    plan->blocks = (solve->batch + BLOCK - 1) / BLOCK;
+    if (!NAME(is_image)(solve)) {
+        plan->slot = plan->room = slot;
+        plan->g_slot = g_at;
+        plan->sums = sums;
+    }
+    plan->blocks = (solve->batch + plan->block - 1) / plan->block;
     plan->parts = smaller(plan->blocks, MOST_PARTS);
-    int64_t stage_bytes = (plan->kept + slot + g_at) * (int64_t)sizeof(vec);
+    if (NAME(is_image)(solve)) plan->parts = smaller(plan->parts, larger(FEWEST_PARTS, MOST_SUMS / plan->sums));
+    int64_t stage_bytes = (plan->kept + plan->slot + plan->g_slot) * (int64_t)sizeof(vec);
     plan->group = larger(1, smaller(GROUP, CACHE / stage_bytes) / solve->n_stages);
     plan->tape_block = solve->keep == KEEP_STAGES ? (solve->capacity * solve->n_stages + (solve->inside != NULL)) * plan->kept
                        : solve->keep == KEEP_STATES
-                           ? (solve->n_steps + plan->group - 1) / plan->group * 2 * solve->width
+                           ? (solve->n_steps + plan->group - 1) / plan->group * plan->n
                            : 0;
     return 0;
+}
+
+/* Numbers, up to whole blocks. */
+static int64_t NAME(whole_block)(int64_t numbers) { return (numbers + BLOCK - 1) / BLOCK * BLOCK; }
+
+/* The numbers of a layer's packed weights. */
+static int64_t NAME(packed_size)(const Solve *solve, const Layer *layer, int back) {
+    return NAME(whole_block)(NAME(is_image)(solve) ? NAME(image_size)(layer, back) : layer->taps * layer->fan_in * layer->fan_out);
 }
 
 /* Packs the weights for a forward or a backward pass. */
@@ -88,8 +115,9 @@ static int NAME(pack_weights)(Plan *plan, int back) {
     const Solve *solve = plan->solve;
     int64_t n = solve->n_layers, numbers = 0, most = 0;
     for (int64_t j = 0; j < n; j++) {
-        int64_t weights = solve->layers[j].taps * solve->layers[j].fan_in * solve->layers[j].fan_out;
-        numbers += 2 * (weights + solve->layers[j].fan_out);
+        const Layer *layer = &solve->layers[j];
+        int64_t weights = layer->taps * layer->fan_in * layer->fan_out;
+        numbers += NAME(packed_size)(solve, layer, 0) + NAME(packed_size)(solve, layer, 1) + NAME(whole_block)(2 * layer->fan_out);
         most = larger(most, weights);
     }
     plan->packed = malloc(n * sizeof(Packed));
@@ -102,18 +130,22 @@ static int NAME(pack_weights)(Plan *plan, int back) {
         const T *weight = layer->weight;
         Packed *packed = &plan->packed[j];
         packed->forward = free_place;
-        packed->back = packed->forward + taps * k * o;
-        packed->bias = packed->back + taps * k * o;
+        packed->back = packed->forward + NAME(packed_size)(solve, layer, 0);
+        packed->bias = packed->back + NAME(packed_size)(solve, layer, 1);
         packed->time = layer->time_weight ? packed->bias + o : NULL;
-        free_place = packed->bias + 2 * o;
+        free_place = packed->bias + NAME(whole_block)(2 * o);
         int64_t in = layer->stride_in, out = layer->stride_out;
         const T *last = weight + (taps - 1) * tap_stride;
-        int forward = !back || solve->keep == KEEP_STATES || NAME(is_cheap)(solve, j), pair = NAME(is_pair)(plan->rows[j], taps);
+        int forward = !back || solve->keep == KEEP_STATES || NAME(is_cheap)(solve, j), image = NAME(is_image)(solve);
+        int pair = !image && NAME(is_pair)(plan->rows[j], taps);
         T *room = plan->memory + numbers;
+        if (image && forward) NAME(pack_image_layer)(layer, 0, packed->forward);
+        if (image && back) NAME(pack_image_layer)(layer, 1, packed->back);
+        if (image) forward = 0;
         if (forward && pair) NAME(pack_pair)(weight, k, o, tap_stride, in, out, room, packed->forward);
         if (forward && !pair) NAME(pack)(weight, taps, k, o, tap_stride, in, out, packed->forward);
         if (back && pair) NAME(pack_pair)(last, o, k, -tap_stride, out, in, room, packed->back);
-        if (back && !pair) NAME(pack)(last, taps, o, k, -tap_stride, out, in, packed->back);
+        if (back && !pair && !image) NAME(pack)(last, taps, o, k, -tap_stride, out, in, packed->back);
         for (int64_t i = 0; i < o; i++) packed->bias[i] = ((const T *)layer->bias)[i * layer->bias_stride];
         for (int64_t i = 0; packed->time && i < o; i++)
             packed->time[i] = ((const T *)layer->time_weight)[i * layer->time_stride];
@@ -130,16 +162,27 @@ static int64_t NAME(widest)(const Solve *solve) {
 }
 
 /* The samples of a block, feature by feature; places without a sample get the block's last one, or
- * zero. */
-static void NAME(load)(const T *from, int64_t width, int64_t count, int zero, vec *to) {
+ * zero. An image is copied as it is. */
+static void NAME(load)(const Plan *plan, const T *from, int64_t count, int zero, vec *to) {
+    int64_t width = plan->solve->width;
     T *numbers = (T *)to;
+    if (plan->block == 1) {
+        memcpy(numbers, from, width * sizeof(T));
+        memset(numbers + width, 0, plan->n * sizeof(vec) - width * sizeof(T));
+        return;
+    }
     for (int64_t i = 0; i < width; i++)
         for (int64_t s = 0; s < BLOCK; s++)
             numbers[i * BLOCK + s] = s < count ? from[s * width + i] : zero ? 0 : from[(count - 1) * width + i];
 }
 
-static void NAME(store)(const vec *from, int64_t width, int64_t count, T *to) {
+static void NAME(store)(const Plan *plan, const vec *from, int64_t count, T *to) {
+    int64_t width = plan->solve->width;
     const T *numbers = (const T *)from;
+    if (plan->block == 1) {
+        memcpy(to, numbers, width * sizeof(T));
+        return;
+    }
     for (int64_t s = 0; s < count; s++)
         for (int64_t i = 0; i < width; i++) to[s * width + i] = numbers[i * BLOCK + s];
 }
@@ -150,15 +193,16 @@ typedef struct {
     double h, start, end; /* of all samples; the ends as fractions of the interval */
     const double *starts, *ends; /* of each sample of the block; NULL if all have the same */
     vec sizes[2];
+    int own; /* whether this is the step of one sample alone */
 } Span;
 
 static Span NAME(span)(const Solve *solve, double start, double end) {
-    Span span = {(end - start) * (solve->t1 - solve->t0), start, end, NULL, NULL, {{0}, {0}}};
+    Span span = {(end - start) * (solve->t1 - solve->t0), start, end, NULL, NULL, {{0}, {0}}, 0};
     return span;
 }
 
 static Span NAME(span_per_sample)(const Solve *solve, const double *starts, const double *ends) {
-    Span span = {0, 0, 0, starts, ends, {{0}, {0}}};
+    Span span = {0, 0, 0, starts, ends, {{0}, {0}}, 0};
     T *sizes = (T *)span.sizes;
     for (int64_t s = 0; s < BLOCK; s++) sizes[s] = (T)((ends[s] - starts[s]) * (solve->t1 - solve->t0));
     return span;
@@ -225,12 +269,15 @@ static void NAME(apply_layer)(const Plan *plan, int64_t j, const vec *t, vec *ta
 
 /* The field at the state at the start of a tape. */
 static void NAME(evaluate)(const Plan *plan, const vec *t, vec *tape, vec *slot, vec *k) {
-    for (int64_t j = 0; j < plan->solve->n_layers; j++) NAME(apply_layer)(plan, j, t, tape, slot, k);
+    if (plan->block == 1) NAME(evaluate_images)(plan, t, tape, slot, k);
+    else
+        for (int64_t j = 0; j < plan->solve->n_layers; j++) NAME(apply_layer)(plan, j, t, tape, slot, k);
 }
 
 /* Fills a slot as it was after the evaluation that wrote this tape. */
 static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) {
     const Solve *solve = plan->solve;
+    if (plan->block == 1) return;
     for (int64_t j = 0; j < solve->n_layers; j++) {
         if (NAME(is_cheap)(solve, j - 1)) NAME(apply_layer)(plan, j - 1, t, tape, slot, NULL);
         if (NAME(is_pair)(plan->rows[j], solve->layers[j].taps)) {
@@ -244,6 +291,12 @@ static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) 
 /* The step of a number; `edges` is room for the fractions of a block's samples at both ends. */
 static Span NAME(span_of)(const Solve *solve, int64_t block, int64_t number, double *edges) {
     if (!solve->per_sample) return NAME(span)(solve, solve->grid[number], solve->grid[number + 1]);
+    if (NAME(is_image)(solve)) {
+        const double *own = solve->grid + number * solve->batch + block;
+        Span span = NAME(span)(solve, own[0], own[solve->batch]);
+        span.own = 1;
+        return span;
+    }
     for (int64_t s = 0; s < BLOCK; s++) {
         int64_t sample = smaller(block * BLOCK + s, solve->batch - 1);
         edges[s] = solve->grid[number * solve->batch + sample];
@@ -254,7 +307,7 @@ static Span NAME(span_of)(const Solve *solve, int64_t block, int64_t number, dou
 
 /* Whether a step moves no sample of a block because all have reached the end. */
 static int NAME(stands)(const Span *span) {
-    if (!span->starts) return 0;
+    if (!span->starts) return span->own && span->start == span->end;
     for (int64_t s = 0; s < BLOCK; s++)
         if (span->starts[s] != span->ends[s]) return 0;
     return 1;
@@ -265,7 +318,7 @@ static int NAME(stands)(const Span *span) {
 static void NAME(find_stages)(const Plan *plan, const Span *span, const vec *z, int64_t known, vec *k, vec *tapes, int64_t on,
                               vec *slots, int64_t off) {
     const Solve *solve = plan->solve;
-    int64_t n = 2 * solve->width, stages = solve->n_stages;
+    int64_t n = plan->n, stages = solve->n_stages;
     for (int64_t i = known; i < stages; i++) {
         vec *tape = tapes + i * on, t[2];
         for (int64_t m = on; m < 2 * on; m++) __builtin_prefetch(tape + m, 1);
@@ -278,7 +331,7 @@ static void NAME(find_stages)(const Plan *plan, const Span *span, const vec *z, 
 /* The field at the end of a step. */
 static void NAME(field_at_end)(const Plan *plan, const Span *span, const vec *z, vec *tape, vec *slot, vec *k) {
     vec t[2];
-    memcpy(tape, z, 2 * plan->solve->width * sizeof(vec));
+    memcpy(tape, z, plan->n * sizeof(vec));
     NAME(stage_time)(plan->solve, span, 1, t);
     NAME(evaluate)(plan, t, tape, slot, k);
 }
@@ -291,8 +344,9 @@ static double NAME(dense_weight)(const Solve *solve, int64_t stage, double x) {
 }
 
 /* The state at a fraction x of a step from z, given the stages and the field at the end. */
-static void NAME(interpolate)(const Solve *solve, const Span *span, double x, const vec *z, const vec *k, vec *y) {
-    int64_t n = 2 * solve->width;
+static void NAME(interpolate)(const Plan *plan, const Span *span, double x, const vec *z, const vec *k, vec *y) {
+    const Solve *solve = plan->solve;
+    int64_t n = plan->n;
     memcpy(y, z, n * sizeof(vec));
     for (int64_t i = 0; i <= solve->n_stages; i++) {
         double weight = NAME(dense_weight)(solve, i, x);
@@ -317,16 +371,16 @@ static T *NAME(place_of)(const Solve *solve, const void *states, int64_t point, 
 
 static void NAME(forward_block)(const Plan *plan, int64_t block, vec *scratch) {
     const Solve *solve = plan->solve;
-    int64_t n = 2 * solve->width, stages = solve->n_stages, width = solve->width, next = 0;
-    int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first);
+    int64_t n = plan->n, stages = solve->n_stages, next = 0;
+    int64_t first = block * plan->block, count = smaller(plan->block, solve->batch - first);
     vec *z = scratch, *y = z + n, *before = y + n, *k = before + n, *own = k + (stages + 1) * n, *slot = own + plan->kept;
     vec *tape = (vec *)solve->tape + block * plan->tape_block;
     int kept = solve->keep == KEEP_STAGES, known = 0;
     double edges[2 * BLOCK];
-    NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
+    NAME(load)(plan, (const T *)solve->z0 + first * solve->width, count, 0, z);
     for (int64_t number = 0;; number++) {
         for (; next < solve->n_saved && solve->saved[next] == number && !NAME(is_inside)(solve, next); next++)
-            NAME(store)(z, width, count, NAME(place_of)(solve, solve->zs, next, first));
+            NAME(store)(plan, z, count, NAME(place_of)(solve, solve->zs, next, first));
         if (number == solve->n_steps) break;
         if (solve->keep == KEEP_STATES && number % plan->group == 0)
             memcpy(tape + number / plan->group * n, z, n * sizeof(vec));
@@ -342,17 +396,17 @@ static void NAME(forward_block)(const Plan *plan, int64_t block, vec *scratch) {
         /* the field at the end is the first stage of the next step */
         NAME(field_at_end)(plan, &span, z, kept ? tapes + stages * plan->kept : own, slot, k + stages * n);
         for (; next < until; next++) {
-            NAME(interpolate)(solve, &span, solve->inside[next], before, k, y);
-            NAME(store)(y, width, count, NAME(place_of)(solve, solve->zs, next, first));
+            NAME(interpolate)(plan, &span, solve->inside[next], before, k, y);
+            NAME(store)(plan, y, count, NAME(place_of)(solve, solve->zs, next, first));
         }
         memcpy(k, k + stages * n, n * sizeof(vec));
     }
-    NAME(store)(z, width, count, (T *)solve->z1 + first * width);
+    NAME(store)(plan, z, count, (T *)solve->z1 + first * solve->width);
 }
 
 static int NAME(forward_part)(void *context, int64_t part) {
     const Plan *plan = context;
-    vec *scratch = aligned((2 * plan->solve->width * (4 + plan->solve->n_stages) + plan->kept + plan->slot) * sizeof(vec));
+    vec *scratch = aligned((plan->n * (4 + plan->solve->n_stages) + plan->kept + plan->room) * sizeof(vec));
     if (!scratch) return NO_MEMORY;
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++)
         NAME(forward_block)(plan, block, scratch);
@@ -397,6 +451,10 @@ static int64_t NAME(tape_size)(const Solve *solve) {
  * of the state. */
 static void NAME(pull_back)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, vec *g) {
     const Solve *solve = plan->solve;
+    if (plan->block == 1) {
+        NAME(pull_back_images)(plan, tape, slot, g_slot, g);
+        return;
+    }
     for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
         const Layer *layer = &solve->layers[j];
         vec *above = g_slot + plan->g_at[j], *below = j ? g_slot + plan->g_at[j - 1] : g;
@@ -526,30 +584,31 @@ static void NAME(bias_gradient)(
 /* value += the gradients of the states saved inside a step, each times h and the weight of a stage in
  * it; without a span, times one. `until`: the number of the first point after the step; `room`: a
  * state. Returns the number of the step's first such point. */
-static int64_t NAME(add_inside)(const Solve *solve, int64_t block, int64_t step, int64_t until, int64_t stage, const Span *span,
+static int64_t NAME(add_inside)(const Plan *plan, int64_t block, int64_t step, int64_t until, int64_t stage, const Span *span,
                                 vec *room, vec *value) {
-    int64_t width = solve->width, first = block * BLOCK, count = smaller(BLOCK, solve->batch - first), point = until;
+    const Solve *solve = plan->solve;
+    int64_t first = block * plan->block, count = smaller(plan->block, solve->batch - first), point = until;
     for (; point > 0 && solve->saved[point - 1] == step && NAME(is_inside)(solve, point - 1); point--) {
         double weight = span ? NAME(dense_weight)(solve, stage, solve->inside[point - 1]) : 1;
         if (weight == 0) continue;
-        NAME(load)(NAME(place_of)(solve, solve->gs, point - 1, first), width, count, 1, room);
-        if (span) NAME(combine)(value, span, &weight, 1, 1, room, value, 2 * width);
-        for (int64_t m = 0; !span && m < 2 * width; m++) value[m] += room[m];
+        NAME(load)(plan, NAME(place_of)(solve, solve->gs, point - 1, first), count, 1, room);
+        if (span) NAME(combine)(value, span, &weight, 1, 1, room, value, plan->n);
+        for (int64_t m = 0; !span && m < plan->n; m++) value[m] += room[m];
     }
     return point;
 }
 
 static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, T *sums) {
     const Solve *solve = plan->solve;
-    int64_t n = 2 * solve->width, stages = solve->n_stages, width = solve->width, next = solve->n_saved;
-    int64_t first = block * BLOCK, count = smaller(BLOCK, solve->batch - first), most = plan->group * stages + 1;
+    int64_t n = plan->n, stages = solve->n_stages, next = solve->n_saved;
+    int64_t first = block * plan->block, count = smaller(plan->block, solve->batch - first), most = plan->group * stages + 1;
     int again = solve->keep == KEEP_STATES;
     vec *gradient = scratch, *pulled = gradient + n, *entering = pulled + stages * n, *k = entering + n, *z = k + stages * n;
     vec *g_slots = z + n, *times = g_slots + most * plan->g_slot, *room = times + 2 * most;
-    vec *slots = room + 2 * NAME(widest)(solve), *own = slots + most * plan->slot;
+    vec *slots = room + 2 * NAME(widest)(solve), *own = slots + most * plan->slot + plan->room;
     vec *tape = (vec *)solve->tape + block * plan->tape_block;
     double edges[2 * BLOCK];
-    NAME(load)((const T *)solve->g1 + first * width, width, count, 1, gradient);
+    NAME(load)(plan, (const T *)solve->g1 + first * solve->width, count, 1, gradient);
     int64_t number = solve->n_steps;
     for (;;) {
         int64_t from = number ? (number - 1) / plan->group * plan->group : 0, filled = 0;
@@ -566,7 +625,7 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
         }
         for (;; number--) {
             for (; next > 0 && solve->saved[next - 1] == number && !NAME(is_inside)(solve, next - 1); next--) {
-                NAME(load)(NAME(place_of)(solve, solve->gs, next - 1, first), width, count, 1, entering);
+                NAME(load)(plan, NAME(place_of)(solve, solve->gs, next - 1, first), count, 1, entering);
                 for (int64_t i = 0; i < n; i++) gradient[i] += entering[i];
             }
             if (number == from) break;
@@ -596,8 +655,8 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
                     memset(value, 0, n * sizeof(vec));
                     if (again) NAME(field_at_end)(plan, &span, z, on, off, k);
                 }
-                NAME(add_inside)(solve, block, number - 1, next, i, &span, entering, value);
-                if (solve->inside && i == 0 && number > 1) NAME(add_inside)(solve, block, number - 2, done, stages, &last, entering, value);
+                NAME(add_inside)(plan, block, number - 1, next, i, &span, entering, value);
+                if (solve->inside && i == 0 && number > 1) NAME(add_inside)(plan, block, number - 2, done, stages, &last, entering, value);
                 if (!again && number + i > 1) /* long tapes leave the cache: prefetch a stage */
                     for (int64_t m = 1; m <= plan->kept; m++) __builtin_prefetch(on - m);
                 if (!again) NAME(restore)(plan, times + 2 * slot, on, off);
@@ -606,25 +665,28 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
             }
             for (int64_t i = 0; i < stages; i++)
                 for (int64_t m = 0; m < n; m++) gradient[m] += pulled[i * n + m];
-            next = NAME(add_inside)(solve, block, number - 1, next, 0, NULL, entering, gradient);
+            next = NAME(add_inside)(plan, block, number - 1, next, 0, NULL, entering, gradient);
         }
         for (int64_t j = 0; filled && j < solve->n_layers; j++) {
             const Layer *layer = &solve->layers[j];
             T *weight = sums + plan->w_at[j], *bias = weight + layer->taps * layer->fan_in * layer->fan_out;
+            for (int64_t slot = 0; plan->block == 1 && slot < filled; slot++)
+                NAME(image_gradient)(plan, j, tapes + slot * plan->kept, slots, g_slots + slot * plan->g_slot, times + 2 * slot, weight);
+            if (plan->block == 1) continue;
             NAME(weight_gradient)(plan, j, tapes, slots, g_slots, filled, weight);
             NAME(bias_gradient)(plan, j, g_slots, filled, times, room, bias, bias + layer->fan_out);
         }
         if (number == 0) break;
     }
-    NAME(store)(gradient, width, count, (T *)solve->g0 + first * width);
+    NAME(store)(plan, gradient, count, (T *)solve->g0 + first * solve->width);
 }
 
 static int NAME(backward_part)(void *context, int64_t number) {
     const Plan *plan = context;
     int64_t part = plan->parts - 1 - number; /* last part first: its tape is in the cache */
     const Solve *solve = plan->solve;
-    int64_t n = 2 * solve->width, most = plan->group * solve->n_stages + 1;
-    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + 2 * NAME(widest)(solve) + SUMS_BEYOND;
+    int64_t n = plan->n, most = plan->group * solve->n_stages + 1;
+    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + plan->room + 2 * NAME(widest)(solve) + SUMS_BEYOND;
     if (solve->keep == KEEP_STATES) vectors += most * plan->kept;
     vec *scratch = aligned(vectors * sizeof(vec));
     if (!scratch) return NO_MEMORY;
@@ -637,8 +699,9 @@ static int NAME(backward_part)(void *context, int64_t number) {
 static int NAME(backward)(const Solve *solve) {
     Plan plan;
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 1)) return NO_MEMORY;
-    plan.part_sums = calloc(larger(1, plan.parts * plan.sums), sizeof(T));
+    plan.part_sums = aligned(plan.parts * plan.sums * sizeof(T));
     if (!plan.part_sums) return NAME(free_plan)(&plan), NO_MEMORY;
+    memset(plan.part_sums, 0, plan.parts * plan.sums * sizeof(T));
     int code = in_parallel(NAME(backward_part), &plan, plan.parts,
                            worth(solve->threads, 2 * plan.operations * solve->n_steps * solve->n_stages));
     T *total = plan.part_sums; /* those of the first part, to which the others are added */
@@ -648,6 +711,10 @@ static int NAME(backward)(const Solve *solve) {
         const Layer *layer = &solve->layers[j];
         int64_t taps = layer->taps, n_in = layer->fan_in, n_out = layer->fan_out, each = n_in * n_out;
         T *weight = total + plan.w_at[j], *bias = weight + taps * each, *found = layer->weight_gradient;
+        if (NAME(is_image)(solve)) {
+            NAME(take_image_gradient)(layer, weight);
+            continue;
+        }
         if (NAME(is_pair)(plan.rows[j], taps))
             for (int64_t i = 0; i < each; i++) weight[each + i] -= weight[i] + weight[2 * each + i];
         for (int64_t o = 0; found && o < n_out; o++)

@@ -269,6 +269,3 @@ static int NAME(convolution_gradient)(const Convolution *task) {
     free(in.sums);
     return code;
 }
-
-#undef ALWAYS
-#undef IN_STRIPS

@@ -18,6 +18,7 @@
 #define loose NAME(loose)
 #define Transform NAME(Transform)
 #define Images NAME(Images)
+#define View NAME(View)
 #define LANES ((int64_t)(VBYTES / sizeof(T)))
 #define BLOCK (2 * LANES)
 
@@ -26,10 +27,11 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 
 #include "activations.h"
 #include "layers.h"
+#include "images.h"
 #include "fixed.h"
+#include "image_layers.h"
 #include "adaptive.h"
 #include "per_sample.h"
-#include "images.h"
 
 #undef vec
 #undef ivec
@@ -41,6 +43,9 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 #undef loose
 #undef Transform
 #undef Images
+#undef View
+#undef ALWAYS
+#undef IN_STRIPS
 #undef LANES
 #undef BLOCK
 #undef TYPE

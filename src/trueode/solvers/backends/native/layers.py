@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from trueode.errors import SolveError
+from trueode.layers import LayerStack
 from trueode.solvers.backends import generic
 from trueode.solvers.backends.native import adaptive, library, runtime
 from trueode.solvers.backends.native.recorded import Kept, recorded
@@ -34,6 +35,9 @@ from trueode.solvers.states import pack_stack
 
 # in a stage of one sample; larger stages leave the cache, and PyTorch's convolutions are faster
 MOST_NUMBERS = 2**15
+
+# with vectors of four numbers, PyTorch's convolutions of images, made for the processor, are faster
+NARROW = "baseline"
 
 NAME = "the compiled kernel computes it"
 
@@ -60,13 +64,26 @@ def accepts(problem: Problem) -> bool:
         all(layer.activation in NUMBERS for layer in stack.layers)
         and stack.layers[-1].activation == "identity"
     )
-    if not known or sum(stack.widths(z.shape)) > MOST_NUMBERS:
+    if not known or not (_serves_images(stack) if stack.image else _fits(stack, z)):
         return False
     if isinstance(solver, Adaptive):
         return problem.reduce is None and _can_save(problem)
     if isinstance(solver, OnGrid) and solver.per_sample:
         return problem.points is None and len(solver.grid[0]) == z.shape[0]  # type: ignore[arg-type]
     return _can_save(problem)
+
+
+def _fits(stack: LayerStack, z: Tensor) -> bool:
+    """Whether a stage of one sample stays in the cache."""
+    return sum(stack.widths(z.shape)) <= MOST_NUMBERS
+
+
+def _serves_images(stack: LayerStack) -> bool:
+    """Whether the kernel has these layers on images, and is faster than PyTorch."""
+    kernel = library.kernel()
+    weights = [layer.weight for layer in stack.layers]
+    even = all(w.stride(2) == 3 * w.stride(3) for w in weights if w.shape[2] == 3)
+    return kernel is not None and kernel.name != NARROW and even
 
 
 def _can_save(problem: Problem) -> bool:

@@ -59,7 +59,8 @@ class Solve(Structure):
     _fields_ = (
         *_fields(
             c_int64,
-            "batch width n_layers n_steps n_stages n_saved keep threads capacity per_sample",
+            "batch width n_layers n_steps n_stages n_saved keep threads capacity per_sample "
+            "height columns",
         ),
         *_fields(c_double, "t0 t1"),
         *_fields(c_void_p, "layers a b c grid saved inside"),

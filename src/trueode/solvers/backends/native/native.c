@@ -19,10 +19,11 @@
 /* Identity and the activations whose derivative follows from their value come first. */
 enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS, GELU, CUBE };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
-/* Stages in a group; parts of a batch; most bytes of a group; rows of weights whose gradients are
+/* Stages in a group; most and fewest parts of a batch; most numbers in the sums of all parts; bytes of the cache
+ * of a core, of which a group takes as many, and of its first one; rows of weights whose gradients are
  * summed together; vectors that this sum reads beyond the last input; approximate operations of an
  * activation. */
-enum { GROUP = 16, MOST_PARTS = 32, CACHE = 600000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH, OF_ACTIVATION = 20 };
+enum { GROUP = 16, MOST_PARTS = 32, FEWEST_PARTS = 4, MOST_SUMS = 1 << 22, CACHE = 600000, FIRST_CACHE = 100000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH, OF_ACTIVATION = 20 };
 
 /* A layer on rows of fan_in numbers: bias + t * time_weight + the sum over taps of
  * row[r + tap - taps / 2] @ weight[tap], over the rows that exist. One tap is a matrix, applied to
@@ -40,6 +41,7 @@ typedef struct {
     int64_t batch, width, n_layers, n_steps, n_stages, n_saved, keep, threads;
     int64_t capacity;      /* the number of steps that fit on a tape of stages */
     int64_t per_sample;    /* whether each sample has its own steps */
+    int64_t height, columns; /* of images (height, columns, channels), one sample each; 0 for other states */
     double t0, t1;
     const Layer *layers;
     const double *a, *b, *c; /* (n_stages, n_stages), (n_stages), (n_stages): the stages that advance the solution */
@@ -89,8 +91,9 @@ typedef struct {
 } Convolution;
 
 /* Points of a tile; tiles whose points stay in the cache, of a convolution and of a gradient; least
- * tiles of a part, of both. */
-enum { POINTS = 36, TILES_AT_ONCE = 16, TILES_SUMMED = 32, TILES_EACH = 64, TILES_EACH_SUM = 256 };
+ * tiles of a part, of both; what divides the rows of an image layer's
+ * sums; most tiles at once of such a layer. */
+enum { ROUND_ROWS = 8, TILES_AT_MOST = 64, POINTS = 36, TILES_AT_ONCE = 16, TILES_SUMMED = 32, TILES_EACH = 64, TILES_EACH_SUM = 256 };
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -20,7 +20,7 @@ static int NAME(per_sample_block)(const PerSample *all, int64_t block, vec *scra
     double theta[BLOCK], target[BLOCK], dtheta[BLOCK], h0[BLOCK], d1[BLOCK];
     int64_t going = count;
     int known = 1;
-    NAME(load)((const T *)solve->z0 + first * width, width, count, 0, z);
+    NAME(load)(plan, (const T *)solve->z0 + first * width, count, 0, z);
     for (int64_t s = 0; s < BLOCK; s++) theta[s] = target[s] = s < count ? 0 : 1, dtheta[s] = 0;
     Span span = NAME(span)(solve, 0, 0);
     NAME(field_at)(plan, &span, 0, z, tape, slot, k);
@@ -88,7 +88,7 @@ static int NAME(per_sample_block)(const PerSample *all, int64_t block, vec *scra
         }
         known = adaptive->fsal;
     }
-    NAME(store)(z, width, count, (T *)solve->z1 + first * width);
+    NAME(store)(plan, z, count, (T *)solve->z1 + first * width);
     return SUCCESS;
 }
 
@@ -104,13 +104,37 @@ static int NAME(per_sample_part)(void *context, int64_t part) {
     return code;
 }
 
+/* Images: each is a batch of its own. */
+static int NAME(per_image_part)(void *context, int64_t part) {
+    const PerSample *all = context;
+    int code = SUCCESS;
+    for (int64_t sample = NAME(first_block)(&all->plan, part); !code && sample < NAME(first_block)(&all->plan, part + 1); sample++) {
+        AdaptiveSolve own = *all->adaptive;
+        own.solve.batch = own.solve.threads = 1;
+        own.solve.z0 = (const T *)own.solve.z0 + sample * own.solve.width;
+        own.solve.z1 = (T *)own.solve.z1 + sample * own.solve.width;
+        own.accepted += sample;
+        own.rejected += sample;
+        Plan plan = all->plan;
+        plan.solve = &own.solve;
+        plan.blocks = plan.parts = 1;
+        code = NAME(run_batch)(&plan, &own);
+        if (code == SUCCESS || code == EXHAUSTED) {
+            all->trace->columns[sample] = ((Trace *)own.trace)->columns[0];
+            free(own.trace);
+        }
+        if (code == EXHAUSTED) code = FAILED;
+    }
+    return code;
+}
+
 static int NAME(adaptive_per_sample)(AdaptiveSolve *adaptive) {
     const Solve *solve = &adaptive->solve;
     PerSample all = {.adaptive = adaptive};
     int code = NAME(make_plan)(&all.plan, solve) || NAME(pack_weights)(&all.plan, 0) ? NO_MEMORY : SUCCESS;
     if (code) return code;
     all.trace = make_trace(solve->batch);
-    code = all.trace ? in_parallel(NAME(per_sample_part), &all, all.plan.parts, solve->threads) : NO_MEMORY;
+    code = all.trace ? in_parallel(NAME(is_image)(solve) ? NAME(per_image_part) : NAME(per_sample_part), &all, all.plan.parts, solve->threads) : NO_MEMORY;
     int64_t most = 0, tries = 0;
     for (int64_t s = 0; !code && s < solve->batch; s++) {
         adaptive->accepted[s] = all.trace->columns[s].n;

@@ -88,7 +88,8 @@ class Task(NamedTuple):
         n_steps, threads = max(steps.grid.shape[0] - 1, 0), library.threads()
         solve = Solve(
             batch, width, len(self.stack.layers), n_steps, method.n_stages, len(saved.steps),
-            steps.keep, threads, steps.capacity, self.per_sample, self.clock.t0, self.clock.t1,
+            steps.keep, threads, steps.capacity, self.per_sample, *(self.stack.image or (0, 0)),
+            self.clock.t0, self.clock.t1,
             layers.buffer_info()[0], *method.addresses,
             steps.grid.data_ptr(), saved.steps.buffer_info()[0],
             0 if saved.inside is None else saved.inside.buffer_info()[0],
@@ -153,15 +154,15 @@ def described(stack: LayerStack, tensors: Sequence[Tensor | None]) -> list[int]:
         weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
         assert weight is not None
         assert bias is not None
-        fan_out, fan_in, *taps = weight.shape
+        fan_out, fan_in, *_ = weight.shape
         stride_out, stride_in, *tap_stride = weight.stride()
         values += (
             fan_in,
             fan_out,
-            *(taps or (1,)),
+            layer.taps,
             stride_in,
             stride_out,
-            *(tap_stride or (0,)),
+            *(tap_stride[-1:] or (0,)),
             bias.stride(0),
         )
         values.append(0 if time_weight is None else time_weight.stride(0))

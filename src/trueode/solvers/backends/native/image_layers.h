@@ -1,0 +1,399 @@
+/* Layers on images, one sample at a time, whose layers stay in the cache; a part of kernel.h. The
+ * plan of a solve of images has blocks of one sample. Its state is flat, (height, columns,
+ * channels). The layers' own images have a border of zeros, and whole vectors of channels. Layers
+ * have one tap, or the nine of a convolution with 3 x 3 weights (images.h). */
+
+/* An image: the place of its first pixel, and numbers from a row, and a pixel, to the next. */
+typedef struct {
+    T *first;
+    int64_t row, pixel;
+} View;
+
+static int64_t NAME(whole)(int64_t channels) { return (channels + LANES - 1) / LANES * LANES; }
+
+/* Tiles in a column or a row. */
+static int64_t NAME(tiles_along)(int64_t pixels) { return (pixels + 3) / 4; }
+
+/* Numbers in an image with a border, and the view of it. */
+static int64_t NAME(bordered)(const Solve *solve, int64_t channels) {
+    return (4 * NAME(tiles_along)(solve->height) + 2) * (4 * NAME(tiles_along)(solve->columns) + 2) * NAME(whole)(channels);
+}
+
+static View NAME(view)(const Solve *solve, vec *image, int64_t channels) {
+    int64_t pixel = NAME(whole)(channels), row = (4 * NAME(tiles_along)(solve->columns) + 2) * pixel;
+    return (View){(T *)image + row + pixel, row, pixel};
+}
+
+static View NAME(flat)(const Solve *solve, const vec *state, int64_t channels) {
+    return (View){(T *)state, solve->columns * channels, channels};
+}
+
+/* Sets what lies around the pixels of an image to zero. */
+static void NAME(clear_border)(const Solve *solve, vec *image, int64_t channels) {
+    int64_t pixel = NAME(whole)(channels), wide = 4 * NAME(tiles_along)(solve->columns) + 2, high = 4 * NAME(tiles_along)(solve->height) + 2;
+    T *row = (T *)image;
+    for (int64_t r = 0; r < high; r++, row += wide * pixel)
+        if (r == 0 || r > solve->height)
+            memset(row, 0, wide * pixel * sizeof(T));
+        else {
+            memset(row, 0, pixel * sizeof(T));
+            memset(row + (solve->columns + 1) * pixel, 0, (wide - solve->columns - 1) * pixel * sizeof(T));
+        }
+}
+
+/* Rows (rows, n) times weights (n, m) plus a shift (m), m whole vectors: `high` rows and `wide`
+ * vectors at once. Numbers from a row to the next: step, step_to. */
+ALWAYS void NAME(few_rows)(const int high, const int wide, int64_t n, int64_t m, const T *a, int64_t step, const T *b,
+                           const vec *shift, T *to, int64_t step_to) {
+    vec sums[8][SUMS_WIDE];
+    const vec zero = {0};
+#pragma GCC unroll 8
+    for (int q = 0; q < high; q++)
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) sums[q][j] = shift ? shift[j] : zero;
+    for (int64_t i = 0; i < n; i++)
+#pragma GCC unroll 8
+        for (int q = 0; q < high; q++)
+#pragma GCC unroll 4
+            for (int j = 0; j < wide; j++) sums[q][j] += a[q * step + i] * ((const vec *)(b + i * m))[j];
+#pragma GCC unroll 8
+    for (int q = 0; q < high; q++)
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) ((vec *)(to + q * step_to))[j] = sums[q][j];
+}
+
+ALWAYS void NAME(strip)(const int high, const int wide, int64_t rows, int64_t n, int64_t m, const T *a, int64_t step, const T *b,
+                        const vec *shift, T *to, int64_t step_to) {
+    int64_t r = 0;
+    for (; r + high <= rows; r += high) NAME(few_rows)(high, wide, n, m, a + r * step, step, b, shift, to + r * step_to, step_to);
+    for (; r < rows; r++) NAME(few_rows)(1, wide, n, m, a + r * step, step, b, shift, to + r * step_to, step_to);
+}
+
+static void NAME(matrix)(int64_t rows, int64_t n, int64_t m, const T *a, int64_t step, const T *b, const T *shift, T *to,
+                         int64_t step_to) {
+    for (int64_t o = 0; o < m;) {
+        const vec *here = shift ? (const vec *)(shift + o) : NULL;
+        int64_t left = (m - o) / LANES;
+        if (left >= SUMS_WIDE) {
+            NAME(strip)(4, SUMS_WIDE, rows, n, m, a, step, b + o, here, to + o, step_to);
+            o += SUMS_WIDE * LANES;
+        } else if (left >= 2) {
+            NAME(strip)(8, 2, rows, n, m, a, step, b + o, here, to + o, step_to);
+            o += 2 * LANES;
+        } else {
+            NAME(strip)(8, 1, rows, n, m, a, step, b + o, here, to + o, step_to);
+            o += LANES;
+        }
+    }
+}
+
+/* to (n, m) += a' b with a (rows, n), b (rows, m); n is read up to a multiple of `high`. */
+ALWAYS void NAME(few_sums)(const int high, const int wide, int64_t rows, int64_t m, const T *a, int64_t step, const T *b,
+                           int64_t step_b, T *to) {
+    vec sums[8][SUMS_WIDE];
+#pragma GCC unroll 8
+    for (int q = 0; q < high; q++)
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) sums[q][j] = ((vec *)(to + q * m))[j];
+    for (int64_t r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int q = 0; q < high; q++)
+#pragma GCC unroll 4
+            for (int j = 0; j < wide; j++) sums[q][j] += a[r * step + q] * ((const vec *)(b + r * step_b))[j];
+#pragma GCC unroll 8
+    for (int q = 0; q < high; q++)
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) ((vec *)(to + q * m))[j] = sums[q][j];
+}
+
+static void NAME(sum_products)(int64_t rows, int64_t n, int64_t m, const T *a, int64_t step, const T *b, int64_t step_b, T *to) {
+    for (int64_t o = 0; o < m;) {
+        int64_t left = (m - o) / LANES;
+        if (left >= SUMS_WIDE) {
+            for (int64_t i = 0; i < n; i += 4) NAME(few_sums)(4, SUMS_WIDE, rows, m, a + i, step, b + o, step_b, to + i * m + o);
+            o += SUMS_WIDE * LANES;
+        } else if (left >= 2) {
+            for (int64_t i = 0; i < n; i += 8) NAME(few_sums)(8, 2, rows, m, a + i, step, b + o, step_b, to + i * m + o);
+            o += 2 * LANES;
+        } else {
+            for (int64_t i = 0; i < n; i += 8) NAME(few_sums)(8, 1, rows, m, a + i, step, b + o, step_b, to + i * m + o);
+            o += LANES;
+        }
+    }
+}
+
+/* The matrix of a layer in this layout: (points, in, whole(out)), with 36 points for nine taps. */
+static int64_t NAME(points)(const Layer *layer) { return layer->taps == 9 ? POINTS : 1; }
+
+/* Tiles at once, forward: few, whose points stay in the first cache; or more, if the weights come
+ * from the last one. */
+static int64_t NAME(tiles_at_once)(int64_t n, int64_t m) {
+    int64_t few = FIRST_CACHE / (int64_t)(POINTS * (n + m) * sizeof(T)) / 8 * 8;
+    int64_t many = POINTS * n * m * (int64_t)sizeof(T) > CACHE ? 32 : 8;
+    return smaller(TILES_AT_MOST, larger(few, many));
+}
+
+static int64_t NAME(image_size)(const Layer *layer, int back) {
+    int64_t n = back ? layer->fan_out : layer->fan_in, m = back ? layer->fan_in : layer->fan_out;
+    return NAME(points)(layer) * n * NAME(whole)(m);
+}
+
+static void NAME(pack_image_layer)(const Layer *layer, int back, T *to) {
+    int64_t n = back ? layer->fan_out : layer->fan_in, m = back ? layer->fan_in : layer->fan_out, wide = NAME(whole)(m);
+    int64_t step_n = back ? layer->stride_out : layer->stride_in, step_m = back ? layer->stride_in : layer->stride_out;
+    const T *weight = layer->weight;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t o = 0; o < wide; o += LANES) {
+            vec taps[9], points[POINTS];
+            for (int64_t tap = 0; tap < layer->taps; tap++)
+                for (int64_t lane = 0; lane < LANES; lane++)
+                    ((T *)(taps + tap))[lane] = o + lane < m ? weight[i * step_n + (o + lane) * step_m + (back ? layer->taps - 1 - tap : tap) * layer->tap_stride] : 0;
+            if (layer->taps == 1) {
+                *(vec *)(to + i * wide + o) = taps[0];
+                continue;
+            }
+            NAME(both_ways)(NAME(spread_weight), 3, 6, taps, points);
+            for (int64_t p = 0; p < POINTS; p++) *(vec *)(to + (p * n + i) * wide + o) = points[p];
+        }
+}
+
+/* The points of tiles, (POINTS, room, channels), from the pixels of an image with a border. */
+ALWAYS void NAME(spread_view)(const Solve *solve, View x, int64_t first, int64_t count, int64_t room, int64_t channels,
+                              Transform transform, const int size, const int before, T *to) {
+    int64_t across = NAME(tiles_along)(solve->columns);
+    for (int64_t t = 0; t < count; t++) {
+        int64_t top = (first + t) / across * 4 - before, left = (first + t) % across * 4 - before;
+        const T *from = x.first + top * x.row + left * x.pixel;
+        for (int64_t k = 0; k < channels; k += LANES) {
+            vec pixels[POINTS], points[POINTS];
+            for (int i = 0; i < size; i++)
+                for (int j = 0; j < size; j++) pixels[size * i + j] = *(const vec *)(from + i * x.row + j * x.pixel + k);
+            NAME(both_ways)(transform, size, 6, pixels, points);
+            for (int p = 0; p < POINTS; p++) *(vec *)(to + (p * room + t) * channels + k) = points[p];
+        }
+    }
+}
+
+/* y = weights * x + shift for 3 x 3 weights; x has a border; y is flat if its pixels are no whole
+ * vectors. */
+static void NAME(convolve_view)(const Solve *solve, View x, int64_t fan_in, const T *weight, const T *shift, View y, int64_t fan_out,
+                                T *room) {
+    int64_t n = NAME(whole)(fan_in), m = NAME(whole)(fan_out), at_once = NAME(tiles_at_once)(n, m);
+    int64_t across = NAME(tiles_along)(solve->columns), tiles = NAME(tiles_along)(solve->height) * across;
+    T *inputs = room, *outputs = room + POINTS * at_once * n;
+    for (int64_t first = 0; first < tiles; first += at_once) {
+        int64_t count = smaller(at_once, tiles - first);
+        NAME(spread_view)(solve, x, first, count, at_once, n, NAME(spread_input), 6, 1, inputs);
+        for (int64_t p = 0; p < POINTS; p++)
+            NAME(matrix)(count, fan_in, m, inputs + p * at_once * n, n, weight + p * fan_in * m, NULL, outputs + p * at_once * m, m);
+        for (int64_t t = 0; t < count; t++) {
+            int64_t top = (first + t) / across * 4, left = (first + t) % across * 4;
+            int64_t high = smaller(4, solve->height - top), wide = smaller(4, solve->columns - left);
+            T *to = y.first + top * y.row + left * y.pixel;
+            for (int64_t o = 0; o < m; o += LANES) {
+                vec points[POINTS], pixels[16], here = {0};
+                if (shift) here = *(const vec *)(shift + o);
+                for (int p = 0; p < POINTS; p++) points[p] = *(vec *)(outputs + (p * at_once + t) * m + o);
+                NAME(both_ways)(NAME(gather_output), 6, 4, points, pixels);
+                for (int64_t i = 0; i < high; i++)
+                    for (int64_t j = 0; j < wide; j++) {
+                        vec pixel = pixels[4 * i + j] + here;
+                        T *place = to + i * y.row + j * y.pixel + o;
+                        if (y.pixel == m)
+                            *(vec *)place = pixel;
+                        else
+                            memcpy(place, &pixel, smaller(LANES, fan_out - o) * sizeof(T));
+                    }
+            }
+        }
+    }
+}
+
+/* Writes a row of whole pixels to flat ones, from the first to the last: what a vector writes too
+ * much, the next one overwrites. `end`: of the memory. */
+static void NAME(narrow)(const T *from, int64_t count, int64_t m, int64_t fan_out, T *to, const T *end) {
+    for (int64_t j = 0; j < count; j++, from += m, to += fan_out)
+        for (int64_t o = 0; o < fan_out; o += LANES)
+            if (to + o + LANES <= end)
+                *(loose *)(to + o) = *(const vec *)(from + o);
+            else
+                memcpy(to + o, from + o, smaller(LANES, fan_out - o) * sizeof(T));
+}
+
+/* The same with one tap; `room`: a row of whole pixels. */
+static void NAME(multiply_view)(const Solve *solve, View x, int64_t fan_in, const T *weight, const T *shift, View y, int64_t fan_out,
+                                T *room) {
+    int64_t m = NAME(whole)(fan_out);
+    int direct = y.pixel == m;
+    for (int64_t r = 0; r < solve->height; r++) {
+        T *to = y.first + r * y.row;
+        NAME(matrix)(solve->columns, fan_in, m, x.first + r * x.row, x.pixel, weight, shift, direct ? to : room, m);
+        if (!direct) NAME(narrow)(room, solve->columns, m, fan_out, to, y.first + solve->width);
+    }
+}
+
+static void NAME(apply_view)(const Solve *solve, const Layer *layer, View x, int64_t fan_in, const T *weight, const T *shift, View y,
+                             int64_t fan_out, T *room) {
+    (layer->taps == 9 ? NAME(convolve_view) : NAME(multiply_view))(solve, x, fan_in, weight, shift, y, fan_out, room);
+}
+
+/* Numbers of the room that a layer needs, forward and backward. */
+static int64_t NAME(room_of)(const Solve *solve, const Layer *layer) {
+    int64_t channels = NAME(whole)(layer->fan_in) + NAME(whole)(layer->fan_out);
+    int64_t tiles = layer->taps == 9 ? POINTS * TILES_AT_MOST * channels : 0;
+    return tiles + solve->columns * channels + channels;
+}
+
+/* The places of a plan, as in make_plan: on the tape of a stage the state, then the image that each
+ * layer reads, and the one before the activation where its derivative needs it. */
+static void NAME(place_images)(Plan *plan) {
+    const Solve *solve = plan->solve;
+    int64_t sums = 0, g_at = 0, room = 0;
+    plan->kept = plan->n;
+    for (int64_t j = 0; j < solve->n_layers; j++) {
+        const Layer *layer = &solve->layers[j];
+        plan->x_at[j] = plan->kept;
+        if (j || layer->taps == 9) plan->kept += NAME(bordered)(solve, layer->fan_in) / LANES;
+        plan->pre_at[j] = plan->kept;
+        if (layer->activation >= SILU) plan->kept += NAME(bordered)(solve, layer->fan_out) / LANES;
+        int last = j + 1 == solve->n_layers;
+        plan->g_at[j] = g_at;
+        if (last) g_at += plan->n;
+        plan->g_sum[j] = last ? g_at : plan->g_at[j]; /* with a border */
+        g_at += !last || layer->taps == 9 ? NAME(bordered)(solve, layer->fan_out) / LANES : 0;
+        int64_t rows = (NAME(whole)(layer->fan_in) + ROUND_ROWS - 1) / ROUND_ROWS * ROUND_ROWS;
+        plan->w_at[j] = sums;
+        sums += (NAME(points)(layer) * rows + 2) * NAME(whole)(layer->fan_out);
+        plan->operations += 2.0 * solve->batch * solve->height * solve->columns * layer->fan_in * layer->fan_out * (layer->taps == 9 ? 3 : 1);
+        room = larger(room, NAME(room_of)(solve, layer) / LANES + 1);
+    }
+    plan->room = room;
+    plan->g_slot = g_at;
+    plan->sums = sums;
+}
+
+/* The image that a layer reads; the first one may read the state itself. */
+static View NAME(read_from)(const Plan *plan, int64_t j, vec *tape) {
+    const Solve *solve = plan->solve;
+    int64_t channels = solve->layers[j].fan_in;
+    if (j == 0 && solve->layers[j].taps == 1) return NAME(flat)(solve, tape, channels);
+    return NAME(view)(solve, tape + plan->x_at[j], channels);
+}
+
+/* Copies flat pixels into an image with a border. */
+static void NAME(with_border)(const Solve *solve, const vec *state, int64_t channels, vec *image) {
+    View from = NAME(flat)(solve, state, channels), to = NAME(view)(solve, image, channels);
+    NAME(clear_border)(solve, image, channels);
+    for (int64_t r = 0; r < solve->height; r++)
+        for (int64_t c = 0; c < solve->columns; c++) {
+            T *place = to.first + r * to.row + c * to.pixel;
+            memcpy(place, from.first + r * from.row + c * from.pixel, channels * sizeof(T));
+            memset(place + channels, 0, (to.pixel - channels) * sizeof(T));
+        }
+}
+
+static void NAME(evaluate_images)(const Plan *plan, const vec *t, vec *tape, vec *room, vec *k) {
+    const Solve *solve = plan->solve;
+    T *shift = (T *)room;
+    if (solve->layers[0].taps == 9) NAME(with_border)(solve, tape, solve->layers[0].fan_in, tape + plan->x_at[0]);
+    for (int64_t j = 0; j < solve->n_layers; j++) {
+        const Layer *layer = &solve->layers[j];
+        const Packed *packed = &plan->packed[j];
+        int64_t m = NAME(whole)(layer->fan_out);
+        int last = j + 1 == solve->n_layers;
+        for (int64_t o = 0; o < m; o++) shift[o] = o >= layer->fan_out ? 0 : packed->bias[o] + (packed->time ? packed->time[o] * ((const T *)t)[0] : 0);
+        vec *image = last ? k : tape + plan->x_at[j + 1], *before = layer->activation >= SILU ? tape + plan->pre_at[j] : image;
+        View y = last ? NAME(flat)(solve, k, layer->fan_out) : NAME(view)(solve, before, layer->fan_out);
+        if (!last) NAME(clear_border)(solve, image, layer->fan_out);
+        NAME(apply_view)(solve, layer, NAME(read_from)(plan, j, tape), layer->fan_in, packed->forward, shift, y, layer->fan_out, shift + m);
+        if (layer->activation == IDENTITY) continue;
+        View to = NAME(view)(solve, image, layer->fan_out);
+        for (int64_t r = 0; r < solve->height; r++)
+            NAME(activate)(layer->activation, (vec *)(y.first + r * y.row), (vec *)(to.first + r * to.row), solve->columns * m / LANES);
+    }
+    memset((T *)k + solve->width, 0, plan->n * sizeof(vec) - solve->width * sizeof(T));
+}
+
+/* See pull_back. The gradients of the outputs stay in g_slot, with borders where convolutions read
+ * them. */
+static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *room, vec *g_slot, vec *g) {
+    const Solve *solve = plan->solve;
+    for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
+        const Layer *layer = &solve->layers[j];
+        int last = j + 1 == solve->n_layers;
+        if (last && layer->taps == 9) NAME(with_border)(solve, g_slot + plan->g_at[j], layer->fan_out, g_slot + plan->g_sum[j]);
+        View above = last && layer->taps == 1 ? NAME(flat)(solve, g_slot + plan->g_at[j], layer->fan_out)
+                                              : NAME(view)(solve, g_slot + plan->g_sum[j], layer->fan_out);
+        vec *image = j ? g_slot + plan->g_at[j - 1] : g;
+        View below = j ? NAME(view)(solve, image, layer->fan_in) : NAME(flat)(solve, g, layer->fan_in);
+        if (j) NAME(clear_border)(solve, image, layer->fan_in);
+        NAME(apply_view)(solve, layer, above, layer->fan_out, plan->packed[j].back, NULL, below, layer->fan_in, (T *)room);
+        if (!j) break;
+        int64_t activation = solve->layers[j - 1].activation;
+        View known = activation >= SILU ? NAME(view)(solve, tape + plan->pre_at[j - 1], layer->fan_in) : NAME(read_from)(plan, j, tape);
+        for (int64_t r = 0; activation != IDENTITY && r < solve->height; r++)
+            NAME(pull_activation)(activation, (vec *)(known.first + r * known.row), (vec *)(below.first + r * below.row), solve->columns * below.pixel / LANES);
+    }
+    memset((T *)g + solve->width, 0, plan->n * sizeof(vec) - solve->width * sizeof(T));
+}
+
+/* The gradients of the weights (points, rows, whole(out)) and of the shift of a layer from a stage;
+ * the shift's follows them, then that of the time weights. */
+static void NAME(image_gradient)(const Plan *plan, int64_t j, vec *tape, vec *room, vec *g_slot, const vec *time, T *gradient) {
+    const Solve *solve = plan->solve;
+    const Layer *layer = &solve->layers[j];
+    int64_t n = NAME(whole)(layer->fan_in), m = NAME(whole)(layer->fan_out), rows = (n + ROUND_ROWS - 1) / ROUND_ROWS * ROUND_ROWS;
+    int last = j + 1 == solve->n_layers;
+    View x = NAME(read_from)(plan, j, tape);
+    View g = last && layer->taps == 1 ? NAME(flat)(solve, g_slot + plan->g_at[j], layer->fan_out)
+                                      : NAME(view)(solve, g_slot + plan->g_sum[j], layer->fan_out);
+    T *shift = gradient + NAME(points)(layer) * rows * m;
+    vec *sums = (vec *)room;
+    T *free_room = (T *)room + m;
+    for (int64_t o = 0; o < m / LANES; o++) sums[o] = (vec){0};
+    for (int64_t r = 0; r < solve->height; r++) {
+        const T *from = g.first + r * g.row;
+        if (g.pixel != m) { /* whole vectors of a flat row; what they read too much is not used */
+            for (int64_t c = 0; c < solve->columns; c++)
+                for (int64_t o = 0; o < m; o += LANES) *(vec *)(free_room + c * m + o) = *(const loose *)(from + c * g.pixel + o);
+            from = free_room;
+        }
+        for (int64_t c = 0; c < solve->columns; c++)
+            for (int64_t o = 0; o < m / LANES; o++) sums[o] += ((const vec *)(from + c * m))[o];
+        if (layer->taps == 1)
+            NAME(sum_products)(solve->columns, layer->fan_in, m, x.first + r * x.row, x.pixel, from, m, gradient);
+    }
+    for (int64_t o = 0; o < m / LANES; o++) {
+        ((vec *)shift)[o] += sums[o];
+        ((vec *)(shift + m))[o] += sums[o] * ((const T *)time)[0];
+    }
+    if (layer->taps == 1) return;
+    int64_t at_once = TILES_AT_MOST, tiles = NAME(tiles_along)(solve->height) * NAME(tiles_along)(solve->columns);
+    T *inputs = free_room, *outputs = inputs + POINTS * at_once * n;
+    for (int64_t first = 0; first < tiles; first += at_once) {
+        int64_t count = smaller(at_once, tiles - first);
+        NAME(spread_view)(solve, x, first, count, at_once, n, NAME(spread_input), 6, 1, inputs);
+        NAME(spread_view)(solve, g, first, count, at_once, m, NAME(spread_output), 4, 0, outputs);
+        for (int64_t p = 0; p < POINTS; p++)
+            NAME(sum_products)(count, layer->fan_in, m, inputs + p * at_once * n, n, outputs + p * at_once * m, m, gradient + p * rows * m);
+    }
+}
+
+/* Writes the gradients of a layer's tensors, as in backward. */
+static void NAME(take_image_gradient)(const Layer *layer, const T *sums) {
+    int64_t n = layer->fan_in, m = layer->fan_out, wide = NAME(whole)(m), rows = (NAME(whole)(n) + ROUND_ROWS - 1) / ROUND_ROWS * ROUND_ROWS;
+    const T *shift = sums + NAME(points)(layer) * rows * wide;
+    T *found = layer->weight_gradient;
+    for (int64_t k = 0; found && k < n; k++)
+        for (int64_t o = 0; o < m; o += LANES) {
+            vec points[POINTS], taps[9];
+            for (int64_t p = 0; p < NAME(points)(layer); p++) points[p] = *(const vec *)(sums + (p * rows + k) * wide + o);
+            taps[0] = points[0];
+            if (layer->taps == 9) NAME(both_ways)(NAME(gather_weight), 6, 3, points, taps);
+            for (int64_t lane = 0; lane < smaller(LANES, m - o); lane++)
+                for (int64_t tap = 0; tap < layer->taps; tap++)
+                    found[((o + lane) * n + k) * layer->taps + tap] = ((const T *)(taps + tap))[lane];
+        }
+    if (layer->bias_gradient) memcpy(layer->bias_gradient, shift, m * sizeof(T));
+    if (layer->time_gradient) memcpy(layer->time_gradient, shift + wide, m * sizeof(T));
+}
