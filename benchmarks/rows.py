@@ -14,6 +14,7 @@ from typing import NamedTuple
 from command import short, tell
 from machine import ROOT
 from scaling import SERIES, conv_flops, gradient_flops
+from steps import IMAGES
 from turns import FEWEST, Side, side_by_side, take_turns, told, whole
 
 THREADS = (1, 2)[: os.cpu_count()]
@@ -107,11 +108,20 @@ COMPARISONS = {
         (("trueode", "torchdiffeq", 12),),
         1000 * 4 * 256 * SPHERE2,
     ),
-    "cifar": Comparison(
-        "training step, CIFAR-shaped odenet (Conv2d, C = 64), batch 32, Euler h = 1/16",
-        (("trueode", "torchdiffeq", 1.4), ("trueode, bf16", "torchdiffeq", 2.7)),
-        gradient_flops(32 * 16 * conv_flops(3, 64, length=32, dim=2)),
-    ),
+}
+COMPARISONS |= {
+    name: Comparison(
+        f"training step, odenet of {work.channels} x {work.length} x {work.length} images (Conv2d, "
+        f"C = {work.hidden}), batch {work.batch}, Euler h = 1/16",
+        (
+            ("trueode", "torchdiffeq", wanted),
+            *((("trueode, bf16", "torchdiffeq", 2.7),) if name == "cifar" else ()),
+        ),
+        gradient_flops(
+            work.batch * 16 * conv_flops(work.channels, work.hidden, length=work.length, dim=2)
+        ),
+    )
+    for (name, work), wanted in zip(IMAGES.items(), (2.3, 2.7, 3.5, 2.8, 2.6), strict=True)
 }
 COMPARISONS |= {
     f"odeint_{name}": Comparison(

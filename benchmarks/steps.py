@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import weights
@@ -204,12 +204,33 @@ def drop_in(
     return gradient_step(flow, field, x) if train else forward_step(flow, x)
 
 
-def cifar_parts(side: str, n_steps: int) -> tuple[Flow, nn.Module, Tensor]:
-    """The flow and the field of ``odenet`` with 64 channels, and 32 images."""
-    x, plain = torch.rand(32, 3, 32, 32), conv_field(2, 3, 64)
+class ImageWork(NamedTuple):
+    """Images, and the hidden channels of their field."""
+
+    hidden: int
+    batch: int
+    channels: int = 3
+    length: int = 32
+
+
+IMAGES = {
+    "mnist": ImageWork(16, 64, 1, 28),
+    "images16": ImageWork(16, 64),
+    "images32": ImageWork(32, 64),
+    "cifar": ImageWork(64, 32),
+    "images128": ImageWork(128, 16),
+}
+
+
+def cifar_parts(
+    side: str, n_steps: int, work: ImageWork = IMAGES["cifar"]
+) -> tuple[Flow, nn.Module, Tensor]:
+    """The flow and the field of ``odenet``, and images."""
+    shape = (work.channels, work.length, work.length)
+    x, plain = torch.rand(work.batch, *shape), conv_field(2, work.channels, work.hidden)
     if side == "torchdiffeq":
         return through_odeint(plain, "euler", n_steps), plain, x
-    field = own_field(plain, "odenet", (3, 32, 32), 64)
+    field = own_field(plain, "odenet", shape, work.hidden)
     if side == "trueode, bf16":  # as `--precision bf16`
         from trueode.fields import Autocast
 
@@ -243,8 +264,13 @@ WORKS: dict[str, Callable[[str], Step]] = {
     "odeint_dopri5_forward": lambda side: drop_in(side, "dopri5", train=False),
     "odeint_times": lambda side: drop_in(side, "dopri5", times=21),
     "odeint_times_forward": lambda side: drop_in(side, "dopri5", train=False, times=21),
-    "cifar": lambda side: training_step(*cifar_parts(side, 16), 10, side != "torchdiffeq"),
     "product": lambda side: product(),
+}
+WORKS |= {
+    name: lambda side, work=work: training_step(  # type: ignore[misc]
+        *cifar_parts(side, 16, work), 10, side != "torchdiffeq"
+    )
+    for name, work in IMAGES.items()
 }
 
 

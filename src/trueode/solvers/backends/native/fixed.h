@@ -15,7 +15,8 @@ typedef struct {
                                     * the output's gradient */
     int64_t block, n;              /* samples of a block, and vectors of its state */
     int64_t kept, slot, g_slot;    /* vectors of a stage: on the tape, in its slot, of gradients */
-    int64_t room;                  /* vectors that an evaluation needs: its slot, or what is free afterwards */
+    int64_t g_step;                /* from the gradients of a stage to the next; 0 if each overwrites the one before */
+    int64_t room, cheap;           /* of images: vectors of what is computed again, and of all that an evaluation needs */
     int64_t sums;                  /* numbers in a part's sums */
     double operations;             /* about, of one evaluation of the field for all samples */
     int64_t blocks, parts, group;  /* group: steps whose gradients of weights are summed together */
@@ -27,9 +28,10 @@ typedef struct {
 static void NAME(place_images)(Plan *plan);
 static int64_t NAME(image_size)(const Layer *layer, int back);
 static void NAME(pack_image_layer)(const Layer *layer, int back, T *to);
-static void NAME(evaluate_images)(const Plan *plan, const vec *t, vec *tape, vec *room, vec *k);
-static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *room, vec *g_slot, vec *g);
-static void NAME(image_gradient)(const Plan *plan, int64_t j, vec *tape, vec *room, vec *g_slot, const vec *time, T *gradient);
+static void NAME(evaluate_images)(const Plan *plan, const vec *t, vec *tape, vec *slot, vec *k);
+static void NAME(restore_images)(const Plan *plan, const vec *t, vec *tape, vec *slot);
+static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, vec *g);
+static void NAME(image_gradients)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, const vec *time, T *sums);
 static void NAME(take_image_gradient)(const Layer *layer, const T *sums);
 
 static int NAME(is_image)(const Solve *solve) { return solve->height > 0; }
@@ -44,7 +46,7 @@ static void NAME(free_plan)(Plan *plan) {
 /* Whether the backward pass computes the output of a layer again, which is faster than to fetch it
  * from the tape. */
 static int NAME(is_cheap)(const Solve *solve, int64_t j) {
-    return j >= 0 && !NAME(is_image)(solve) && solve->layers[j].taps * solve->layers[j].fan_in <= 4 && solve->layers[j].activation <= LEAKY_RELU;
+    return j >= 0 && solve->layers[j].taps * solve->layers[j].fan_in <= 4 && solve->layers[j].activation <= LEAKY_RELU;
 }
 
 static int NAME(make_plan)(Plan *plan, const Solve *solve) {
@@ -87,7 +89,7 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     }
     if (!NAME(is_image)(solve)) {
         plan->slot = plan->room = slot;
-        plan->g_slot = g_at;
+        plan->g_slot = plan->g_step = g_at;
         plan->sums = sums;
     }
     plan->blocks = (solve->batch + plan->block - 1) / plan->block;
@@ -277,7 +279,10 @@ static void NAME(evaluate)(const Plan *plan, const vec *t, vec *tape, vec *slot,
 /* Fills a slot as it was after the evaluation that wrote this tape. */
 static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) {
     const Solve *solve = plan->solve;
-    if (plan->block == 1) return;
+    if (plan->block == 1) {
+        NAME(restore_images)(plan, t, tape, slot);
+        return;
+    }
     for (int64_t j = 0; j < solve->n_layers; j++) {
         if (NAME(is_cheap)(solve, j - 1)) NAME(apply_layer)(plan, j - 1, t, tape, slot, NULL);
         if (NAME(is_pair)(plan->rows[j], solve->layers[j].taps)) {
@@ -430,6 +435,7 @@ static int NAME(is_finite)(const T *x, int64_t n) {
 static int NAME(forward)(const Solve *solve) {
     Plan plan;
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 0)) return NO_MEMORY;
+    if (solve->keep) expect_much(solve->tape, plan.blocks * plan.tape_block * sizeof(vec));
     int code = in_parallel(NAME(forward_part), &plan, plan.parts,
                            worth(solve->threads, plan.operations * solve->n_steps * solve->n_stages));
     NAME(free_plan)(&plan);
@@ -517,7 +523,7 @@ static void NAME(outer_products)(const Plan *plan, int64_t fan_in, int64_t fan_o
 #pragma GCC unroll 16
             for (int i = 0; i < SUMS_HIGH * SUMS_WIDE; i++) sum[i] = zero;
             for (int64_t slot = 0; slot < count; slot++) {
-                const vec *x = x_from + slot * x_step + 2 * k, *g = g_from + slot * plan->g_slot + 2 * o;
+                const vec *x = x_from + slot * x_step + 2 * k, *g = g_from + slot * plan->g_step + 2 * o;
                 for (int64_t r = 0; r < rows; r++, x += 2 * fan_in, g += 2 * fan_out) {
 #pragma GCC unroll 2
                     for (int half = 0; half < 2; half++) {
@@ -571,7 +577,7 @@ static void NAME(bias_gradient)(
     int timed = plan->packed[j].time != NULL;
     memset(room, 0, 2 * fan_out * sizeof(vec));
     for (int64_t slot = 0; slot < count; slot++, times += 2) {
-        const vec *g = g_slots + slot * plan->g_slot + plan->g_at[j];
+        const vec *g = g_slots + slot * plan->g_step + plan->g_at[j];
         for (int64_t r = 0; r < rows; r++, g += 2 * fan_out) {
             for (int64_t o = 0; o < fan_out; o++) sum[o] += g[2 * o] + g[2 * o + 1];
             for (int64_t o = 0; timed && o < fan_out; o++) weighted[o] += g[2 * o] * times[0] + g[2 * o + 1] * times[1];
@@ -604,7 +610,7 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
     int64_t first = block * plan->block, count = smaller(plan->block, solve->batch - first), most = plan->group * stages + 1;
     int again = solve->keep == KEEP_STATES;
     vec *gradient = scratch, *pulled = gradient + n, *entering = pulled + stages * n, *k = entering + n, *z = k + stages * n;
-    vec *g_slots = z + n, *times = g_slots + most * plan->g_slot, *room = times + 2 * most;
+    vec *g_slots = z + n, *times = g_slots + (most - 1) * plan->g_step + plan->g_slot, *room = times + 2 * most;
     vec *slots = room + 2 * NAME(widest)(solve), *own = slots + most * plan->slot + plan->room;
     vec *tape = (vec *)solve->tape + block * plan->tape_block;
     double edges[2 * BLOCK];
@@ -640,7 +646,7 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
             filled = larger(filled, slots_before + stages + ends);
             for (int64_t i = stages - 1 + ends; i >= 0; i--) {
                 int64_t slot = slots_before + i;
-                vec *g_slot = g_slots + slot * plan->g_slot, *value = g_slot + plan->g_at[solve->n_layers - 1], w[2];
+                vec *g_slot = g_slots + slot * plan->g_step, *value = g_slot + plan->g_at[solve->n_layers - 1], w[2];
                 vec *on = tapes + slot * plan->kept, *off = slots + slot * plan->slot, *to = i < stages ? pulled + i * n : entering;
                 NAME(stage_time)(solve, &span, i < stages ? solve->c[i] : 1, times + 2 * slot);
                 if (i < stages) {
@@ -659,20 +665,18 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
                 if (solve->inside && i == 0 && number > 1) NAME(add_inside)(plan, block, number - 2, done, stages, &last, entering, value);
                 if (!again && number + i > 1) /* long tapes leave the cache: prefetch a stage */
                     for (int64_t m = 1; m <= plan->kept; m++) __builtin_prefetch(on - m);
-                if (!again) NAME(restore)(plan, times + 2 * slot, on, off);
+                if (!again || plan->block == 1) NAME(restore)(plan, times + 2 * slot, on, off);
                 NAME(pull_back)(plan, on, off, g_slot, to);
+                if (plan->block == 1) NAME(image_gradients)(plan, on, off, g_slot, times + 2 * slot, sums);
                 for (int64_t m = 0; i == stages && m < n; m++) gradient[m] += to[m];
             }
             for (int64_t i = 0; i < stages; i++)
                 for (int64_t m = 0; m < n; m++) gradient[m] += pulled[i * n + m];
             next = NAME(add_inside)(plan, block, number - 1, next, 0, NULL, entering, gradient);
         }
-        for (int64_t j = 0; filled && j < solve->n_layers; j++) {
+        for (int64_t j = 0; filled && plan->block > 1 && j < solve->n_layers; j++) {
             const Layer *layer = &solve->layers[j];
             T *weight = sums + plan->w_at[j], *bias = weight + layer->taps * layer->fan_in * layer->fan_out;
-            for (int64_t slot = 0; plan->block == 1 && slot < filled; slot++)
-                NAME(image_gradient)(plan, j, tapes + slot * plan->kept, slots, g_slots + slot * plan->g_slot, times + 2 * slot, weight);
-            if (plan->block == 1) continue;
             NAME(weight_gradient)(plan, j, tapes, slots, g_slots, filled, weight);
             NAME(bias_gradient)(plan, j, g_slots, filled, times, room, bias, bias + layer->fan_out);
         }
@@ -686,7 +690,7 @@ static int NAME(backward_part)(void *context, int64_t number) {
     int64_t part = plan->parts - 1 - number; /* last part first: its tape is in the cache */
     const Solve *solve = plan->solve;
     int64_t n = plan->n, most = plan->group * solve->n_stages + 1;
-    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_slot + 2) + plan->room + 2 * NAME(widest)(solve) + SUMS_BEYOND;
+    int64_t vectors = n * (3 + 2 * solve->n_stages) + most * (plan->slot + plan->g_step + 2) + plan->g_slot + plan->room + 2 * NAME(widest)(solve) + SUMS_BEYOND;
     if (solve->keep == KEEP_STATES) vectors += most * plan->kept;
     vec *scratch = aligned(vectors * sizeof(vec));
     if (!scratch) return NO_MEMORY;

@@ -164,13 +164,9 @@ ALWAYS void NAME(spread_view)(const Solve *solve, View x, int64_t first, int64_t
     for (int64_t t = 0; t < count; t++) {
         int64_t top = (first + t) / across * 4 - before, left = (first + t) % across * 4 - before;
         const T *from = x.first + top * x.row + left * x.pixel;
-        for (int64_t k = 0; k < channels; k += LANES) {
-            vec pixels[POINTS], points[POINTS];
-            for (int i = 0; i < size; i++)
-                for (int j = 0; j < size; j++) pixels[size * i + j] = *(const vec *)(from + i * x.row + j * x.pixel + k);
-            NAME(both_ways)(transform, size, 6, pixels, points);
-            for (int p = 0; p < POINTS; p++) *(vec *)(to + (p * room + t) * channels + k) = points[p];
-        }
+        for (int64_t k = 0; k < channels; k += LANES)
+            NAME(both_ways_at)(transform, size, 6, (const vec *)(from + k), x.row / LANES, x.pixel / LANES, (vec *)(to + t * channels + k),
+                               room * channels / LANES);
     }
 }
 
@@ -191,10 +187,10 @@ static void NAME(convolve_view)(const Solve *solve, View x, int64_t fan_in, cons
             int64_t high = smaller(4, solve->height - top), wide = smaller(4, solve->columns - left);
             T *to = y.first + top * y.row + left * y.pixel;
             for (int64_t o = 0; o < m; o += LANES) {
-                vec points[POINTS], pixels[16], here = {0};
+                vec pixels[16], here = {0};
+                int64_t step = at_once * m / LANES;
                 if (shift) here = *(const vec *)(shift + o);
-                for (int p = 0; p < POINTS; p++) points[p] = *(vec *)(outputs + (p * at_once + t) * m + o);
-                NAME(both_ways)(NAME(gather_output), 6, 4, points, pixels);
+                NAME(both_ways_at)(NAME(gather_output), 6, 4, (const vec *)(outputs + t * m + o), 6 * step, step, pixels, 1);
                 for (int64_t i = 0; i < high; i++)
                     for (int64_t j = 0; j < wide; j++) {
                         vec pixel = pixels[4 * i + j] + here;
@@ -245,15 +241,18 @@ static int64_t NAME(room_of)(const Solve *solve, const Layer *layer) {
 }
 
 /* The places of a plan, as in make_plan: on the tape of a stage the state, then the image that each
- * layer reads, and the one before the activation where its derivative needs it. */
+ * layer reads, and the one before the activation where its derivative needs it. The slot and the
+ * gradients of a stage overwrite those of the one before; cheap images are at the start of the
+ * slot, the rest of it is room. */
 static void NAME(place_images)(Plan *plan) {
     const Solve *solve = plan->solve;
     int64_t sums = 0, g_at = 0, room = 0;
     plan->kept = plan->n;
     for (int64_t j = 0; j < solve->n_layers; j++) {
         const Layer *layer = &solve->layers[j];
-        plan->x_at[j] = plan->kept;
-        if (j || layer->taps == 9) plan->kept += NAME(bordered)(solve, layer->fan_in) / LANES;
+        int64_t *place = NAME(is_cheap)(solve, j - 1) ? &plan->cheap : &plan->kept;
+        plan->x_at[j] = *place;
+        if (j || layer->taps == 9) *place += NAME(bordered)(solve, layer->fan_in) / LANES;
         plan->pre_at[j] = plan->kept;
         if (layer->activation >= SILU) plan->kept += NAME(bordered)(solve, layer->fan_out) / LANES;
         int last = j + 1 == solve->n_layers;
@@ -267,17 +266,17 @@ static void NAME(place_images)(Plan *plan) {
         plan->operations += 2.0 * solve->batch * solve->height * solve->columns * layer->fan_in * layer->fan_out * (layer->taps == 9 ? 3 : 1);
         room = larger(room, NAME(room_of)(solve, layer) / LANES + 1);
     }
-    plan->room = room;
+    plan->room = plan->cheap + room;
     plan->g_slot = g_at;
     plan->sums = sums;
 }
 
 /* The image that a layer reads; the first one may read the state itself. */
-static View NAME(read_from)(const Plan *plan, int64_t j, vec *tape) {
+static View NAME(read_from)(const Plan *plan, int64_t j, vec *tape, vec *slot) {
     const Solve *solve = plan->solve;
     int64_t channels = solve->layers[j].fan_in;
     if (j == 0 && solve->layers[j].taps == 1) return NAME(flat)(solve, tape, channels);
-    return NAME(view)(solve, tape + plan->x_at[j], channels);
+    return NAME(view)(solve, NAME(input)(plan, j, tape, slot), channels);
 }
 
 /* Copies flat pixels into an image with a border. */
@@ -292,32 +291,42 @@ static void NAME(with_border)(const Solve *solve, const vec *state, int64_t chan
         }
 }
 
-static void NAME(evaluate_images)(const Plan *plan, const vec *t, vec *tape, vec *room, vec *k) {
+static void NAME(apply_image_layer)(const Plan *plan, int64_t j, const vec *t, vec *tape, vec *slot, vec *k) {
     const Solve *solve = plan->solve;
-    T *shift = (T *)room;
+    const Layer *layer = &solve->layers[j];
+    const Packed *packed = &plan->packed[j];
+    int64_t m = NAME(whole)(layer->fan_out);
+    int last = j + 1 == solve->n_layers;
+    T *shift = (T *)(slot + plan->cheap);
+    for (int64_t o = 0; o < m; o++)
+        shift[o] = o >= layer->fan_out ? 0 : packed->bias[o] + (packed->time ? packed->time[o] * ((const T *)t)[0] : 0);
+    vec *image = last ? k : NAME(input)(plan, j + 1, tape, slot), *before = layer->activation >= SILU ? tape + plan->pre_at[j] : image;
+    View y = last ? NAME(flat)(solve, k, layer->fan_out) : NAME(view)(solve, before, layer->fan_out);
+    if (!last) NAME(clear_border)(solve, image, layer->fan_out);
+    NAME(apply_view)(solve, layer, NAME(read_from)(plan, j, tape, slot), layer->fan_in, packed->forward, shift, y, layer->fan_out, shift + m);
+    if (layer->activation == IDENTITY) return;
+    View to = NAME(view)(solve, image, layer->fan_out);
+    for (int64_t r = 0; r < solve->height; r++)
+        NAME(activate)(layer->activation, (vec *)(y.first + r * y.row), (vec *)(to.first + r * to.row), solve->columns * m / LANES);
+}
+
+static void NAME(evaluate_images)(const Plan *plan, const vec *t, vec *tape, vec *slot, vec *k) {
+    const Solve *solve = plan->solve;
     if (solve->layers[0].taps == 9) NAME(with_border)(solve, tape, solve->layers[0].fan_in, tape + plan->x_at[0]);
-    for (int64_t j = 0; j < solve->n_layers; j++) {
-        const Layer *layer = &solve->layers[j];
-        const Packed *packed = &plan->packed[j];
-        int64_t m = NAME(whole)(layer->fan_out);
-        int last = j + 1 == solve->n_layers;
-        for (int64_t o = 0; o < m; o++) shift[o] = o >= layer->fan_out ? 0 : packed->bias[o] + (packed->time ? packed->time[o] * ((const T *)t)[0] : 0);
-        vec *image = last ? k : tape + plan->x_at[j + 1], *before = layer->activation >= SILU ? tape + plan->pre_at[j] : image;
-        View y = last ? NAME(flat)(solve, k, layer->fan_out) : NAME(view)(solve, before, layer->fan_out);
-        if (!last) NAME(clear_border)(solve, image, layer->fan_out);
-        NAME(apply_view)(solve, layer, NAME(read_from)(plan, j, tape), layer->fan_in, packed->forward, shift, y, layer->fan_out, shift + m);
-        if (layer->activation == IDENTITY) continue;
-        View to = NAME(view)(solve, image, layer->fan_out);
-        for (int64_t r = 0; r < solve->height; r++)
-            NAME(activate)(layer->activation, (vec *)(y.first + r * y.row), (vec *)(to.first + r * to.row), solve->columns * m / LANES);
-    }
+    for (int64_t j = 0; j < solve->n_layers; j++) NAME(apply_image_layer)(plan, j, t, tape, slot, k);
     memset((T *)k + solve->width, 0, plan->n * sizeof(vec) - solve->width * sizeof(T));
+}
+
+static void NAME(restore_images)(const Plan *plan, const vec *t, vec *tape, vec *slot) {
+    for (int64_t j = 0; j + 1 < plan->solve->n_layers; j++)
+        if (NAME(is_cheap)(plan->solve, j)) NAME(apply_image_layer)(plan, j, t, tape, slot, NULL);
 }
 
 /* See pull_back. The gradients of the outputs stay in g_slot, with borders where convolutions read
  * them. */
-static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *room, vec *g_slot, vec *g) {
+static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, vec *g) {
     const Solve *solve = plan->solve;
+    T *room = (T *)(slot + plan->cheap);
     for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
         const Layer *layer = &solve->layers[j];
         int last = j + 1 == solve->n_layers;
@@ -327,10 +336,10 @@ static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *room, vec *
         vec *image = j ? g_slot + plan->g_at[j - 1] : g;
         View below = j ? NAME(view)(solve, image, layer->fan_in) : NAME(flat)(solve, g, layer->fan_in);
         if (j) NAME(clear_border)(solve, image, layer->fan_in);
-        NAME(apply_view)(solve, layer, above, layer->fan_out, plan->packed[j].back, NULL, below, layer->fan_in, (T *)room);
+        NAME(apply_view)(solve, layer, above, layer->fan_out, plan->packed[j].back, NULL, below, layer->fan_in, room);
         if (!j) break;
         int64_t activation = solve->layers[j - 1].activation;
-        View known = activation >= SILU ? NAME(view)(solve, tape + plan->pre_at[j - 1], layer->fan_in) : NAME(read_from)(plan, j, tape);
+        View known = activation >= SILU ? NAME(view)(solve, tape + plan->pre_at[j - 1], layer->fan_in) : NAME(read_from)(plan, j, tape, slot);
         for (int64_t r = 0; activation != IDENTITY && r < solve->height; r++)
             NAME(pull_activation)(activation, (vec *)(known.first + r * known.row), (vec *)(below.first + r * below.row), solve->columns * below.pixel / LANES);
     }
@@ -339,17 +348,17 @@ static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *room, vec *
 
 /* The gradients of the weights (points, rows, whole(out)) and of the shift of a layer from a stage;
  * the shift's follows them, then that of the time weights. */
-static void NAME(image_gradient)(const Plan *plan, int64_t j, vec *tape, vec *room, vec *g_slot, const vec *time, T *gradient) {
+static void NAME(image_gradient)(const Plan *plan, int64_t j, vec *tape, vec *slot, vec *g_slot, const vec *time, T *gradient) {
     const Solve *solve = plan->solve;
     const Layer *layer = &solve->layers[j];
     int64_t n = NAME(whole)(layer->fan_in), m = NAME(whole)(layer->fan_out), rows = (n + ROUND_ROWS - 1) / ROUND_ROWS * ROUND_ROWS;
     int last = j + 1 == solve->n_layers;
-    View x = NAME(read_from)(plan, j, tape);
+    View x = NAME(read_from)(plan, j, tape, slot);
     View g = last && layer->taps == 1 ? NAME(flat)(solve, g_slot + plan->g_at[j], layer->fan_out)
                                       : NAME(view)(solve, g_slot + plan->g_sum[j], layer->fan_out);
     T *shift = gradient + NAME(points)(layer) * rows * m;
-    vec *sums = (vec *)room;
-    T *free_room = (T *)room + m;
+    vec *sums = slot + plan->cheap;
+    T *free_room = (T *)sums + m;
     for (int64_t o = 0; o < m / LANES; o++) sums[o] = (vec){0};
     for (int64_t r = 0; r < solve->height; r++) {
         const T *from = g.first + r * g.row;
@@ -368,7 +377,8 @@ static void NAME(image_gradient)(const Plan *plan, int64_t j, vec *tape, vec *ro
         ((vec *)(shift + m))[o] += sums[o] * ((const T *)time)[0];
     }
     if (layer->taps == 1) return;
-    int64_t at_once = TILES_AT_MOST, tiles = NAME(tiles_along)(solve->height) * NAME(tiles_along)(solve->columns);
+    int64_t tiles = NAME(tiles_along)(solve->height) * NAME(tiles_along)(solve->columns);
+    int64_t at_once = POINTS * n * m * (int64_t)sizeof(T) > CACHE ? TILES_AT_MOST : TILES_AT_MOST / 2;
     T *inputs = free_room, *outputs = inputs + POINTS * at_once * n;
     for (int64_t first = 0; first < tiles; first += at_once) {
         int64_t count = smaller(at_once, tiles - first);
@@ -377,6 +387,11 @@ static void NAME(image_gradient)(const Plan *plan, int64_t j, vec *tape, vec *ro
         for (int64_t p = 0; p < POINTS; p++)
             NAME(sum_products)(count, layer->fan_in, m, inputs + p * at_once * n, n, outputs + p * at_once * m, m, gradient + p * rows * m);
     }
+}
+
+static void NAME(image_gradients)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, const vec *time, T *sums) {
+    for (int64_t j = 0; j < plan->solve->n_layers; j++)
+        NAME(image_gradient)(plan, j, tape, slot, g_slot, time, sums + plan->w_at[j]);
 }
 
 /* Writes the gradients of a layer's tensors, as in backward. */

@@ -63,13 +63,19 @@ ALWAYS void NAME(gather_weight)(const vec *m, int64_t s, vec *to, int64_t n) { /
     to[2 * n] = sum + sum2 * ((T)1 / 6) + m[5 * s];
 }
 
-/* A transform of n numbers to m, along the columns and then the rows of (n, n). */
-ALWAYS void NAME(both_ways)(Transform transform, const int n, const int m, const vec *from, vec *to) {
+/* A transform of n numbers to m, along the columns and then the rows of (n, n). Vectors from a row,
+ * and a number, to the next: row, pixel; in the result from a number to the next: step. */
+ALWAYS void NAME(both_ways_at)(Transform transform, const int n, const int m, const vec *from, int64_t row, int64_t pixel, vec *to,
+                               int64_t step) {
     vec half[POINTS];
 #pragma GCC unroll 6
-    for (int j = 0; j < n; j++) transform(from + j, n, half + j, n);
+    for (int j = 0; j < n; j++) transform(from + j * pixel, row, half + j, n);
 #pragma GCC unroll 6
-    for (int i = 0; i < m; i++) transform(half + n * i, 1, to + m * i, 1);
+    for (int i = 0; i < m; i++) transform(half + n * i, 1, to + m * i * step, step);
+}
+
+ALWAYS void NAME(both_ways)(Transform transform, const int n, const int m, const vec *from, vec *to) {
+    NAME(both_ways_at)(transform, n, m, from, n, 1, to, 1);
 }
 
 /* The tiles of a batch of images. */

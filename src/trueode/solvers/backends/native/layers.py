@@ -36,6 +36,8 @@ from trueode.solvers.states import pack_stack
 # in a stage of one sample; larger stages leave the cache, and PyTorch's convolutions are faster
 MOST_NUMBERS = 2**15
 
+# wide images take longer to compute again than to fetch from memory that is not reused
+WIDE, LARGEST_IMAGES = 64, 2**28
 # with vectors of four numbers, PyTorch's convolutions of images, made for the processor, are faster
 NARROW = "baseline"
 
@@ -128,8 +130,8 @@ def solve(problem: Problem) -> Outcome:
 
 
 def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Outcome | None:
-    """Solve with fixed steps; None if they are too many. Stages are kept only if they fit into
-    reusable memory.
+    """Solve with fixed steps; None if they are too many. Stages are kept only if there are not too
+    many either.
     """
     z, *tensors = inputs
     try:
@@ -143,7 +145,7 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
     solve = task.solve(steps, task.layers(tensors))
     if keep:
         size = task.kernel.tape_size(task.double, solve)
-        if keep == STAGES and size > runtime.LARGEST_TAPE:
+        if keep == STAGES and size > _largest_tape(task.stack):
             solve.keep = STATES
             size = task.kernel.tape_size(task.double, solve)
         tape = RUNTIME.take(size)
@@ -160,6 +162,12 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
     if zs is not None and wanted is not None:
         zs = wanted.restored(zs)
     return Outcome(final, zs, grid, n_steps, 0, is_finite=is_finite)
+
+
+def _largest_tape(stack: LayerStack) -> int:
+    """The bytes up to which keeping stages is faster than computing them again."""
+    wide = max(layer.weight.shape[1] for layer in stack.layers) >= WIDE
+    return LARGEST_IMAGES if stack.image and wide else runtime.LARGEST_TAPE
 
 
 def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
