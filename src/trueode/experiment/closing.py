@@ -31,6 +31,7 @@ from trueode.evaluation.solver_table import to_rich
 from trueode.models import NeuralODE
 from trueode.options import Options
 from trueode.runs import RunDirectory, read_history
+from trueode.training.threads import spared
 
 
 def where(options: Options, directory: RunDirectory) -> str:
@@ -66,7 +67,7 @@ def judge(
     channels = getattr(model.upstream, "out_channels", shape.sample[0])
     flops: float = model.field.flops((channels, *shape.sample[1:]))  # type: ignore[attr-defined]
     budget = max(options.verdict_budget * evaluations, LEAST_FLOPS / flops)
-    with console.status("training solver") as status:
+    with console.status("training solver") as status, spared(model, SAMPLES, shape.sample):
         own = runnable.first(SAMPLES).run()
         cost = least_cost(own.n_steps, solver.order)
         n = min(own.n, max(1, int(budget / cost)))

@@ -1,4 +1,4 @@
-"""The number of PyTorch's threads in training."""
+"""The number of PyTorch's threads in training and in the verdict of a run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MOST_INPUTS = 2**13  # numbers in a batch; layers increase them
 def spared(
     model: nn.Module, batch_size: int, sample: tuple[int, ...]
 ) -> AbstractContextManager[None]:
-    """A block for training steps, with a single PyTorch thread if all tensors are small.
+    """A block for work on batches, with a single PyTorch thread if all tensors are small.
 
     More threads would not make small tensors faster.
 
     Args:
-        model: the model to train.
-        batch_size: samples of an iteration.
+        model: the model.
+        batch_size: the samples of a batch.
         sample: the shape of an input.
     """
     parameters = list(model.parameters())
