@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -73,16 +72,13 @@ class ConvField(nn.Module):
         Returns:
             dz/dt, of the shape of ``z``.
         """
-        return self._compute(self.conv2, t, z)
-
-    def _compute(self, wide: Callable[[Tensor], Tensor], t: float | Tensor, z: Tensor) -> Tensor:
         act = activations(self.act)[self._is_plain()]
         x = append_time(t, z) if self.time_dependent else z
         if self.dim == 2 and x.shape[1] == 1:
             # With one channel both layouts have the same memory; these strides name channels_last.
             x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
         x = act(self.conv1(x))
-        x = act(wide(x))
+        x = act(self.conv2(x))
         return self.conv3(x)  # type: ignore[no-any-return]
 
     def flops(self, sample_shape: Sequence[int]) -> int:
@@ -94,20 +90,6 @@ class ConvField(nn.Module):
             * prod(sample_shape[1:])
             * sum(m.weight.numel() for m in (self.conv1, self.conv2, self.conv3))
         )
-
-    def with_convolution(
-        self, convolve: Callable[[Tensor, Tensor, Tensor], Tensor]
-    ) -> Callable[[float | Tensor, Tensor], Tensor] | None:
-        """The field of images with its 3 x 3 convolution computed by ``convolve``; None if calling
-        the field does more than this class defines.
-
-        Args:
-            convolve: computes ``F.conv2d(x, weight, bias, padding=1)``.
-        """
-        bias = self.conv2.bias
-        if self.dim != 2 or not self._is_plain() or self._built != self._geometry() or bias is None:
-            return None
-        return partial(self._compute, lambda x: convolve(x, self.conv2.weight, bias))
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
         """The field as layers for states ``(batch, c, length)`` or ``(batch, c, height, width)``;

@@ -104,7 +104,7 @@ def explain(field: Callable[..., Any], z: Tensor) -> str:
             for layer in problem.layers.layers
         )
         return f"{name}: layers {layers}."
-    if hasattr(field, "layer_stack") or hasattr(field, "with_convolution"):
+    if hasattr(field, "layer_stack"):
         return f"{name}."
     try:
         Recognition(Reading(field)).layers(field, z, lambda: z.new_tensor(0.25))

@@ -9,10 +9,10 @@ backend, add it to `BACKENDS`.
 from typing import Any
 
 from trueode.solvers.backends import generic, matrices
-from trueode.solvers.backends.native import images, layers
+from trueode.solvers.backends.native import layers
 from trueode.solvers.problem import Problem
 
-BACKENDS = (layers, matrices, images, generic)
+BACKENDS = (layers, matrices, generic)
 
 __all__ = ["BACKENDS", "backend_of", "with_fast_field"]
 
@@ -26,4 +26,4 @@ def with_fast_field(problem: Problem) -> Problem:
     """The same problem with a field that is faster to call, for callers that evaluate the field
     themselves.
     """
-    return matrices.by_matrices(problem) if matrices.accepts(problem) else images.by_kernel(problem)
+    return matrices.by_matrices(problem) if matrices.accepts(problem) else problem

@@ -6,17 +6,17 @@
 
 #include <stdio.h>
 
-enum { BATCH = 150, WIDTH = 3, HIDDEN = 24, STEPS = 6, ROUNDS = 5, CALLERS = 4, SIDE = 16, CHANNELS = 16 };
+enum { BATCH = 150, WIDTH = 3, HIDDEN = 24, STEPS = 6, ROUNDS = 5, CALLERS = 4, SIDE = 9, CHANNELS = 5, IMAGES = 6, NUMBERS = SIDE * SIDE * CHANNELS };
 
 /* What a caller reads and writes: nothing of it is shared. */
 typedef struct {
     int64_t set, threads;
     float weight1[HIDDEN * WIDTH], weight2[WIDTH * HIDDEN], bias1[HIDDEN], bias2[WIDTH];
-    float z0[BATCH * WIDTH], z1[BATCH * WIDTH], g1[BATCH * WIDTH], image[2 * SIDE * SIDE * CHANNELS], filter[9 * CHANNELS * CHANNELS];
+    float z0[BATCH * WIDTH], z1[BATCH * WIDTH], g1[BATCH * WIDTH], image[IMAGES * NUMBERS], filter[9 * CHANNELS * CHANNELS];
     struct { /* results */
         float ends[3][BATCH * WIDTH], start[BATCH * WIDTH];
         float weight1[HIDDEN * WIDTH], weight2[WIDTH * HIDDEN], bias1[HIDDEN], bias2[WIDTH];
-        float image[2 * SIDE * SIDE * CHANNELS], filter[9 * CHANNELS * CHANNELS], bias[CHANNELS];
+        float image[2][IMAGES * NUMBERS], filter[2][9 * CHANNELS * CHANNELS], bias[2][CHANNELS];
         int64_t accepted[2][BATCH], rejected[2][BATCH];
     } found;
     int failed;
@@ -42,7 +42,7 @@ static void prepare(Caller *caller, int64_t set, int64_t threads) {
     fill(caller->bias2, WIDTH, 1);
     fill(caller->z0, BATCH * WIDTH, 1);
     fill(caller->g1, BATCH * WIDTH, 1);
-    fill(caller->image, 2 * SIDE * SIDE * CHANNELS, 1);
+    fill(caller->image, IMAGES * NUMBERS, 1);
     fill(caller->filter, 9 * CHANNELS * CHANNELS, 0.1);
 }
 
@@ -74,9 +74,20 @@ static void adaptive_steps(Caller *caller, const Layer *layers, int64_t per_samp
 }
 
 static void images(Caller *caller) {
-    Convolution task = {2, SIDE, SIDE, CHANNELS, CHANNELS, caller->threads, caller->image, caller->filter, NULL,
-                        caller->found.image, caller->image, caller->found.filter, caller->found.bias};
-    caller->failed |= trueode_convolve(caller->set, 0, &task) || trueode_convolution_gradient(caller->set, 0, &task);
+    double grid[STEPS + 1];
+    for (int i = 0; i <= STEPS; i++) grid[i] = i / (double)STEPS;
+    Layer layers[2];
+    for (int i = 0; i < 2; i++)
+        layers[i] = (Layer){.fan_in = CHANNELS, .fan_out = CHANNELS, .taps = 9, .stride_in = 9, .stride_out = 9 * CHANNELS, .tap_stride = 1,
+                            .bias_stride = 1, .activation = i ? IDENTITY : TANH, .weight = caller->filter, .bias = caller->bias1,
+                            .weight_gradient = caller->found.filter[i], .bias_gradient = caller->found.bias[i]};
+    Solve solve = {.batch = IMAGES, .width = NUMBERS, .height = SIDE, .columns = SIDE, .n_layers = 2, .n_steps = STEPS, .n_stages = 2,
+                   .keep = KEEP_STATES, .threads = caller->threads, .t1 = 1, .layers = layers, .a = midpoint_a, .b = midpoint_b,
+                   .c = midpoint_c, .grid = grid, .z0 = caller->image, .z1 = caller->found.image[0], .g1 = caller->image,
+                   .g0 = caller->found.image[1]};
+    solve.tape = aligned(trueode_tape_size(caller->set, 0, &solve));
+    caller->failed |= trueode_forward(caller->set, 0, &solve) || trueode_backward(caller->set, 0, &solve);
+    free(solve.tape);
 }
 
 static void *call(void *argument) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,16 @@ from tests.solvers.backends.native.test_native import results as solved
 from trueode.catalog import ACTIVATIONS
 from trueode.fields import ConvField
 from trueode.layers import Layer, LayerStack
-from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, OnGrid, Solver, solve
+from trueode.solvers import (
+    Adaptive,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    FixedStep,
+    OnGrid,
+    Solver,
+    solve,
+)
 from trueode.solvers.backends import backend_of, native
 from trueode.solvers.backends.native import layers
 from trueode.solvers.problem import Problem
@@ -189,3 +200,33 @@ def test_samples_on_grids_of_their_own(name: str) -> None:
         assert is_served(field, z0, given)
         for gradient in (Backprop(), Checkpoint()):
             assert_same(solved(field, z0, given, gradient=gradient)[1], expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda field: setattr(
+            field, "conv2", nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")
+        ),
+        lambda field: setattr(field, "conv2", nn.Conv2d(16, 16, 1)),
+        lambda field: setattr(field, "conv2", nn.Conv2d(16, 16, 3, padding=1, bias=False)),
+        lambda field: field.conv1.register_forward_hook(lambda *args: None),
+        lambda field: setattr(field.conv3, "forward", lambda x: x[:, :3]),
+    ],
+)
+def test_fields_that_were_changed_are_called(change: Callable[[ConvField], object]) -> None:
+    field, z, solver = ConvField(3, 16, 2), images(2, 3, (6, 6), torch.float32), SOLVERS[0]
+    assert is_served(field, z, solver)
+    change(field)
+    assert not is_served(field, z, solver)
+    found = solve(field, z, solver=FixedStep("euler", n_steps=1)).z
+    torch.testing.assert_close(found, z + field(0.0, z), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[4], SOLVERS[6]])
+def test_the_adjoint_is_left_to_pytorch(solver: Solver) -> None:
+    field, z = ConvField(3, 16, 2, "softplus").double(), images(2, 3, (6, 5), torch.float64)
+    ends = [
+        solve(field, z, solver=solver, gradient=gradient).z for gradient in (Adjoint(), Backprop())
+    ]
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)

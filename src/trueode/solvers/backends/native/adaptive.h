@@ -36,14 +36,6 @@ static void NAME(add_squares)(const AdaptiveSolve *adaptive, const vec *x, const
     }
 }
 
-/* The field at one time for all samples, or one for each. */
-static void NAME(field_at)(const Plan *plan, const Span *span, double c, const vec *z, vec *tape, vec *slot, vec *k) {
-    vec t[2];
-    memcpy(tape, z, plan->n * sizeof(vec));
-    NAME(stage_time)(plan->solve, span, c, t);
-    NAME(evaluate)(plan, t, tape, slot, k);
-}
-
 /* Steps of the whole batch: each part does a piece of work, then the caller decides. */
 typedef struct {
     Plan plan;
@@ -69,7 +61,7 @@ static int NAME(batch_part)(void *context, int64_t part) {
     norms[0] = norms[1] = 0;
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++) {
         int64_t first = block * plan->block, count = smaller(plan->block, solve->batch - first);
-        int64_t lanes = plan->block == 1 ? BLOCK : count; /* that hold numbers */
+        int64_t lanes = NAME(is_image)(plan->solve) ? BLOCK : count; /* that hold numbers */
         vec *z = all->z + block * n, *start = all->first + block * n, *after = all->after + block * n;
         const T *each = (const T *)sums;
         /* The last stage of an FSAL method goes to the place of the next step's first stage. */
@@ -266,7 +258,7 @@ static int NAME(take)(AdaptiveSolve *adaptive, double *grid, double *errors, voi
                     memcpy(to, (const vec *)trace->columns[0].states[g] + block * n, n * sizeof(vec));
                     continue;
                 }
-                if (plan.block == 1) {
+                if (NAME(is_image)(plan.solve)) {
                     const Column *column = &trace->columns[block];
                     if (g < column->kept)
                         memcpy(to, column->states[g], n * sizeof(vec));

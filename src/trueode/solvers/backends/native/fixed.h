@@ -16,7 +16,8 @@ typedef struct {
     int64_t block, n;              /* samples of a block, and vectors of its state */
     int64_t kept, slot, g_slot;    /* vectors of a stage: on the tape, in its slot, of gradients */
     int64_t g_step;                /* from the gradients of a stage to the next; 0 if each overwrites the one before */
-    int64_t room, cheap;           /* of images: vectors of what is computed again, and of all that an evaluation needs */
+    int64_t room, cheap;           /* of images: vectors that an evaluation needs, and those of them that hold
+                                    * what is computed again */
     int64_t sums;                  /* numbers in a part's sums */
     double operations;             /* about, of one evaluation of the field for all samples */
     int64_t blocks, parts, group;  /* group: steps whose gradients of weights are summed together */
@@ -168,7 +169,7 @@ static int64_t NAME(widest)(const Solve *solve) {
 static void NAME(load)(const Plan *plan, const T *from, int64_t count, int zero, vec *to) {
     int64_t width = plan->solve->width;
     T *numbers = (T *)to;
-    if (plan->block == 1) {
+    if (NAME(is_image)(plan->solve)) {
         memcpy(numbers, from, width * sizeof(T));
         memset(numbers + width, 0, plan->n * sizeof(vec) - width * sizeof(T));
         return;
@@ -181,7 +182,7 @@ static void NAME(load)(const Plan *plan, const T *from, int64_t count, int zero,
 static void NAME(store)(const Plan *plan, const vec *from, int64_t count, T *to) {
     int64_t width = plan->solve->width;
     const T *numbers = (const T *)from;
-    if (plan->block == 1) {
+    if (NAME(is_image)(plan->solve)) {
         memcpy(to, numbers, width * sizeof(T));
         return;
     }
@@ -271,7 +272,7 @@ static void NAME(apply_layer)(const Plan *plan, int64_t j, const vec *t, vec *ta
 
 /* The field at the state at the start of a tape. */
 static void NAME(evaluate)(const Plan *plan, const vec *t, vec *tape, vec *slot, vec *k) {
-    if (plan->block == 1) NAME(evaluate_images)(plan, t, tape, slot, k);
+    if (NAME(is_image)(plan->solve)) NAME(evaluate_images)(plan, t, tape, slot, k);
     else
         for (int64_t j = 0; j < plan->solve->n_layers; j++) NAME(apply_layer)(plan, j, t, tape, slot, k);
 }
@@ -279,7 +280,7 @@ static void NAME(evaluate)(const Plan *plan, const vec *t, vec *tape, vec *slot,
 /* Fills a slot as it was after the evaluation that wrote this tape. */
 static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) {
     const Solve *solve = plan->solve;
-    if (plan->block == 1) {
+    if (NAME(is_image)(plan->solve)) {
         NAME(restore_images)(plan, t, tape, slot);
         return;
     }
@@ -333,11 +334,11 @@ static void NAME(find_stages)(const Plan *plan, const Span *span, const vec *z, 
     }
 }
 
-/* The field at the end of a step. */
-static void NAME(field_at_end)(const Plan *plan, const Span *span, const vec *z, vec *tape, vec *slot, vec *k) {
+/* The field at a state, at a fraction c of a step: one time for all samples, or one for each. */
+static void NAME(field_at)(const Plan *plan, const Span *span, double c, const vec *z, vec *tape, vec *slot, vec *k) {
     vec t[2];
     memcpy(tape, z, plan->n * sizeof(vec));
-    NAME(stage_time)(plan->solve, span, 1, t);
+    NAME(stage_time)(plan->solve, span, c, t);
     NAME(evaluate)(plan, t, tape, slot, k);
 }
 
@@ -399,7 +400,7 @@ static void NAME(forward_block)(const Plan *plan, int64_t block, vec *scratch) {
         known = next < until;
         if (!known) continue;
         /* the field at the end is the first stage of the next step */
-        NAME(field_at_end)(plan, &span, z, kept ? tapes + stages * plan->kept : own, slot, k + stages * n);
+        NAME(field_at)(plan, &span, 1, z, kept ? tapes + stages * plan->kept : own, slot, k + stages * n);
         for (; next < until; next++) {
             NAME(interpolate)(plan, &span, solve->inside[next], before, k, y);
             NAME(store)(plan, y, count, NAME(place_of)(solve, solve->zs, next, first));
@@ -457,7 +458,7 @@ static int64_t NAME(tape_size)(const Solve *solve) {
  * of the state. */
 static void NAME(pull_back)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, vec *g) {
     const Solve *solve = plan->solve;
-    if (plan->block == 1) {
+    if (NAME(is_image)(plan->solve)) {
         NAME(pull_back_images)(plan, tape, slot, g_slot, g);
         return;
     }
@@ -659,22 +660,22 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
                                   value, n);
                 } else {
                     memset(value, 0, n * sizeof(vec));
-                    if (again) NAME(field_at_end)(plan, &span, z, on, off, k);
+                    if (again) NAME(field_at)(plan, &span, 1, z, on, off, k);
                 }
                 NAME(add_inside)(plan, block, number - 1, next, i, &span, entering, value);
                 if (solve->inside && i == 0 && number > 1) NAME(add_inside)(plan, block, number - 2, done, stages, &last, entering, value);
                 if (!again && number + i > 1) /* long tapes leave the cache: prefetch a stage */
                     for (int64_t m = 1; m <= plan->kept; m++) __builtin_prefetch(on - m);
-                if (!again || plan->block == 1) NAME(restore)(plan, times + 2 * slot, on, off);
+                if (!again || NAME(is_image)(solve)) NAME(restore)(plan, times + 2 * slot, on, off);
                 NAME(pull_back)(plan, on, off, g_slot, to);
-                if (plan->block == 1) NAME(image_gradients)(plan, on, off, g_slot, times + 2 * slot, sums);
+                if (NAME(is_image)(solve)) NAME(image_gradients)(plan, on, off, g_slot, times + 2 * slot, sums);
                 for (int64_t m = 0; i == stages && m < n; m++) gradient[m] += to[m];
             }
             for (int64_t i = 0; i < stages; i++)
                 for (int64_t m = 0; m < n; m++) gradient[m] += pulled[i * n + m];
             next = NAME(add_inside)(plan, block, number - 1, next, 0, NULL, entering, gradient);
         }
-        for (int64_t j = 0; filled && plan->block > 1 && j < solve->n_layers; j++) {
+        for (int64_t j = 0; filled && !NAME(is_image)(solve) && j < solve->n_layers; j++) {
             const Layer *layer = &solve->layers[j];
             T *weight = sums + plan->w_at[j], *bias = weight + layer->taps * layer->fan_in * layer->fan_out;
             NAME(weight_gradient)(plan, j, tapes, slots, g_slots, filled, weight);

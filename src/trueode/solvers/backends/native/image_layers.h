@@ -1,7 +1,7 @@
 /* Layers on images, one sample at a time, whose layers stay in the cache; a part of kernel.h. The
  * plan of a solve of images has blocks of one sample. Its state is flat, (height, columns,
  * channels). The layers' own images have a border of zeros, and whole vectors of channels. Layers
- * have one tap, or the nine of a convolution with 3 x 3 weights (images.h). */
+ * have one tap, or the nine of a convolution with 3 x 3 weights (winograd.h). */
 
 /* An image: the place of its first pixel, and numbers from a row, and a pixel, to the next. */
 typedef struct {

@@ -17,7 +17,6 @@
 #define PerSample NAME(PerSample)
 #define loose NAME(loose)
 #define Transform NAME(Transform)
-#define Images NAME(Images)
 #define View NAME(View)
 #define LANES ((int64_t)(VBYTES / sizeof(T)))
 #define BLOCK (2 * LANES)
@@ -27,7 +26,7 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 
 #include "activations.h"
 #include "layers.h"
-#include "images.h"
+#include "winograd.h"
 #include "fixed.h"
 #include "image_layers.h"
 #include "adaptive.h"
@@ -42,10 +41,8 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 #undef PerSample
 #undef loose
 #undef Transform
-#undef Images
 #undef View
 #undef ALWAYS
-#undef IN_STRIPS
 #undef LANES
 #undef BLOCK
 #undef TYPE

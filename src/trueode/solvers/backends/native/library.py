@@ -84,15 +84,6 @@ class AdaptiveSolve(Structure):
     )
 
 
-class Convolution(Structure):
-    """As in native.c."""
-
-    _fields_ = (
-        *_fields(c_int64, "batch height width fan_in fan_out threads"),
-        *_fields(c_void_p, "x weight bias y g weight_gradient bias_gradient"),
-    )
-
-
 class Kernel(NamedTuple):
     """The kernel for one instruction set."""
 
@@ -128,14 +119,6 @@ class Kernel(NamedTuple):
         """Write the steps of `solve_adaptive` to the given addresses."""
         _done(self.library.trueode_take(self.number, double, byref(adaptive), grid, errors, tape))
 
-    def convolve(self, double: bool, task: Convolution) -> None:
-        """Compute a convolution of images."""
-        _done(self.library.trueode_convolve(self.number, double, byref(task)))
-
-    def convolution_gradient(self, double: bool, task: Convolution) -> None:
-        """Compute the gradients of the weights and the bias of such a convolution."""
-        _done(self.library.trueode_convolution_gradient(self.number, double, byref(task)))
-
     def tape_size(self, double: bool, solve: Solve) -> int:
         """The number of bytes that a forward pass keeps for the backward pass."""
         size = int(self.library.trueode_tape_size(self.number, double, byref(solve)))
@@ -169,10 +152,10 @@ def _load() -> tuple[Any, str]:
         declare(library)
     except (OSError, AttributeError) as failure:
         return None, f"{found[0].name} cannot be loaded: {failure}"
-    structures = Solve, AdaptiveSolve, Convolution
-    sizes = (c_int64 * (1 + len(structures)))()
+    sizes = (c_int64 * 8)()  # other versions may write more of them
     library.trueode_sizes(sizes)
-    if list(sizes) != [8 * len(LAYER), *(ctypes.sizeof(each) for each in structures)]:
+    own = [8 * len(LAYER), ctypes.sizeof(Solve), ctypes.sizeof(AdaptiveSolve)]
+    if [size for size in sizes if size] != own:
         return (
             None,
             f"{found[0].name} was built from another version of the source: "
@@ -197,8 +180,6 @@ def declare(library: Any) -> None:
     """Declare the signatures of the library's functions."""
     for name in ("forward", "backward"):
         getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Solve))
-    for name in ("convolve", "convolution_gradient"):
-        getattr(library, f"trueode_{name}").argtypes = (c_int64, c_int64, POINTER(Convolution))
     library.trueode_solve_adaptive.argtypes = (c_int64, c_int64, POINTER(AdaptiveSolve))
     library.trueode_take.argtypes = (
         c_int64,

@@ -82,21 +82,8 @@ typedef struct {
     void *trace;                   /* read and freed by take */
 } AdaptiveSolve;
 
-/* A convolution of images (batch, height, width, fan_in) with weights (3, 3, fan_in, fan_out) and
- * zero padding, plus a bias (fan_out) that may be NULL. Both numbers of channels are multiples of
- * 16. */
-typedef struct {
-    int64_t batch, height, width, fan_in, fan_out, threads;
-    const void *x, *weight, *bias;
-    void *y;       /* (batch, height, width, fan_out) */
-    const void *g; /* gradient of y */
-    void *weight_gradient, *bias_gradient;
-} Convolution;
-
-/* Points of a tile; tiles whose points stay in the cache, of a convolution and of a gradient; least
- * tiles of a part, of both; what divides the rows of an image layer's
- * sums; most tiles at once of such a layer. */
-enum { ROUND_ROWS = 8, TILES_AT_MOST = 64, POINTS = 36, TILES_AT_ONCE = 16, TILES_SUMMED = 32, TILES_EACH = 64, TILES_EACH_SUM = 256 };
+/* Of layers on images: points of a tile; most tiles at once; what divides the rows of sums. */
+enum { POINTS = 36, TILES_AT_MOST = 64, ROUND_ROWS = 8 };
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -279,13 +266,11 @@ typedef struct {
     int (*forward[2])(const Solve *), (*backward[2])(const Solve *), (*solve_adaptive[2])(AdaptiveSolve *);
     int (*take[2])(AdaptiveSolve *, double *, double *, void *);
     int64_t (*tape_size[2])(const Solve *);
-    int (*convolve[2])(const Convolution *), (*convolution_gradient[2])(const Convolution *);
 } Set;
 
 #define FOR(set, function) {function##_##set##_f32, function##_##set##_f64}
 #define A_SET(set) \
-    {#set, FOR(set, forward), FOR(set, backward), FOR(set, solve_adaptive), FOR(set, take), FOR(set, tape_size), \
-     FOR(set, convolve_images), FOR(set, convolution_gradient)}
+    {#set, FOR(set, forward), FOR(set, backward), FOR(set, solve_adaptive), FOR(set, take), FOR(set, tape_size)}
 
 static const Set sets[] = {
 #ifdef X86_SETS
@@ -319,7 +304,6 @@ void trueode_sizes(int64_t *sizes) {
     sizes[0] = sizeof(Layer);
     sizes[1] = sizeof(Solve);
     sizes[2] = sizeof(AdaptiveSolve);
-    sizes[3] = sizeof(Convolution);
 }
 
 /* All return 0, NO_MEMORY, or FAILED: final states are not finite, or an adaptive solve found no
@@ -333,10 +317,3 @@ int trueode_take(int64_t set, int64_t is_double, AdaptiveSolve *adaptive, double
 
 /* In bytes; -1 if there is not enough memory to compute it. */
 int64_t trueode_tape_size(int64_t set, int64_t is_double, const Solve *solve) { return sets[set].tape_size[is_double](solve); }
-
-/* y from x, weight and bias; gradients of the weights and the bias from x and g. (The gradient of x
- * is a convolution of g.) */
-int trueode_convolve(int64_t set, int64_t is_double, const Convolution *task) { return sets[set].convolve[is_double](task); }
-int trueode_convolution_gradient(int64_t set, int64_t is_double, const Convolution *task) {
-    return sets[set].convolution_gradient[is_double](task);
-}
