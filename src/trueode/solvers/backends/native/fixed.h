@@ -33,7 +33,7 @@ static void NAME(evaluate_images)(const Plan *plan, const vec *t, vec *tape, vec
 static void NAME(restore_images)(const Plan *plan, const vec *t, vec *tape, vec *slot);
 static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, vec *g);
 static void NAME(image_gradients)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, const vec *time, T *sums);
-static void NAME(take_image_gradient)(const Layer *layer, const T *sums);
+static void NAME(take_image_gradient)(const Solve *solve, int64_t j, const T *sums);
 
 static int NAME(is_image)(const Solve *solve) { return solve->height > 0; }
 
@@ -695,8 +695,10 @@ static int NAME(backward_part)(void *context, int64_t number) {
     if (solve->keep == KEEP_STATES) vectors += most * plan->kept;
     vec *scratch = aligned(vectors * sizeof(vec));
     if (!scratch) return NO_MEMORY;
+    T *sums = plan->part_sums + part * plan->sums;
+    memset(sums, 0, plan->sums * sizeof(T));
     for (int64_t block = NAME(first_block)(plan, part); block < NAME(first_block)(plan, part + 1); block++)
-        NAME(backward_block)(plan, block, scratch, plan->part_sums + part * plan->sums);
+        NAME(backward_block)(plan, block, scratch, sums);
     free(scratch);
     return 0;
 }
@@ -706,7 +708,6 @@ static int NAME(backward)(const Solve *solve) {
     if (NAME(make_plan)(&plan, solve) || NAME(pack_weights)(&plan, 1)) return NO_MEMORY;
     plan.part_sums = aligned(plan.parts * plan.sums * sizeof(T));
     if (!plan.part_sums) return NAME(free_plan)(&plan), NO_MEMORY;
-    memset(plan.part_sums, 0, plan.parts * plan.sums * sizeof(T));
     int code = in_parallel(NAME(backward_part), &plan, plan.parts,
                            worth(solve->threads, 2 * plan.operations * solve->n_steps * solve->n_stages));
     T *total = plan.part_sums; /* those of the first part, to which the others are added */
@@ -717,7 +718,7 @@ static int NAME(backward)(const Solve *solve) {
         int64_t taps = layer->taps, n_in = layer->fan_in, n_out = layer->fan_out, each = n_in * n_out;
         T *weight = total + plan.w_at[j], *bias = weight + taps * each, *found = layer->weight_gradient;
         if (NAME(is_image)(solve)) {
-            NAME(take_image_gradient)(layer, weight);
+            NAME(take_image_gradient)(solve, j, weight);
             continue;
         }
         if (NAME(is_pair)(plan.rows[j], taps))

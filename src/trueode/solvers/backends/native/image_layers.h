@@ -51,11 +51,18 @@ ALWAYS void NAME(few_rows)(const int high, const int wide, int64_t n, int64_t m,
     for (int q = 0; q < high; q++)
 #pragma GCC unroll 4
         for (int j = 0; j < wide; j++) sums[q][j] = shift ? shift[j] : zero;
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++) {
+        vec right[SUMS_WIDE];
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) {
+            right[j] = ((const vec *)(b + i * m))[j];
+            HOLD(right[j]);
+        }
 #pragma GCC unroll 8
         for (int q = 0; q < high; q++)
 #pragma GCC unroll 4
-            for (int j = 0; j < wide; j++) sums[q][j] += a[q * step + i] * ((const vec *)(b + i * m))[j];
+            for (int j = 0; j < wide; j++) sums[q][j] += a[q * step + i] * right[j];
+    }
 #pragma GCC unroll 8
     for (int q = 0; q < high; q++)
 #pragma GCC unroll 4
@@ -87,6 +94,28 @@ static void NAME(matrix)(int64_t rows, int64_t n, int64_t m, const T *a, int64_t
     }
 }
 
+/* The same for outputs that fill no more than half a vector: the other half is not written. */
+ALWAYS void NAME(few_halves)(const int high, int64_t n, const T *a, int64_t step, const T *b, const vec *shift, T *to, int64_t step_to) {
+    halfvec sums[8];
+#pragma GCC unroll 8
+    for (int q = 0; q < high; q++) sums[q] = shift ? *(const halfvec *)shift : (halfvec){0};
+    for (int64_t i = 0; i < n; i++) {
+        halfvec right = *(const halfvec *)(b + i * LANES);
+#pragma GCC unroll 8
+        for (int q = 0; q < high; q++) sums[q] += a[q * step + i] * right;
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < high; q++) *(halfvec *)(to + q * step_to) = sums[q];
+}
+
+static void NAME(matrix_of_halves)(int64_t rows, int64_t n, const T *a, int64_t step, const T *b, const T *shift, T *to, int64_t step_to) {
+    int64_t r = 0;
+    for (; r + 8 <= rows; r += 8) NAME(few_halves)(8, n, a + r * step, step, b, (const vec *)shift, to + r * step_to, step_to);
+    for (; r < rows; r++) NAME(few_halves)(1, n, a + r * step, step, b, (const vec *)shift, to + r * step_to, step_to);
+}
+
+static int NAME(fills_half)(int64_t channels) { return channels <= LANES / 2; }
+
 /* to (n, m) += a' b with a (rows, n), b (rows, m); n is read up to a multiple of `high`. */
 ALWAYS void NAME(few_sums)(const int high, const int wide, int64_t rows, int64_t m, const T *a, int64_t step, const T *b,
                            int64_t step_b, T *to) {
@@ -95,11 +124,18 @@ ALWAYS void NAME(few_sums)(const int high, const int wide, int64_t rows, int64_t
     for (int q = 0; q < high; q++)
 #pragma GCC unroll 4
         for (int j = 0; j < wide; j++) sums[q][j] = ((vec *)(to + q * m))[j];
-    for (int64_t r = 0; r < rows; r++)
+    for (int64_t r = 0; r < rows; r++) {
+        vec right[SUMS_WIDE];
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) {
+            right[j] = ((const vec *)(b + r * step_b))[j];
+            HOLD(right[j]);
+        }
 #pragma GCC unroll 8
         for (int q = 0; q < high; q++)
 #pragma GCC unroll 4
-            for (int j = 0; j < wide; j++) sums[q][j] += a[r * step + q] * ((const vec *)(b + r * step_b))[j];
+            for (int j = 0; j < wide; j++) sums[q][j] += a[r * step + q] * right[j];
+    }
 #pragma GCC unroll 8
     for (int q = 0; q < high; q++)
 #pragma GCC unroll 4
@@ -109,7 +145,10 @@ ALWAYS void NAME(few_sums)(const int high, const int wide, int64_t rows, int64_t
 static void NAME(sum_products)(int64_t rows, int64_t n, int64_t m, const T *a, int64_t step, const T *b, int64_t step_b, T *to) {
     for (int64_t o = 0; o < m;) {
         int64_t left = (m - o) / LANES;
-        if (left >= SUMS_WIDE) {
+        if (left < SUMS_WIDE && n <= 4) {
+            NAME(few_sums)(4, 1, rows, m, a, step, b + o, step_b, to + o);
+            o += LANES;
+        } else if (left >= SUMS_WIDE) {
             for (int64_t i = 0; i < n; i += 4) NAME(few_sums)(4, SUMS_WIDE, rows, m, a + i, step, b + o, step_b, to + i * m + o);
             o += SUMS_WIDE * LANES;
         } else if (left >= 2) {
@@ -125,6 +164,21 @@ static void NAME(sum_products)(int64_t rows, int64_t n, int64_t m, const T *a, i
 /* The matrix of a layer in this layout: (points, in, whole(out)), with 36 points for nine taps. */
 static int64_t NAME(points)(const Layer *layer) { return layer->taps == 9 ? POINTS : 1; }
 
+/* The sums of products that give the gradient of a layer's weights: (points, rows, wide), `wide`
+ * whole vectors. Where outputs fill no more than half of one, rows belong to them, otherwise to
+ * inputs. */
+typedef struct {
+    int turned;
+    int64_t rows, wide;
+} Sums;
+
+static Sums NAME(sums_of)(const Solve *solve, int64_t j) {
+    const Layer *layer = &solve->layers[j];
+    int turned = j && layer->taps == 1 && NAME(fills_half)(layer->fan_out) && layer->fan_out < layer->fan_in;
+    int64_t high = turned ? layer->fan_out : NAME(whole)(layer->fan_in);
+    return (Sums){turned, (high + ROUND_ROWS - 1) / ROUND_ROWS * ROUND_ROWS, NAME(whole)(turned ? layer->fan_in : layer->fan_out)};
+}
+
 /* Tiles at once, forward: few, whose points stay in the first cache; or more, if the weights come
  * from the last one. */
 static int64_t NAME(tiles_at_once)(int64_t n, int64_t m) {
@@ -132,6 +186,10 @@ static int64_t NAME(tiles_at_once)(int64_t n, int64_t m) {
     int64_t many = POINTS * n * m * (int64_t)sizeof(T) > CACHE ? 32 : 8;
     return smaller(TILES_AT_MOST, larger(few, many));
 }
+
+/* Numbers from a point of tiles to the next: an odd number of cache lines, so that the points of a
+ * tile, which are read and written together, do not take each other's place in the cache. */
+static int64_t NAME(point)(int64_t tiles, int64_t channels) { return tiles * channels + LINE / (int64_t)sizeof(T); }
 
 static int64_t NAME(image_size)(const Layer *layer, int back) {
     int64_t n = back ? layer->fan_out : layer->fan_in, m = back ? layer->fan_in : layer->fan_out;
@@ -152,21 +210,22 @@ static void NAME(pack_image_layer)(const Layer *layer, int back, T *to) {
                 *(vec *)(to + i * wide + o) = taps[0];
                 continue;
             }
-            NAME(both_ways)(NAME(spread_weight), 3, 6, taps, points);
+            NAME(both_ways)(NAME(spread_weight), 3, 6, taps, 3, 1, points, 1);
             for (int64_t p = 0; p < POINTS; p++) *(vec *)(to + (p * n + i) * wide + o) = points[p];
         }
 }
 
-/* The points of tiles, (POINTS, room, channels), from the pixels of an image with a border. */
-ALWAYS void NAME(spread_view)(const Solve *solve, View x, int64_t first, int64_t count, int64_t room, int64_t channels,
+/* The points of tiles, each (count, channels), from the pixels of an image with a border. Numbers
+ * from a point to the next: step. */
+ALWAYS void NAME(spread_view)(const Solve *solve, View x, int64_t first, int64_t count, int64_t step, int64_t channels,
                               Transform transform, const int size, const int before, T *to) {
     int64_t across = NAME(tiles_along)(solve->columns);
     for (int64_t t = 0; t < count; t++) {
         int64_t top = (first + t) / across * 4 - before, left = (first + t) % across * 4 - before;
         const T *from = x.first + top * x.row + left * x.pixel;
         for (int64_t k = 0; k < channels; k += LANES)
-            NAME(both_ways_at)(transform, size, 6, (const vec *)(from + k), x.row / LANES, x.pixel / LANES, (vec *)(to + t * channels + k),
-                               room * channels / LANES);
+            NAME(both_ways)(transform, size, 6, (const vec *)(from + k), x.row / LANES, x.pixel / LANES, (vec *)(to + t * channels + k),
+                               step / LANES);
     }
 }
 
@@ -176,21 +235,22 @@ static void NAME(convolve_view)(const Solve *solve, View x, int64_t fan_in, cons
                                 T *room) {
     int64_t n = NAME(whole)(fan_in), m = NAME(whole)(fan_out), at_once = NAME(tiles_at_once)(n, m);
     int64_t across = NAME(tiles_along)(solve->columns), tiles = NAME(tiles_along)(solve->height) * across;
-    T *inputs = room, *outputs = room + POINTS * at_once * n;
+    int64_t step_n = NAME(point)(at_once, n), step_m = NAME(point)(at_once, m);
+    T *inputs = room, *outputs = room + POINTS * step_n;
     for (int64_t first = 0; first < tiles; first += at_once) {
         int64_t count = smaller(at_once, tiles - first);
-        NAME(spread_view)(solve, x, first, count, at_once, n, NAME(spread_input), 6, 1, inputs);
+        NAME(spread_view)(solve, x, first, count, step_n, n, NAME(spread_input), 6, 1, inputs);
         for (int64_t p = 0; p < POINTS; p++)
-            NAME(matrix)(count, fan_in, m, inputs + p * at_once * n, n, weight + p * fan_in * m, NULL, outputs + p * at_once * m, m);
+            NAME(matrix)(count, fan_in, m, inputs + p * step_n, n, weight + p * fan_in * m, NULL, outputs + p * step_m, m);
         for (int64_t t = 0; t < count; t++) {
             int64_t top = (first + t) / across * 4, left = (first + t) % across * 4;
             int64_t high = smaller(4, solve->height - top), wide = smaller(4, solve->columns - left);
             T *to = y.first + top * y.row + left * y.pixel;
             for (int64_t o = 0; o < m; o += LANES) {
                 vec pixels[16], here = {0};
-                int64_t step = at_once * m / LANES;
+                int64_t step = step_m / LANES;
                 if (shift) here = *(const vec *)(shift + o);
-                NAME(both_ways_at)(NAME(gather_output), 6, 4, (const vec *)(outputs + t * m + o), 6 * step, step, pixels, 1);
+                NAME(both_ways)(NAME(gather_output), 6, 4, (const vec *)(outputs + t * m + o), 6 * step, step, pixels, 1);
                 for (int64_t i = 0; i < high; i++)
                     for (int64_t j = 0; j < wide; j++) {
                         vec pixel = pixels[4 * i + j] + here;
@@ -223,7 +283,10 @@ static void NAME(multiply_view)(const Solve *solve, View x, int64_t fan_in, cons
     int direct = y.pixel == m;
     for (int64_t r = 0; r < solve->height; r++) {
         T *to = y.first + r * y.row;
-        NAME(matrix)(solve->columns, fan_in, m, x.first + r * x.row, x.pixel, weight, shift, direct ? to : room, m);
+        if (!direct && NAME(fills_half)(fan_out))
+            NAME(matrix_of_halves)(solve->columns, fan_in, x.first + r * x.row, x.pixel, weight, shift, room, m);
+        else
+            NAME(matrix)(solve->columns, fan_in, m, x.first + r * x.row, x.pixel, weight, shift, direct ? to : room, m);
         if (!direct) NAME(narrow)(room, solve->columns, m, fan_out, to, y.first + solve->width);
     }
 }
@@ -236,7 +299,7 @@ static void NAME(apply_view)(const Solve *solve, const Layer *layer, View x, int
 /* Numbers of the room that a layer needs, forward and backward. */
 static int64_t NAME(room_of)(const Solve *solve, const Layer *layer) {
     int64_t channels = NAME(whole)(layer->fan_in) + NAME(whole)(layer->fan_out);
-    int64_t tiles = layer->taps == 9 ? POINTS * TILES_AT_MOST * channels : 0;
+    int64_t tiles = layer->taps == 9 ? POINTS * NAME(point)(TILES_AT_MOST, channels) + POINTS * LINE / (int64_t)sizeof(T) : 0;
     return tiles + solve->columns * channels + channels;
 }
 
@@ -260,9 +323,9 @@ static void NAME(place_images)(Plan *plan) {
         if (last) g_at += plan->n;
         plan->g_sum[j] = last ? g_at : plan->g_at[j]; /* with a border */
         g_at += !last || layer->taps == 9 ? NAME(bordered)(solve, layer->fan_out) / LANES : 0;
-        int64_t rows = (NAME(whole)(layer->fan_in) + ROUND_ROWS - 1) / ROUND_ROWS * ROUND_ROWS;
+        Sums own = NAME(sums_of)(solve, j);
         plan->w_at[j] = sums;
-        sums += (NAME(points)(layer) * rows + 2) * NAME(whole)(layer->fan_out);
+        sums += NAME(points)(layer) * own.rows * own.wide + 2 * NAME(whole)(layer->fan_out);
         plan->operations += 2.0 * solve->batch * solve->height * solve->columns * layer->fan_in * layer->fan_out * (layer->taps == 9 ? 3 : 1);
         room = larger(room, NAME(room_of)(solve, layer) / LANES + 1);
     }
@@ -346,46 +409,61 @@ static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *slot, vec *
     memset((T *)g + solve->width, 0, plan->n * sizeof(vec) - solve->width * sizeof(T));
 }
 
-/* The gradients of the weights (points, rows, whole(out)) and of the shift of a layer from a stage;
- * the shift's follows them, then that of the time weights. */
+/* The sum over pixels, so many numbers apart, of a vector of channels. */
+ALWAYS vec NAME(sum_pixels)(const T *from, int64_t count, int64_t pixel) {
+    vec sums[4] = {{0}};
+    int64_t c = 0;
+    for (; c + 4 <= count; c += 4)
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) sums[q] += *(const loose *)(from + (c + q) * pixel);
+    for (; c < count; c++) sums[0] += *(const loose *)(from + c * pixel);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+/* The gradients of the weights (see Sums) and of the shift of a layer from a stage; the shift's
+ * follows them, then that of the time weights. */
 static void NAME(image_gradient)(const Plan *plan, int64_t j, vec *tape, vec *slot, vec *g_slot, const vec *time, T *gradient) {
     const Solve *solve = plan->solve;
     const Layer *layer = &solve->layers[j];
-    int64_t n = NAME(whole)(layer->fan_in), m = NAME(whole)(layer->fan_out), rows = (n + ROUND_ROWS - 1) / ROUND_ROWS * ROUND_ROWS;
+    int64_t n = NAME(whole)(layer->fan_in), m = NAME(whole)(layer->fan_out);
+    Sums own = NAME(sums_of)(solve, j);
     int last = j + 1 == solve->n_layers;
     View x = NAME(read_from)(plan, j, tape, slot);
     View g = last && layer->taps == 1 ? NAME(flat)(solve, g_slot + plan->g_at[j], layer->fan_out)
                                       : NAME(view)(solve, g_slot + plan->g_sum[j], layer->fan_out);
-    T *shift = gradient + NAME(points)(layer) * rows * m;
-    vec *sums = slot + plan->cheap;
+    vec *shift = (vec *)(gradient + NAME(points)(layer) * own.rows * own.wide), *sums = slot + plan->cheap;
     T *free_room = (T *)sums + m;
     for (int64_t o = 0; o < m / LANES; o++) sums[o] = (vec){0};
     for (int64_t r = 0; r < solve->height; r++) {
-        const T *from = g.first + r * g.row;
+        const T *from = g.first + r * g.row, *rows = x.first + r * x.row;
+        for (int64_t o = 0; o < m / LANES; o++) sums[o] += NAME(sum_pixels)(from + o * LANES, solve->columns, g.pixel);
+        if (layer->taps == 9) continue;
+        if (own.turned) {
+            NAME(sum_products)(solve->columns, layer->fan_out, n, from, g.pixel, rows, x.pixel, gradient);
+            continue;
+        }
         if (g.pixel != m) { /* whole vectors of a flat row; what they read too much is not used */
             for (int64_t c = 0; c < solve->columns; c++)
                 for (int64_t o = 0; o < m; o += LANES) *(vec *)(free_room + c * m + o) = *(const loose *)(from + c * g.pixel + o);
             from = free_room;
         }
-        for (int64_t c = 0; c < solve->columns; c++)
-            for (int64_t o = 0; o < m / LANES; o++) sums[o] += ((const vec *)(from + c * m))[o];
-        if (layer->taps == 1)
-            NAME(sum_products)(solve->columns, layer->fan_in, m, x.first + r * x.row, x.pixel, from, m, gradient);
+        NAME(sum_products)(solve->columns, layer->fan_in, m, rows, x.pixel, from, m, gradient);
     }
     for (int64_t o = 0; o < m / LANES; o++) {
-        ((vec *)shift)[o] += sums[o];
-        ((vec *)(shift + m))[o] += sums[o] * ((const T *)time)[0];
+        shift[o] += sums[o];
+        shift[m / LANES + o] += sums[o] * ((const T *)time)[0];
     }
     if (layer->taps == 1) return;
     int64_t tiles = NAME(tiles_along)(solve->height) * NAME(tiles_along)(solve->columns);
     int64_t at_once = POINTS * n * m * (int64_t)sizeof(T) > CACHE ? TILES_AT_MOST : TILES_AT_MOST / 2;
-    T *inputs = free_room, *outputs = inputs + POINTS * at_once * n;
+    int64_t step_n = NAME(point)(at_once, n), step_m = NAME(point)(at_once, m);
+    T *inputs = free_room, *outputs = inputs + POINTS * step_n;
     for (int64_t first = 0; first < tiles; first += at_once) {
         int64_t count = smaller(at_once, tiles - first);
-        NAME(spread_view)(solve, x, first, count, at_once, n, NAME(spread_input), 6, 1, inputs);
-        NAME(spread_view)(solve, g, first, count, at_once, m, NAME(spread_output), 4, 0, outputs);
+        NAME(spread_view)(solve, x, first, count, step_n, n, NAME(spread_input), 6, 1, inputs);
+        NAME(spread_view)(solve, g, first, count, step_m, m, NAME(spread_output), 4, 0, outputs);
         for (int64_t p = 0; p < POINTS; p++)
-            NAME(sum_products)(count, layer->fan_in, m, inputs + p * at_once * n, n, outputs + p * at_once * m, m, gradient + p * rows * m);
+            NAME(sum_products)(count, layer->fan_in, m, inputs + p * step_n, n, outputs + p * step_m, m, gradient + p * own.rows * m);
     }
 }
 
@@ -395,20 +473,23 @@ static void NAME(image_gradients)(const Plan *plan, vec *tape, vec *slot, vec *g
 }
 
 /* Writes the gradients of a layer's tensors, as in backward. */
-static void NAME(take_image_gradient)(const Layer *layer, const T *sums) {
-    int64_t n = layer->fan_in, m = layer->fan_out, wide = NAME(whole)(m), rows = (NAME(whole)(n) + ROUND_ROWS - 1) / ROUND_ROWS * ROUND_ROWS;
-    const T *shift = sums + NAME(points)(layer) * rows * wide;
+static void NAME(take_image_gradient)(const Solve *solve, int64_t j, const T *sums) {
+    const Layer *layer = &solve->layers[j];
+    int64_t n = layer->fan_in, m = layer->fan_out;
+    Sums own = NAME(sums_of)(solve, j);
+    const T *shift = sums + NAME(points)(layer) * own.rows * own.wide;
     T *found = layer->weight_gradient;
-    for (int64_t k = 0; found && k < n; k++)
+    for (int64_t o = 0; found && own.turned && o < m; o++) memcpy(found + o * n, sums + o * own.wide, n * sizeof(T));
+    for (int64_t k = 0; found && !own.turned && k < n; k++)
         for (int64_t o = 0; o < m; o += LANES) {
             vec points[POINTS], taps[9];
-            for (int64_t p = 0; p < NAME(points)(layer); p++) points[p] = *(const vec *)(sums + (p * rows + k) * wide + o);
+            for (int64_t p = 0; p < NAME(points)(layer); p++) points[p] = *(const vec *)(sums + (p * own.rows + k) * own.wide + o);
             taps[0] = points[0];
-            if (layer->taps == 9) NAME(both_ways)(NAME(gather_weight), 6, 3, points, taps);
+            if (layer->taps == 9) NAME(both_ways)(NAME(gather_weight), 6, 3, points, 6, 1, taps, 1);
             for (int64_t lane = 0; lane < smaller(LANES, m - o); lane++)
                 for (int64_t tap = 0; tap < layer->taps; tap++)
                     found[((o + lane) * n + k) * layer->taps + tap] = ((const T *)(taps + tap))[lane];
         }
     if (layer->bias_gradient) memcpy(layer->bias_gradient, shift, m * sizeof(T));
-    if (layer->time_gradient) memcpy(layer->time_gradient, shift + wide, m * sizeof(T));
+    if (layer->time_gradient) memcpy(layer->time_gradient, shift + NAME(whole)(m), m * sizeof(T));
 }

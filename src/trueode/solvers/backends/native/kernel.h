@@ -18,10 +18,13 @@
 #define loose NAME(loose)
 #define Transform NAME(Transform)
 #define View NAME(View)
+#define Sums NAME(Sums)
+#define halfvec NAME(halfvec)
 #define LANES ((int64_t)(VBYTES / sizeof(T)))
 #define BLOCK (2 * LANES)
 
 typedef T vec __attribute__((vector_size(VBYTES)));
+typedef T halfvec __attribute__((vector_size(VBYTES / 2)));
 typedef I ivec __attribute__((vector_size(VBYTES)));
 
 #include "activations.h"
@@ -42,7 +45,10 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 #undef loose
 #undef Transform
 #undef View
+#undef Sums
+#undef halfvec
 #undef ALWAYS
+#undef OF_PART
 #undef LANES
 #undef BLOCK
 #undef TYPE

@@ -36,8 +36,7 @@ from trueode.solvers.states import pack_stack
 # in a stage of one sample; larger stages leave the cache, and PyTorch's convolutions are faster
 MOST_NUMBERS = 2**15
 
-# wide images take longer to compute again than to fetch from memory that is not reused
-WIDE, LARGEST_IMAGES = 64, 2**28
+WIDE = 64  # channels of wide images
 # with vectors of four numbers, PyTorch's convolutions of images, made for the processor, are faster
 NARROW = "baseline"
 
@@ -167,7 +166,7 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
 def _largest_tape(stack: LayerStack) -> int:
     """The bytes up to which keeping stages is faster than computing them again."""
     wide = max(layer.weight.shape[1] for layer in stack.layers) >= WIDE
-    return LARGEST_IMAGES if stack.image and wide else runtime.LARGEST_TAPE
+    return runtime.LARGEST_OF_WIDE_IMAGES if stack.image and wide else runtime.LARGEST_TAPE
 
 
 def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:

@@ -82,8 +82,9 @@ typedef struct {
     void *trace;                   /* read and freed by take */
 } AdaptiveSolve;
 
-/* Of layers on images: points of a tile; most tiles at once; what divides the rows of sums. */
-enum { POINTS = 36, TILES_AT_MOST = 64, ROUND_ROWS = 8 };
+/* Of layers on images: points of a tile; most tiles at once; what divides the rows of sums. Bytes of
+ * a line of the cache. */
+enum { POINTS = 36, TILES_AT_MOST = 64, ROUND_ROWS = 8, LINE = 64 };
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -197,6 +198,14 @@ static int keep_state(Column *column, int64_t steps, const void *state, size_t b
 }
 
 /* ---- the numerics, for each instruction set and each type of numbers ---- */
+
+/* Keeps a vector in a register. Compilers may load it again for each of its uses, up to four times,
+ * and then the loads take longer than the products. */
+#ifdef __x86_64__
+#define HOLD(x) __asm__("" : "+v"(x))
+#else
+#define HOLD(x) (void)(x)
+#endif
 
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from trueode.solvers.solver import Adaptive
 
-# bytes; beyond this, computing stages again is faster than using fresh memory
-LARGEST_TAPE = 2**25
+# bytes; beyond this, computing stages again is faster than using fresh memory; but wide images take
+# longer to compute again
+LARGEST_TAPE, LARGEST_OF_WIDE_IMAGES = 2**25, 2**28
 MOST_SIZES, MOST_SPARE = 6, 2  # of the memory kept for reuse: sizes, and pieces of each size
 MOST_EXPECTED = 1000
 
@@ -55,12 +56,14 @@ class Runtime:
 
     def give(self, memory: Tensor) -> None:
         """Keep memory for a later solve."""
-        if memory.numel() <= LARGEST_TAPE:
-            if len(self._spare) > MOST_SIZES:
-                self._spare = {}
-            spare = self._spare.setdefault(memory.numel(), [])
-            if len(spare) < MOST_SPARE:
-                spare.append(memory)
+        size = memory.numel()
+        if size > LARGEST_OF_WIDE_IMAGES:
+            return
+        if len(self._spare) > MOST_SIZES or size > LARGEST_TAPE:  # a large piece is kept alone
+            self._spare = {size: self._spare.get(size, [])}
+        spare = self._spare.setdefault(size, [])
+        if len(spare) < (MOST_SPARE if size <= LARGEST_TAPE else 1):
+            spare.append(memory)
 
 
 def rounded(size: int) -> int:
