@@ -91,10 +91,13 @@ def test_addresses_live_as_long_as_what_refers_to_them() -> None:
 def test_little_memory_is_kept() -> None:
     shared = Runtime()
     blocks = [shared.take(size) for size in (10_000, 20_000, 40_000) for _ in range(10)]
-    blocks += [shared.take(2 * runtime.LARGEST_TAPE)]
+    blocks += [shared.take(size * runtime.LARGEST_TAPE) for size in (2, 2, 3, 10)]
     del blocks
     kept = [piece for spare in shared._spare.values() for piece in spare]
     assert len(kept) == 3 * runtime.MOST_SPARE
+    assert sum(len(spare) for spare in shared._large.values()) == 1
+    (large,) = shared._large[next(iter(shared._large))]
+    assert shared.take(large.numel()).address == large.data_ptr()
     for size in range(10_000, 10_000_000, 500_000):
         shared.take(size)
     assert len(shared._spare) <= runtime.MOST_SIZES + 1

@@ -41,10 +41,26 @@ static void NAME(clear_border)(const Solve *solve, vec *image, int64_t channels)
         }
 }
 
+/* What becomes of an output before it is written: itself, its ReLU, or, as a gradient, the product
+ * with the derivative of ReLU. That one's values, `known`, lie as the outputs from `first` on. */
+typedef struct {
+    int how;
+    const T *known, *first;
+} Finish;
+
+static const Finish NAME(plain) = {PLAIN, NULL, NULL};
+
+ALWAYS vec NAME(finished)(const Finish *finish, vec x, const T *place) {
+    const vec zero = {0};
+    if (finish->how == RECTIFIED) return NAME(select)(x < 0, zero, x);
+    if (finish->how == MASKED) return NAME(select)(*(const vec *)(finish->known + (place - finish->first)) <= 0, zero, x);
+    return x;
+}
+
 /* Rows (rows, n) times weights (n, m) plus a shift (m), m whole vectors: `high` rows and `wide`
  * vectors at once. Numbers from a row to the next: step, step_to. */
 ALWAYS void NAME(few_rows)(const int high, const int wide, int64_t n, int64_t m, const T *a, int64_t step, const T *b,
-                           const vec *shift, T *to, int64_t step_to) {
+                           const vec *shift, const Finish *finish, T *to, int64_t step_to) {
     vec sums[8][SUMS_WIDE];
     const vec zero = {0};
 #pragma GCC unroll 8
@@ -63,6 +79,11 @@ ALWAYS void NAME(few_rows)(const int high, const int wide, int64_t n, int64_t m,
 #pragma GCC unroll 4
             for (int j = 0; j < wide; j++) sums[q][j] += a[q * step + i] * right[j];
     }
+    if (finish->how != PLAIN)
+#pragma GCC unroll 8
+        for (int q = 0; q < high; q++)
+#pragma GCC unroll 4
+            for (int j = 0; j < wide; j++) sums[q][j] = NAME(finished)(finish, sums[q][j], to + q * step_to + j * LANES);
 #pragma GCC unroll 8
     for (int q = 0; q < high; q++)
 #pragma GCC unroll 4
@@ -70,25 +91,25 @@ ALWAYS void NAME(few_rows)(const int high, const int wide, int64_t n, int64_t m,
 }
 
 ALWAYS void NAME(strip)(const int high, const int wide, int64_t rows, int64_t n, int64_t m, const T *a, int64_t step, const T *b,
-                        const vec *shift, T *to, int64_t step_to) {
+                        const vec *shift, const Finish *finish, T *to, int64_t step_to) {
     int64_t r = 0;
-    for (; r + high <= rows; r += high) NAME(few_rows)(high, wide, n, m, a + r * step, step, b, shift, to + r * step_to, step_to);
-    for (; r < rows; r++) NAME(few_rows)(1, wide, n, m, a + r * step, step, b, shift, to + r * step_to, step_to);
+    for (; r + high <= rows; r += high) NAME(few_rows)(high, wide, n, m, a + r * step, step, b, shift, finish, to + r * step_to, step_to);
+    for (; r < rows; r++) NAME(few_rows)(1, wide, n, m, a + r * step, step, b, shift, finish, to + r * step_to, step_to);
 }
 
-static void NAME(matrix)(int64_t rows, int64_t n, int64_t m, const T *a, int64_t step, const T *b, const T *shift, T *to,
-                         int64_t step_to) {
+static void NAME(matrix)(int64_t rows, int64_t n, int64_t m, const T *a, int64_t step, const T *b, const T *shift,
+                         const Finish *finish, T *to, int64_t step_to) {
     for (int64_t o = 0; o < m;) {
         const vec *here = shift ? (const vec *)(shift + o) : NULL;
         int64_t left = (m - o) / LANES;
         if (left >= SUMS_WIDE) {
-            NAME(strip)(4, SUMS_WIDE, rows, n, m, a, step, b + o, here, to + o, step_to);
+            NAME(strip)(4, SUMS_WIDE, rows, n, m, a, step, b + o, here, finish, to + o, step_to);
             o += SUMS_WIDE * LANES;
         } else if (left >= 2) {
-            NAME(strip)(8, 2, rows, n, m, a, step, b + o, here, to + o, step_to);
+            NAME(strip)(8, 2, rows, n, m, a, step, b + o, here, finish, to + o, step_to);
             o += 2 * LANES;
         } else {
-            NAME(strip)(8, 1, rows, n, m, a, step, b + o, here, to + o, step_to);
+            NAME(strip)(8, 1, rows, n, m, a, step, b + o, here, finish, to + o, step_to);
             o += LANES;
         }
     }
@@ -231,8 +252,8 @@ ALWAYS void NAME(spread_view)(const Solve *solve, View x, int64_t first, int64_t
 
 /* y = weights * x + shift for 3 x 3 weights; x has a border; y is flat if its pixels are no whole
  * vectors. */
-static void NAME(convolve_view)(const Solve *solve, View x, int64_t fan_in, const T *weight, const T *shift, View y, int64_t fan_out,
-                                T *room) {
+static void NAME(convolve_view)(const Solve *solve, View x, int64_t fan_in, const T *weight, const T *shift, const Finish *finish,
+                                View y, int64_t fan_out, T *room) {
     int64_t n = NAME(whole)(fan_in), m = NAME(whole)(fan_out), at_once = NAME(tiles_at_once)(n, m);
     int64_t across = NAME(tiles_along)(solve->columns), tiles = NAME(tiles_along)(solve->height) * across;
     int64_t step_n = NAME(point)(at_once, n), step_m = NAME(point)(at_once, m);
@@ -241,7 +262,7 @@ static void NAME(convolve_view)(const Solve *solve, View x, int64_t fan_in, cons
         int64_t count = smaller(at_once, tiles - first);
         NAME(spread_view)(solve, x, first, count, step_n, n, NAME(spread_input), 6, 1, inputs);
         for (int64_t p = 0; p < POINTS; p++)
-            NAME(matrix)(count, fan_in, m, inputs + p * step_n, n, weight + p * fan_in * m, NULL, outputs + p * step_m, m);
+            NAME(matrix)(count, fan_in, m, inputs + p * step_n, n, weight + p * fan_in * m, NULL, &NAME(plain), outputs + p * step_m, m);
         for (int64_t t = 0; t < count; t++) {
             int64_t top = (first + t) / across * 4, left = (first + t) % across * 4;
             int64_t high = smaller(4, solve->height - top), wide = smaller(4, solve->columns - left);
@@ -256,7 +277,7 @@ static void NAME(convolve_view)(const Solve *solve, View x, int64_t fan_in, cons
                         vec pixel = pixels[4 * i + j] + here;
                         T *place = to + i * y.row + j * y.pixel + o;
                         if (y.pixel == m)
-                            *(vec *)place = pixel;
+                            *(vec *)place = NAME(finished)(finish, pixel, place);
                         else
                             memcpy(place, &pixel, smaller(LANES, fan_out - o) * sizeof(T));
                     }
@@ -270,15 +291,17 @@ static void NAME(convolve_view)(const Solve *solve, View x, int64_t fan_in, cons
 static void NAME(narrow)(const T *from, int64_t count, int64_t m, int64_t fan_out, T *to, const T *end) {
     for (int64_t j = 0; j < count; j++, from += m, to += fan_out)
         for (int64_t o = 0; o < fan_out; o += LANES)
-            if (to + o + LANES <= end)
+            if (fan_out * sizeof(T) <= 16 && to + 16 / sizeof(T) <= end)
+                memcpy(to, from, 16);
+            else if (to + o + LANES <= end)
                 *(loose *)(to + o) = *(const vec *)(from + o);
             else
                 memcpy(to + o, from + o, smaller(LANES, fan_out - o) * sizeof(T));
 }
 
 /* The same with one tap; `room`: a row of whole pixels. */
-static void NAME(multiply_view)(const Solve *solve, View x, int64_t fan_in, const T *weight, const T *shift, View y, int64_t fan_out,
-                                T *room) {
+static void NAME(multiply_view)(const Solve *solve, View x, int64_t fan_in, const T *weight, const T *shift, const Finish *finish,
+                                View y, int64_t fan_out, T *room) {
     int64_t m = NAME(whole)(fan_out);
     int direct = y.pixel == m;
     for (int64_t r = 0; r < solve->height; r++) {
@@ -286,14 +309,14 @@ static void NAME(multiply_view)(const Solve *solve, View x, int64_t fan_in, cons
         if (!direct && NAME(fills_half)(fan_out))
             NAME(matrix_of_halves)(solve->columns, fan_in, x.first + r * x.row, x.pixel, weight, shift, room, m);
         else
-            NAME(matrix)(solve->columns, fan_in, m, x.first + r * x.row, x.pixel, weight, shift, direct ? to : room, m);
+            NAME(matrix)(solve->columns, fan_in, m, x.first + r * x.row, x.pixel, weight, shift, direct ? finish : &NAME(plain), direct ? to : room, m);
         if (!direct) NAME(narrow)(room, solve->columns, m, fan_out, to, y.first + solve->width);
     }
 }
 
-static void NAME(apply_view)(const Solve *solve, const Layer *layer, View x, int64_t fan_in, const T *weight, const T *shift, View y,
-                             int64_t fan_out, T *room) {
-    (layer->taps == 9 ? NAME(convolve_view) : NAME(multiply_view))(solve, x, fan_in, weight, shift, y, fan_out, room);
+static void NAME(apply_view)(const Solve *solve, const Layer *layer, View x, int64_t fan_in, const T *weight, const T *shift,
+                             const Finish *finish, View y, int64_t fan_out, T *room) {
+    (layer->taps == 9 ? NAME(convolve_view) : NAME(multiply_view))(solve, x, fan_in, weight, shift, finish, y, fan_out, room);
 }
 
 /* Numbers of the room that a layer needs, forward and backward. */
@@ -366,8 +389,10 @@ static void NAME(apply_image_layer)(const Plan *plan, int64_t j, const vec *t, v
     vec *image = last ? k : NAME(input)(plan, j + 1, tape, slot), *before = layer->activation >= SILU ? tape + plan->pre_at[j] : image;
     View y = last ? NAME(flat)(solve, k, layer->fan_out) : NAME(view)(solve, before, layer->fan_out);
     if (!last) NAME(clear_border)(solve, image, layer->fan_out);
-    NAME(apply_view)(solve, layer, NAME(read_from)(plan, j, tape, slot), layer->fan_in, packed->forward, shift, y, layer->fan_out, shift + m);
-    if (layer->activation == IDENTITY) return;
+    Finish finish = {layer->activation == RELU ? RECTIFIED : PLAIN, NULL, NULL};
+    NAME(apply_view)(solve, layer, NAME(read_from)(plan, j, tape, slot), layer->fan_in, packed->forward, shift, &finish, y, layer->fan_out,
+                     shift + m);
+    if (layer->activation <= RELU) return;
     View to = NAME(view)(solve, image, layer->fan_out);
     for (int64_t r = 0; r < solve->height; r++)
         NAME(activate)(layer->activation, (vec *)(y.first + r * y.row), (vec *)(to.first + r * to.row), solve->columns * m / LANES);
@@ -399,11 +424,11 @@ static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *slot, vec *
         vec *image = j ? g_slot + plan->g_at[j - 1] : g;
         View below = j ? NAME(view)(solve, image, layer->fan_in) : NAME(flat)(solve, g, layer->fan_in);
         if (j) NAME(clear_border)(solve, image, layer->fan_in);
-        NAME(apply_view)(solve, layer, above, layer->fan_out, plan->packed[j].back, NULL, below, layer->fan_in, room);
-        if (!j) break;
-        int64_t activation = solve->layers[j - 1].activation;
+        int64_t activation = j ? solve->layers[j - 1].activation : IDENTITY;
         View known = activation >= SILU ? NAME(view)(solve, tape + plan->pre_at[j - 1], layer->fan_in) : NAME(read_from)(plan, j, tape, slot);
-        for (int64_t r = 0; activation != IDENTITY && r < solve->height; r++)
+        Finish finish = {activation == RELU ? MASKED : PLAIN, known.first, below.first};
+        NAME(apply_view)(solve, layer, above, layer->fan_out, plan->packed[j].back, NULL, &finish, below, layer->fan_in, room);
+        for (int64_t r = 0; activation > RELU && r < solve->height; r++)
             NAME(pull_activation)(activation, (vec *)(known.first + r * known.row), (vec *)(below.first + r * below.row), solve->columns * below.pixel / LANES);
     }
     memset((T *)g + solve->width, 0, plan->n * sizeof(vec) - solve->width * sizeof(T));

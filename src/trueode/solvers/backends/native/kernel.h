@@ -19,6 +19,7 @@
 #define Transform NAME(Transform)
 #define View NAME(View)
 #define Sums NAME(Sums)
+#define Finish NAME(Finish)
 #define halfvec NAME(halfvec)
 #define LANES ((int64_t)(VBYTES / sizeof(T)))
 #define BLOCK (2 * LANES)
@@ -46,6 +47,7 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 #undef Transform
 #undef View
 #undef Sums
+#undef Finish
 #undef halfvec
 #undef ALWAYS
 #undef OF_PART

@@ -22,6 +22,7 @@
 /* Identity and the activations whose derivative follows from their value come first. */
 enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS, GELU, CUBE };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
+enum { PLAIN, RECTIFIED, MASKED }; /* see Finish */
 /* Stages in a group; most and fewest parts of a batch; most numbers in the sums of all parts; bytes of the cache
  * of a core, of which a group takes as many, and of its first one; rows of weights whose gradients are
  * summed together; vectors that this sum reads beyond the last input; approximate operations of an

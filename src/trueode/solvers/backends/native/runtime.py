@@ -12,7 +12,8 @@ from trueode.solvers.solver import Adaptive
 # bytes; beyond this, computing stages again is faster than using fresh memory; but wide images take
 # longer to compute again
 LARGEST_TAPE, LARGEST_OF_WIDE_IMAGES = 2**25, 2**28
-MOST_SIZES, MOST_SPARE = 6, 2  # of the memory kept for reuse: sizes, and pieces of each size
+# of the memory kept for reuse: sizes, and pieces of each size; and one large piece
+MOST_SIZES, MOST_SPARE = 6, 2
 MOST_EXPECTED = 1000
 
 
@@ -36,6 +37,7 @@ class Runtime:
         self.threads: int | None = None
         self.expected: dict[Adaptive, int] = {}
         self._spare: dict[int, list[Tensor]] = {}
+        self._large: dict[int, list[Tensor]] = {}
 
     def expect(self, solver: Adaptive, n_steps: int) -> None:
         """Remember how many steps a solver took."""
@@ -49,21 +51,23 @@ class Runtime:
         It is reused because the first access to fresh memory takes as long as a solve.
         """
         size = rounded(size)
+        spare = self._spare if size <= LARGEST_TAPE else self._large
         try:
-            return Block(self._spare[size].pop(), self)
+            return Block(spare[size].pop(), self)
         except (KeyError, IndexError):
             return Block(torch.empty(size, dtype=torch.uint8, device="cpu"), self)
 
     def give(self, memory: Tensor) -> None:
         """Keep memory for a later solve."""
         size = memory.numel()
-        if size > LARGEST_OF_WIDE_IMAGES:
-            return
-        if len(self._spare) > MOST_SIZES or size > LARGEST_TAPE:  # a large piece is kept alone
-            self._spare = {size: self._spare.get(size, [])}
-        spare = self._spare.setdefault(size, [])
-        if len(spare) < (MOST_SPARE if size <= LARGEST_TAPE else 1):
-            spare.append(memory)
+        if size <= LARGEST_TAPE:
+            if len(self._spare) > MOST_SIZES:
+                self._spare = {}
+            spare = self._spare.setdefault(size, [])
+            if len(spare) < MOST_SPARE:
+                spare.append(memory)
+        elif size <= LARGEST_OF_WIDE_IMAGES:
+            self._large = {size: [memory]}
 
 
 def rounded(size: int) -> int:
