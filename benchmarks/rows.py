@@ -178,7 +178,7 @@ def compare(work: str, seconds: float) -> Found:
     for own, peer, limit in installed:
         theirs, ours = best(peer, *THREADS), best(own, *THREADS)
         text = "the same" if rows else title
-        text += f"{own.removeprefix('trueode')} (autocast)" if own != "trueode" else ""
+        text += f"{own.removeprefix('trueode')} (`--precision`)" if own != "trueode" else ""
         rows.append(Row(text, peer, str(theirs), str(ours), theirs.seconds / ours.seconds, limit))
     if flops is None:
         return Found(rows)

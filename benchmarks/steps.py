@@ -234,7 +234,7 @@ def cifar_parts(
     if side == "trueode, bf16":  # as `--precision bf16`
         from trueode.fields import Autocast
 
-        field = Autocast(field, torch.bfloat16)
+        field = Autocast(field, torch.bfloat16, if_faster=True)
     return (
         through_trueode(field, "euler", n_steps, checkpoint=side == "trueode, checkpoint"),
         field,

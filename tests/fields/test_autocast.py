@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from trueode.fields import Autocast, build_field
 from trueode.models import NeuralODE
 from trueode.solvers import Adjoint, Backprop, Checkpoint, FixedStep, Gradient, solve
+from trueode.solvers.backends import backend_of, native
+from trueode.solvers.backends.native import layers
+from trueode.solvers.problem import Problem
 
 ROUNDING = 2.0**-8  # of bfloat16
 
@@ -83,3 +86,18 @@ def test_a_model_takes_it_for_one_call(field: nn.Module, z: Tensor) -> None:
     low = model(z, field=Autocast(model.field, torch.bfloat16))
     assert not torch.equal(low, model(z))
     assert set(model.state_dict()) == {f"field.{name}" for name in field.state_dict()}
+
+
+def test_what_the_kernel_solves_stays_in_its_own_type(field: nn.Module, z: Tensor) -> None:
+    low = Autocast(field, torch.bfloat16, if_faster=True)
+    solver = FixedStep("euler", n_steps=2)
+    exact = solve(field, z, solver=solver).z
+    if backend_of(Problem(field, z, solver=solver)) is layers:
+        assert torch.equal(solve(low, z, solver=solver).z, exact)
+    with native.using("off"):
+        found = solve(low, z, solver=solver).z
+    assert 1e-4 < error(found, exact) < 2 * ROUNDING
+    assert torch.equal(low(0.0, z), Autocast(field, torch.bfloat16)(0.0, z))
+    signals = Autocast(build_field("simple_odenet", (2, 5), 8), torch.bfloat16, if_faster=True)
+    assert signals.layer_stack((4, 2, 5)) is None
+    assert Autocast(lambda t, z: z, torch.bfloat16, if_faster=True).layer_stack((2,)) is None

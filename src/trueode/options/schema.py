@@ -79,8 +79,8 @@ class Options(BaseModel):
         "float32",
         "device",
         "floating-point type; bf16 (odenet with fixed steps only): training evaluates the vector "
-        "field in bfloat16; weights, states, loss, checks of an adaptation, certificates and "
-        "evaluations stay in float32",
+        "field in bfloat16 unless the compiled kernel solves it, which is faster; weights, states, "
+        "loss, checks of an adaptation, certificates and evaluations stay in float32",
         ("float32", "float64", "bf16"),
     )
 
