@@ -95,9 +95,14 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     }
     plan->blocks = (solve->batch + plan->block - 1) / plan->block;
     plan->parts = smaller(plan->blocks, MOST_PARTS);
-    if (NAME(is_image)(solve)) plan->parts = smaller(plan->parts, larger(FEWEST_PARTS, MOST_SUMS / plan->sums));
-    int64_t stage_bytes = (plan->kept + plan->slot + plan->g_slot) * (int64_t)sizeof(vec);
-    plan->group = larger(1, smaller(GROUP, CACHE / stage_bytes) / solve->n_stages);
+    int64_t stage_bytes = (plan->kept + plan->slot + plan->g_slot) * (int64_t)sizeof(vec), stages = smaller(GROUP, CACHE / stage_bytes);
+    if (NAME(is_image)(solve)) {
+        int64_t most = MOST_PARTS;
+        while (most > FEWEST_PARTS && most * plan->sums > MOST_SUMS) most /= 2;
+        plan->parts = smaller(plan->parts, most);
+        stages = larger(stages, LEAST_GROUP_OF_IMAGES);
+    }
+    plan->group = larger(1, stages / solve->n_stages);
     plan->tape_block = solve->keep == KEEP_STAGES ? (solve->capacity * solve->n_stages + (solve->inside != NULL)) * plan->kept
                        : solve->keep == KEEP_STATES
                            ? (solve->n_steps + plan->group - 1) / plan->group * plan->n

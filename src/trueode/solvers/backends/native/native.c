@@ -23,11 +23,12 @@
 enum { IDENTITY, RELU, LEAKY_RELU, SIGMOID, TANH, SILU, SOFTPLUS, GELU, CUBE };
 enum { KEEP_NOTHING, KEEP_STATES, KEEP_STAGES };
 enum { PLAIN, RECTIFIED, MASKED }; /* see Finish */
-/* Stages in a group; most and fewest parts of a batch; most numbers in the sums of all parts; bytes of the cache
- * of a core, of which a group takes as many, and of its first one; rows of weights whose gradients are
- * summed together; vectors that this sum reads beyond the last input; approximate operations of an
- * activation. */
-enum { GROUP = 16, MOST_PARTS = 32, FEWEST_PARTS = 4, MOST_SUMS = 1 << 22, CACHE = 600000, FIRST_CACHE = 100000, SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH, OF_ACTIVATION = 20 };
+/* Stages in a group, and the fewest of images, which outgrow the cache but save states; most and fewest
+ * parts of a batch; most numbers in the sums of all parts; bytes of the cache of a core, of which a group
+ * takes as many, and of its first one; rows of weights whose gradients are summed together; vectors that
+ * this sum reads beyond the last input; approximate operations of an activation. */
+enum { GROUP = 16, LEAST_GROUP_OF_IMAGES = 2, MOST_PARTS = 32, FEWEST_PARTS = 8, MOST_SUMS = 5 << 19, CACHE = 600000, FIRST_CACHE = 100000,
+       SUMS_HIGH = 4, SUMS_BEYOND = 2 * SUMS_HIGH, OF_ACTIVATION = 20 };
 
 /* A layer on rows of fan_in numbers: bias + t * time_weight + the sum over taps of
  * row[r + tap - taps / 2] @ weight[tap], over the rows that exist. One tap is a matrix, applied to
