@@ -44,19 +44,29 @@ def conv_field(t: Any, z: Any, layers: Weights) -> Any:
     return (x @ w3 + b3)[:, :, 0]
 
 
+def image_field(t: Any, z: Any, layers: Weights) -> Any:
+    """Conv2d 3 -> 32 -> 32 (3 x 3) -> 3 on images with the channels last."""
+    (w1, b1), (w2, b2), (w3, b3) = layers
+    x = jax.nn.relu(z @ w1 + b1)
+    x = jax.lax.conv_general_dilated(
+        x, w2.reshape(3, 3, 32, 32), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jax.nn.relu(x + b2) @ w3 + b3
+
+
 def dense_field(t: Any, z: Any, layers: Weights) -> Any:
     (w1, b1), (w2, b2), (w3, b3) = layers
     return jax.nn.relu(jax.nn.relu(z @ w1 + b1) @ w2 + b2) @ w3 + b3
 
 
 def training_step(
-    field: Callable[..., Any], layers: Weights, adjoint: Any, **how: Any
+    field: Callable[..., Any], layers: Weights, x: Any, classes: int, adjoint: Any, **how: Any
 ) -> Callable[[], None]:
     """Fit a linear head on the flow to labels: loss, gradient and Adam in one compiled function."""
     optimizer = optax.adam(RATE)
-    parameters = (layers, init((2, 2)))
+    parameters = (layers, init((x[0].size, classes)))
     state = optimizer.init(parameters)
-    x, labels = jnp.asarray(weights.points(BATCH)), jnp.arange(BATCH) % 2
+    labels = jnp.arange(len(x)) % classes
 
     def loss(parameters: Any, x: Any, labels: Any) -> Any:
         layers, [(w, b)] = parameters
@@ -64,7 +74,8 @@ def training_step(
         z = diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, args=layers, adjoint=adjoint, **how).ys[
             -1
         ]
-        return optax.softmax_cross_entropy_with_integer_labels(z @ w + b, labels).mean()
+        logits = z.reshape(len(z), -1) @ w + b
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @jax.jit
     def update(parameters: Any, state: Any, x: Any, labels: Any) -> Any:
@@ -86,16 +97,21 @@ def main(work: str, side: str) -> None:
         if side == "diffrax, direct"
         else diffrax.RecursiveCheckpointAdjoint()
     )
+    points = jnp.asarray(weights.points(BATCH))
     if work == "euler":
         layers = init((1, 32), (96, 32), (32, 1))
-        step = training_step(
-            conv_field, layers, adjoint, solver=diffrax.Euler(), dt0=1 / 64, max_steps=64
-        )
+        how = {"solver": diffrax.Euler(), "dt0": 1 / 64, "max_steps": 64}
+        step = training_step(conv_field, layers, points, 2, adjoint, **how)
+    elif work == "images32":
+        layers = init((3, 32), (288, 32), (32, 3))
+        how = {"solver": diffrax.Euler(), "dt0": 1 / 16, "max_steps": 16}
+        images = jax.random.uniform(jax.random.key(0), (64, 32, 32, 3))
+        step = training_step(image_field, layers, images, 10, adjoint, **how)
     else:
         layers = init((2, 64), (64, 64), (64, 2))
         controller = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)
         how = {"solver": diffrax.Dopri5(), "dt0": None, "stepsize_controller": controller}
-        step = training_step(dense_field, layers, adjoint, **how)
+        step = training_step(dense_field, layers, points, 2, adjoint, **how)
     serve(step)
 
 

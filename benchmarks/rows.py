@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from command import short, tell
 from machine import ROOT
+from peak import COMPILER, operations
 from scaling import SERIES, conv_flops, gradient_flops
 from steps import IMAGES
 from turns import FEWEST, Side, side_by_side, take_turns, told, whole
@@ -80,11 +81,13 @@ class Comparison(NamedTuple):
         title: the workload in words.
         wanted: sides of trueode, peers, and how many times as fast the side should be.
         flops: floating point operations of one step, if they are known.
+        share: the share of the processor's most operations that trueode should reach.
     """
 
     title: str
     wanted: tuple[tuple[str, str, float], ...]
     flops: float | None = None
+    share: float | None = None
 
 
 SPHERE2 = conv_flops(1, 32, length=2, dim=1)
@@ -109,19 +112,23 @@ COMPARISONS = {
         1000 * 4 * 256 * SPHERE2,
     ),
 }
+FURTHER = {
+    "images32": (("trueode", "diffrax", 2.5),),
+    "cifar": (("trueode, bf16", "torchdiffeq", 2.7),),
+}
 COMPARISONS |= {
     name: Comparison(
         f"training step, odenet of {work.channels} x {work.length} x {work.length} images (Conv2d, "
         f"C = {work.hidden}), batch {work.batch}, Euler h = 1/16",
-        (
-            ("trueode", "torchdiffeq", wanted),
-            *((("trueode, bf16", "torchdiffeq", 2.7),) if name == "cifar" else ()),
-        ),
+        (("trueode", "torchdiffeq", wanted), *FURTHER.get(name, ())),
         gradient_flops(
             work.batch * 16 * conv_flops(work.channels, work.hidden, length=work.length, dim=2)
         ),
+        share,
     )
-    for (name, work), wanted in zip(IMAGES.items(), (2.3, 2.7, 3.5, 2.8, 2.6), strict=True)
+    for (name, work), wanted, share in zip(
+        IMAGES.items(), (2.3, 2.7, 3.5, 2.8, 2.6), (0.7, 0.7, 1, 1.5, 1.7), strict=True
+    )
 }
 COMPARISONS |= {
     f"odeint_{name}": Comparison(
@@ -139,7 +146,7 @@ COMPARISONS |= {
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # glibc then returns freed large tensors
 GIVES_BACK_AS_SET = " ".join(f"{name}={value}" for name, value in GIVES_BACK.items())
 VARIANTS = {"diffrax": ("diffrax", "diffrax, direct")}
-LIMIT = "torch.mm"
+PRODUCT, PEAK = "torch.mm", "the most multiply-adds"
 
 
 def compare(work: str, seconds: float) -> Found:
@@ -160,9 +167,10 @@ def compare(work: str, seconds: float) -> Found:
         for variant in VARIANTS.get(name, (name,))
         for threads in THREADS
     ]
-    sides += [
-        Side("steps.py", ("product", LIMIT), threads) for threads in THREADS if flops is not None
-    ]
+    if flops is not None:
+        sides += [Side("steps.py", ("product", PRODUCT), threads) for threads in THREADS]
+    if flops is not None and COMPILER:
+        sides += [Side("peak.py", (PEAK,), threads) for threads in THREADS]
     medians = [statistics.median(taken) for taken in take_turns(sides, seconds)]
 
     def best(name: str, *threads: int) -> Best:
@@ -183,17 +191,35 @@ def compare(work: str, seconds: float) -> Found:
     if flops is None:
         return Found(rows)
     ours = best("trueode", *THREADS)
-    return Found(rows, [share(work, flops, ours, best(LIMIT, ours.threads))])
-
-
-def share(work: str, flops: float, ours: Best, product: Best) -> str:
-    """A remark: the rate of a workload relative to a matrix product on as many threads."""
-    rate, peak = (1e-9 * n / best.seconds for n, best in ((flops, ours), (2 * 1024**3, product)))
-    return (
-        f"`{work}` is {short(flops / 1e9)} GFLOP, at {short(rate)} GFLOP/s with {ours.threads} "
-        f"thread(s): {100 * rate / peak:.0f} % of the arithmetic limit ({LIMIT} of 1024 x 1024, "
-        f"fp32: {short(peak)} GFLOP/s)"
+    rate, of = flops / ours.seconds, 2 * 1024**3 / best(PRODUCT, ours.threads).seconds
+    remark = (
+        f"`{work}` is {short(flops / 1e9)} GFLOP, at {gigaflops(rate)} with {ours.threads} "
+        f"thread(s): {100 * rate / of:.0f} % of {PRODUCT} of 1024 x 1024 ({gigaflops(of)})"
     )
+    if COMPILER:
+        peak = operations(ours.threads) / best(PEAK, ours.threads).seconds
+        remark += f", {100 * rate / peak:.0f} % of {PEAK} of the processor ({gigaflops(peak)})"
+        if limit := COMPARISONS[work].share:
+            rates = gigaflops(peak), gigaflops(rate)
+            rows.append(
+                Row("the same, counted as direct convolution", PEAK, *rates, rate / peak, limit)
+            )
+    return Found(rows, [remark])
+
+
+def gigaflops(rate: float) -> str:
+    return f"{short(1e-9 * rate)} GFLOP/s"
+
+
+def exact_flow(seconds: float) -> Found:
+    """The rate of the solve that an exact flow of images takes, on one core."""
+    taken, *_ = take_turns([Side("steps.py", ("exact", "trueode"), 1)], seconds)
+    work = IMAGES["images32"]
+    flops = work.batch * 64 * conv_flops(work.channels, work.hidden, length=work.length, dim=2)
+    rate, limit = flops / statistics.median(taken), 120e9
+    title = "forward in float64, images as above, C = 32, rk4 h = 1/16, one thread"
+    cells = gigaflops(limit), gigaflops(rate)
+    return Found([Row(title, "as wanted", *cells, rate / limit, 1)])
 
 
 def memory(seconds: float) -> Found:
@@ -220,7 +246,7 @@ def memory(seconds: float) -> Found:
                 f"{theirs:.0f} MiB",
                 f"{own:.0f} MiB",
                 own / theirs,
-                0.1,
+                0.03,
                 False,
             )
         ],
@@ -324,6 +350,7 @@ def audit_cost(seconds: float) -> Found:
 
 ROWS: dict[str, Callable[[float], Found]] = {
     **{work: lambda seconds, work=work: compare(work, seconds) for work in COMPARISONS},
+    "exact": exact_flow,
     "memory": memory,
     "job": default_job,
     "neighbour": neighbour,

@@ -242,6 +242,12 @@ def cifar_parts(
     )
 
 
+def exact_flow() -> Step:
+    """Steps of rk4 in double precision, as in a certificate."""
+    _, field, x = cifar_parts("trueode", 16, IMAGES["images32"])
+    return forward_step(through_trueode(field.double(), "rk4", 16), x.double())
+
+
 PRODUCT = 1024
 
 
@@ -264,6 +270,7 @@ WORKS: dict[str, Callable[[str], Step]] = {
     "odeint_dopri5_forward": lambda side: drop_in(side, "dopri5", train=False),
     "odeint_times": lambda side: drop_in(side, "dopri5", times=21),
     "odeint_times_forward": lambda side: drop_in(side, "dopri5", train=False, times=21),
+    "exact": lambda side: exact_flow(),
     "product": lambda side: product(),
 }
 WORKS |= {

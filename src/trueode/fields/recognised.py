@@ -65,7 +65,7 @@ def recognise(field: nn.Module, z: Tensor | None = None) -> RecognisedField:
     submodules, parameters or attributes change.
 
     Args:
-        field: computes ``field(t, z)`` by linear layers or convolutions of signals, with
+        field: computes ``field(t, z)`` by linear layers or convolutions, with
             activations between them; the time may be joined or added.
         z: a state, ``(batch, …)``; if None, one is derived from the first layer.
 
@@ -118,8 +118,8 @@ def explain(field: Callable[..., Any], z: Tensor) -> str:
 def _states(field: nn.Module) -> Iterable[Tensor]:
     """States that may fit the first layer of a module, without and with the time as an input."""
     for layer in field.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv1d)):
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             size = layer.weight.shape[1]
-            rest = (3,) if isinstance(layer, nn.Conv1d) else ()
+            rest = (3,) * (layer.weight.dim() - 2)
             return [layer.weight.new_zeros(2, n, *rest) for n in (size, size - 1) if n]
     return []

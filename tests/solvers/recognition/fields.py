@@ -184,11 +184,11 @@ class NotRegistered(nn.Module):
 
 
 class Convolutions(nn.Module):
-    def __init__(self, width: int = 3) -> None:
+    def __init__(self, width: int = 3, conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(2, 6, 1)
-        self.conv2 = nn.Conv1d(6, 6, width, padding=width // 2)
-        self.conv3 = nn.Conv1d(6, 2, 1, bias=False)
+        self.conv1 = conv(2, 6, 1)
+        self.conv2 = conv(6, 6, width, padding=width // 2)
+        self.conv3 = conv(6, 2, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
@@ -198,9 +198,9 @@ class Convolutions(nn.Module):
 
 
 class ConvolvedTime(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d) -> None:
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv1d(3, 6, 1), nn.Conv1d(6, 2, 3, padding="same")
+        self.conv1, self.conv2 = conv(3, 6, 1), conv(6, 2, 3, padding="same")
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         x = torch.cat([x, torch.ones_like(x[:, :1]) * t], 1)
@@ -322,6 +322,9 @@ LAYERS = [
     Given("convolutions", Convolutions, (2, 5)),
     Given("convolutions, five taps", lambda: Convolutions(5), (2, 3)),
     Given("convolutions with time", ConvolvedTime, (2, 4)),
+    Given("convolutions of images", lambda: Convolutions(conv=nn.Conv2d), (2, 5, 4)),
+    Given("convolutions of pixels", lambda: Convolutions(1, nn.Conv2d), (2, 3, 2)),
+    Given("convolutions of images with time", lambda: ConvolvedTime(nn.Conv2d), (2, 3, 6)),
     Given("flattened signals", Flattened, (5, 2)),
     Given("rows of a signal", Rows, (3, 2)),
     Given("nested modules, dropout off", Nested),
@@ -463,9 +466,14 @@ class Indexed(Net):
 
 
 class Dilated(nn.Module):
-    def __init__(self, **settings: Any) -> None:
+    def __init__(
+        self,
+        conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d,
+        width: int | tuple[int, int] = 3,
+        **settings: Any,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(2, 2, 3, **settings)
+        self.conv = conv(2, 2, width, **settings)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.conv(x)  # type: ignore[no-any-return]
@@ -549,6 +557,15 @@ OTHERS = [
     Given("dilation", lambda: Dilated(padding=2, dilation=2), (2, 5)),
     Given("circular padding", lambda: Dilated(padding=1, padding_mode="circular"), (2, 5)),
     Given("groups", lambda: Dilated(padding=1, groups=2), (2, 5)),
+    Given("images, dilation", lambda: Dilated(nn.Conv2d, padding=2, dilation=2), (2, 5, 4)),
+    Given("images, groups", lambda: Dilated(nn.Conv2d, padding=1, groups=2), (2, 5, 4)),
+    Given("images, five taps", lambda: Dilated(nn.Conv2d, 5, padding=2), (2, 5, 4)),
+    Given("images, rows", lambda: Dilated(nn.Conv2d, (1, 3), padding=(0, 1)), (2, 5, 4)),
+    Given(
+        "images, circular",
+        lambda: Dilated(nn.Conv2d, padding=1, padding_mode="circular"),
+        (2, 5, 4),
+    ),
     Given("sum of two", SumOfTwo),
     Given("part written", Written),
     Given("written to a buffer", WrittenOut),

@@ -21,7 +21,7 @@ from trueode.solvers.recognition.values import RecognitionError
 # modules of PyTorch that do nothing but call functions on tensors
 _KNOWN = (
     *(getattr(nn, known.module) for known in ACTIVATIONS.values()),
-    *(nn.Linear, nn.Conv1d, nn.Sequential, nn.Identity, nn.Flatten, nn.Unflatten),
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Sequential, nn.Identity, nn.Flatten, nn.Unflatten),
     *(nn.Dropout, nn.ModuleList, nn.ModuleDict),
 )
 _FUNCTIONS = (len, range, enumerate, zip, reversed, isinstance, min, max, sum, abs, super)

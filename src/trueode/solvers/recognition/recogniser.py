@@ -126,7 +126,9 @@ class _Stack:
 
     def __init__(self, structure: Structure, shape: Sequence[int]) -> None:
         self._recipes, self._channels_last = structure
-        self._lead = 1
+        self._lead, self._image = 1, None
+        if self._channels_last and len(shape) == 4:
+            self._image = shape[2], shape[3]
         if not self._channels_last:
             fitting = (n for n in range(len(shape) - 1, -1, -1) if self._fits(prod(shape[n:])))
             self._lead = next(fitting, -1)
@@ -145,7 +147,7 @@ class _Stack:
     def now(self, like: Tensor) -> LayerStack:
         """The layers, for states of a tensor's dtype and device."""
         layers = tuple(recipe.layer(like) for recipe in self._recipes)
-        return LayerStack(layers, self._channels_last, self._lead)
+        return LayerStack(layers, self._channels_last, self._lead, self._image)
 
 
 def _check(

@@ -281,32 +281,30 @@ def _recipe(weight: Given, bias: Given | None, fan_in: int, joined: Joined | Non
     return Recipe(weight, fan_in - 1, bias, joined.time, joined.leads)
 
 
+_SETTINGS = ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)
+
+
 def _convolve(call: Call) -> Value:
-    """A convolution of signals that keeps their length."""
-    x, weight = call.args[0], call.argument(1, "weight")
-    bias, stride, padding, dilation, groups = (
-        call.argument(place, name, default)
-        for place, (name, default) in enumerate(
-            (("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)), 2
-        )
-    )
+    """A convolution of signals or images that keeps their size."""
+    x, weight, bias = call.args[0], call.argument(1, "weight"), call.argument(2, "bias")
     joined = x if isinstance(x, Joined) and x.dim == 1 else None
-    signal = x if joined is None else joined.signal
-    known = (
-        isinstance(weight, Given)
-        and not weight.transposed
-        and (bias is None or isinstance(bias, Given))
-    )
-    if not known or not isinstance(signal, Signal) or len(call.shapes[0]) != 3:
+    signal, dims = x if joined is None else joined.signal, len(call.shapes[0]) - 2
+    known = isinstance(weight, Given) and not weight.transposed and weight.tensor.dim() == dims + 2
+    if not (known and isinstance(signal, Signal) and (bias is None or isinstance(bias, Given))):
         raise RecognitionError("it convolves something else than the state with parameters")
-    taps = weight.tensor.shape[2]
-    one = all(number in (1, (1,), [1]) for number in (stride, dilation, groups))
-    half = taps // 2
-    if not one or taps % 2 == 0 or padding not in (half, (half,), [half], "same"):
+    taps = weight.tensor.shape[2:]
+    stride, padding, dilation, groups = (
+        given if isinstance(given, (tuple, list)) else (given,) * dims
+        for given in (call.argument(3 + i, *each) for i, each in enumerate(_SETTINGS))
+    )
+    kept = tuple(padding) in (tuple(n // 2 for n in taps), ("same",) * dims)
+    if not kept or any(n % 2 == 0 for n in taps) or {*stride, *dilation, *groups} != {1}:
         raise RecognitionError(
-            "it has a convolution that does not keep the length of signals, or has groups or gaps"
+            "it has a convolution that does not keep the size of its inputs, or has groups or gaps"
         )
-    if joined is not None and taps > 1:
+    if dims == 2 and tuple(taps) not in ((1, 1), (3, 3)):
+        raise RecognitionError("it has a convolution of images with other than 1 x 1 or 3 x 3 taps")
+    if joined is not None and prod(taps) > 1:
         raise RecognitionError(
             "it convolves the time with more than one tap, which padding changes at the ends"
         )
@@ -371,7 +369,7 @@ _RULES: dict[Rule, str] = {
     _linear: "linear",
     _matmul: "matmul mm __matmul__",
     _addmm: "addmm",
-    _convolve: "conv1d",
+    _convolve: "conv1d conv2d",
     _drop: "dropout",
     **{
         _activation(key): f"{known.function} {known.overwriting} {known.function}_"

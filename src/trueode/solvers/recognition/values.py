@@ -100,7 +100,7 @@ class Recipe:
     The layer computes ``act(after * (weight @ (before * x) + bias) + added)``.
 
     Attributes:
-        weight: ``(out, in)`` or ``(out, in, taps)``; the identity matrix if None.
+        weight: as in `Layer`; the identity matrix if None.
         width: the number of inputs, without the time.
         bias: ``(out,)``.
         time: what is joined to the inputs, if anything.
@@ -119,12 +119,6 @@ class Recipe:
     added: Uniform = Uniform(0.0, 0.0)
     rows: tuple[tuple[Row, Factor], ...] = ()
     activation: str = "identity"
-
-    @property
-    def taps(self) -> int:
-        """The number of taps of a convolution; 1 for a matrix."""
-        shape = None if self.weight is None else self.weight.tensor.shape
-        return shape[2] if shape is not None and len(shape) == 3 else 1
 
     @cached_property
     def is_plain(self) -> bool:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from trueode.solvers.adaptive import Trace, give_up
-from trueode.solvers.backends.native import runtime
 from trueode.solvers.backends.native.library import EXHAUSTED, FAILED, AdaptiveSolve, Solve
 from trueode.solvers.backends.native.recorded import Kept, recorded
-from trueode.solvers.backends.native.runtime import RUNTIME
+from trueode.solvers.backends.native.runtime import RUNTIME, largest_tape
 from trueode.solvers.backends.native.task import (
     STAGES,
     STATES,
@@ -47,7 +46,7 @@ def solve(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Out
     assert isinstance(solver, Adaptive)
     if keep == STAGES and not task.per_sample:
         one = task.solve(Steps(_NO_GRID, keep=STAGES, capacity=1), layers)
-        most = runtime.LARGEST_TAPE // task.kernel.tape_size(task.double, one)
+        most = largest_tape(task.stack) // task.kernel.tape_size(task.double, one)
     wanted = None if points is None or points.at_ends else ascending(points)
     asked = _Asked(solver, z.detach(), layers, None if wanted is None else wanted.points)
     expected = RUNTIME.expected.get(solver, 8)

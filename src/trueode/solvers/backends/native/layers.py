@@ -13,9 +13,9 @@ from torch.nn import Parameter
 from trueode.errors import SolveError
 from trueode.layers import LayerStack
 from trueode.solvers.backends import generic
-from trueode.solvers.backends.native import adaptive, library, runtime
+from trueode.solvers.backends.native import adaptive, library
 from trueode.solvers.backends.native.recorded import Kept, recorded
-from trueode.solvers.backends.native.runtime import RUNTIME
+from trueode.solvers.backends.native.runtime import RUNTIME, largest_tape
 from trueode.solvers.backends.native.task import (
     NOTHING,
     NUMBERS,
@@ -36,7 +36,6 @@ from trueode.solvers.states import pack_stack
 # in a stage of one sample; larger stages leave the cache, and PyTorch's convolutions are faster
 MOST_NUMBERS = 2**15
 
-WIDE = 64  # channels of wide images
 # with vectors of four numbers, PyTorch's convolutions of images, made for the processor, are faster
 NARROW = "baseline"
 
@@ -144,7 +143,7 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
     solve = task.solve(steps, task.layers(tensors))
     if keep:
         size = task.kernel.tape_size(task.double, solve)
-        if keep == STAGES and size > _largest_tape(task.stack):
+        if keep == STAGES and size > largest_tape(task.stack):
             solve.keep = STATES
             size = task.kernel.tape_size(task.double, solve)
         tape = RUNTIME.take(size)
@@ -161,12 +160,6 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
     if zs is not None and wanted is not None:
         zs = wanted.restored(zs)
     return Outcome(final, zs, grid, n_steps, 0, is_finite=is_finite)
-
-
-def _largest_tape(stack: LayerStack) -> int:
-    """The bytes up to which keeping stages is faster than computing them again."""
-    wide = max(layer.weight.shape[1] for layer in stack.layers) >= WIDE
-    return runtime.LARGEST_OF_WIDE_IMAGES if stack.image and wide else runtime.LARGEST_TAPE
 
 
 def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:

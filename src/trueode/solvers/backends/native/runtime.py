@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueode.layers import LayerStack
 from trueode.solvers.solver import Adaptive
 
-# bytes; beyond this, computing stages again is faster than using fresh memory; but wide images take
-# longer to compute again
-LARGEST_TAPE, LARGEST_OF_WIDE_IMAGES = 2**25, 2**28
+# Bytes of memory that is kept for reuse: the first access to fresh memory takes about as long as
+# computing stages again, which takes longest for images.
+LARGEST_TAPE, LARGEST_OF_IMAGES = 2**25, 2**29
 # of the memory kept for reuse: sizes, and pieces of each size; and one large piece
 MOST_SIZES, MOST_SPARE = 6, 2
 MOST_EXPECTED = 1000
@@ -46,10 +47,7 @@ class Runtime:
         self.expected[solver] = n_steps
 
     def take(self, size: int) -> Block:
-        """Memory of at least ``size`` bytes, which is given back when nothing refers to it.
-
-        It is reused because the first access to fresh memory takes as long as a solve.
-        """
+        """Memory of at least ``size`` bytes, which is given back when nothing refers to it."""
         size = rounded(size)
         spare = self._spare if size <= LARGEST_TAPE else self._large
         try:
@@ -66,8 +64,13 @@ class Runtime:
             spare = self._spare.setdefault(size, [])
             if len(spare) < MOST_SPARE:
                 spare.append(memory)
-        elif size <= LARGEST_OF_WIDE_IMAGES:
+        elif size <= LARGEST_OF_IMAGES:
             self._large = {size: [memory]}
+
+
+def largest_tape(stack: LayerStack) -> int:
+    """The bytes up to which keeping stages is faster than computing them again."""
+    return LARGEST_OF_IMAGES if stack.image else LARGEST_TAPE
 
 
 def rounded(size: int) -> int:
