@@ -184,11 +184,13 @@ class NotRegistered(nn.Module):
 
 
 class Convolutions(nn.Module):
-    def __init__(self, width: int = 3, conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d) -> None:
+    def __init__(
+        self, width: int = 3, conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d, hidden: int = 6
+    ) -> None:
         super().__init__()
-        self.conv1 = conv(2, 6, 1)
-        self.conv2 = conv(6, 6, width, padding=width // 2)
-        self.conv3 = conv(6, 2, 1, bias=False)
+        self.conv1 = conv(2, hidden, 1)
+        self.conv2 = conv(hidden, hidden, width, padding=width // 2)
+        self.conv3 = conv(hidden, 2, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:

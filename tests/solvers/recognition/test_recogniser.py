@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.solvers.recognition.fields import CALLS, LAYERS, OTHERS, Given
+from tests.solvers.recognition.fields import CALLS, LAYERS, OTHERS, Convolutions, Given
 from trueode.layers import LayerStack
 from trueode.solvers import Adaptive, FixedStep, solve
 from trueode.solvers.recognition import find_layers, recogniser
@@ -292,3 +292,11 @@ def test_the_state_and_random_numbers_are_left_alone() -> None:
     assert torch.equal(z, copy)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in field.parameters())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_images_are_recognised(seed: int) -> None:
+    """Among so many inputs of activations, rounding changes the sign of some."""
+    torch.manual_seed(seed)
+    field = Convolutions(conv=nn.Conv2d, hidden=32)
+    assert layers_of(field, torch.rand(64, 2, 32, 32)) is not None
