@@ -35,6 +35,19 @@ def test_folders_are_their_names_and_content(tmp_path: Path) -> None:
     assert identity("image_folder", tmp_path / "b") == first, "generated data lies there too"
 
 
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    there = identity("image_folder", folder(tmp_path / "there"))
+    links = tmp_path / "links"
+    links.mkdir()
+    for part in ("cats", "dogs"):
+        (links / part).symlink_to(tmp_path / "there" / part)
+    assert identity("image_folder", links) == there
+    (tmp_path / "there" / "dogs" / "a.png").write_bytes(b"another")
+    assert identity("image_folder", links) != there
+    (tmp_path / "there" / "dogs" / "around").symlink_to(tmp_path / "there")
+    assert identity("image_folder", links)["files"] == 2
+
+
 def test_nothing_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data"):
         identity("image_folder", tmp_path)

@@ -65,13 +65,21 @@ def _remembered(
 
 
 def _files(root: Path) -> list[tuple[str, Path]]:
-    """All files below a folder except generated data, or the file itself, with relative names."""
+    """All files below a folder except generated data, or the file itself, with relative names.
+
+    Links to folders are followed, as when the data is read; not those to a folder around them.
+    """
     if root.is_file():
         return [("", root)]
     found = []
-    for folder, below, names in os.walk(root):
+    for folder, below, names in os.walk(root, followlinks=True):
+        here = real(folder)
         below[:] = sorted(
-            entry for entry in below if not entry.startswith(".") and entry != "generated"
+            entry
+            for entry in below
+            if not entry.startswith(".")
+            and entry != "generated"
+            and not here.is_relative_to(real(here / entry))
         )
         found += [Path(folder) / file for file in sorted(names) if not file.startswith(".")]
     # regular files only: reading a pipe would not end
