@@ -4,7 +4,7 @@
     python benchmarks/jobs.py --before 112bec8           by turns with the sources of a commit
     python benchmarks/jobs.py --jobs euler --niter 1000  one job, shorter
     python benchmarks/jobs.py --jobs mnist --data MNIST  the digits, 300 iterations
-    python benchmarks/jobs.py --jobs fig5 --data DIR     Figure 5, of a folder of images
+    python benchmarks/jobs.py --jobs fig5 --data DIR     Figure 5, of a folder of images, shorter
 
 ``112bec8`` is the last commit without the compiled kernel, ``3f0d677`` the last one whose kernel
 does not solve fields of images. The times of the parts come from the files of a run: its history
@@ -45,7 +45,7 @@ JOBS = {
 IMAGES = {
     "mnist": "--dataset mnist --network odenet --ch_residual_block 16 --solver rk4 "
     "--step_size 0.25 --lr 0.001 --niter 300",
-    "fig5": "reproduce fig5 --scale small --dataset image_folder",
+    "fig5": "reproduce fig5 --scale small --dataset image_folder --niter 100",
 }
 
 

@@ -94,6 +94,7 @@ ALWAYS void NAME(strip)(const int high, const int wide, int64_t rows, int64_t n,
                         const vec *shift, const Finish *finish, T *to, int64_t step_to) {
     int64_t r = 0;
     for (; r + high <= rows; r += high) NAME(few_rows)(high, wide, n, m, a + r * step, step, b, shift, finish, to + r * step_to, step_to);
+    for (; r + 4 <= rows; r += 4) NAME(few_rows)(4, wide, n, m, a + r * step, step, b, shift, finish, to + r * step_to, step_to);
     for (; r < rows; r++) NAME(few_rows)(1, wide, n, m, a + r * step, step, b, shift, finish, to + r * step_to, step_to);
 }
 
@@ -132,6 +133,7 @@ ALWAYS void NAME(few_halves)(const int high, int64_t n, const T *a, int64_t step
 static void NAME(matrix_of_halves)(int64_t rows, int64_t n, const T *a, int64_t step, const T *b, const T *shift, T *to, int64_t step_to) {
     int64_t r = 0;
     for (; r + 8 <= rows; r += 8) NAME(few_halves)(8, n, a + r * step, step, b, (const vec *)shift, to + r * step_to, step_to);
+    for (; r + 4 <= rows; r += 4) NAME(few_halves)(4, n, a + r * step, step, b, (const vec *)shift, to + r * step_to, step_to);
     for (; r < rows; r++) NAME(few_halves)(1, n, a + r * step, step, b, (const vec *)shift, to + r * step_to, step_to);
 }
 
