@@ -68,12 +68,7 @@ ALWAYS void NAME(few_rows)(const int high, const int wide, int64_t n, int64_t m,
 #pragma GCC unroll 4
         for (int j = 0; j < wide; j++) sums[q][j] = shift ? shift[j] : zero;
     for (int64_t i = 0; i < n; i++) {
-        vec right[SUMS_WIDE];
-#pragma GCC unroll 4
-        for (int j = 0; j < wide; j++) {
-            right[j] = ((const vec *)(b + i * m))[j];
-            HOLD(right[j]);
-        }
+        const vec *right = (const vec *)(b + i * m);
 #pragma GCC unroll 8
         for (int q = 0; q < high; q++)
 #pragma GCC unroll 4
@@ -148,12 +143,7 @@ ALWAYS void NAME(few_sums)(const int high, const int wide, int64_t rows, int64_t
 #pragma GCC unroll 4
         for (int j = 0; j < wide; j++) sums[q][j] = ((vec *)(to + q * m))[j];
     for (int64_t r = 0; r < rows; r++) {
-        vec right[SUMS_WIDE];
-#pragma GCC unroll 4
-        for (int j = 0; j < wide; j++) {
-            right[j] = ((const vec *)(b + r * step_b))[j];
-            HOLD(right[j]);
-        }
+        const vec *right = (const vec *)(b + r * step_b);
 #pragma GCC unroll 8
         for (int q = 0; q < high; q++)
 #pragma GCC unroll 4

@@ -201,14 +201,6 @@ static int keep_state(Column *column, int64_t steps, const void *state, size_t b
 
 /* ---- the numerics, for each instruction set and each type of numbers ---- */
 
-/* Keeps a vector in a register. Compilers may load it again for each of its uses, up to four times,
- * and then the loads take longer than the products. */
-#ifdef __x86_64__
-#define HOLD(x) __asm__("" : "+v"(x))
-#else
-#define HOLD(x) (void)(x)
-#endif
-
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)
 #define NAME(x) JOIN(JOIN(x, SET), TYPE)
