@@ -45,13 +45,14 @@ def conv_field(t: Any, z: Any, layers: Weights) -> Any:
 
 
 def image_field(t: Any, z: Any, layers: Weights) -> Any:
-    """Conv2d 3 -> 32 -> 32 (3 x 3) -> 3 on images with the channels last."""
+    """Conv2d 3 -> 32 -> 32 (3 x 3) -> 3 on images with the channels last. The middle layer is a
+    product with the nine pixels around each, many times as fast on a CPU as XLA's convolution.
+    """
     (w1, b1), (w2, b2), (w3, b3) = layers
-    x = jax.nn.relu(z @ w1 + b1)
-    x = jax.lax.conv_general_dilated(
-        x, w2.reshape(3, 3, 32, 32), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return jax.nn.relu(x + b2) @ w3 + b3
+    x = jnp.pad(jax.nn.relu(z @ w1 + b1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = z.shape[1:3]
+    around = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return jax.nn.relu(jnp.concatenate(around, -1) @ w2 + b2) @ w3 + b3
 
 
 def dense_field(t: Any, z: Any, layers: Weights) -> Any:

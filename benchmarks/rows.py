@@ -154,7 +154,7 @@ def compare(work: str, seconds: float) -> Found:
 
     trueode is also compared with the rate of matrix products.
     """
-    title, wanted, flops = COMPARISONS[work]
+    title, wanted, flops, limit = COMPARISONS[work]
     installed = [each for each in wanted if find_spec(each[1]) is not None]
     for peer in {peer for _, peer, _ in wanted} - {peer for _, peer, _ in installed}:
         tell(f"{peer} is not installed: its rows are omitted")
@@ -183,11 +183,11 @@ def compare(work: str, seconds: float) -> Found:
         )
 
     rows = []
-    for own, peer, limit in installed:
+    for own, peer, times in installed:
         theirs, ours = best(peer, *THREADS), best(own, *THREADS)
         text = "the same" if rows else title
         text += f"{own.removeprefix('trueode')} (`--precision`)" if own != "trueode" else ""
-        rows.append(Row(text, peer, str(theirs), str(ours), theirs.seconds / ours.seconds, limit))
+        rows.append(Row(text, peer, str(theirs), str(ours), theirs.seconds / ours.seconds, times))
     if flops is None:
         return Found(rows)
     ours = best("trueode", *THREADS)
@@ -199,7 +199,7 @@ def compare(work: str, seconds: float) -> Found:
     if COMPILER:
         peak = operations(ours.threads) / best(PEAK, ours.threads).seconds
         remark += f", {100 * rate / peak:.0f} % of {PEAK} of the processor ({gigaflops(peak)})"
-        if limit := COMPARISONS[work].share:
+        if limit is not None:
             rates = gigaflops(peak), gigaflops(rate)
             rows.append(
                 Row("the same, counted as direct convolution", PEAK, *rates, rate / peak, limit)
