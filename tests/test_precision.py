@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from trueode.data import Split
 from trueode.evaluation import evaluate, get_task
 from trueode.experiment import load
 from trueode.runs import load_latest
+from trueode.solvers.backends import native
 
 FLAGS = (
     "--dataset arrays --data_dir own --network odenet --ch_residual_block 8 --precision bf16 "
@@ -27,6 +29,14 @@ FIDELITY = (
     "--use_step_adaption_algo true --adaption_algo fidelity --adaption_interval 4 --fidelity 0.3 "
     "--step_size 1"
 )
+
+
+@pytest.fixture(autouse=True)
+def without_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the kernel solves stays in float32."""
+    monkeypatch.setenv("TRUEODE_NATIVE", "off")  # of other processes
+    with native.using("off"):
+        yield
 
 
 @pytest.fixture(autouse=True)
