@@ -228,7 +228,7 @@ def _note_waits(
         if isinstance(args[0], Pretended) and wanted == "cpu":
             _device.wait("copy to the host")
         elif not isinstance(args[0], Pretended) and wanted in ("cuda", "meta"):
-            if kwargs.get("non_blocking"):
+            if kwargs.get("non_blocking") and _is_pinned(args[0]):
                 _device.copies["copy from the host", _line()] += 1
             else:
                 _device.wait("copy from the host")
@@ -248,6 +248,17 @@ def _making(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(data, *args, **how)
 
     return made
+
+
+def _pin(x: Tensor, *_: Any) -> Tensor:
+    """A copy in memory that counts as pinned."""
+    copy = x.clone()
+    copy.__dict__["pinned"] = True
+    return copy
+
+
+def _is_pinned(x: Tensor, *_: Any) -> bool:
+    return "pinned" in x.__dict__
 
 
 @contextmanager
@@ -271,6 +282,8 @@ def pretend() -> Iterator[Device]:
         "torch.cuda.get_rng_state": lambda device=None: torch.get_rng_state(),
         "torch.cuda.set_rng_state": lambda state, device=None: None,
         "torch.random.fork_rng": lambda devices=(), **how: fork_rng(devices=[], **how),
+        "torch.Tensor.pin_memory": _pin,
+        "torch.Tensor.is_pinned": _is_pinned,
         "torch.tensor": _making(torch.tensor),
         "torch.as_tensor": _making(torch.as_tensor),
     }
