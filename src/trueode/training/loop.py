@@ -280,7 +280,11 @@ class Trainer:
         state, task = self.state, self.task
         right = task.metric_sum(step.output.detach(), step.batch).double() / step.whole
         shares = torch.stack([step.loss.detach().double(), right, self._loss_sum.double()])
-        loss, metric, loss_sum = self.ranks.sum(shares).tolist()
+        penalty = state.penalty
+        if not isinstance(penalty, Tensor):  # there was none since the run began or was resumed
+            penalty = shares.new_full((), penalty)
+        means = [*self.ranks.sum(shares), penalty.double()]
+        loss, metric, loss_sum, last_penalty = torch.stack(means).tolist()
         if not isfinite(loss_sum):
             raise DivergenceError(
                 f"The loss is not finite at iteration {state.iteration}, or became so at most "
@@ -310,7 +314,7 @@ class Trainer:
             "seconds": state.seconds,
         }
         if self.penalty is not None:
-            row["penalty"] = float(state.penalty)
+            row["penalty"] = last_penalty
         if checked and state.rule is not None and state.rule.signal is not None:
             row |= {"signal": state.rule.signal.value, "target": state.rule.signal.target}
         if tested:
