@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pretend import CUDA, Device, Pretended, pretend
 from trueode.data import Batch, Batches, Samples, Split, folder, load_dataset, splits
@@ -88,12 +90,29 @@ def test_data_is_copied_once(device: Device) -> None:
     assert split.on(CUDA) is split.on(CUDA)
 
 
-def test_bytes_stay_bytes_where_they_are_stored(device: Device) -> None:
-    assert SPLITS["bytes"].first(3).on(CUDA).x.dtype == torch.uint8
-    device.reset()
-    SPLITS["bytes"].batch(torch.tensor([0, 1]), CUDA)
-    # never by a plain number, for which a GPU takes its reciprocal
-    assert not any("Scalar" in name for name in device.launches if "div" in name)
+class Divisors(TorchDispatchMode):
+    """Records by what tensors are divided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket in (torch.ops.aten.div, torch.ops.aten.div_):
+            self.found.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_bytes_are_stored_and_become_numbers_there(device: Device) -> None:
+    """They are divided by a tensor: of a plain number a GPU takes the reciprocal, which rounds."""
+    split = replace(SPLITS["bytes"])
+    held = split.on(CUDA)
+    assert isinstance(held.x, Pretended)
+    assert held.x.dtype == torch.uint8
+    with Divisors() as divisors:
+        split.batch(torch.tensor([0, 1]), CUDA)
+    (divisor,) = divisors.found
+    assert isinstance(divisor, Pretended)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -116,15 +135,14 @@ def test_images_from_disk(
 
 @pytest.mark.parametrize("n", range(4))
 def test_the_next_batch_is_made_before_one_is_used(n: int) -> None:
-    events = []
+    events: list[tuple[str, int]] = []
 
     def making() -> Iterator[int]:
         for i in range(n):
             events.append(("made", i))
             yield i
 
-    for i in ahead(making()):
-        events.append(("used", i))
+    events.extend(("used", i) for i in ahead(making()))
     assert [i for what, i in events if what == "used"] == list(range(n))
     for i in range(n - 1):
         assert events.index(("made", i + 1)) < events.index(("used", i))

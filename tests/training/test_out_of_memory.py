@@ -21,6 +21,12 @@ CPU = torch.device("cpu")
 FAILS_AT = 4  # the iteration without enough memory
 
 
+@pytest.fixture(autouse=True)
+def portable() -> Any:
+    with native.using("off"):
+        yield
+
+
 class Backward(torch.autograd.Function):
     """The identity, whose derivative needs more memory than there is."""
 
@@ -56,7 +62,7 @@ class Field(torch.nn.Module):
 
 
 def a_trainer(
-    folder: Path, where: str, *needy: type[Gradient], ranks: int = 1, **how: Any
+    folder: Path, where: str, *needy: type[Gradient], **how: Any
 ) -> tuple[Trainer, list[str]]:
     options = make_options(
         {
@@ -96,11 +102,8 @@ def test_the_iteration_is_repeated_with_checkpoints(where: str, tmp_path: Path) 
         for name, weight in state.pop("model").items():
             state[name] = weight.tolist()
         state["random"] = state["random"].tolist()
-        state["optimizer"] = [
-            value.tolist()
-            for each in state["optimizer"]["state"].values()
-            for value in each.values()
-        ]
+        moments = state["optimizer"]["state"].values()
+        state["optimizer"] = [value.tolist() for each in moments for value in each.values()]
     assert one == other
 
 
@@ -132,9 +135,3 @@ def test_several_ranks_do_not_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OutOfMemoryError, match="--autodif checkpoint"):
         trainer.run()
     assert notices == []
-
-
-@pytest.fixture(autouse=True)
-def portable() -> Any:
-    with native.using("off"):
-        yield
