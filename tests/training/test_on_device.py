@@ -132,6 +132,30 @@ def test_a_comparison_of_a_rule_reads_once(name: str, tmp_path: Path, device: De
     assert sum(waits(device).values()) <= compared + rows, device
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_ranks_know_what_a_solve_costs(
+    per_sample: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ask one another only if their steps may differ."""
+    asked = 0
+
+    def alone(ranks: Ranks, x: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return x
+
+    monkeypatch.setattr(Ranks, "sum", alone)
+    monkeypatch.setattr("trueode.training.loop._shared", lambda model, ranks: model)
+    trainer = a_trainer(tmp_path, CPU, solver="dopri5", tol=1e-2, per_sample=per_sample)
+    trainer.ranks = Ranks(0, 2, CPU)
+    counts = []
+    for iterations in (2, 5, 9):
+        asked = 0
+        trainer.run(iterations)
+        counts.append(asked)
+    assert counts[2] - counts[1] == (4 if per_sample else 0)
+
+
 def test_an_evaluation_reads_once(tmp_path: Path, device: Device) -> None:
     trainer = a_trainer(tmp_path, n_steps=1, evaluate_test_acc=True, eval_interval=3)
     trainer.run(3)
