@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.pretend import CUDA, Device, pretend
+from tests.pretend import CUDA, Device, Pretended, pretend
 from trueode.build import build_run
 from trueode.cli.main import main
 from trueode.distributed import Ranks
@@ -21,6 +21,14 @@ from trueode.options import make_options
 from trueode.runs import load_latest, read_checkpoint, save_checkpoint
 from trueode.solvers.backends import native
 from trueode.training import Hooks, Trainer
+from trueode.training.optimizers import (
+    FusedAdam,
+    FusedSGD,
+    Optimizer,
+    TorchAdam,
+    TorchRMSprop,
+    TorchSGD,
+)
 
 WAITING = ("solvers/",)  # beginnings of lines that may wait in a step
 NEVER = 10**6
@@ -195,6 +203,23 @@ def test_a_run_moves_between_devices(
         wanted = whole.state.model.state_dict()[name]
         torch.testing.assert_close(weight, wanted, rtol=1e-4, atol=1e-6)
     assert part.state.evaluations == whole.state.evaluations
+
+
+@pytest.mark.parametrize("kind", [FusedAdam, FusedSGD, TorchAdam, TorchSGD, TorchRMSprop])
+def test_the_state_of_an_optimiser_is_on_the_device(kind: type[Optimizer], device: Device) -> None:
+    """Also its counts of steps: a graph of an iteration could not contain those of the CPU."""
+    params: list[Tensor] = [torch.nn.Parameter(torch.ones(3, device="cpu").to(CUDA))]
+    saved: dict[str, Any] = {"state": {}}
+    for _ in range(2):  # the second time resumed
+        optimizer = kind(params, 0.1, 0.2)
+        optimizer.load_state_dict(saved)
+        device.reset()
+        params[0].grad = torch.full_like(params[0], 2.0, requires_grad=False)
+        optimizer.step()
+        assert not device.waits
+        saved = optimizer.state_dict()
+        assert saved["state"][0].keys() == set(kind.NAMES)
+        assert all(isinstance(x, Pretended) for x in saved["state"][0].values())
 
 
 def test_the_generator_of_the_gpu_is_restored(
