@@ -285,7 +285,6 @@ def pretend() -> Iterator[Device]:
         "torch.accelerator.current_stream": lambda device=None: SimpleNamespace(
             is_capturing=lambda: False
         ),
-        "torch.Tensor.pin_memory": lambda self, device=None: self,
         "torch.cuda.get_rng_state": lambda device=None: torch.get_rng_state(),
         "torch.cuda.set_rng_state": lambda state, device=None: None,
         "torch.random.fork_rng": lambda devices=(), **how: fork_rng(devices=[], **how),

@@ -1,4 +1,4 @@
-"""Data on its way to a device: copies for which the host does not wait."""
+"""Data on its way to a device."""
 
 from __future__ import annotations
 
@@ -6,26 +6,10 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 CPU = torch.device("cpu")
 SHARE = 1 / 3  # of a device's free memory that a part of a data set may take
 Made = TypeVar("Made")
-
-
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; to a GPU it is copied from pinned memory, without waiting."""
-    if x.device == device:
-        return x
-    if device.type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()  # kept by PyTorch until the copy is done
-    return x.to(device, non_blocking=True)
-
-
-def free_on(device: torch.device) -> int:
-    """Free bytes of a GPU, including those in PyTorch's cache."""
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + cached
 
 
 def ahead(made: Iterator[Made]) -> Iterator[Made]:

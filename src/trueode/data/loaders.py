@@ -8,8 +8,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from trueode.data.device import CPU, sent
+from trueode.data.device import CPU
 from trueode.data.splits import Batch, Samples
+from trueode.devices import send
 from trueode.errors import DataError, UsageError
 from trueode.seeds import stream
 
@@ -91,7 +92,7 @@ class Batches:
             epoch, skip = epoch + 1, 0
 
     def _batches(self, order: Tensor) -> tuple[Tensor, ...]:
-        order = sent(order, self.split.on(self.device).place)  # once for all batches
+        order = send(order, self.split.on(self.device).place)  # once for all batches
         return order.split(self.batch_size)  # type: ignore[no-untyped-call, no-any-return]
 
     def _part(self, whole: Tensor) -> tuple[Tensor, int]:

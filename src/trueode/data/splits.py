@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trueode.data.device import CPU, SHARE, ahead, free_on, sent
+from trueode.data.device import CPU, SHARE, ahead
+from trueode.devices import free_on, send
 from trueode.errors import DataError
 
 
@@ -33,7 +34,7 @@ class Batch(NamedTuple):
         """The batch on a device, without waiting for the copy."""
         if self.x.device == self.y.device == device:
             return self
-        return self._replace(x=sent(self.x, device), y=sent(self.y, device))
+        return self._replace(x=send(self.x, device), y=send(self.y, device))
 
     def numbers(self, dtype: torch.dtype) -> Batch:
         """The batch with numbers in [0, 1] instead of bytes 0 … 255 as inputs."""
@@ -125,7 +126,7 @@ class Split(Samples):
         return len(self.x)
 
     def stored(self, indices: Tensor) -> Batch:
-        here = sent(indices, self.x.device)
+        here = send(indices, self.x.device)
         return Batch(self.x[here], self.y[here], self._times(indices))
 
     def on(self, device: torch.device) -> Split:

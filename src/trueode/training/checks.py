@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trueode.adaptation import Measure
 from trueode.data import Batch, Unseen
-from trueode.data.device import sent
+from trueode.devices import send
 from trueode.distributed import Ranks
 from trueode.evaluation import Task
 from trueode.seeds import torch_stream
@@ -115,7 +115,7 @@ class Checks:
         x, (rank, world) = batch.x, (self.ranks.rank, self.ranks.world_size)
         generator = torch_stream(self.seed, "noise", iteration)
         noise = torch.randn((whole, *x.shape[1:]), generator=generator, dtype=x.dtype, device="cpu")
-        part = sent(noise[whole * rank // world : whole * (rank + 1) // world], x.device)
+        part = send(noise[whole * rank // world : whole * (rank + 1) // world], x.device)
         numbers = whole * prod(x.shape[1:])
         mean = self.ranks.sum(x.double().sum()) / numbers
         deviation = (self.ranks.sum((x.double() - mean).square().sum()) / numbers).sqrt()

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trueode.data.device import free_on
+from trueode.devices import free_on
 from trueode.distributed import Ranks
 from trueode.errors import OutOfMemoryError
 from trueode.models import NeuralODE
