@@ -1,0 +1,382 @@
+"""The kernels of whole solves, in Triton: a program solves for a block of samples, with the weights
+and all stages of a step on the chip.
+
+Widths are padded to what ``tl.dot`` takes. Padded weights are zero, so padded numbers of a state
+stay zero, and those of a hidden layer have no effect.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        widths: the width of the state, and of each layer's output.
+        padded: the same, padded.
+        activations: the name of each layer's activation.
+        timed: whether each layer sees the time.
+        stages: the number of stages, and the same as a power of two.
+        block: the samples of a program.
+        keeps: whether the forward pass keeps what the backward pass needs.
+        saves: whether states are saved on the way.
+    """
+
+    widths: tuple[int, ...]
+    padded: tuple[int, ...]
+    activations: tuple[str, ...]
+    timed: tuple[bool, ...]
+    stages: tuple[int, int]
+    block: int
+    keeps: bool
+    saves: bool
+
+
+class Given(NamedTuple):
+    """What both kernels read.
+
+    Attributes:
+        layers: the layers, packed: of each its weight ``(out, in)``, bias and time weight.
+        table: a row for each step: the times of its stages, and ``h a`` and ``h b``, where ``b``
+            is the last row of ``a``; ``(steps, stages * (stages + 2))``.
+        saved: for each grid point the number of the first state saved there or later, and the
+            number of all, ``(steps + 2,)``.
+    """
+
+    layers: Tensor
+    table: Tensor
+    saved: Tensor
+
+
+class States(NamedTuple):
+    """States, or gradients of them.
+
+    Attributes:
+        first: the initial ones, ``(batch, width)``.
+        final: the final ones.
+        saved: the saved ones, ``(times, batch, width)``.
+        entering: the states at which the field is evaluated, ``(steps, stages, batch, width)``.
+    """
+
+    first: Tensor
+    final: Tensor
+    saved: Tensor
+    entering: Tensor
+
+
+# 1 / n!, highest first, for exp; 1 / (2 n + 1), highest first, for artanh: for single and double
+_EXP = tl.constexpr((1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2))
+_EXP_DOUBLE = tl.constexpr(
+    (1 / 6227020800, 1 / 479001600, 1 / 39916800, 1 / 3628800, 1 / 362880, 1 / 40320)
+)
+_ARTANH = tl.constexpr((1 / 9, 1 / 7, 1 / 5, 1 / 3))
+_ARTANH_DOUBLE = tl.constexpr((1 / 21, 1 / 19, 1 / 17, 1 / 15, 1 / 13, 1 / 11))
+
+
+@triton.jit
+def _extended(p: tl.tensor, x: tl.tensor, TERMS: tl.constexpr) -> tl.tensor:
+    """The polynomial that begins with ``p`` and ends with the given terms, at ``x``."""
+    for i in tl.static_range(len(TERMS.value)):
+        p = p * x + TERMS[i]
+    return p
+
+
+@triton.jit
+def _exp_parts(x: tl.tensor) -> tl.tuple:
+    """``scale`` and ``p`` with ``exp(x) = scale (1 + p)``, ``p`` accurate also for small ``x``, as
+    in the kernel for processors.
+    """
+    DOUBLE: tl.constexpr = x.dtype == tl.float64
+    LOW: tl.constexpr = -708 if DOUBLE else -87
+    HIGH: tl.constexpr = 709 if DOUBLE else 88
+    x = tl.where(x < LOW, LOW, tl.where(x > HIGH, HIGH, x))
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    if DOUBLE:
+        r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10
+        scale = ((n.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+        p = _extended(tl.zeros_like(x), r, _EXP_DOUBLE)
+    else:
+        r = x - n * 0.693145751953125 - n * 1.4286068203094172e-6
+        scale = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+        p = tl.zeros_like(x)
+    return scale, _extended(p, r, _EXP) * r * r + r
+
+
+@triton.jit
+def _exp(x: tl.tensor) -> tl.tensor:
+    scale, p = _exp_parts(x)
+    return scale * p + scale
+
+
+@triton.jit
+def _sigmoid(x: tl.tensor) -> tl.tensor:
+    return 1 / (1 + _exp(-x))
+
+
+@triton.jit
+def _tanh(x: tl.tensor) -> tl.tensor:
+    """``expm1(2 x) / (expm1(2 x) + 2)``."""
+    scale, p = _exp_parts(2 * tl.where(x > 20, 20, x))
+    e = scale * p + (scale - 1)
+    return e / (e + 2)
+
+
+@triton.jit
+def _softplus(x: tl.tensor) -> tl.tensor:
+    """``max(x, 0) + log(1 + u)``, ``u = exp(-|x|)``, with ``log(1 + u) = 2 artanh(u / (2 + u))``,
+    and half of ``1 + u`` if it is large. Beyond 20 the result is ``x``, as in PyTorch.
+    """
+    u = _exp(-tl.abs(x))
+    large = u > 0.41421356237309503
+    s = tl.where(large, (u - 1) / (u + 3), u / (u + 2))
+    q = s * s
+    p = tl.zeros_like(x)
+    if x.dtype == tl.float64:
+        p = _extended(p, q, _ARTANH_DOUBLE)
+    p = 2 * (s * q * _extended(p, q, _ARTANH) + s) + tl.where(large, q * 0 + 0.69314718055994531, 0)
+    return tl.where(x > 20, x, tl.where(x < 0, 0, x) + p)
+
+
+@triton.jit
+def _activated(x: tl.tensor, NAME: tl.constexpr) -> tl.tuple:
+    """An activation and its derivative."""
+    one = tl.full(x.shape, 1, x.dtype)
+    if NAME == "identity":
+        value, slope = x, one
+    elif NAME == "relu":
+        value, slope = tl.where(x < 0, 0, x), tl.where(x <= 0, 0, one)
+    elif NAME == "lrelu":
+        slope = tl.where(x > 0, one, one * 0.01)
+        value = x * slope
+    elif NAME == "sigmoid":
+        value = _sigmoid(x)
+        slope = value * (1 - value)
+    elif NAME == "tanh":
+        value = _tanh(x)
+        slope = 1 - value * value
+    elif NAME == "silu":
+        s = _sigmoid(x)
+        value, slope = x * s, s * (1 + x * (1 - s))
+    elif NAME == "softplus":
+        value, slope = _softplus(x), tl.where(x > 20, one, _sigmoid(x))
+    elif NAME == "gelu":
+        normal = 0.5 * (1 + tl.erf(x * 0.70710678118654752))
+        value, slope = x * normal, normal + x * _exp(-0.5 * x * x) * 0.39894228040143268
+    else:
+        tl.static_assert(NAME == "cube")
+        value, slope = x * x * x, 3 * x * x
+    return value, slope
+
+
+@triton.jit
+def _dot(x: tl.tensor, y: tl.tensor) -> tl.tensor:
+    return tl.dot(x, y, input_precision="ieee", out_dtype=x.dtype)
+
+
+@triton.jit
+def _places(FORM: tl.constexpr, J: tl.constexpr) -> tl.tuple:
+    """Where the weights of layer ``j``, transposed, and its bias lie in it, and masks."""
+    i, o = tl.arange(0, FORM.padded[J])[:, None], tl.arange(0, FORM.padded[J + 1])
+    inside = o < FORM.widths[J + 1]
+    weights = o[None, :] * FORM.widths[J] + i, (i < FORM.widths[J]) & inside[None, :]
+    return weights[0], weights[1], FORM.widths[J] * FORM.widths[J + 1] + o, inside
+
+
+@triton.jit
+def _layer(at: tl.tensor, FORM: tl.constexpr, J: tl.constexpr) -> tl.tuple:
+    """Weights, bias and time weight of layer ``j``."""
+    w_at, w_inside, b_at, b_inside = _places(FORM, J)
+    bias = tl.load(at + b_at, mask=b_inside, other=0)
+    time = bias
+    if FORM.timed[J]:
+        time = tl.load(at + FORM.widths[J + 1] + b_at, mask=b_inside, other=0)
+    return tl.load(at + w_at, mask=w_inside, other=0), bias, time
+
+
+@triton.jit
+def _layers(at: tl.tensor, FORM: tl.constexpr) -> tl.tuple:
+    """All layers, as tuples of weights, bias and time weight."""
+    found = ()
+    for j in tl.static_range(len(FORM.timed)):
+        found = found + (_layer(at, FORM, j),)
+        at += FORM.widths[j + 1] * (FORM.widths[j] + 1 + FORM.timed[j])
+    return found
+
+
+@triton.jit
+def _store_layer(at: tl.tensor, sums: tl.tuple, FORM: tl.constexpr, J: tl.constexpr) -> None:
+    """Write gradients of layer ``j`` as it is packed."""
+    w_at, w_inside, b_at, b_inside = _places(FORM, J)
+    weight, bias, time = sums
+    tl.store(at + w_at, weight, mask=w_inside)
+    tl.store(at + b_at, bias, mask=b_inside)
+    if FORM.timed[J]:
+        tl.store(at + FORM.widths[J + 1] + b_at, time, mask=b_inside)
+
+
+@triton.jit
+def _field(t: tl.tensor, z: tl.tensor, layers: tl.tuple, FORM: tl.constexpr) -> tl.tuple:
+    """The field, with the inputs of the layers and the slopes of their activations."""
+    x, inputs, slopes = z, (), ()
+    for j in tl.static_range(len(FORM.timed)):
+        weight, bias, time = layers[j]
+        if FORM.timed[j]:
+            bias += t * time
+        inputs = inputs + (x,)
+        x, slope = _activated(_dot(x, weight) + bias[None, :], FORM.activations[j])
+        slopes = slopes + (slope,)
+    return x, inputs, slopes
+
+
+@triton.jit
+def _pulled_back(
+    t: tl.tensor, known: tl.tuple, g: tl.tensor, layers: tl.tuple, sums: tl.tuple
+) -> tl.tuple:
+    """From the gradient ``g`` of the field's value to that of the state, and the sums of the layers'
+    gradients with these added. ``known``: the layers' inputs and slopes.
+    """
+    inputs, slopes = known
+    found = ()
+    for r in tl.static_range(len(inputs)):
+        weight, _, _ = layers[len(inputs) - 1 - r]
+        d_weight, d_bias, d_time = sums[len(inputs) - 1 - r]
+        g *= slopes[len(inputs) - 1 - r]
+        d_weight += _dot(tl.trans(inputs[len(inputs) - 1 - r]), g)
+        total = tl.sum(g, axis=0)
+        found = ((d_weight, d_bias + total, d_time + t * total),) + found
+        g = _dot(g, tl.trans(weight))
+    return g, found
+
+
+@triton.jit
+def _weighted(weights: tl.tensor, stages: tl.tensor) -> tl.tensor:
+    """``sum_i weights_i stages_i``."""
+    return tl.sum(weights[:, None, None] * stages, axis=0)
+
+
+@triton.jit
+def _samples(block: tl.tensor, n: tl.tensor, FORM: tl.constexpr) -> tl.tuple:
+    """Where the states of a block of samples lie, and a mask."""
+    rows = tl.cast(block, tl.int64) * FORM.block + tl.arange(0, FORM.block)[:, None]
+    columns = tl.arange(0, FORM.padded[0])[None, :]
+    return rows * FORM.widths[0] + columns, (rows < n) & (columns < FORM.widths[0])
+
+
+@triton.jit
+def _save(to: tl.tensor, z: tl.tensor, mask: tl.tensor, saved: tl.tensor, size: tl.tensor):
+    """Write the state of a grid point as often as it is saved."""
+    for point in range(tl.load(saved), tl.load(saved + 1)):
+        tl.store(to + point * size, z, mask=mask)
+
+
+@triton.jit
+def _saved(g: tl.tensor, of: tl.tensor, mask: tl.tensor, saved: tl.tensor, size: tl.tensor):
+    """The gradient of a grid point's state, with those of the states that are saved there."""
+    for point in range(tl.load(saved), tl.load(saved + 1)):
+        g += tl.load(of + point * size, mask=mask, other=0)
+    return g
+
+
+@triton.jit(do_not_specialize=["n", "steps"])
+def forward(given: tl.tuple, states: tl.tuple, n: tl.tensor, steps: tl.tensor, FORM: tl.constexpr):
+    """Solve.
+
+    Args:
+        given: a `Given`.
+        states: the `States`, written except the first.
+        n: the number of samples.
+        steps: the number of steps.
+        FORM: a `Form`.
+    """
+    STAGES: tl.constexpr = FORM.stages[0]
+    at, mask = _samples(tl.program_id(0), n, FORM)
+    size = tl.cast(n, tl.int64) * FORM.widths[0]
+    layers = _layers(given.layers, FORM)
+    row, saved, entering = given.table, given.saved, states.entering
+    number = tl.arange(0, FORM.stages[1])
+    z = tl.load(states.first + at, mask=mask, other=0)
+    for _ in range(steps):
+        if FORM.saves:
+            _save(states.saved + at, z, mask, saved, size)
+            saved += 1
+        stages = tl.zeros((FORM.stages[1], FORM.block, FORM.padded[0]), z.dtype)
+        for i in range(STAGES):
+            a = tl.load(row + (i + 1) * STAGES + number, mask=number < STAGES, other=0)
+            y = z + _weighted(a, stages)
+            if FORM.keeps:
+                tl.store(entering + at, y, mask=mask)
+                entering += size
+            k, _inputs, _slopes = _field(tl.load(row + i), y, layers, FORM)
+            stages = tl.where((number == i)[:, None, None], k[None, :, :], stages)
+        b = tl.load(row + (STAGES + 1) * STAGES + number, mask=number < STAGES, other=0)
+        z += _weighted(b, stages)
+        row += STAGES * (STAGES + 2)
+    if FORM.saves:
+        _save(states.saved + at, z, mask, saved, size)
+    tl.store(states.final + at, z, mask=mask)
+
+
+@triton.jit(do_not_specialize=["counts"])
+def backward(
+    given: tl.tuple, gradients: tl.tuple, parts: tl.tensor, counts: tl.tuple, FORM: tl.constexpr
+):
+    """Pull the gradients of the final and the saved states back through the steps, with the layers
+    of every stage computed again (Sandu, 2006, eq. 8).
+
+    Args:
+        given: a `Given`.
+        gradients: `States`: the gradients of the first states, which are written, of the final and
+            the saved ones, and the states at which the field was evaluated.
+        parts: the gradients of the packed layers, ``(programs, numbers)``, written.
+        counts: those of samples, steps, and numbers in the packed layers.
+        FORM: a `Form`.
+    """
+    STAGES: tl.constexpr = FORM.stages[0]
+    n, steps, numbers = counts
+    size = tl.cast(n, tl.int64) * FORM.widths[0]
+    layers = _layers(given.layers, FORM)
+    number = tl.arange(0, FORM.stages[1])
+    sums = ()
+    for j in tl.static_range(len(FORM.timed)):
+        bias = tl.zeros((FORM.padded[j + 1],), given.layers.dtype.element_ty)
+        weight = tl.zeros((FORM.padded[j], FORM.padded[j + 1]), bias.dtype)
+        sums = sums + ((weight, bias, bias),)
+    for block in range(tl.program_id(0), tl.cdiv(n, FORM.block), tl.num_programs(0)):
+        at, mask = _samples(block, n, FORM)
+        row = given.table + tl.cast(steps, tl.int64) * STAGES * (STAGES + 2)
+        entering = gradients.entering + steps * STAGES * size
+        saved = given.saved + steps
+        g = tl.load(gradients.final + at, mask=mask, other=0)
+        for _ in range(steps):
+            if FORM.saves:
+                g = _saved(g, gradients.saved + at, mask, saved, size)
+                saved -= 1
+            row -= STAGES * (STAGES + 2)
+            pulled = tl.zeros((FORM.stages[1], FORM.block, FORM.padded[0]), g.dtype)
+            for r in range(STAGES):
+                i = STAGES - 1 - r
+                entering -= size
+                y = tl.load(entering + at, mask=mask, other=0)
+                a = tl.load(row + (number + 1) * STAGES + i, mask=number < STAGES, other=0)
+                k = tl.load(row + (STAGES + 1) * STAGES + i) * g + _weighted(a, pulled)
+                t = tl.load(row + i)
+                _value, inputs, slopes = _field(t, y, layers, FORM)
+                k, sums = _pulled_back(t, (inputs, slopes), k, layers, sums)
+                pulled = tl.where((number == i)[:, None, None], k[None, :, :], pulled)
+            g += tl.sum(pulled, axis=0)
+        if FORM.saves:
+            g = _saved(g, gradients.saved + at, mask, saved, size)
+        tl.store(gradients.first + at, g, mask=mask)
+    parts += tl.program_id(0).to(tl.int64) * numbers
+    for j in tl.static_range(len(FORM.timed)):
+        _store_layer(parts, sums[j], FORM, j)
+        parts += FORM.widths[j + 1] * (FORM.widths[j] + 1 + FORM.timed[j])
