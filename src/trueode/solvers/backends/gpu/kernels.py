@@ -5,6 +5,8 @@ Widths are padded to what ``tl.dot`` takes. Padded weights are zero, so padded n
 stay zero, and those of a hidden layer have no effect.
 """
 
+# ruff: noqa: RUF005 - the compiler does not unpack into tuples
+
 from __future__ import annotations
 
 import os
@@ -25,6 +27,7 @@ class Form(NamedTuple):
         padded: the same, padded.
         activations: the name of each layer's activation.
         timed: whether each layer sees the time.
+        starts: where each layer begins among the packed ones, and where the last one ends.
         stages: the number of stages, and the same as a power of two.
         block: the samples of a program.
         keeps: whether the forward pass keeps what the backward pass needs.
@@ -35,6 +38,7 @@ class Form(NamedTuple):
     padded: tuple[int, ...]
     activations: tuple[str, ...]
     timed: tuple[bool, ...]
+    starts: tuple[int, ...]
     stages: tuple[int, int]
     block: int
     keeps: bool
@@ -58,19 +62,37 @@ class Given(NamedTuple):
 
 
 class States(NamedTuple):
-    """States, or gradients of them.
+    """States that the forward pass reads and writes.
 
     Attributes:
-        first: the initial ones, ``(batch, width)``.
+        first: the initial ones, ``(batch, width)``; read.
         final: the final ones.
         saved: the saved ones, ``(times, batch, width)``.
-        entering: the states at which the field is evaluated, ``(steps, stages, batch, width)``.
+        entering: those at which the field is evaluated, ``(steps, stages, batch, width)``.
     """
 
     first: Tensor
     final: Tensor
     saved: Tensor
     entering: Tensor
+
+
+class Gradients(NamedTuple):
+    """What the backward pass reads and writes.
+
+    Attributes:
+        final: the gradients of the final states.
+        saved: those of the saved states.
+        entering: as in `States`.
+        first: the gradients of the initial states; written.
+        layers: those of the packed layers, a row for each program; written.
+    """
+
+    final: Tensor
+    saved: Tensor
+    entering: Tensor
+    first: Tensor
+    layers: Tensor
 
 
 # 1 / n!, highest first, for exp; 1 / (2 n + 1), highest first, for artanh: for single and double
@@ -207,8 +229,7 @@ def _layers(at: tl.tensor, FORM: tl.constexpr) -> tl.tuple:
     """All layers, as tuples of weights, bias and time weight."""
     found = ()
     for j in tl.static_range(len(FORM.timed)):
-        found = found + (_layer(at, FORM, j),)
-        at += FORM.widths[j + 1] * (FORM.widths[j] + 1 + FORM.timed[j])
+        found = found + (_layer(at + FORM.starts[j], FORM, j),)
     return found
 
 
@@ -241,8 +262,8 @@ def _field(t: tl.tensor, z: tl.tensor, layers: tl.tuple, FORM: tl.constexpr) -> 
 def _pulled_back(
     t: tl.tensor, known: tl.tuple, g: tl.tensor, layers: tl.tuple, sums: tl.tuple
 ) -> tl.tuple:
-    """From the gradient ``g`` of the field's value to that of the state, and the sums of the layers'
-    gradients with these added. ``known``: the layers' inputs and slopes.
+    """From the gradient ``g`` of the field's value to that of the state, and the ``sums`` of the
+    layers' gradients with these added. ``known``: the layers' inputs and slopes.
     """
     inputs, slopes = known
     found = ()
@@ -325,23 +346,21 @@ def forward(given: tl.tuple, states: tl.tuple, n: tl.tensor, steps: tl.tensor, F
     tl.store(states.final + at, z, mask=mask)
 
 
-@triton.jit(do_not_specialize=["counts"])
+@triton.jit(do_not_specialize=["n", "steps"])
 def backward(
-    given: tl.tuple, gradients: tl.tuple, parts: tl.tensor, counts: tl.tuple, FORM: tl.constexpr
+    given: tl.tuple, gradients: tl.tuple, n: tl.tensor, steps: tl.tensor, FORM: tl.constexpr
 ):
     """Pull the gradients of the final and the saved states back through the steps, with the layers
     of every stage computed again (Sandu, 2006, eq. 8).
 
     Args:
         given: a `Given`.
-        gradients: `States`: the gradients of the first states, which are written, of the final and
-            the saved ones, and the states at which the field was evaluated.
-        parts: the gradients of the packed layers, ``(programs, numbers)``, written.
-        counts: those of samples, steps, and numbers in the packed layers.
+        gradients: `Gradients`.
+        n: the number of samples.
+        steps: the number of steps.
         FORM: a `Form`.
     """
     STAGES: tl.constexpr = FORM.stages[0]
-    n, steps, numbers = counts
     size = tl.cast(n, tl.int64) * FORM.widths[0]
     layers = _layers(given.layers, FORM)
     number = tl.arange(0, FORM.stages[1])
@@ -376,7 +395,6 @@ def backward(
         if FORM.saves:
             g = _saved(g, gradients.saved + at, mask, saved, size)
         tl.store(gradients.first + at, g, mask=mask)
-    parts += tl.program_id(0).to(tl.int64) * numbers
+    part = gradients.layers + tl.program_id(0).to(tl.int64) * FORM.starts[len(FORM.timed)]
     for j in tl.static_range(len(FORM.timed)):
-        _store_layer(parts, sums[j], FORM, j)
-        parts += FORM.widths[j + 1] * (FORM.widths[j] + 1 + FORM.timed[j])
+        _store_layer(part + FORM.starts[j], sums[j], FORM, j)

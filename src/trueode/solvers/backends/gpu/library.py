@@ -50,8 +50,8 @@ def give_up(failure: Exception) -> None:
         cause = cause.__cause__
     reason = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
     warnings.warn(
-        f"Triton's kernels are not used ({reason}); the portable path gives the same results but is "
-        f"slower. Install a version of Triton that fits PyTorch; {VARIABLE}=off silences this "
+        f"Triton's kernels are not used ({reason}); the portable path gives the same results but "
+        f"is slower. Install a version of Triton that fits PyTorch; {VARIABLE}=off silences this "
         "warning.",
         RuntimeWarning,
         stacklevel=2,
@@ -65,6 +65,10 @@ def reaches(z: Tensor) -> bool:
 
 
 def describe() -> str:
-    """Describe how fields of layers are solved on a GPU."""
+    """Describe how fields of layers are solved on GPUs: by Triton's kernels or without them."""
     found = kernels()
-    return f"portable path ({VARIABLE})" if found is None else f"Triton {found.triton.__version__}"
+    if found is not None:
+        return f"Triton's kernels (Triton {found.triton.__version__})"
+    on = os.environ.get(VARIABLE) == "on"
+    reason = "Triton is missing or broken" if on else f"{VARIABLE}=on uses Triton"
+    return f"portable path ({reason})"

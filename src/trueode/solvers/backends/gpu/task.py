@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ def size(widths: Sequence[int], tableau: ButcherTableau, dtype: torch.dtype) -> 
     and the stages of a step.
     """
     padded = list(map(_padded, widths))
-    weights = sum(a * b for a, b in zip(padded[:-1], padded[1:], strict=True))
+    weights = sum(a * b for a, b in pairwise(padded))
     stages = _padded(tableau.advancing_stages, 1) * BLOCK * padded[0]
     return (2 * weights + stages) * dtype.itemsize
 
@@ -89,9 +90,7 @@ class Task(NamedTuple):
         """The number of stages of a step."""
         return self.solver.tableau.advancing_stages
 
-    def forward(
-        self, inputs: Sequence[Any], keeps: bool
-    ) -> tuple[Tensor, Tensor | None, Kept]:
+    def forward(self, inputs: Sequence[Any], keeps: bool) -> tuple[Tensor, Tensor | None, Kept]:
         """Solve.
 
         Args:
@@ -110,6 +109,7 @@ class Task(NamedTuple):
             tuple(map(_padded, self.widths)),
             tuple(layer.activation for layer in layers),
             tuple(layer.time_weight is not None for layer in layers),
+            (0, *accumulate(sum(x.numel() for x in layer.tensors) for layer in layers)),
             (self.n_stages, _padded(self.n_stages, 1)),
             BLOCK,
             keeps,
@@ -126,7 +126,7 @@ class Task(NamedTuple):
             entering = _new(z, self.n_steps, self.n_stages, *z.shape)
         states = kernels.States(z, final, z if zs is None else zs, entering)
         kept = Kept(self, form, given, entering)
-        kept.launch(kernels.forward, -(-len(z) // BLOCK), given, states, len(z), self.n_steps)
+        kept.launch(kernels.forward, -(-len(z) // BLOCK), states)
         self.counter.add(self.n_steps * self.n_stages)
         return final, zs, kept
 
@@ -145,12 +145,13 @@ class Kept(NamedTuple):
     known: Any
     entering: Tensor
 
-    def launch(self, kernel: Any, programs: int, *arguments: Any) -> None:
-        """Launch a kernel."""
-        few = size(self.form.widths, self.task.solver.tableau, self.entering.dtype)
-        with torch.cuda.device_of(self.entering):
+    def launch(self, kernel: Any, programs: int, states: Any) -> None:
+        """Launch a kernel for ``states``, which it reads and writes."""
+        few = size(self.form.widths, self.task.solver.tableau, states.final.dtype)
+        warps = 4 if few <= MOST_OF_FOUR_WARPS else 8
+        with torch.cuda.device_of(states.final):
             kernel[(programs,)](
-                *arguments, self.form, num_warps=4 if few <= MOST_OF_FOUR_WARPS else 8
+                self.known, states, len(states.first), self.task.n_steps, self.form, num_warps=warps
             )
 
     def given(self) -> Given:
@@ -166,12 +167,11 @@ class Kept(NamedTuple):
         """
         kernels, task = library.kernels(), self.task
         final, *saved = [g.contiguous() for g in gradients]
-        programs, numbers = min(-(-len(z) // BLOCK), MOST_PROGRAMS), self.known.layers.numel()
-        first, parts = _new(final, *final.shape), _new(final, programs, numbers)
-        states = kernels.States(first, final, (*saved, final)[0], self.entering)
-        counts = len(z), task.n_steps, numbers
+        programs = min(-(-len(z) // BLOCK), MOST_PROGRAMS)
+        first, parts = _new(z, *z.shape), _new(z, programs, self.known.layers.numel())
+        known = kernels.Gradients(final, (*saved, final)[0], self.entering, first, parts)
         try:
-            self.launch(kernels.backward, programs, self.known, states, parts, counts)
+            self.launch(kernels.backward, programs, known)
         except torch.OutOfMemoryError:
             raise
         except Exception as failure:  # see `triton_layers.solve`
