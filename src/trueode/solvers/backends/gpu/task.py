@@ -103,7 +103,8 @@ class Task(NamedTuple):
             and what is kept.
         """
         kernels, layers = library.kernels(), self.stack.layers
-        z, *tensors = [None if x is None else x.detach() for x in inputs]
+        z, *tensors = inputs
+        z = z.detach()
         form = kernels.Form(
             tuple(self.widths),
             tuple(map(_padded, self.widths)),
@@ -116,7 +117,7 @@ class Task(NamedTuple):
             bool(self.places),
         )
         given = kernels.Given(
-            torch.cat([x.reshape(-1) for x in tensors if x is not None]),
+            torch.cat([x.detach().reshape(-1) for x in tensors if x is not None]),
             _table(self.solver, self.clock, z),
             _first_saved(self.places or (), self.n_steps, z.device),
         )
@@ -125,7 +126,7 @@ class Task(NamedTuple):
         if keeps:
             entering = _new(z, self.n_steps, self.n_stages, *z.shape)
         states = kernels.States(z, final, z if zs is None else zs, entering)
-        kept = Kept(self, form, given, entering)
+        kept = Kept(kernels, self, form, given, entering)
         kept.launch(kernels.forward, -(-len(z) // BLOCK), states)
         self.counter.add(self.n_steps * self.n_stages)
         return final, zs, kept
@@ -135,11 +136,13 @@ class Kept(NamedTuple):
     """See `trueode.solvers.gradients.recorded`.
 
     Attributes:
+        kernels: the module of the kernels.
         form: what the kernels are compiled for, a `kernels.Form`.
         known: what they read, a `kernels.Given`.
         entering: the states at which the field was evaluated, ``(steps, stages, batch, width)``.
     """
 
+    kernels: Any
     task: Task
     form: Any
     known: Any
@@ -149,7 +152,7 @@ class Kept(NamedTuple):
         """Launch a kernel for ``states``, which it reads and writes."""
         few = size(self.form.widths, self.task.solver.tableau, states.final.dtype)
         warps = 4 if few <= MOST_OF_FOUR_WARPS else 8
-        with torch.cuda.device_of(states.final):
+        with torch.cuda.device_of(states.final):  # type: ignore[no-untyped-call]
             kernel[(programs,)](
                 self.known, states, len(states.first), self.task.n_steps, self.form, num_warps=warps
             )
@@ -165,7 +168,7 @@ class Kept(NamedTuple):
         """Gradients of the initial state and the layers, from those of the final and saved states.
         If the kernel cannot be compiled or run, autograd computes them.
         """
-        kernels, task = library.kernels(), self.task
+        kernels, task = self.kernels, self.task
         final, *saved = [g.contiguous() for g in gradients]
         programs = min(-(-len(z) // BLOCK), MOST_PROGRAMS)
         first, parts = _new(z, *z.shape), _new(z, programs, self.known.layers.numel())
@@ -179,7 +182,7 @@ class Kept(NamedTuple):
             return replay_gradients(self.given(), z, tensors, gradients)
         task.counter.add(task.n_steps * task.n_stages)
         sizes = [0 if x is None else x.numel() for x in tensors]
-        found = parts.sum(0).split(sizes)
+        found = torch.split(parts.sum(0), sizes)
         return [
             first,
             *(None if x is None else g.view(x.shape) for x, g in zip(tensors, found, strict=True)),

@@ -75,7 +75,7 @@ def solve(problem: Problem) -> Outcome:
         raise
     except Exception as failure:  # of the compiler or the driver, which have many kinds
         library.give_up(failure)
-        return (matrices if matrices.accepts(problem) else generic).solve(problem)
+        return matrices.solve(problem) if matrices.accepts(problem) else generic.solve(problem)
     if keeps:
         final, zs = recorded(kept, final, zs, inputs)
     if zs is not None and problem.points is not None:
