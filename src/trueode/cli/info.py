@@ -24,7 +24,7 @@ def text() -> str:
     """Versions, devices, threads and the backend of solves, one per line."""
     import torch
 
-    from trueode.solvers.backends import native
+    from trueode.solvers.backends import gpu, native
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
@@ -36,6 +36,7 @@ def text() -> str:
         **{name: _version(name) for name in LIBRARIES},
         "devices": ", ".join(devices),
         "threads": str(torch.get_num_threads()),
+        "on GPUs": gpu.describe(),
         "solves": f"{native.describe()} (of {', '.join(native.instruction_sets()) or 'none'})",
     }
     width = max(map(len, rows))

@@ -90,16 +90,18 @@ def is_short(stack: LayerStack, width: int) -> bool:
     return True
 
 
-def dense(stack: LayerStack, width: int) -> LayerStack:
-    """The stack for states of a width with all weights as matrices, also those of convolutions."""
+def dense(stack: LayerStack, width: int, *, pointwise: bool = False) -> LayerStack:
+    """The stack for states of a width with all weights as matrices, also those of convolutions;
+    ``pointwise``: one matrix for all rows of a sample, also in pointwise layers.
+    """
     layers = []
     for layer in stack.layers:
         fan_out, fan_in, *_ = layer.weight.shape
         rows = width // fan_in
-        if layer.taps > 1:
+        if layer.taps > 1 or (pointwise and rows > 1):
             time_weight = None if layer.time_weight is None else layer.time_weight.repeat(rows)
             layer = Layer(
-                dense_convolution(layer.weight, rows),
+                dense_convolution(layer.weight.reshape(fan_out, fan_in, -1), rows),
                 layer.bias.repeat(rows),
                 layer.activation,
                 time_weight,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from functools import cached_property
 
 
 class Switch:
@@ -16,17 +15,15 @@ class Switch:
 
     def __init__(self, variable: str) -> None:
         self.variable = variable
+        self._refused = ""
 
     def is_on(self) -> bool:
-        """Whether it is on."""
-        return self._is_on
-
-    @cached_property
-    def _is_on(self) -> bool:
-        value = os.environ.get(self.variable, "off")
-        if value not in ("on", "off"):
+        """Whether it is on; another value counts as off, with one warning."""
+        value = os.environ.get(self.variable) or "off"
+        if value not in ("on", "off", self._refused):
+            self._refused = value
             warnings.warn(
-                f"{self.variable}={value!r} is neither on nor off; it counts as off.",
+                f"{self.variable}={value!r} is not known: choose on or off. It counts as off.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -27,7 +27,8 @@ from trueode.solvers import (
     solve,
 )
 from trueode.solvers.backends.gpu import graphs, recording
-from trueode.solvers.backends.gpu.graphs import EQUAL, MOST, RECORDINGS, STALE, SWITCH
+from trueode.solvers.backends.gpu.graphs import EQUAL, MOST, RECORDINGS, STALE
+from trueode.solvers.backends.gpu.library import GRAPHS
 
 FIELDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dense": (lambda: DenseField(2, 8, act="tanh"), (5, 2)),
@@ -41,7 +42,7 @@ EULER = FixedStep("euler", n_steps=3)
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    monkeypatch.setattr(SWITCH, "is_on", lambda: True)
+    monkeypatch.setattr(GRAPHS, "is_on", lambda: True)
     monkeypatch.setattr(recording, "recorder_of", PretendedRecorder)
     RECORDINGS.clear()
     with pretend() as found:
@@ -61,7 +62,7 @@ def both(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
 def called(field: Any, z: Tensor, **how: Any) -> Solution[Any]:
     """The solve without recordings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SWITCH, "is_on", lambda: False)
+        patch.setattr(GRAPHS, "is_on", lambda: False)
         return solve(field, z, **how)
 
 
@@ -344,11 +345,11 @@ def test_old_recordings_are_dropped(device: Device) -> None:
 
 def test_it_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, is_on in ((None, False), ("off", False), ("on", True)):
-        monkeypatch.delenv(SWITCH.variable, raising=False)
+        monkeypatch.delenv(GRAPHS.variable, raising=False)
         if value:
-            monkeypatch.setenv(SWITCH.variable, value)
-        assert type(SWITCH)(SWITCH.variable).is_on() == is_on
-    monkeypatch.setenv(SWITCH.variable, "yes")
-    with pytest.warns(RuntimeWarning, match=SWITCH.variable):
-        assert not type(SWITCH)(SWITCH.variable).is_on()
+            monkeypatch.setenv(GRAPHS.variable, value)
+        assert type(GRAPHS)(GRAPHS.variable).is_on() == is_on
+    monkeypatch.setenv(GRAPHS.variable, "yes")
+    with pytest.warns(RuntimeWarning, match=GRAPHS.variable):
+        assert not type(GRAPHS)(GRAPHS.variable).is_on()
     assert graphs.NAME

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from trueode.solvers.backends.gpu.library import GRAPHS
 from trueode.solvers.backends.gpu.recording import (
     Recording,
     UnclearError,
@@ -26,7 +27,6 @@ from trueode.solvers.backends.gpu.recording import (
     recorded,
     root_of,
 )
-from trueode.solvers.backends.switches import Switch
 from trueode.solvers.checked import is_symbolic
 from trueode.solvers.gradients import Backprop
 from trueode.solvers.integrate import Outcome
@@ -35,7 +35,6 @@ from trueode.solvers.recognition.hooks import is_unwatched
 from trueode.solvers.solver import Adaptive
 
 NAME = "it is called, and what the GPU does is recorded and repeated"
-SWITCH = Switch("TRUEODE_GRAPHS")
 EQUAL = 3  # equal solves, after which the next one is recorded
 STALE = 50  # a recording that this many solves have not used is dropped, with its memory
 MOST = 8  # recordings
@@ -46,7 +45,7 @@ _PLAIN = (int, float, complex, bool, str, bytes, type(None), type, torch.dtype, 
 
 def accepts(problem: Problem) -> bool:
     """Whether a solve may be recorded: of a module on a GPU, with constant, fixed steps."""
-    if not problem.first.is_cuda or not SWITCH.is_on():
+    if not problem.first.is_cuda or not GRAPHS.is_on():
         return False
     plain = not isinstance(problem.z0, tuple) and not problem.clock.differentiable
     fixed = not isinstance(problem.solver, Adaptive) and isinstance(problem.gradient, Backprop)

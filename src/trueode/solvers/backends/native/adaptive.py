@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trueode.solvers.adaptive import Trace, give_up
 from trueode.solvers.backends.native.library import EXHAUSTED, FAILED, AdaptiveSolve, Solve
-from trueode.solvers.backends.native.recorded import Kept, recorded
+from trueode.solvers.backends.native.recorded import Kept
 from trueode.solvers.backends.native.runtime import RUNTIME, largest_tape
 from trueode.solvers.backends.native.task import (
     STAGES,
@@ -24,6 +24,7 @@ from trueode.solvers.backends.native.task import (
     method_of,
 )
 from trueode.solvers.failure import Stop
+from trueode.solvers.gradients.recorded import recorded
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.problem import Problem
 from trueode.solvers.saving import SavePoints, ascending

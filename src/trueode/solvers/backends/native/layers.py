@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from trueode.errors import SolveError
 from trueode.layers import LayerStack
 from trueode.solvers.backends import generic
 from trueode.solvers.backends.native import adaptive, library
-from trueode.solvers.backends.native.recorded import Kept, recorded
+from trueode.solvers.backends.native.recorded import Kept
 from trueode.solvers.backends.native.runtime import RUNTIME, largest_tape
 from trueode.solvers.backends.native.task import (
     NOTHING,
-    NUMBERS,
     STAGES,
     STATES,
     Saved,
@@ -26,11 +23,13 @@ from trueode.solvers.backends.native.task import (
     Task,
     address,
 )
+from trueode.solvers.backends.served import grid_of, is_served
 from trueode.solvers.gradients import Checkpoint
+from trueode.solvers.gradients.recorded import recorded
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.problem import Problem
 from trueode.solvers.saving import ascending, located, union
-from trueode.solvers.solver import Adaptive, FixedStep, OnGrid
+from trueode.solvers.solver import Adaptive, OnGrid
 from trueode.solvers.states import pack_stack
 
 # in a stage of one sample; larger stages leave the cache, and PyTorch's convolutions are faster
@@ -44,27 +43,11 @@ NAME = "the compiled kernel computes it"
 
 def accepts(problem: Problem) -> bool:
     """Whether the kernel gives the same result as calling the field."""
-    if library.kernel() is None or problem.control is not None or problem.layers is None:
+    if library.kernel() is None or not problem.first.is_cpu or not is_served(problem):
         return False
-    z, stack, clock, solver = problem.first, problem.layers, problem.clock, problem.solver
-    if (
-        not (_is_plain(z, z.dtype) and z.dtype in (torch.float32, torch.float64))
-        or clock.length == 0
-        or clock.differentiable
-    ):
-        return False
-    if not all(
-        _is_plain(x, z.dtype)
-        for layer in stack.layers
-        for x in (layer.weight, layer.bias, layer.time_weight)
-        if x is not None
-    ):
-        return False
-    known = (
-        all(layer.activation in NUMBERS for layer in stack.layers)
-        and stack.layers[-1].activation == "identity"
-    )
-    if not known or not (_serves_images(stack) if stack.image else _fits(stack, z)):
+    z, stack, solver = problem.first, problem.layers, problem.solver
+    assert stack is not None
+    if not (_serves_images(stack) if stack.image else _fits(stack, z)):
         return False
     if isinstance(solver, Adaptive):
         return problem.reduce is None and _can_save(problem)
@@ -99,7 +82,7 @@ def _can_save(problem: Problem) -> bool:
         return True
     # times of each sample are saved for all samples, which pays on the grid only
     try:
-        grid = _grid_of(problem.solver, problem.clock.length)
+        grid = grid_of(problem.solver, problem.clock.length)
     except SolveError:  # the generic backend reports the reason
         return False
     return not any(inside for _, inside in located(union(points)[0], grid.tolist()))
@@ -133,7 +116,7 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
     """
     z, *tensors = inputs
     try:
-        grid = _grid_of(problem.solver, problem.clock.length)  # type: ignore[arg-type]
+        grid = grid_of(problem.solver, problem.clock.length)  # type: ignore[arg-type]
     except SolveError:
         return None
     n_steps, points = grid.shape[0] - 1, problem.points
@@ -160,28 +143,3 @@ def _fixed(task: Task, problem: Problem, keep: int, inputs: Sequence[Any]) -> Ou
     if zs is not None and wanted is not None:
         zs = wanted.restored(zs)
     return Outcome(final, zs, grid, n_steps, 0, is_finite=is_finite)
-
-
-def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor, not of a subclass, holds exactly the numbers at its address on the CPU."""
-    known = type(x) is Parameter or type(x) is Tensor
-    return (
-        known
-        and x.dtype is dtype
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_neg()
-        and x.numel() > 0
-    )
-
-
-@lru_cache(maxsize=64)
-def _equal_steps(solver: FixedStep, length: float) -> Tensor:
-    return torch.tensor(solver.fractions(length), dtype=torch.float64, device="cpu")
-
-
-def _grid_of(solver: FixedStep | OnGrid, length: float) -> Tensor:
-    """The grid of fixed steps; cached for solvers that are fast to compare."""
-    if isinstance(solver, FixedStep):
-        return _equal_steps(solver, length)
-    return torch.tensor(solver.grid, dtype=torch.float64, device="cpu")

@@ -29,12 +29,14 @@ class Runtime:
 
     Attributes:
         kernel: the `Kernel` in use, None if there is none, `NOT_ASKED` until one is needed.
+        triton: the module of Triton's kernels, likewise.
         threads: the number of threads of the kernel; None: as many as PyTorch.
         expected: the number of steps that each solver took last time.
     """
 
     def __init__(self) -> None:
         self.kernel: Any = NOT_ASKED
+        self.triton: Any = NOT_ASKED
         self.threads: int | None = None
         self.expected: dict[Adaptive, int] = {}
         self._spare: dict[int, list[Tensor]] = {}
