@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from command import seconds, tell
-from gpu_bench import CONTEXT, PRELOADED, ROOT, Bench, conduct
+from gpu_bench import PRELOADED, ROOT, SERVER, SLOW, Bench, conduct
 from gpu_report import short_report, write_report
 
 RESERVE = 3.0  # seconds for the report
@@ -107,7 +108,7 @@ class Call:
         bench = replace(self.bench, section=name, end=end)
         tell(f"{name}: at most {bench.left:.0f} s")
         log, begin = str(bench.path.with_suffix(".log")), time.time()
-        child = CONTEXT.Process(target=conduct, args=(bench, self.sections[name].work, log))
+        child = SERVER.Process(target=conduct, args=(bench, self.sections[name].work, log))
         child.start()
         assert child.pid is not None
         self._running[name] = child.pid
@@ -131,12 +132,10 @@ class Call:
         pid = self._running.pop(name, None)
         if pid is None:
             return
-        for kill in (os.killpg, os.kill) if hasattr(os, "killpg") else (os.kill,):
-            try:
-                kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+        for kill in (os.killpg, os.kill):  # it may have no group yet
+            with suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
                 return
-            except (ProcessLookupError, PermissionError):  # it has no group yet, or has ended
-                continue
 
     def interrupt(self) -> None:
         """Kill all sections that run."""
@@ -207,8 +206,7 @@ def main() -> int:
     arguments = parse()
     for folder in (ROOT, ROOT / "src"):
         sys.path.insert(0, str(folder))
-    if hasattr(CONTEXT, "set_forkserver_preload"):
-        CONTEXT.set_forkserver_preload(list(PRELOADED))
+    SERVER.set_forkserver_preload([*PRELOADED, *(() if arguments.device == "cuda" else SLOW)])
     bench = Bench(
         "",
         arguments.device,
@@ -216,7 +214,7 @@ def main() -> int:
         arguments.out.resolve(),
         arguments.images and arguments.images.resolve(),
     )
-    there = CONTEXT.Process(target=probe, args=(bench,))
+    there = SERVER.Process(target=probe, args=(bench,))
     there.start()
     there.join()
     if there.exitcode:

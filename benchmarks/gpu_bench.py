@@ -22,10 +22,13 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
-# Processes are forked from a server that has imported the large libraries, but not trueode, which
-# may read its environment when it is imported.
-CONTEXT = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+# Sections are forked from a server that has imported the large libraries, but not trueode, which may
+# read its environment when it is imported. A section either works on the device or forks processes
+# that do, because CUDA does not survive a fork.
+SERVER = multiprocessing.get_context("forkserver")
+FORK = multiprocessing.get_context("fork")
 PRELOADED = ("torch", "numpy", "scipy.stats", "matplotlib.figure", "pydantic", "rich.console")
+SLOW = ("torch._dynamo",)  # preloaded where nobody cares whether it asks for a GPU
 OPTIONAL = {
     *("pydantic", "pydantic_core", "yaml", "rich", "rich_argparse", "scipy", "matplotlib", "PIL"),
     *("torchvision", "torchdiffeq", "triton", "diffrax", "equinox", "jax", "optax"),
@@ -123,14 +126,14 @@ class Bench:
     # --- processes
 
     def start(self, work: Callable[..., Any], *words: Any, **environment: str) -> BaseProcess:
-        """Start ``work(bench, *words)``, a function of a module, in a fresh process."""
-        child = CONTEXT.Process(target=_begin, args=(os.getpgrp(), self, work, words, environment))
+        """Start ``work(bench, *words)`` in a process with this environment."""
+        child = FORK.Process(target=_begin, args=(self, work, words, environment))
         child.start()
         return child
 
     def apart(self, work: Callable[..., Any], *words: Any, **environment: str) -> Any:
-        """The result of ``work(bench, *words)`` in a fresh process with this environment."""
-        here, there = CONTEXT.Pipe(duplex=False)
+        """The result of ``work(bench, *words)`` in a process with this environment."""
+        here, there = FORK.Pipe(duplex=False)
         child = self.start(_answer, there, work, words, **environment)
         there.close()
         try:
@@ -260,9 +263,8 @@ def trouble(failure: Exception) -> Row:
 
 def conduct(bench: Bench, work: str, log: str) -> None:
     """Run a section, ``MODULE:FUNCTION``, in this process, and write how it ended."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # so that it is killed with its children
-        signal.alarm(max(1, int(bench.left) + 10))  # also without anyone who kills it
+    os.setpgrp()  # so that it is killed with its children
+    _end_late(bench)
     _write_to(Path(log))
     module, function = work.split(":")
     bench.write(status="running", why="")
@@ -301,17 +303,18 @@ def _write_to(log: Path) -> None:
         os.dup2(file, stream)
 
 
+def _end_late(bench: Bench) -> None:
+    """Let this process be killed when its time is long over, also without anyone who does it."""
+    signal.alarm(max(1, int(bench.left) + 10))
+
+
 def _begin(
-    group: int, bench: Bench, work: Callable[..., Any], words: Any, environment: dict[str, str]
+    bench: Bench, work: Callable[..., Any], words: Any, environment: dict[str, str]
 ) -> None:
     """The begin of a child of a section."""
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, group)
-        signal.alarm(max(1, int(bench.left) + 10))
-    _write_to(bench.path.with_suffix(".log"))
+    _end_late(bench)
     os.environ.update(environment)
-    with _device(bench):
-        work(bench, *words)
+    work(bench, *words)
 
 
 def _answer(bench: Bench, to: Connection, work: Callable[..., Any], words: Any) -> None:

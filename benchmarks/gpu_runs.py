@@ -218,7 +218,8 @@ def own_model() -> nn.Module:
 
 
 def foreign_model() -> nn.Module:
-    need("torchdiffeq")
+    import torchdiffeq  # noqa: F401 - audits see libraries that were imported before
+
     torch.manual_seed(0)
     return Foreign()
 
