@@ -62,9 +62,10 @@ SECTIONS = {
     "resume": Section("gpu_runs:resume", 50),
     "across": Section("gpu_runs:across", 30),
     "ranks": Section("gpu_runs:ranks", 25),
-    "figure5": Section("gpu_runs:figure5", 120, alone=True),
-    "figure4d": Section("gpu_runs:figure4d", 40, alone=True),
+    "figure5": Section("gpu_figures:figure5", 120, alone=True),
+    "figure4d": Section("gpu_figures:figure4d", 40, alone=True),
 }
+TINY = 40  # the largest share at tiny sizes
 CORES_OF_A_SECTION = 4
 
 
@@ -93,15 +94,22 @@ class Call:
             size = 1 if alone else at_once
             for first in range(0, len(group), size):
                 together = group[first : first + size]
-                share = sum(self.sections[name].share for name in together)
-                rest = sum(self.sections[n].share for n in waiting[waiting.index(together[0]) :])
+                share, rest = (
+                    sum(map(self.share, names))
+                    for names in (together, waiting[waiting.index(together[0]) :])
+                )
                 end = time.time() + (self.end - time.time()) * share / rest
                 with ThreadPoolExecutor(len(together)) as pool:
                     list(pool.map(lambda name: self.section(name, end), together))  # noqa: B023
 
+    def share(self, name: str) -> float:
+        """A section's part of the budget; at tiny sizes none takes all that it gets."""
+        share = self.sections[name].share
+        return min(share, TINY) if self.bench.tiny else share
+
     def done(self, name: str) -> bool:
         """Whether an earlier call did all of a section."""
-        return replace(self.bench, section=name).read()["status"] == "done"
+        return bool(replace(self.bench, section=name).read()["status"] == "done")
 
     def section(self, name: str, end: float) -> None:
         """Run a section in its own process, until it ends or its time is over."""

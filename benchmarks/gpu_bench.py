@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
-# Sections are forked from a server that has imported the large libraries, but not trueode, which may
-# read its environment when it is imported. A section either works on the device or forks processes
-# that do, because CUDA does not survive a fork.
+# Sections are forked from a server that has imported the large libraries, but not trueode, which
+# may read its environment when it is imported. A section either works on the device or forks
+# processes that do, because CUDA does not survive a fork.
 SERVER = multiprocessing.get_context("forkserver")
 FORK = multiprocessing.get_context("fork")
 PRELOADED = ("torch", "numpy", "scipy.stats", "matplotlib.figure", "pydantic", "rich.console")
@@ -37,15 +37,15 @@ COMMANDS_NEED = ("pydantic", "yaml", "rich", "scipy", "matplotlib")
 BLOCK = 0.05  # seconds between two looks at the clock
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """Something that a row needs is not there."""
 
 
 def need(*modules: str) -> None:
-    """Raise `Missing` if a module is not installed."""
+    """Raise `MissingError` if a module is not installed."""
     absent = [name for name in modules if find_spec(name) is None]
     if absent:
-        raise Missing(f"not installed: {', '.join(absent)}")
+        raise MissingError(f"not installed: {', '.join(absent)}")
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Bench:
             raise RuntimeError(f"{work.__name__} ended with code {child.exitcode}") from None
         child.join()
         if kind == "missing":
-            raise Missing(value)
+            raise MissingError(value)
         if kind == "error":
             raise RuntimeError(value)
         return value
@@ -251,7 +251,7 @@ def away(own: Any, reference: Any) -> float:
 
 def trouble(failure: Exception) -> Row:
     """A failure as columns of a row."""
-    if isinstance(failure, Missing):
+    if isinstance(failure, MissingError):
         return {"missing": str(failure)}
     if isinstance(failure, ModuleNotFoundError) and str(failure.name).split(".")[0] in OPTIONAL:
         return {"missing": f"not installed: {failure.name}"}
@@ -308,9 +308,7 @@ def _end_late(bench: Bench) -> None:
     signal.alarm(max(1, int(bench.left) + 10))
 
 
-def _begin(
-    bench: Bench, work: Callable[..., Any], words: Any, environment: dict[str, str]
-) -> None:
+def _begin(bench: Bench, work: Callable[..., Any], words: Any, environment: dict[str, str]) -> None:
     """The begin of a child of a section."""
     _end_late(bench)
     os.environ.update(environment)
@@ -330,7 +328,7 @@ def _command(bench: Bench, words: Sequence[str]) -> NoReturn:
     if bench.tiny:  # drawing takes longer than such a run
         from matplotlib.figure import Figure
 
-        Figure.savefig = lambda figure, file, **how: file.write(b"")  # type: ignore[assignment]
+        Figure.savefig = lambda figure, file, **how: file.write(b"")  # type: ignore[method-assign]
     from trueode.cli.main import main
 
     sys.exit(main(list(words)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_bench import COMMANDS_NEED, Bench, Missing, Row, away, drawn, need
+from gpu_bench import COMMANDS_NEED, Bench, MissingError, Row, away, drawn, need
 from torch import Tensor, nn
 
 # --- training
@@ -88,7 +88,7 @@ def resume(bench: Bench) -> None:
 
 def killed_and_resumed(bench: Bench, options: dict[str, Any]) -> Row:
     place = bench.out / "runs" / "resume"
-    common = {"output_dir": place, "niter": bench.size(400, 40), "model_checkpoint_freq": 2}
+    common = {"output_dir": place, "niter": bench.size(400, 30), "model_checkpoint_freq": 2}
     words = [*words_of({**options, **common, "overwrite": True}), *bench.flags]
     whole = [bench.command("train", "--name", f"whole{i}", *words) for i in range(bench.size(2, 1))]
     cut = bench.command("train", "--name", "cut", *words)
@@ -102,10 +102,12 @@ def killed_and_resumed(bench: Bench, options: dict[str, Any]) -> Row:
     cut.join()
     ended(*whole)
     at = checkpoint(place / "cut")["iteration"]
-    ended(bench.command("train", "--name", "cut", "--resume", "true", "--output_dir", str(place)))
-    results = [checkpoint(place / name) for name in ("cut", *(f"whole{i}" for i in range(len(whole))))]
+    go_on = ["--name", "cut", "--output_dir", str(place), "--resume", "true"]
+    ended(bench.command("train", *go_on, *bench.flags))
+    names = ["cut", *(f"whole{i}" for i in range(len(whole)))]
+    results = [checkpoint(place / name) for name in names]
     if not alike(*results[1:]):
-        raise Missing("uninterrupted runs do not repeat their bits either")
+        raise MissingError("uninterrupted runs do not repeat their bits either")
     row: Row = {"killed after": at, "iterations": results[0]["iteration"]}
     row["equal"] = alike(*results[:2])
     return row if row["equal"] else {**row, "wrong": "other weights than without interruption"}
@@ -281,7 +283,7 @@ def ranks(bench: Bench) -> None:
 
 def two_ranks(bench: Bench) -> Row:
     if bench.device == "pretend":
-        raise Missing("DistributedDataParallel takes no pretended tensors")
+        raise MissingError("DistributedDataParallel takes no pretended tensors")
     data(bench)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -323,9 +325,9 @@ def rank(bench: Bench, file: Path) -> None:
 
 def nccl_alone(bench: Bench) -> Row:
     if not bench.on_gpu:
-        raise Missing("no GPU")
+        raise MissingError("no GPU")
     if not torch.distributed.is_nccl_available():
-        raise Missing("PyTorch was built without NCCL")
+        raise MissingError("PyTorch was built without NCCL")
     bench.apart(through_nccl)
     return {"sum and DistributedDataParallel": "as without"}
 
@@ -349,112 +351,3 @@ def through_nccl(bench: Bench) -> None:
     for one, other in zip([total, *own], [x, *(p.grad for p in layer.parameters())], strict=True):
         torch.testing.assert_close(one, other)
     torch.distributed.destroy_process_group()
-
-
-# --- the paper's commands on images
-
-
-def figure5(bench: Bench) -> str:
-    """Figure 5's command, one seed, in the fastest precision that its options allow."""
-    need(*COMMANDS_NEED)
-    from trueode.options import Options
-
-    extra: Any = Options.model_fields["precision"].json_schema_extra
-    return figure(bench, "fig5", precision="tf32" if "tf32" in extra["choices"] else "float32")
-
-
-def figure4d(bench: Bench) -> str:
-    """Figure 4 d's command at tolerance 1e-3, one seed."""
-    return figure(bench, "fig4d", tol=bench.size(1e-3, 1e-1))
-
-
-def figure(bench: Bench, name: str, **changed: Any) -> str:
-    """Train as a figure of the paper does, until it is done or the time is over; "continues" if a
-    further call would go on.
-    """
-    need(*COMMANDS_NEED, "PIL")
-    from trueode.reproduction.plans import PAPER
-
-    options = {
-        **PAPER[name]["base"],
-        "dataset": "image_folder",
-        "data_dir": bench.images or made_up(bench),
-        "output_dir": bench.out / "runs",
-        "name": name,
-        **changed,
-    }
-    if bench.tiny:
-        options |= {"niter": 2, "ch_residual_block": 2, "batch_size": 4, "num_threads": 0}
-        options |= {"verdict_budget": 0.01, "test_factor_list": [1.0], "torch_threads": 1}
-    run = bench.out / "runs" / name
-    begun = any((run / "checkpoints").glob("*.pt"))
-    how = {"resume": True} if begun else {"overwrite": True}
-    child = bench.command("train", *words_of({**options, **how}), *bench.flags)
-    begin, before = time.time(), seconds_of(run)
-    child.join(max(1.0, bench.left - bench.size(20.0, 5.0)))
-    interrupted = child.is_alive()
-    if interrupted:  # it saves a checkpoint
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGINT)
-    child.join()
-    if child.exitcode and not interrupted:
-        raise RuntimeError(f"it ended with code {child.exitcode}; the section's log shows why")
-    wall = time.time() - begin
-    row = bench.row(
-        options["precision"] if "precision" in options else "float32",
-        lambda: pace(run, options["niter"], wall - (seconds_of(run) - before)),
-        again=True,
-    )
-    return "done" if row.get("projected") == "no" or not interrupted else "continues"
-
-
-def seconds_of(run: Path) -> float:
-    """Seconds of training so far."""
-    from trueode.runs import read_history
-
-    path = run / "history.csv"
-    found = read_history(path).get("seconds") if path.exists() else None
-    return found[-1] if found else 0.0
-
-
-def pace(run: Path, niter: int, around: float) -> Row:
-    """The speed of a training, and the time that all of it takes.
-
-    ``around``: seconds of the command beside those of training: start-up, and at the end verdict
-    and pictures.
-    """
-    from trueode.runs import read_history
-
-    history = read_history(run / "history.csv") if (run / "history.csv").exists() else {}
-    if len(history.get("iteration", [])) < 2:
-        raise Missing("too few iterations were logged before the time was over")
-    done, taken = history["iteration"], history["seconds"]
-    half = next(i for i, n in enumerate(done) if n >= done[-1] / 2 or i == len(done) - 2)
-    rate = (done[-1] - done[half]) / (taken[-1] - taken[half])
-    whole = taken[-1] + (niter - done[-1]) / rate
-    tested = [x for x in history.get("test_accuracy", []) if x == x]
-    return {
-        "iterations": f"{done[-1]:.0f} of {niter}",
-        "per second": rate,
-        "minutes": (whole + around) / 60,
-        "projected": "yes" if done[-1] < niter else "no",
-        "seconds beside training": around,
-        "steps": history["n_steps"][-1],
-        "test accuracy": f"{tested[-1]:.1%}" if tested else "",
-    }
-
-
-def made_up(bench: Bench) -> Path:
-    """A folder of a few images; only for tiny sizes."""
-    if not bench.tiny:
-        raise Missing("no --images DIR")
-    from PIL import Image
-
-    folder = bench.out / "data" / "photographs"
-    for part, n in (("train", 4), ("test", 1)):
-        for label in ("cat", "dog"):
-            (folder / part / label).mkdir(parents=True, exist_ok=True)
-            for i in range(n):
-                noise = np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-                Image.fromarray(noise).save(folder / part / label / f"{i}.png")
-    return folder

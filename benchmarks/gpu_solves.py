@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_bench import Bench, Missing, Row, away, drawn, float32_is, need, trouble
+from gpu_bench import Bench, MissingError, Row, away, drawn, float32_is, need, trouble
 from gpu_runs import trainer_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,9 +54,9 @@ def compared(bench: Bench, method: str, dtype: torch.dtype) -> Row:
     adaptive = METHODS[method].kind == "adaptive"
     kinds = [False, True] if adaptive else [False]
     found: dict[str, float] = {}
-    for (name, (network, shape)), timed, gradient, per_sample in product(
-        FIELDS.items(), (False, True), (Backprop(), Checkpoint(), Adjoint()), kinds
-    ):
+    gradients = (Backprop(), Checkpoint(), Adjoint())
+    cases = list(product(FIELDS.items(), (False, True), gradients, kinds))
+    for (name, (network, shape)), timed, gradient, per_sample in cases[:: bench.size(1, 5)]:
         continuous = isinstance(gradient, Adjoint)
         if adaptive and continuous and (dtype == torch.float32 or per_sample):
             continue  # its backward steps follow the rounding of the forward ones
@@ -70,8 +70,6 @@ def compared(bench: Bench, method: str, dtype: torch.dtype) -> Row:
         cpu = torch.device("cpu")
         reference, _ = solved(cpu, torch.float64, network, shape, timed, same, gradient)
         found[what] = max(away(*pair) for pair in zip(own, reference, strict=True))
-        if bench.tiny and timed:
-            break
     worst = max(found, key=lambda what: found[what])
     row: Row = {"solves": len(found), "largest distance": found[worst], "of": worst}
     limit = LIMITS[dtype] * (1e4 if dtype == torch.float64 and adaptive else 1)
@@ -110,7 +108,7 @@ def precision_of_training(bench: Bench, precision: str) -> Row:
 
     known = known_precisions()
     if precision not in known:
-        raise Missing(f"--precision knows {', '.join(known)}")
+        raise MissingError(f"--precision knows {', '.join(known)}")
     own, reference = (
         gradients_of_training(bench, each, device)
         for each, device in ((precision, bench.where), ("float64", torch.device("cpu")))
@@ -143,12 +141,11 @@ def gradients_of_training(bench: Bench, precision: str, device: torch.device) ->
 
 @contextmanager
 def counting(bench: Bench) -> Iterator[Row]:
-    """A block in which waits of the host for the device are counted; the row is filled at its end.
-    """
+    """A block in which waits of the host for the device are counted; its end fills the row."""
     row: Row = {}
     places: Counter[str] = Counter()
     if bench.device == "cpu":
-        raise Missing("a CPU waits for no device")
+        raise MissingError("a CPU waits for no device")
     if bench.device == "pretend":
         from tests.pretend import _device as device
 
@@ -247,27 +244,28 @@ def graphs(bench: Bench) -> None:
 def equal_in_bits(bench: Bench, eager: Row, again: Row, graphed: Row) -> Row:
     for run in (eager, again, graphed):
         if "missing" in run:
-            raise Missing(run["missing"])
+            raise MissingError(run["missing"])
         if "error" in run:
             raise RuntimeError(run["error"])
     row: Row = {"equal": graphed["weights"] == eager["weights"], "replays": graphed["replays"]}
     if bench.on_gpu and not row["replays"]:
-        raise Missing("no graph was replayed")
+        raise MissingError("no graph was replayed")
     if eager["weights"] != again["weights"]:
-        raise Missing("steps without graphs do not repeat their bits either")
+        raise MissingError("steps without graphs do not repeat their bits either")
     return row if row["equal"] else {**row, "wrong": "other weights than without graphs"}
 
 
 def all_trained(bench: Bench) -> dict[str, Row]:
-    """Train each kind: its row, or what it lacks or why it failed."""
+    """Train each kind."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    found = {}
-    for kind in KINDS:
+
+    def row(kind: str) -> Row:
         try:
-            found[kind] = trained(bench, kind)
+            return trained(bench, kind)
         except Exception as failure:
-            found[kind] = trouble(failure)
-    return found
+            return trouble(failure)
+
+    return {kind: row(kind) for kind in KINDS}
 
 
 def trained(bench: Bench, kind: str) -> Row:
@@ -342,7 +340,7 @@ def kernel_row(bench: Bench, kind: str, method: str, dtype: torch.dtype) -> Row:
     with kernels_counted() as launches:
         own, _ = solved(bench.where, dtype, network, shape, False, solver, Backprop())
     if not launches[0]:
-        raise Missing("no Triton kernel was launched")
+        raise MissingError("no Triton kernel was launched")
     cpu = torch.device("cpu")
     reference, _ = solved(cpu, torch.float64, network, shape, False, solver, Backprop())
     distance = max(away(*pair) for pair in zip(own, reference, strict=True))
