@@ -112,11 +112,11 @@ def judged(target: Target, sections: Sections, on_gpu: bool) -> Row:
     values, why = [], ""
     for section, name, column in target.rows:
         found = sections[section]
-        row = next((row for row in found["rows"] if row["name"] == name), {})
-        if column in row:
-            values.append(row[column])
+        known = next((row for row in found["rows"] if row["name"] == name), {})
+        if column in known:
+            values.append(known[column])
         else:
-            reason = row.get("missing") or row.get("error") or found["why"] or found["status"]
+            reason = known.get("missing") or known.get("error") or found["why"] or found["status"]
             why = why or f"unmeasured: {name}: {reason}"
     row: Row = {"target": target.what, "wanted": wanted(target), "figure": "–", "result": why}
     if not on_gpu:

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def resume(bench: Bench) -> None:
     jobs = {"signals": small(bench), "signals, paper's rule": small(bench, **rule)}
     jobs["images"] = small(bench, images=True)
     for name, options in list(jobs.items())[: bench.size(3, 1)]:
-        bench.row(name, lambda options=options: killed_and_resumed(bench, options))
+        bench.row(name, partial(killed_and_resumed, bench, options))
 
 
 def killed_and_resumed(bench: Bench, options: dict[str, Any]) -> Row:
@@ -154,7 +155,7 @@ def across(bench: Bench) -> None:
     need(*COMMANDS_NEED)
     optimizers = bench.size(("adam", "sgd", "rmsprop"), ("adam",))
     for name in optimizers:
-        bench.row(name, lambda name=name: moved(bench, name))
+        bench.row(name, partial(moved, bench, name))
 
 
 def moved(bench: Bench, optimizer: str) -> Row:

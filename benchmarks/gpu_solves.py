@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,11 @@ def parity(bench: Bench) -> None:
     methods = bench.size(list(METHODS), ["rk4", "dopri5"])
     for method, dtype in product(methods, LIMITS):
         name = f"{method}, {str(dtype).removeprefix('torch.')}"
-        bench.row(name, lambda method=method, dtype=dtype: compared(bench, method, dtype))
+        bench.row(name, partial(compared, bench, method, dtype))
     for precision in ("float32", "tf32", "bf16"):
         bench.row(
             f"a training step with --precision {precision}",
-            lambda precision=precision: precision_of_training(bench, precision),
+            partial(precision_of_training, bench, precision),
         )
 
 
@@ -176,17 +177,17 @@ def waits(bench: Bench) -> None:
     ):
         bench.row(
             f"{method}, 8 steps, {gradient}",
-            lambda method=method, gradient=gradient: waits_of_solve(bench, method, gradient, ""),
+            partial(waits_of_solve, bench, method, gradient, ""),
         )
     for kind in ("adaptive", "per sample"):
         bench.row(
             f"dopri5, {kind}, Backprop",
-            lambda kind=kind: waits_of_solve(bench, "dopri5", "Backprop", kind),
+            partial(waits_of_solve, bench, "dopri5", "Backprop", kind),
         )
     for images in (False, True):
         bench.row(
             f"training steps, {'images' if images else 'signals'}, Euler",
-            lambda images=images: waits_of_training(bench, images),
+            partial(waits_of_training, bench, images),
         )
 
 
@@ -237,7 +238,7 @@ def graphs(bench: Bench) -> None:
     for kind in KINDS:
         bench.row(
             kind,
-            lambda kind=kind: equal_in_bits(bench, runs[0][kind], runs[-2][kind], runs[-1][kind]),
+            partial(equal_in_bits, bench, runs[0][kind], runs[-2][kind], runs[-1][kind]),
         )
 
 
@@ -328,7 +329,7 @@ def kernel_rows(bench: Bench) -> None:
     ):
         bench.row(
             f"{kind}, {method}, {str(dtype).removeprefix('torch.')}",
-            lambda kind=kind, method=method, dtype=dtype: kernel_row(bench, kind, method, dtype),
+            partial(kernel_row, bench, kind, method, dtype),
         )
 
 
