@@ -52,7 +52,7 @@ def small(bench: Bench, images: bool = False, **changed: Any) -> dict[str, Any]:
         "ch_residual_block": bench.size(16, 4),
         "batch_size": bench.size(96, 24),
         "solver": "euler",
-        "step_size": 0.125,
+        "step_size": bench.size(0.125, 0.5),
         "lr": 0.01,
         "verdict_budget": bench.size(1, 0.01),
         "torch_threads": 1,

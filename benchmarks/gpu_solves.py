@@ -302,7 +302,7 @@ def train_by_hand(bench: Bench, kind: str) -> list[nn.Parameter]:
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     x = drawn(80, *shape).float().to(bench.where)
     y = (x.flatten(1).sum(1) > 0).long()
-    for n_steps in bench.size((8,) * 4 + (12,) * 4 + (8,) * 2, (4, 4, 6, 4)):
+    for n_steps in bench.size((8,) * 4 + (12,) * 4 + (8,) * 2, (2, 2, 3, 2)):
         for rows in pairwise((0, 32, 64, 80)):
             part = slice(*rows)
             output = model(x[part], FixedStep("euler", n_steps=n_steps))
