@@ -55,7 +55,7 @@ SECTIONS = {
     "waits": Section("gpu_solves:waits", 20),
     "graphs": Section("gpu_solves:graphs", 40),
     "kernel": Section("gpu_solves:kernel", 30),
-    "speed": Section("gpu_speed:speed", 70, alone=True),
+    "speed": Section("gpu_speed:speed", 90, alone=True),
     "diffrax": Section("gpu_speed:diffrax", 30, alone=True),
     "double": Section("gpu_speed:double", 15, alone=True),
     "audits": Section("gpu_runs:audits", 40),

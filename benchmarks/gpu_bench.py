@@ -148,10 +148,10 @@ class Bench:
             raise RuntimeError(value)
         return value
 
-    def command(self, *words: str) -> BaseProcess:
+    def command(self, *words: str, **environment: str) -> BaseProcess:
         """Start ``trueode WORDS``; its output goes to the log of the section."""
         print("$ trueode", *words, flush=True)
-        return self.start(_command, words)
+        return self.start(_command, words, **environment)
 
     # --- devices
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -81,37 +82,48 @@ def resume(bench: Bench) -> None:
     """A run that is killed and resumed ends with the bits of the uninterrupted one."""
     need(*COMMANDS_NEED)
     rule = {"use_step_adaption_algo": True, "adaption_interval": 3}
-    jobs = {"signals": small(bench), "signals, paper's rule": small(bench, **rule)}
-    jobs["images"] = small(bench, images=True)
-    for name, options in list(jobs.items())[: bench.size(3, 1)]:
-        bench.row(name, partial(killed_and_resumed, bench, options))
+    jobs = {
+        "signals": (small(bench), {}),
+        "signals, paper's rule": (small(bench, **rule), {}),
+        "images": (small(bench, images=True), {}),
+        "images, with graphs": (small(bench, images=True), {"TRUEODE_GRAPHS": "on"}),
+    }
+    for name, (options, environment) in list(jobs.items())[: bench.size(4, 1)]:
+        bench.row(name, partial(killed_and_resumed, bench, options, environment))
 
 
-def killed_and_resumed(bench: Bench, options: dict[str, Any]) -> Row:
-    place = bench.out / "runs" / "resume"
-    common = {"output_dir": place, "niter": bench.size(400, 30), "model_checkpoint_freq": 2}
-    words = [*words_of({**options, **common, "overwrite": True}), *bench.flags]
-    whole = [bench.command("train", "--name", f"whole{i}", *words) for i in range(bench.size(2, 1))]
-    cut = bench.command("train", "--name", "cut", *words)
-    kept = place / "cut" / "checkpoints"
-    while cut.is_alive() and not (kept.exists() and len(list(kept.glob("*.pt"))) > 1):
+def killed_and_resumed(bench: Bench, options: dict[str, Any], environment: dict[str, str]) -> Row:
+    place, niter = bench.out / "runs" / "resume", bench.size(400, 30)
+    common = {"output_dir": place, "niter": niter, "model_checkpoint_freq": 2, "overwrite": True}
+
+    def start(name: str, *words: str) -> Any:
+        return bench.command("train", "--name", name, *words, *bench.flags, **environment)
+
+    names = [f"whole{i}" for i in range(bench.size(2, 1))]
+    whole = [start(name, *words_of({**options, **common})) for name in names]
+    shutil.rmtree(place / "cut", ignore_errors=True)
+    cut = start("cut", *words_of({**options, **common}))
+    while cut.is_alive() and newest(place / "cut") < niter // 3:
         time.sleep(0.01)
     if not cut.is_alive():
-        raise RuntimeError("the run ended before it could be killed")
-    assert cut.pid is not None
+        raise RuntimeError("the run ended before it could be killed; the section's log shows it")
     os.kill(cut.pid, signal.SIGKILL)
     cut.join()
     ended(*whole)
     at = checkpoint(place / "cut")["iteration"]
-    go_on = ["--name", "cut", "--output_dir", str(place), "--resume", "true"]
-    ended(bench.command("train", *go_on, *bench.flags))
-    names = ["cut", *(f"whole{i}" for i in range(len(whole)))]
-    results = [checkpoint(place / name) for name in names]
+    ended(start("cut", "--output_dir", str(place), "--resume", "true"))
+    results = [checkpoint(place / name) for name in ("cut", *names)]
     if not alike(*results[1:]):
         raise MissingError("uninterrupted runs do not repeat their bits either")
     row: Row = {"killed after": at, "iterations": results[0]["iteration"]}
     row["equal"] = alike(*results[:2])
     return row if row["equal"] else {**row, "wrong": "other weights than without interruption"}
+
+
+def newest(run: Path) -> int:
+    """The iteration of a run's newest checkpoint; -1 without one."""
+    found = (run / "checkpoints").glob("iteration_*.pt")
+    return max((int(path.stem.removeprefix("iteration_")) for path in found), default=-1)
 
 
 def checkpoint(run: Path) -> dict[str, Any]:
@@ -277,12 +289,12 @@ def time_of_audit(bench: Bench) -> Row:
 
 def ranks(bench: Bench) -> None:
     """Two processes that share a device by gloo train what one trains; NCCL with one process."""
-    need("pydantic", "yaml")
     bench.row("gloo, two processes", lambda: two_ranks(bench))
     bench.row("NCCL, one process", lambda: nccl_alone(bench))
 
 
 def two_ranks(bench: Bench) -> Row:
+    need("pydantic", "yaml")
     if bench.device == "pretend":
         raise MissingError("DistributedDataParallel takes no pretended tensors")
     data(bench)

@@ -68,7 +68,7 @@ def facts(bench: Bench) -> Row:
 def product(bench: Bench, dtype: torch.dtype, kind: str) -> Row:
     """The rate of products of square matrices of random numbers."""
     n = bench.size(8192, 32)
-    a, b = (torch.rand(n, n, dtype=torch.float32).to(bench.where, dtype) - 0.5 for _ in range(2))
+    a, b = ((torch.rand(n, n, device=bench.where) - 0.5).to(dtype) for _ in range(2))
     with float32_is(kind):
         taken = bench.milliseconds(lambda: a @ b, SECONDS / 2)
     return {"TFLOP/s": 2e-9 * n**3 / taken, "size": n}
@@ -76,11 +76,10 @@ def product(bench: Bench, dtype: torch.dtype, kind: str) -> Row:
 
 def copy(bench: Bench) -> Row:
     """Bytes read and written by a copy that is much larger than caches."""
-    n = bench.size(2**31, 2**12)
-    a = torch.zeros(n, dtype=torch.uint8).to(bench.where)
+    a = torch.rand(bench.size(2**29, 2**10), device=bench.where)
     b = torch.empty_like(a)
     taken = bench.milliseconds(lambda: b.copy_(a), SECONDS / 2)
-    return {"TB/s": 2e-9 * n / taken, "bytes": n}
+    return {"TB/s": 2e-9 * 4 * a.numel() / taken, "bytes": 4 * a.numel()}
 
 
 def launches(bench: Bench) -> Row:
