@@ -62,8 +62,11 @@ def dense_field(t: Any, z: Any, layers: Weights) -> Any:
 
 def training_step(
     field: Callable[..., Any], layers: Weights, x: Any, classes: int, adjoint: Any, **how: Any
-) -> Callable[[], None]:
-    """Fit a linear head on the flow to labels: loss, gradient and Adam in one compiled function."""
+) -> Callable[[], Any]:
+    """Fit a linear head on the flow to labels: loss, gradient and Adam in one compiled function.
+
+    The step returns the new parameters without waiting for them.
+    """
     optimizer = optax.adam(RATE)
     parameters = (layers, init((x[0].size, classes)))
     state = optimizer.init(parameters)
@@ -86,13 +89,15 @@ def training_step(
 
     box = [parameters, state]
 
-    def step() -> None:
-        box[0], box[1] = jax.block_until_ready(update(box[0], box[1], x, labels))
+    def step() -> Any:
+        box[0], box[1] = update(box[0], box[1], x, labels)
+        return box[0]
 
     return step
 
 
-def main(work: str, side: str) -> None:
+def step_of(work: str, side: str) -> Callable[[], Any]:
+    """The training step of a workload."""
     adjoint = (
         diffrax.DirectAdjoint()
         if side == "diffrax, direct"
@@ -102,18 +107,21 @@ def main(work: str, side: str) -> None:
     if work == "euler":
         layers = init((1, 32), (96, 32), (32, 1))
         how = {"solver": diffrax.Euler(), "dt0": 1 / 64, "max_steps": 64}
-        step = training_step(conv_field, layers, points, 2, adjoint, **how)
-    elif work == "images32":
+        return training_step(conv_field, layers, points, 2, adjoint, **how)
+    if work == "images32":
         layers = init((3, 32), (288, 32), (32, 3))
         how = {"solver": diffrax.Euler(), "dt0": 1 / 16, "max_steps": 16}
         images = jax.random.uniform(jax.random.key(0), (64, 32, 32, 3))
-        step = training_step(image_field, layers, images, 10, adjoint, **how)
-    else:
-        layers = init((2, 64), (64, 64), (64, 2))
-        controller = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)
-        how = {"solver": diffrax.Dopri5(), "dt0": None, "stepsize_controller": controller}
-        step = training_step(dense_field, layers, points, 2, adjoint, **how)
-    serve(step)
+        return training_step(image_field, layers, images, 10, adjoint, **how)
+    layers = init((2, 64), (64, 64), (64, 2))
+    controller = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)
+    how = {"solver": diffrax.Dopri5(), "dt0": None, "stepsize_controller": controller}
+    return training_step(dense_field, layers, points, 2, adjoint, **how)
+
+
+def main(work: str, side: str) -> None:
+    step = step_of(work, side)
+    serve(lambda: jax.block_until_ready(step()))
 
 
 if __name__ == "__main__":

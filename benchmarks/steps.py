@@ -75,11 +75,11 @@ def own_field(plain: PlainField, network: str, shape: tuple[int, ...], hidden: i
 
 
 def training_step(flow: Flow, field: nn.Module, x: Tensor, classes: int, own: bool) -> Step:
-    """Fit a linear head on the flow to labels.
+    """Fit a linear head on the flow to labels, on the device of the inputs.
 
     The optimiser is that of trueode if ``own``, else PyTorch's fused Adam.
     """
-    head = nn.Linear(x[0].numel(), classes)
+    head = nn.Linear(x[0].numel(), classes).to(x.device)
     parameters = [*field.parameters(), *head.parameters()]
     if own:
         from trueode.training.optimizers import make_optimizer
@@ -87,7 +87,7 @@ def training_step(flow: Flow, field: nn.Module, x: Tensor, classes: int, own: bo
         optimizer: Any = make_optimizer("adam", parameters, lr=RATE, weight_decay=0.0)
     else:
         optimizer = torch.optim.Adam(parameters, lr=RATE, fused=True)
-    labels = torch.arange(len(x)) % classes
+    labels = (torch.arange(len(x)) % classes).to(x.device)
 
     def step() -> None:
         loss = F.cross_entropy(head(flow(x).flatten(1)), labels)
@@ -124,6 +124,7 @@ def through_odeint(
     n_steps: int | None = None,
     own: bool = False,
     times: int = 2,
+    device: torch.device | None = None,
 ) -> Flow:
     """``odeint`` of torchdiffeq, or that of trueode if ``own``, with its back-propagation; adaptive
     if ``n_steps`` is None. With more than two times, the mean of the states after the first.
@@ -133,7 +134,7 @@ def through_odeint(
     else:
         from torchdiffeq import odeint
 
-    t = torch.linspace(0.0, 1.0, times)
+    t = torch.linspace(0.0, 1.0, times).to(device)
     how = (
         {"rtol": TOLERANCE, "atol": TOLERANCE}
         if n_steps is None

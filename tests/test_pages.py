@@ -61,7 +61,7 @@ OTHER_OPTIONS = re.compile(
     "metric|nproc_per_node|nthreads|"
     "options_file|population|samples|scale|scheduler|seeds?|tolerance|breaks|call|draws|jobs|"
     "before|again|workers|ntasks|"
-    "parts|processes|rows|kills|mnist|images|port"
+    "parts|processes|rows|kills|mnist|images|port|device|out|sections|budget"
 )
 IMAGE_SETS = ("mnist", "cifar10", "image_folder")
 NOT_IN_CONFIG = ("niter", "name", "resume", "overwrite", "phase", "split", "options_file")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.solvers.backends.gpu.interpreted import CASES, CHOICES, Case, pairs
+from tests.solvers.backends.gpu.interpreted import CASES, CHOICES, pairs
 from trueode.solvers import FixedStep, solve
 from trueode.solvers.backends import gpu, native
 from trueode.solvers.backends.gpu import library
@@ -43,51 +43,30 @@ def told_by(module: str, folder: Path, **variables: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return told_by("interpreted", tmp_path_factory.mktemp("cache"), TRITON_INTERPRET="1")
-
-
 def test_cases_test_all_choices() -> None:
     tested = {choice for case in CASES for pair in pairs(case) for choice in pair}
     assert tested == {(name, value) for name, values in CHOICES.items() for value in values}
 
 
 @needs_triton
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[",".join(map(str, x)) for x in CASES])
-def test_a_solve_and_its_gradients(told: Any, number: int) -> None:
-    case: Case = CASES[number]
-    found = told["cases"][number]
-    assert found["served"]
-    assert found["error"] < TOLERANCE[case.dtype]  # NaN, where nothing was written, is not
-    assert found["equal"]
-    assert found["counts"] == found["expected counts"]
-    assert found["steps"] == [2, 2]
-
-
-@needs_triton
-def test_fields_of_other_forms(told: Any) -> None:
+def test_interpreted_kernels(tmp_path: Path) -> None:
+    """All cases in one test, since the process that interprets them takes long to start."""
+    told = told_by("interpreted", tmp_path, TRITON_INTERPRET="1")
+    for case, found in zip(CASES, told["cases"], strict=True):
+        assert found["served"], case
+        assert found["error"] < TOLERANCE[case.dtype], case  # NaN, where nothing was written, fails
+        assert found["equal"], case
+        assert found["counts"] == found["expected counts"], case
+        assert found["steps"] == [2, 2], case
     for name, found in told["fields"].items():
         assert found["served"], name
         assert found["error"] < TOLERANCE["float32" if name == "wide" else "float64"], name
         assert found["equal"], name
-
-
-@needs_triton
-def test_gradients_of_gradients_batched_ones_and_none(told: Any) -> None:
-    for name, found in told["graph"].items():
+    for name, found in told["graph"].items():  # gradients of gradients, batched ones, and none
         assert found["error"] < 1e-12, name
-
-
-@needs_triton
-def test_other_problems_are_solved_by_calling_the_field(told: Any) -> None:
     for name, (served, error) in told["refusals"].items():
         assert not served, name
         assert error < 1e-12, name
-
-
-@needs_triton
-def test_broken_kernels_are_given_up_with_one_warning(told: Any) -> None:
     for name, (warned, error) in told["broken"].items():
         assert len(warned) == 1, name
         assert "no compiler" in warned[0]
