@@ -22,6 +22,7 @@ FLOORS = {
     "drop_in": 1.5,  # likewise
     "runs": 1,
     "distributed": 1,
+    "precision": 1,
     "data": 2,
     "models": 2,
     "figures": 2,

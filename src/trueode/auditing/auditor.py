@@ -39,6 +39,7 @@ from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.pace import Pace
 from trueode.evaluation.runnable import Metric, Runnable
 from trueode.evaluation.solver_table import SolverTable
+from trueode.precision import ieee
 from trueode.solvers import Solver
 
 ALIKE = tuple(
@@ -49,6 +50,7 @@ ALIKE = tuple(
 TRIED = ("euler", "midpoint", "rk4", "bosh3", "dopri5")
 
 
+@ieee()
 def audit(
     model: Any,
     data: Any,

@@ -22,6 +22,7 @@ from trueode.experiment.closing import draw, judge, where
 from trueode.experiment.saved import fitting, read_stored, refuse_other_data, resumed, start
 from trueode.interrupts import INTERRUPTED
 from trueode.options import Options, dump_yaml
+from trueode.precision import ieee
 from trueode.runs import (
     History,
     RunDirectory,
@@ -35,6 +36,7 @@ from trueode.training import Hooks, Row, State, Trainer
 from trueode.training.progress import Progress
 
 
+@ieee()
 def run(options: Options, given: frozenset[str] = frozenset()) -> int:
     """Train a model, and write its results to a run directory.
 

@@ -36,6 +36,7 @@ from trueode.options import (
     make_options,
     read_file,
 )
+from trueode.precision import ieee
 from trueode.runs import RunDirectory, load_latest, write_json
 from trueode.solvers import from_plain
 
@@ -60,6 +61,7 @@ def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
     return model.eval(), options
 
 
+@ieee()
 def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
     """Evaluate a saved run on ``options.split``, with other solvers if asked to, and judge whether
     it is an ODE.
