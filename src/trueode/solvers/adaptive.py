@@ -17,7 +17,9 @@ from trueode.solvers.control import (
     error_scale,
     magnitude,
     rms,
+    rms_per_sample,
     scaled_error,
+    starting_fractions,
     starting_step,
     step_factor,
     trial_step,
@@ -127,7 +129,9 @@ def _first_fraction(
     if solver.first_step is not None:
         return min(1.0, solver.first_step / length)
     control, state = stepper.control, stepper.controlled(z)
-    scale = error_scale(state, solver.rtol, solver.atol)
+    scale, order = error_scale(state, solver.rtol, solver.atol), solver.tableau.embedded_order + 1
+    if z.device.type == "cuda" and control is None and reduce is None:
+        return float(_first_on_device(stepper, z, first, scale, order))
 
     def norm(x: Tensor) -> float:
         if control is not None:
@@ -145,7 +149,23 @@ def _first_fraction(
     moved = stepper.start(fraction, torch.add(z, first, alpha=fraction * stepper.clock.length))
     d2 = norm(moved - first) / max(fraction * length, float_info.min)
     # with this order of arguments, `min` keeps the NaN of a field that is not finite
-    return min(starting_step(h0, d1, d2, solver.tableau.embedded_order + 1) / length, 1.0)
+    return min(starting_step(h0, d1, d2, order) / length, 1.0)
+
+
+def _first_on_device(
+    stepper: Stepper, z: Tensor, first: Tensor, scale: Tensor, order: int
+) -> Tensor:
+    """The first step, of which the host learns the result alone."""
+    clock = stepper.clock
+
+    def norm(x: Tensor) -> Tensor:
+        return rms_per_sample((stepper.controlled(x) / scale)[None], z.device).view(())
+
+    def move(trial: Tensor) -> Tensor:  # not under no_grad: the field may compute derivatives
+        return stepper.field(clock.tensor(trial), z + clock.tensor_step(trial).detach() * first)
+
+    start = z, first, first.detach().isfinite().all()
+    return starting_fractions(norm, move, start, abs(clock.length), order)
 
 
 def give_up(trace: Trace, stepper: Stepper, solver: Adaptive, stop: Stop) -> None:

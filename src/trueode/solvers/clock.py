@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
+from trueode.devices import send
 from trueode.errors import UsageError
 
 Step = float | Tensor
@@ -186,7 +187,7 @@ class Clock:
         ends are.
         """
         start, length = self._ends or (self.t0, self.length)
-        return (start + theta * length).to(dtype=self.dtype, device=self._device)
+        return send(start + theta * length, self._device, self.dtype)
 
     def time(self, theta: float) -> Tensor:
         """The time at a fraction, as the field sees it."""
@@ -202,7 +203,7 @@ class Clock:
         differentiable if the ends are.
         """
         length = self.length if self._ends is None else self._ends[1]
-        return (dtheta.double() * length).to(dtype=self.dtype, device=self._device)
+        return send(dtheta.double() * length, self._device, self.dtype)
 
     def spans(self, grid: Sequence[float], nodes: Sequence[float]) -> list[Span]:
         """The stage times and the size of each step on a grid of fractions; ``nodes`` are the nodes

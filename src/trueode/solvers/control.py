@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite, nan, sqrt
+from sys import float_info
 from typing import Any
 
 import torch
@@ -57,14 +58,14 @@ def rms(x: Tensor, reduce: Reduce | None = None) -> float:
     return sqrt(squares / max(count, 1.0))
 
 
-def rms_per_sample(x: Tensor) -> Tensor:
-    """The root mean square over all but the first dimension: shape ``(batch,)``, in float64 on the
-    CPU.
+def rms_per_sample(x: Tensor, device: torch.device) -> Tensor:
+    """The root mean square over all but the first dimension: shape ``(batch,)``, in float64 on a
+    device.
     """
     x = magnitude(x)
     flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
     norms: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    norms = norms.div_(max(flat.shape[1], 1) ** 0.5).double().cpu()
+    norms = norms.div_(max(flat.shape[1], 1) ** 0.5).double().to(device)
     # steps are constants, in forward mode too, where `detach` keeps derivatives
     return norms if forward_ad._current_level < 0 else forward_ad.unpack_dual(norms).primal  # type: ignore[no-untyped-call]
 
@@ -149,3 +150,44 @@ def starting_step(h0: float, d1: float, d2: float, error_order: int) -> float:
         return h0
     h1 = max(1e-6, 1e-3 * h0) if curvature <= 1e-15 else (0.01 / curvature) ** (1 / error_order)
     return min(100 * h0, h1)
+
+
+def trial_steps(d0: Tensor, d1: Tensor) -> Tensor:
+    """``trial_step`` for each sample: shape ``(batch,)``."""
+    return torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
+
+
+def starting_steps(h0: Tensor, d1: Tensor, d2: Tensor, error_order: int) -> Tensor:
+    """``starting_step`` for each sample: shape ``(batch,)``."""
+    curvature = torch.maximum(d1, d2)  # NaN if one of them is
+    flat = (1e-3 * h0).clamp(min=1e-6)
+    h1 = torch.where(curvature <= 1e-15, flat, (0.01 / curvature) ** (1 / error_order))
+    step = torch.where(curvature.isfinite(), torch.minimum(100 * h0, h1), h0)
+    return torch.where((h0 + d1).isfinite(), step, nan)
+
+
+def starting_fractions(
+    norms: Callable[[Tensor], Tensor],
+    move: Callable[[Tensor], Tensor],
+    start: tuple[Tensor, Tensor, Tensor],
+    length: float,
+    error_order: int,
+) -> Tensor:
+    """The first step as a fraction of an interval, found where the state is: shape ``(batch,)``, or
+    without dimension for all samples together.
+
+    Args:
+        norms: the norms of a state divided by its tolerances.
+        move: the field after an Euler step of the given fractions.
+        start: the state, the field, and whether the field is finite.
+        length: the length of the interval.
+        error_order: the exponent p + 1 of the rule.
+    """
+    z, first, finite = start
+    d0, d1 = norms(z), norms(first)
+    # a tiny tolerance can make the norm of a finite field overflow
+    d1 = torch.where(d1.isinf() & finite, float_info.max, d1)
+    h0 = trial_steps(d0, d1)
+    trial = h0.clamp(max=length) / length
+    d2 = norms(move(trial) - first) / (trial * length).clamp(min=float_info.min)
+    return starting_steps(h0, d1, d2, error_order).clamp(max=length) / length

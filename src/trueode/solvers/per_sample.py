@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from sys import float_info
 
 import torch
 from torch import Tensor
 
+from trueode.devices import send
 from trueode.solvers.clock import Clock
 from trueode.solvers.control import (
     error_scale,
     rms_per_sample,
     scaled_error,
-    starting_step,
+    starting_fractions,
     step_factors,
-    trial_step,
 )
 from trueode.solvers.failure import Stop, reason, status_of
 from trueode.solvers.saving import Inside, SavePoints
@@ -53,7 +52,8 @@ def integrate(
 
     Only samples that have not reached the end are evaluated, so a stiff sample does not slow down
     the others. A sample that fails keeps the state that it reached, and the others continue. Steps
-    are controlled in float64 on the CPU; the field sees times of shape ``(samples, 1, …)``.
+    are controlled in float64 where the state is, with one look at the results of each step; the
+    field sees times of shape ``(samples, 1, …)``.
 
     Args:
         stepper: takes the steps.
@@ -65,32 +65,36 @@ def integrate(
         The final states, the states at the points ``(times, batch, …)`` and the traces.
     """
     clock, device = stepper.clock, z.device
-    whole, record = _Whole(stepper.field, z, clock), _Record(len(z))
-    saver = None if points is None else _Saver(points, z)
+    control = device if device.type == "cuda" else torch.device("cpu")  # others lack float64
+    whole, record = _Whole(stepper.field, z, clock), _Record(len(z), control)
+    saver = None if points is None else _Saver(points, z, control)
     final, state, first = z, z, None
-    active = torch.arange(len(z) if clock.length else 0, device="cpu")
-    theta = torch.zeros(len(active), dtype=torch.float64, device="cpu")
+    active = torch.arange(len(z) if clock.length else 0, device=control)
+    theta = torch.zeros(len(active), dtype=torch.float64, device=control)
     dtheta, finite = theta, theta.isfinite()
     most = solver.longest(clock.length) if clock.length else 1.0
     if len(active):
         first = stepper.start_per_sample(theta, z)
-        dtheta = _first_fractions(stepper, solver, z, first).clamp(max=most)
+        dtheta = _first_fractions(stepper, solver, z, first, control).clamp(max=most)
     elif not len(z):
         # nothing to solve, but the weights must be in the graph, as on ranks that have samples
         final = z + 0 * stepper.start_per_sample(theta, z)
-    while len(active):
+
+    def giving_up() -> Tensor:
         tired = record.counts[:, active].sum(0) >= solver.max_steps
-        failed = (
-            (dtheta <= 10 * torch.finfo(torch.float64).eps * theta) | ~dtheta.isfinite() | tired
-        )
-        leaving = failed
-        if bool(failed.any()):
-            sizes = dtheta * clock.length
+        return (dtheta <= 10 * torch.finfo(torch.float64).eps * theta) | ~dtheta.isfinite() | tired
+
+    failed = giving_up()
+    any_fails = int(failed.any())
+    while len(active):
+        if any_fails:
+            sizes, tired = dtheta * clock.length, record.counts[:, active].sum(0)
             stops = [
-                Stop(state, float(sizes[k]), bool(tired[k]), bool(finite[k]), k)
+                Stop(state, float(sizes[k]), int(tired[k]) >= solver.max_steps, bool(finite[k]), k)
                 for k in failed.nonzero()[:, 0].tolist()
             ]
             record.fail(stepper, solver, (active, theta), stops)
+            leaving, n_leaving, any_fails = failed, len(stops), 0
         else:
             target = torch.where(theta + 1.0001 * dtheta >= 1, 1.0, theta + dtheta)
             wanted = None if saver is None else saver.wanted(active, theta, target)
@@ -102,21 +106,25 @@ def integrate(
             assert result.error is not None
             with torch.no_grad():
                 ratio = rms_per_sample(
-                    scaled_error(result.error, state, result.z, solver.rtol, solver.atol)
+                    scaled_error(result.error, state, result.z, solver.rtol, solver.atol), control
                 )
                 accepted, finite = ratio <= 1, ratio.isfinite()
-                if not bool(finite.all()):
-                    finite = finite | (_all_finite(result.z) & _all_finite(result.error)).cpu()
             dtheta = (
                 (target - theta) * step_factors(ratio, solver.tableau.embedded_order + 1)
             ).clamp(max=most)
-            if not bool(accepted.all()):
-                if result.z.requires_grad and not bool(ratio.isfinite().all()):
+            before, theta = theta, torch.where(accepted, target, theta)
+            record.step(active, accepted, target, ratio)
+            leaving, failed = theta >= 1, giving_up()
+            failed = failed & ~leaving
+            facts = torch.stack([~accepted, ~finite, leaving, failed]).sum(1)
+            n_rejected, n_infinite, n_leaving, any_fails = facts.tolist()
+            if n_infinite:
+                finite = finite | (_all_finite(result.z) & _all_finite(result.error)).to(control)
+            if n_rejected:
+                if result.z.requires_grad and n_infinite:
                     # the overflow of a rejected step would enter the gradients as 0 x inf: repeat
                     # rejected steps with size 0
-                    span = stepper.span_per_sample(
-                        theta, torch.where(accepted, target, theta), state
-                    )
+                    span = stepper.span_per_sample(before, theta, state)
                     result = stepper.step(span, state, first, inside, with_error=True)
                 column = _columns(accepted.to(device), state)
                 end = (
@@ -126,17 +134,17 @@ def integrate(
                 )
                 result = result._replace(z=torch.where(column, result.z, state), end=end)
             if saver is not None and wanted is not None and result.saved is not None:
-                passed = accepted[wanted.rows]
-                saver.take(wanted.index[passed], result.saved[passed.to(device)])
-            record.step(active, accepted, target, ratio)
-            theta = torch.where(accepted, target, theta)
+                saver.take(wanted.index, result.saved, accepted[wanted.rows])
             state, first = result.z, result.end
-            leaving = theta >= 1
-        if bool(leaving.any()):
-            final = final.index_copy(0, active[leaving].to(device), state[leaving.to(device)])
-            keep = ~leaving
-            state, first = state[keep.to(device)], None if first is None else first[keep.to(device)]
-            active, theta, dtheta, finite = active[keep], theta[keep], dtheta[keep], finite[keep]
+        if n_leaving:
+            # like indices by a mask, whose number is known
+            order = leaving.byte().argsort(descending=True, stable=True)
+            gone, kept = order[:n_leaving], order[n_leaving:]
+            final = final.index_copy(0, active[gone].to(device), state[gone.to(device)])
+            here = kept.to(device)
+            state, first = state[here], None if first is None else first[here]
+            active, theta, dtheta, finite = active[kept], theta[kept], dtheta[kept], finite[kept]
+            failed = failed[kept]
             stepper = replace(stepper, field=whole.part(active))
             # a step must behave the same when it is recomputed
             if stepper.recompute and len(active):
@@ -144,11 +152,8 @@ def integrate(
     traces = record.traces()
     if saver is None:
         return final, None, traces
-    return (
-        final,
-        saver.stacked(final, torch.tensor([x == "success" for x in traces.statuses], device="cpu")),
-        traces,
-    )
+    arrived = [status == "success" for status in traces.statuses]
+    return final, saver.stacked(final, torch.tensor(arrived, device="cpu").to(control)), traces
 
 
 class _Whole:
@@ -194,16 +199,17 @@ class _Whole:
 class _Record:
     """Records the steps of the samples."""
 
-    def __init__(self, batch: int) -> None:
-        self.counts = torch.zeros(2, batch, dtype=torch.long, device="cpu")  # accepted, rejected
-        self._accepted: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, fractions reached, errors
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.counts = torch.zeros(2, batch, dtype=torch.long, device=device)  # accepted, rejected
+        # of each attempt: rows, whether accepted, fractions reached, errors
+        self._attempts: list[Tensor] = []
         self._statuses, self._message = ["success"] * batch, ""
 
     def step(self, rows: Tensor, accepted: Tensor, target: Tensor, ratio: Tensor) -> None:
         """Record one step of some samples."""
         self.counts[0, rows] += accepted
         self.counts[1, rows] += ~accepted
-        self._accepted.append((rows[accepted], target[accepted], ratio[accepted]))
+        self._attempts.append(torch.stack([rows.double(), accepted.double(), target, ratio]))
 
     def fail(
         self, stepper: Stepper, solver: Adaptive, where: tuple[Tensor, Tensor], stops: list[Stop]
@@ -231,19 +237,22 @@ class _Record:
 
     def traces(self) -> SampleTraces:
         """The grids and errors of all samples, side by side."""
-        steps = int(self.counts[0].max()) if self.counts.numel() else 0
-        grid = torch.zeros(steps + 1, self.counts.shape[1], dtype=torch.float64, device="cpu")
-        errors = torch.full(
-            (steps, self.counts.shape[1]), float("nan"), dtype=torch.float64, device="cpu"
-        )
-        position = torch.zeros_like(self.counts[0])
-        for rows, fractions, ratios in self._accepted:
+        counts = self.counts.cpu()
+        steps, batch = int(counts[0].max()) if counts.numel() else 0, counts.shape[1]
+        grid = torch.zeros(steps + 1, batch, dtype=torch.float64, device="cpu")
+        errors = torch.full((steps, batch), float("nan"), dtype=torch.float64, device="cpu")
+        position = torch.zeros_like(counts[0])
+        sizes = [attempt.shape[1] for attempt in self._attempts]
+        known = torch.cat(self._attempts, 1).cpu().split(sizes, 1) if sizes else ()
+        for attempt in known:
+            found = attempt[:, attempt[1] > 0]
+            rows, fractions, ratios = found[0].long(), found[2], found[3]
             errors[position[rows], rows] = ratios
             position[rows] += 1
             grid[position[rows], rows] = fractions
         n_failed = sum(status != "success" for status in self._statuses)
         others = f" {n_failed - 1} other samples failed, too." if n_failed > 1 else ""
-        grid, (accepted, rejected) = grid.cummax(0).values, self.counts
+        grid, (accepted, rejected) = grid.cummax(0).values, counts
         return SampleTraces(
             grid, errors, accepted, rejected, tuple(self._statuses), self._message + others
         )
@@ -263,10 +272,11 @@ class _Wanted:
 class _Saver:
     """Collects states as each sample passes its points."""
 
-    def __init__(self, points: SavePoints, z: Tensor) -> None:
+    def __init__(self, points: SavePoints, z: Tensor, device: torch.device) -> None:
         shape = (len(points.fractions), len(z))
         fractions = points.fractions if points.per_sample else points.fractions[:, None]
         moving = fractions if points.moving is None else points.moving.view(fractions.shape)
+        fractions, moving = send(fractions, device), send(moving, device)
         self._fractions, self._moving = fractions.expand(shape), moving.expand(shape)
         self._ends_stay = points.ends_stay
         self._z, self._index, self._states = z, list[Tensor](), list[Tensor]()
@@ -287,8 +297,10 @@ class _Saver:
         theta = (self._moving[at, active[rows]] - before[rows]) / (after - before)[rows]
         return _Wanted(theta, rows, at * len(self._z) + active[rows])
 
-    def take(self, index: Tensor, states: Tensor) -> None:
-        """Add the states at some of the points."""
+    def take(self, index: Tensor, states: Tensor, accepted: Tensor | None = None) -> None:
+        """Add the states at some of the points, or at those of accepted steps."""
+        if accepted is not None:  # others go to a place after the last one
+            index = torch.where(accepted, index, self._fractions.numel())
         self._index.append(index)
         self._states.append(states)
 
@@ -304,12 +316,12 @@ class _Saver:
             ):
                 index = at.flatten().nonzero()[:, 0]
                 self.take(index, states[(index % max(len(z), 1)).to(z.device)])
-        saved = z.new_full((n, *z.shape[1:]), float("nan"))
+        saved = z.new_full((n + 1, *z.shape[1:]), float("nan"))
         if self._index:
             saved = saved.index_copy(
                 0, torch.cat(self._index).to(z.device), torch.cat(self._states)
             )
-        return saved.view(len(self._fractions), *z.shape)
+        return saved[:n].view(len(self._fractions), *z.shape)
 
 
 def _columns(values: Tensor, state: Tensor) -> Tensor:
@@ -319,36 +331,25 @@ def _columns(values: Tensor, state: Tensor) -> Tensor:
 
 def _all_finite(x: Tensor) -> Tensor:
     """Whether a sample is finite: ``(samples,)``."""
-    return x.detach().isfinite().view(len(x), -1).all(1)
+    return x.detach().isfinite().reshape(len(x), -1).all(1)
 
 
-def _first_fractions(stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor) -> Tensor:
+def _first_fractions(
+    stepper: Stepper, solver: Adaptive, z: Tensor, first: Tensor, device: torch.device
+) -> Tensor:
     length = abs(stepper.clock.length)
     if solver.first_step is not None:
-        return torch.full(
-            (len(z),), min(1.0, solver.first_step / length), dtype=torch.float64, device="cpu"
-        )
+        step = min(1.0, solver.first_step / length)
+        return torch.full((len(z),), step, dtype=torch.float64, device=device)
     scale = error_scale(z.detach(), solver.rtol, solver.atol)
+    order = solver.tableau.embedded_order + 1
 
     def norms(x: Tensor) -> Tensor:
-        return rms_per_sample(x.detach() / scale)
+        return rms_per_sample(x.detach() / scale, device)
 
-    d0, d1 = norms(z), norms(first)
-    # a tiny tolerance can make the norm of a finite field overflow
-    if bool(d1.isinf().any()):
-        d1 = torch.where(d1.isinf() & _all_finite(first).cpu(), float_info.max, d1)
-    h0 = torch.tensor(
-        list(map(trial_step, d0.tolist(), d1.tolist())), dtype=torch.float64, device="cpu"
-    )
-    trial = h0.clamp(max=length) / length
-    # not under no_grad: the field may compute derivatives itself
-    moved = stepper.start_per_sample(
-        trial, z + _columns(stepper.clock.tensor_step(trial), z).detach() * first
-    )
-    d2 = norms(moved - first) / (trial * length)
-    order = solver.tableau.embedded_order + 1
-    steps = [
-        starting_step(x, y, c, order)
-        for x, y, c in zip(h0.tolist(), d1.tolist(), d2.tolist(), strict=True)
-    ]
-    return torch.tensor(steps, dtype=torch.float64, device="cpu").clamp(max=length) / length
+    def move(trial: Tensor) -> Tensor:  # not under no_grad: the field may compute derivatives
+        h = _columns(stepper.clock.tensor_step(trial), z).detach()
+        return stepper.start_per_sample(trial, z + h * first)
+
+    start = z, first, _all_finite(first).to(device)
+    return starting_fractions(norms, move, start, length, order)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trueode.devices import send
 from trueode.errors import UsageError
 from trueode.solvers.clock import Clock, double, is_differentiable, precision
 
@@ -143,7 +144,7 @@ class Inside(NamedTuple):
     def at(cls, theta: Tensor, rows: Tensor | None, z: Tensor) -> Inside:
         """Points at fractions ``(n,)`` of a step of ``z``, for all samples or for one row each."""
         ones = [1] * (z.dim() - (rows is not None))
-        return cls(theta.to(dtype=z.dtype.to_real(), device=z.device).view(-1, *ones), rows)
+        return cls(send(theta, z.device, z.dtype.to_real()).view(-1, *ones), rows)
 
 
 def union(points: SavePoints) -> tuple[SavePoints, Tensor]:
@@ -160,7 +161,7 @@ def gather(states: Tensor, position: Tensor) -> Tensor:
     """Select each sample's own times, ``(times, batch, …)``, from ``(union, batch, …)``; NaN where
     a sample has no time.
     """
-    here = position.to(states.device)
+    here = send(position, states.device)
     absent = (here < 0).view(*here.shape, *[1] * (states.dim() - 2))
     if not len(states):
         return states.new_full((*here.shape, *states.shape[2:]), float("nan"))
@@ -185,7 +186,7 @@ class Ascending(NamedTuple):
         """The states ``(points, batch, …)`` in the requested order, ``(times, batch, …)``."""
         if self.place is not None:
             return gather(states, self.place)
-        return states if self.order is None else states[self.order.to(states.device)]
+        return states if self.order is None else states[send(self.order, states.device)]
 
 
 def ascending(points: SavePoints) -> Ascending:
@@ -248,7 +249,7 @@ class Saver:
             theta = ((wanted - before) / (after - before)).clamp(0, 1)
         else:
             theta = (self._moving[here] - before) / (after - before)
-        rows = None if self._rows is None else self._rows[here].to(z.device)
+        rows = None if self._rows is None else send(self._rows[here], z.device)
         return Inside.at(theta, rows, z)
 
     def add(self, inside: Tensor | None, after: float, z: Tensor) -> None:
@@ -260,7 +261,7 @@ class Saver:
             return
         last = bisect_right(self._fractions, after + self._slack, self._done)
         if last > self._done:
-            rows = None if self._rows is None else self._rows[self._done : last].to(z.device)
+            rows = None if self._rows is None else send(self._rows[self._done : last], z.device)
             self._pieces.append(z.expand(last - self._done, *z.shape) if rows is None else z[rows])
             self._done = last
 
@@ -276,5 +277,5 @@ class Saver:
             pieces = [*pieces, z.new_full((missing, *one), torch.nan)]
         states, place = torch.cat(pieces), self._order.argsort()
         if not bool((place.diff() == 1).all()):
-            states = states[place.to(z.device)]
+            states = states[send(place, z.device)]
         return states.view(len(self._points.fractions), *z.shape)

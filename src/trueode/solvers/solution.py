@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -30,6 +31,35 @@ class Counter:
             self.backward += calls
 
 
+class Ending:
+    """How a solve ended: its status and a message.
+
+    Args:
+        status: as in `Solution`.
+        message: a description of the failure, if any.
+        look: finds both when first asked, because that waits for a GPU.
+    """
+
+    def __init__(
+        self,
+        status: str = "success",
+        message: str = "",
+        look: Callable[[], tuple[str, str]] | None = None,
+    ) -> None:
+        self._found, self._look = (status, message), look
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the status is known without asking."""
+        return self._look is None
+
+    def __call__(self) -> tuple[str, str]:
+        """Status and message."""
+        if self._look is not None:
+            self._found, self._look = self._look(), None
+        return self._found
+
+
 @dataclass(frozen=True)
 class Solution(Generic[State]):
     """The outcome of a solve.
@@ -42,9 +72,6 @@ class Solution(Generic[State]):
         n_steps: accepted steps: a number, or ``(batch,)`` under per-sample control.
         n_rejected: rejected steps, likewise.
         errors: norms of the scaled errors of the accepted steps; None for fixed steps.
-        status: ``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``; under
-            per-sample control, the status of the first sample that failed.
-        message: a description of the failure, if any.
         statuses: under per-sample control, the status of each sample; otherwise None. A sample that
             failed keeps the last state that it reached.
     """
@@ -56,13 +83,24 @@ class Solution(Generic[State]):
     n_steps: int | Tensor
     n_rejected: int | Tensor
     errors: Tensor | None
-    status: str
-    message: str
     statuses: tuple[str, ...] | None
     _solver: Solver = field(repr=False)
     _fractions: Tensor = field(repr=False)
     _clock: Clock = field(repr=False)
     _counter: Counter = field(repr=False)
+    _ending: Ending = field(repr=False)
+
+    @property
+    def status(self) -> str:
+        """``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``; under
+        per-sample control, the status of the first sample that failed.
+        """
+        return self._ending()[0]
+
+    @property
+    def message(self) -> str:
+        """A description of the failure, if any."""
+        return self._ending()[1]
 
     @property
     def grid(self) -> Tensor:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from trueode.errors import SolveError, UsageError
 from trueode.solvers.backends import backend_of
@@ -22,7 +23,7 @@ from trueode.solvers.integrate import Outcome
 from trueode.solvers.pieces import in_pieces
 from trueode.solvers.problem import Problem
 from trueode.solvers.saving import Times
-from trueode.solvers.solution import Counter, Solution
+from trueode.solvers.solution import Counter, Ending, Solution
 from trueode.solvers.solver import Adaptive, Solver
 
 _BACKPROP = Backprop()
@@ -66,6 +67,8 @@ def solve(
             changing the steps. ``(times,)``, or ``(batch, times)`` for each sample's own times
             (padded with NaN).
         on_failure: ``"raise"`` an error, or ``"return"`` a Solution whose status names the failure.
+            Fixed steps on a GPU whose gradients are recorded raise no error: whether the final
+            state is finite is found when the status is asked for, which waits for the GPU.
         reduce: sums a tensor over the ranks that share one batch, so that they take the same
             adaptive steps.
 
@@ -91,7 +94,8 @@ def carry_out(problem: Problem, on_failure: str = "raise") -> Solution[Any]:
     if replaced is not None:  # the audit records failures itself
         return replaced
     solution = solve_problem(problem)
-    if solution.status != "success" and on_failure == "raise":
+    ending = solution._ending
+    if ending.is_known and solution.status != "success" and on_failure == "raise":
         raise SolveError(solution.message, solution.status)
     return solution
 
@@ -100,8 +104,9 @@ def solve_problem(problem: Problem) -> Solution[Any]:
     """Solve a problem, also while an audit replaces solvers; the status names a failure."""
     outcome = _outcome(problem)
     problem.counter.solving = False
-    if problem.reduce is not None:
-        outcome = _share_failure(outcome, problem.reduce)
+    ending = _ending_of(outcome, problem)
+    if problem.reduce is not None and ending.is_known:
+        ending = _shared(ending, problem.reduce)
     return Solution(
         z=outcome.z,
         zs=outcome.zs,
@@ -110,13 +115,12 @@ def solve_problem(problem: Problem) -> Solution[Any]:
         n_steps=outcome.n_steps,
         n_rejected=outcome.n_rejected,
         errors=outcome.errors,
-        status=outcome.status,
-        message=outcome.message,
         statuses=outcome.statuses,
         _solver=problem.solver,
         _fractions=outcome.fractions,
         _clock=problem.clock,
         _counter=problem.counter,
+        _ending=ending,
     )
 
 
@@ -124,34 +128,43 @@ def _outcome(problem: Problem) -> Outcome:
     if problem.solver.breaks:
         return in_pieces(problem, _outcome)
     outcome: Outcome = backend_of(problem).solve(problem)
-    return (
-        outcome
-        if outcome.is_finite or isinstance(problem.solver, Adaptive)
-        else _looked_at(outcome, problem)
-    )
+    return outcome
 
 
-def _looked_at(outcome: Outcome, problem: Problem) -> Outcome:
-    """The outcome of fixed steps, marked as failed if its final state is not finite."""
+def _ending_of(outcome: Outcome, problem: Problem) -> Ending:
+    """How a solve ended. Fixed steps fail if their final state is not finite; while training on a
+    GPU, this is found when someone asks.
+    """
     found: Any = outcome.z
     parts: tuple[Tensor, ...] = found if isinstance(found, tuple) else (found,)
     if (
-        outcome.status != "success"
+        outcome.is_finite
+        or outcome.status != "success"
+        or isinstance(problem.solver, Adaptive)
         or is_symbolic()
         or parts[0].is_meta
-        or all(map(_is_finite, parts))
     ):
-        return outcome
+        return Ending(outcome.status, outcome.message)
+    n_steps = int(outcome.n_steps)
+    if parts[0].device.type != "cpu" and any(part.requires_grad for part in parts):
+        sizes = [vector_norm(part.detach(), inf) for part in parts if part.numel()]
+        return Ending(look=lambda: _finite(all(map(_is_finite, sizes)), problem, n_steps))
+    return Ending(*_finite(all(map(_is_finite, parts)), problem, n_steps))
+
+
+def _finite(is_finite: bool, problem: Problem, n_steps: int) -> tuple[str, str]:
+    """Status and message of fixed steps."""
+    if is_finite:
+        return "success", ""
     # with a new counter: the calls that follow are not part of the solve
     clock, (field, z0, _) = problem.clock, replace(problem, counter=Counter()).form
-    h = clock.length / max(int(outcome.n_steps), 1)
+    h = clock.length / max(n_steps, 1)
     unstable = instability(partial(field, clock.time(0.0)), problem.solver.tableau, z0, h)
-    message = (
+    return "non_finite", (
         f"The solve with {problem.solver} from t = {clock.t0:g} reached a state that is not finite "
-        f"before t = {clock.t1:g} ({outcome.n_steps} steps of about {abs(h):.3g}): take smaller "
-        f"steps, or use an adaptive solver, which reports where this happens.{unstable}"
+        f"before t = {clock.t1:g} ({n_steps} steps of about {abs(h):.3g}): take smaller steps, or "
+        f"use an adaptive solver, which reports where this happens.{unstable}"
     )
-    return outcome._replace(status="non_finite", message=message)
 
 
 def _is_finite(z: Tensor) -> bool:
@@ -161,10 +174,9 @@ def _is_finite(z: Tensor) -> bool:
     return bool(z.isfinite().all())
 
 
-def _share_failure(outcome: Outcome, reduce: Reduce) -> Outcome:
+def _shared(ending: Ending, reduce: Reduce) -> Ending:
     """Let a solve that failed on one rank fail on all ranks, which would otherwise wait for it."""
-    failed = torch.tensor(float(outcome.status != "success"), device="cpu")
+    failed = torch.tensor(float(ending()[0] != "success"), device="cpu")
     if not float(reduce(failed)) or float(failed):
-        return outcome
-    message = "The solve failed on another rank, for its part of the batch."
-    return outcome._replace(status="non_finite", message=message)
+        return ending
+    return Ending("non_finite", "The solve failed on another rank, for its part of the batch.")

@@ -15,6 +15,7 @@ from trueode.auditing.session import Library, Session
 from trueode.solvers import Adaptive, FixedStep, Solution, Solver, solve
 from trueode.solvers.problem import Problem
 from trueode.solvers.saving import as_times
+from trueode.solvers.solution import Ending
 from trueode.solvers.solving import replacement, solve_problem
 
 
@@ -125,9 +126,8 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
         n_steps=round(solved.n_steps),
         n_rejected=round(solved.n_rejected),
         errors=None,
-        status=solved.status,
-        message=solved.message,
         statuses=None,
+        _ending=Ending(solved.status, solved.message),
         _solver=problem.solver,
         _fractions=torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu"),
         _clock=problem.clock,
