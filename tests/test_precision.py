@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import trueode
-from trueode import build, distributed
+from trueode import build, distributed, gpus
 from trueode.adaptation import ModelInspection
 from trueode.distributed import Ranks
 from trueode.evaluation import get_task
@@ -195,7 +195,7 @@ def test_runs(
     """Only training steps with ``--precision tf32`` are computed in TF32, forward and backward."""
     cpu = Ranks(0, 1, torch.device("cpu"))
     monkeypatch.setattr(distributed, "connect", lambda *how: cpu)
-    monkeypatch.setattr(distributed, "check_gpus", lambda *how: [])
+    monkeypatch.setattr(gpus, "chosen", lambda *how: [])
     values = {**FLAGS, **RULES[rule], "precision": precision, "output_dir": str(tmp_path)}
     options = make_options({**values, "use_gpu": precision == "tf32"})
     before = modes()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trueode import gpus
 from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.forward import Call
 from trueode.auditing.interception import version_of
@@ -325,6 +326,7 @@ def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
     return {
         "model": type(model).__name__,
         **known,
+        **gpus.facts(torch.device(known["device"])),
         "seed": torch.initial_seed(),
         "machine": platform.machine(),
         "versions": versions,

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from trueode import distributed
+from trueode import distributed, gpus
 from trueode.adaptation import Certifier
 from trueode.build import Shape, build_run
 from trueode.distributed import Ranks
@@ -51,9 +51,9 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
     Raises:
         TrueodeError: the run failed; the message says why and what to do.
     """
-    gpus = distributed.check_gpus(options.use_gpu, options.gpu_ids)
-    if len(gpus) > 1 and not distributed.launched():
-        return distributed.launch(["-m", "trueode", "train", *options.flags(given)], len(gpus))
+    ids = gpus.chosen(options.use_gpu, options.gpu_ids)
+    if len(ids) > 1 and not distributed.launched():
+        return distributed.launch(["-m", "trueode", "train", *options.flags(given)], len(ids))
     ranks, console = start(options)
     try:
         work = _lead if ranks.is_main else _follow
@@ -164,6 +164,7 @@ def _announce(
         "status": "running",
         "seed": options.random_seed,
         "iteration": state.iteration,
+        **gpus.facts(trainer.ranks.device),
     }
     if directory.has_checkpoints and options.niter != (before := read_stored(directory).niter):
         facts["continued"] = (
