@@ -72,8 +72,12 @@ def one(use_gpu: bool, gpu_ids: str, what: str) -> torch.device:
     return claim(torch.device("cuda", ids[0]) if ids else torch.device("cpu"))
 
 
-def claim(device: torch.device) -> torch.device:
-    """Make a device the default one of its kind, and compute something on it.
+def claim(device: torch.device, current: bool = True) -> torch.device:
+    """Compute something on a device, to see whether it works.
+
+    Args:
+        device: the device.
+        current: whether to make it the current GPU of this process.
 
     Raises:
         DeviceError: it cannot be used.
@@ -81,7 +85,8 @@ def claim(device: torch.device) -> torch.device:
     if device.type != "cuda":
         return device
     try:
-        torch.cuda.set_device(device)
+        if current:
+            torch.cuda.set_device(device)
         ones = torch.ones(2, 2, device=device)
         float((ones @ ones).sum())
     except (RuntimeError, AssertionError) as failure:  # the latter: torch was built without CUDA
