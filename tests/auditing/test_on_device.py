@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from trueode import Adaptive, FixedStep, ModelInspection, NeuralODE
 from trueode.data import Split
 from trueode.evaluation import get_task, phase_portrait
 from trueode.solvers.backends import native
+
+SEEN = StringIO()  # audits would undo changes of a list
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,45 @@ def test_an_audit_is_that_of_the_cpu(name: str, methods: tuple[str, ...]) -> Non
     assert [row.nfe for row in there.rows] == [row.nfe for row in here.rows]
     for row, same in zip(there.rows, here.rows, strict=True):
         assert row.output_error == pytest.approx(same.output_error, rel=1e-3, abs=1e-6)
+
+
+class Loose(nn.Module):
+    """A model whose calls differ by noise, as sums on a GPU whose order varies."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.model, self.size = made("euler"), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN.write(f"{torch.are_deterministic_algorithms_enabled()} ")
+        found = self.model(x)
+        return found + self.size * torch.randn(found.shape).to(found)
+
+
+@pytest.mark.parametrize(("size", "named"), [(1e-6, "equal bits"), (1e-2, "deterministic")])
+def test_determinism_is_told_up_to_rounding(size: float, named: str) -> None:
+    how: dict[str, Any] = {"methods": (), "population": "all"}
+    here = trueode.audit(Loose(size), samples(), **how)
+    assert "deterministic" in [each.name for each in here.preconditions if not each.holds]
+    with pretend():
+        there = trueode.audit(Loose(size).to(CUDA), samples(), **how)
+    (broken,) = (each for each in there.preconditions if each.name == named)
+    assert not broken.holds
+    assert f"{named}: {broken.text}" in there.notes
+    assert (there.exact is None) == broken.decisive == (size > 1e-3)
+
+
+def test_deterministic_algorithms_are_asked_for_on_a_gpu_only() -> None:
+    how: dict[str, Any] = {"methods": ()}
+    SEEN.seek(0)
+    SEEN.truncate()
+    trueode.audit(Loose(0.0), samples(), **how)
+    assert "True" not in SEEN.getvalue()
+    with pretend():
+        trueode.audit(Loose(0.0).to(CUDA), samples(), **how)
+    seen = SEEN.getvalue().split()
+    assert {"True", "False"} == set(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_counts_of_a_certificate_are_those_of_the_cpu() -> None:
