@@ -278,6 +278,7 @@ def pretend() -> Iterator[Device]:
         "torch.cuda.memory_reserved": lambda device=None: 0,
         "torch.cuda.memory_allocated": lambda device=None: 0,
         "torch.cuda.get_device_name": lambda device=None: "pretended",
+        "torch.cuda.is_bf16_supported": lambda *_: True,
         "torch.cuda.get_device_capability": lambda device=None: (9, 0),
         "torch.cuda.get_rng_state": lambda device=None: torch.get_rng_state(),
         "torch.cuda.set_rng_state": lambda state, device=None: None,

@@ -243,7 +243,7 @@ class _Record:
         errors = torch.full((steps, batch), float("nan"), dtype=torch.float64, device="cpu")
         position = torch.zeros_like(counts[0])
         sizes = [attempt.shape[1] for attempt in self._attempts]
-        known = torch.cat(self._attempts, 1).cpu().split(sizes, 1) if sizes else ()
+        known = torch.split(torch.cat(self._attempts, 1).cpu(), sizes, 1) if sizes else ()
         for attempt in known:
             found = attempt[:, attempt[1] > 0]
             rows, fractions, ratios = found[0].long(), found[2], found[3]

@@ -9,10 +9,11 @@ backend, add it to `BACKENDS`.
 from typing import Any
 
 from trueode.solvers.backends import generic, matrices
+from trueode.solvers.backends.gpu import graphs
 from trueode.solvers.backends.native import layers
 from trueode.solvers.problem import Problem
 
-BACKENDS = (layers, matrices, generic)
+BACKENDS = (layers, graphs, matrices, generic)
 
 __all__ = ["BACKENDS", "backend_of", "with_fast_field"]
 
