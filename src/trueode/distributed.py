@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import Store
 from torch.distributed.rendezvous import rendezvous
 
 from trueode import gpus
@@ -153,7 +153,7 @@ def _be_patient(time: timedelta) -> None:
     (getattr(group, "set_timeout", None) or group._set_pg_timeout)(time)
 
 
-def _refuse_shared(store: Store, rank: int, size: int, gpu: str) -> None:
+def _refuse_shared(store: Any, rank: int, size: int, gpu: str) -> None:
     """Check that each process has a GPU of its own: NCCL would wait for ever.
 
     Raises:

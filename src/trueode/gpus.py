@@ -112,7 +112,7 @@ def facts(device: torch.device) -> dict[str, Any]:
             "capability": f"{major}.{minor}",
             "driver": version and version[0],
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "precision": modes()._asdict(),
         }
     }
@@ -121,7 +121,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 def _trouble() -> str:
     """Why torch sees no GPU."""
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as failure:
         cause = str(failure).split(". ")[0].strip().rstrip(".")
         advice = " Update it, or install a torch that fits it." if "too old" in cause else ""

@@ -70,8 +70,8 @@ def tf32() -> Iterator[None]:
 @contextmanager
 def _set(wanted: Modes) -> Iterator[None]:
     before = modes()
-    # what cannot be read could not be restored, and stays
-    _write(Modes(*(None if old is None else new for old, new in zip(before, wanted, strict=True))))
+    unread = {name: None for name, mode in before._asdict().items() if mode is None}
+    _write(wanted._replace(**unread))  # they could not be restored
     try:
         yield
     finally:
