@@ -232,3 +232,15 @@ def test_audits(mode: Any, seen: Seen) -> None:
         ("auditor.audit", True),
         ("inspection.count", True),
     }
+
+
+def test_checks_compute_the_training_solver_again(tmp_path: Path) -> None:
+    """Its output in TF32 has another rounding than the reference in IEEE float32."""
+    values = {**FLAGS, **RULES["paper"], "use_gpu": True, "output_dir": str(tmp_path)}
+    spent = []
+    for precision in ("float32", "tf32"):
+        options = make_options({**values, "precision": precision})
+        _, trainer = build.build_run(options, Ranks(0, 1, torch.device("cpu")))
+        trainer.run(options.adaption_interval)
+        spent.append(trainer.state.evaluations)
+    assert spent[1] > spent[0]

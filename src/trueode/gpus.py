@@ -99,18 +99,23 @@ def claim(device: torch.device, current: bool = True) -> torch.device:
     return device
 
 
+def driver() -> str | None:
+    """The version of NVIDIA's driver, as Linux tells it; None: unknown."""
+    found = re.search(r"\d+(\.\d+)+", DRIVER.read_text()) if DRIVER.is_file() else None
+    return found and found[0]
+
+
 def facts(device: torch.device) -> dict[str, Any]:
     """What results on a device depend on, under the key ``gpu``; empty for the CPU."""
     if device.type != "cuda":
         return {}
     major, minor = torch.cuda.get_device_capability(device)
-    version = re.search(r"\d+(\.\d+)+", DRIVER.read_text()) if DRIVER.is_file() else None
     return {
         "gpu": {
             "device": str(device),
             "name": torch.cuda.get_device_name(device),
             "capability": f"{major}.{minor}",
-            "driver": version and version[0],
+            "driver": driver(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "precision": modes()._asdict(),
