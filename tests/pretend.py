@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -280,6 +281,10 @@ def pretend() -> Iterator[Device]:
         "torch.cuda.get_device_name": lambda device=None: "pretended",
         "torch.cuda.is_bf16_supported": lambda *_: True,
         "torch.cuda.get_device_capability": lambda device=None: (9, 0),
+        "torch.cuda.is_current_stream_capturing": lambda: False,
+        "torch.accelerator.current_stream": lambda device=None: SimpleNamespace(
+            is_capturing=lambda: False
+        ),
         "torch.cuda.get_rng_state": lambda device=None: torch.get_rng_state(),
         "torch.cuda.set_rng_state": lambda state, device=None: None,
         "torch.random.fork_rng": lambda devices=(), **how: fork_rng(devices=[], **how),

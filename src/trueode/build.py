@@ -256,10 +256,9 @@ def build_rule(
             per_sample=options.per_sample,
         )
         return rule, 0.0
-    indices, whole = batches.first()
+    batch, whole = batches.first()
     with torch.no_grad():
-        x = batches.split.batch(indices).x.to(ranks.device)
-        z0 = x if model.upstream is None else model.upstream(x)
+        z0 = batch.x if model.upstream is None else model.upstream(batch.x)
     step = paper_starting_step(
         model.field,
         z0,
@@ -376,6 +375,7 @@ def build_batches(options: Options, dataset: Dataset, ranks: Ranks) -> Batches:
         rank=ranks.rank,
         world_size=ranks.world_size,
         num_workers=options.num_threads,
+        device=ranks.device,
     )
 
 

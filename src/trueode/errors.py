@@ -64,6 +64,10 @@ class DivergenceError(TrueodeError):
     """Training produced a loss that is not finite."""
 
 
+class OutOfMemoryError(TrueodeError):
+    """The memory of a device does not suffice; the message says what to change."""
+
+
 class CheckpointError(TrueodeError):
     """No usable checkpoint was found; the message names the damaged ones."""
 

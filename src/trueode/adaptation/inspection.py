@@ -83,9 +83,8 @@ class ModelInspection:
         """The samples of an attempt, requested once."""
         if self._known is None or self._known[0] != attempt:
             x = self._inputs(attempt)
-            unlabelled = torch.empty(len(x), 0, device="cpu")
             self._known = (
                 attempt,
-                Split(x, unlabelled, dtype=x.dtype) if isinstance(x, Tensor) else x,
+                Split(x, x.new_empty(len(x), 0), dtype=x.dtype) if isinstance(x, Tensor) else x,
             )
         return self._known[1]

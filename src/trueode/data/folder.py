@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueode.data.splits import Batch, Samples, Split, as_numbers
+from trueode.data.device import CPU, ahead
+from trueode.data.splits import Batch, Samples, Split
 from trueode.errors import DataError
 from trueode.seeds import stream
 
@@ -68,16 +69,15 @@ class FolderSplit(Samples):
     def y(self) -> Tensor:  # type: ignore[override]
         return torch.tensor(self.files.labels, dtype=torch.int64, device="cpu")
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The samples with the given indices ``(batch,)``."""
+    def stored(self, indices: Tensor) -> Batch:
+        """The samples with the given indices ``(batch,)``, as bytes."""
         chosen = self.files.subset(indices.tolist())
         pixels = [decode(path, self.image_size) for path in chosen.paths]
         x = np.empty((len(pixels), *self.size, 1 if self.grey else 3), np.uint8)
         for i, (path, image) in enumerate(zip(chosen.paths, pixels, strict=True)):
             _same_size(image, self.size, path, self.sized_by)
             x[i] = image[..., : x.shape[-1]]
-        numbers = as_numbers(torch.from_numpy(x), self.dtype).permute(0, 3, 1, 2)
-        return Batch(numbers, self.y[indices])
+        return Batch(torch.from_numpy(x).permute(0, 3, 1, 2), self.y[indices])
 
     def take(self, indices: Tensor) -> FolderSplit:
         """The samples with the given indices ``(n,)`` as a split."""
@@ -88,13 +88,19 @@ class FolderSplit(Samples):
         return replace(self, dtype=dtype)
 
     def read(
-        self, indices: Iterator[tuple[Tensor, int]], num_workers: int
+        self, indices: Iterator[tuple[Tensor, int]], num_workers: int, device: torch.device = CPU
     ) -> Iterator[tuple[Batch, int]]:
         """Batches with the given indices, read ahead by worker processes; see `Samples.read`."""
+        made = self._decoded(indices, num_workers, device)
+        return made if device.type == "cpu" else ahead(made)
+
+    def _decoded(
+        self, indices: Iterator[tuple[Tensor, int]], num_workers: int, device: torch.device
+    ) -> Iterator[tuple[Batch, int]]:
         from torch.utils.data import DataLoader
 
         loader: Any = DataLoader(
-            _Requests(self),
+            _Requests(self, as_numbers=device.type == "cpu"),
             sampler=indices,  # any iterable is allowed
             batch_size=None,
             collate_fn=_as_it_is,
@@ -107,19 +113,25 @@ class FolderSplit(Samples):
         for item in items:
             if isinstance(item, DataError):
                 raise item
-            yield item
+            batch, n = item
+            yield batch.to(device).numbers(self.dtype), n
 
 
 @dataclass(frozen=True)
 class _Requests(torch.utils.data.Dataset[Any]):
-    """A split for the loader of torch: an item is a whole batch, or the error of reading it."""
+    """A split for the loader of torch: an item is a whole batch, or the error of reading it.
+
+    Attributes:
+        as_numbers: whether the workers convert bytes to numbers, which a GPU does itself.
+    """
 
     split: FolderSplit
+    as_numbers: bool
 
     def __getitem__(self, request: tuple[Tensor, int]) -> tuple[Batch, int] | DataError:
         indices, n = request
         try:
-            return self.split.batch(indices), n
+            return (self.split.batch if self.as_numbers else self.split.stored)(indices), n
         except DataError as error:
             return error
 

@@ -8,7 +8,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from trueode.data.device import CPU
 from trueode.data.splits import Batch, Samples
+from trueode.devices import send
 from trueode.errors import DataError, UsageError
 from trueode.seeds import stream
 
@@ -25,6 +27,8 @@ class Batches:
         world_size: number of processes. Each takes a contiguous part of every batch; their sizes
             differ by at most one.
         num_workers: number of processes that read a split from disk.
+        device: the device of the batches. Data in memory is copied there once, if it takes less
+            than a third of the free memory, and else batch by batch.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        device: torch.device = CPU,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
@@ -53,6 +58,7 @@ class Batches:
         self.rank = rank
         self.world_size = world_size
         self.num_workers = num_workers
+        self.device = device
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -66,16 +72,17 @@ class Batches:
 
     def from_iteration(self, i: int) -> Iterator[tuple[Batch, int]]:
         """Endless batches from iteration ``i`` on: this rank's part, and the global batch size."""
-        return self.split.read(self._indices(i), self.num_workers)
+        return self.split.read(self._indices(i), self.num_workers, self.device)
 
     def in_order(self) -> Iterator[Batch]:
         """All batches once, in the order of the split: this rank's part, which may be empty."""
         parts = map(self._part, self._batches(torch.arange(len(self.split), device="cpu")))
-        return (batch for batch, _ in self.split.read(parts, self.num_workers))
+        return (batch for batch, _ in self.split.read(parts, self.num_workers, self.device))
 
-    def first(self) -> tuple[Tensor, int]:
-        """The indices of this rank's part of the first batch, and the global batch size."""
-        return next(self._indices(0))
+    def first(self) -> tuple[Batch, int]:
+        """This rank's part of the first batch, and the global batch size."""
+        indices, whole = next(self._indices(0))
+        return self.split.batch(indices, self.device), whole
 
     def _indices(self, i: int) -> Iterator[tuple[Tensor, int]]:
         epoch, skip = divmod(i, len(self))
@@ -85,6 +92,7 @@ class Batches:
             epoch, skip = epoch + 1, 0
 
     def _batches(self, order: Tensor) -> tuple[Tensor, ...]:
+        order = send(order, self.split.on(self.device).place)  # once for all batches
         return order.split(self.batch_size)  # type: ignore[no-untyped-call, no-any-return]
 
     def _part(self, whole: Tensor) -> tuple[Tensor, int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from trueode.data.device import CPU, SHARE, ahead
+from trueode.devices import free_on, send
 from trueode.errors import DataError
 
 
@@ -21,12 +23,26 @@ class Batch(NamedTuple):
         y: labels ``(batch,)``; targets ``(batch, outputs)``; or states
             ``(batch, times, channels, length)``, NaN if not observed.
         t: times of the states, ``(times,)`` for all samples, or ``(batch, times)``, NaN if a sample
-            has fewer; None without times.
+            has fewer; None without times. They stay on the CPU, where steps are chosen.
     """
 
     x: Tensor
     y: Tensor
     t: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, without waiting for the copy."""
+        if self.x.device == self.y.device == device:
+            return self
+        return self._replace(x=send(self.x, device), y=send(self.y, device))
+
+    def numbers(self, dtype: torch.dtype) -> Batch:
+        """The batch with numbers in [0, 1] instead of bytes 0 … 255 as inputs."""
+        if self.x.dtype != torch.uint8:
+            return self
+        x = self.x.to(dtype)
+        # GPUs would multiply by the reciprocal of a plain number, which rounds differently
+        return self._replace(x=x.div_(255 if x.is_cpu else x.new_full((), 255)))
 
     def rows(self, chosen: slice) -> Batch:
         """Some of the samples."""
@@ -52,8 +68,21 @@ class Samples(ABC):
         """Number of samples."""
 
     @abstractmethod
-    def batch(self, indices: Tensor) -> Batch:
-        """The samples with the given indices ``(batch,)``."""
+    def stored(self, indices: Tensor) -> Batch:
+        """The samples with the given indices ``(batch,)`` as they are stored: images as bytes."""
+
+    def batch(self, indices: Tensor, device: torch.device = CPU) -> Batch:
+        """The samples with the given indices ``(batch,)``, on a device."""
+        return self.on(device).stored(indices).to(device).numbers(self.dtype)
+
+    def on(self, device: torch.device) -> Samples:
+        """The same samples, stored on a device if they are in memory and fit there."""
+        return self
+
+    @property
+    def place(self) -> torch.device:
+        """The device of the indices of a batch."""
+        return CPU
 
     @abstractmethod
     def take(self, indices: Tensor) -> Samples:
@@ -66,10 +95,14 @@ class Samples(ABC):
         """
 
     def read(
-        self, indices: Iterator[tuple[Tensor, int]], num_workers: int
+        self, indices: Iterator[tuple[Tensor, int]], num_workers: int, device: torch.device = CPU
     ) -> Iterator[tuple[Batch, int]]:
-        """Batches with the given indices, each with its number; slow batches are read ahead."""
-        return ((self.batch(part), n) for part, n in indices)
+        """Batches with the given indices on a device, each with its number.
+
+        Slow batches are read ahead, and batches that come from the host are sent ahead.
+        """
+        made = ((self.batch(part, device), n) for part, n in indices)
+        return made if self.on(device).place == device else ahead(made)
 
     def first(self, n: int) -> Samples:
         """The first ``n`` samples, or all if there are fewer."""
@@ -87,12 +120,34 @@ class Split(Samples):
     y: Tensor
     t: Tensor | None = None
     dtype: torch.dtype = torch.float32
+    _on: dict[torch.device, Split] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def batch(self, indices: Tensor) -> Batch:
-        return Batch(as_numbers(self.x[indices], self.dtype), self.y[indices], self._times(indices))
+    def stored(self, indices: Tensor) -> Batch:
+        here = send(indices, self.x.device)
+        return Batch(self.x[here], self.y[here], self._times(indices))
+
+    def on(self, device: torch.device) -> Split:
+        if device.type == "cpu" or self.x.device == self.y.device == device:
+            return self
+        if device not in self._on:
+            fits = self._fits(device)
+            self._on[device] = (
+                replace(self, x=self.x.to(device), y=self.y.to(device)) if fits else self
+            )
+        return self._on[device]
+
+    def _fits(self, device: torch.device) -> bool:
+        """Whether a copy may be kept on a device; own times of each sample stay on the host."""
+        if self.t is not None and self.t.dim() == 2:
+            return False
+        return device.type != "cuda" or self.x.nbytes + self.y.nbytes < SHARE * free_on(device)
+
+    @property
+    def place(self) -> torch.device:
+        return self.x.device
 
     def take(self, indices: Tensor) -> Split:
         return replace(self, x=self.x[indices], y=self.y[indices], t=self._times(indices))
@@ -113,11 +168,6 @@ class Split(Samples):
 
     def _times(self, indices: Tensor) -> Tensor | None:
         return self.t[indices] if self.t is not None and self.t.dim() == 2 else self.t
-
-
-def as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert bytes 0 … 255 to numbers in [0, 1]; leave numbers unchanged."""
-    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from trueode.evaluation.decision import Decision, Status, decide, level_of
 from trueode.evaluation.flips import Flips, count_flips
 from trueode.evaluation.flow import ExactFlow, exact_flow, finer_solver
 from trueode.evaluation.gain import Answer, Performance, performance
-from trueode.evaluation.metrics import Evaluation, evaluate, evaluating, to_device
+from trueode.evaluation.metrics import Evaluation, evaluate, evaluating
 from trueode.evaluation.model_on_samples import ModelOnSamples
 from trueode.evaluation.pace import Pace
 from trueode.evaluation.portrait import phase_portrait, series_portrait
@@ -46,5 +46,4 @@ __all__ = [
     "sentence",
     "series_portrait",
     "shown",
-    "to_device",
 ]

@@ -80,26 +80,25 @@ def evaluate(
     Raises:
         SolveError: the solver failed.
     """
-    total = torch.zeros(5, dtype=torch.float64, device="cpu")
+    n, nfe, n_steps = 0, 0.0, 0.0
+    sums: Any = 0.0  # of losses and metrics; on the model's device, and read once
     with evaluating(model):
         for batch in batches_of(split, batch_size, model, ranks):
             output, solution = task.predict(model, batch, solver)
-            n = len(batch.x)
-            loss, metric = task.loss_sum(output, batch), task.metric_sum(output, batch)
-            total += torch.tensor(
-                [
-                    n,
-                    float(loss),
-                    float(metric),
-                    n * solution.nfe,
-                    n * solution.mean_steps if n else 0.0,
-                ],
-                dtype=torch.float64,
-                device="cpu",
-            )
-    n, loss_sum, metric_sum, nfe, n_steps = ranks.sum(total).tolist()
+            part = len(batch.x)
+            scores = task.loss_sum(output, batch), task.metric_sum(output, batch)
+            sums = sums + torch.stack([score.double() for score in scores])
+            n, nfe = n + part, nfe + part * solution.nfe
+            n_steps += part * solution.mean_steps if part else 0.0
+    counts = torch.tensor([n, nfe, n_steps], dtype=torch.float64, device="cpu")
+    whole, nfe, n_steps, loss, metric = ranks.sum(torch.cat([counts, sums.cpu()])).tolist()
     return Evaluation(
-        int(n), loss_sum / n, metric_sum / n, nfe / n, n_steps / n, solver=solver or model.solver
+        int(whole),
+        loss / whole,
+        metric / whole,
+        nfe / whole,
+        n_steps / whole,
+        solver=solver or model.solver,
     )
 
 
@@ -129,15 +128,11 @@ def batches_of(
     A part may be empty: all ranks take the same number of batches.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for batch in Batches(
-        split, batch_size, shuffle=False, rank=ranks.rank, world_size=ranks.world_size
-    ).in_order():
-        yield to_device(batch, device)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch to a device."""
-    if device.type == "cpu":
-        return batch
-    t = None if batch.t is None else batch.t.to(device, non_blocking=True)
-    return Batch(batch.x.to(device, non_blocking=True), batch.y.to(device, non_blocking=True), t)
+    return Batches(
+        split,
+        batch_size,
+        shuffle=False,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=device,
+    ).in_order()

@@ -87,7 +87,7 @@ def series_portrait(
     with evaluating(model):
         batch = next(batches_of(split.first(n), n, model))
         assert batch.t is not None
-        t, truth = batch.t, batch.y.flatten(2)
+        t, truth = batch.t, batch.y.flatten(2).cpu()
         if t.dim() == 2:
             t = torch.unique(batch.t[~batch.t.isnan()])
             spread = truth.new_full((n, len(t), truth.shape[2]), torch.nan)

@@ -26,18 +26,20 @@ def keep(x: Tensor) -> Tensor:
     return x
 
 
-def mean_over_ranks(values: Tensor, reduce: Reduce) -> float:
-    """The mean over the samples of all ranks."""
-    total, count = reduce(
-        torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
-    ).tolist()
-    return float(total / count)
+def comparable(own: Tensor, reference: Tensor) -> Tensor:
+    """Whether there is no infinite number, and no NaN (an absent value) in one tensor only."""
+    return ~(own.isinf() | reference.isinf() | (own.isnan() != reference.isnan())).any()
 
 
-def comparable(own: Tensor, reference: Tensor, reduce: Reduce) -> bool:
-    """Whether no rank has an infinite number, or a NaN (an absent value) in one tensor only."""
-    bad = own.isinf() | reference.isinf() | (own.isnan() != reference.isnan())
-    return float(reduce(bad.double().sum())) == 0
+def mean_over_ranks(values: Tensor, valid: Tensor, reduce: Reduce) -> float:
+    """The mean over the samples of all ranks; infinite unless ``valid`` is true on all of them.
+
+    The host reads from the device once.
+    """
+    count = torch.full_like(valid, len(values), dtype=torch.float64)
+    sums = reduce(torch.stack([values.double().sum(), count, (~valid).double()]))
+    total, count, invalid = sums.tolist()
+    return float("inf") if invalid else float(total / count)
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,10 @@ class Classification(Task):
         the difference close to the share of flips for confident and for unsure models. It misses
         flips between equally likely classes, as in an untrained model.
         """
-        if not comparable(own, reference, reduce):
-            return float("inf")
         variation = ((SHARPNESS * own).softmax(1) - (SHARPNESS * reference).softmax(1)).abs().sum(
             1
         ) / 2
-        return mean_over_ranks(variation, reduce)
+        return mean_over_ranks(variation, comparable(own, reference), reduce)
 
     def distance(self, own: Tensor, other: Tensor) -> Tensor:
         """The total variation of the class distributions, averaged over a sample's predictions."""
@@ -167,13 +165,10 @@ class _Squares(Task):
         Components in which the reference is constant are left out. The result is NaN if all are
         constant, as for a single sample, because there is no scale for a gap.
         """
-        if not comparable(own, reference, reduce):
-            return float("inf")
         allowed = self.allowed(reference, None, reduce)
-        if not bool((allowed > 0).any()):
-            return float("nan")
         gap = self.gap(own, reference, torch.where(allowed > 0, allowed, torch.inf))
-        return float(mean_over_ranks(gap.double() ** POWER, reduce) ** (1 / POWER))
+        powers = torch.where((allowed > 0).any(), gap.double() ** POWER, torch.nan)
+        return float(mean_over_ranks(powers, comparable(own, reference), reduce) ** (1 / POWER))
 
     def distance(self, own: Tensor, other: Tensor) -> Tensor:
         """The mean over components and times of the squared difference, as in the loss."""
@@ -261,7 +256,7 @@ class TimeSeries(_Squares):
         output = output.transpose(0, 1)
         if batch.t.dim() == 2:
             absent = batch.t.isnan().view(*batch.t.shape, *[1] * (output.dim() - 2))
-            output = output.masked_fill(absent, torch.nan)
+            output = output.masked_fill(absent.to(output.device, non_blocking=True), torch.nan)
         return output, solution
 
     def allowed(

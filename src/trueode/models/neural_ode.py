@@ -98,7 +98,7 @@ class NeuralODE(nn.Module):
         z = self.upstream(x) if self.upstream is not None else x
         if isinstance(z, Tensor) and z.dim() == 4:
             # once, for all convolutions of the solve
-            z = z.contiguous(memory_format=torch.channels_last)
+            z = z.contiguous(memory_format=_layout(z))
         t = self.t if t is None else t
         times = None if save_at is None else as_times(save_at)
         absent = None if times is None or times.dim() == 1 else times.isnan()
@@ -143,6 +143,13 @@ def _masked(output: Any, present: Tensor) -> Any:
     """The output, with zeros where a sample has no time; ``present``: ``(times, batch)``."""
     if isinstance(output, tuple):
         return tuple(_masked(part, present) for part in output)
-    return torch.where(
-        present.to(output.device).view(*present.shape, *[1] * (output.dim() - 2)), output, 0.0
-    )
+    here = present.to(output.device, non_blocking=True)
+    return torch.where(here.view(*present.shape, *[1] * (output.dim() - 2)), output, 0.0)
+
+
+def _layout(z: Tensor) -> torch.memory_format:
+    """The layout of images in which convolutions need no copies: cuDNN has no channels-last ones in
+    double precision.
+    """
+    double_on_gpu = z.is_cuda and z.dtype == torch.float64
+    return torch.contiguous_format if double_on_gpu else torch.channels_last

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from trueode.adaptation import Measure
 from trueode.data import Batch, Unseen
+from trueode.devices import send
 from trueode.distributed import Ranks
-from trueode.evaluation import Task, to_device
+from trueode.evaluation import Task
 from trueode.seeds import torch_stream
 from trueode.solvers import Solution, Solver
 from trueode.training.state import State
@@ -83,7 +84,7 @@ class Checks:
             with torch.no_grad():
                 found, solved = self.task.predict(state.model, seen, solver, on_failure="return")
             return found if solved.status == "success" else None, calls(
-                solved, len(seen.x), whole, self.ranks
+                solved, seen, solver, whole, self.ranks
             )
 
         measure = Measure(run, lambda one, other: self.difference(one, other, seen, whole))
@@ -104,7 +105,7 @@ class Checks:
         part = torch.arange(
             start + size * rank // world, start + size * (rank + 1) // world, device="cpu"
         ) % len(pool)
-        return to_device(pool.batch(part), self.ranks.device), size
+        return pool.batch(part, self.ranks.device), size
 
     def _noisy(self, batch: Batch, whole: int, iteration: int) -> Batch:
         """Add noise of a tenth of the inputs' standard deviation to a batch.
@@ -114,7 +115,7 @@ class Checks:
         x, (rank, world) = batch.x, (self.ranks.rank, self.ranks.world_size)
         generator = torch_stream(self.seed, "noise", iteration)
         noise = torch.randn((whole, *x.shape[1:]), generator=generator, dtype=x.dtype, device="cpu")
-        part = noise[whole * rank // world : whole * (rank + 1) // world].to(x.device)
+        part = send(noise[whole * rank // world : whole * (rank + 1) // world], x.device)
         numbers = whole * prod(x.shape[1:])
         mean = self.ranks.sum(x.double().sum()) / numbers
         deviation = (self.ranks.sum((x.double() - mean).square().sum()) / numbers).sqrt()
@@ -129,9 +130,9 @@ def accuracy_difference(task: Task, ranks: Ranks) -> Difference:
             count = task.metric_sum(one, batch) - task.metric_sum(other, batch)
         else:
             allowed = task.allowed(other, None, ranks.sum)
-            if allowed is not None and bool((allowed == 0).any()):
-                return 0.0  # all outputs are equal, as for a single sample: there is no scale
             count = task.flipped(one, other, allowed).sum()
+            if allowed is not None:  # without a spread, as for a single sample, there is no scale
+                count = count.masked_fill((allowed == 0).any(), 0)
         return abs(float(ranks.sum(count.double()))) / whole
 
     return difference
@@ -142,17 +143,21 @@ def prediction_difference(task: Task, ranks: Ranks) -> Difference:
     return lambda one, other, batch, whole: task.difference(one, other, ranks.sum)
 
 
-def calls(solution: Solution[Any], n: int, whole: int, ranks: Ranks) -> float:
+def calls(solution: Solution[Any], batch: Batch, solver: Solver, whole: int, ranks: Ranks) -> float:
     """Field evaluations per sample, averaged over all ranks.
 
-    Ranks may need different numbers under per-sample control, or if samples have different times.
+    Ranks need different numbers under per-sample control, or if samples have different times; only
+    then do they communicate.
 
     Args:
         solution: the solution of this rank.
-        n: samples of this rank.
+        batch: this rank's part of the batch.
+        solver: the solver.
         whole: samples of all ranks.
         ranks: the processes that train together.
     """
-    if ranks.world_size == 1:
+    differ = getattr(solver, "per_sample", False) or (batch.t is not None and batch.t.dim() == 2)
+    if ranks.world_size == 1 or not differ:
         return solution.nfe
-    return float(ranks.sum(torch.tensor(float(solution.nfe * n), device="cpu"))) / whole
+    spent = torch.tensor(float(solution.nfe * len(batch.x)), device="cpu")
+    return float(ranks.sum(spent)) / whole

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import isfinite
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from trueode.adaptation import (
 from trueode.data import Batch, Batches, Dataset
 from trueode.distributed import Ranks
 from trueode.errors import DivergenceError, SolveError
-from trueode.evaluation import Task, evaluate, finer_solver, to_device
+from trueode.evaluation import Task, evaluate, finer_solver
 from trueode.interrupts import interrupts
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Solution, Solver
@@ -74,6 +75,16 @@ class Step(NamedTuple):
     nfe: float  # field evaluations per sample
 
 
+class PenaltyTerm(NamedTuple):
+    """The penalty of an iteration."""
+
+    value: Tensor  # this rank's part
+    part: Batch  # the samples of this rank that are compared
+    whole: int  # the compared samples on all ranks
+    solver: Solver  # the partner of the training solver
+    solution: Solution[Any]  # of the partner
+
+
 @dataclass
 class Trainer:
     """The components of a training run. `run` is the training loop, the other methods its parts."""
@@ -117,6 +128,7 @@ class Trainer:
         Raises:
             DivergenceError: the loss or a weight is not finite. The last checkpoint is older.
             SolveError: the training solver failed.
+            OutOfMemoryError: the memory does not suffice, not even with checkpoints.
         """
         state, schedule, ranks = self.state, self.schedule, self.ranks
         network = _shared(state.model, ranks)
@@ -130,13 +142,15 @@ class Trainer:
         with (
             spared(state.model, self.batches.batch_size, self.dataset.sample_shape),
             interrupts() as interrupted,
+            self._memory.told(state.model),
         ):
             for batch, whole in islice(self.batches.from_iteration(state.iteration), at_most):
                 if self.done:
                     break
                 state.iteration += 1
+                make = partial(self.step, network, batch, whole)
                 with (self.precision or nullcontext)():
-                    step = self.step(network, to_device(batch, ranks.device), whole)
+                    step = self._memory.attempt(state.model, make)
                 checked = self.check(step)
                 state.optimizer.step()
                 self.certify()  # may request more iterations
@@ -160,8 +174,7 @@ class Trainer:
         state, rule = self.state, self.state.rule
         if self.penalty is None or not isinstance(rule, FidelityRule):
             return
-        indices, whole = self.batches.first()
-        batch = to_device(self.batches.split.batch(indices), self.ranks.device)
+        batch, whole = self.batches.first()
         measure, seen = self.checks.measure(state, batch, whole, None, 0.0)
         state.solver = rule.begin(measure)
         state.evaluations += measure.nfe * seen
@@ -175,22 +188,24 @@ class Trainer:
         output, solution = self.task.predict(network, batch, solver, field=self.field)
         loss = self.task.loss_sum(output, batch) / whole
         term = self.penalise(network, batch, whole, output)
-        total = loss if term is None else loss + term
+        total = loss if term is None else loss + term.value
         state.optimizer.zero_grad()
         # DistributedDataParallel averages gradients, and the loss is a sum over ranks
         (total if ranks.world_size == 1 else total * ranks.world_size).backward()  # type: ignore[no-untyped-call]
+        # Count last: if memory runs out before, the step is made again.
         self._loss_sum += total.detach()
-        nfe = calls(solution, len(batch.x), whole, ranks)
+        if term is not None and self.penalty is not None:
+            self._count(term.solution, term.part, term.solver, term.whole)
+            state.penalty = ranks.sum(term.value.detach()) / self.penalty.interval
+        nfe = self._count(solution, batch, solver, whole)
         state.recent_nfe.append(nfe)
         state.samples += whole
-        state.evaluations += nfe * whole
-        state.evaluations_backward += solution.nfe_backward * whole
         return Step(batch, whole, solver, output, solution, loss, nfe)
 
     def penalise(
         self, network: nn.Module, batch: Batch, whole: int, output: Tensor
-    ) -> Tensor | None:
-        """This rank's part of the penalty, if one is due; the solve that it needs is counted."""
+    ) -> PenaltyTerm | None:
+        """This rank's part of the penalty, if one is due."""
         state, ranks, penalty = self.state, self.ranks, self.penalty
         if penalty is None or not penalty.due(state.iteration):
             return None
@@ -199,11 +214,14 @@ class Trainer:
         partner = penalty.partner(state.solver, state.iteration)
         other, solution = self.task.predict(network, part, partner, field=self.field)
         n = -(-whole // penalty.stride)
-        state.evaluations += calls(solution, len(part.x), n, ranks) * n
-        state.evaluations_backward += solution.nfe_backward * n
-        term = penalty(output[rows], other, n)
-        state.penalty = ranks.sum(term.detach()) / penalty.interval
-        return term
+        return PenaltyTerm(penalty(output[rows], other, n), part, n, partner, solution)
+
+    def _count(self, solution: Solution[Any], batch: Batch, solver: Solver, whole: int) -> float:
+        """Count the field evaluations of a solve, and return their number per sample."""
+        nfe = calls(solution, batch, solver, whole, self.ranks)
+        self.state.evaluations += nfe * whole
+        self.state.evaluations_backward += solution.nfe_backward * whole
+        return nfe
 
     def check(self, step: Step) -> bool:
         """If a check is due, let the rule propose the solver of the next iterations.
@@ -266,7 +284,11 @@ class Trainer:
         state, task = self.state, self.task
         right = task.metric_sum(step.output.detach(), step.batch).double() / step.whole
         shares = torch.stack([step.loss.detach().double(), right, self._loss_sum.double()])
-        loss, metric, loss_sum = self.ranks.sum(shares).tolist()
+        penalty = state.penalty
+        if not isinstance(penalty, Tensor):  # there was none since the run began or was resumed
+            penalty = shares.new_full((), penalty)
+        means = [*self.ranks.sum(shares), penalty.double()]
+        loss, metric, loss_sum, last_penalty = torch.stack(means).tolist()
         if not isfinite(loss_sum):
             raise DivergenceError(
                 f"The loss is not finite at iteration {state.iteration}, or became so at most "
@@ -296,7 +318,7 @@ class Trainer:
             "seconds": state.seconds,
         }
         if self.penalty is not None:
-            row["penalty"] = float(state.penalty)
+            row["penalty"] = last_penalty
         if checked and state.rule is not None and state.rule.signal is not None:
             row |= {"signal": state.rule.signal.value, "target": state.rule.signal.target}
         if tested:
@@ -309,7 +331,8 @@ class Trainer:
         Raises:
             DivergenceError: a weight is not finite.
         """
-        if not all(bool(p.isfinite().all()) for p in self.state.model.parameters()):
+        finite = [p.detach().isfinite().all() for p in self.state.model.parameters()]
+        if not bool(torch.stack(finite).all()):
             raise DivergenceError(
                 f"The weights are not finite after iteration {self.state.iteration}: {ADVICE}"
             )

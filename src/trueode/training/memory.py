@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from trueode.devices import free_on
 from trueode.distributed import Ranks
+from trueode.errors import OutOfMemoryError
 from trueode.models import NeuralODE
 from trueode.solvers import Adaptive, Backprop, Checkpoint, FixedStep, Solver, solve
 from trueode.solvers.clock import seconds
+from trueode.training.state import random_states, restore_random
 
+Made = TypeVar("Made")
 ADAPTIVE_STEPS = 100  # if this many fit, the steps of an adaptive solve are not counted
 
 
 class MemoryGuard:
     """Changes from back-propagation to checkpoints if the activations would not fit, on all ranks
-    or on none.
+    or on none; in a single process also if they do not.
 
     Args:
         notice: receives a message about the change.
@@ -56,6 +63,52 @@ class MemoryGuard:
                 "which gives the same gradient."
             )
 
+    def attempt(self, model: NeuralODE, make: Callable[[], Made]) -> Made:
+        """Make the gradients of an iteration; if memory runs out under back-propagation, change to
+        checkpoints and make them again.
+
+        ``make`` may change gradients and draw random numbers before it succeeds, nothing else.
+        """
+        # A rank cannot repeat alone: the others wait for its gradients.
+        if self._ranks.world_size > 1 or not isinstance(model.gradient, Backprop):
+            return make()
+        before = random_states(self._ranks.device)
+        try:
+            return make()
+        except torch.OutOfMemoryError:
+            pass  # repeat outside of this block, in which the error keeps the tensors of `make`
+        for param in model.parameters():
+            param.grad = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        restore_random(before, self._ranks.device)
+        model.gradient = Checkpoint()
+        self._notice(
+            f"the memory of {self._ranks.device} did not suffice for back-propagation: the run "
+            "continues with `--autodif checkpoint`, which gives the same gradient."
+        )
+        return make()
+
+    @contextmanager
+    def told(self, model: NeuralODE) -> Iterator[None]:
+        """A block in which a lack of memory is an error that says what to do.
+
+        Raises:
+            OutOfMemoryError: memory ran out.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as failure:
+            advice = "a smaller --batch_size"
+            if isinstance(model.gradient, Backprop):
+                advice = f"--autodif checkpoint, or {advice}"
+            elif isinstance(model.gradient, Checkpoint):
+                advice = f"{advice}, fewer channels, or --autodif adjoint"
+            raise OutOfMemoryError(
+                f"The memory of {self._ranks.device} does not suffice. Start the run again with "
+                f"{advice}."
+            ) from failure
+
 
 def bytes_per_step(
     model: NeuralODE, x: Tensor, solver: Solver, field: nn.Module | None = None
@@ -87,8 +140,7 @@ def bytes_per_step(
 def free_memory(device: torch.device) -> int:
     """Free bytes: of a GPU including PyTorch's cache, else of the system or its container."""
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + cached
+        return free_on(device)
     free = (
         os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if hasattr(os, "sysconf")

@@ -7,6 +7,7 @@ fused function, ``torch.optim`` computes. All save their state in the same form.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -44,7 +45,7 @@ class Optimizer(ABC):
     """Changes parameters by their gradients; parameters without a gradient do not change."""
 
     NAMES: tuple[str, ...] = ()  # of the tensors in a parameter's state
-    COUNTS_ON: str | None = None  # device of "step"; None: the parameter's device
+    counts_on: str | None = None  # device of "step"; None: the parameter's device
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
@@ -118,7 +119,7 @@ class Optimizer(ABC):
 
     def _new(self, param: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before its first step."""
-        count = param.new_zeros((), dtype=torch.float32, device=self.COUNTS_ON)
+        count = param.new_zeros((), dtype=torch.float32, device=self.counts_on)
         return {
             name: count if name == "step" else torch.zeros_like(param, requires_grad=False)
             for name in self.NAMES
@@ -180,11 +181,16 @@ class TorchAdam(Optimizer):
 
     NAMES: tuple[str, ...] = FusedAdam.NAMES
     KIND = "Adam"
-    COUNTS_ON = "cpu"
+    counts_on: str | None = "cpu"
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
         super().__init__(params, lr, weight_decay)
-        self.inner = getattr(torch.optim, self.KIND)(params, lr=lr, weight_decay=weight_decay)
+        how: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        if "step" in self.NAMES and all(param.is_cuda for param in params):
+            # counts steps on the GPU, for the graphs of whole iterations that may contain them
+            how["capturable"], self.counts_on = True, None
+            warnings.filterwarnings("ignore", message="This instance was constructed with captur")
+        self.inner = getattr(torch.optim, self.KIND)(params, **how)
         self.state = self.inner.state
 
     def update(self, params: list[Tensor], gradients: list[Tensor]) -> None:

@@ -70,10 +70,15 @@ class State:
             "recent_nfe": list(self.recent_nfe),
             "extra": self.extra,
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
-            "random": torch.get_rng_state(),
             "seconds": self.seconds,
             "penalty": float(self.penalty),
+            **random_states(self.device),
         }
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(p.device for p in self.model.parameters())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a saved state.
@@ -82,6 +87,8 @@ class State:
             CheckpointError: another version saved it, or it is damaged.
         """
         own = self.state_dict()
+        if "random_cuda" not in state:  # the run comes from the CPU
+            own.pop("random_cuda", None)
         missing = own.keys() - state.keys()
         if missing:
             raise CheckpointError(
@@ -113,7 +120,22 @@ class State:
         self.seconds = state["seconds"]
         self.penalty = state["penalty"]
         self.recent_nfe.extend(state["recent_nfe"])
-        torch.set_rng_state(state["random"].cpu())
+        restore_random(state, self.device)
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of the generators from which a model on this device may draw."""
+    found = {"random": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["random_cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def restore_random(states: dict[str, Any], device: torch.device) -> None:
+    """Restore the states of the generators, as far as they are known."""
+    torch.set_rng_state(states["random"].cpu())
+    if device.type == "cuda" and "random_cuda" in states:
+        torch.cuda.set_rng_state(states["random_cuda"].cpu(), device)
 
 
 def _alike(own: Any, saved: Any) -> bool:
