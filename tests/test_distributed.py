@@ -6,76 +6,19 @@ import multiprocessing
 import os
 import socket
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch.distributed.rendezvous import rendezvous
 
-from trueode.distributed import Ranks, check_gpus, connect, launched
-from trueode.errors import DeviceError
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
-    """Let torch report a number of GPUs."""
-    count: int = request.param
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    return count
-
-
-def refusal(gpu_ids: str) -> str:
-    with pytest.raises(DeviceError) as failure:
-        check_gpus(True, gpu_ids)
-    assert failure.value.exit_code == 2
-    return str(failure.value)
-
-
-@pytest.mark.parametrize("gpus", [0, 2], indirect=True)
-@pytest.mark.parametrize("gpu_ids", ["0", "0,1", "7", "x", ""])
-def test_without_use_gpu_nothing_is_asked_for(gpus: int, gpu_ids: str) -> None:
-    assert check_gpus(False, gpu_ids) == []
-
-
-@pytest.mark.parametrize("gpus", [0], indirect=True)
-def test_no_gpu(gpus: int) -> None:
-    message = refusal("0")
-    assert "cuda:0" in message
-    assert "no GPU" in message
-    assert "cuda:1" in refusal("1,0")
-
-
-def test_a_driver_without_a_working_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "cuda:0" in refusal("0")
-
-
-@pytest.mark.parametrize("gpus", [0, 2], indirect=True)
-@pytest.mark.parametrize(
-    "gpu_ids", ["0,x", "x", "0,0", "1,0,1", "-1", "0,-1", "", ",", "0,", "0.5", "0 1", "cuda:0"]
-)
-def test_what_is_no_list_of_gpus(gpus: int, gpu_ids: str) -> None:
-    message = refusal(gpu_ids)
-    assert "--gpu_ids" in message
-    assert repr(gpu_ids) in message
-    assert "'0,1,2'" in message
-
-
-@pytest.mark.parametrize("gpus", [2], indirect=True)
-def test_gpus_that_exist(gpus: int) -> None:
-    assert check_gpus(True, "0") == [0]
-    assert check_gpus(True, "1") == [1]
-    assert check_gpus(True, "1, 0") == [1, 0]
-
-
-@pytest.mark.parametrize("gpus", [2], indirect=True)
-def test_a_gpu_too_many(gpus: int) -> None:
-    message = refusal("0,3")
-    assert "cuda:3" in message
-    assert "2 GPUs" in message
-    assert "--gpu_ids" in message
-    assert "cuda:2" in refusal("0,1,2")
+from trueode import distributed
+from trueode.distributed import Ranks, connect, launch, launched
+from trueode.errors import DeviceError, UsageError
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +38,21 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connect(False, "0").world_size == 1
 
 
-@pytest.mark.parametrize("gpus", [1], indirect=True)
-def test_more_processes_than_gpus(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch report two GPUs that work."""
+    monkeypatch.setattr(distributed.gpus, "count", lambda: 2)
+    monkeypatch.setattr(distributed.gpus, "claim", lambda device: device)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert connect(True, "1") == Ranks(0, 1, torch.device("cuda", 1))
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert launched()
@@ -104,13 +60,87 @@ def test_more_processes_than_gpus(gpus: int, monkeypatch: pytest.MonkeyPatch) ->
         connect(True, "0")
 
 
-def work(folder: Path, rank: int, world_size: int, port: int) -> None:
-    """The work of one of several processes, which writes its results to a file."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world_size}
+@pytest.mark.usefixtures("two_gpus")
+def test_several_gpus_without_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(DeviceError, match="NCCL") as failure:
+        launch(["-c", "raise SystemExit(7)"], 2)
+    assert failure.value.exit_code == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(DeviceError, match="NCCL"):
+        connect(True, "0,1")
+
+
+def join(monkeypatch: pytest.MonkeyPatch, gpus_of: list[str]) -> dict[str, Any]:
+    """Connect rank 0 of processes with these GPUs; return how the group is made."""
+    store, made = torch.distributed.HashStore(), {}
+    for rank, gpu in enumerate(gpus_of[1:], start=1):
+        store.set(f"gpu of rank {rank}", gpu)
+    monkeypatch.setenv("WORLD_SIZE", str(len(gpus_of)))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(
+        distributed, "rendezvous", lambda *_, **__: iter([(store, 0, len(gpus_of))])
+    )
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=gpus_of[0])
+    )
+
+    def make(backend: str, **how: Any) -> None:
+        made.update(how, backend=backend)
+        raise RuntimeError("made")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", make)
+    with pytest.raises(UsageError, match="made"):
+        connect(True, "0,1")
+    return made
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_group_is_bound_to_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = join(monkeypatch, ["a", "b"])
+    assert (made["backend"], made["device_id"]) == ("nccl", torch.device("cuda", 0))
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_processes_that_share_a_gpu_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BaseException, match=r"processes 0, 2 have the same GPU \(a\)") as failure:
+        join(monkeypatch, ["a", "b", "a"])
+    assert isinstance(failure.value.__context__ or failure.value, DeviceError)
+
+
+def place(rank: int, world_size: int, port: int) -> None:
+    """Give a process its place among several, as torchrun does."""
+    found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world_size}
     os.environ.update(
-        {key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        {key: str(value) for key, value in {**found, "RANK": rank, "LOCAL_RANK": rank}.items()}
     )
     torch.set_num_threads(1)
+
+
+def silent(folder: Path, rank: int, world_size: int, port: int) -> None:
+    """Connect with a process that takes part in the group, but in no exchange."""
+    place(rank, world_size, port)
+    distributed.PATIENCE = timedelta(seconds=3)
+    if rank:
+        store, *_ = next(rendezvous("env://"))
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        while not (folder / "refused").exists():
+            time.sleep(0.1)
+        return
+    with pytest.raises(UsageError, match="cannot connect"):
+        connect(False, "0")
+    (folder / "refused").touch()
+
+
+def test_a_process_that_does_not_answer(tmp_path: Path) -> None:
+    assert exit_codes(silent, tmp_path) == [0, 0]
+
+
+def work(folder: Path, rank: int, world_size: int, port: int) -> None:
+    """The work of one of several processes, which writes its results to a file."""
+    place(rank, world_size, port)
     ranks = connect(False, "0")
     assert (ranks.rank, ranks.world_size, ranks.is_main) == (rank, world_size, rank == 0)
     x = torch.tensor([1.0, 0.1 * (rank + 1)], dtype=torch.float64, requires_grad=True)
@@ -131,12 +161,13 @@ def work(folder: Path, rank: int, world_size: int, port: int) -> None:
     ranks.close()
 
 
-def test_two_processes(tmp_path: Path) -> None:
+def exit_codes(target: Callable[..., None], tmp_path: Path) -> list[int | None]:
+    """The exit codes of two processes that do some work together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    children = [context.Process(target=work, args=(tmp_path, rank, 2, port)) for rank in range(2)]
+    children = [context.Process(target=target, args=(tmp_path, rank, 2, port)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:
@@ -144,7 +175,11 @@ def test_two_processes(tmp_path: Path) -> None:
     codes = [child.exitcode for child in children]
     for child in children:
         child.kill()
-    assert codes == [0, 0]
+    return codes
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    assert exit_codes(work, tmp_path) == [0, 0]
     assert (tmp_path / "order").read_text().split() == ["0", "1", "0", "1"]
     totals = [torch.load(tmp_path / f"total {rank}") for rank in range(2)]
     assert torch.equal(totals[0], totals[1])

@@ -23,6 +23,8 @@ FLOORS = {
     "drop_in": 1.5,  # likewise
     "runs": 1,
     "distributed": 1,
+    "precision": 0.75,  # of torch
+    "gpus": 0.8,  # likewise, above the precision
     "data": 2,
     "models": 2,
     "figures": 2,

@@ -29,6 +29,7 @@ from trueode.evaluation import Task, get_task
 from trueode.fields import Autocast, build_field, init_weights
 from trueode.models import NeuralODE
 from trueode.options import Options
+from trueode.precision import tf32
 from trueode.seeds import torch_stream
 from trueode.solvers import (
     Adaptive,
@@ -49,6 +50,7 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
     "bf16": torch.float32,
+    "tf32": torch.float32,
 }
 GRADIENTS: dict[str, Gradient] = {
     "naive": Backprop(),
@@ -69,6 +71,7 @@ FLOORS = {
     "float32": 1e-7,
     "float64": 1e-13,
     "bf16": 1e-7,
+    "tf32": 1e-7,
 }
 
 
@@ -122,8 +125,18 @@ def build_run(options: Options, ranks: Ranks) -> tuple[Shape, Trainer]:
         options.model_checkpoint_freq,
     )
     checks, field = build_checks(options, task, unseen, ranks), build_training_field(options, model)
-    penalty = build_penalty(options, task)
-    trainer = Trainer(state, dataset, task, batches, schedule, ranks, checks, field, penalty)
+    trainer = Trainer(
+        state,
+        dataset,
+        task,
+        batches,
+        schedule,
+        ranks,
+        checks,
+        field,
+        precision=tf32 if options.precision == "tf32" else None,
+        penalty=build_penalty(options, task),
+    )
     trainer.begin()
     return shape, trainer
 

@@ -11,12 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from trueode import gpus
 from trueode.errors import DeviceError, calling, printable
+
+PATIENCE = timedelta(minutes=10)  # until all processes have connected
+LONGEST = timedelta(hours=12)  # of later exchanges: the others wait while the main rank certifies
 
 
 @dataclass(frozen=True)
@@ -87,73 +92,90 @@ def _number(variable: str, default: int) -> int:
     return int(text)
 
 
-def check_gpus(use_gpu: bool, gpu_ids: str) -> list[int]:
-    """The requested GPUs; an empty list for a run on the CPU.
+def check_nccl() -> None:
+    """Check that GPUs of several processes can exchange tensors.
 
     Raises:
-        DeviceError: a requested GPU does not exist, or ``gpu_ids`` is not a list of numbers.
+        DeviceError: this torch has no NCCL.
     """
-    if not use_gpu:
-        return []
-    try:
-        ids = [int(part) for part in gpu_ids.split(",")]
-    except ValueError:
+    if not torch.distributed.is_nccl_available():
         raise DeviceError(
-            f"--gpu_ids {gpu_ids!r} must be a list of numbers, such as '0' or '0,1,2'."
-        ) from None
-    if min(ids) < 0 or len(set(ids)) < len(ids):
-        raise DeviceError(
-            f"--gpu_ids {gpu_ids!r} must be distinct numbers of at least 0, such as '0' or '0,1,2'."
+            "Several GPUs need NCCL, which this torch was built without (it is in those for "
+            "Linux): name one GPU, as --gpu_ids 0."
         )
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    missing = [i for i in ids if i >= count]
-    if missing:
-        found = (
-            f"torch sees {count} GPU{'s' if count != 1 else ''}"
-            if count
-            else "torch sees no GPU on this machine"
-        )
-        raise DeviceError(
-            f"--use_gpu true: the device cuda:{missing[0]} does not exist; {found}. "
-            "Leave --use_gpu out to train on the CPU"
-            + (", or choose others with --gpu_ids." if count else ".")
-        )
-    return ids
 
 
 def connect(use_gpu: bool, gpu_ids: str) -> Ranks:
     """Join the processes that torchrun started, or run as a single process.
 
     Raises:
-        DeviceError: there are fewer GPUs than processes.
+        DeviceError: there are fewer GPUs than processes, or one cannot be used.
+        UsageError: the processes cannot reach one another within `PATIENCE`.
     """
-    gpus = check_gpus(use_gpu, gpu_ids)
+    ids = gpus.chosen(use_gpu, gpu_ids)
     if not launched():
-        return Ranks(0, 1, torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"))
+        return Ranks(0, 1, gpus.claim(torch.device("cuda", ids[0]) if ids else torch.device("cpu")))
     local = _number("LOCAL_RANK", 0)
-    if gpus and local >= len(gpus):
+    if ids and local >= len(ids):
         raise DeviceError(
-            f"Process {local} on this machine has no GPU: --gpu_ids {gpu_ids} names {len(gpus)}; "
+            f"Process {local} on this machine has no GPU: --gpu_ids {gpu_ids} names {len(ids)}; "
             "name one per process."
         )
-    device = torch.device("cuda", gpus[local]) if gpus else torch.device("cpu")
-    if gpus:
-        torch.cuda.set_device(device)
-    patience = timedelta(hours=12)  # the other ranks wait while the main rank certifies
+    if ids:
+        check_nccl()
+    device = gpus.claim(torch.device("cuda", ids[local]) if ids else torch.device("cpu"))
     with calling(
         "The processes cannot connect",
         " torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. To train in one process, "
         "unset WORLD_SIZE.",
     ):
-        store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        if ids:
+            _refuse_shared(store, rank, size, str(torch.cuda.get_device_properties(device).uuid))
         torch.distributed.init_process_group(
-            "nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=patience
+            "nccl" if ids else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+            device_id=device if ids else None,
         )
+        first = torch.distributed.all_reduce(torch.ones(1, device=device), async_op=True)
+        first.wait(PATIENCE)  # NCCL connects, or fails to, at its first exchange
+        _be_patient(LONGEST)
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
+def _be_patient(time: timedelta) -> None:
+    """Set the time limit of all exchanges to come."""
+    group = torch.distributed.distributed_c10d
+    # the second is its name in older versions
+    (getattr(group, "set_timeout", None) or group._set_pg_timeout)(time)
+
+
+def _refuse_shared(store: Any, rank: int, size: int, gpu: str) -> None:
+    """Check that each process has a GPU of its own: NCCL would wait for ever.
+
+    Raises:
+        DeviceError: two processes have the same.
+    """
+    store.set(f"gpu of rank {rank}", gpu)
+    others = [i for i in range(size) if store.get(f"gpu of rank {i}").decode() == gpu]
+    if len(others) > 1:
+        raise DeviceError(
+            f"The processes {', '.join(map(str, others))} have the same GPU ({gpu}): start one "
+            "process per GPU, with torchrun or --gpu_ids 0,1."
+        )
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run ``python ARGUMENTS`` in several processes that train together; return the exit code."""
+    """Run ``python ARGUMENTS`` in several processes with a GPU each, which train together; return
+    the exit code.
+
+    Raises:
+        DeviceError: this torch has no NCCL.
+    """
+    check_nccl()
     command = [
         sys.executable,
         "-m",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
+from math import inf, nan
 from types import CellType
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trueode.auditing.kept import Kept, same
+from trueode.auditing.kept import Kept, apart, same
 from trueode.auditing.reachable import Entries
 
 
@@ -166,3 +167,13 @@ def test_tensors_that_are_equal() -> None:
     assert same(torch.tensor([nan, 1.0]), torch.tensor([nan, 1.0]))
     assert not same(torch.tensor([nan, 1.0]), torch.tensor([1.0, nan]))
     assert same(torch.eye(2).to_sparse(), torch.eye(2))
+
+
+def test_how_far_tensors_are_apart() -> None:
+    x = torch.tensor([1.0, nan, -4.0, inf])
+    assert apart(x, x.clone()) == 0
+    assert apart(x, x * (1 + torch.finfo(x.dtype).eps)) == pytest.approx(1)
+    for other in ([1.0, 2.0, -4.0, inf], [1.0, nan, nan, inf], [1.0, nan, -4.0, -inf]):
+        assert apart(x, torch.tensor(other)) == inf
+    assert apart(x, x[:2]) == apart(x[1:2], x[:1]) == inf
+    assert apart(torch.zeros(2), torch.ones(2)) > 1e6

@@ -238,6 +238,11 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
             f"{IMAGES} --precision bf16 --solver dopri5",
             ["--precision bf16", "dopri5", "rounding", "euler"],
         ),
+        ("--precision tf32", ["--precision tf32", "--use_gpu true", "float32"]),
+        (
+            "--precision tf32 --use_gpu true --solver tsit5",
+            ["--precision tf32", "tsit5", "rounding", "euler"],
+        ),
         (
             f"{IMAGES} --precision bf16 {FIDELITY} --solver auto",
             ["--precision bf16", "auto", "euler"],

@@ -12,6 +12,7 @@ from trueode.distributed import Ranks
 from trueode.evaluation import Flips, ModelOnSamples, Task, count_flips, exact_flow
 from trueode.evaluation.metrics import ALONE, BATCH
 from trueode.models import NeuralODE
+from trueode.precision import ieee
 from trueode.solvers import Solver
 
 
@@ -54,6 +55,7 @@ class ModelInspection:
         """The number of inputs of an attempt."""
         return len(self._of(attempt))
 
+    @ieee()
     def count(self, solver: Solver, attempt: int) -> Flips:
         """Flips among the inputs of an attempt."""
         facts, trouble = torch.zeros(8, dtype=torch.float64, device="cpu"), ""

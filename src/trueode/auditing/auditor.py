@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trueode import gpus
 from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.forward import Call
 from trueode.auditing.interception import version_of
@@ -39,6 +40,7 @@ from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.pace import Pace
 from trueode.evaluation.runnable import Metric, Runnable
 from trueode.evaluation.solver_table import SolverTable
+from trueode.precision import ieee
 from trueode.solvers import Solver
 
 ALIKE = tuple(
@@ -49,6 +51,7 @@ ALIKE = tuple(
 TRIED = ("euler", "midpoint", "rk4", "bosh3", "dopri5")
 
 
+@ieee()
 def audit(
     model: Any,
     data: Any,
@@ -323,6 +326,7 @@ def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
     return {
         "model": type(model).__name__,
         **known,
+        **gpus.facts(torch.device(known["device"])),
         "seed": torch.initial_seed(),
         "machine": platform.machine(),
         "versions": versions,

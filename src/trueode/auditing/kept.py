@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from math import inf
 from types import CellType
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from trueode.auditing.reachable import Entries
+
+ROUNDING = 100.0
+"""Differences of GPU sums whose order varies are smaller, in units of the results' rounding."""
 
 
 class Kept:
@@ -91,6 +95,21 @@ def same(x: Tensor, y: Tensor) -> bool:
     return bool(torch.equal(x, y)) or bool(
         torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
     )
+
+
+def apart(x: Tensor, y: Tensor) -> float:
+    """The largest difference of two tensors, in units of the rounding of their largest number;
+    infinite if their shapes, or the places of what is not finite, differ.
+    """
+    if x.shape != y.shape:
+        return inf
+    if same(x, y):
+        return 0.0
+    known = x.isfinite()
+    if not torch.equal(known, y.isfinite()) or not same(x[~known], y[~known]):
+        return inf
+    unit = torch.finfo(x.dtype).eps * float(x[known].abs().amax())
+    return float((x - y)[known].abs().amax()) / max(unit, torch.finfo(x.dtype).tiny)
 
 
 def _contents(holder: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 
 from trueode.auditing.forward import ModelError
 from trueode.auditing.independence import keep_whole_where_coupled
-from trueode.auditing.kept import Kept, same
+from trueode.auditing.kept import ROUNDING, Kept, apart
 from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.outside import FieldCalls, field_calls
 from trueode.auditing.samples import size_of
@@ -57,8 +60,9 @@ def prepare(
     alone, first, calls = _first_call(tested, before)
     options = _other_options(alone, first, before)
     separable = keep_whole_where_coupled(tested)
-    own = tested.run()
-    memory, stochastic = _differs_again(tested, own)
+    with _deterministic(tested):
+        own = tested.run()
+        memory, stochastic, rounding = _differs_again(tested, own)
     _refuse_probabilities(tested, own.outputs)
     failure = _fails_in_double(tested)
     tested.double = failure is None
@@ -70,6 +74,10 @@ def prepare(
          "two calls of the model gave different outputs: it is stochastic (dropout called as a "
          "function, noise, a random projection). seed=… gives every call the same random numbers, "
          "if they are drawn before its solves"),
+        ("equal bits", bool(rounding), False,
+         f"two calls of the model differ by up to {rounding:.2g} times the rounding of "
+         f"{str(own.outputs.dtype).removeprefix('torch.')}: sums on a GPU have no fixed order, and "
+         "these have no deterministic algorithm. Differences of that size do not count as random"),
         ("memory", memory, True,
          "the model remembers earlier calls, although it is in evaluation mode: its outputs depend "
          "on what was called before"),
@@ -86,6 +94,7 @@ def prepare(
     return own, tuple(
         Precondition(name, not broken, decisive, text if broken else "")
         for name, broken, decisive, text in found
+        if broken or name != "equal bits"
     )
 
 
@@ -153,17 +162,41 @@ def _other_options(alone: ModelUnderTest, ran: Evaluation, before: Kept) -> str:
     )
 
 
-def _differs_again(tested: ModelUnderTest, own: Evaluation) -> tuple[bool, bool]:
-    """Whether outputs depend on earlier calls, and whether they are random."""
+@contextmanager
+def _deterministic(tested: ModelUnderTest) -> Iterator[None]:
+    """A block with deterministic algorithms for a model on a GPU, where there are any."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if not tested.forward.on_gpu or before == (True, False):  # the user asked for more
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*deterministic")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _differs_again(tested: ModelUnderTest, own: Evaluation) -> tuple[bool, bool, float]:
+    """Whether outputs depend on earlier calls, and whether they are random; on a GPU, also by how
+    much rounding they differ.
+    """
+    most = ROUNDING if tested.forward.on_gpu else 0.0
     try:
         with tested.forward.continued():
             again = tested.run()
     except ModelError:  # for instance a limit on the number of calls
         again = None
-    if again is not None and same(own.outputs, again.outputs):
-        return False, False
-    stochastic = not same(own.outputs, tested.run().outputs)
-    return again is not None and not stochastic, stochastic
+    if again is not None and (rounding := apart(own.outputs, again.outputs)) <= most:
+        return False, False, rounding
+    rounding = apart(own.outputs, tested.run().outputs)
+    if rounding > most:
+        return False, True, 0.0
+    return again is not None, False, rounding
 
 
 def _called_outside(calls: FieldCalls, modules: list[nn.Module]) -> str:

@@ -195,7 +195,7 @@ def _look(
     assert states is not None
     chosen_times = torch.linspace(0, FINE, TIMES, device="cpu").round().long().tolist()
     found.lipschitz = max(
-        growth(problem.field, grid[k].to(problem.z0.dtype), states[k], problem.samples)
+        growth(problem.field, grid[k].to(problem.z0), states[k], problem.samples)
         for k in chosen_times
     )
     if not problem.samples or problem.z0[0].numel() != 2:

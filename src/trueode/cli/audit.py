@@ -123,6 +123,8 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         metavar="N",
         help="seed of each call, for a model that draws random numbers",
     )
+    add_flag(parser, "--use_gpu", "audit on a GPU; a model given as module:name is moved to it")
+    add("--gpu_ids", default="0", metavar="N", help="number of the GPU (default: 0)")
     add(
         "--all",
         dest="everything",

@@ -24,9 +24,10 @@ def text() -> str:
     """Versions, devices, threads and the backend of solves, one per line."""
     import torch
 
+    from trueode import gpus
     from trueode.solvers.backends import gpu, native
 
-    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    devices = ["cpu", *(f"cuda:{i}" for i in range(gpus.count()))]
     if torch.backends.mps.is_available():
         devices.append("mps")
     rows = {
@@ -35,6 +36,7 @@ def text() -> str:
         "torch": torch.__version__,
         **{name: _version(name) for name in LIBRARIES},
         "devices": ", ".join(devices),
+        "CUDA": f"{torch.version.cuda or 'not in this torch'}, driver {gpus.driver() or 'none'}",
         "threads": str(torch.get_num_threads()),
         "on GPUs": gpu.describe(),
         "solves": f"{native.describe()} (of {', '.join(native.instruction_sets()) or 'none'})",

@@ -42,7 +42,10 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
         "print the runs with estimated field evaluations and times, without training",
     )
     parser.add_argument(
-        "--workers", type=positive, metavar="N", help="number of processes (default: one per core)"
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="number of processes (default: one per core, or per GPU)",
     )
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the runs: tcp://…"

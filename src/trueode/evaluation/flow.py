@@ -13,6 +13,7 @@ from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.pace import Pace
 from trueode.evaluation.refinement import SAMPLED, Refinement, levels
 from trueode.evaluation.runnable import Runnable
+from trueode.precision import ieee
 from trueode.solvers import FixedStep, Solver
 
 PRECISE = 2  # from this level on, errors of solvers can be measured against the exact flow
@@ -92,6 +93,7 @@ def least_cost(n_steps: float, order: int) -> float:
     return 4 * next(levels(n_steps, order))[0] + DOPRI5 + SAMPLED
 
 
+@ieee()
 def exact_flow(
     runnable: Runnable,
     own: Evaluation,

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from trueode import gpus
 from trueode.auditing import Audit, audit
 from trueode.build import build_data
 from trueode.console import open_console, print_answer
@@ -32,6 +33,8 @@ def audit_target(
     overwrite: bool,
     as_json: bool,
     everything: bool,
+    use_gpu: bool = False,
+    gpu_ids: str = "0",
     **how: Any,
 ) -> int:
     """Audit a run or a model, print and save the result, and return the exit code of the verdict.
@@ -46,12 +49,15 @@ def audit_target(
         overwrite: whether an earlier audit in that folder may be replaced.
         as_json: whether to print ``audit.json`` instead of sentences.
         everything: whether to print all rows and reasons.
+        use_gpu: whether to move the model to a GPU; its samples follow, batch by batch.
+        gpu_ids: the number of the GPU.
         how: arguments of `audit`, with functions as ``module:name``.
 
     Raises:
         TrueodeError: the model or the data cannot be audited.
     """
     console = open_console(stderr=as_json)
+    device = gpus.one(use_gpu, gpu_ids, "an audit")
     if Path(target).is_dir() or ":" not in target:
         own = {
             "data": data,
@@ -83,6 +89,13 @@ def audit_target(
         _refuse(folder, overwrite)
         model = _made(target, "The model")
         samples_of = _made(data, "The data")
+    if use_gpu:
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"--use_gpu true moves modules, but {target} is a {type(model).__name__}: put what "
+                "it uses on the GPU there, and leave --use_gpu out."
+            )
+        model.to(device)
     path = folder / "audit.json"
     with console.status("audit") as status:
         functions = {name: _named(how.pop(name), f"--{name}") for name in FUNCTIONS if how[name]}

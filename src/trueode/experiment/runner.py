@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from trueode import distributed
+from trueode import distributed, gpus
 from trueode.adaptation import Certifier
 from trueode.build import Shape, build_run
 from trueode.distributed import Ranks
@@ -22,6 +22,7 @@ from trueode.experiment.closing import draw, judge, where
 from trueode.experiment.saved import fitting, read_stored, refuse_other_data, resumed, start
 from trueode.interrupts import INTERRUPTED
 from trueode.options import Options, dump_yaml
+from trueode.precision import ieee
 from trueode.runs import (
     History,
     RunDirectory,
@@ -35,6 +36,7 @@ from trueode.training import Hooks, Row, State, Trainer
 from trueode.training.progress import Progress
 
 
+@ieee()
 def run(options: Options, given: frozenset[str] = frozenset()) -> int:
     """Train a model, and write its results to a run directory.
 
@@ -49,41 +51,52 @@ def run(options: Options, given: frozenset[str] = frozenset()) -> int:
     Raises:
         TrueodeError: the run failed; the message says why and what to do.
     """
-    gpus = distributed.check_gpus(options.use_gpu, options.gpu_ids)
-    if len(gpus) > 1 and not distributed.launched():
-        return distributed.launch(["-m", "trueode", "train", *options.flags(given)], len(gpus))
+    earlier = RunDirectory.open(options.output_dir, options.name) if options.resume else None
+    if earlier is not None:
+        options = resumed(options, given, earlier)
+    ids = gpus.chosen(options.use_gpu, options.gpu_ids)
+    if len(ids) > 1 and not distributed.launched():
+        return distributed.launch(["-m", "trueode", "train", *options.flags(given)], len(ids))
     ranks, console = start(options)
     try:
         work = _lead if ranks.is_main else _follow
-        return work(options, given, ranks, console)
+        return work(options, given, earlier, ranks, console)
     finally:
         ranks.close()
 
 
-def _follow(options: Options, given: frozenset[str], ranks: Ranks, console: Console) -> int:
+def _follow(
+    options: Options,
+    given: frozenset[str],
+    earlier: RunDirectory | None,
+    ranks: Ranks,
+    console: Console,
+) -> int:
     """Train on a rank other than the main one, which only computes."""
-    earlier = RunDirectory.open(options.output_dir, options.name) if options.resume else None
-    options = options if earlier is None else resumed(options, given, earlier)
     _, trainer = build_run(options, ranks)
     if earlier is not None:
         _restore(trainer, earlier, console)
     return 0 if trainer.run() else INTERRUPTED
 
 
-def _lead(options: Options, given: frozenset[str], ranks: Ranks, console: Console) -> int:
+def _lead(
+    options: Options,
+    given: frozenset[str],
+    earlier: RunDirectory | None,
+    ranks: Ranks,
+    console: Console,
+) -> int:
     """Train on the main rank, which also writes, evaluates and prints."""
     place, name = options.output_dir, options.name
-    if options.resume:
-        directory = RunDirectory.open(place, name)
+    if earlier is not None:
+        directory = earlier
         directory.lock()
     else:
         directory = RunDirectory.create(
             place, name, explicit="name" in given, overwrite=options.overwrite
         )
     try:
-        if options.resume:
-            options = resumed(options, given, directory)
-        elif directory.name != name:
+        if directory.name != name:
             console.print(f"{place}/{name} exists: this run is called {directory.name}.")
             options = options.model_copy(update={"name": directory.name})
         return _train(options, directory, ranks, console)
@@ -162,6 +175,7 @@ def _announce(
         "status": "running",
         "seed": options.random_seed,
         "iteration": state.iteration,
+        **gpus.facts(trainer.ranks.device),
     }
     if directory.has_checkpoints and options.niter != (before := read_stored(directory).niter):
         facts["continued"] = (

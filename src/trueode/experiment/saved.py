@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from trueode import distributed
+from trueode import distributed, gpus
 from trueode.build import Shape, build_data, build_model
 from trueode.console import open_console
 from trueode.data import Dataset
@@ -21,6 +21,7 @@ from trueode.errors import (
     OptionError,
     RunDamagedError,
     TrueodeError,
+    calling,
     told,
 )
 from trueode.evaluation import evaluate, get_task, shown
@@ -36,19 +37,22 @@ from trueode.options import (
     make_options,
     read_file,
 )
+from trueode.precision import ieee
 from trueode.runs import RunDirectory, load_latest, write_json
 from trueode.solvers import from_plain
 
 
-def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
+def load(run_dir: str | Path, device: str | torch.device = "cpu") -> tuple[NeuralODE, Options]:
     """Load the model of a run, with the solver at the end of its training, and the run's options.
 
     The data is not needed, and no saved code is executed.
 
     Args:
         run_dir: ``OUTPUT_DIR/NAME``.
+        device: where the model is put.
 
     Raises:
+        UsageError: there is no such device, or it cannot be used.
         RunNotFoundError: there is no run.
         RunDamagedError: its options cannot be read.
         CheckpointError: none of its checkpoints is usable.
@@ -57,9 +61,12 @@ def load(run_dir: str | Path) -> tuple[NeuralODE, Options]:
     directory = RunDirectory.open(str(path.parent), path.name)
     options = read_stored(directory)
     model, _, _ = open_run(options, directory, open_console(stderr=True))
-    return model.eval(), options
+    with calling(f"The device {device!r} is not one of torch's"):
+        place = torch.device(device)
+    return model.to(gpus.claim(place, current=False)).eval(), options
 
 
+@ieee()
 def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
     """Evaluate a saved run on ``options.split``, with other solvers if asked to, and judge whether
     it is an ODE.
@@ -110,7 +117,8 @@ def resumed(options: Options, given: frozenset[str], directory: RunDirectory) ->
     """The stored options, with the given values of options that may change.
 
     Raises:
-        OptionError: another option would change, or ``niter`` is less than the stored one.
+        OptionError: another option would change, ``niter`` is less than the stored one, or the new
+            values do not fit the others.
     """
     stored = read_stored(directory)
     refuse_changes(
@@ -126,9 +134,8 @@ def resumed(options: Options, given: frozenset[str], directory: RunDirectory) ->
         )
     may_change = DEVICES | LOGGING | {"niter", "verdict_budget", "data_dir"}
     anew = {name: getattr(options, name) for name in given & may_change}
-    return stored.model_copy(
-        update={**anew, "name": directory.name, "output_dir": options.output_dir}
-    )
+    anew |= {"name": directory.name, "output_dir": options.output_dir, "resume": options.resume}
+    return make_options({**stored.model_dump(), **anew})
 
 
 def read_stored(directory: RunDirectory) -> Options:

@@ -76,18 +76,23 @@ def _changed(o: Options, name: str) -> bool:
 
 
 def _precision_problems(o: Options) -> list[str]:
-    """Options with which bfloat16 is useless."""
-    if o.precision != "bf16":
+    """Options with which bfloat16 or TF32 is useless."""
+    if o.precision not in ("bf16", "tf32"):
         return []
-    if o.network != "odenet":
+    if o.precision == "tf32" and not o.use_gpu:
+        return [
+            "--precision tf32 is a mode of GPUs: add --use_gpu true, or choose float32, which "
+            "processors compute."
+        ]
+    if o.precision == "bf16" and o.network != "odenet":
         return [
             "--precision bf16 speeds up only convolutions of images (--network odenet); solves of "
             f"{o.network} are faster without it: leave it out."
         ]
     if o.solver == "auto" or not o.fixed_step:
         return [
-            f"--precision bf16 needs a fixed-step solver: the error control of {o.solver} would "
-            "mistake the rounding of bfloat16 for the solver's error. "
+            f"--precision {o.precision} needs a fixed-step solver: the error control of "
+            f"{o.solver} would mistake the rounding for the solver's error. "
             "Choose euler, midpoint, heun2, rk4 or rk4_38."
         ]
     return []

@@ -80,8 +80,10 @@ class Options(BaseModel):
         "device",
         "floating-point type; bf16 (odenet with fixed steps only): training evaluates the vector "
         "field in bfloat16 unless the compiled kernel solves it, which is faster; weights, states, "
-        "loss, checks of an adaptation, certificates and evaluations stay in float32",
-        ("float32", "float64", "bf16"),
+        "loss, checks of an adaptation, certificates and evaluations stay in float32; tf32 (on "
+        "GPUs, with fixed steps only): training steps round the factors of products to 10 bits, "
+        "all else stays in IEEE float32",
+        ("float32", "float64", "bf16", "tf32"),
     )
 
     # data

@@ -14,6 +14,7 @@ from trueode import figures
 from trueode.console import open_console
 from trueode.data import identity
 from trueode.options import canonical
+from trueode.precision import ieee
 from trueode.reproduction.plans import plan_of
 from trueode.reproduction.recipe import Context, Made
 from trueode.reproduction.recipes import RECIPES
@@ -37,6 +38,7 @@ def planned(name: str, scale: str, overrides: Mapping[str, Any], directory: Swee
     return make_plan(plan, flags, directory.fingerprints)
 
 
+@ieee()
 def reproduce(
     name: str,
     scale: str = "small",

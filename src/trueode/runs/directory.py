@@ -220,7 +220,8 @@ class RunDirectory:
         """Write versions, machine and ``facts`` to ``run.json``, and remove an earlier verdict."""
         for name in JUDGEMENTS:
             self.place(name).unlink(missing_ok=True)
-        earlier = {name: fact for name, fact in self.read_info().items() if name not in CLOSING}
+        gone = (*CLOSING, "gpu")  # the run may go on without a GPU
+        earlier = {name: fact for name, fact in self.read_info().items() if name not in gone}
         write_json(
             self.place("run.json"),
             {**earlier, **_provenance(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts},

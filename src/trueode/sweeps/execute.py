@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from trueode import gpus
 from trueode.console import open_console
 from trueode.errors import UsageError, WorkersLostError
 from trueode.interrupts import INTERRUPTED, interrupts
@@ -38,7 +39,8 @@ def run_sweep(
     Args:
         plan: the runs.
         directory: of these runs, and of earlier ones.
-        workers: number of processes on this machine; None: one for each core.
+        workers: number of processes on this machine; None: one for each core, or for each GPU if
+            the runs use GPUs.
         scheduler: address of a Dask scheduler whose workers do the runs instead.
         console: where progress is shown.
 
@@ -47,7 +49,8 @@ def run_sweep(
         interrupted.
 
     Raises:
-        UsageError: another sweep works in the directory, or the scheduler cannot be reached.
+        UsageError: another sweep works in the directory, the scheduler cannot be reached, or there
+            is no GPU for runs that use one.
         RunDamagedError: the directory was removed or replaced.
     """
     console = console or open_console()
@@ -60,7 +63,7 @@ def run_sweep(
         console.print(f"{plan.name}: {len(plan.runs)} runs{earlier}")
         session = _Session(plan, directory, todo, console)
         code = 0
-        pool = _workers(workers, scheduler, len(todo), directory) if todo else None
+        pool = _workers(workers, scheduler, todo, directory) if todo else None
         try:
             directory.keep(plan)  # only after the workers were found
             if pool is not None:
@@ -88,10 +91,16 @@ def run_sweep(
 
 
 def _workers(
-    count: int | None, scheduler: str | None, jobs: int, directory: SweepDirectory
+    count: int | None, scheduler: str | None, todo: list[PlannedRun], directory: SweepDirectory
 ) -> Workers:
     if scheduler is None:
-        return LocalWorkers(min(count or cores(), jobs))
+        ids = {run.options.gpu_ids for run in todo if run.options.use_gpu}
+        for each in ids:
+            gpus.chosen(True, each)
+        # a plan that names GPUs shares them out itself
+        shared = gpus.names() if ids == {Options.model_fields["gpu_ids"].default} else []
+        usual = len(shared) or (1 if ids else cores())
+        return LocalWorkers(min(count or usual, len(todo)), shared)
     try:
         from trueode.sweeps.cluster import ClusterWorkers
     except ImportError:

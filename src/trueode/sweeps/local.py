@@ -1,4 +1,4 @@
-"""Workers on this machine: a process with one thread for each core."""
+"""Workers on this machine: a process with one thread for each core, or for each GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 
 from trueode.sweeps.jobs import Job, Result
@@ -17,9 +18,14 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 
 class WorkerProcess:
-    """A process that does one job at a time, and is replaced when it dies."""
+    """A process that does one job at a time, and is replaced when it dies.
 
-    def __init__(self) -> None:
+    Args:
+        gpu: the only GPU that it sees, as ``CUDA_VISIBLE_DEVICES`` names it; None: all of them.
+    """
+
+    def __init__(self, gpu: str | None = None) -> None:
+        self._environment = ONE_THREAD | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         self._child: subprocess.Popen[str] | None = None
         self.stopping = False
 
@@ -91,7 +97,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, **ONE_THREAD},
+                env={**os.environ, **self._environment},
                 start_new_session=True,  # only the sweep receives Ctrl-C, and passes it on once
             )
         return self._child
@@ -102,13 +108,14 @@ class LocalWorkers:
 
     Args:
         count: number of processes.
+        gpus: GPUs that they take in turn, one each; without any, they see what this process sees.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, gpus: Sequence[str] = ()) -> None:
         self.count = count
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._results: queue.Queue[Result] = queue.Queue()
-        self._workers = [WorkerProcess() for _ in range(self.count)]
+        self._workers = [WorkerProcess(gpus[i % len(gpus)] if gpus else None) for i in range(count)]
         self._threads = [
             threading.Thread(target=self._drive, args=(worker,), daemon=True)
             for worker in self._workers

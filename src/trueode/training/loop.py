@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -98,6 +99,8 @@ class Trainer:
     # The field that training steps call, for instance in lower precision; None: the model's own.
     # Checks, tests and certificates call the model's own.
     field: nn.Module | None = None
+    # The mode of training steps and their backward passes, for instance `tf32`, likewise.
+    precision: Callable[[], AbstractContextManager[None]] | None = None
     penalty: DiscretisationPenalty | None = None  # of discretisation errors, in the loss
     hooks: Hooks = Hooks()
 
@@ -146,7 +149,8 @@ class Trainer:
                     break
                 state.iteration += 1
                 make = partial(self.step, network, batch, whole)
-                step = self._memory.attempt(state.model, make)
+                with (self.precision or nullcontext)():
+                    step = self._memory.attempt(state.model, make)
                 checked = self.check(step)
                 state.optimizer.step()
                 self.certify()  # may request more iterations
@@ -231,7 +235,7 @@ class Trainer:
         if self.done and self.checks.unseen is not None:
             return False  # the certificate is for the solver that the model was trained with
         # lower precision would add its rounding to the error of the solver
-        own = step.output if self.field is None else None
+        own = step.output if self.field is None and self.precision is None else None
         measure, seen = self.checks.measure(state, step.batch, step.whole, own, step.nfe)
         state.solver = rule.propose(
             measure, Progress(state.iteration, self.schedule.niter, tuple(state.recent_nfe))
