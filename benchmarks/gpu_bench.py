@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -213,25 +213,11 @@ class Bench:
         return 1e3 * statistics.median(times) / n
 
 
-@contextmanager
-def float32_is(name: str) -> Iterator[None]:
-    """Products and convolutions of float32 are ``"IEEE"`` or ``"TF32"``."""
-    import torch
+def float32_is(name: str) -> AbstractContextManager[None]:
+    """A block in which products and convolutions of float32 are ``"IEEE"`` or ``"TF32"``."""
+    from trueode import precision
 
-    conv = getattr(torch.backends.cudnn, "conv", None)
-    if conv is None:  # before PyTorch 2.9
-        places, word = [torch.backends.cuda.matmul, torch.backends.cudnn], "allow_tf32"
-        value: Any = name == "TF32"
-    else:
-        places, word, value = [torch.backends.cuda.matmul, conv], "fp32_precision", name.lower()
-    before = [getattr(place, word) for place in places]
-    try:
-        for place in places:
-            setattr(place, word, value)
-        yield
-    finally:
-        for place, old in zip(places, before, strict=True):
-            setattr(place, word, old)
+    return precision.tf32() if name == "TF32" else precision.ieee()
 
 
 def drawn(*shape: int, seed: int = 0) -> Any:

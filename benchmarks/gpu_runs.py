@@ -68,7 +68,7 @@ def trainer_of(bench: Bench, device: torch.device, ranks: Any = None, **changed:
     from trueode.distributed import Ranks
     from trueode.options import make_options
 
-    options = small(bench, **changed)
+    options = small(bench, **{"use_gpu": device.type == "cuda", **changed})
     if "n_steps" in options:
         del options["step_size"]
     options["data_dir"] = str(options["data_dir"])

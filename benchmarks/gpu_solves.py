@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise, product
@@ -107,9 +107,8 @@ def precision_of_training(bench: Bench, precision: str) -> Row:
     """How far gradients of a training step are from those in float64."""
     need("pydantic", "yaml")
 
-    known = known_precisions()
-    if precision not in known:
-        raise MissingError(f"--precision knows {', '.join(known)}")
+    if precision == "tf32" and bench.where.type == "cpu":
+        raise MissingError("TF32 is a mode of GPUs")
     own, reference = (
         gradients_of_training(bench, each, device)
         for each, device in ((precision, bench.where), ("float64", torch.device("cpu")))
@@ -118,14 +117,6 @@ def precision_of_training(bench: Bench, precision: str) -> Row:
     row: Row = {"largest distance": distance}
     limit = {"float32": LIMITS[torch.float32], "tf32": 1e-2, "bf16": 5e-2}[precision]
     return row if distance <= limit else {**row, "wrong": f"above {limit:.0e}"}
-
-
-def known_precisions() -> Sequence[str]:
-    """The choices of ``--precision``."""
-    from trueode.options import Options
-
-    extra: Any = Options.model_fields["precision"].json_schema_extra
-    return list(extra["choices"])
 
 
 def gradients_of_training(bench: Bench, precision: str, device: torch.device) -> Tensor:
@@ -318,7 +309,9 @@ def train_by_hand(bench: Bench, kind: str) -> list[nn.Parameter]:
 def kernel(bench: Bench) -> None:
     """Solves by the Triton kernel against float64 on the CPU."""
     need("triton")
-    how = {"TRUEODE_TRITON": "on"} | ({} if bench.on_gpu else {"TRITON_INTERPRET": "1"})
+    how = {"TRUEODE_TRITON": "on"}
+    if not bench.on_gpu:
+        how |= {"TRITON_INTERPRET": "1", "TRUEODE_NATIVE": "off"}
     bench.apart(kernel_rows, **how)
 
 

@@ -267,7 +267,10 @@ def pretend() -> Iterator[Device]:
     """A block in which the device exists; nothing of it is left afterwards."""
     fork_rng = torch.random.fork_rng
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+    from tests.pretend_graph import PretendedRecorder
+
     stand_ins: dict[str, Any] = {
+        "trueode.solvers.backends.gpu.recording.recorder_of": PretendedRecorder,
         "torch.cuda._lazy_init": lambda: None,
         "torch.cuda.is_available": lambda: True,
         "torch.cuda.device_count": lambda: 1,

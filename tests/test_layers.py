@@ -13,7 +13,7 @@ FLOORS = {
     "catalog": 0,
     "layers": 0.25,  # of the same floor, above the names
     "files": 0,
-    "devices": 0,
+    "transfer": 0,
     "seeds": 0,
     "interrupts": 0,
     "console": 0,

@@ -99,6 +99,12 @@ def claim(device: torch.device, current: bool = True) -> torch.device:
     return device
 
 
+def free(device: torch.device) -> int:
+    """Free bytes of a GPU, including those in PyTorch's cache."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + cached
+
+
 def driver() -> str | None:
     """The version of NVIDIA's driver, as Linux tells it; None: unknown."""
     found = re.search(r"\d+(\.\d+)+", DRIVER.read_text()) if DRIVER.is_file() else None

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from trueode.data.device import CPU
 from trueode.data.splits import Batch, Samples
-from trueode.devices import send
 from trueode.errors import DataError, UsageError
 from trueode.seeds import stream
+from trueode.transfer import send
 
 
 class Batches:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trueode import gpus
 from trueode.data.device import CPU, SHARE, ahead
-from trueode.devices import free_on, send
 from trueode.errors import DataError
+from trueode.transfer import send
 
 
 class Batch(NamedTuple):
@@ -143,7 +144,7 @@ class Split(Samples):
         """Whether a copy may be kept on a device; own times of each sample stay on the host."""
         if self.t is not None and self.t.dim() == 2:
             return False
-        return device.type != "cuda" or self.x.nbytes + self.y.nbytes < SHARE * free_on(device)
+        return device.type != "cuda" or self.x.nbytes + self.y.nbytes < SHARE * gpus.free(device)
 
     @property
     def place(self) -> torch.device:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
-from trueode.devices import send
 from trueode.errors import UsageError
+from trueode.transfer import send
 
 Step = float | Tensor
 

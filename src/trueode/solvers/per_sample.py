@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trueode.devices import send
 from trueode.solvers.clock import Clock
 from trueode.solvers.control import (
     error_scale,
@@ -20,6 +19,7 @@ from trueode.solvers.failure import Stop, reason, status_of
 from trueode.solvers.saving import Inside, SavePoints
 from trueode.solvers.solver import Adaptive
 from trueode.solvers.step import Field, Stepper
+from trueode.transfer import send
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trueode.devices import send
 from trueode.errors import UsageError
 from trueode.solvers.clock import Clock, double, is_differentiable, precision
+from trueode.transfer import send
 
 Times = Sequence[Any] | Tensor
 

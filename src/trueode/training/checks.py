@@ -12,12 +12,12 @@ from torch import Tensor
 
 from trueode.adaptation import Measure
 from trueode.data import Batch, Unseen
-from trueode.devices import send
 from trueode.distributed import Ranks
 from trueode.evaluation import Task
 from trueode.seeds import torch_stream
 from trueode.solvers import Solution, Solver
 from trueode.training.state import State
+from trueode.transfer import send
 
 NOISE = 0.1  # standard deviation of the noise on inputs, relative to that of the inputs
 Difference = Callable[[Tensor, Tensor, Batch, int], float]

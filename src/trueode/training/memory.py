@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trueode.devices import free_on
+from trueode import gpus
 from trueode.distributed import Ranks
 from trueode.errors import OutOfMemoryError
 from trueode.models import NeuralODE
@@ -140,7 +140,7 @@ def bytes_per_step(
 def free_memory(device: torch.device) -> int:
     """Free bytes: of a GPU including PyTorch's cache, else of the system or its container."""
     if device.type == "cuda":
-        return free_on(device)
+        return gpus.free(device)
     free = (
         os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if hasattr(os, "sysconf")

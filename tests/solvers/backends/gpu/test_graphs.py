@@ -43,7 +43,6 @@ EULER = FixedStep("euler", n_steps=3)
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     monkeypatch.setattr(GRAPHS, "is_on", lambda: True)
-    monkeypatch.setattr(recording, "recorder_of", PretendedRecorder)
     RECORDINGS.clear()
     with pretend() as found:
         yield found

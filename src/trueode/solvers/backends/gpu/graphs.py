@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from trueode import precision
 from trueode.solvers.backends.gpu.library import GRAPHS
 from trueode.solvers.backends.gpu.recording import (
     Recording,
@@ -84,17 +85,10 @@ def _key(problem: Problem) -> tuple[Any, ...]:
         torch.get_autocast_dtype(z.device.type),
         torch.is_inference_mode_enabled(),
         torch.are_deterministic_algorithms_enabled(),
-        *_precision(),
+        str(precision.modes()),
+        torch.backends.cudnn.benchmark,
         *_contents(root_of(problem), z.device),
     )
-
-
-def _precision() -> Iterator[Any]:
-    """How precise convolutions and matrix products are."""
-    for known in (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)):
-        yield getattr(known, "fp32_precision", None)
-    yield torch.backends.cudnn.benchmark
-    yield torch.get_float32_matmul_precision()
 
 
 def _contents(root: nn.Module, device: torch.device) -> Iterator[Any]:

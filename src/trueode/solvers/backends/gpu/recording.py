@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trueode.devices import Sent, sent_once
 from trueode.solvers.backends import generic, matrices
 from trueode.solvers.gradients.replay import must_be_recorded
 from trueode.solvers.integrate import Outcome
 from trueode.solvers.problem import Problem
 from trueode.solvers.solution import Counter
+from trueode.transfer import Sent, sent_once
 
 
 class UnclearError(Exception):

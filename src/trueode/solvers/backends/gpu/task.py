@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trueode.devices import send
 from trueode.layers import LayerStack
 from trueode.solvers.backends.gpu import library
 from trueode.solvers.backends.served import grid_of
@@ -20,6 +19,7 @@ from trueode.solvers.problem import Problem
 from trueode.solvers.solution import Counter
 from trueode.solvers.solver import Adaptive, FixedStep, OnGrid
 from trueode.solvers.tableau import ButcherTableau
+from trueode.transfer import send
 
 BLOCK = 16  # samples of a program, and the least width that tl.dot takes
 MOST_PROGRAMS = 1024  # of a backward pass, each of which has gradients of all layers

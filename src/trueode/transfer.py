@@ -1,4 +1,4 @@
-"""Copies to a device that do not wait for it, and its free memory."""
+"""Copies to a device that do not wait for it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,3 @@ def sent_once(known: Sent) -> Iterator[None]:
         yield
     finally:
         _sent.reset(token)
-
-
-def free_on(device: torch.device) -> int:
-    """Free bytes of a GPU, including those in PyTorch's cache."""
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + cached
