@@ -20,6 +20,8 @@ from trueode.models import NeuralODE
 from trueode.options import make_options
 from trueode.runs import load_latest, read_checkpoint, save_checkpoint
 from trueode.solvers.backends import native
+from trueode.solvers.backends.gpu.graphs import EQUAL, RECORDINGS
+from trueode.solvers.backends.gpu.library import GRAPHS
 from trueode.training import Hooks, Trainer
 from trueode.training.optimizers import (
     FusedAdam,
@@ -220,6 +222,43 @@ def test_the_state_of_an_optimiser_is_on_the_device(kind: type[Optimizer], devic
         saved = optimizer.state_dict()
         assert saved["state"][0].keys() == set(kind.NAMES)
         assert all(isinstance(x, Pretended) for x in saved["state"][0].values())
+
+
+RECORDED: dict[str, dict[str, Any]] = {
+    "dense": {"n_steps": 2},
+    "short batches": {"n_steps": 2, "batch_size": 700},  # the last one of an epoch is smaller
+    "a rule": {"use_step_adaption_algo": True, "adaption_interval": 5, "step_size": 0.5},
+    "penalty": {"n_steps": 2, "penalty": 1.0, "penalty_interval": 2},
+    "convolutions": {"network": "simple_odenet", "n_steps": 2},
+    "series": SERIES,
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_steps_give_the_same_bits(
+    name: str, tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when recording begins anew, as after an interruption. Without recordings, gradients of
+    weights that serve several solves, or of results that are transposed, are rounded differently.
+    """
+    weights, solvers, n = [], [], 2 * EQUAL + 6
+    for value, parts in (("off", (n,)), ("on", (n,)), ("on", (EQUAL + 2, n - EQUAL - 2))):
+        monkeypatch.setenv(GRAPHS.variable, value)
+        trainer = a_trainer(tmp_path, **RECORDED[name])
+        for part in parts:
+            RECORDINGS.clear()
+            trainer.run(part)
+            assert bool(len(RECORDINGS)) == (value == "on")
+        parameters = trainer.state.model.parameters()
+        weights.append(torch.cat([p.detach().cpu().flatten() for p in parameters]))
+        solvers.append(trainer.state.solver)
+    RECORDINGS.clear()
+    assert solvers[0] == solvers[1] == solvers[2]
+    assert torch.equal(weights[1], weights[2])
+    if name in ("penalty", "series"):
+        torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
+    else:
+        assert torch.equal(weights[0], weights[1])
 
 
 def test_the_generator_of_the_gpu_is_restored(

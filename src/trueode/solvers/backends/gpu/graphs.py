@@ -24,6 +24,7 @@ from trueode.solvers.backends.gpu.library import GRAPHS
 from trueode.solvers.backends.gpu.recording import (
     Recording,
     UnclearError,
+    alone,
     called,
     recorded,
     root_of,
@@ -66,8 +67,12 @@ def solve(problem: Problem) -> Outcome:
         key = _key(problem)
     except UnclearError:
         return called(problem)
-    recording = RECORDINGS.of(key, problem)
-    return called(problem) if recording is None else recording.solve(problem)
+    seen = RECORDINGS.of(key, problem)
+    if seen.refused:
+        return called(problem)
+    if seen.recording is not None and seen.recording.is_free:
+        return seen.recording.solve(problem)
+    return alone(problem, is_known=seen.recording is not None)
 
 
 def _key(problem: Problem) -> tuple[Any, ...]:
@@ -123,7 +128,7 @@ def _plain(value: Any, device: torch.device) -> Any:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """A solve that was asked for: how often, when last, and what was made of it."""
 
     root: Callable[[], Any]
@@ -137,7 +142,7 @@ class Recordings:
     """The recordings of a process, and the solves that may be recorded next."""
 
     def __init__(self) -> None:
-        self._seen: dict[Any, _Seen] = {}
+        self._seen: dict[Any, Seen] = {}
         self._solves = 0
 
     def __len__(self) -> int:
@@ -147,20 +152,20 @@ class Recordings:
         """Drop all of them."""
         self._seen = {}
 
-    def of(self, key: Any, problem: Problem) -> Recording | None:
-        """The recording of a solve; None: call the field."""
+    def of(self, key: Any, problem: Problem) -> Seen:
+        """What is known of a solve, which is recorded if it was asked for often enough."""
         self._solves += 1
         self._drop_stale()
         root = root_of(problem)
         seen = self._seen.get(key)
         if seen is None or seen.root() is not root:
-            seen = self._seen[key] = _Seen(weakref.ref(root, lambda _: self._drop(key)))
+            seen = self._seen[key] = Seen(weakref.ref(root, lambda _: self._drop(key)))
         seen.asked, seen.last = seen.asked + 1, self._solves
         if seen.recording is None and seen.asked > EQUAL and not seen.refused:
             self._make_room()
             seen.recording = recorded(problem)
             seen.refused = seen.recording is None
-        return seen.recording
+        return seen
 
     def _drop_stale(self) -> None:
         for key, seen in list(self._seen.items()):

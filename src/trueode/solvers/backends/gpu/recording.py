@@ -107,10 +107,13 @@ class Recording:
     number: int = 0
     token: Callable[[], Any] = lambda: None
 
+    @property
+    def is_free(self) -> bool:
+        """Whether no backward pass needs what the last solve has computed."""
+        return self.token() is None
+
     def solve(self, problem: Problem) -> Outcome:
         """Solve a problem that differs from the recorded one in numbers alone."""
-        if self.token() is not None:  # a backward pass needs what another solve has computed
-            return called(problem)
         problem.counter.add(self.calls)
         self.number += 1
         if self.backward is None:
@@ -166,14 +169,70 @@ def _gradients(
     problem: Problem, inputs: list[Tensor], gradients: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """The same gradients by calling the field again."""
-    needed, twice = [x for x in inputs if x.requires_grad], torch.is_grad_enabled()
+    twice = torch.is_grad_enabled()
     with torch.enable_grad():
-        outcome = called(problem)
-        outputs = [outcome.z] if outcome.zs is None else [outcome.z, outcome.zs]
-        found = iter(
-            torch.autograd.grad(outputs, needed, gradients, create_graph=twice, allow_unused=True)
+        return _pulled(_results(called(problem)), inputs, gradients, twice)
+
+
+def _results(outcome: Outcome) -> list[Tensor]:
+    return [outcome.z] if outcome.zs is None else [outcome.z, outcome.zs]
+
+
+def _pulled(
+    outputs: Sequence[Tensor],
+    inputs: list[Tensor],
+    gradients: Sequence[Tensor],
+    twice: bool = False,
+) -> list[Tensor | None]:
+    """Gradients of those inputs that need one; the graph is kept."""
+    needed, known = [x for x in inputs if x.requires_grad], (*outputs, *gradients)
+    found = iter(
+        torch.autograd.grad(
+            outputs,
+            needed,
+            known[len(outputs) :],
+            retain_graph=True,
+            create_graph=twice,
+            allow_unused=True,
         )
+    )
     return [next(found) if x.requires_grad else None for x in inputs]
+
+
+def alone(problem: Problem, is_known: bool) -> Outcome:
+    """The solve by calling the field, with the bits of a recording: the gradients of its weights
+    are summed for themselves, also where they serve several solves, and the gradients of its
+    results are laid out as these are.
+
+    Args:
+        problem: the solve.
+        is_known: whether its gradients are known to go to the state and the module's tensors alone.
+    """
+    outcome, z = called(problem), problem.z0
+    outputs = _results(outcome)
+    if not torch.is_grad_enabled() or not all(x.requires_grad for x in outputs):
+        return outcome
+    weights = [x for x in tensors_of(root_of(problem)) if x.requires_grad]
+    if not is_known and not _leaves(outputs, z) <= {id(x) for x in (z, *weights)}:
+        return outcome
+    final, *zs = _Alone.apply(outputs, z, *weights)
+    return outcome._replace(z=final, zs=zs[0] if zs else None)
+
+
+class _Alone(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, outputs: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.outputs = outputs
+        ctx.save_for_backward(*inputs)
+        return tuple(x.detach() for x in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        if not must_be_recorded(gradients):
+            layouts = map(torch.empty_like, ctx.outputs)
+            gradients = tuple(x.copy_(g) for x, g in zip(layouts, gradients, strict=True))
+        inputs = list(ctx.saved_tensors)
+        return None, *_pulled(ctx.outputs, inputs, gradients, torch.is_grad_enabled())
 
 
 def recorded(problem: Problem) -> Recording | None:
@@ -220,21 +279,14 @@ def _attempted(problem: Problem, recorder: Recorder, weights: list[Tensor]) -> R
 
 def _record_backward(made: Recording, recorder: Recorder) -> None:
     outcome = made.outcome
-    outputs = [outcome.z] if outcome.zs is None else [outcome.z, outcome.zs]
+    outputs = _results(outcome)
     inputs = [made.start, *made.inputs]
-    if not _leaves(outputs) <= {id(x) for x in inputs}:
+    if not _leaves(outputs, made.start) <= {id(x) for x in inputs}:
         raise UnclearError
-    needed = [x for x in inputs if x.requires_grad]
     made.entering = [torch.empty_like(x, requires_grad=False) for x in outputs]
 
     def backward() -> list[Tensor | None]:
-        # the graph is kept for the recording, whose tensors it holds
-        found = iter(
-            torch.autograd.grad(
-                outputs, needed, made.entering, retain_graph=True, allow_unused=True
-            )
-        )
-        return [next(found) if x.requires_grad else None for x in inputs]
+        return _pulled(outputs, inputs, made.entering)
 
     for x in made.entering:
         x.zero_()
@@ -252,10 +304,10 @@ def tensors_of(root: nn.Module) -> list[Tensor]:
     return list({id(x): x for x in found}.values())
 
 
-def _leaves(outputs: Sequence[Tensor]) -> set[int]:
-    """The leaves of a graph, by identity."""
+def _leaves(outputs: Sequence[Tensor], start: Tensor) -> set[int]:
+    """The leaves of a graph that begins at a state, by identity."""
     nodes: list[Any] = [x.grad_fn for x in outputs if x.grad_fn is not None]
-    seen, found = set(nodes), set()
+    seen, found = {*nodes, start.grad_fn}, set()
     while nodes:
         node = nodes.pop()
         if hasattr(node, "variable"):
@@ -269,18 +321,16 @@ def _leaves(outputs: Sequence[Tensor]) -> set[int]:
 
 def _is_equal(made: Recording, problem: Problem) -> bool:
     """Whether a recording gives the bits of a solve and of its gradients."""
-    apart = replace(problem, z0=problem.z0.detach().clone(), counter=Counter())
-    apart.z0.requires_grad_(problem.z0.requires_grad)
+    own = problem.z0.detach().requires_grad_(problem.z0.requires_grad)
+    apart = replace(problem, z0=own, counter=Counter())
     wanted = called(apart)
-    states = [x for x in (wanted.z, wanted.zs) if x is not None]
+    states = _results(wanted)
     found = [x for x in made.run(apart.z0) if x is not None]
     pairs: list[tuple[Tensor | None, Tensor | None]] = list(zip(found, states, strict=True))
     if made.backward is not None:
         inputs = [apart.z0, *made.inputs]
         entering = [x.detach() for x in states]
-        needed = [x for x in inputs if x.requires_grad]
-        own = iter(torch.autograd.grad(states, needed, entering, allow_unused=True))
-        gradients = [next(own) if x.requires_grad else None for x in inputs]
+        gradients = _pulled(states, inputs, entering)
         pairs += zip(made.pull(entering), gradients, strict=True)
     return all(_same(*pair) for pair in pairs)
 
