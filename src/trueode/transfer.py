@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 Sent = dict[Any, Tensor]
 _sent: ContextVar[Sent | None] = ContextVar("sent", default=None)
+_captured: list[Tensor] = []
 
 
 def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -33,7 +34,10 @@ def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> T
 
 
 def _copied(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype).pin_memory().to(device, non_blocking=True)
+    pinned = x.to(dtype).pin_memory()
+    if torch.cuda.is_current_stream_capturing():
+        _captured.append(pinned)  # a graph of the user's reads it each time it is replayed
+    return pinned.to(device, non_blocking=True)
 
 
 @contextmanager

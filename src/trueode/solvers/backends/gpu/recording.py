@@ -46,10 +46,10 @@ class Recorder:
 
     def rehearse(self, work: Callable[[], Any]) -> None:
         """Do the work once where it will be recorded: libraries allocate memory the first time."""
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             work()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """What does the work again, and the work's result, which changes each time."""
