@@ -70,9 +70,7 @@ def solve(problem: Problem) -> Outcome:
     seen = RECORDINGS.of(key, problem)
     if seen.refused:
         return called(problem)
-    if seen.recording is not None and seen.recording.is_free:
-        return seen.recording.solve(problem)
-    return alone(problem, is_known=seen.recording is not None)
+    return alone(problem) if seen.recording is None else seen.recording.solve(problem)
 
 
 def _key(problem: Problem) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -73,10 +72,6 @@ class Recorder:
         torch.cuda.set_rng_state(states[1], self._device)
 
 
-class _Token:
-    """Lives while a backward pass may still need what a recording holds."""
-
-
 @dataclass(eq=False)
 class Recording:
     """A recorded solve.
@@ -92,7 +87,6 @@ class Recording:
         entering: the gradients of the results, which it reads.
         leaving: the gradients of the state and the inputs, which it changes.
         number: of the last solve.
-        token: refers to an object that lives while a backward pass is still to come.
     """
 
     start: Tensor
@@ -105,12 +99,6 @@ class Recording:
     entering: list[Tensor] = field(default_factory=list)
     leaving: list[Tensor | None] = field(default_factory=list)
     number: int = 0
-    token: Callable[[], Any] = lambda: None
-
-    @property
-    def is_free(self) -> bool:
-        """Whether no backward pass needs what the last solve has computed."""
-        return self.token() is None
 
     def solve(self, problem: Problem) -> Outcome:
         """Solve a problem that differs from the recorded one in numbers alone."""
@@ -119,9 +107,7 @@ class Recording:
         if self.backward is None:
             final, zs = self.run(problem.z0)
         else:
-            token = _Token()
-            self.token = weakref.ref(token)
-            found = _Repeated.apply(self, token, problem, problem.z0, *self.inputs)
+            found = _Repeated.apply(self, problem, problem.z0, *self.inputs)
             final, zs = found if isinstance(found, tuple) else (found, None)
         return self.outcome._replace(z=final, zs=zs)
 
@@ -144,11 +130,10 @@ class Recording:
 class _Repeated(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, recording: Recording, token: _Token, problem: Problem, z: Tensor, *inputs: Tensor
+        ctx: Any, recording: Recording, problem: Problem, z: Tensor, *inputs: Tensor
     ) -> Any:
         final, zs = recording.run(z)
-        ctx.recording, ctx.token, ctx.problem = recording, token, problem
-        ctx.number = recording.number
+        ctx.recording, ctx.problem, ctx.number = recording, problem, recording.number
         ctx.save_for_backward(z, *inputs)
         return final if zs is None else (final, zs)
 
@@ -157,12 +142,12 @@ class _Repeated(torch.autograd.Function):
         # this raises an error if a weight was changed in place since the forward solve
         z, *inputs = ctx.saved_tensors
         recording: Recording = ctx.recording
-        ctx.token = None
+        # another solve may have taken the place of what this one has computed
         if must_be_recorded(gradients) or recording.number != ctx.number:
             found = _gradients(replace(ctx.problem, z0=z), [z, *inputs], gradients)
         else:
             found = recording.pull(gradients)
-        return None, None, None, *found
+        return None, None, *found
 
 
 def _gradients(
@@ -171,7 +156,9 @@ def _gradients(
     """The same gradients by calling the field again."""
     twice = torch.is_grad_enabled()
     with torch.enable_grad():
-        return _pulled(_results(called(problem)), inputs, gradients, twice)
+        outputs = _results(called(problem))
+    with torch.set_grad_enabled(twice):
+        return _pulled(outputs, inputs, gradients)
 
 
 def _results(outcome: Outcome) -> list[Tensor]:
@@ -179,41 +166,38 @@ def _results(outcome: Outcome) -> list[Tensor]:
 
 
 def _pulled(
-    outputs: Sequence[Tensor],
-    inputs: list[Tensor],
-    gradients: Sequence[Tensor],
-    twice: bool = False,
+    outputs: Sequence[Tensor], inputs: list[Tensor], gradients: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Gradients of those inputs that need one; the graph is kept."""
-    needed, known = [x for x in inputs if x.requires_grad], (*outputs, *gradients)
+    """Gradients of those inputs that need one, from those of the outputs, which are laid out as the
+    outputs are, as in a recording; the graph is kept.
+    """
+    if not must_be_recorded(gradients):
+        layouts = map(torch.empty_like, outputs)
+        gradients = [x.copy_(g) for x, g in zip(layouts, gradients, strict=True)]
+    needed = [x for x in inputs if x.requires_grad]
     found = iter(
         torch.autograd.grad(
             outputs,
             needed,
-            known[len(outputs) :],
+            gradients,
             retain_graph=True,
-            create_graph=twice,
+            create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
     )
     return [next(found) if x.requires_grad else None for x in inputs]
 
 
-def alone(problem: Problem, is_known: bool) -> Outcome:
-    """The solve by calling the field, with the bits of a recording: the gradients of its weights
-    are summed for themselves, also where they serve several solves, and the gradients of its
-    results are laid out as these are.
-
-    Args:
-        problem: the solve.
-        is_known: whether its gradients are known to go to the state and the module's tensors alone.
+def alone(problem: Problem) -> Outcome:
+    """The solve by calling the field, with the bits of a recording: the gradients of weights are
+    summed solve by solve, and those of the results are laid out as these are.
     """
     outcome, z = called(problem), problem.z0
     outputs = _results(outcome)
     if not torch.is_grad_enabled() or not all(x.requires_grad for x in outputs):
         return outcome
     weights = [x for x in tensors_of(root_of(problem)) if x.requires_grad]
-    if not is_known and not _leaves(outputs, z) <= {id(x) for x in (z, *weights)}:
+    if not _leaves(outputs, z) <= {id(x) for x in (z, *weights)}:
         return outcome
     final, *zs = _Alone.apply(outputs, z, *weights)
     return outcome._replace(z=final, zs=zs[0] if zs else None)
@@ -228,11 +212,7 @@ class _Alone(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        if not must_be_recorded(gradients):
-            layouts = map(torch.empty_like, ctx.outputs)
-            gradients = tuple(x.copy_(g) for x, g in zip(layouts, gradients, strict=True))
-        inputs = list(ctx.saved_tensors)
-        return None, *_pulled(ctx.outputs, inputs, gradients, torch.is_grad_enabled())
+        return None, *_pulled(ctx.outputs, list(ctx.saved_tensors), gradients)
 
 
 def recorded(problem: Problem) -> Recording | None:
@@ -285,6 +265,7 @@ def _record_backward(made: Recording, recorder: Recorder) -> None:
         raise UnclearError
     made.entering = [torch.empty_like(x, requires_grad=False) for x in outputs]
 
+    @torch.no_grad()
     def backward() -> list[Tensor | None]:
         return _pulled(outputs, inputs, made.entering)
 
@@ -330,7 +311,8 @@ def _is_equal(made: Recording, problem: Problem) -> bool:
     if made.backward is not None:
         inputs = [apart.z0, *made.inputs]
         entering = [x.detach() for x in states]
-        gradients = _pulled(states, inputs, entering)
+        with torch.no_grad():
+            gradients = _pulled(states, inputs, entering)
         pairs += zip(made.pull(entering), gradients, strict=True)
     return all(_same(*pair) for pair in pairs)
 
