@@ -135,9 +135,15 @@ def test_a_gpu_that_cannot_be_used(
     assert claim(torch.device("cpu")) == torch.device("cpu")
 
 
-def test_a_gpu_that_works() -> None:
+def test_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
     with pretend():
+        monkeypatch.setattr(torch.cuda, "set_device", current.append)
+        assert claim(CUDA, current=False) == CUDA
+        assert not current
         assert one(True, "0", "an audit") == CUDA
+        assert current == [CUDA]
+        monkeypatch.undo()
     assert one(False, "7", "an audit") == torch.device("cpu")
 
 

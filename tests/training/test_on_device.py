@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -324,5 +325,8 @@ def test_whole_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     here, there = (load_latest(tmp_path / run / "checkpoints", pytest.fail)[1] for run in runs)
     for key, weight in here["model"].items():
         torch.testing.assert_close(there["model"][key], weight, rtol=1e-4, atol=1e-5)
+    facts = {run: json.loads((tmp_path / run / "run.json").read_text()) for run in runs}
+    assert "gpu" not in facts["here"]
+    assert facts["there"]["gpu"]["device"] == "cuda:0"
     assert there["solver"] == here["solver"]
     assert there["evaluations"] == here["evaluations"]
