@@ -141,7 +141,7 @@ def _first_fraction(
 
     d1 = norm(first)
     # a tiny tolerance can make the norm of a finite field overflow
-    if isinf(d1) and bool(first.isfinite().all()):
+    if isinf(d1) and _is_finite(first, reduce):
         d1 = float_info.max
     h0 = trial_step(norm(z), d1)
     fraction = min(h0 / length, 1.0)
@@ -150,6 +150,12 @@ def _first_fraction(
     d2 = norm(moved - first) / max(fraction * length, float_info.min)
     # with this order of arguments, `min` keeps the NaN of a field that is not finite
     return min(starting_step(h0, d1, d2, order) / length, 1.0)
+
+
+def _is_finite(x: Tensor, reduce: Reduce | None) -> bool:
+    """Whether a tensor is finite on all ranks."""
+    wrong = (~x.isfinite()).sum()
+    return not bool(wrong if reduce is None else reduce(wrong.double()))
 
 
 def _first_on_device(

@@ -105,7 +105,7 @@ def solve_problem(problem: Problem) -> Solution[Any]:
     outcome = _outcome(problem)
     problem.counter.solving = False
     ending = _ending_of(outcome, problem)
-    if problem.reduce is not None and ending.is_known:
+    if problem.reduce is not None and ending.is_known and not _is_common(problem):
         ending = _shared(ending, problem.reduce)
     return Solution(
         z=outcome.z,
@@ -172,6 +172,11 @@ def _is_finite(z: Tensor) -> bool:
     if not z.is_complex() and isfinite(float(z.sum())):  # a sum may overflow
         return True
     return bool(z.isfinite().all())
+
+
+def _is_common(problem: Problem) -> bool:
+    """Whether all ranks know how a solve ends, because they control the error of one batch."""
+    return isinstance(problem.solver, Adaptive) and not problem.per_sample
 
 
 def _shared(ending: Ending, reduce: Reduce) -> Ending:

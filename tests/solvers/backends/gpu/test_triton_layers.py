@@ -93,7 +93,7 @@ def test_kernels_are_off_by_default(asked_anew: pytest.MonkeyPatch, value: str |
     if value is not None:
         asked_anew.setenv(library.TRITON.variable, value)
     assert library.kernels() is None
-    assert f"{library.TRITON.variable}=on" in gpu.describe()
+    assert f"{library.TRITON.variable}=off" in gpu.describe()
 
 
 def test_an_unknown_value_is_warned_of(asked_anew: pytest.MonkeyPatch) -> None:

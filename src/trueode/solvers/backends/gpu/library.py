@@ -57,13 +57,10 @@ def reaches(z: Tensor) -> bool:
 
 
 def describe() -> str:
-    """Describe how solves with fixed steps are computed on GPUs."""
+    """Describe how solves are computed on GPUs: what is switched on, and what it uses."""
     found = kernels()
-    if found is not None:
-        layers = f"Triton's kernels (Triton {found.triton.__version__})"
-    else:
-        layers = "no kernels " + (
-            "(Triton is missing or broken)" if TRITON.is_on() else f"({TRITON.variable}=on: Triton)"
-        )
-    recorded = "CUDA graphs" if GRAPHS.is_on() else f"no CUDA graphs ({GRAPHS.variable}=on: used)"
-    return f"{layers}, {recorded}"
+    triton = (
+        "Triton is missing or broken" if found is None else f"Triton {found.triton.__version__}"
+    )
+    switches = (f"{each.variable}={'on' if each.is_on() else 'off'}" for each in (TRITON, GRAPHS))
+    return ", ".join(switches).replace("TRITON=on", f"TRITON=on ({triton})")
