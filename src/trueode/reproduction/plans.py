@@ -147,7 +147,7 @@ PAPER: dict[str, dict[str, Any]] = {
     },
 }
 
-SMALL_IMAGES = {"ch_residual_block": 16, "batch_size": 64, "lr": 1e-3, "verdict_budget": 2.0}
+SMALL_IMAGES = {"ch_residual_block": 32, "batch_size": 64, "lr": 1e-3, "verdict_budget": 2.0}
 """Runs of a few hundred iterations are short compared with the exact flow of a few hundred images:
 the verdict may cost more than the run.
 """
@@ -158,12 +158,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "fig3": {},
     "fig4a": {"niter": 3000, "random_seed": [0, 1, 2]},
     "fig4b": {"niter": 3000, "random_seed": [0, 1, 2]},
-    "fig4c": {**SMALL_IMAGES, "niter": 200, "random_seed": [0]},
-    "fig4d": {**SMALL_IMAGES, "niter": 200, "random_seed": [0]},
+    "fig4c": {**SMALL_IMAGES, "niter": 300, "random_seed": [0]},
+    "fig4d": {**SMALL_IMAGES, "niter": 300, "random_seed": [0]},
     "fig5": {**SMALL_IMAGES, "niter": 400, "eval_interval": 25, "random_seed": [0, 1]},
     "table1": {"niter": 3000, "random_seed": [0, 1, 2]},
     "table1_cifar": {
         **SMALL_IMAGES,
+        "ch_residual_block": 16,
         "niter": 400,
         "eval_interval": 25,
         "random_seed": [0, 1],
@@ -173,7 +174,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "sphere900": {"niter": 300, "random_seed": [0], "step_size": STEPS[:5], "lr": 1e-3},
     "minima": {"niter": 2000, "random_seed": [0], "lr": 1e-3},
     "tolerances": {"niter": 2000, "random_seed": [0], "tol": [1e-1, 1e-2, 1e-3, 1e-4]},
-    "mnist": {**SMALL_IMAGES, "niter": 300, "random_seed": [0, 1], "step_size": STEPS[:5]},
+    "mnist": {
+        **SMALL_IMAGES,
+        "ch_residual_block": 16,
+        "niter": 300,
+        "random_seed": [0, 1],
+        "step_size": STEPS[:5],
+    },
 }
 """Changes of the small scale: values of axes, and of options in the base. Axes of `MOMENTS` keep
 their values.
