@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -133,7 +133,7 @@ def work_here() -> None:
     from trueode.sweeps.worker import perform
 
     class Here:
-        def __init__(self, count: int) -> None:
+        def __init__(self, count: int, gpus: Sequence[str] = ()) -> None:
             self.count, self._jobs = 1, deque[Job]()
 
         def submit(self, job: Job) -> None:

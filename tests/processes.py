@@ -35,7 +35,7 @@ def start(
         arguments: flags.
         folder: the working directory.
         command: a command of trueode.
-        environment: environment variables of the child.
+        environment: environment variables of the child, besides those of this process.
         before: a function at the top of a module, which the child calls first.
     """
     words = shlex.split(arguments) if isinstance(arguments, str) else list(arguments)
@@ -49,7 +49,9 @@ def start_work(
 
     See `start`.
     """
-    child = _CONTEXT.Process(target=_work, args=(work, str(folder), dict(environment or {})))
+    # of this process now, not when the server started
+    variables = {**os.environ, **(environment or {})}
+    child = _CONTEXT.Process(target=_work, args=(work, str(folder), variables))
     child.start()
     return child
 
@@ -120,6 +122,7 @@ def _line(words: list[str]) -> int:
 
 def _work(work: Callable[[], int], folder: str, environment: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ.clear()
     os.environ.update(environment)
     log = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
