@@ -153,9 +153,11 @@ def test_a_state_that_is_not_finite_is_found_when_someone_asks(device: Device) -
     field, z = field.to(CUDA), (z * float("inf")).to(CUDA)
     device.reset()
     found = solve(field, z, solver=FIXED[0])
+    assert "non_finite" not in repr(found)
     assert not device.waits
     assert found.status == "non_finite"
     assert "not finite" in found.message
+    assert "non_finite" in repr(found)
     with torch.no_grad(), pytest.raises(SolveError):
         solve(field, z, solver=FIXED[0])
 

@@ -57,7 +57,7 @@ class Posed:
             z=z if unpack is None else unpack(z),
             zs=zs if unpack is None or zs is None else unpack(zs),
             t=problem.t[1], nfe=nfe, n_steps=len(grid) - 1, n_rejected=0, errors=None,
-            statuses=None, _ending=Ending(status, message), _solver=problem.solver,
+            statuses=None, ending=Ending(status, message), _solver=problem.solver,
             _fractions=torch.tensor(grid, dtype=torch.float64, device="cpu"),
             _clock=problem.clock, _counter=problem.counter,
         )  # fmt: skip

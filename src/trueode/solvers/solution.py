@@ -59,6 +59,9 @@ class Ending:
             self._found, self._look = self._look(), None
         return self._found
 
+    def __repr__(self) -> str:
+        return self._found[0] if self.is_known else "not asked"
+
 
 @dataclass(frozen=True)
 class Solution(Generic[State]):
@@ -72,6 +75,7 @@ class Solution(Generic[State]):
         n_steps: accepted steps: a number, or ``(batch,)`` under per-sample control.
         n_rejected: rejected steps, likewise.
         errors: norms of the scaled errors of the accepted steps; None for fixed steps.
+        ending: how it ended, which `status` and `message` ask.
         statuses: under per-sample control, the status of each sample; otherwise None. A sample that
             failed keeps the last state that it reached.
     """
@@ -83,24 +87,24 @@ class Solution(Generic[State]):
     n_steps: int | Tensor
     n_rejected: int | Tensor
     errors: Tensor | None
+    ending: Ending
     statuses: tuple[str, ...] | None
     _solver: Solver = field(repr=False)
     _fractions: Tensor = field(repr=False)
     _clock: Clock = field(repr=False)
     _counter: Counter = field(repr=False)
-    _ending: Ending = field(repr=False)
 
     @property
     def status(self) -> str:
         """``"success"``, ``"max_steps"``, ``"step_underflow"`` or ``"non_finite"``; under
         per-sample control, the status of the first sample that failed.
         """
-        return self._ending()[0]
+        return self.ending()[0]
 
     @property
     def message(self) -> str:
         """A description of the failure, if any."""
-        return self._ending()[1]
+        return self.ending()[1]
 
     @property
     def grid(self) -> Tensor:

@@ -94,7 +94,7 @@ def carry_out(problem: Problem, on_failure: str = "raise") -> Solution[Any]:
     if replaced is not None:  # the audit records failures itself
         return replaced
     solution = solve_problem(problem)
-    ending = solution._ending
+    ending = solution.ending
     if ending.is_known and solution.status != "success" and on_failure == "raise":
         raise SolveError(solution.message, solution.status)
     return solution
@@ -120,7 +120,7 @@ def solve_problem(problem: Problem) -> Solution[Any]:
         _fractions=outcome.fractions,
         _clock=problem.clock,
         _counter=problem.counter,
-        _ending=ending,
+        ending=ending,
     )
 
 

@@ -127,7 +127,7 @@ def _replaced(problem: Problem, found: FoundSolver, session: Session) -> Solutio
         n_rejected=round(solved.n_rejected),
         errors=None,
         statuses=None,
-        _ending=Ending(solved.status, solved.message),
+        ending=Ending(solved.status, solved.message),
         _solver=problem.solver,
         _fractions=torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu"),
         _clock=problem.clock,
