@@ -75,7 +75,7 @@ class Solution(Generic[State]):
         n_steps: accepted steps: a number, or ``(batch,)`` under per-sample control.
         n_rejected: rejected steps, likewise.
         errors: norms of the scaled errors of the accepted steps; None for fixed steps.
-        ending: how it ended, which `status` and `message` ask.
+        ending: how it ended; ``status`` and ``message`` ask it.
         statuses: under per-sample control, the status of each sample; otherwise None. A sample that
             failed keeps the last state that it reached.
     """
