@@ -51,7 +51,7 @@ others = (
     "collections|contextlib|matplotlib|nn|numpy|os|pathlib|pydantic|pytorch_lightning|rich|torch"
     "|typing"
 )
-inner = r"Output|Part|Paths|Ranks|Reduce|State|Tensor|Course"
+inner = r"Ending|Output|Part|Paths|Ranks|Reduce|State|Tensor|Course"
 nitpick_ignore_regex = [
     ("any|py:.*", rf"({others})\..*"),
     ("py:class", rf"(trueode\..*\.)?({inner})"),

@@ -104,8 +104,8 @@ class ButcherTableau:
         """Dense output: the coefficients of theta, theta^2, … of the weights of the stages that
         advance the solution, in the last row of the field at the end of the step.
 
-        Without ``dense``, they are those of cubic Hermite interpolation (Hairer, Nørsett & Wanner I,
-        eq. II.6.7).
+        Without ``dense``, they are those of cubic Hermite interpolation (Hairer, Nørsett &
+        Wanner I, eq. II.6.7).
         """
         if self.dense is not None:
             return self.dense if self.fsal else (*self.dense, (0.0,) * len(self.dense[0]))
