@@ -21,7 +21,7 @@ from trueode.evaluation import get_task
 from trueode.experiment import infer, run
 from trueode.fields import build_field
 from trueode.options import make_options
-from trueode.precision import ieee, is_ieee, modes, tf32
+from trueode.precision import CUDA, ieee, modes, tf32
 from trueode.solvers import FixedStep
 from trueode.solvers.backends import native
 
@@ -37,6 +37,14 @@ PARTS = (
 )
 Seen = Callable[[], set[tuple[str, str, bool]]]
 SEEN = StringIO()  # audits would undo changes of a list
+
+
+def is_ieee() -> bool:
+    """Whether convolutions and matrix products of float32 on a GPU are IEEE."""
+    found = modes()
+    if found.parts is None:
+        return found.matmul == "highest" and not found.cudnn
+    return all(found.parts[name] in ("ieee", "none") for name in CUDA)
 
 
 def note(what: str) -> None:

@@ -45,14 +45,6 @@ def modes() -> Modes:
     return Modes(matmul, cudnn, {name: _part(name).fp32_precision for name in (*CUDA, *CPU)})
 
 
-def is_ieee() -> bool:
-    """Whether convolutions and matrix products of float32 on a GPU are IEEE."""
-    found = modes()
-    if found.parts is None:
-        return found.matmul == "highest" and not found.cudnn
-    return all(found.parts[name] in ("ieee", "none") for name in CUDA)
-
-
 @contextmanager
 def ieee() -> Iterator[None]:
     """Compute float32 as IEEE float32 within the block; also a decorator."""
