@@ -164,7 +164,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "table1": {"niter": 3000, "random_seed": [0, 1, 2]},
     "table1_cifar": {
         **SMALL_IMAGES,
-        "ch_residual_block": 16,
         "niter": 400,
         "eval_interval": 25,
         "random_seed": [0, 1],
