@@ -44,7 +44,7 @@ def mean_over_ranks(values: Tensor, valid: Tensor, reduce: Reduce) -> float:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Classification, regression, time series or density. Samples are the first dimension.
+    """Classification, regression, time series, density or sampler. Samples are the first dimension.
 
     Attributes:
         decision: computes decisions from outputs; they replace the task's own predictions.
