@@ -20,6 +20,7 @@ from trueode.solvers import Solver
 COUNTS = tuple(each.name for each in fields(Flips))[:8]  # the numbers that the ranks share
 MEAN = fields(Likelihood)
 
+
 class ModelInspection:
     """An `Inspection` of a model.
 

@@ -63,12 +63,15 @@ class Task(ABC):
         """The name of the metric that `metrics` computes."""
         return "accuracy"
 
-    def fitted(self, shape: Sequence[int], margin: float | None = None) -> Task:
+    def fitted(self, shape: Sequence[int] | None, margin: float | None = None) -> Task:
         """The task for inputs of a shape, judged at a margin.
 
         Args:
-            shape: the shape of a sample of the inputs.
+            shape: the shape of a sample of the inputs; None: not known.
             margin: as in `decide`; None: that of the task, if it has one.
+
+        Raises:
+            UsageError: the task needs the shape.
         """
         return self
 
