@@ -248,7 +248,7 @@ class Audit:
 
         if not self.rows:
             return {}
-        rows = plain([row.to_dict() for row in self.rows])
+        rows = [row.to_dict() for row in self.rows]
         found = self.decision.counts.discrepancy
         drawn = {
             "swap": figures.solver_swap(

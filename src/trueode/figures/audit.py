@@ -192,7 +192,7 @@ def _judged(rows: Sequence[Row]) -> tuple[str, str, float, str]:
     if _sampled(rows):
         label = "error of the samples, at most (% of spread)"
         return "Cost of a solver, and the error of its samples", label, 100.0, " %"
-    if any(row.get("change") is not None for row in rows):
+    if any(np.isfinite(_finite(row.get("change"))) for row in rows):
         label = "mean log density off by, at most (bits per dim.)"
         return "Cost of a solver, and its error of the log density", label, 1.0, ""
     label = "unlike the exact flow, at most (%)"
@@ -200,7 +200,7 @@ def _judged(rows: Sequence[Row]) -> tuple[str, str, float, str]:
 
 
 def _sampled(rows: Sequence[Row]) -> bool:
-    return any(row.get("sliced") is not None for row in rows)
+    return any(np.isfinite(_finite(row.get("sliced"))) for row in rows)
 
 
 def _finite(value: Any) -> float:
