@@ -151,8 +151,8 @@ class Flow(nn.Module):
         options = dict(self.options)
         if self.solve is odeint_adjoint:
             options["adjoint_params"] = tuple(self.parameters())
-        z, l = self.solve(self.field, (x, x.new_zeros(len(x), 1)), times, **options)
-        return base(z[-1]) - l[-1][:, 0]
+        z, lost = self.solve(self.field, (x, x.new_zeros(len(x), 1)), times, **options)
+        return base(z[-1]) - lost[-1][:, 0]
 
 
 STEPS = {"method": "euler", "options": {"step_size": 0.5}}
@@ -174,7 +174,7 @@ def test_a_foreign_flow_with_everything() -> None:
     assert found.density is not None
     assert found.density.forth_and_back == pytest.approx(
         audit(INFLATED, X, task="density", methods=("rk4",)).density.forth_and_back,  # type: ignore[union-attr]
-        rel=1e-3,
+        rel=1e-2,
     )
     assert any("sample=" in text for text in found.density.texts)
     assert float(model.evaluations) == 0, "the counter is left as it was"
@@ -221,7 +221,7 @@ def test_dimensions_that_cannot_be_told() -> None:
     [
         ({"tolerance": 0.1}, "absolute="),
         ({"decision": torch.sign}, "margin="),
-        ({"call": lambda model, batch: torch.zeros(len(batch), 2) + model(batch)[:, None]}, r"\(n,\)"),
+        ({"call": lambda model, batch: model(batch)[:, None].expand(-1, 2)}, r"\(n,\)"),
         ({"task": "regression", "dimensions": 2}, "dimensions does not go with regression"),
         ({"task": "regression", "sample": drawn}, "mass of a density"),
         ({"sample": lambda model, n: torch.zeros(n, 2), "methods": ("rk4",)}, "sample=… cannot"),

@@ -57,7 +57,7 @@ def euler_map(matrix: Tensor, n_steps: int) -> Tensor:
 
 
 def change(x: Tensor, matrix: Tensor = SHRINK, n_steps: int = 2) -> Tensor:
-    """Log density under Euler's method minus that under the exact flow; both have the same trace."""
+    """Log density under Euler's method minus that under the exact flow."""
     exact = torch.linalg.matrix_exp(matrix.double())
     one, other = (base(x.double() @ m.T) for m in (euler_map(matrix, n_steps), exact))
     return one - other

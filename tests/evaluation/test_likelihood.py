@@ -51,7 +51,8 @@ BIT = 2 * log(2)
 
 
 def on(model: NeuralODE, x: Tensor, task: Any = DENSITY) -> ModelOnSamples:
-    return ModelOnSamples(model, Split(x, x.new_empty(len(x), 0), dtype=x.dtype), task, model.solver)
+    samples = Split(x, x.new_empty(len(x), 0), dtype=x.dtype)
+    return ModelOnSamples(model, samples, task, model.solver)
 
 
 def likelihood(mean: float, deviation: float = 0.1, n: int = 1000, absolute: float = nan) -> Flips:

@@ -111,8 +111,8 @@ def _mass(tested: ModelUnderTest, exact: ExactFlow) -> tuple[tuple[float, float,
     except TrueodeError as failure:
         if tested.sample is not None:
             raise UsageError(
-                f"sample=… cannot be used. {failure} It takes the model and a number n, and returns "
-                "n samples, (n, …), that the model draws by its solve."
+                f"sample=… cannot be used. {failure} It takes the model and a number n, and "
+                "returns n samples, (n, …), that the model draws by its solve."
             ) from failure
         return unknown, f"the model's method sample cannot be used ({failure}): pass sample=…"
 
@@ -120,7 +120,7 @@ def _mass(tested: ModelUnderTest, exact: ExactFlow) -> tuple[tuple[float, float,
 def _measured_mass(
     tested: ModelUnderTest, exact: ExactFlow, sample: Sample
 ) -> tuple[tuple[float, float, float], str]:
-    fine, part = FixedStep("rk4", n_steps=min(exact.n_steps, STEPS)), Part(double=tested.double)
+    fine = FixedStep("rk4", n_steps=min(exact.n_steps, STEPS))
     drawing = copy(tested.forward)
     drawing.call = lambda model, batch: sample(model, len(batch))
     batches = list[Any]()
@@ -128,10 +128,12 @@ def _measured_mass(
         drawing.seed = (tested.forward.seed or 0) + k  # else all batches would be equal
         numbers = torch.zeros(size, device="cpu")
         sampler = ModelUnderTest(drawing, (numbers,), (size,), get_task("sampler"))
-        batches.append(_with_inputs(batch, sampler.run(fine, part).outputs))
+        # in the precision of the noise, which is not known in advance
+        batches.append(_with_inputs(batch, sampler.run(fine).outputs))
     drawn = tested.on(tuple(batches), tested.sizes)
-    one, other = (drawn.run(*how).outputs.double().flatten() for how in ((), (fine, part)))
-    change = (one - other)[(one - other).isfinite()]
+    own, known = drawn.run(), drawn.run(fine, Part(double=tested.double))
+    change = (own.outputs.double() - known.outputs).flatten()
+    change = change[change.isfinite()]
     if len(change) < 2:
         return (nan, nan, nan), "the log densities of samples are not finite"
     return mean_bounds(change.exp().tolist(), 0.95), ""
@@ -160,11 +162,11 @@ def _forth_and_back(tested: ModelUnderTest, own: Evaluation) -> float:
     if solver is None:
         return nan
     solve = replace_by(solver, breaks=tested.breaks)
-    moved, spread = list[Tensor](), list[Tensor]()
+    blocks, moved, spread = list[ForeignProblem](), list[Tensor](), list[Tensor]()
 
     def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
         states, solved = solve(problem)
-        if len(moved) == len(spread) == seen:  # the first block of a call
+        if not blocks:
             times = -problem.times.flip(0)
             back = ForeignProblem(
                 lambda t, z: -problem.field(-t, z), states[-1], times,
@@ -173,13 +175,17 @@ def _forth_and_back(tested: ModelUnderTest, own: Evaluation) -> float:
             change, z0 = solve(back)[0][-1] - problem.z0, problem.z0
             # a log density starts with zeros, which have no spread
             kept = z0.flatten(1).std(0) > 0 if problem.samples else z0 != 0
-            change, z0 = (x.flatten(1)[:, kept] if problem.samples else x[kept] for x in (change, z0))
-            moved.append(change.double().square().mean())
-            spread.append((z0 - z0.mean(0)).double().square().mean())
+            if problem.samples:
+                change, z0 = change.flatten(1), z0.flatten(1)
+            change, z0 = (x[..., kept].double() for x in (change, z0))
+            moved.append(change.square().mean())
+            spread.append((z0 - z0.mean(0)).square().mean())
+        blocks.append(problem)
         return states, solved
 
     with replaced(tested.forward.steady(look)):
-        for seen, batch in enumerate(tested.batches):
+        for batch in tested.batches:
+            blocks.clear()
             tested.forward(batch)
     return float((torch.stack(moved).mean() / torch.stack(spread).mean()).sqrt())
 

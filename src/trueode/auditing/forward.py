@@ -34,6 +34,7 @@ class Forward:
         model: any callable.
         call: calls the model.
         seed: seed of the random numbers of each call; None leaves the random state alone.
+        others: further functions that are called with the model.
 
     Attributes:
         found: the objects that a call may use or change.
@@ -43,11 +44,11 @@ class Forward:
         random: whether it was seen to draw random numbers.
     """
 
-    def __init__(self, model: Any, call: Call, seed: int | None = None) -> None:
+    def __init__(self, model: Any, call: Call, seed: int | None = None, *others: Any) -> None:
         self.model, self.call, self.seed = model, call, seed
         self.random = False
         self._tried = False  # whether its fields were found to draw none
-        self.found = reachable(model, call)
+        self.found = reachable(model, call, *others)
         self.gradients = self._continues = self._ran = False
         self._touched, self._counters = Kept(), list[Number]()
         self.on_gpu = any(x.is_cuda for x in self.found.tensors)

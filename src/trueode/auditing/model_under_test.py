@@ -237,7 +237,7 @@ def model_under_test(
     own = call is None and isinstance(model, NeuralODE)
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
     found = ModelUnderTest(
-        Forward(model, how[0], seed),
+        Forward(model, how[0], seed, sample),
         (),
         (),
         kind,

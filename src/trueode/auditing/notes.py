@@ -37,7 +37,8 @@ def notes_on(judged: Audit, runnable: Runnable) -> list[str]:
             f"rounding in {precision} changes {counts.rounding} more of {counts.n} predictions; "
             "the training solver in double precision does not"
         )
-    if judged.decision.level and counts.mean is None and abs(counts.share - counts.changed / counts.n) > 1e-12:
+    shares = judged.decision.level and counts.mean is None
+    if shares and abs(counts.share - counts.changed / counts.n) > 1e-12:
         found.append(
             f"{percent(counts.share)} of all predictions change (mean over samples); the bounds "
             "are for one prediction per sample, drawn at random"

@@ -163,9 +163,7 @@ def _means(
     assert spread is not None
     assert allowed is not None
     scale = float(spread) or nan  # all samples are equal
-    return None, compare_samples(
-        own.flatten(1), known.flatten(1), scale, float(allowed) / scale
-    )
+    return None, compare_samples(own.flatten(1), known.flatten(1), scale, float(allowed) / scale)
 
 
 def mean_share(runnable: Runnable, changed: Tensor) -> float:

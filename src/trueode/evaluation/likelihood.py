@@ -199,9 +199,7 @@ def compare_samples(own: Tensor, exact: Tensor, spread: float, tolerance: float)
     # the squared distance of two independent sets is inversely proportional to their size
     floor = sliced_distance(exact[:half], exact[half : 2 * half]) / sqrt(2)
     sliced = sliced_distance(own, exact)
-    return Discrepancy(
-        len(own), mean, deviation, sliced / spread, floor / spread, tolerance
-    )
+    return Discrepancy(len(own), mean, deviation, sliced / spread, floor / spread, tolerance)
 
 
 def sliced_distance(one: Tensor, other: Tensor) -> float:
