@@ -55,7 +55,7 @@ def on(model: NeuralODE, x: Tensor, task: Any = DENSITY) -> ModelOnSamples:
     return ModelOnSamples(model, samples, task, model.solver)
 
 
-def likelihood(mean: float, deviation: float = 0.1, n: int = 1000, absolute: float = nan) -> Flips:
+def likelihood(mean: float, deviation: float = 0.1, n: int = 1000, absolute: float = 0.0) -> Flips:
     """Counts with a change of the log density, in bits per dimension."""
     found = Likelihood(n, mean * BIT, deviation * BIT, -3.0, -3.0, 0, 0, 0, 0, BIT, absolute)
     return Flips(n, likelihood=found)

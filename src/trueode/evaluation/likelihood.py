@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import ceil, inf, isnan, nan, sqrt
+from math import ceil, inf, nan, sqrt
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class Likelihood(Paired):
         q99: their 99 % quantile.
         largest: the largest of them.
         bit: nats of a bit per dimension.
-        absolute: the limit that the user passed, in nats; NaN without one.
+        absolute: the limit that the user passed, in nats; 0 without one.
     """
 
     own: float
@@ -115,7 +115,7 @@ class Likelihood(Paired):
         return self._scaled(self.mean)
 
     def limit(self, margin: float) -> float:
-        return margin if isnan(self.absolute) else self._scaled(self.absolute)
+        return self._scaled(self.absolute) if self.absolute else margin
 
     def told(self, value: float) -> str:
         return f"{value:.3g} bits per dimension"
@@ -180,8 +180,7 @@ def compare_densities(task: Density, own: Tensor, exact: Tensor) -> Likelihood:
         means = float(own.mean()), float(exact.mean())
         shares = change.new_tensor([0.5, 0.9, 0.99, 1.0])
         quantiles = change.abs().quantile(shares).tolist()
-    absolute = nan if task.absolute is None else task.absolute
-    return Likelihood(len(change), mean, deviation, *means, *quantiles, task.bit, absolute)
+    return Likelihood(len(change), mean, deviation, *means, *quantiles, task.bit, task.absolute or 0.0)
 
 
 def compare_samples(own: Tensor, exact: Tensor, spread: float, tolerance: float) -> Discrepancy:
