@@ -41,8 +41,8 @@ def explore(table: SolverTable, methods: Sequence[str], pace: Pace) -> None:
     """
     most = max(LEAST_NFE, 4 * table.training.nfe)
     _explore(table, methods, pace, most)
-    # the errors of samplers have bounds if there are enough samples
-    bounded = any(isfinite(row.sliced) and isfinite(row.upper) for row in table.rows)
+    own = table.training
+    bounded = isfinite(own.sliced) and isfinite(own.upper)  # a sampler, and enough samples
     while bounded and most < MOST_NFE and not any(row.safe for row in table.rows):
         most *= WIDER
         _explore(table, methods, pace, most)

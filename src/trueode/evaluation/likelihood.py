@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from trueode.evaluation.density import Density
-from trueode.evaluation.statistics import mean_deviation, t_bounds, t_quantile
+from trueode.evaluation.statistics import (
+    mean_deviation,
+    rough_percent,
+    t_bounds,
+    t_quantile,
+)
 
 FEWEST = 100  # samples that a t-interval needs
 DIRECTIONS = 128  # of the projections in a sliced distance
@@ -156,7 +161,7 @@ class Discrepancy(Paired):
         return self.tolerance
 
     def told(self, value: float) -> str:
-        return f"{100 * value:.2g} %"
+        return rough_percent(value)
 
     def _scaled(self, value: float) -> float:
         return sqrt(max(value, 0.0))
@@ -180,7 +185,9 @@ def compare_densities(task: Density, own: Tensor, exact: Tensor) -> Likelihood:
         means = float(own.mean()), float(exact.mean())
         shares = change.new_tensor([0.5, 0.9, 0.99, 1.0])
         quantiles = change.abs().quantile(shares).tolist()
-    return Likelihood(len(change), mean, deviation, *means, *quantiles, task.bit, task.absolute or 0.0)
+    return Likelihood(
+        len(change), mean, deviation, *means, *quantiles, task.bit, task.absolute or 0.0
+    )
 
 
 def compare_samples(own: Tensor, exact: Tensor, spread: float, tolerance: float) -> Discrepancy:
