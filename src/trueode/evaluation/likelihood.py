@@ -180,14 +180,14 @@ def compare_densities(task: Density, own: Tensor, exact: Tensor) -> Likelihood:
     """
     change = own - exact
     mean, deviation = mean_deviation(change.tolist())
-    means, quantiles = (nan, nan), [nan] * 4
+    median = q90 = q99 = largest = nan
     if len(change):
-        means = float(own.mean()), float(exact.mean())
         shares = change.new_tensor([0.5, 0.9, 0.99, 1.0])
-        quantiles = change.abs().quantile(shares).tolist()
+        median, q90, q99, largest = change.abs().quantile(shares).tolist()
     return Likelihood(
-        len(change), mean, deviation, *means, *quantiles, task.bit, task.absolute or 0.0
-    )
+        len(change), mean, deviation, float(own.mean()), float(exact.mean()), median, q90, q99,
+        largest, task.bit, task.absolute or 0.0,
+    )  # fmt: skip
 
 
 def compare_samples(own: Tensor, exact: Tensor, spread: float, tolerance: float) -> Discrepancy:
