@@ -191,7 +191,7 @@ class SolverTable:
             decision = decide(counts, **self._how)
             flips, upper, safe = (
                 counts.changed / counts.n,
-                decision.most if counts.mean is not None else decision.upper,
+                decision.most,
                 decision.status is Status.ODE,
             )
             change = nan if counts.likelihood is None else counts.likelihood.estimate
