@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from tests.evaluation.linear_flows import Linear, euler_map, points, sampler
-from trueode import FixedStep, NeuralODE, audit, check_solver
+from trueode import Adaptive, FixedStep, NeuralODE, audit, check_solver
 from trueode.auditing import Audit
 from trueode.catalog import METHODS
 from trueode.errors import DataError, UsageError
@@ -97,6 +97,13 @@ def test_the_table_goes_on_until_a_solver_is_safe() -> None:
     none = audit(model, X, task="sampler", methods=("euler",), tolerance=1e-6)
     assert (none.verdict, none.exit_code) == ("inconclusive", 4)
     assert max(row.nfe for row in none.rows) >= 4096
+
+
+def test_its_own_solver_may_fail() -> None:
+    model = sampler(MATRIX, Adaptive("dopri5", 1e-9, 1e-9, max_steps=2))
+    found = audit(model, X, task="sampler", methods=("rk4",))
+    assert (found.verdict, "fails" in found.sentence) == ("ode", True)
+    assert str(found.safe[0].solver) in found.sentence
 
 
 class Matching(nn.Module):

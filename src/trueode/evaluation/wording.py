@@ -127,15 +127,17 @@ def sampler_sentence(decision: Decision, own: Row | None, best: Row | None) -> s
         best: the row of the cheapest safe solver; None: none is known.
     """
     found = decision.counts.discrepancy
-    if own is None or found is None or not found.n:
+    if own is None or found is None:
         return f"undecided which solver this sampler needs: {decision.reason}"
     limit, most = found.told(decision.margin), ""
     if decision.upper < inf and decision.level:
         most = f", at most {found.told(decision.upper)} with {_confidence(decision)} confidence"
-    text = (
-        f"the model's own solver {own.solver} is off by {found.told(found.estimate)} of the spread "
-        f"of the samples{most} ({evaluations(own.nfe)})"
-    )
+    text = f"the model's own solver {own.solver} fails"
+    if found.n:
+        text = (
+            f"the model's own solver {own.solver} is off by {found.told(found.estimate)} of the "
+            f"spread of the samples{most} ({evaluations(own.nfe)})"
+        )
     if best is not None and best.is_training:
         return f"{text}; none that is cheaper is within {limit}"
     if best is not None:
