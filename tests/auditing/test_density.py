@@ -284,3 +284,11 @@ def test_an_own_metric_is_shown() -> None:
 def test_steps_of_a_run_are_fine_enough() -> None:
     model = density(SHRINK, FixedStep("rk4", n_steps=1))
     assert audit(model, X, task="density", methods=()).verdict == "ode"
+
+
+def test_a_mass_below_one() -> None:
+    found = audit(COARSE, X, task="density", sample=drawn, methods=("euler",)).density
+    mass = 1 / float(torch.linalg.det(euler_map(TURN, 2)))
+    assert found is not None
+    assert found.mass_lower < mass < found.mass_upper < 1
+    assert any("no density" in text for text in found.texts)
