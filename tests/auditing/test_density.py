@@ -23,6 +23,7 @@ from tests.evaluation.linear_flows import (
 )
 from trueode import FixedStep, NeuralODE, audit, check_solver
 from trueode.auditing import Audit
+from trueode.data import Split
 from trueode.errors import DataError, UsageError
 from trueode.evaluation import Status
 
@@ -261,6 +262,20 @@ def test_the_method_sample_is_used_and_the_random_state_is_left() -> None:
     other = audit(model, X, task="density", methods=("euler",))
     assert other.density is not None
     assert other.density.mass != other.density.mass
+
+
+@pytest.mark.parametrize("kind", ["split", "dict", "pair"])
+def test_samples_replace_the_inputs_of_any_batch(kind: str) -> None:
+    data: Any = {
+        "split": Split(X, X.new_empty(len(X), 0)),
+        "dict": [{"x": X}],
+        "pair": (X, torch.zeros(len(X)).long()),
+    }[kind]
+    call: Any = of_dict if kind == "dict" else None
+    how: dict[str, Any] = {"dimensions": 2, "call": call, "sample": drawn, "methods": ("rk4",)}
+    found = audit(FINE, data, task="density", **how)
+    assert found.density is not None
+    assert found.density.mass == pytest.approx(1.0, abs=1e-3)
 
 
 def test_labels_beside_the_inputs_are_ignored() -> None:

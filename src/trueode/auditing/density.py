@@ -15,6 +15,7 @@ from trueode.auditing.interception import replaced
 from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.replacement import replace_by
+from trueode.auditing.samples import first_tensor, mapped
 from trueode.errors import TrueodeError, UsageError
 from trueode.evaluation import Evaluation, ExactFlow, get_task
 from trueode.evaluation.likelihood import Likelihood
@@ -140,20 +141,18 @@ def _measured_mass(
 
 
 def _with_inputs(batch: Any, x: Tensor) -> Any:
-    """A batch with other inputs.
+    """A batch with other inputs, its first tensor.
 
     Raises:
-        UsageError: inputs are no tensor, or of another shape.
+        UsageError: they have another shape.
     """
-    given = batch[0] if isinstance(batch, tuple | list) else batch
-    if not isinstance(given, Tensor):
-        raise UsageError("The inputs of a batch are no tensor that samples could replace.")
+    given = first_tensor(batch)
+    assert given is not None
     if given.numel() != x.numel():
         raise UsageError(
             f"The samples have shape {tuple(x.shape)}, the inputs {tuple(given.shape)}."
         )
-    x = x.to(given).view(given.shape)
-    return type(batch)((x, *batch[1:])) if isinstance(batch, tuple | list) else x
+    return mapped(batch, lambda part: x.to(given).view(given.shape) if part is given else part)
 
 
 def _forth_and_back(tested: ModelUnderTest, own: Evaluation) -> float:
