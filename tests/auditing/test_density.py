@@ -96,6 +96,7 @@ def test_the_mass_under_the_training_solver(inflated: Audit) -> None:
     assert fine.density is not None
     assert fine.density.mass == pytest.approx(1.0, abs=1e-3)
     assert any("mass" in note for note in fine.notes)
+    assert not any("no density" in note for note in fine.notes)
 
 
 def test_forth_and_back_by_the_training_method(inflated: Audit) -> None:
