@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trueode import gpus
 from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.forward import Call
+from trueode.auditing.gradient import Loss, gradient_change
 from trueode.auditing.interception import version_of
 from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
 from trueode.auditing.notes import notes_on
@@ -60,6 +61,7 @@ def audit(
     solver: Solver | None = None,
     call: Call | None = None,
     metric: Metric | None = None,
+    loss: Loss | None = None,
     margin: float = MARGIN,
     samples: int = 1000,
     methods: Sequence[str] = TRIED,
@@ -102,6 +104,8 @@ def audit(
             times ``model(x, t)``.
         metric: ``metric(outputs, y)`` returns a value for each sample; by default accuracy or mean
             squared error.
+        loss: ``loss(outputs, y)`` returns the loss of a batch, a number. Its gradient under the
+            training solver is then compared with that under the exact flow (`GradientChange`).
         margin: largest share of predictions that may change.
         samples: number of samples to audit, the first ones of the data. Batches stay whole if a
             sample depends on the others of its batch.
@@ -158,7 +162,7 @@ def audit(
         own, preconditions = prepare(tested, before, was_training)
         return judge(
             tested, own, preconditions, methods=methods, margin=margin, look=look,
-            population=population, progress=progress,
+            population=population, loss=loss, progress=progress,
         )  # fmt: skip
 
 
@@ -190,6 +194,7 @@ def judge(
     margin: float = MARGIN,
     look: int | None = None,
     population: str = "sample",
+    loss: Loss | None = None,
     budget: float = float("inf"),
     what: str = "{}",
     progress: Callable[[str], None] = lambda text: None,
@@ -205,6 +210,7 @@ def judge(
         margin: largest share of predictions that may change.
         look: as in `audit`.
         population: as in `audit`.
+        loss: as in `audit`.
         budget: largest number of field evaluations for the exact flow, counted in samples.
         what: how the sentence calls the metric; ``{}`` stands for its name.
         progress: called with a short description of each piece of work, and the time that it
@@ -236,6 +242,9 @@ def judge(
         exact=exact,
         rows=table.rows,
     )
+    if loss is not None and isinstance(runnable, ModelUnderTest):
+        pace("gradients of the loss")
+        judged = replace(judged, gradient=gradient_change(runnable, exact, loss))
     if not methods or not isinstance(runnable, ModelUnderTest):
         return replace(judged, notes=tuple(notes_on(judged, runnable)))
     first = table.training.method

@@ -54,13 +54,20 @@ class Forward:
             (x.device for module in self.found.modules for x in module.parameters()), None
         )
 
-    def __call__(self, batch: Any, double: bool = False, solver: Solver | None = None) -> Any:
+    def __call__(
+        self,
+        batch: Any,
+        double: bool = False,
+        solver: Solver | None = None,
+        then: Callable[[Any], Any] | None = None,
+    ) -> Any:
         """Compute the outputs for a batch on the model's device, in its own or double precision.
 
         Args:
             batch: the batch.
             double: whether to compute in double precision.
             solver: the solver that replaces the model's own, if any; named in error messages.
+            then: computes the result from the outputs, which then have gradients.
 
         Raises:
             ModelError: the model raises an exception; errors of this package pass unchanged.
@@ -70,7 +77,7 @@ class Forward:
         if self.seed is not None:
             seed_all(self.seed)
         moved = mapped(batch, lambda x: _cast(x, self._device, double))
-        gradients = torch.enable_grad() if self.gradients else nullcontext()
+        gradients = torch.enable_grad() if self.gradients or then else nullcontext()
         draws = Draws() if not self._ran or (double and self._random) else None
         try:
             with (
@@ -79,6 +86,7 @@ class Forward:
                 draws or nullcontext(),
             ):
                 outputs = self.call(self.model, moved)
+                outputs = outputs if then is None else then(outputs)
         except TrueodeError:
             raise
         except Exception as failure:  # a foreign model may fail in any way
@@ -111,12 +119,15 @@ class Forward:
         """Note what the first call has changed; each later call starts by undoing it."""
         self._touched, self._counters = before.touched(), before.numbers()
 
-    def steady(self, replacement: Replacement) -> Replacement:
+    def steady(self, replacement: Replacement, through: bool = False) -> Replacement:
         """Wrap a replacement: each field call starts with the same counters, and builds no graph
-        that outlives it.
+        that outlives it, except to differentiate ``through`` the solve.
         """
 
         def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
+            if through:
+                field = self._steady(problem.field, None) if self._counters else problem.field
+                return replacement(replace(problem, field=field))
             gradients = torch.is_grad_enabled()
             self._refuse_noise(problem)
             call, z0 = problem.field, problem.z0
@@ -146,15 +157,19 @@ class Forward:
             )
         self._tried = True
 
-    def _steady(self, field: Field, gradients: bool) -> Field:
+    def _steady(self, field: Field, gradients: bool | None) -> Field:
+        """The field with the same counters at each call; None for ``gradients`` keeps the graph."""
         counted: list[tuple[Number, Any]] | None = None
 
         def called(t: Tensor, z: Tensor) -> Tensor:
             nonlocal counted
             for number, value in counted or ():
                 number.write(value)
-            with torch.set_grad_enabled(gradients):
-                derivative = field(t.detach(), z.detach()).detach()
+            if gradients is None:
+                derivative = field(t, z)
+            else:
+                with torch.set_grad_enabled(gradients):
+                    derivative = field(t.detach(), z.detach()).detach()
             if counted is None:
                 counted = [
                     (number, value)

@@ -86,6 +86,10 @@ class ModelUnderTest(Runnable):
         """The same model on other batches."""
         return replace(self, batches=batches, sizes=sizes)
 
+    def some(self, batch: Any, rows: Tensor, size: int) -> Any:
+        """Some of the samples of a batch, whose number is ``size``."""
+        return chosen(batch, rows, size, self.given.shared if self.given else frozenset())
+
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """See `Runnable`.
 
@@ -119,7 +123,7 @@ class ModelUnderTest(Runnable):
                 new = noted[before:]
                 if not new:
                     raise UsageError(NO_SOLVER)
-                checked = checked_output(output, n, self.task)
+                checked = checked_output(output, n, self.task, self.y)
                 outputs.append(checked if rows is None else checked[rows])
                 final = final_state(new[-1], n)
                 states.append(final if final is None or rows is None else final[rows])
@@ -162,16 +166,18 @@ class ModelUnderTest(Runnable):
                 if len(rows) == size or (len(rows) and whole):
                     yield batch, every, rows, size
                 elif len(rows):
-                    yield chosen(batch, rows, size), every[rows], None, len(rows)
+                    yield self.some(batch, rows, size), every[rows], None, len(rows)
             start += size
 
 
 NO_SOLVER = (
     "The model's forward calls no solver that can be replaced, so nothing was audited. The audit "
-    "can replace trueode.solve and NeuralODE, torchdiffeq's odeint and odeint_adjoint, torchdyn's "
-    "odeint and NeuralODE, and torchode's AutoDiffAdjoint. It cannot replace a loop written by "
-    "hand, odeint_dense, or solves of a scripted or traced model: pass the field itself, as "
-    "NeuralODE(field, upstream, downstream, solver)."
+    "can replace trueode.solve and NeuralODE, torchdiffeq's odeint, odeint_adjoint and "
+    "odeint_event, torchdyn's odeint and NeuralODE, torchode's AutoDiffAdjoint, and zuko's odeint. "
+    "It cannot replace a loop written by hand, odeint_dense, or solves of a scripted or traced "
+    "model. In place of a loop of N steps of z = z + h * field(t, z), write: "
+    "from trueode import FixedStep, solve; solver = FixedStep('euler', n_steps=N); "
+    "z = solve(field, z, (t0, t1), solver=solver).z. The results are the same."
 )
 
 
@@ -283,8 +289,9 @@ def _times(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
     )
 
 
-def checked_output(output: Any, n: int, task: Task) -> Tensor:
-    """Move outputs to the CPU, in the shape that the task needs.
+def checked_output(output: Any, n: int, task: Task, y: Tensor | None = None) -> Tensor:
+    """Move outputs to the CPU, in the shape that the task needs. Classification takes outputs of the
+    shape of the targets ``y`` as one logit each, unless these are one-hot.
 
     Raises:
         UsageError: the outputs do not fit the task.
@@ -302,8 +309,9 @@ def checked_output(output: Any, n: int, task: Task) -> Tensor:
         )
     checked: Tensor = output.detach().cpu()
     if task.name == "classification" and task.decision is None:
-        if checked.dim() == 1 or checked.shape[1] == 1:  # one logit for two classes
-            single = checked if checked.dim() == 1 else checked[:, 0]
+        each = y is not None and y.shape[1:] == checked.shape[1:] and not bool((y.sum(1) == 1).all())
+        if checked.dim() == 1 or checked.shape[1] == 1 or each:  # one logit for two classes
+            single = checked[:, 0] if checked.dim() > 1 and checked.shape[1] == 1 else checked
             checked = torch.stack([torch.zeros_like(single), single], dim=1)
     elif task.name == "regression":
         checked = checked.reshape(n, -1)
@@ -354,9 +362,11 @@ def _task_name(y: Tensor | None, batch: Any) -> str:
         )
     if not y.is_floating_point():
         return "classification"
-    if bool(((y == 0) | (y == 1)).all()):
+    mask = y.dim() > 2 and times_of(batch) is None and bool((y.nan_to_num() % 1 == 0).all())
+    if mask or bool(((y == 0) | (y == 1)).all()):
         raise UsageError(
-            "The targets are floating point numbers, but all are 0 or 1: pass "
+            "The targets are floating point numbers, but all are "
+            f"{'whole' if mask else '0 or 1'}: pass "
             "task='classification' (for a model with one or more logits), 'regression' or "
             "'timeseries'."
         )

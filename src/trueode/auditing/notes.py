@@ -47,6 +47,8 @@ def notes_on(judged: Audit, runnable: Runnable) -> list[str]:
             f"only {distinct} of the {runnable.n} samples are distinct: the bounds assume "
             "independent draws, so the confidence is lower than stated"
         )
+    if judged.gradient is not None:
+        found.append(str(judged.gradient))
     if judged.safe:
         best, row = judged.safe[0], judged.rows[0]
         found.append(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueode.auditing.convergence import Order, pareto
+from trueode.auditing.gradient import GradientChange
 from trueode.auditing.preconditions import Precondition
 from trueode.auditing.reasons import Paths, Reasons
 from trueode.errors import UsageError
@@ -44,6 +45,7 @@ class Audit:
         orders: the observed orders of the methods.
         safe: the coarsest safe row of each method that has one, the cheapest first.
         reasons: the explanation of the verdict; None in an audit without a table.
+        gradient: how the gradient of the loss changes; None without ``loss=``.
         notes: what a reader should know beside the verdict.
         provenance: the model, its weights, solver and versions.
         certificate: the certificate of the training run, as plain values; if present, its answer
@@ -63,6 +65,7 @@ class Audit:
     orders: tuple[Order, ...] = ()
     safe: tuple[Row, ...] = ()
     reasons: Reasons | None = None
+    gradient: GradientChange | None = None
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any]
     certificate: Mapping[str, Any] | None = None
@@ -192,6 +195,7 @@ class Audit:
             "safe": [row.to_dict() for row in self.safe],
             "pareto": [row.to_dict() for row in pareto(self.rows)],
             "reasons": self.reasons,
+            "gradient": self.gradient,
             "notes": self.notes,
             "certificate": self.certificate,
             "provenance": self.provenance,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ class Given:
         compared: returns one batch and its parts, which give the same outputs if samples are
             independent.
         complete: whether that batch is one of ``whole``, not only a part of one.
+        shared: the tensors of a batch that its samples share; see `shared_by`.
     """
 
     cut: tuple[Any, ...]
     whole: Callable[[], tuple[Any, ...]]
     compared: Callable[[], tuple[Any, tuple[Any, ...]]]
     complete: bool
+    shared: frozenset[int]
 
 
 def read(data: Any, samples: int) -> Given:
@@ -56,10 +59,12 @@ def _read_rows(n: int, take: Callable[[Tensor], Any], samples: int) -> Given:
     inputs = first_tensor(take(first[:1]))
     cut = batches(*first.split(at_once(inputs if inputs is not None else first[:1])))  # type: ignore[no-untyped-call]
 
-    def compared() -> tuple[Any, tuple[Any, ...]]:
-        return (batches(first)[0], cut) if len(cut) > 1 else (cut[0], unequal_parts(cut[0]))
+    shared = shared_by(cut)
 
-    return Given(cut, lambda: batches(rows), compared, n <= samples)
+    def compared() -> tuple[Any, tuple[Any, ...]]:
+        return (batches(first)[0], cut) if len(cut) > 1 else (cut[0], unequal_parts(cut[0], shared))
+
+    return Given(cut, lambda: batches(rows), compared, n <= samples, shared)
 
 
 def _read_batches(data: Any, samples: int) -> Given:
@@ -69,20 +74,25 @@ def _read_batches(data: Any, samples: int) -> Given:
         left -= size_of(batch)
         if left <= 0:  # stop here: the data may be endless or slow
             break
-    cut = list(whole)
+    cut, shared = list(whole), shared_by(whole)
     if left < 0:
         size = size_of(cut[-1])
-        cut[-1] = chosen(cut[-1], torch.arange(size + left, device="cpu"), size)
+        cut[-1] = chosen(cut[-1], torch.arange(size + left, device="cpu"), size, shared)
     return Given(
-        tuple(cut), lambda: tuple(whole), lambda: (whole[0], unequal_parts(whole[0])), True
+        tuple(cut),
+        lambda: tuple(whole),
+        lambda: (whole[0], unequal_parts(whole[0], shared)),
+        True,
+        shared,
     )
 
 
-def unequal_parts(batch: Any) -> tuple[Any, ...]:
+def unequal_parts(batch: Any, shared: frozenset[int] = frozenset()) -> tuple[Any, ...]:
     """A small and a large part of a batch; one sample stays one."""
     size = size_of(batch)
     rows, small = torch.arange(size, device="cpu"), -(-size // 8)
-    return tuple(chosen(batch, part, size) for part in (rows[:small], rows[small:]) if len(part))
+    parts = (part for part in (rows[:small], rows[small:]) if len(part))
+    return tuple(chosen(batch, part, size, shared) for part in parts)
 
 
 def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
@@ -138,8 +148,12 @@ def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
 
 
 def size_of(batch: Any) -> int:
-    """The number of samples of a batch: the length of its first tensor."""
+    """The number of samples of a batch: the length of its first tensor. If inputs of several tensors
+    have targets, it is the number of targets, because a graph has more nodes than classes.
+    """
     first = first_tensor(batch)
+    if isinstance(batch, tuple | list) and len(batch) > 1 and not isinstance(batch[0], Tensor):
+        first = batch[1] if isinstance(batch[1], Tensor) else first
     if first is None or first.dim() == 0:
         raise DataError(
             f"A batch is of type {type(batch).__name__} and holds no tensor with samples. A batch "
@@ -198,14 +212,33 @@ def _shared_times(batch: Any) -> Tensor | None:
     return t if together else None
 
 
-def chosen(batch: Any, rows: Tensor, size: int) -> Any:
-    """Select samples of a batch: the given rows of every tensor that has a row for each sample.
-    Times that all samples share stay whole.
+def shared_by(batches: Iterable[Any]) -> frozenset[int]:
+    """The tensors that the samples of a batch share, such as times, as numbers in the order of
+    `mapped`. Their length differs from the number of samples in some batch.
     """
-    shared = _shared_times(batch)
+    found = set[int]()
+    for batch in batches:
+        size, number = size_of(batch), count()
+
+        def look(x: Tensor, size: int = size, number: Iterator[int] = number) -> Tensor:
+            place = next(number)
+            if not x.dim() or len(x) != size:
+                found.add(place)
+            return x
+
+        mapped(batch, look)
+    return frozenset(found)
+
+
+def chosen(batch: Any, rows: Tensor, size: int, shared: frozenset[int] = frozenset()) -> Any:
+    """Select samples of a batch: the given rows of every tensor that has a row for each sample.
+    Times that all samples share stay whole, and so do other tensors that they share.
+    """
+    times, number = _shared_times(batch), count()
 
     def pick(x: Tensor) -> Tensor:
-        return x[rows.to(x.device)] if x is not shared and x.dim() and len(x) == size else x
+        whole = next(number) in shared or x is times or not x.dim() or len(x) != size
+        return x if whole else x[rows.to(x.device)]
 
     return mapped(batch, pick)
 
