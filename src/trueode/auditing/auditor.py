@@ -89,7 +89,7 @@ def audit(
 
     Args:
         model: a `NeuralODE`, or any module or function that calls ``trueode.solve``, torchdiffeq,
-            torchdyn or torchode in its forward pass. To audit a field alone, wrap it as
+            torchdyn, torchode or zuko in its forward pass. To audit a field alone, wrap it as
             ``NeuralODE(field, upstream, downstream, solver)``.
         data: samples that the model was not trained on: a pair ``(x, y)`` or triple ``(x, y, t)``
             of tensors, inputs ``x`` alone, or an iterable of such batches (a ``DataLoader``).
