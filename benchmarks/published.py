@@ -35,7 +35,7 @@ documentation of its package builds it, trained briefly on the same machine, and
 weights, seeds or settings can have another one.
 
 `flips` counts predictions that the exact flow changes. *Error* is the RMS difference of the outputs
-from the exact flow, relative to their spread. [What the words mean](audit.md#what-the-verdict-means-and-what-to-do).
+from the exact flow, relative to their spread. The [audit](audit.md) defines the other words.
 """
 
 
@@ -75,7 +75,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in sorted(results.items(), key=lambda each: list(each[1]["packages"])):
-        package = list(row["packages"])[0]
+        package = next(iter(row["packages"]))
         lines.append(
             f"| {package} | [{name}](#{name.replace('_', '-')}) | {row['solver']} | "
             f"`{row['verdict']}` | {row['flips']} of {row['n']} | {row['error']:.2g} | "

@@ -290,8 +290,8 @@ def _times(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
 
 
 def checked_output(output: Any, n: int, task: Task, y: Tensor | None = None) -> Tensor:
-    """Move outputs to the CPU, in the shape that the task needs. Classification takes outputs of the
-    shape of the targets ``y`` as one logit each, unless these are one-hot.
+    """Move outputs to the CPU, in the shape that the task needs. Classification takes outputs of
+    the shape of the targets ``y`` as one logit each, unless these are one-hot.
 
     Raises:
         UsageError: the outputs do not fit the task.
@@ -309,9 +309,13 @@ def checked_output(output: Any, n: int, task: Task, y: Tensor | None = None) -> 
         )
     checked: Tensor = output.detach().cpu()
     if task.name == "classification" and task.decision is None:
-        each = y is not None and y.shape[1:] == checked.shape[1:] and not bool((y.sum(1) == 1).all())
-        if checked.dim() == 1 or checked.shape[1] == 1 or each:  # one logit for two classes
-            single = checked[:, 0] if checked.dim() > 1 and checked.shape[1] == 1 else checked
+        column = checked.dim() > 1 and checked.shape[1] == 1
+        same = y is not None and y.dim() > 1 and y.shape[1:] == checked.shape[1:]
+        if same and not column:
+            assert y is not None
+            same = not bool((y.sum(1) == 1).all())
+        if checked.dim() == 1 or column or same:  # one logit for two classes
+            single = checked[:, 0] if column else checked
             checked = torch.stack([torch.zeros_like(single), single], dim=1)
     elif task.name == "regression":
         checked = checked.reshape(n, -1)

@@ -133,7 +133,8 @@ class ForeignProblem:
         samples: whether the first dimension of ``z0`` counts samples; False for states of one
             dimension, and for tuples that the library flattened.
         found: the solver that the model requested.
-        event: if given, the solve ends where it changes its sign, and ``times`` is the start, twice.
+        event: if given, the solve ends where it changes its sign; ``times`` is then the start,
+            twice.
     """
 
     field: Field

@@ -32,8 +32,8 @@ def replace_by(
     length T takes equal steps of at most T / N, and ``FixedStep(step_size=h)`` of at most h;
     `OnGrid` adds the times to its grid. `Adaptive` solves from break to break, with dense output at
     the times between, and with the same steps for all samples, because a field may depend on the
-    whole batch. If a solve fails, the outcome has its status, and later states are NaN. A solve that
-    ends at an event is solved as `up_to_event` describes.
+    whole batch. If a solve fails, the outcome has its status, and later states are NaN. For solves
+    that end at an event, see `up_to_event`.
 
     Args:
         solver: takes the steps.

@@ -148,8 +148,8 @@ def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
 
 
 def size_of(batch: Any) -> int:
-    """The number of samples of a batch: the length of its first tensor. If inputs of several tensors
-    have targets, it is the number of targets, because a graph has more nodes than classes.
+    """The number of samples of a batch: the length of its first tensor. If inputs are several
+    tensors, it is the number of targets, if any: a graph may have more nodes than targets.
     """
     first = first_tensor(batch)
     if isinstance(batch, tuple | list) and len(batch) > 1 and not isinstance(batch[0], Tensor):

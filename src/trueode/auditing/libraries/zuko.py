@@ -74,9 +74,7 @@ def _replace(
     times = sign * torch.stack([t0, t1]).detach()
     # the state of a tuple is flat, so it counts no samples
     forward = field if sign > 0 else lambda s, z: -field(-s, z)
-    problem = ForeignProblem(
-        with_times(forward, times, x), x, times, (), has_samples(x), found
-    )
+    problem = ForeignProblem(with_times(forward, times, x), x, times, (), has_samples(x), found)
     return session.solve(problem)[0][-1]
 
 
