@@ -80,11 +80,8 @@ class Grand(nn.Module):
     def __init__(self, step: float, method: str, max_nfe: int = 100) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.encoder, self.query, self.decoder = (
-            nn.Linear(6, 8),
-            nn.Linear(8, 8),
-            nn.Linear(8, 3),
-        )
+        self.encoder, self.query = nn.Linear(6, 8, bias=False), nn.Linear(8, 8)
+        self.decoder = nn.Linear(8, 3, bias=False)
         self.odefunc = Diffusion(max_nfe)
         self.how: dict[str, Any] = {"method": method, "options": {"step_size": step}}
         self.register_buffer("t", torch.tensor([0.0, 4.0]))
@@ -100,7 +97,7 @@ class Grand(nn.Module):
         self.odefunc.edge_index = edge_index
         self.odefunc.weight = self.attention(x, edge_index)
         states = odeint(self.odefunc, x, self.t.to(x), **self.how)
-        return self.decoder(torch.relu(states[-1]))
+        return self.decoder(states[-1])
 
     def exact(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Logits by the matrix exponential."""
@@ -110,7 +107,7 @@ class Grand(nn.Module):
         source, target = edge_index
         matrix.index_put_((target, source), double.attention(x, edge_index), accumulate=True)
         final = torch.linalg.matrix_exp(4 * matrix) @ x
-        return double.decoder(torch.relu(final)).detach()
+        return double.decoder(final).detach()
 
 
 def edges(nodes: int, seed: int) -> Tensor:

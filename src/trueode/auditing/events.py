@@ -17,7 +17,7 @@ TOLERANCE = {torch.float64: 1e-10}  # of the exact solution near an event
 ROUGHEST = 1e-6  # the same in other precisions
 LOOKS = 16  # times in a stretch at which the sign is looked at
 STRETCHES = 60  # each is twice as long as the one before
-MOST_STEPS = 20_000  # of a stretch
+MOST_STEPS = 5_000  # in which a stretch must be solved
 
 
 class _Place(NamedTuple):
