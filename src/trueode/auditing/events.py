@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ TOLERANCE = {torch.float64: 1e-10}  # of the exact solution near an event
 ROUGHEST = 1e-6  # the same in other precisions
 LOOKS = 16  # times in a stretch at which the sign is looked at
 STRETCHES = 60  # each is twice as long as the one before
+CLOSE = 1e-6  # part of the interval in which the solution is straight
+NEWTON = 3  # steps
+SHORTEST = 1e4  # roundings of a time: shorter ways are straight
 MOST_STEPS = 5_000  # in which a stretch must be solved
 
 
@@ -57,8 +61,10 @@ def _solve(solve: Replacement, problem: ForeignProblem) -> tuple[Tensor, Solved]
     end = None
     if bool(states[-1].isfinite().all()):
         reached = _Place(near.time, states[-1])
-        passed = _value(problem, begin) * _value(problem, reached)
-        end = reached if passed == 0 else _follow(problem, reached, back=passed < 0)
+        end = _along(problem, reached, CLOSE * (near.time - begin.time))
+        if end is None:
+            passed = _value(problem, begin) * _value(problem, reached)
+            end = _follow(problem, reached, back=passed < 0)
     if end is None or end.time < begin.time:
         return _lost(problem, outcome)
     return torch.stack([problem.z0, end.state]), replace(outcome, length=end.time - begin.time)
@@ -73,10 +79,28 @@ def _lost(problem: ForeignProblem, outcome: Solved) -> tuple[Tensor, Solved]:
     )
 
 
+def _along(problem: ForeignProblem, place: _Place, most: float) -> _Place | None:
+    """The event on the tangent, by Newton's method; None if it is further away than ``most``."""
+    slope, away = problem.field(_time(problem, place.time), place.state), 0.0
+
+    def at(away: float) -> _Place:
+        return _Place(place.time + away, place.state + away * slope)
+
+    for _ in range(NEWTON):
+        value = _value(problem, at(away))
+        if value == 0:
+            break
+        rate = (_value(problem, at(away + most)) - value) / most
+        away -= value / rate if rate else inf
+        if not abs(away) <= most:
+            return None
+    return at(away)
+
+
 def _follow(problem: ForeignProblem, begin: _Place, back: bool = False) -> _Place | None:
     """Follow the exact solution to the first event, forwards or back; None if there is none."""
     rate = float(problem.field(_time(problem, begin.time), begin.state).abs().amax())
-    stretch = 0.01 * (1 + float(begin.state.abs().amax())) / max(rate, 1e-3)
+    stretch = 0.1 * (1 + float(begin.state.abs().amax())) / max(rate, 1e-3)
     here, before = begin, _value(problem, begin)
     for _ in range(STRETCHES):
         end = here.time + (-stretch if back else stretch)
@@ -114,6 +138,11 @@ def _between(problem: ForeignProblem, here: _Place, there: _Place) -> _Place:
 
 def _exact(problem: ForeignProblem, begin: _Place, times: Tensor) -> Tensor | None:
     """The states of the exact solution at times after ``begin``; None if a solve fails."""
+    eps = torch.finfo(begin.state.dtype).eps
+    if abs(float(times[-1]) - begin.time) < SHORTEST * eps * max(abs(begin.time), 1.0):
+        ahead = (times - begin.time).to(begin.state)
+        slope = problem.field(_time(problem, begin.time), begin.state)
+        return begin.state + ahead.view(-1, *[1] * begin.state.dim()) * slope
     tolerance = TOLERANCE.get(begin.state.dtype, ROUGHEST)
     solver = Adaptive("dopri5", tolerance, tolerance, max_steps=MOST_STEPS, breaks=problem.breaks)
     span = (begin.time, float(times[-1]))

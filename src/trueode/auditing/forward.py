@@ -15,7 +15,7 @@ from trueode.auditing.kept import ROUNDING, Kept, Number, apart
 from trueode.auditing.layered import Layered
 from trueode.auditing.problem import Field, ForeignProblem, Replacement, Solved
 from trueode.auditing.reachable import reachable
-from trueode.auditing.samples import first_tensor, mapped
+from trueode.auditing.samples import first_tensor, mapped, size_of
 from trueode.errors import TrueodeError, UsageError, told
 from trueode.solvers import Solver
 
@@ -44,6 +44,7 @@ class Forward:
 
     def __init__(self, model: Any, call: Call, seed: int | None = None) -> None:
         self.model, self.call, self.seed = model, call, seed
+        self._n = 0  # the number of samples of the present call
         self._random = False  # whether it draws random numbers
         self._tried = False  # whether its fields were found to draw none
         self.found = reachable(model, call)
@@ -76,6 +77,7 @@ class Forward:
             self._touched.restore()
         if self.seed is not None:
             seed_all(self.seed)
+        self._n = size_of(batch)
         moved = mapped(batch, lambda x: _cast(x, self._device, double))
         gradients = torch.enable_grad() if self.gradients or then else nullcontext()
         draws = Draws() if not self._ran or (double and self._random) else None
@@ -121,10 +123,13 @@ class Forward:
 
     def steady(self, replacement: Replacement, through: bool = False) -> Replacement:
         """Wrap a replacement: each field call starts with the same counters, and builds no graph
-        that outlives it, except to differentiate ``through`` the solve.
+        that outlives it, except to differentiate ``through`` the solve. States with more or fewer
+        rows than the batch, such as nodes of its graphs, count no samples.
         """
 
         def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
+            samples = problem.samples and len(problem.z0) == self._n
+            problem = replace(problem, samples=samples)
             if through:
                 field = self._steady(problem.field, None) if self._counters else problem.field
                 return replacement(replace(problem, field=field))
