@@ -48,11 +48,11 @@ class BouncingBall(nn.Module):
 
 def trained() -> tuple[Any, Any, dict[str, Any]]:
     """The model, starting heights, and the arguments of its audit."""
-    heights = torch.linspace(2.0, 12.0, 11)[:, None]
+    heights = torch.linspace(2.0, 12.0, 11, dtype=torch.float64)[:, None]
     how = {
         "task": "regression",
         "absolute": 0.01,
         "population": "all",
         "call": lambda model, batch: torch.stack([model.bounce(x, 3) for x in batch]),
     }
-    return BouncingBall(), heights, how
+    return BouncingBall().double(), heights, how

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from math import atan2, degrees
 from typing import Any
 
@@ -23,7 +24,7 @@ from trueode.solvers import Adaptive, Solver
 
 Loss = Callable[[Any, Tensor], Tensor]
 """``loss(outputs, y)`` returns the loss of a batch, a number."""
-FINEST = 1e-8  # tolerance of the exact gradient: a finer one needs more memory
+FINE, SINGLE = 1e-8, 1e-6  # tolerances in double precision and in others
 COARSER = 100.0  # factor on this tolerance for the gradient that shows its error
 
 
@@ -70,7 +71,7 @@ def gradient_change(tested: ModelUnderTest, exact: ExactFlow, loss: Loss) -> Gra
     """
     if tested.y is None:
         raise UsageError("loss=… needs targets: pass data (x, y).")
-    tolerance = max(exact.tolerance, FINEST)
+    tolerance = FINE if exact.double else SINGLE
     own = _gradient(tested, loss, tested.solver)
     fine, coarse = (
         _gradient(tested, loss, Adaptive("dopri5", tol, tol), Guided(exact.course))
@@ -105,16 +106,15 @@ def _gradient(
                 solving.begin(torch.arange(start, start + n, device="cpu"))
             y = targets_of(batch)
             assert y is not None
-            row = forward(
-                batch, tested.double, solver, lambda outputs, y=y: _row(tested, loss, outputs, y)
-            )
+            row = forward(batch, tested.double, solver, partial(_row, tested, loss, y))
             found = n * row if found is None else found + n * row
             start, total = start + n, total + n
     assert found is not None
     return found / total
 
 
-def _row(tested: ModelUnderTest, loss: Loss, outputs: Any, y: Tensor) -> Tensor:
+def _row(tested: ModelUnderTest, loss: Loss, y: Tensor, outputs: Any) -> Tensor:
+    """The gradient of the loss of a batch."""
     weights = {
         id(x): x
         for module in tested.forward.found.every
