@@ -47,6 +47,10 @@ def by_torchdyn(field: Callable[..., Any], z: Tensor) -> Tensor:
     return numerics.odeint(field, z, torch.linspace(0.0, 1.0, 5).to(z), "dopri5")[1][-1]
 
 
+def by_zuko(field: Callable[..., Any], z: Tensor) -> Tensor:
+    return pytest.importorskip("zuko").utils.odeint(field, z, 0.0, 1.0)
+
+
 class Model(nn.Module):
     """A model with or without a manual step before its solve."""
 
@@ -69,7 +73,9 @@ def told(model: Any) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("flow", [by_torchdiffeq, by_adjoint, backwards, by_solve, by_torchdyn])
+@pytest.mark.parametrize(
+    "flow", [by_torchdiffeq, by_adjoint, backwards, by_solve, by_torchdyn, by_zuko]
+)
 def test_a_field_that_is_called_by_hand(flow: Callable[..., Tensor]) -> None:
     if flow is by_torchdyn:
         pytest.importorskip("torchdyn.numerics")  # an audit sees what was imported before
