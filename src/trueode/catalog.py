@@ -60,6 +60,8 @@ DATA_SETS: dict[str, DataSet] = {
 }
 
 TASKS = ("classification", "regression", "timeseries")
+AUDITED = ("classification", "regression", "timeseries", "density", "sampler")
+"""The tasks of models that an audit judges."""
 NETWORKS = ("odenet", "simple_odenet", "linear_odenet")
 
 

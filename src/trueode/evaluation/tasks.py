@@ -1,4 +1,4 @@
-"""The tasks: classification, regression, time series and density."""
+"""The tasks: classification, regression, time series, density and sampler."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from trueode.data import Batch
 from trueode.errors import UsageError, nearest
+from trueode.evaluation.density import Density
 from trueode.evaluation.task import Task, comparable, keep, mean_over_ranks
 from trueode.solvers import Solution, Solver
 from trueode.solvers.control import Reduce
 
 TOLERANCE = 0.01
 """A prediction changes if its gap exceeds this share of the spread of the outputs."""
-NATS = 0.1  # by which a log density may move
 RESIDUAL = 0.1  # share of the RMS residual of a measured series by which its prediction may move
 SHARPNESS = 4.0  # factor on logits before the total variation that approximates flips
 POWER = 8  # of the power mean of gaps: a higher one is closer to the largest gap, but noisier
@@ -222,18 +222,35 @@ class Regression(_Squares):
 
 
 @dataclass(frozen=True)
-class Density(_Squares):
-    """Log densities of the samples ``(batch,)`` in nats. A prediction changes if it moves by more
-    than 0.1.
+class Sampler(_Squares):
+    """Samples ``(batch, …)`` drawn from given noise. There are no targets, and no loss.
+
+    A solver is judged by the RMS error of its samples, relative to the spread of the exact ones:
+    over all numbers of a sample and all samples.
     """
 
-    absolute: float | None = NATS
+    name = "sampler"
+    needs_targets = False
+    instead = (
+        " The RMS error of the samples is judged: tolerance=… allows it to be such a share of "
+        "their spread, absolute=… such a number in their units."
+    )
 
-    name = "density"
+    @property
+    def metric_name(self) -> str:
+        return "metric"
 
-    def distance(self, own: Tensor, other: Tensor) -> Tensor:
-        """The absolute difference in nats, averaged over a sample's outputs."""
-        return (own - other).abs().flatten(1).mean(1)
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """NaN, ``(batch,)``: there is nothing to compare with."""
+        return output.new_full((len(output),), torch.nan)
+
+    def metrics(self, output: Tensor, batch: Batch) -> Tensor:
+        """NaN, ``(batch,)``, likewise."""
+        return self.losses(output, batch)
+
+    def spread(self, reference: Tensor, reduce: Reduce | None = None) -> Tensor:
+        """The RMS deviation of the reference from its mean over samples: ``(1,)``."""
+        return super().spread(reference, reduce).square().mean().sqrt()[None]
 
 
 @dataclass(frozen=True)
@@ -284,7 +301,7 @@ class TimeSeries(_Squares):
 
 
 _TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, Regression, TimeSeries, Density)
+    task.name: task for task in (Classification, Regression, TimeSeries, Density, Sampler)
 }
 _DEFAULT = {name: kind() for name, kind in _TASKS.items()}
 
@@ -300,9 +317,12 @@ def get_task(name: str, **options: Any) -> Task:
             f"task = {name!r} is unknown; known are {', '.join(_TASKS)}.{nearest(name, _TASKS)}"
         )
     given = {key: value for key, value in options.items() if value is not None}
-    if foreign := given.keys() - _TASKS[name].__dataclass_fields__:
+    known = set(_TASKS[name].__dataclass_fields__)
+    if not _TASKS[name].needs_targets:  # a mean decides
+        known.remove("decision")
+    if foreign := given.keys() - known:
         raise UsageError(
             f"{' and '.join(sorted(foreign))} does not go with {name}: leave it out, or pass "
-            "another task=…."
+            f"another task=….{_TASKS[name].instead}"
         )
     return _TASKS[name](**given) if given else _DEFAULT[name]
