@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from machine import processor, version
 
-from trueode import audit
+from trueode import Audit, audit
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "examples" / "published"
@@ -34,8 +34,10 @@ documentation of its package builds it, trained briefly on the same machine, and
 `examples/published/NAME.py`. The verdict is about these weights, not about the package. Other
 weights, seeds or settings can have another one.
 
-`flips` counts predictions that the exact flow changes. *Error* is the RMS difference of the outputs
-from the exact flow, relative to their spread. The [audit](audit.md) defines the other words.
+*Changed* are predictions under the exact flow; of a density, the mean change of its logarithm; of a
+trajectory, the time up to which it is that of its ODE. *Error* is the RMS difference of the outputs
+from the exact flow, relative to their spread. The [audit](audit.md) and [densities and
+samplers](densities.md) define the other words.
 """
 
 
@@ -45,7 +47,7 @@ def run(name: str) -> dict[str, Any]:
     script, begun = runpy.run_path(str(SCRIPTS / f"{name}.py")), time.perf_counter()
     model, data, how = script["trained"]()
     between = time.perf_counter()
-    found = audit(model, data, methods=(), **how)
+    found = audit(model, data, **{"methods": (), **how})
     ended = time.perf_counter()
     counts = found.decision.counts
     return {
@@ -55,9 +57,9 @@ def run(name: str) -> dict[str, Any]:
         "sentence": found.sentence,
         "solver": found.solver,
         "n": found.n,
-        "flips": counts.changed,
+        "changed": _changed(found),
         "unresolved": counts.unresolved,
-        "error": found.state_error if not found.rows else found.rows[0].output_error,
+        "error": found.rows[0].output_error,
         "nfe": found.own.nfe,
         "notes": list(found.notes),
         "training_s": round(between - begun, 1),
@@ -67,18 +69,27 @@ def run(name: str) -> dict[str, Any]:
     }
 
 
+def _changed(found: Audit) -> str:
+    counts = found.decision.counts
+    if counts.trajectory is not None:
+        return f"t ≤ {counts.trajectory.horizon:.6g}"
+    if counts.likelihood is not None:
+        return f"{counts.likelihood.mean:.2g} nats"
+    return "–" if found.task == "sampler" else f"{counts.changed} of {counts.n}"
+
+
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The page: a table, and a section for each model."""
     lines = [
         HEAD.format(processor=processor()),
-        "| package | model | solver | verdict | flips | error | evaluations | audit |",
+        "| package | model | solver | verdict | changed | error | evaluations | audit |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in sorted(results.items(), key=lambda each: list(each[1]["packages"])):
         package = next(iter(row["packages"]))
         lines.append(
             f"| {package} | [{name}](#{name.replace('_', '-')}) | {row['solver']} | "
-            f"`{row['verdict']}` | {row['flips']} of {row['n']} | {row['error']:.2g} | "
+            f"`{row['verdict']}` | {row['changed']} | {row['error']:.2g} | "
             f"{row['nfe']:.4g} | {row['audit_s']:.1f} s |"
         )
     for name, row in sorted(results.items(), key=lambda each: list(each[1]["packages"])):

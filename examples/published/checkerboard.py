@@ -53,4 +53,6 @@ def trained() -> tuple[Any, Any, dict[str, Any]]:
     def call(solver: ODESolver, batch: Tensor) -> Tensor:
         return solver.sample(x_init=batch, method="midpoint", step_size=0.05)
 
-    return solver, torch.randn(1000, 2), {"task": "regression", "call": call}
+    methods = ("euler", "midpoint", "rk4", "dopri5")
+    how = {"task": "sampler", "call": call, "methods": methods}
+    return solver, torch.randn(1000, 2), how

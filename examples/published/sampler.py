@@ -32,7 +32,8 @@ def trained() -> tuple[Any, Any, dict[str, Any]]:
         torch_wrapper(model), solver="dopri5", sensitivity="adjoint", atol=1e-4, rtol=1e-4
     )
     how = {
-        "task": "regression",
+        "task": "sampler",
+        "methods": ("euler", "midpoint", "rk4", "dopri5"),
         "call": lambda node, batch: node.trajectory(batch, t_span=TIMES)[-1],
     }
     return node, sample_8gaussians(1000), how

@@ -23,6 +23,7 @@ from trueode.auditing.samples import (
     refuse_shapes,
     size_of,
     targets_of,
+    task_name,
     times_of,
 )
 from trueode.data import Batch
@@ -232,7 +233,7 @@ def model_under_test(
     if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
     name = (
-        _task_name(_joined(list(map(targets_of, given.cut))), given.cut[0])
+        task_name(_joined(list(map(targets_of, given.cut))), given.cut[0])
         if task == "auto"
         else task
     )
@@ -380,22 +381,3 @@ def _own_call(task: Task, solver: Solver | None) -> Call:
         return model(batch[0] if isinstance(batch, tuple | list) else batch, solver)
 
     return call
-
-
-def _task_name(y: Tensor | None, batch: Any) -> str:
-    if y is None:
-        raise UsageError(
-            "The data has no targets, so the task cannot be inferred: pass task='classification', "
-            "'regression', 'timeseries', 'density' or 'sampler'."
-        )
-    if not y.is_floating_point():
-        return "classification"
-    mask = y.dim() > 2 and times_of(batch) is None and bool((y.nan_to_num() % 1 == 0).all())
-    if mask or bool(((y == 0) | (y == 1)).all()):
-        raise UsageError(
-            "The targets are floating point numbers, but all are "
-            f"{'whole' if mask else '0 or 1'}: pass "
-            "task='classification' (for a model with one or more logits), 'regression' or "
-            "'timeseries'."
-        )
-    return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"

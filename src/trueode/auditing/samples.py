@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trueode.data import Dataset, Split
-from trueode.errors import DataError, TrueodeError, told
+from trueode.errors import DataError, TrueodeError, UsageError, told
 from trueode.evaluation.metrics import at_once
 
 
@@ -190,6 +190,30 @@ def times_of(batch: Any) -> Any:
     """The times of a triple (x, y, t); None if there are none."""
     third = batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
     return None if isinstance(third, Tensor) and third.dtype == torch.bool else third
+
+
+def task_name(y: Tensor | None, batch: Any) -> str:
+    """The task, inferred from the targets.
+
+    Raises:
+        UsageError: they leave it open.
+    """
+    if y is None:
+        raise UsageError(
+            "The data has no targets, so the task cannot be inferred: pass task='classification', "
+            "'regression', 'timeseries', 'density' or 'sampler'."
+        )
+    if not y.is_floating_point():
+        return "classification"
+    mask = y.dim() > 2 and times_of(batch) is None and bool((y.nan_to_num() % 1 == 0).all())
+    if mask or bool(((y == 0) | (y == 1)).all()):
+        raise UsageError(
+            "The targets are floating point numbers, but all are "
+            f"{'whole' if mask else '0 or 1'}: pass "
+            "task='classification' (for a model with one or more logits), 'regression' or "
+            "'timeseries'."
+        )
+    return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"
 
 
 def marks_of(batch: Any) -> Tensor | None:
