@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class Forward:
 
     def __init__(self, model: Any, call: Call, seed: int | None = None, *others: Any) -> None:
         self.model, self.call, self.seed = model, call, seed
+        self._like: Tensor | None = None  # outputs of no samples
         self._n = 0  # the number of samples of the present call
         self.random = False
         self._tried = False  # whether its fields were found to draw none
@@ -108,7 +110,16 @@ class Forward:
             ) from failure
         self.random |= draws is not None and draws.any
         self._ran = True
+        if isinstance(outputs, Tensor) and outputs.dim() and then is None:
+            self._like = outputs.detach()[:0]
         return outputs
+
+    def lost(self, n: int, double: bool) -> Tensor | None:
+        """Outputs of NaN, like earlier ones; None if the model has not returned any."""
+        if self._like is None:
+            return None
+        like = self._like.double() if double else self._like
+        return like.new_full((n, *like.shape[1:]), nan)
 
     @contextmanager
     def continued(self) -> Iterator[None]:

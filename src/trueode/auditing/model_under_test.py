@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.forward import Call, Forward
+from trueode.auditing.forward import Call, Forward, ModelError
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import Solved, together
 from trueode.auditing.replacement import replace_by
@@ -123,7 +123,7 @@ class ModelUnderTest(Runnable):
                 before = len(noted)
                 if part.solving is not None:
                     part.solving.begin(numbers)
-                output = self.forward(batch, part.double, solver)
+                output = self._outputs(batch, n, part.double, solver, noted)
                 new = noted[before:]
                 if not new:
                     raise UsageError(NO_SOLVER + (DISTILLED if self.task.name == "sampler" else ""))
@@ -155,6 +155,19 @@ class ModelUnderTest(Runnable):
             message="" if failed is None else failed.message,
         )
         return self.scored(found) if part.indices is None else found
+
+    def _outputs(
+        self, batch: Any, n: int, double: bool, solver: Solver | None, noted: list[Solved]
+    ) -> Any:
+        """The outputs for a batch; NaN if the model raises an exception because a solve failed."""
+        before = len(noted)
+        try:
+            return self.forward(batch, double, solver)
+        except ModelError:
+            lost = self.forward.lost(n, double)
+            if lost is None or all(solve.status == "success" for solve in noted[before:]):
+                raise
+            return lost
 
     def _parts(
         self, indices: Tensor | None, whole: bool
