@@ -22,6 +22,8 @@ import torch
 from machine import processor, version
 
 from trueode import Audit, audit
+from trueode.auditing.drawing import seed_all
+from trueode.files import plain
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "examples" / "published"
@@ -43,7 +45,7 @@ samplers](densities.md) define the other words.
 
 def run(name: str) -> dict[str, Any]:
     """Train a model and audit it."""
-    torch.manual_seed(0)
+    seed_all(0)
     script, begun = runpy.run_path(str(SCRIPTS / f"{name}.py")), time.perf_counter()
     model, data, how = script["trained"]()
     between = time.perf_counter()
@@ -59,7 +61,7 @@ def run(name: str) -> dict[str, Any]:
         "n": found.n,
         "changed": _changed(found),
         "unresolved": counts.unresolved,
-        "error": found.rows[0].output_error,
+        "error": plain(found.rows[0].output_error),
         "nfe": found.own.nfe,
         "notes": list(found.notes),
         "training_s": round(between - begun, 1),
@@ -80,19 +82,21 @@ def _changed(found: Audit) -> str:
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The page: a table, and a section for each model."""
+    ordered = sorted(results.items(), key=lambda each: (list(each[1]["packages"]), each[0]))
     lines = [
         HEAD.format(processor=processor()),
         "| package | model | solver | verdict | changed | error | evaluations | audit |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in sorted(results.items(), key=lambda each: list(each[1]["packages"])):
+    for name, row in ordered:
         package = next(iter(row["packages"]))
+        error = "–" if row["error"] is None else f"{row['error']:.2g}"
         lines.append(
             f"| {package} | [{name}](#{name.replace('_', '-')}) | {row['solver']} | "
-            f"`{row['verdict']}` | {row['changed']} | {row['error']:.2g} | "
+            f"`{row['verdict']}` | {row['changed']} | {error} | "
             f"{row['nfe']:.4g} | {row['audit_s']:.1f} s |"
         )
-    for name, row in sorted(results.items(), key=lambda each: list(each[1]["packages"])):
+    for name, row in ordered:
         versions = ", ".join(f"{package} {number}" for package, number in row["packages"].items())
         lines += [
             f"\n({name.replace('_', '-')})=\n## {name}\n",
