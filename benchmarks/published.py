@@ -31,9 +31,10 @@ RESULTS, PAGE = ROOT / "docs" / "published.json", ROOT / "docs" / "published.md"
 NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 HEAD = """# Models that packages ship
 
-Written by `python benchmarks/published.py` on {processor}, one thread. Each model is built as the
-documentation of its package builds it, trained briefly on the same machine, and audited as it is:
-`examples/published/NAME.py`. The verdict is about these weights, not about the package. Other
+Written by `python benchmarks/published.py` on {processor}, one thread, beside other programs: times
+are rough. Each model is built as the documentation of its package builds it, trained briefly on the
+same machine, and audited as it is: `examples/published/NAME.py`. The packages come with
+`pip install "trueode[published]"`. The verdict is about these weights, not about the package. Other
 weights, seeds or settings can have another one.
 
 *Changed* are predictions under the exact flow; of a density, the mean change of its logarithm; of a
@@ -92,14 +93,14 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         package = next(iter(row["packages"]))
         error = "–" if row["error"] is None else f"{row['error']:.2g}"
         lines.append(
-            f"| {package} | [{name}](#{name.replace('_', '-')}) | {row['solver']} | "
+            f"| {package} | [{name}](#{name}) | {row['solver']} | "
             f"`{row['verdict']}` | {row['changed']} | {error} | "
             f"{row['nfe']:.4g} | {row['audit_s']:.1f} s |"
         )
     for name, row in ordered:
         versions = ", ".join(f"{package} {number}" for package, number in row["packages"].items())
         lines += [
-            f"\n({name.replace('_', '-')})=\n## {name}\n",
+            f"\n## {name}\n",
             f"{versions}: {row['what']}. Trained in {row['training_s']:.0f} s.\n",
             f"```console\n$ python benchmarks/published.py {name}\n```\n",
             f"> {row['sentence']}\n",
