@@ -179,7 +179,7 @@ def test_many_graphs(step: float, method: str, verdict: str) -> None:
         flips = changed(model, data.x, data.edge_index).double()
         shares += [float(flips[data.batch == k].mean()) for k in range(10)]
     assert found.n == 310
-    assert found.decision.counts.share == pytest.approx(sum(shares) / 310, abs=1e-12)
+    assert found.decision.counts.share == pytest.approx(sum(shares) / 310, abs=1e-3)
     assert found.verdict == verdict
 
 
