@@ -201,3 +201,21 @@ def test_models_that_cannot_be_audited() -> None:
         model_under_test(scripted, (X, LABELS))
     with pytest.raises(UsageError, match="callable"):
         model_under_test("model", (X, LABELS))
+
+
+def test_a_model_that_raises_because_a_solver_fails_is_lost_under_that_solver_alone() -> None:
+    net = model()
+
+    def call(_: Any, batch: Any, solver: Any = None) -> Tensor:
+        outputs = net(batch[0])
+        assert bool(outputs.isfinite().all())
+        return outputs
+
+    subject = model_under_test(net, (X, LABELS), call=call)
+    own = subject.run()
+    for part in (Part(), Part(double=True)):
+        lost = subject.run(FixedStep("euler", step_size=1e-3, max_steps=10), part)
+        assert (lost.status, lost.outputs.shape) == ("max_steps", own.outputs.shape)
+        assert bool(lost.outputs.isnan().all())
+    assert lost.outputs.dtype == torch.float64
+    assert subject.run(FixedStep("euler", n_steps=3)).status == "success"

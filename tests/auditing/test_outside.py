@@ -47,6 +47,10 @@ def by_torchdyn(field: Callable[..., Any], z: Tensor) -> Tensor:
     return numerics.odeint(field, z, torch.linspace(0.0, 1.0, 5).to(z), "dopri5")[1][-1]
 
 
+def by_zuko(field: Callable[..., Any], z: Tensor) -> Tensor:
+    return pytest.importorskip("zuko").utils.odeint(field, z, 0.0, 1.0)
+
+
 class Model(nn.Module):
     """A model with or without a manual step before its solve."""
 
@@ -69,10 +73,12 @@ def told(model: Any) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("flow", [by_torchdiffeq, by_adjoint, backwards, by_solve, by_torchdyn])
+@pytest.mark.parametrize(
+    "flow", [by_torchdiffeq, by_adjoint, backwards, by_solve, by_torchdyn, by_zuko]
+)
 def test_a_field_that_is_called_by_hand(flow: Callable[..., Tensor]) -> None:
-    if flow is by_torchdyn:
-        pytest.importorskip("torchdyn.numerics")  # an audit sees what was imported before
+    if flow in (by_torchdyn, by_zuko):  # an audit sees what was imported before
+        pytest.importorskip("torchdyn.numerics" if flow is by_torchdyn else "zuko")
     assert told(Model(flow, by_hand=False)) == ""
     text = told(Model(flow, by_hand=True))
     assert "outside of every solve" in text

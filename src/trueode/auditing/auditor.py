@@ -16,6 +16,7 @@ from trueode import gpus
 from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.density import Sample, check_density
 from trueode.auditing.forward import Call
+from trueode.auditing.gradient import Loss, gradient_change
 from trueode.auditing.interception import version_of
 from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
 from trueode.auditing.notes import notes_on
@@ -61,6 +62,7 @@ def audit(
     solver: Solver | None = None,
     call: Call | None = None,
     metric: Metric | None = None,
+    loss: Loss | None = None,
     margin: float = MARGIN,
     samples: int = 1000,
     methods: Sequence[str] = TRIED,
@@ -94,7 +96,7 @@ def audit(
 
     Args:
         model: a `NeuralODE`, or any module or function that calls ``trueode.solve``, torchdiffeq,
-            torchdyn or torchode in its forward pass. To audit a field alone, wrap it as
+            torchdyn, torchode or zuko in its forward pass. To audit a field alone, wrap it as
             ``NeuralODE(field, upstream, downstream, solver)``.
         data: samples that the model was not trained on: a pair ``(x, y)`` or triple ``(x, y, t)``
             of tensors, inputs ``x`` alone, or an iterable of such batches (a ``DataLoader``).
@@ -109,6 +111,8 @@ def audit(
             times ``model(x, t)``.
         metric: ``metric(outputs, y)`` returns a value for each sample; by default accuracy or mean
             squared error.
+        loss: ``loss(outputs, y)`` returns the loss of a batch, a number. Its gradient under the
+            training solver is then compared with that under the exact flow (`GradientChange`).
         margin: largest share of predictions that may change; for densities, the largest change of
             the mean log density, in bits per dimension.
         samples: number of samples to audit, the first ones of the data. Batches stay whole if a
@@ -170,7 +174,7 @@ def audit(
         own, preconditions = prepare(tested, before, was_training)
         return judge(
             tested, own, preconditions, methods=methods, margin=margin, look=look,
-            population=population, progress=progress,
+            population=population, loss=loss, progress=progress,
         )  # fmt: skip
 
 
@@ -202,6 +206,7 @@ def judge(
     margin: float = MARGIN,
     look: int | None = None,
     population: str = "sample",
+    loss: Loss | None = None,
     budget: float = float("inf"),
     what: str = "{}",
     progress: Callable[[str], None] = lambda text: None,
@@ -217,6 +222,7 @@ def judge(
         margin: largest share of predictions that may change.
         look: as in `audit`.
         population: as in `audit`.
+        loss: as in `audit`.
         budget: largest number of field evaluations for the exact flow, counted in samples.
         what: how the sentence calls the metric; ``{}`` stands for its name.
         progress: called with a short description of each piece of work, and the time that it
@@ -248,6 +254,9 @@ def judge(
         exact=exact,
         rows=table.rows,
     )
+    if loss is not None and isinstance(runnable, ModelUnderTest):
+        pace("gradients of the loss")
+        judged = replace(judged, gradient=gradient_change(runnable, exact, loss))
     if not methods or not isinstance(runnable, ModelUnderTest):
         judged = replace(judged, decision=of_sampler(found, safe=table.training.safe, tried=False))
         return replace(judged, notes=tuple(notes_on(judged, runnable)))

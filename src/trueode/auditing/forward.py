@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from trueode.auditing.kept import ROUNDING, Kept, Number, apart
 from trueode.auditing.layered import Layered
 from trueode.auditing.problem import Field, ForeignProblem, Replacement, Solved
 from trueode.auditing.reachable import reachable
-from trueode.auditing.samples import first_tensor, mapped
+from trueode.auditing.samples import first_tensor, mapped, size_of
 from trueode.errors import TrueodeError, UsageError, told
 from trueode.solvers import Solver
 
@@ -46,6 +47,8 @@ class Forward:
 
     def __init__(self, model: Any, call: Call, seed: int | None = None, *others: Any) -> None:
         self.model, self.call, self.seed = model, call, seed
+        self._like: Tensor | None = None  # outputs of no samples
+        self._n = 0  # the number of samples of the present call
         self.random = False
         self._tried = False  # whether its fields were found to draw none
         self.found = reachable(model, call, *others)
@@ -56,13 +59,20 @@ class Forward:
             (x.device for module in self.found.modules for x in module.parameters()), None
         )
 
-    def __call__(self, batch: Any, double: bool = False, solver: Solver | None = None) -> Any:
+    def __call__(
+        self,
+        batch: Any,
+        double: bool = False,
+        solver: Solver | None = None,
+        then: Callable[[Any], Any] | None = None,
+    ) -> Any:
         """Compute the outputs for a batch on the model's device, in its own or double precision.
 
         Args:
             batch: the batch.
             double: whether to compute in double precision.
             solver: the solver that replaces the model's own, if any; named in error messages.
+            then: computes the result from the outputs, which then have gradients.
 
         Raises:
             ModelError: the model raises an exception; errors of this package pass unchanged.
@@ -71,8 +81,9 @@ class Forward:
             self._touched.restore()
         if self.seed is not None:
             seed_all(self.seed)
+        self._n = size_of(batch)
         moved = mapped(batch, lambda x: _cast(x, self._device, double))
-        gradients = torch.enable_grad() if self.gradients else nullcontext()
+        gradients = torch.enable_grad() if self.gradients or then else nullcontext()
         draws = Draws() if not self._ran or (double and self.random) else None
         try:
             with (
@@ -81,6 +92,7 @@ class Forward:
                 draws or nullcontext(),
             ):
                 outputs = self.call(self.model, moved)
+                outputs = outputs if then is None else then(outputs)
         except TrueodeError:
             raise
         except Exception as failure:  # a foreign model may fail in any way
@@ -98,7 +110,16 @@ class Forward:
             ) from failure
         self.random |= draws is not None and draws.any
         self._ran = True
+        if isinstance(outputs, Tensor) and outputs.dim() and then is None:
+            self._like = outputs.detach()[:0]
         return outputs
+
+    def lost(self, n: int, double: bool) -> Tensor | None:
+        """Outputs of NaN, like earlier ones; None if the model has not returned any."""
+        if self._like is None:
+            return None
+        like = self._like.double() if double else self._like
+        return like.new_full((n, *like.shape[1:]), nan)
 
     @contextmanager
     def continued(self) -> Iterator[None]:
@@ -113,12 +134,18 @@ class Forward:
         """Note what the first call has changed; each later call starts by undoing it."""
         self._touched, self._counters = before.touched(), before.numbers()
 
-    def steady(self, replacement: Replacement) -> Replacement:
+    def steady(self, replacement: Replacement, through: bool = False) -> Replacement:
         """Wrap a replacement: each field call starts with the same counters, and builds no graph
-        that outlives it.
+        that outlives it, except to differentiate ``through`` the solve. States with more or fewer
+        rows than the batch, such as nodes of its graphs, count no samples.
         """
 
         def solve(problem: ForeignProblem) -> tuple[Tensor, Solved]:
+            samples = problem.samples and len(problem.z0) == self._n
+            problem = replace(problem, samples=samples)
+            if through:
+                field = self._steady(problem.field, None) if self._counters else problem.field
+                return replacement(replace(problem, field=field))
             gradients = torch.is_grad_enabled()
             self._refuse_noise(problem)
             call, z0 = problem.field, problem.z0
@@ -148,15 +175,19 @@ class Forward:
             )
         self._tried = True
 
-    def _steady(self, field: Field, gradients: bool) -> Field:
+    def _steady(self, field: Field, gradients: bool | None) -> Field:
+        """The field with the same counters at each call; None for ``gradients`` keeps the graph."""
         counted: list[tuple[Number, Any]] | None = None
 
         def called(t: Tensor, z: Tensor) -> Tensor:
             nonlocal counted
             for number, value in counted or ():
                 number.write(value)
-            with torch.set_grad_enabled(gradients):
-                derivative = field(t.detach(), z.detach()).detach()
+            if gradients is None:
+                derivative = field(t, z)
+            else:
+                with torch.set_grad_enabled(gradients):
+                    derivative = field(t.detach(), z.detach()).detach()
             if counted is None:
                 counted = [
                     (number, value)

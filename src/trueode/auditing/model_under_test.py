@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.forward import Call, Forward
+from trueode.auditing.forward import Call, Forward, ModelError
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import Solved, together
 from trueode.auditing.replacement import replace_by
@@ -23,6 +23,7 @@ from trueode.auditing.samples import (
     refuse_shapes,
     size_of,
     targets_of,
+    task_name,
     times_of,
 )
 from trueode.data import Batch
@@ -89,6 +90,10 @@ class ModelUnderTest(Runnable):
         """The same model on other batches."""
         return replace(self, batches=batches, sizes=sizes)
 
+    def some(self, batch: Any, rows: Tensor, size: int) -> Any:
+        """Some of the samples of a batch, whose number is ``size``."""
+        return chosen(batch, rows, size, self.given.shared if self.given else frozenset())
+
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """See `Runnable`.
 
@@ -118,11 +123,11 @@ class ModelUnderTest(Runnable):
                 before = len(noted)
                 if part.solving is not None:
                     part.solving.begin(numbers)
-                output = self.forward(batch, part.double, solver)
+                output = self._outputs(batch, n, part.double, solver, noted)
                 new = noted[before:]
                 if not new:
                     raise UsageError(NO_SOLVER + (DISTILLED if self.task.name == "sampler" else ""))
-                checked = checked_output(output, n, self.task)
+                checked = checked_output(output, n, self.task, self.y)
                 outputs.append(checked if rows is None else checked[rows])
                 final = final_state(new[-1], n)
                 states.append(final if final is None or rows is None else final[rows])
@@ -151,6 +156,19 @@ class ModelUnderTest(Runnable):
         )
         return self.scored(found) if part.indices is None else found
 
+    def _outputs(
+        self, batch: Any, n: int, double: bool, solver: Solver | None, noted: list[Solved]
+    ) -> Any:
+        """The outputs for a batch; NaN if the model raises an exception because a solve failed."""
+        before = len(noted)
+        try:
+            return self.forward(batch, double, solver)
+        except ModelError:
+            lost = self.forward.lost(n, double)
+            if lost is None or all(solve.status == "success" for solve in noted[before:]):
+                raise
+            return lost
+
     def _parts(
         self, indices: Tensor | None, whole: bool
     ) -> Iterator[tuple[Any, Tensor, Tensor | None, int]]:
@@ -165,16 +183,18 @@ class ModelUnderTest(Runnable):
                 if len(rows) == size or (len(rows) and whole):
                     yield batch, every, rows, size
                 elif len(rows):
-                    yield chosen(batch, rows, size), every[rows], None, len(rows)
+                    yield self.some(batch, rows, size), every[rows], None, len(rows)
             start += size
 
 
 NO_SOLVER = (
     "The model's forward calls no solver that can be replaced, so nothing was audited. The audit "
-    "can replace trueode.solve and NeuralODE, torchdiffeq's odeint and odeint_adjoint, torchdyn's "
-    "odeint and NeuralODE, and torchode's AutoDiffAdjoint. It cannot replace a loop written by "
-    "hand, odeint_dense, or solves of a scripted or traced model: pass the field itself, as "
-    "NeuralODE(field, upstream, downstream, solver)."
+    "can replace trueode.solve and NeuralODE, torchdiffeq's odeint, odeint_adjoint and "
+    "odeint_event, torchdyn's odeint and NeuralODE, torchode's AutoDiffAdjoint, and zuko's odeint. "
+    "It cannot replace a loop written by hand, odeint_dense, or solves of a scripted or traced "
+    "model. In place of a loop of N steps of z = z + h * field(t, z), write: "
+    "from trueode import FixedStep, solve; solver = FixedStep('euler', n_steps=N); "
+    "z = solve(field, z, (t0, t1), solver=solver).z. The results are the same."
 )
 DISTILLED = (
     " A distilled or consistency model draws a sample by calls of its network alone: it solves "
@@ -226,7 +246,7 @@ def model_under_test(
     if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
     name = (
-        _task_name(_joined(list(map(targets_of, given.cut))), given.cut[0])
+        task_name(_joined(list(map(targets_of, given.cut))), given.cut[0])
         if task == "auto"
         else task
     )
@@ -305,8 +325,9 @@ def _times(batches: tuple[Any, ...], sizes: tuple[int, ...]) -> Tensor | None:
     )
 
 
-def checked_output(output: Any, n: int, task: Task) -> Tensor:
-    """Move outputs to the CPU, in the shape that the task needs.
+def checked_output(output: Any, n: int, task: Task, y: Tensor | None = None) -> Tensor:
+    """Move outputs to the CPU, in the shape that the task needs. Classification takes outputs of
+    the shape of the targets ``y`` as one logit each, unless these are one-hot.
 
     Raises:
         UsageError: the outputs do not fit the task.
@@ -324,8 +345,13 @@ def checked_output(output: Any, n: int, task: Task) -> Tensor:
         )
     checked: Tensor = output.detach().cpu()
     if task.name == "classification" and task.decision is None:
-        if checked.dim() == 1 or checked.shape[1] == 1:  # one logit for two classes
-            single = checked if checked.dim() == 1 else checked[:, 0]
+        column = checked.dim() > 1 and checked.shape[1] == 1
+        same = y is not None and y.dim() > 1 and y.shape[1:] == checked.shape[1:]
+        if same and not column:
+            assert y is not None
+            same = not bool((y.sum(1) == 1).all())
+        if checked.dim() == 1 or column or same:  # one logit for two classes
+            single = checked[:, 0] if column else checked
             checked = torch.stack([torch.zeros_like(single), single], dim=1)
     elif task.name == "regression":
         checked = checked.reshape(n, -1)
@@ -368,20 +394,3 @@ def _own_call(task: Task, solver: Solver | None) -> Call:
         return model(batch[0] if isinstance(batch, tuple | list) else batch, solver)
 
     return call
-
-
-def _task_name(y: Tensor | None, batch: Any) -> str:
-    if y is None:
-        raise UsageError(
-            "The data has no targets, so the task cannot be inferred: pass task='classification', "
-            "'regression', 'timeseries', 'density' or 'sampler'."
-        )
-    if not y.is_floating_point():
-        return "classification"
-    if bool(((y == 0) | (y == 1)).all()):
-        raise UsageError(
-            "The targets are floating point numbers, but all are 0 or 1: pass "
-            "task='classification' (for a model with one or more logits), 'regression' or "
-            "'timeseries'."
-        )
-    return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"

@@ -63,6 +63,8 @@ def notes_on(judged: Audit, runnable: Runnable) -> list[str]:
             f"only {distinct} of the {runnable.n} samples are distinct: the bounds assume "
             "independent draws, so the confidence is lower than stated"
         )
+    if judged.gradient is not None:
+        found.append(str(judged.gradient))
     if counts.discrepancy is not None:  # the sentence names the cheapest solver
         return found
     if judged.safe:

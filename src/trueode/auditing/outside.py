@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 # code of these Python modules calls fields
-SOLVERS = ("torchdiffeq.", "torchdyn.numerics.", "torchode.", "trueode.solvers.")
+SOLVERS = ("torchdiffeq.", "torchdyn.numerics.", "torchode.", "trueode.solvers.", "zuko.utils")
 # layers of these Python modules only pass calls on
 WRAPPERS = ("torchdiffeq.", "torchdyn.", "torchode.", "torch._dynamo.")
 CALL = nn.Module._call_impl.__code__

@@ -14,6 +14,8 @@ from trueode.solvers import Adaptive, FixedStep, Solver
 
 MOST_NAMED = 3  # at most this many solvers of a model are named
 Field = Callable[[Tensor, Tensor], Tensor]
+Event = Callable[[Tensor, Tensor], Tensor]
+"""``event(t, z)`` is a number that changes its sign where a solve ends."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class ForeignProblem:
         samples: whether the first dimension of ``z0`` counts samples; False for states of one
             dimension, and for tuples that the library flattened.
         found: the solver that the model requested.
+        event: if given, the solve ends where it changes its sign; ``times`` is then the start,
+            twice.
     """
 
     field: Field
@@ -139,6 +143,7 @@ class ForeignProblem:
     breaks: tuple[float, ...]
     samples: bool
     found: FoundSolver
+    event: Event | None = None
 
 
 @dataclass(frozen=True)

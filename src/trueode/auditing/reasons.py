@@ -15,7 +15,6 @@ from trueode.auditing.interception import replaced
 from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.replacement import breaks_within, replace_by
-from trueode.auditing.samples import chosen
 from trueode.catalog import METHODS
 from trueode.evaluation import Evaluation, ExactFlow, Row
 from trueode.solvers import ButcherTableau, FixedStep, Solver, get_tableau
@@ -164,7 +163,7 @@ def _probe(tested: ModelUnderTest, solver: Solver | None) -> _Probe:
     """Examine the field of the first ODE block, during a call of the model."""
     batch, size = tested.batches[0], tested.sizes[0]
     n = min(PROBED, size)
-    few = chosen(batch, torch.arange(n, device="cpu"), size) if tested.separable else batch
+    few = tested.some(batch, torch.arange(n, device="cpu"), size) if tested.separable else batch
     found = _Probe()
 
     inner = replace_by(
@@ -172,7 +171,8 @@ def _probe(tested: ModelUnderTest, solver: Solver | None) -> _Probe:
     )
 
     def look(problem: ForeignProblem) -> tuple[Tensor, Solved]:
-        if found.length != found.length:  # the first block only
+        # the first block only, if its interval is known
+        if found.length != found.length and problem.event is None:
             _look(problem, solver, breaks_within(problem, tested.breaks), found)
         return inner(problem)
 
@@ -316,7 +316,7 @@ def _halved(tested: ModelUnderTest, own: Evaluation) -> int | None:
     batches, sizes = [], []
     for batch, size in zip(tested.batches, tested.sizes, strict=True):
         for rows in torch.arange(size, device="cpu").chunk(2):
-            batches.append(chosen(batch, rows, size))
+            batches.append(tested.some(batch, rows, size))
             sizes.append(len(rows))
     halves = tested.on(tuple(batches), tuple(sizes)).run().outputs
     whole = own.outputs.double()

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from trueode.auditing.events import up_to_event
 from trueode.auditing.problem import ForeignProblem, Replacement, Solved
 from trueode.errors import SolveError, UsageError
 from trueode.evaluation.runnable import Solving
@@ -31,7 +32,8 @@ def replace_by(
     length T takes equal steps of at most T / N, and ``FixedStep(step_size=h)`` of at most h;
     `OnGrid` adds the times to its grid. `Adaptive` solves from break to break, with dense output at
     the times between, and with the same steps for all samples, because a field may depend on the
-    whole batch. If a solve fails, the outcome has its status, and later states are NaN.
+    whole batch. If a solve fails, the outcome has its status, and later states are NaN. For solves
+    that end at an event, see `up_to_event`.
 
     Args:
         solver: takes the steps.
@@ -54,7 +56,7 @@ def replace_by(
         solver = replace(solver, max_step=min(max_step, solver.max_step or max_step))
     longest = max_step if isinstance(solver, OnGrid) else solver.max_step
 
-    return lambda problem: _solve(solver, problem, solving, breaks, longest)
+    return up_to_event(lambda problem: _solve(solver, problem, solving, breaks, longest))
 
 
 def _solve(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueode.auditing.convergence import Order, pareto
 from trueode.auditing.density import DensityChecks
+from trueode.auditing.gradient import GradientChange
 from trueode.auditing.preconditions import Precondition
 from trueode.auditing.reasons import Paths, Reasons
 from trueode.errors import UsageError
@@ -46,6 +47,7 @@ class Audit:
         orders: the observed orders of the methods.
         safe: the coarsest safe row of each method that has one, the cheapest first.
         reasons: the explanation of the verdict; None in an audit without a table.
+        gradient: how the gradient of the loss changes; None without ``loss=``.
         density: mass, forth and back, and noise of a density; None for other tasks, and in an audit
             without a table.
         notes: what a reader should know beside the verdict.
@@ -67,6 +69,7 @@ class Audit:
     orders: tuple[Order, ...] = ()
     safe: tuple[Row, ...] = ()
     reasons: Reasons | None = None
+    gradient: GradientChange | None = None
     density: DensityChecks | None = None
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any]
@@ -205,6 +208,7 @@ class Audit:
             "safe": [row.to_dict() for row in self.safe],
             "pareto": [row.to_dict() for row in pareto(self.rows)],
             "reasons": self.reasons,
+            "gradient": self.gradient,
             "density": self.density,
             "notes": self.notes,
             "certificate": self.certificate,

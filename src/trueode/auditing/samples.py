@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trueode.data import Dataset, Split
-from trueode.errors import DataError, TrueodeError, told
+from trueode.errors import DataError, TrueodeError, UsageError, told
 from trueode.evaluation.metrics import at_once
 
 
@@ -25,12 +26,14 @@ class Given:
         compared: returns one batch and its parts, which give the same outputs if samples are
             independent.
         complete: whether that batch is one of ``whole``, not only a part of one.
+        shared: the tensors of a batch that its samples share; see `shared_by`.
     """
 
     cut: tuple[Any, ...]
     whole: Callable[[], tuple[Any, ...]]
     compared: Callable[[], tuple[Any, tuple[Any, ...]]]
     complete: bool
+    shared: frozenset[int]
 
 
 def read(data: Any, samples: int) -> Given:
@@ -56,10 +59,12 @@ def _read_rows(n: int, take: Callable[[Tensor], Any], samples: int) -> Given:
     inputs = first_tensor(take(first[:1]))
     cut = batches(*first.split(at_once(inputs if inputs is not None else first[:1])))  # type: ignore[no-untyped-call]
 
-    def compared() -> tuple[Any, tuple[Any, ...]]:
-        return (batches(first)[0], cut) if len(cut) > 1 else (cut[0], unequal_parts(cut[0]))
+    shared = shared_by(cut)
 
-    return Given(cut, lambda: batches(rows), compared, n <= samples)
+    def compared() -> tuple[Any, tuple[Any, ...]]:
+        return (batches(first)[0], cut) if len(cut) > 1 else (cut[0], unequal_parts(cut[0], shared))
+
+    return Given(cut, lambda: batches(rows), compared, n <= samples, shared)
 
 
 def _read_batches(data: Any, samples: int) -> Given:
@@ -69,20 +74,25 @@ def _read_batches(data: Any, samples: int) -> Given:
         left -= size_of(batch)
         if left <= 0:  # stop here: the data may be endless or slow
             break
-    cut = list(whole)
+    cut, shared = list(whole), shared_by(whole)
     if left < 0:
         size = size_of(cut[-1])
-        cut[-1] = chosen(cut[-1], torch.arange(size + left, device="cpu"), size)
+        cut[-1] = chosen(cut[-1], torch.arange(size + left, device="cpu"), size, shared)
     return Given(
-        tuple(cut), lambda: tuple(whole), lambda: (whole[0], unequal_parts(whole[0])), True
+        tuple(cut),
+        lambda: tuple(whole),
+        lambda: (whole[0], unequal_parts(whole[0], shared)),
+        True,
+        shared,
     )
 
 
-def unequal_parts(batch: Any) -> tuple[Any, ...]:
+def unequal_parts(batch: Any, shared: frozenset[int] = frozenset()) -> tuple[Any, ...]:
     """A small and a large part of a batch; one sample stays one."""
     size = size_of(batch)
     rows, small = torch.arange(size, device="cpu"), -(-size // 8)
-    return tuple(chosen(batch, part, size) for part in (rows[:small], rows[small:]) if len(part))
+    parts = (part for part in (rows[:small], rows[small:]) if len(part))
+    return tuple(chosen(batch, part, size, shared) for part in parts)
 
 
 def _told_of(batches: Iterable[Any]) -> Iterator[Any]:
@@ -138,8 +148,12 @@ def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
 
 
 def size_of(batch: Any) -> int:
-    """The number of samples of a batch: the length of its first tensor."""
+    """The number of samples of a batch: the length of its first tensor. If inputs are several
+    tensors, it is the number of targets, if any: a graph may have more nodes than targets.
+    """
     first = first_tensor(batch)
+    if isinstance(batch, tuple | list) and len(batch) > 1 and not isinstance(batch[0], Tensor):
+        first = batch[1] if isinstance(batch[1], Tensor) else first
     if first is None or first.dim() == 0:
         raise DataError(
             f"A batch is of type {type(batch).__name__} and holds no tensor with samples. A batch "
@@ -178,6 +192,30 @@ def times_of(batch: Any) -> Any:
     return None if isinstance(third, Tensor) and third.dtype == torch.bool else third
 
 
+def task_name(y: Tensor | None, batch: Any) -> str:
+    """The task, inferred from the targets.
+
+    Raises:
+        UsageError: they leave it open.
+    """
+    if y is None:
+        raise UsageError(
+            "The data has no targets, so the task cannot be inferred: pass task='classification', "
+            "'regression', 'timeseries', 'density' or 'sampler'."
+        )
+    if not y.is_floating_point():
+        return "classification"
+    mask = y.dim() > 2 and times_of(batch) is None and bool((y.nan_to_num() % 1 == 0).all())
+    if mask or bool(((y == 0) | (y == 1)).all()):
+        raise UsageError(
+            "The targets are floating point numbers, but all are "
+            f"{'whole' if mask else '0 or 1'}: pass "
+            "task='classification' (for a model with one or more logits), 'regression' or "
+            "'timeseries'."
+        )
+    return "timeseries" if y.dim() > 2 or times_of(batch) is not None else "regression"
+
+
 def marks_of(batch: Any) -> Tensor | None:
     """The mask of a triple (x, y, mask): which predictions count."""
     third = batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
@@ -198,14 +236,33 @@ def _shared_times(batch: Any) -> Tensor | None:
     return t if together else None
 
 
-def chosen(batch: Any, rows: Tensor, size: int) -> Any:
-    """Select samples of a batch: the given rows of every tensor that has a row for each sample.
-    Times that all samples share stay whole.
+def shared_by(batches: Iterable[Any]) -> frozenset[int]:
+    """The tensors that the samples of a batch share, such as times, as numbers in the order of
+    `mapped`. Their length differs from the number of samples in some batch.
     """
-    shared = _shared_times(batch)
+    found = set[int]()
+    for batch in batches:
+        size, number = size_of(batch), count()
+
+        def look(x: Tensor, size: int = size, number: Iterator[int] = number) -> Tensor:
+            place = next(number)
+            if not x.dim() or len(x) != size:
+                found.add(place)
+            return x
+
+        mapped(batch, look)
+    return frozenset(found)
+
+
+def chosen(batch: Any, rows: Tensor, size: int, shared: frozenset[int] = frozenset()) -> Any:
+    """Select samples of a batch: the given rows of every tensor that has a row for each sample.
+    Times that all samples share stay whole, and so do other tensors that they share.
+    """
+    times, number = _shared_times(batch), count()
 
     def pick(x: Tensor) -> Tensor:
-        return x[rows.to(x.device)] if x is not shared and x.dim() and len(x) == size else x
+        whole = next(number) in shared or x is times or not x.dim() or len(x) != size
+        return x if whole else x[rows.to(x.device)]
 
     return mapped(batch, pick)
 

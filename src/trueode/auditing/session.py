@@ -70,10 +70,12 @@ class Library:
         module: the public module that must be loaded before the library's solvers can be called.
         patched: a context manager that routes its solves through a session.
         probe: solves z' = -z, z(0) = 1 up to t = 1 through the library's public function, with one
-            step of its Euler method; returns the final state.
+            step, of its Euler method if it has one; returns the final state.
+        expected: the library's final state, and its number of field evaluations.
     """
 
     name: str
     module: str
     patched: Callable[[Session], AbstractContextManager[None]]
     probe: Callable[[], Tensor]
+    expected: tuple[float, int] = (0.0, 1)

@@ -113,7 +113,8 @@ def count_flips(
     shape = flipped.shape
     blown_up = (exact.blown_up[:, None] & finite).expand(shape)
     unresolved = ~(exact.settled & finite) & ~blown_up
-    flipped &= ~unresolved & ~blown_up
+    differs = flipped & finite & ~blown_up
+    flipped = differs & ~unresolved
     rounding = torch.zeros(shape, dtype=torch.bool, device="cpu")
     evaluations = float(exact.evaluations)
     trajectory = None
@@ -126,6 +127,7 @@ def count_flips(
         still = task.flipped(again.outputs, exact.outputs[rows].double(), exact.allowed)
         rounding[rows] = flipped[rows] & ~still & runnable.finite(own)[rows, None]
         flipped &= ~rounding
+        differs[rows] &= still
         own = own.double()
         own[rows] = again.outputs
     drawn = runnable.drawn(*shape)
@@ -137,8 +139,11 @@ def count_flips(
             unresolved = torch.full(shape, lost, device="cpu")
     masks = (flipped, blown_up, unresolved, rounding)
     flips, gone, open_, rounded = (int(mask.flatten()[drawn].sum()) for mask in masks)
+    # rows are refined until their drawn predictions settle; the others count by the finest solve
+    beside = unresolved.clone()
+    beside.view(-1)[drawn] = False
     share, constant = (
-        mean_share(runnable, flipped | blown_up),
+        mean_share(runnable, flipped | blown_up | (differs & beside)),
         _constant(runnable, exact, ran.outputs.dtype),
     )
     trouble = _trouble(runnable, ran, exact) if open_ else ""

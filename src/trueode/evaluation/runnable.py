@@ -305,9 +305,11 @@ def _labels(y: Tensor, outputs: Tensor, ignored: int) -> Tensor:
     labels = y.long().reshape(shape)
     known = labels[labels != ignored]
     if len(known) and not 0 <= int(known.min()) <= int(known.max()) < outputs.shape[1]:
+        signs = known.unique().tolist() == [-1, 1]  # type: ignore[no-untyped-call]
         raise DataError(
             f"The labels lie between {int(known.min())} and {int(known.max())}, but the model has "
             f"{outputs.shape[1]} classes."
+            f"{' For signs pass task=regression and decision=torch.sign.' if signs else ''}"
         )
     return labels
 

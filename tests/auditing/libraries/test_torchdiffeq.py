@@ -278,19 +278,80 @@ def test_single_precision_steps_equal_the_librarys() -> None:
     assert (swapped.dtype, solves[0].n_steps) == (torch.float32, 10)
 
 
-def test_events_are_refused() -> None:
-    def falling(t: Tensor, z: Tensor) -> Tensor:
-        return -torch.ones_like(z)
+def falling(t: Tensor, z: Tensor) -> Tensor:
+    """A free fall with drag: height and speed."""
+    return torch.stack([z[1], -9.8 - 0.5 * z[1]])
 
-    def ground(t: Tensor, z: Tensor) -> Tensor:
-        return z.sum() - 0.5
 
-    z0, t0 = torch.ones(1, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
-    with replaced(TIGHT), pytest.raises(UsageError, match="event"):
-        odeint_event(falling, z0, t0, event_fn=ground)
+def ground(t: Tensor, z: Tensor) -> Tensor:
+    return z[0]
+
+
+def fall(**how: Any) -> tuple[Tensor, Tensor]:
+    z0, t0 = times(10, 0), torch.tensor(1.0, dtype=torch.float64)
+    time, states = odeint_event(falling, z0, t0, event_fn=ground, **how)
+    return time, states[-1]
+
+
+def exact_fall() -> tuple[Tensor, Tensor]:
+    """The height is 10 - v (t - (1 - exp(-t / 2)) / 0.5), with the terminal speed v."""
+    terminal, t = 9.8 / 0.5, torch.tensor(1.5, dtype=torch.float64)
+    for _ in range(50):  # Newton's method
+        gone = 1 - (-0.5 * t).exp()
+        t = t - (10 - terminal * (t - gone / 0.5)) / (-terminal * gone)
+    return 1 + t, -terminal * (1 - (-0.5 * t).exp())
+
+
+def test_the_event_of_a_replaced_solve_is_that_of_its_solver() -> None:
+    time, speed = exact_fall()
+    errors = []
+    for n in (4, 8, 16):
+        with replaced(replace_by(FixedStep("midpoint", n_steps=n))) as solves:
+            found, state = fall()
+        assert (solves[0].n_steps, solves[0].status) == (n, "success")
+        assert solves[0].length == pytest.approx(float(found) - 1)
+        assert abs(float(state[0])) < 1e-9
+        errors.append(abs(float(found - time)))
+    assert errors[0] > 1e-4
+    assert 3 < errors[0] / errors[1] < 5.5  # of order two
+    assert 3 < errors[1] / errors[2] < 5.5
+    with replaced(TIGHT):
+        found, state = fall(method="euler", options={"step_size": 0.1})
+    torch.testing.assert_close(found, time, rtol=1e-9, atol=0)
+    torch.testing.assert_close(state[1], speed, rtol=1e-8, atol=0)
     with recorded() as solves:
-        time, _ = odeint_event(falling, z0, t0, event_fn=ground)
-    assert solves[0].length == pytest.approx(float(time)) == pytest.approx(0.5)
+        found, _ = fall(rtol=1e-9, atol=1e-9)
+    assert solves[0].length == pytest.approx(float(time) - 1, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["euler", "dopri5"])
+def test_events_back_in_time(method: str) -> None:
+    """``z' = z`` from 1 back to 1/2: at the time - log 2."""
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return z
+
+    z0, t0 = times(1), torch.tensor(0.0, dtype=torch.float64)
+    how: dict[str, Any] = {"method": method, "options": {"step_size": 0.1}}
+    with replaced(TIGHT):
+        found, states = odeint_event(
+            field, z0, t0, event_fn=lambda t, z: z[0] - 0.5, reverse_time=True,
+            **(how if method == "euler" else {}),
+        )  # fmt: skip
+    assert float(found) == pytest.approx(-float(torch.tensor(2.0).double().log()), rel=1e-9)
+    assert float(states[-1]) == pytest.approx(0.5, rel=1e-9)
+
+
+def test_a_solve_without_an_event_is_lost() -> None:
+    z0, t0 = times(1), torch.tensor(0.0, dtype=torch.float64)
+    with replaced(TIGHT) as solves:
+        time, states = odeint_event(
+            lambda t, z: -z, z0, t0, event_fn=lambda t, z: z[0] + 1, method="dopri5"
+        )
+    assert bool(time.isnan())
+    assert bool(states[-1].isnan())
+    assert solves[0].status == "failed"
+    assert "event" in solves[0].message
 
 
 def test_callbacks_are_refused(x: Tensor) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trueode.auditing.problem import (
+    Event,
     ForeignProblem,
     FoundSolver,
     Solved,
@@ -101,28 +103,28 @@ class _Replaced:
 
     def integrate(self, t: Tensor) -> Tensor:
         """The states at ascending times, ``(times, *y0.shape)``."""
+        return self._session.solve(self._posed(t))[0]
+
+    def integrate_until_event(self, t0: Tensor, event_fn: Event) -> tuple[Tensor, Tensor]:
+        """The time of an event, and the states at the start and there, ``(2, *y0.shape)``."""
+        posed = self._posed(torch.stack([t0, t0]))
+        states, solved = self._session.solve(replace(posed, event=event_fn))
+        return posed.times[0].double() + solved.length, states
+
+    def _posed(self, t: Tensor) -> ForeignProblem:
         func, y0 = self._arguments["func"], self._arguments["y0"]
         _refuse_callbacks(func)
         found = _found(self._original, self._method, self._arguments, t)
         breaks = tuple(
             x for name in ("step_t", "jump_t") for x in _numbers(self._arguments.get(name))
         )
-        problem = ForeignProblem(
+        return ForeignProblem(
             lambda t, z: func(t, z),
             y0,
             t.detach(),
             tuple(sorted(breaks)),
             _has_samples(func, y0),
             found,
-        )
-        return self._session.solve(problem)[0]
-
-    def integrate_until_event(self, t0: Tensor, event_fn: Any) -> Any:
-        """Refuse events: where such a solve ends depends on the solver."""
-        raise UsageError(
-            "The model solves up to an event (event_fn, odeint_event of torchdiffeq), which cannot "
-            "be replaced, because the interval depends on the solver. Audit the model on a fixed "
-            "interval, without events."
         )
 
 
