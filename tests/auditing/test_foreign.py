@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode import Audit, FixedStep, NeuralODE, audit
-from trueode.auditing.auditor import weights_hash
+from trueode.auditing.provenance import weights_hash
 from trueode.evaluation import Answer
 from trueode.solvers import Solver
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from math import isfinite, nan
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trueode import gpus
 from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.density import Sample, check_density
 from trueode.auditing.forward import Call
 from trueode.auditing.gradient import Loss, gradient_change
-from trueode.auditing.interception import version_of
 from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
 from trueode.auditing.notes import notes_on
 from trueode.auditing.preconditions import Precondition, prepare
 from trueode.auditing.preserve_state import preserve_state
-from trueode.auditing.problem import FoundSolver
+from trueode.auditing.provenance import provenance
 from trueode.auditing.reasons import find_reasons
 from trueode.auditing.report import Audit
 from trueode.catalog import METHODS
@@ -334,65 +330,3 @@ def _chance(runnable: Runnable) -> float:
     rows = y[0] if len(y) == 1 and task.name == "timeseries" else y
     flat = rows.double().reshape(len(rows), -1)
     return float((flat - flat.nanmean(0)).square().nanmean())
-
-
-def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
-    """Record what was audited: hash of the weights, versions, device, and the solver found in the
-    model's own call.
-    """
-    from trueode import __version__
-
-    model = (
-        runnable.forward.model
-        if isinstance(runnable, ModelUnderTest)
-        else getattr(runnable, "model", None)
-    )
-    module = model if isinstance(model, nn.Module) else None
-    if isinstance(runnable, ModelUnderTest) and module is None and runnable.forward.found.modules:
-        module = nn.ModuleList(runnable.forward.found.modules)
-    first = next(iter(module.parameters()), None) if module is not None else None
-    versions = {
-        "trueode": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    solver = own.solver
-    solvers = (solver.blocks or (solver,)) if isinstance(solver, FoundSolver) else ()
-    versions |= {
-        found.library: version_of(found.library) for found in solvers if found.library != "trueode"
-    }
-    known: dict[str, Any] = {"weights": None, "parameters": 0, "device": "cpu", "dtype": None}
-    if module is not None:
-        known |= {
-            "weights": weights_hash(module),
-            "parameters": sum(p.numel() for p in module.parameters()),
-        }
-    if first is not None:
-        known |= {"device": str(first.device), "dtype": str(first.dtype).removeprefix("torch.")}
-    return {
-        "model": type(model).__name__,
-        **known,
-        **gpus.facts(torch.device(known["device"])),
-        "seed": torch.initial_seed(),
-        "machine": platform.machine(),
-        "versions": versions,
-        "solver": [
-            {"library": found.library, "method": found.method, "settings": found.settings}
-            for found in solvers
-        ],
-        "batches": list(runnable.sizes) if isinstance(runnable, ModelUnderTest) else [],
-    }
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers with their names."""
-    digest = sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if not isinstance(value, Tensor):  # extra state of a module
-            continue
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        value = value if value.layout == torch.strided else value.to_dense()
-        digest.update(
-            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
