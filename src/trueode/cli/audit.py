@@ -31,7 +31,7 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     )
     add(
         "--task",
-        choices=("auto", *TASKS, "density"),
+        choices=("auto", *TASKS),
         default="auto",
         help="task of a model (default: auto, by its targets)",
     )

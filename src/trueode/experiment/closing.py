@@ -62,7 +62,7 @@ def judge(
     of the run's field ``evaluations``, and at least 50 Gflop. It is not measured in seconds, so
     equal runs have equal verdicts.
     """
-    task, solver = get_task(shape.task), model.solver
+    task, solver = get_task(shape.task).fitted(shape.sample), model.solver
     runnable = ModelOnSamples(model, split, task, solver, held_out=what == "test")
     channels = getattr(model.upstream, "out_channels", shape.sample[0])
     flops: float = model.field.flops((channels, *shape.sample[1:]))  # type: ignore[attr-defined]
