@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
+from math import pi, sqrt
 from typing import Any
 
 import torch
@@ -16,6 +18,29 @@ from trueode.solvers.step import Field
 # than taps it has no more entries than the convolution has products, and up to this width (rows x
 # out) its smaller overhead outweighs the additional entries (measured).
 WIDEST_DENSE = 256
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _gelu_slope(x: Tensor) -> Tensor:
+    return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / sqrt(2 * pi)
+
+
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": torch.ones_like,
+    "relu": lambda x: (x > 0).to(x),
+    "lrelu": lambda x: torch.where(x > 0, 1.0, 0.01).to(x),
+    "sigmoid": lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
+    "tanh": lambda x: 1 - torch.tanh(x) ** 2,
+    "silu": _silu_slope,
+    "softplus": lambda x: torch.sigmoid(x).where(x <= 20, 1.0),
+    "gelu": _gelu_slope,
+    "cube": lambda x: 3 * x**2,
+}
+"""The derivatives of activations, by differentiable operations."""
 
 
 def shift(bias: Tensor, time_weight: Tensor | None, t: Any, rows: int) -> Tensor:
@@ -35,6 +60,8 @@ def stack_field(stack: LayerStack) -> Field:
     layers = stack.layers
     if stack.image is not None:
         return partial(_on_images, stack)
+    if stack.coupling is not None:
+        return partial(_with_divergence, stack, stack.coupling)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         x = z
@@ -69,6 +96,49 @@ def _on_images(stack: LayerStack, t: Tensor, z: Tensor) -> Tensor:
         if layer.activation != "identity":
             x = activations(layer.activation)[0](x)
     return x.permute(0, 2, 3, 1).reshape(z.shape)
+
+
+def with_divergence(stack: LayerStack, width: int) -> LayerStack | None:
+    """The stack for states ``(batch, width + 1)`` whose last number l has l' = -div f, f the field
+    of ``stack`` on the other numbers.
+
+    Let s1 and s2 be the slopes act' of the hidden units, and W1, W2, W3 the weights that act on
+    states. The trace of W2 diag(s1) W1 is c s1 with c_j = sum_i W2_ij W1_ji; that of
+    W3 diag(s2) W2 diag(s1) W1 is s2 (C s1) with C_kj = W2_kj (W1 W3)_jk. The coupling is c as a
+    row, or C.
+
+    Args:
+        stack: the layers of f on states ``(batch, width)``.
+        width: the numbers in one of these states.
+
+    Returns:
+        None for other layers than one matrix for a whole sample, or unless one or two are hidden.
+    """
+    weights = [layer.weight for layer in stack.layers]
+    flat = stack.lead == 1 and not stack.channels_last and all(w.dim() == 2 for w in weights)
+    if not flat or len(weights) not in (2, 3):
+        return None
+    if [w.shape[1] for w in weights] != [width, *(w.shape[0] for w in weights[:-1])]:
+        return None
+    first, second, last = weights[0], weights[1], weights[-1]
+    if len(weights) == 2:
+        coupling = (second * first.t()).sum(0, keepdim=True)
+    else:
+        coupling = second * (first @ last).t()
+    return stack._replace(coupling=coupling)
+
+
+def _with_divergence(stack: LayerStack, coupling: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    x, slopes = z[:, :-1], []
+    for layer in stack.layers:
+        x = torch.addmm(shift(layer.bias, layer.time_weight, t, 1), x, layer.weight.t())
+        slopes.append(SLOPES[layer.activation](x))
+        if layer.activation != "identity":
+            x = activations(layer.activation)[0](x)
+    trace = slopes[0] @ coupling.t()
+    if len(stack.layers) == 3:
+        trace = trace * slopes[1]
+    return torch.cat([x, -trace.sum(1, keepdim=True)], dim=1)
 
 
 def _windows(x: Tensor, per_sample: int, taps: int) -> Tensor:
