@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +48,29 @@ class Task(ABC):
 
     Attributes:
         decision: computes decisions from outputs; they replace the task's own predictions.
+        needs_targets: whether losses and metrics compare outputs with targets.
+        instead: what to pass instead of options that the task does not have.
     """
 
     decision: DecisionFunction | None = None
 
     name = ""
+    needs_targets = True
+    instead = ""
 
     @property
     def metric_name(self) -> str:
         """The name of the metric that `metrics` computes."""
         return "accuracy"
+
+    def fitted(self, shape: Sequence[int], margin: float | None = None) -> Task:
+        """The task for inputs of a shape, judged at a margin.
+
+        Args:
+            shape: the shape of a sample of the inputs.
+            margin: as in `decide`; None: that of the task, if it has one.
+        """
+        return self
 
     def predict(
         self, model: nn.Module, batch: Batch, solver: Solver | None = None, **how: Any

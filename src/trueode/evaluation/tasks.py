@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from trueode.data import Batch
 from trueode.errors import UsageError, nearest
+from trueode.evaluation.density import Density
 from trueode.evaluation.task import Task, comparable, keep, mean_over_ranks
 from trueode.solvers import Solution, Solver
 from trueode.solvers.control import Reduce
 
 TOLERANCE = 0.01
 """A prediction changes if its gap exceeds this share of the spread of the outputs."""
-NATS = 0.1  # by which a log density may move
 RESIDUAL = 0.1  # share of the RMS residual of a measured series by which its prediction may move
 SHARPNESS = 4.0  # factor on logits before the total variation that approximates flips
 POWER = 8  # of the power mean of gaps: a higher one is closer to the largest gap, but noisier
@@ -222,21 +222,6 @@ class Regression(_Squares):
 
 
 @dataclass(frozen=True)
-class Density(_Squares):
-    """Log densities of the samples ``(batch,)`` in nats. A prediction changes if it moves by more
-    than 0.1.
-    """
-
-    absolute: float | None = NATS
-
-    name = "density"
-
-    def distance(self, own: Tensor, other: Tensor) -> Tensor:
-        """The absolute difference in nats, averaged over a sample's outputs."""
-        return (own - other).abs().flatten(1).mean(1)
-
-
-@dataclass(frozen=True)
 class TimeSeries(_Squares):
     """States ``(batch, times, channels, length)`` at given times, with the mean squared error over
     the observed ones.
@@ -303,6 +288,6 @@ def get_task(name: str, **options: Any) -> Task:
     if foreign := given.keys() - _TASKS[name].__dataclass_fields__:
         raise UsageError(
             f"{' and '.join(sorted(foreign))} does not go with {name}: leave it out, or pass "
-            "another task=…."
+            f"another task=….{_TASKS[name].instead}"
         )
     return _TASKS[name](**given) if given else _DEFAULT[name]

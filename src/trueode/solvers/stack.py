@@ -82,6 +82,52 @@ def stack_field(stack: LayerStack) -> Field:
     return field
 
 
+_SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "identity": lambda a, y: torch.ones_like(a),
+    "relu": lambda a, y: (a > 0).to(a.dtype),
+    "lrelu": lambda a, y: 0.01 + 0.99 * (a > 0).to(a.dtype),
+    "sigmoid": lambda a, y: y * (1 - y),
+    "tanh": lambda a, y: 1 - y * y,
+    "silu": lambda a, y: a.sigmoid() * (1 + a - y),
+    "softplus": lambda a, y: torch.where(a > 20, 1.0, a.sigmoid()),
+    "gelu": lambda a, y: torch.special.ndtr(a) + a * (-a * a / 2).exp() / sqrt(2 * pi),
+    "cube": lambda a, y: 3 * a * a,
+}
+"""The derivatives of the activations y at their inputs a, differentiable once more."""
+
+
+def has_trace(stack: LayerStack, width: int) -> bool:
+    """Whether `traced_field` has a closed form: at most two hidden layers, which are matrices that
+    act on the whole sample.
+    """
+    for layer in stack.layers:
+        if layer.taps > 1 or layer.weight.shape[1] != width:
+            return False
+        width = layer.weight.shape[0]
+    return len(stack.layers) <= 3
+
+
+def traced_field(stack: LayerStack, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The field of a stack on states ``(batch, width)``, and the trace of its Jacobian there,
+    ``(batch,)``; see `has_trace`.
+
+    With weights W1, W2, … and slopes s = σ'(a) of the activations: tr W1 without a hidden layer;
+    Σ_j s_j (W1 W2)_jj with one; s1ᵀ (W2ᵀ ∘ W1 W3) s2 with two, by the cyclic property of the trace.
+    """
+    x, slopes = z, []
+    weights = [layer.weight.flatten(1) for layer in stack.layers]
+    for layer, weight in zip(stack.layers, weights, strict=True):
+        a = torch.addmm(shift(layer.bias, layer.time_weight, t, 1), x, weight.t())
+        x = a if layer.activation == "identity" else activations(layer.activation)[0](a)
+        slopes.append(_SLOPES[layer.activation](a, x))
+    if len(weights) == 1:
+        return x, weights[0].trace().expand(len(z))
+    if len(weights) == 2:
+        return x, slopes[0] @ (weights[0] * weights[1].t()).sum(1)
+    inner = weights[1].t() * (weights[0] @ weights[2])
+    return x, ((slopes[0] @ inner) * slopes[1]).sum(1)
+
+
 def _on_images(stack: LayerStack, t: Tensor, z: Tensor) -> Tensor:
     assert stack.image is not None
     # contiguous pixels, which is how convolutions with the channels last are fastest
