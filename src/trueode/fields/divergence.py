@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from trueode.errors import UsageError
 from trueode.layers import LayerStack
 from trueode.solvers.problem import layers_of
-from trueode.solvers.stack import has_trace, traced_field
+from trueode.solvers.recognition.hooks import is_unwatched
+from trueode.solvers.stack import stack_field, with_divergence
 
 
 class Divergence(nn.Module):
@@ -67,8 +68,10 @@ class Divergence(nn.Module):
                 f"The noise has shape {tuple(self.noise.shape)}; a state of {len(z)} samples needs "
                 f"{tuple(z.shape)}."
             )
-        stack = None if self.noise is not None else self._layers(t, z)
-        value, trace = self._products(t, z) if stack is None else traced_field(stack, t, z)
+        stack = self._stack(z) if self.noise is None else None
+        if stack is not None:
+            return stack_field(stack)(t, state)
+        value, trace = self._products(t, z)
         return torch.cat([value, -trace[:, None]], dim=1)
 
     def flops(self, sample_shape: Sequence[int]) -> int:
@@ -79,13 +82,22 @@ class Divergence(nn.Module):
         return int(self.field.flops(self.shape)) * (1 + products)  # type: ignore[attr-defined]
 
     def layer_stack(self, state_shape: Sequence[int]) -> LayerStack | None:
-        """None: the field is called."""
-        return None
+        """The layers of f with the divergence for states ``(n, d + 1)``; None if the trace has no
+        closed form, or calling the field does more than this class defines.
+        """
+        plain = type(self).forward is Divergence.forward and is_unwatched(self)
+        n, *rest = state_shape
+        if self.noise is not None or not plain or rest != [prod(self.shape) + 1]:
+            return None
+        like = next(
+            (p for p in self.parameters() if p.is_floating_point()), torch.empty(0, device="cpu")
+        )
+        return self._stack(like.new_zeros(n, prod(self.shape)))
 
-    def _layers(self, t: Any, z: Tensor) -> LayerStack | None:
-        """The layers of f, if its trace has a closed form."""
+    def _stack(self, z: Tensor) -> LayerStack | None:
+        """The layers of f for states ``(n, d)`` with the divergence, if that has a closed form."""
         stack = layers_of(self.field, z.view(-1, *self.shape), lambda: z.new_tensor(0.25))
-        return stack if stack is not None and has_trace(stack, z.shape[1]) else None
+        return None if stack is None else with_divergence(stack, z.shape[1])
 
     def _products(self, t: Any, z: Tensor) -> tuple[Tensor, Tensor]:
         """f ``(n, d)`` and its trace ``(n,)``, by derivatives in reverse mode."""

@@ -37,6 +37,8 @@ def stack_field(stack: LayerStack) -> Field:
     layers = stack.layers
     if stack.image is not None:
         return partial(_on_images, stack)
+    if stack.coupling is not None:
+        return partial(_diverging, stack, stack.coupling)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         x = z
@@ -71,36 +73,48 @@ _SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """The derivatives of the activations y at their inputs a, differentiable once more."""
 
 
-def has_trace(stack: LayerStack, width: int) -> bool:
-    """Whether `traced_field` has a closed form: at most two hidden layers, which are matrices that
-    act on the whole sample.
+def with_divergence(stack: LayerStack, width: int) -> LayerStack | None:
+    """The stack of f with its divergence, for states ``(batch, width + 1)``: (z, l)' = (f, -div f).
+
+    With weights W1, W2, … and slopes s = act'(a) of the hidden units, the divergence is the trace
+    of W1 without a hidden layer; c s1, c_j = (W1 W2)_jj, with one; s2ᵀ C s1, Cᵀ = W2ᵀ ∘ W1 W3, with
+    two, by the cyclic property of the trace. The coupling of the stack is C, or c as a row.
+
+    Args:
+        stack: the layers of f on states ``(batch, width)``.
+        width: the numbers in one of these states.
+
+    Returns:
+        The stack; None if there are more hidden layers, or layers that do not act on a whole sample
+        as one matrix.
     """
-    for layer in stack.layers:
-        if layer.taps > 1 or layer.weight.shape[1] != width:
-            return False
-        width = layer.weight.shape[0]
-    return len(stack.layers) <= 3
-
-
-def traced_field(stack: LayerStack, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The field of a stack on states ``(batch, width)``, and the trace of its Jacobian there,
-    ``(batch,)``; see `has_trace`.
-
-    With weights W1, W2, … and slopes s = σ'(a) of the activations: tr W1 without a hidden layer;
-    Σ_j s_j (W1 W2)_jj with one; s1ᵀ (W2ᵀ ∘ W1 W3) s2 with two, by the cyclic property of the trace.
-    """
-    x, slopes = z, []
     weights = [layer.weight.flatten(1) for layer in stack.layers]
-    for layer, weight in zip(stack.layers, weights, strict=True):
-        a = torch.addmm(shift(layer.bias, layer.time_weight, t, 1), x, weight.t())
+    fitting = [width, *(weight.shape[0] for weight in weights[:-1])]
+    if len(weights) > 3 or any(layer.taps > 1 for layer in stack.layers):
+        return None
+    if [weight.shape[1] for weight in weights] != fitting:
+        return None
+    if len(weights) == 1:
+        coupling = weights[0].diagonal()[None]
+    elif len(weights) == 2:
+        coupling = (weights[1] * weights[0].t()).sum(0, keepdim=True)
+    else:
+        coupling = weights[1] * (weights[0] @ weights[2]).t()
+    layers = zip(stack.layers, weights, strict=True)
+    return LayerStack(tuple(x._replace(weight=w) for x, w in layers), coupling=coupling)
+
+
+def _diverging(stack: LayerStack, coupling: Tensor, t: Tensor, state: Tensor) -> Tensor:
+    """The field of a stack with its divergence."""
+    x, slopes = state[:, :-1], []
+    for layer in stack.layers:
+        a = torch.addmm(shift(layer.bias, layer.time_weight, t, 1), x, layer.matrix)
         x = a if layer.activation == "identity" else activations(layer.activation)[0](a)
         slopes.append(_SLOPES[layer.activation](a, x))
-    if len(weights) == 1:
-        return x, weights[0].trace().expand(len(z))
-    if len(weights) == 2:
-        return x, slopes[0] @ (weights[0] * weights[1].t()).sum(1)
-    inner = weights[1].t() * (weights[0] @ weights[2])
-    return x, ((slopes[0] @ inner) * slopes[1]).sum(1)
+    coupled = slopes[0] @ coupling.t()
+    if len(slopes) == 3:
+        coupled = coupled * slopes[1]
+    return torch.cat([x, -coupled.sum(1, keepdim=True)], dim=1)
 
 
 def _on_images(stack: LayerStack, t: Tensor, z: Tensor) -> Tensor:

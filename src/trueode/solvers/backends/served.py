@@ -31,8 +31,7 @@ def is_served(problem: Problem) -> bool:
         and _is_plain(z, place)
         and all(
             _is_plain(x, place)
-            for layer in layers
-            for x in (layer.weight, layer.bias, layer.time_weight)
+            for x in problem.layers.tensors
             if x is not None
         )
         and all(layer.activation in KNOWN for layer in layers)
