@@ -15,7 +15,7 @@ from tests.problems import TanhField, states
 from trueode.catalog import ACTIVATIONS
 from trueode.errors import UsageError
 from trueode.fields import ConvField, DenseField, Divergence, SequentialField
-from trueode.solvers.stack import has_trace, traced_field
+from trueode.solvers.stack import stack_field, with_divergence
 
 TIME = torch.tensor(0.3, dtype=torch.float64)
 
@@ -117,14 +117,15 @@ def test_closed_forms_have_the_derivatives_of_products(hidden: int, act: str) ->
     field, z = layers(hidden, act), states(5, 3).requires_grad_()
     stack = field.layer_stack(z.shape)
     assert stack is not None
-    assert has_trace(stack, 3)
+    diverging = with_divergence(stack, 3)
+    assert diverging is not None
     weights = torch.randn(5, 4, dtype=torch.float64)
-    value, trace = traced_field(stack, TIME, z)
-    closed = torch.cat([value, -trace[:, None]], dim=1)
+    state = torch.cat([z, z[:, :1] * 0], dim=1)
+    closed = stack_field(diverging)(TIME, state)
     called = Divergence(lambda t, x: field.net(torch.cat([x, t.expand(5, 1)], 1)), (3,))
     gradients = [
         torch.autograd.grad((found * weights).sum(), [z, *field.parameters()], allow_unused=True)
-        for found in (closed, called(TIME, torch.cat([z, z[:, :1] * 0], dim=1)))
+        for found in (closed, called(TIME, state))
     ]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(*(0.0 * z[0, 0] if x is None else x for x in (one, other)))
