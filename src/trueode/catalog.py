@@ -63,6 +63,8 @@ DATA_SETS: dict[str, DataSet] = {
 }
 
 TASKS = ("classification", "regression", "timeseries", "density")
+AUDITED = (*TASKS, "sampler")
+"""The tasks of models that an audit judges."""
 TRACES = ("exact", "hutchinson")
 USUAL: dict[str, dict[str, object]] = {
     "density": {
