@@ -54,7 +54,7 @@ class Layered:
         key = torch.Size(shape)
         if key not in self._known:
             z, found = self._like.new_zeros(key), None
-            if hasattr(self._field, "layer_stack"):  # its own may be more than what it computes
+            if hasattr(self._field, "layer_stack"):  # a divergence cannot be followed
                 found = self._field.layer_stack(key)
             with suppress(RecognitionError):
                 if found is None:

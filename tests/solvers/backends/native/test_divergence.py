@@ -59,7 +59,7 @@ def served(field: nn.Module, z0: Tensor, solver: Solver) -> bool:
 
 @pytest.mark.parametrize("name", SETS_OR_SKIP)
 @pytest.mark.parametrize("hidden", [(10,), (10, 6)], ids=str)
-@pytest.mark.parametrize("activation", [*ACTIVATIONS, "cube", "identity"])
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "identity"])
 @pytest.mark.parametrize("solver", GIVEN, ids=str)
 def test_given_steps(
     solver: Solver, activation: str, hidden: Sequence[int], name: str
@@ -98,7 +98,7 @@ def test_shapes(
 
 @pytest.mark.parametrize("name", SETS_OR_SKIP)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "cube"])
 def test_slopes_over_the_whole_range(activation: str, dtype: torch.dtype, name: str) -> None:
     """One step of a layer that is only an activation: its slope and its curvature."""
     sizes = torch.cat(
