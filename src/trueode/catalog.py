@@ -73,7 +73,7 @@ USUAL: dict[str, dict[str, object]] = {
         "act": "tanh",
         "time_dependent": True,
         "solver": "rk4",
-        "step_size": 0.0625,
+        "step_size": 0.125,
         "batch_size": 512,
         "lr": 0.005,
         "niter": 1000,
