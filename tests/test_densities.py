@@ -50,7 +50,7 @@ def test_a_run_learns_a_density(dataset: str, capsys: pytest.CaptureFixture[str]
         f"{SMALL} --autodif adjoint",
         f"{SMALL} --trace hutchinson --penalty 1 --penalty_interval 2",
         f"{SMALL.replace('--n_steps 4', '')} --solver dopri5 --tol 1e-3 --per_sample true",
-        f"{SMALL} --solver euler --time_dependent false --act relu",
+        f"{SMALL} --solver euler --time_dependent false --act softplus --precision float64",
         f"{SMALL.replace('--n_steps 4', '')} --use_step_adaption_algo true --adaption_interval 4",
         f"{ADAPTED} --solver auto",
         f"{ADAPTED} --solver bosh3 --trace hutchinson",

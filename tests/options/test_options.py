@@ -250,6 +250,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ("--task regression", ["--task regression", "concentric_sphere2"]),
         ("--downstream none", ["--downstream none", "classification"]),
         ("--dataset moons --network simple_odenet", ["simple_odenet", "linear_odenet"]),
+        ("--dataset moons --act relu", ["--act relu", "softplus"]),
         ("--dataset moons --downstream linear", ["--downstream linear", "Leave it out"]),
         ("--dataset rings --upstream_channels 3", ["--upstream_channels 3", "Leave it out"]),
         ("--dataset moons --task classification", ["--task classification", "density"]),

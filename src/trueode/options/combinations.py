@@ -123,6 +123,11 @@ def _density_problems(o: Options) -> list[str]:
             f"--network {o.network} has no density: convolutions see the neighbours of a number, "
             "and the trace of their Jacobian is not known in closed form. Choose linear_odenet."
         )
+    if o.act in ("relu", "lrelu"):
+        found.append(
+            f"--act {o.act} has no second derivative, so that gradients of a density would leave "
+            "out where its units switch: choose tanh, softplus, gelu, silu or sigmoid."
+        )
     if o.upstream_channels or o.downstream == "linear":
         flag = (
             f"--upstream_channels {o.upstream_channels}"
