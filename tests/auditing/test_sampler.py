@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from tests.evaluation.linear_flows import Linear, euler_map, points, sampler
-from trueode import FixedStep, NeuralODE, audit, check_solver
+from trueode import Adaptive, FixedStep, NeuralODE, audit, check_solver
 from trueode.auditing import Audit
 from trueode.catalog import METHODS
 from trueode.errors import DataError, UsageError
@@ -99,6 +99,13 @@ def test_the_table_goes_on_until_a_solver_is_safe() -> None:
     assert max(row.nfe for row in none.rows) >= 4096
 
 
+def test_its_own_solver_may_fail() -> None:
+    model = sampler(MATRIX, Adaptive("dopri5", 1e-9, 1e-9, max_steps=2))
+    found = audit(model, X, task="sampler", methods=("rk4",))
+    assert (found.verdict, "fails" in found.sentence) == ("ode", True)
+    assert str(found.safe[0].solver) in found.sentence
+
+
 class Matching(nn.Module):
     """The field that moves the standard normal distribution to N(m, s^2) along straight lines."""
 
@@ -146,7 +153,7 @@ def test_a_metric_of_the_set(found: Audit) -> None:
     model = sampler(MATRIX, FixedStep("euler", n_steps=40))
     own = audit(model, X, task="sampler", methods=("rk4",), metric=spread)
     assert own.metric_name == "spread"
-    assert own.rows[0].metric == pytest.approx(float(model(X).std()), rel=1e-5)
+    assert own.rows[0].metric == pytest.approx(float(model(X).detach().std()), rel=1e-5)
     headers = [str(column.header) for column in own.to_rich().columns]
     assert headers == ["solver", "steps", "NFE", "spread", "error", "at most", "sliced"]
     assert "spread" not in [str(column.header) for column in found.to_rich().columns]

@@ -581,9 +581,9 @@ def test_densities_and_samplers(module: str, capsys: pytest.CaptureFixture[str])
         "audit.json",
         *(f"audit_{name}.png" for name in ("swap", "order", "cost")),
     }
-    code, out, _ = audit(f"{module}:sampler {data} --task sampler --tolerance 0.02", capsys)
+    code, out, _ = audit(f"{module}:sampler {data} --task sampler --tolerance 0.03", capsys)
     assert code == 0
-    assert "cheapest within 2 %: rk4 x 1" in out.replace("\n", " ")
+    assert "cheapest within 3 %: rk4 x 1" in out.replace("\n", " ")
     code, out, _ = audit(f"{module}:sampler {data} --task sampler --samples 60", capsys)
     assert code == 4
 

@@ -10,7 +10,6 @@ from math import ceil, isfinite, log
 
 from trueode.catalog import METHODS
 from trueode.evaluation import Row, SolverTable
-from trueode.evaluation.likelihood import FEWEST
 from trueode.evaluation.pace import Pace
 from trueode.evaluation.statistics import slope
 from trueode.solvers import Adaptive, FixedStep, Solver, get_tableau
@@ -42,8 +41,9 @@ def explore(table: SolverTable, methods: Sequence[str], pace: Pace) -> None:
     """
     most = max(LEAST_NFE, 4 * table.training.nfe)
     _explore(table, methods, pace, most)
-    wanted = table.runnable.task.name == "sampler" and table.runnable.n >= FEWEST
-    while wanted and most < MOST_NFE and not any(row.safe for row in table.rows):
+    own = table.training
+    bounded = isfinite(own.sliced) and isfinite(own.upper)  # a sampler, and enough samples
+    while bounded and most < MOST_NFE and not any(row.safe for row in table.rows):
         most *= WIDER
         _explore(table, methods, pace, most)
 

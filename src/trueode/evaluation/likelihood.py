@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import ceil, inf, isnan, nan, sqrt
+from math import ceil, inf, nan, sqrt
 
 import torch
 from torch import Tensor
 
 from trueode.evaluation.density import Density
-from trueode.evaluation.statistics import mean_deviation, t_bounds, t_quantile
+from trueode.evaluation.statistics import (
+    mean_deviation,
+    rough_percent,
+    t_bounds,
+    t_quantile,
+)
 
 FEWEST = 100  # samples that a t-interval needs
 DIRECTIONS = 128  # of the projections in a sliced distance
@@ -96,7 +101,7 @@ class Likelihood(Paired):
         q99: their 99 % quantile.
         largest: the largest of them.
         bit: nats of a bit per dimension.
-        absolute: the limit that the user passed, in nats; NaN without one.
+        absolute: the limit that the user passed, in nats; 0 without one.
     """
 
     own: float
@@ -115,7 +120,7 @@ class Likelihood(Paired):
         return self._scaled(self.mean)
 
     def limit(self, margin: float) -> float:
-        return margin if isnan(self.absolute) else self._scaled(self.absolute)
+        return self._scaled(self.absolute) if self.absolute else margin
 
     def told(self, value: float) -> str:
         return f"{value:.3g} bits per dimension"
@@ -156,7 +161,7 @@ class Discrepancy(Paired):
         return self.tolerance
 
     def told(self, value: float) -> str:
-        return f"{100 * value:.2g} %"
+        return rough_percent(value)
 
     def _scaled(self, value: float) -> float:
         return sqrt(max(value, 0.0))
@@ -175,13 +180,14 @@ def compare_densities(task: Density, own: Tensor, exact: Tensor) -> Likelihood:
     """
     change = own - exact
     mean, deviation = mean_deviation(change.tolist())
-    means, quantiles = (nan, nan), [nan] * 4
+    median = q90 = q99 = largest = nan
     if len(change):
-        means = float(own.mean()), float(exact.mean())
         shares = change.new_tensor([0.5, 0.9, 0.99, 1.0])
-        quantiles = change.abs().quantile(shares).tolist()
-    absolute = nan if task.absolute is None else task.absolute
-    return Likelihood(len(change), mean, deviation, *means, *quantiles, task.bit, absolute)
+        median, q90, q99, largest = change.abs().quantile(shares).tolist()
+    return Likelihood(
+        len(change), mean, deviation, float(own.mean()), float(exact.mean()), median, q90, q99,
+        largest, task.bit, task.absolute or 0.0,
+    )  # fmt: skip
 
 
 def compare_samples(own: Tensor, exact: Tensor, spread: float, tolerance: float) -> Discrepancy:

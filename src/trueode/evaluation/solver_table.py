@@ -18,7 +18,7 @@ from trueode.evaluation.flips import Flips, count_flips, mean_share
 from trueode.evaluation.flow import ExactFlow
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Runnable
-from trueode.evaluation.statistics import percent
+from trueode.evaluation.statistics import percent, rough_percent
 from trueode.evaluation.wording import shown
 from trueode.solvers import Adaptive, FixedStep, Solver
 
@@ -191,7 +191,7 @@ class SolverTable:
             decision = decide(counts, **self._how)
             flips, upper, safe = (
                 counts.changed / counts.n,
-                decision.most if counts.mean is not None else decision.upper,
+                decision.most,
                 decision.status is Status.ODE,
             )
             change = nan if counts.likelihood is None else counts.likelihood.estimate
@@ -286,6 +286,9 @@ def to_rich(rows: Sequence[Row], metric_name: str, caption: str = "") -> Table:
     def number(name: str, digits: int = 4) -> Column:
         return lambda row: _text(getattr(row, name), lambda value: f"{value:.{digits}g}")
 
+    def two_digits(name: str) -> Column:
+        return lambda row: _text(getattr(row, name), rough_percent)
+
     def share(name: str) -> Column:
         return lambda row: _text(getattr(row, name), percent)
 
@@ -301,8 +304,8 @@ def to_rich(rows: Sequence[Row], metric_name: str, caption: str = "") -> Table:
             "upper bound; sliced: Wasserstein distance, relative likewise."
         )
         scores = {metric_name: scores[metric_name]} if known else {}
-        scores |= {"error": share("output_error"), "at most": share("upper")}
-        scores |= {"sliced": share("sliced")}
+        for title, name in (("error", "output_error"), ("at most", "upper"), ("sliced", "sliced")):
+            scores[title] = two_digits(name)
     elif any(row.change == row.change for row in rows):
         note = (
             "Change: mean log density minus that under the exact flow, in bits per dimension; at "

@@ -95,3 +95,8 @@ def slope(
 def percent(share: float) -> str:
     """A share in per cent, with one decimal place."""
     return f"{100 * share:.1f} %"
+
+
+def rough_percent(share: float) -> str:
+    """A share in per cent, with two digits."""
+    return f"{float(f'{100 * share:.2g}'):g} %"

@@ -317,9 +317,9 @@ def get_task(name: str, **options: Any) -> Task:
             f"task = {name!r} is unknown; known are {', '.join(_TASKS)}.{nearest(name, _TASKS)}"
         )
     given = {key: value for key, value in options.items() if value is not None}
-    known = _TASKS[name].__dataclass_fields__.keys()
-    if not _TASKS[name].needs_targets:
-        known = known - {"decision"}
+    known = set(_TASKS[name].__dataclass_fields__)
+    if not _TASKS[name].needs_targets:  # a mean decides
+        known.remove("decision")
     if foreign := given.keys() - known:
         raise UsageError(
             f"{' and '.join(sorted(foreign))} does not go with {name}: leave it out, or pass "

@@ -87,7 +87,7 @@ def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
 
 
 def _density(decision: Decision, found: Likelihood, advice: str) -> str:
-    size = f"{abs(found.mean):.3g} nats, {found.told(abs(found.estimate))}"
+    size = f"{abs(found.mean):.3g} nats ({found.told(abs(found.estimate))}"
     left_out = decision.counts.n - found.n
     over = f"; mean of {found.n} samples, {left_out} left out" if left_out else ""
 
@@ -96,22 +96,21 @@ def _density(decision: Decision, found: Likelihood, advice: str) -> str:
 
     if decision.status is Status.ODE:
         most = sure(f", at most {decision.most:.3g}")
-        side = "above" if found.mean > 0 else "below"
         return (
-            f"this model behaves as an ODE (its mean log density is {size} {side} that of the "
-            f"exact flow{most}{over})"
+            "this model behaves as an ODE: its mean log density differs from that of the exact "
+            f"flow by {size}{most}){over}"
         )
     if decision.lower > decision.margin:
         least = sure(f", at least {decision.lower:.3g}")
         return (
             "this model is NOT an ODE, it uses its solver's error: the reported likelihood is "
-            f"inflated by {size}{least}{over}"
+            f"inflated by {size}{least}){over}"
         )
     if decision.upper < -decision.margin:
         least = sure(f", at least {-decision.upper:.3g}")
         return (
-            "the solver of this model is too coarse: its likelihood is better by "
-            f"{size}{least}{over} when it is solved finely" + (f": take {advice}" if advice else "")
+            "the solver of this model is too coarse, its likelihood is better when it is solved "
+            f"finely: by {size}{least}){over}" + (f": take {advice}" if advice else "")
         )
     return (
         f"this model depends on its solver: {_changed(decision).split(',')[0]}, so that they have "
@@ -128,15 +127,17 @@ def sampler_sentence(decision: Decision, own: Row | None, best: Row | None) -> s
         best: the row of the cheapest safe solver; None: none is known.
     """
     found = decision.counts.discrepancy
-    if own is None or found is None or not found.n:
+    if own is None or found is None:
         return f"undecided which solver this sampler needs: {decision.reason}"
     limit, most = found.told(decision.margin), ""
     if decision.upper < inf and decision.level:
         most = f", at most {found.told(decision.upper)} with {_confidence(decision)} confidence"
-    text = (
-        f"the model's own solver {own.solver} is off by {found.told(found.estimate)} of the spread "
-        f"of the samples{most} ({evaluations(own.nfe)})"
-    )
+    text = f"the model's own solver {own.solver} fails"
+    if found.n:
+        text = (
+            f"the model's own solver {own.solver} is off by {found.told(found.estimate)} of the "
+            f"spread of the samples{most} ({evaluations(own.nfe)})"
+        )
     if best is not None and best.is_training:
         return f"{text}; none that is cheaper is within {limit}"
     if best is not None:

@@ -82,14 +82,18 @@ def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figur
     figure, axes = _with_legend_beside(title)
     axes.set_xlabel("field evaluations per sample")
     axes.set_ylabel(label)
-    good = [row for row in rows if row["status"] == "success" and row["nfe"] > 0]
+    good = [
+        row
+        for row in rows
+        if row["status"] == "success" and row["nfe"] > 0 and np.isfinite(_finite(row["upper"]))
+    ]
     if not good:
         tell_empty(axes)
         return figure
     for method in dict.fromkeys(row["method"] for row in good):
         own = sorted((row for row in good if row["method"] == method), key=lambda row: row["nfe"])
         marker, tint = MARKS.get(method, ("P", GREY))
-        x, y = [row["nfe"] for row in own], [scale * _finite(row["upper"]) for row in own]
+        x, y = [row["nfe"] for row in own], [scale * row["upper"] for row in own]
         axes.plot(
             x,
             y,
@@ -111,7 +115,7 @@ def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figur
             pointed["marker"], _ = MARKS.get(row["method"], ("P", GREY))
             axes.plot(
                 row["nfe"],
-                scale * _finite(row["upper"]),
+                scale * row["upper"],
                 label=f"{'its own solver' if _sampled(rows) else 'trained with'}\n"
                 f"{fill(row['solver'], WIDE)}",
                 zorder=4,

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from trueode.figures.theme import (
     BLUE,
@@ -114,10 +121,13 @@ def solver_swap(
     first.set_title("One model, many solvers")
     below.set_ylabel(shown.below_label)
     figure.align_ylabels(panels[:, 0])
-    _value_axes(panels[0], panels[1], name)
-    if shown.below not in ("flips", "changed"):
-        for lower in panels[1]:
-            logarithmic_y(lower)
+    _value_axes(panels[0], name if shown.above == "metric" else "sliced")
+    if shown.below in ("flips", "changed"):
+        panels[1][0].set_ylim(0, 1.15 * max(1.0, drawn_y(panels[1]).max(initial=0.0)))
+    else:
+        _errors_axis(panels[1])
+    if shown.above == "sliced":
+        first.set_title("")  # the legend takes its place
     _legend(figure, panels[0])
     return figure
 
@@ -132,7 +142,7 @@ def _shown(rows: Sequence[Row], name: str, exact: bool) -> _Shown:
     above = ("metric", *(("accuracy (%)", 100.0) if name == "accuracy" else (name, 1.0)))
     if any(np.isfinite(_number(row, "change")) for row in rows):
         label = "bits per dimension" if name == "bits_per_dim" else name
-        return _Shown("metric", label, 1.0, "change", "off by\n(bits per dim.)", 1.0)
+        return _Shown("metric", label, 1.0, "change", "off by\n(bits)", 1.0)
     if exact:
         return _Shown(*above, "flips", "unlike the\nexact flow (%)", 100.0)
     return _Shown(*above, "changed", "predictions\nchanged (%)", 100.0)
@@ -180,7 +190,8 @@ def _point_out(axes: Axes, row: Row, training: object, shown: _Shown) -> None:
     place = np.log(x / left) / np.log(right / left)
     align, shift = ("left", -6) if place < 0.3 else ("right", 6) if place > 0.7 else ("center", 0)
     low, high = axes.get_ylim()
-    below = y < low + 0.35 * (high - low)  # its line rises from there
+    # an accuracy rises from there, an error falls
+    below = y < low + 0.35 * (high - low) and shown.above == "metric"
     axes.annotate(
         f"{'its own solver, ' if shown.above == 'sliced' else 'trained with '}{training}"
         if training
@@ -214,7 +225,7 @@ def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
-def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> None:
+def _value_axes(uppers: Sequence[Axes], name: str) -> None:
     """Limits that leave room for the training label, and end at 0 and 100 per cent."""
     values = drawn_y(uppers)
     if len(values) and name == "accuracy":
@@ -223,8 +234,16 @@ def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> No
         uppers[0].yaxis.set_major_locator(_UpTo(100.0, nbins=7))
     elif len(values):
         uppers[0].margins(y=0.2)
-        logarithmic_y(uppers[0])
-    lowers[0].set_ylim(0, 1.15 * max(1.0, drawn_y(lowers).max(initial=0.0)))
+        if name != "bits_per_dim":
+            logarithmic_y(uppers[0])
+
+
+def _errors_axis(panels: Sequence[Axes]) -> None:
+    """A common logarithmic axis of errors."""
+    if (drawn_y(panels) > 0).any():
+        panels[0].set_yscale("log", nonpositive="mask")
+        panels[0].yaxis.set_major_locator(LogLocator(numticks=5))
+        panels[0].yaxis.set_minor_formatter(NullFormatter())
 
 
 class _UpTo(MaxNLocator):
