@@ -153,7 +153,10 @@ def _with_inputs(batch: Any, x: Tensor) -> Any:
             f"The samples have shape {tuple(x.shape)}, the inputs {tuple(given.shape)}."
         )
     x = x.to(given).view(given.shape)
-    return type(batch)((x, *batch[1:])) if isinstance(batch, tuple | list) else x
+    if not isinstance(batch, tuple | list):
+        return x
+    make = getattr(type(batch), "_make", type(batch))  # of a named tuple
+    return make((x, *batch[1:]))
 
 
 def _forth_and_back(tested: ModelUnderTest, own: Evaluation) -> float:
