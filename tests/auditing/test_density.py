@@ -23,6 +23,7 @@ from tests.evaluation.linear_flows import (
 )
 from trueode import FixedStep, NeuralODE, audit, check_solver
 from trueode.auditing import Audit
+from trueode.data import Split
 from trueode.errors import DataError, UsageError
 from trueode.evaluation import Status
 
@@ -95,6 +96,7 @@ def test_the_mass_under_the_training_solver(inflated: Audit) -> None:
     assert fine.density is not None
     assert fine.density.mass == pytest.approx(1.0, abs=1e-3)
     assert any("mass" in note for note in fine.notes)
+    assert not any("no density" in note for note in fine.notes)
 
 
 def test_forth_and_back_by_the_training_method(inflated: Audit) -> None:
@@ -263,6 +265,20 @@ def test_the_method_sample_is_used_and_the_random_state_is_left() -> None:
     assert other.density.mass != other.density.mass
 
 
+@pytest.mark.parametrize("kind", ["split", "dict", "pair"])
+def test_samples_replace_the_inputs_of_any_batch(kind: str) -> None:
+    data: Any = {
+        "split": Split(X, X.new_empty(len(X), 0)),
+        "dict": [{"x": X}],
+        "pair": (X, torch.zeros(len(X)).long()),
+    }[kind]
+    call: Any = of_dict if kind == "dict" else None
+    how: dict[str, Any] = {"dimensions": 2, "call": call, "sample": drawn, "methods": ("rk4",)}
+    found = audit(FINE, data, task="density", **how)
+    assert found.density is not None
+    assert found.density.mass == pytest.approx(1.0, abs=1e-3)
+
+
 def test_labels_beside_the_inputs_are_ignored() -> None:
     loader = [(X[:300], torch.zeros(300).long()), (X[300:], torch.ones(300).long())]
     found = audit(INFLATED, loader, task="density", methods=())
@@ -284,3 +300,11 @@ def test_an_own_metric_is_shown() -> None:
 def test_steps_of_a_run_are_fine_enough() -> None:
     model = density(SHRINK, FixedStep("rk4", n_steps=1))
     assert audit(model, X, task="density", methods=()).verdict == "ode"
+
+
+def test_a_mass_below_one() -> None:
+    found = audit(COARSE, X, task="density", sample=drawn, methods=("euler",)).density
+    mass = 1 / float(torch.linalg.det(euler_map(TURN, 2)))
+    assert found is not None
+    assert found.mass_lower < mass < found.mass_upper < 1
+    assert any("no density" in text for text in found.texts)
