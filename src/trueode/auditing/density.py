@@ -155,15 +155,7 @@ def _with_inputs(batch: Any, x: Tensor) -> Any:
         raise UsageError(
             f"The samples have shape {tuple(x.shape)}, the inputs {tuple(given.shape)}."
         )
-<<<<<<< HEAD
-    x = x.to(given).view(given.shape)
-    if not isinstance(batch, tuple | list):
-        return x
-    make = getattr(type(batch), "_make", type(batch))  # of a named tuple
-    return make((x, *batch[1:]))
-=======
     return mapped(batch, lambda part: x.to(given).view(given.shape) if part is given else part)
->>>>>>> density
 
 
 def _forth_and_back(tested: ModelUnderTest, own: Evaluation) -> float:
