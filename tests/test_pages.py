@@ -58,8 +58,8 @@ SPELLINGS = {
 }
 OTHER_OPTIONS = re.compile(
     "absolute|all|data|decision|dry_run|help|ignore_index|json|look|margins?|max_step|methods|"
-    "metric|nproc_per_node|nthreads|"
-    "options_file|population|samples|scale|scheduler|seeds?|tolerance|breaks|call|draws|jobs|"
+    "dimensions|metric|nproc_per_node|nthreads|"
+    "options_file|population|samples?|scale|scheduler|seeds?|tolerance|breaks|call|draws|jobs|"
     "before|again|workers|ntasks|"
     "parts|processes|rows|kills|mnist|images|port|device|out|sections|budget"
 )

@@ -526,3 +526,75 @@ def test_an_audit_imports_no_compiler(module: str) -> None:
         check=False,
     )
     assert done.stderr.strip() == "compiler: False"
+
+
+DISTRIBUTIONS = """
+class Shrink(nn.Module):
+    def forward(self, t, z):
+        return torch.cat([-z[:, :2], torch.full_like(z[:, :1], 2.0)], 1)
+
+def flow(solver=FixedStep("euler", n_steps=2)):
+    return NeuralODE(
+        Shrink(),
+        lambda x: torch.cat([x, torch.zeros_like(x[:, :1])], 1),
+        lambda z: -z[:, :2].square().sum(1) / 2 - z[:, 2],
+        solver,
+    ).eval()
+
+class Decay(nn.Module):
+    def forward(self, t, z):
+        return -z
+
+def sampler():
+    return NeuralODE(Decay(), solver=FixedStep("euler", n_steps=10)).eval()
+
+def one_call():
+    return nn.Linear(2, 2)
+
+def points():
+    return tensors()[0]
+
+def drawn(model, n):
+    return trueode.solve(lambda t, z: z, torch.randn(n, 2), (0.0, 1.0), solver=model.solver).z
+"""
+
+
+def test_densities_and_samplers(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    add(module, DISTRIBUTIONS)
+    data = f"--data {module}:points --methods euler,rk4"
+    flow = f"{module}:flow {data} --task density --json --overwrite true"
+    code, out, _ = audit(f"{flow} --sample {module}:drawn", capsys)
+    found = json.loads(out)
+    assert (code, found["verdict"], found["performance"]["name"]) == (
+        3,
+        "solver-dependent",
+        "bits_per_dim",
+    )
+    assert found["density"]["mass"] > 1
+    lower = found["lower"]
+    code, out, _ = audit(f"{flow} --dimensions 4 --margin 0.5", capsys)
+    found = json.loads(out)
+    assert (code, found["margin"], found["lower"]) == (0, 0.5, pytest.approx(lower / 2))
+    code, out, _ = audit(f"{flow} --absolute 10", capsys)
+    assert code == 0
+    assert {path.name for path in Path(f"experiments/audits/{module}-flow").iterdir()} == {
+        "audit.json",
+        *(f"audit_{name}.png" for name in ("swap", "order", "cost")),
+    }
+    code, out, _ = audit(f"{module}:sampler {data} --task sampler --tolerance 0.03", capsys)
+    assert code == 0
+    assert "cheapest within 3 %: rk4 x 1" in out.replace("\n", " ")
+    code, out, _ = audit(f"{module}:sampler {data} --task sampler --samples 60", capsys)
+    assert code == 4
+
+
+def test_wrong_requests_for_densities_and_samplers(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(module, DISTRIBUTIONS)
+    data = f"--data {module}:points"
+    flow = f"{module}:flow {data} --task density"
+    assert "absolute=" in refused(f"{flow} --tolerance 0.1", capsys)
+    assert "noise" in refused(f"{module}:sampler --task sampler", capsys)
+    assert "consistency" in refused(f"{module}:one_call {data} --task sampler", capsys)
+    assert "'density' or 'sampler'" in refused(f"{module}:flow {data}", capsys)

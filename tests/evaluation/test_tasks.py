@@ -39,7 +39,7 @@ def series_batch(n: int = 3, seed: int = 0) -> Batch:
 
 def test_tasks_by_name() -> None:
     assert [get_task(name).name for name in TASKS] == list(TASKS)
-    assert [get_task(name).metric_name for name in TASKS] == ["accuracy", "mse", "mse"]
+    assert [get_task(name).metric_name for name in TASKS] == ["accuracy", "mse", "mse", "bits_per_dim"]
     with pytest.raises(UsageError, match="Did you mean 'regression'"):
         get_task("regresion")
 
@@ -147,7 +147,8 @@ def test_numbers_flip_beyond_one_percent_of_the_spread_or_what_is_said() -> None
         (NUMBERS, 0.01 * float(spread)),
         (get_task("regression", tolerance=0.2), 0.2 * float(spread)),
         (get_task("regression", absolute=0.3), 0.3),
-        (get_task("density"), 0.1),
+        (get_task("density", absolute=0.1), 0.1),
+        (get_task("density", margin=0.1, dimensions=3), 0.3 * log(2)),
     ):
         assert float(task.allowed(reference)) == pytest.approx(allowed)
         assert flips(task, reference + column(0.0, 0.99, -1.01, 50) * allowed, reference) == [
@@ -398,3 +399,57 @@ def test_the_distance_of_numbers_is_their_loss(name: str) -> None:
 def test_the_distance_of_log_densities_is_in_nats() -> None:
     own, other = outputs("density")
     torch.testing.assert_close(get_task("density").distance(own, other), (own - other).abs()[:, 0])
+
+
+# densities: no targets, one number for each sample
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_losses_of_log_densities_are_in_nats_and_metrics_in_bits(shape: tuple[int, ...]) -> None:
+    task, batch = get_task("density"), Batch(torch.zeros(5, 1, 3), torch.empty(5, 0))
+    output = torch.linspace(-3, 1, 5).view(shape)
+    expected = -output.view(5)
+    torch.testing.assert_close(task.losses(output, batch), expected)
+    torch.testing.assert_close(task.metrics(output, batch), expected / (3 * log(2)))
+    assert float(task.loss_sum(output, batch)) == pytest.approx(float(expected.sum()))
+    nothing = Batch(torch.zeros(0, 1, 3), torch.empty(0, 0))
+    assert float(task.metric_sum(output[:0], nothing)) == 0
+    assert task.metric_name == "bits_per_dim"
+
+
+def test_the_difference_of_log_densities_bounds_their_mean_change() -> None:
+    task = get_task("density").fitted((2,))
+    own, other = outputs("density", 200)
+    found = task.difference(own, other)
+    assert found == pytest.approx(float((own - other).abs().mean()) / (2 * log(2)))
+    assert found >= abs(float((own - other).mean())) / (2 * log(2))
+    assert task.difference(2 * own, 2 * other) == pytest.approx(2 * found)
+    assert task.target(0.02) == 0.02
+    broken = own.clone()
+    broken[3] = torch.inf
+    assert task.difference(broken, other) == float("inf")
+    with pytest.raises(UsageError, match="dimensions="):
+        get_task("density").difference(own, other)
+
+
+def test_log_densities_settle_to_a_share_of_the_margin() -> None:
+    task, reference = get_task("density").fitted((2,), 0.1), column(0.0, 0.0, 0.0)
+    moved = reference + 0.1 * 2 * log(2) * column(0.049, 0.051, -0.051)
+    assert task.settled(moved, reference, share=0.05)[:, 0].tolist() == [True, False, False]
+
+
+def test_samples_are_compared_over_all_their_numbers() -> None:
+    task = get_task("sampler")
+    reference = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).double()
+    reference[:, 2] = 1.0  # a number that is the same in all samples does not matter
+    spread = task.spread(reference)
+    assert spread is not None
+    expected = (reference - reference.mean(0)).square().mean().sqrt()
+    torch.testing.assert_close(spread, expected[None])
+    for size, flips_ in ((0.0099, False), (0.0101, True)):
+        moved = reference + size * float(expected)
+        assert bool(task.flipped(moved, reference).all()) is flips_
+        assert bool(task.flipped(moved, reference).any()) is flips_
+    batch = Batch(reference, torch.empty(400, 0))
+    assert bool(task.losses(reference, batch).isnan().all())
+    assert bool(task.metrics(reference, batch).isnan().all())

@@ -246,3 +246,42 @@ DEGENERATE = {
 def test_every_figure_is_written_whole(draw: Any, tmp_path: Any) -> None:
     path = figures.save(draw(), tmp_path / "figure.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+# densities and samplers
+
+
+def test_costs_of_densities_are_in_bits_and_those_of_samplers_in_per_cent() -> None:
+    given = [{**each, "change": -0.01 * each["output_error"]} for each in rows()]
+    axes = figures.audit_cost(given, 0.01, SAFE).axes[0]
+    assert "bits" in axes.get_ylabel()
+    assert max(axes.lines[0].get_ydata()) == pytest.approx(
+        max(each["upper"] for each in given if each["method"] == "euler")
+    )
+    given = [{**each, "sliced": each["output_error"] / 2} for each in rows()]
+    axes = figures.audit_cost(given, 0.01, SAFE).axes[0]
+    assert "samples" in axes.get_ylabel()
+    assert max(axes.lines[0].get_ydata()) == pytest.approx(
+        100 * max(each["upper"] for each in given if each["method"] == "euler")
+    )
+    unknown = [{**each, "upper": float("inf")} for each in given]
+    assert not figures.audit_cost(unknown, 0.01, []).axes[0].lines
+
+
+def test_swaps_of_densities_and_samplers() -> None:
+    given = [{**each, "change": -0.01 * each["output_error"]} for each in rows()]
+    upper, lower = figures.solver_swap(given, TRAINING, name="bits_per_dim", exact=0.8).axes[::2]
+    euler = [each for each in given if each["method"] == "euler"]
+    assert sorted(lower.lines[0].get_ydata()) == pytest.approx(
+        sorted(-each["change"] for each in euler)
+    )
+    assert upper.get_ylabel() == "bits per dimension"
+    given = [{**each, "sliced": each["output_error"] / 2} for each in rows()]
+    upper, lower = figures.solver_swap(given, TRAINING, exact=0.03).axes[::2]
+    assert sorted(upper.lines[0].get_ydata()) == pytest.approx(
+        sorted(50 * each["output_error"] for each in euler)
+    )
+    assert sorted(lower.lines[0].get_ydata()) == pytest.approx(
+        sorted(100 * each["output_error"] for each in euler)
+    )
+    assert any(line.get_ydata()[0] == pytest.approx(3.0) for line in upper.lines[-2:])

@@ -56,7 +56,8 @@ class Certifier:
     """Attempts to certify the models of one run; all attempts share an error probability of 5 %.
 
     An attempt passes if the one-sided Clopper-Pearson upper bound of the share of predictions that
-    change, or may change, is at most ``fidelity``. The k-th attempt has the level 0.05 / 2^k. Any
+    change, or may change, is at most ``fidelity``; for densities, if both bounds of the mean change
+    of the log density are, in bits per dimension. The k-th attempt has the level 0.05 / 2^k. Any
     number of attempts ends with a wrong certificate in at most 5 % of all runs (union bound). This
     also holds if inputs are used again, provided that the reaction to a failure does not depend on
     the number of flips: then the later models do not depend on the inputs.
@@ -120,7 +121,8 @@ class Certifier:
         return Certificate(
             decision,
             f"certified: this model is an ODE with {solver}: {self._found(decision)}, at most "
-            f"{_share(decision.upper)} of all with {_share(1 - decision.level)} confidence{again}",
+            f"{_bound(decision, decision.most)} with {_share(1 - decision.level)} confidence"
+            f"{again}",
             self.attempts,
         )
 
@@ -132,17 +134,28 @@ class Certifier:
         return Certificate(
             last,
             f"not certified: {self._found(last)} with {last.solver}{unresolved}, up to "
-            f"{_share(last.upper)} of all where {_share(self.fidelity)} are allowed, after "
+            f"{_bound(last, last.most)} where {_bound(last, self.fidelity, '')} are allowed, after "
             f"{made} attempt{'s' * (made > 1)}; {why}",
             self.attempts,
         )
 
     def _found(self, decision: Decision) -> str:
         inputs, counts = f" ({self.source})" if self.source else "", decision.counts
+        if counts.mean is not None:
+            return (
+                f"{counts.mean.name} of {counts.mean.n} unseen inputs{inputs} is "
+                f"{counts.mean.told(counts.mean.estimate)}"
+            )
         return (
             f"{counts.changed} of {counts.n} predictions for unseen inputs{inputs} change under "
             "the exact flow"
         )
+
+
+def _bound(decision: Decision, value: float, of_all: str = " of all") -> str:
+    """A bound in the units of the decision."""
+    mean = decision.counts.mean
+    return f"{_share(value)}{of_all}" if mean is None else mean.told(value)
 
 
 def _share(value: float) -> str:

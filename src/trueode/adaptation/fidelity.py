@@ -227,7 +227,7 @@ class FidelityRule:
                 )
         if finer is not None:
             state = self._refined(state, finer, measure, reference, found.candidate_nfe)
-        elif not (state.attempts and state.attempts[-1].upper > self._fidelity):
+        elif not (state.attempts and state.attempts[-1].most > self._fidelity):
             # after a failed attempt at a certificate, the solver must not become coarser
             state = self._tried(state, measure, reference, found.candidate_nfe)
         self._state = state if isfinite(error) else replace(state, error=None)

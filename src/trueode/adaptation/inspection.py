@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -10,10 +11,14 @@ from torch import Tensor
 from trueode.data import Samples, Split
 from trueode.distributed import Ranks
 from trueode.evaluation import Flips, ModelOnSamples, Task, count_flips, exact_flow
+from trueode.evaluation.likelihood import Likelihood
 from trueode.evaluation.metrics import ALONE, BATCH
 from trueode.models import NeuralODE
 from trueode.precision import ieee
 from trueode.solvers import Solver
+
+COUNTS = tuple(each.name for each in fields(Flips))[:8]  # the numbers that the ranks share
+MEAN = fields(Likelihood)
 
 
 class ModelInspection:
@@ -58,7 +63,7 @@ class ModelInspection:
     @ieee()
     def count(self, solver: Solver, attempt: int) -> Flips:
         """Flips among the inputs of an attempt."""
-        facts, trouble = torch.zeros(8, dtype=torch.float64, device="cpu"), ""
+        facts, trouble = torch.zeros(8 + len(MEAN), dtype=torch.float64, device="cpu"), ""
         if self._ranks.is_main:
             # the other ranks do not take part
             reduce, self._model.reduce = self._model.reduce, None
@@ -70,14 +75,20 @@ class ModelInspection:
                 found = count_flips(runnable, None, own, exact_flow(runnable, own))
             finally:
                 self._model.reduce = reduce
-            *numbers, evaluations, trouble = found.to_dict().values()
-            facts[:] = facts.new_tensor([*map(float, numbers), evaluations + own.nfe * own.n])
-        *counts, share, constant, evaluations = self._ranks.sum(facts).tolist()
+            values, trouble = found.to_dict(), found.trouble
+            values["evaluations"] += own.nfe * own.n
+            facts[:8] = facts.new_tensor([float(values[name]) for name in COUNTS])
+            if found.likelihood is not None:
+                facts[8:] = facts.new_tensor(list(vars(found.likelihood).values()))
+        facts = self._ranks.sum(facts)
+        *counts, share, constant, evaluations = facts[:8].tolist()
         self.evaluations += evaluations
         n, flips, blown_up, unresolved, rounding = map(round, counts)
+        known, *mean = facts[8:].tolist()
         return Flips(
-            n, flips, blown_up, unresolved, rounding, share, bool(constant), evaluations, trouble
-        )
+            n, flips, blown_up, unresolved, rounding, share, bool(constant), evaluations, trouble,
+            likelihood=Likelihood(round(known), *mean) if self._task.name == "density" else None,
+        )  # fmt: skip
 
     def _of(self, attempt: int) -> Samples:
         """The samples of an attempt, requested once."""

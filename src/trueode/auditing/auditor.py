@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trueode import gpus
 from trueode.auditing.convergence import explore, find_safe, observed_orders
+from trueode.auditing.density import Sample, check_density
 from trueode.auditing.forward import Call
 from trueode.auditing.interception import version_of
 from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
@@ -67,6 +68,8 @@ def audit(
     tolerance: float | None = None,
     absolute: float | None = None,
     ignore_index: int | None = None,
+    dimensions: int | None = None,
+    sample: Sample | None = None,
     mask: Tensor | None = None,
     groups: Tensor | None = None,
     population: str = "sample",
@@ -85,6 +88,10 @@ def audit(
     (Clopper & Pearson), and ``inconclusive`` otherwise. The sentence says "NOT an ODE" only if the
     accuracy, or mean squared error, depends on the solver as well. The model is left unchanged.
 
+    For densities, the mean change of the log density decides. For samplers, nothing was trained
+    through a solver: the answer is the cheapest solver whose samples are within ``tolerance`` of
+    those of the exact flow, and the verdict is ``ode`` if there is one, else ``inconclusive``.
+
     Args:
         model: a `NeuralODE`, or any module or function that calls ``trueode.solve``, torchdiffeq,
             torchdyn or torchode in its forward pass. To audit a field alone, wrap it as
@@ -95,14 +102,15 @@ def audit(
             the predictions that count.
         task: ``"classification"`` (outputs are logits ``(n, classes)`` or ``(n, classes, …)``, or
             one logit), ``"regression"`` ``(n, outputs)``, ``"timeseries"`` ``(n, times, …)``,
-            ``"density"`` (log densities in nats, ``(n,)``), or ``"auto"``, which infers the task
-            from the targets.
+            ``"density"`` (log densities in nats, ``(n,)``), ``"sampler"`` (samples ``(n, …)``; the
+            data are noise), or ``"auto"``, which infers the task from the targets.
         solver: the training solver, if the model itself uses another one.
         call: ``call(model, batch)`` returns the outputs for a batch; by default ``model(x)``, with
             times ``model(x, t)``.
         metric: ``metric(outputs, y)`` returns a value for each sample; by default accuracy or mean
             squared error.
-        margin: largest share of predictions that may change.
+        margin: largest share of predictions that may change; for densities, the largest change of
+            the mean log density, in bits per dimension.
         samples: number of samples to audit, the first ones of the data. Batches stay whole if a
             sample depends on the others of its batch.
         methods: names of the methods for the table of solvers; without any, the audit computes the
@@ -111,9 +119,12 @@ def audit(
             shape ``(n,)`` or ``(n, …)``.
         tolerance: how far numbers may move and still count as the same prediction, relative to the
             spread of the outputs (0.01; for a time series with targets at least a tenth of the RMS
-            residual).
-        absolute: the tolerance in the units of the outputs.
+            residual). For samplers, the RMS error of the samples, relative to their spread.
+        absolute: the tolerance in the units of the outputs; for densities, the margin in nats.
         ignore_index: label of predictions that do not count (-100).
+        dimensions: number of dimensions of a density; by default the numbers of a sample of ``x``.
+        sample: ``sample(model, n)`` draws ``n`` samples of a density by the model's solve; by
+            default its method ``sample``, if it has one. The mass is measured with them.
         mask: ``(n, …)``, boolean: which predictions count.
         groups: ``(n,)``: rows with the same number are one sample (windows of one series, nodes of
             one graph).
@@ -148,6 +159,7 @@ def audit(
         model, data, task=task, call=call, solver=solver, metric=metric, samples=samples, mask=mask,
         groups=groups, held_out=held_out, breaks=breaks, max_step=max_step, seed=seed,
         decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
+        dimensions=dimensions, sample=sample, margin=margin,
     )  # fmt: skip
     found = tested.forward.found
     was_training = any(
@@ -237,6 +249,7 @@ def judge(
         rows=table.rows,
     )
     if not methods or not isinstance(runnable, ModelUnderTest):
+        judged = replace(judged, decision=of_sampler(found, safe=table.training.safe, tried=False))
         return replace(judged, notes=tuple(notes_on(judged, runnable)))
     first = table.training.method
     tried = [
@@ -250,6 +263,7 @@ def judge(
         for method in dict.fromkeys([first, *tried])
         if (row := find_safe(table, method)) is not None
     ]
+    found = of_sampler(found, safe=bool(safe), tried=True)
     pace("reasons")
     reasons, paths = find_reasons(runnable, own, exact, table.training)
     rows = (
@@ -259,8 +273,13 @@ def judge(
     floor = max(
         exact.floor if isfinite(exact.floor) else 0.0, 10 * torch.finfo(own.outputs.dtype).eps
     )
+    density = None
+    if counts.likelihood is not None:
+        density = check_density(runnable, own, exact, counts.likelihood, found.margin)
     judged = replace(
         judged,
+        decision=found,
+        density=density,
         rows=rows,
         orders=observed_orders(rows, floor),
         safe=tuple(sorted(safe, key=lambda row: row.nfe)),
@@ -270,12 +289,30 @@ def judge(
     return replace(judged, notes=tuple(notes_on(judged, runnable)))
 
 
+def of_sampler(found: Decision, *, safe: bool, tried: bool) -> Decision:
+    """The decision on a sampler: whether any solver is safe. Other decisions are left unchanged.
+
+    Args:
+        found: the decision on its own solver.
+        safe: whether a solver is safe.
+        tried: whether others than its own were tried.
+    """
+    if found.counts.discrepancy is None:
+        return found
+    if safe:
+        return replace(found, status=Status.ODE, reason="", needed=None)
+    reason = "none of those tried is" if tried else "no other one was tried: pass methods=…"
+    return replace(found, status=Status.INCONCLUSIVE, reason=found.reason or reason)
+
+
 def _chance(runnable: Runnable) -> float:
     """Metric of the best constant prediction: the most frequent class for accuracy, the mean for
     mean squared error.
     """
     y, task = runnable.y, runnable.task
     if y is None or runnable.metric is not None or task.decision is not None:
+        return nan
+    if not task.needs_targets:
         return nan
     if task.name == "classification":
         counted = y.reshape(len(y), -1)[runnable.valid(len(y), y[0].numel())]

@@ -16,6 +16,7 @@ from trueode.solvers import Adaptive, FixedStep, Solver, get_tableau
 
 LOOSEST, TIGHTEST = 1e-1, 1e-6  # tolerances of adaptive methods; float32 resolves no tighter one
 LEAST_NFE = 256  # limit on evaluations, unless four times those of the training solver are more
+WIDER, MOST_NFE = 4, 4096  # factor on it, and largest limit, while a sampler has no safe solver
 AT_REST = 2  # after this many rows without a flip, no finer ones are tried
 ASYMPTOTIC = 0.3  # an order is read from errors below this share of the outputs' scale
 TELLING = 3  # and needs at least this many such rows
@@ -30,15 +31,25 @@ def explore(table: SolverTable, methods: Sequence[str], pace: Pace) -> None:
     The steps double. For the training method they are the training steps, halved and doubled, up to
     at least four times as many. Steps end at all times at which a model asks for states, so there
     are at least as many steps. A method ends when two rows in turn have no flip and three show its
-    order, or when its evaluations exceed both 256 and four times those of the training solver.
+    order, or when its evaluations exceed both 256 and four times those of the training solver. For
+    samplers this limit grows until a solver is safe, because the cheapest one is the answer.
 
     Args:
         table: receives the rows.
         methods: names of the methods.
         pace: reports each solver.
     """
+    most = max(LEAST_NFE, 4 * table.training.nfe)
+    _explore(table, methods, pace, most)
     own = table.training
-    most = max(LEAST_NFE, 4 * own.nfe)
+    bounded = isfinite(own.sliced) and isfinite(own.upper)  # a sampler, and enough samples
+    while bounded and most < MOST_NFE and not any(row.safe for row in table.rows):
+        most *= WIDER
+        _explore(table, methods, pace, most)
+
+
+def _explore(table: SolverTable, methods: Sequence[str], pace: Pace, most: float) -> None:
+    own = table.training
     for method in methods:
         fixed, unchanged, telling, least = METHODS[method].kind == "fixed", 0, 0, 0.0
         for setting in _settings(method, own):

@@ -34,19 +34,21 @@ class Forward:
         model: any callable.
         call: calls the model.
         seed: seed of the random numbers of each call; None leaves the random state alone.
+        others: further functions that are called with the model.
 
     Attributes:
         found: the objects that a call may use or change.
         on_gpu: whether any of them is on a GPU.
         gradients: whether it runs with gradients enabled, because its field differentiates
             something.
+        random: whether it was seen to draw random numbers.
     """
 
-    def __init__(self, model: Any, call: Call, seed: int | None = None) -> None:
+    def __init__(self, model: Any, call: Call, seed: int | None = None, *others: Any) -> None:
         self.model, self.call, self.seed = model, call, seed
-        self._random = False  # whether it draws random numbers
+        self.random = False
         self._tried = False  # whether its fields were found to draw none
-        self.found = reachable(model, call)
+        self.found = reachable(model, call, *others)
         self.gradients = self._continues = self._ran = False
         self._touched, self._counters = Kept(), list[Number]()
         self.on_gpu = any(x.is_cuda for x in self.found.tensors)
@@ -71,7 +73,7 @@ class Forward:
             seed_all(self.seed)
         moved = mapped(batch, lambda x: _cast(x, self._device, double))
         gradients = torch.enable_grad() if self.gradients else nullcontext()
-        draws = Draws() if not self._ran or (double and self._random) else None
+        draws = Draws() if not self._ran or (double and self.random) else None
         try:
             with (
                 gradients,
@@ -94,7 +96,7 @@ class Forward:
             raise ModelError(
                 f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{hint}"
             ) from failure
-        self._random |= draws is not None and draws.any
+        self.random |= draws is not None and draws.any
         self._ran = True
         return outputs
 
@@ -130,7 +132,7 @@ class Forward:
         return solve
 
     def _refuse_noise(self, problem: ForeignProblem) -> None:
-        if self.seed is None or not self._random or self._tried:
+        if self.seed is None or not self.random or self._tried:
             return
         with (
             torch.random.fork_rng(devices=[x for x in [problem.z0.device] if x.type == "cuda"]),

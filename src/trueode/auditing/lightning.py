@@ -62,7 +62,7 @@ class SolverCheck(_callback()):  # type: ignore[misc]  # the package is chosen a
         self.reports[step] = found
         values = {
             "solver/flips": found.flips / found.n if found.exact is not None else float("nan"),
-            "solver/flips_upper": found.decision.upper,
+            "solver/flips_upper": found.decision.most,
             "solver/state_error": found.state_error,
             "solver/nfe": found.own.nfe,
         }

@@ -48,6 +48,8 @@ class ModelUnderTest(Runnable):
         max_step: the longest step of these solvers; None means no limit.
         given: the data before they were cut into batches.
         of_rows: the mask and the groups that the user passed, for all rows.
+        sample: ``sample(model, n)`` draws samples of a density by its solve; None: its method
+            ``sample``, if it has one.
     """
 
     forward: Forward
@@ -59,6 +61,7 @@ class ModelUnderTest(Runnable):
     max_step: float | None = None
     given: Given | None = field(default=None, repr=False)
     of_rows: tuple[Tensor | None, Tensor | None] = field(default=(None, None), repr=False)
+    sample: Callable[[Any, int], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.n = sum(self.sizes)
@@ -118,7 +121,7 @@ class ModelUnderTest(Runnable):
                 output = self.forward(batch, part.double, solver)
                 new = noted[before:]
                 if not new:
-                    raise UsageError(NO_SOLVER)
+                    raise UsageError(NO_SOLVER + (DISTILLED if self.task.name == "sampler" else ""))
                 checked = checked_output(output, n, self.task)
                 outputs.append(checked if rows is None else checked[rows])
                 final = final_state(new[-1], n)
@@ -173,6 +176,10 @@ NO_SOLVER = (
     "hand, odeint_dense, or solves of a scripted or traced model: pass the field itself, as "
     "NeuralODE(field, upstream, downstream, solver)."
 )
+DISTILLED = (
+    " A distilled or consistency model draws a sample by calls of its network alone: it solves "
+    "nothing, so there is no solver to choose."
+)
 
 
 def model_under_test(
@@ -190,6 +197,8 @@ def model_under_test(
     breaks: Sequence[float] = (),
     max_step: float | None = None,
     seed: int | None = None,
+    margin: float | None = None,
+    sample: Callable[[Any, int], Tensor] | None = None,
     **predictions: Any,
 ) -> ModelUnderTest:
     """Prepare a model and its data for an audit; see `audit` for the arguments.
@@ -209,6 +218,10 @@ def model_under_test(
         raise UsageError(f"samples must be at least 1, got {samples!r}.")
     # the constructor refuses invalid times and steps
     steps = FixedStep("euler", n_steps=1, breaks=tuple(breaks), max_step=max_step)
+    if task == "sampler" and data is None:
+        raise DataError(
+            "A sampler needs noise to start from: pass it as data, e.g. torch.randn(1000, 2)."
+        )
     given = read(data, samples)
     if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
@@ -217,12 +230,14 @@ def model_under_test(
         if task == "auto"
         else task
     )
-    kind = get_task(name, **predictions)
+    kind = get_task(name, **predictions).fitted(_shape_of_inputs(given.cut[0]), margin)
+    if sample is not None and name != "density":
+        raise UsageError(f"sample=… measures the mass of a density; the task is {name}.")
     # a NeuralODE takes its solver and times as arguments
     own = call is None and isinstance(model, NeuralODE)
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
     found = ModelUnderTest(
-        Forward(model, how[0], seed),
+        Forward(model, how[0], seed, sample),
         (),
         (),
         kind,
@@ -231,10 +246,17 @@ def model_under_test(
         max_step,
         given,
         (mask, groups),
+        sample,
     )
     found.metric, found.held_out = metric, held_out
     found.look_at(given.cut)
     return found
+
+
+def _shape_of_inputs(batch: Any) -> tuple[int, ...] | None:
+    """The shape of a sample of the inputs; None if they are no tensor."""
+    x = batch[0] if isinstance(batch, tuple | list) else batch
+    return tuple(x.shape[1:]) if isinstance(x, Tensor) else None
 
 
 def _of_rows(
@@ -316,6 +338,8 @@ def checked_output(output: Any, n: int, task: Task) -> Tensor:
         checked = checked.reshape(n, 1)
     elif task.name == "timeseries" and checked.dim() < 3:
         checked = checked.reshape(n, -1, 1)
+    elif task.name == "sampler" and checked.dim() == 1:
+        checked = checked[:, None]
     return checked
 
 
@@ -350,7 +374,7 @@ def _task_name(y: Tensor | None, batch: Any) -> str:
     if y is None:
         raise UsageError(
             "The data has no targets, so the task cannot be inferred: pass task='classification', "
-            "'regression' or 'timeseries'."
+            "'regression', 'timeseries', 'density' or 'sampler'."
         )
     if not y.is_floating_point():
         return "classification"

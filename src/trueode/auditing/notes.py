@@ -10,6 +10,7 @@ from torch import Tensor
 from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.report import Audit
 from trueode.evaluation.decision import LEVEL, Status
+from trueode.evaluation.likelihood import FEWEST
 from trueode.evaluation.runnable import Runnable
 from trueode.evaluation.statistics import percent, samples_for
 from trueode.evaluation.wording import evaluations, shown
@@ -36,17 +37,34 @@ def notes_on(judged: Audit, runnable: Runnable) -> list[str]:
             f"rounding in {precision} changes {counts.rounding} more of {counts.n} predictions; "
             "the training solver in double precision does not"
         )
-    if judged.decision.level and abs(counts.share - counts.changed / counts.n) > 1e-12:
+    shares = judged.decision.level and counts.mean is None
+    if shares and abs(counts.share - counts.changed / counts.n) > 1e-12:
         found.append(
             f"{percent(counts.share)} of all predictions change (mean over samples); the bounds "
             "are for one prediction per sample, drawn at random"
         )
+    if counts.mean is not None and counts.mean.n < counts.n:
+        found.append(
+            f"{counts.n - counts.mean.n} of {counts.n} samples have no exact flow and are left out "
+            "of the mean"
+        )
+    if counts.discrepancy is not None and counts.discrepancy.n:
+        apart = counts.discrepancy
+        found.append(
+            f"sliced Wasserstein distance to the exact samples: {apart.told(apart.sliced)} of "
+            f"their spread; between two independent sets of {apart.n} exact samples: "
+            f"{apart.told(apart.floor)}"
+        )
+    if judged.density is not None:
+        found += judged.density.texts
     found += filter(None, [_vacuous(judged, runnable)])
     if (distinct := _distinct(runnable)) < runnable.n:
         found.append(
             f"only {distinct} of the {runnable.n} samples are distinct: the bounds assume "
             "independent draws, so the confidence is lower than stated"
         )
+    if counts.discrepancy is not None:  # the sentence names the cheapest solver
+        return found
     if judged.safe:
         best, row = judged.safe[0], judged.rows[0]
         found.append(
@@ -54,7 +72,11 @@ def notes_on(judged: Audit, runnable: Runnable) -> list[str]:
             f"the training solver takes {row.nfe:.4g}"
         )
     elif len(judged.rows) > 1:
-        needed = samples_for(judged.decision.margin, 1 - (judged.decision.level or LEVEL))
+        needed = (
+            samples_for(judged.decision.margin, 1 - (judged.decision.level or LEVEL))
+            if counts.mean is None
+            else FEWEST
+        )
         found.append(
             f"no solver can be shown to be safe on {counts.n} samples: {needed} are needed"
             if counts.n < needed and judged.decision.level

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueode.auditing.convergence import Order, pareto
+from trueode.auditing.density import DensityChecks
 from trueode.auditing.preconditions import Precondition
 from trueode.auditing.reasons import Paths, Reasons
 from trueode.errors import UsageError
 from trueode.evaluation import Decision, Evaluation, ExactFlow, Performance, Row, Status, sentence
 from trueode.evaluation.solver_table import to_rich
+from trueode.evaluation.wording import sampler_sentence
 from trueode.files import plain, write_text
 from trueode.runs.audits import SCHEMA
 
@@ -44,6 +46,8 @@ class Audit:
         orders: the observed orders of the methods.
         safe: the coarsest safe row of each method that has one, the cheapest first.
         reasons: the explanation of the verdict; None in an audit without a table.
+        density: mass, forth and back, and noise of a density; None for other tasks, and in an audit
+            without a table.
         notes: what a reader should know beside the verdict.
         provenance: the model, its weights, solver and versions.
         certificate: the certificate of the training run, as plain values; if present, its answer
@@ -63,6 +67,7 @@ class Audit:
     orders: tuple[Order, ...] = ()
     safe: tuple[Row, ...] = ()
     reasons: Reasons | None = None
+    density: DensityChecks | None = None
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any]
     certificate: Mapping[str, Any] | None = None
@@ -85,10 +90,18 @@ class Audit:
         """The verdict in a sentence. If there is a certificate, its sentence, followed by the
         number of samples that change.
         """
+        if self.task == "sampler":
+            own = self.rows[0] if self.rows else None
+            return sampler_sentence(self.decision, own, next(iter(self.safe), None))
         if self.certificate is None:
             best = next((str(row.solver) for row in self.safe if not row.is_training), "")
             return sentence(self.decision, self.performance, self.solver, self.what, best)
         counts = self.decision.counts
+        if counts.mean is not None:
+            return (
+                f"{self.certificate['sentence']}. For {counts.mean.n} test samples it is "
+                f"{counts.mean.told(counts.mean.estimate)}"
+            )
         return (
             f"{self.certificate['sentence']}. "
             f"Of {counts.n} test predictions {counts.changed} change"
@@ -192,6 +205,7 @@ class Audit:
             "safe": [row.to_dict() for row in self.safe],
             "pareto": [row.to_dict() for row in pareto(self.rows)],
             "reasons": self.reasons,
+            "density": self.density,
             "notes": self.notes,
             "certificate": self.certificate,
             "provenance": self.provenance,
@@ -235,9 +249,13 @@ class Audit:
         if not self.rows:
             return {}
         rows = [row.to_dict() for row in self.rows]
+        found = self.decision.counts.discrepancy
         drawn = {
             "swap": figures.solver_swap(
-                rows, self.solver, name=self.metric_name, exact=self.metric_exact
+                rows,
+                self.solver,
+                name=self.metric_name,
+                exact=self.metric_exact if found is None else found.floor,
             ),
             "order": figures.audit_order(rows, plain(self.orders)),
             "cost": figures.audit_cost(

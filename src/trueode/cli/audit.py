@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from trueode.catalog import TASKS
+from trueode.catalog import AUDITED
 from trueode.cli.flags import Parser, add_flag, numbers, positive, positive_number, share, whole
 
 DESCRIPTION = (
@@ -31,7 +31,7 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     )
     add(
         "--task",
-        choices=("auto", *TASKS, "density"),
+        choices=("auto", *AUDITED),
         default="auto",
         help="task of a model (default: auto, by its targets)",
     )
@@ -53,7 +53,8 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         type=share,
         default=0.01,
         metavar="SHARE",
-        help="share of predictions that may change (default: 0.01)",
+        help="share of predictions that may change; for densities, bits per dimension (default: "
+        "0.01)",
     )
     add(
         "--samples",
@@ -78,13 +79,25 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         "--tolerance",
         type=positive_number,
         metavar="SHARE",
-        help="how far an output may move, as a share of the spread (default: 0.01)",
+        help="how far an output may move, as a share of the spread (default: 0.01); for samplers, "
+        "their RMS error",
     )
     add(
         "--absolute",
         type=positive_number,
         metavar="SIZE",
-        help="how far an output may move, in its units",
+        help="how far an output may move, in its units; for densities, the margin in nats",
+    )
+    add(
+        "--dimensions",
+        type=positive,
+        metavar="D",
+        help="dimensions of a density (default: the numbers of a sample)",
+    )
+    add(
+        "--sample",
+        metavar="MODULE:NAME",
+        help="function (model, n) -> n samples of a density (default: its method sample)",
     )
     add(
         "--ignore_index",

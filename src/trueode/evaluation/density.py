@@ -14,6 +14,10 @@ from trueode.evaluation.task import Task, comparable, keep, mean_over_ranks
 from trueode.solvers.control import Reduce
 
 BITS = 0.01  # per dimension, by which the mean log density may change
+UNKNOWN = (
+    "The number of dimensions of the density cannot be told from the data, because its inputs are "
+    "no tensor: pass dimensions=…, how many numbers a sample of x has."
+)
 
 
 @dataclass(frozen=True)
@@ -66,17 +70,16 @@ class Density(Task):
             UsageError: the number of dimensions is unknown.
         """
         if self.dimensions is None:
-            raise UsageError(
-                "How many dimensions the density has cannot be told from the data: pass "
-                "dimensions=…, the number of numbers of a sample."
-            )
+            raise UsageError(UNKNOWN)
         return self.dimensions * log(2)
 
-    def fitted(self, shape: Sequence[int], margin: float | None = None) -> Density:
+    def fitted(self, shape: Sequence[int] | None, margin: float | None = None) -> Density:
+        """See `Task`; the dimensions are the numbers of a sample, unless they are known already."""
+        dimensions = self.dimensions or (None if shape is None else max(prod(shape), 1))
+        if dimensions is None:
+            raise UsageError(UNKNOWN)
         return replace(
-            self,
-            margin=self.margin if margin is None else margin,
-            dimensions=self.dimensions or max(prod(shape), 1),
+            self, margin=self.margin if margin is None else margin, dimensions=dimensions
         )
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trueode.evaluation.density import Density
 from trueode.evaluation.flow import ExactFlow
+from trueode.evaluation.likelihood import (
+    Discrepancy,
+    Likelihood,
+    Paired,
+    compare_densities,
+    compare_samples,
+)
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Part, Runnable
+from trueode.evaluation.task import Task
 from trueode.evaluation.trajectory import Trajectory, follow
 from trueode.solvers import FixedStep, OnGrid, Solver
 
@@ -35,6 +45,8 @@ class Flips:
             samples.
         trouble: why samples are unresolved, and what to do.
         trajectory: how far a single trajectory follows its exact flow; None for several samples.
+        likelihood: the change of log densities; None for other tasks.
+        discrepancy: the errors of samples; None unless the model is a sampler.
         drawn: the predictions that are counted, as numbers ``row * predictions + prediction``.
         doubtful: whether each prediction is unresolved, ``(rows, predictions)`` of bool.
     """
@@ -49,6 +61,8 @@ class Flips:
     evaluations: float = field(default=0.0, compare=False)
     trouble: str = ""
     trajectory: Trajectory | None = field(default=None, repr=False, compare=False)
+    likelihood: Likelihood | None = None
+    discrepancy: Discrepancy | None = None
     drawn: Tensor | None = field(default=None, repr=False, compare=False)
     doubtful: Tensor | None = field(default=None, repr=False, compare=False)
 
@@ -57,11 +71,25 @@ class Flips:
         """Flips and blow-ups."""
         return self.flips + self.blown_up
 
+    @property
+    def mean(self) -> Paired | None:
+        """The mean over samples that decides; None where a share decides."""
+        return self.likelihood or self.discrepancy
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            key: value for key, value in vars(self).items() if isinstance(value, int | float | str)
+            key: vars(value) if isinstance(value, Paired) else value
+            for key, value in vars(self).items()
+            if isinstance(value, int | float | str | Paired)
         }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Flips:
+        """From plain values."""
+        kinds = {"likelihood": Likelihood, "discrepancy": Discrepancy}
+        means = {key: kind(**values[key]) for key, kind in kinds.items() if values.get(key)}
+        return cls(**{**values, **means})
 
 
 def count_flips(
@@ -114,10 +142,28 @@ def count_flips(
         _constant(runnable, exact, ran.outputs.dtype),
     )
     trouble = _trouble(runnable, ran, exact) if open_ else ""
+    likelihood, discrepancy = None, None
+    if not task.needs_targets:  # a sample has one prediction
+        known = drawn[~(unresolved | blown_up).flatten()[drawn]]
+        likelihood, discrepancy = _means(task, own[known].double(), exact, known)
     return Flips(
         len(drawn), flips, gone, open_, rounded, share, constant, evaluations, trouble,
-        trajectory, drawn, unresolved,
+        trajectory, likelihood, discrepancy, drawn, unresolved,
     )  # fmt: skip
+
+
+def _means(
+    task: Task, own: Tensor, exact: ExactFlow, rows: Tensor
+) -> tuple[Likelihood | None, Discrepancy | None]:
+    """Compare outputs of rows with those under the exact flow, where a mean decides."""
+    known = exact.outputs[rows].double()
+    if isinstance(task, Density):
+        return compare_densities(task, own.flatten(), known.flatten()), None
+    spread, allowed = task.spread(exact.outputs.double()), exact.allowed
+    assert spread is not None
+    assert allowed is not None
+    scale = float(spread) or nan  # all samples are equal
+    return None, compare_samples(own.flatten(1), known.flatten(1), scale, float(allowed) / scale)
 
 
 def mean_share(runnable: Runnable, changed: Tensor) -> float:

@@ -8,14 +8,14 @@ from math import nan
 
 from torch import Tensor
 
-from trueode.evaluation.decision import LEVEL, MARGIN
+from trueode.evaluation.decision import LEVEL, MARGIN, Status, decide
 from trueode.evaluation.flips import Flips
 from trueode.evaluation.flow import ExactFlow
+from trueode.evaluation.likelihood import FEWEST, Likelihood
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Runnable
 from trueode.evaluation.statistics import mean_bounds, share_difference
 
-FEWEST = 100  # samples that the t-interval of a mean squared error needs
 RELATIVE = 0.1  # the allowed change of a mean squared error, relative to it
 
 
@@ -40,7 +40,8 @@ class Performance:
         exact: mean metric under the exact flow; a prediction that blows up is wrong.
         gain: accuracy under the training solver minus accuracy under the exact flow, with one
             prediction of each sample. For mean squared errors: the increase under the exact flow,
-            relative to the error under the training solver.
+            relative to the error under the training solver. For densities: the mean log density
+            under the training solver minus that under the exact flow, in bits per dimension.
         lower: lower bound of the gain.
         upper: upper bound of the gain.
         margin: the largest gain that counts as no difference.
@@ -95,7 +96,9 @@ def performance(
         mine = mine.masked_fill(~runnable.finite(own.outputs[:n])[:, None], 0.0)
         theirs = theirs.masked_fill(~runnable.finite(exact.outputs)[:, None], 0.0)
     shown = runnable.mean(mine), runnable.mean(theirs)
-    if runnable.metric is not None or not runnable.held_out:
+    if counts.likelihood is not None and runnable.metric is None:
+        return _of_density(counts, counts.likelihood, name, margin, level, population)
+    if runnable.metric is not None or counts.mean is not None or not runnable.held_out:
         return Performance(Answer.UNDECIDED, name, *shown)
     drawn, doubtful = counts.drawn, counts.doubtful
     assert doubtful is not None
@@ -119,6 +122,18 @@ def performance(
     if population == "all":
         lower = upper = gain
     return Performance(_answer(lower, upper, RELATIVE), name, *shown, gain, lower, upper, RELATIVE)
+
+
+def _of_density(
+    counts: Flips, found: Likelihood, name: str, margin: float, level: float, population: str
+) -> Performance:
+    """The log density itself is the performance: the decision's bounds are those of the gain."""
+    decision = decide(counts, margin, level=level, population=population)
+    bounds = decision.lower, decision.upper
+    missing = decision.status is Status.INCONCLUSIVE and decision.needed is None
+    answer = Answer.UNDECIDED if missing else _answer(*bounds, decision.margin)
+    means = -found.own / found.bit, -found.exact / found.bit
+    return Performance(answer, name, *means, found.estimate, *bounds, decision.margin)
 
 
 def _count(certain: Tensor, unknown: Tensor) -> tuple[int, int]:

@@ -58,6 +58,9 @@ class ModelOnSamples(Runnable):
             refuse_unknown("inputs", self.samples.x)
         if self.task.name == "regression":
             refuse_unknown("targets", self.y)
+        if not self.task.needs_targets:
+            first = self.samples.batch(torch.zeros(1, dtype=torch.long, device="cpu"))
+            self.task = self.task.fitted(first.x.shape[1:])
 
     def first(self, n: int) -> ModelOnSamples:
         """The same model on the first samples."""
@@ -97,7 +100,7 @@ class ModelOnSamples(Runnable):
                     output = output.masked_fill(lost.view(-1, *[1] * (output.dim() - 1)), torch.nan)
                     if status == "success":
                         status, message = solution.status, solution.message
-                outputs.append(output.cpu())
+                outputs.append(output.cpu() if output.dim() > 1 else output.cpu()[:, None])
                 statuses += solution.statuses or ()
                 if isinstance(solution.z, Tensor):
                     gone = lost.view(-1, *[1] * (solution.z.dim() - 1))

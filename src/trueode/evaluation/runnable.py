@@ -18,8 +18,10 @@ from trueode.evaluation.tasks import Classification, TimeSeries
 from trueode.solvers import Solution, Solver
 from trueode.solvers.problem import Problem
 
-Metric = Callable[[Tensor, Tensor], Tensor]
-"""A user's metric: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``."""
+Metric = Callable[[Tensor, Any], Tensor]
+"""A user's metric: ``metric(outputs, y)`` returns a value for each sample, ``(n,)``. Densities and
+samplers need no targets: ``y`` may be None, and the value may be a single one of the whole set.
+"""
 
 
 class Solving(Protocol):
@@ -155,16 +157,16 @@ class Runnable(ABC):
             UsageError: the user's metric failed, or did not return a value for each sample.
         """
         y = self._targets(outputs)
-        if y is None or self.y is None:
+        if y is None:
             return None
         if self.metric is None:
             return _by_prediction(self.task.metrics(outputs, Batch(y, y)))
-        given = self.y[: len(outputs)]
-        with calling(
-            f"The metric failed on outputs of shape {tuple(outputs.shape)} and targets of shape "
-            f"{tuple(given.shape)}"
-        ):
+        given = None if self.y is None else self.y[: len(outputs)]
+        targets = "no targets" if given is None else f"targets of shape {tuple(given.shape)}"
+        with calling(f"The metric failed on outputs of shape {tuple(outputs.shape)} and {targets}"):
             values = self.metric(outputs, given)
+        if isinstance(values, Tensor) and values.dim() == 0 and not self.task.needs_targets:
+            values = values.expand(len(outputs))  # of the whole set
         if not isinstance(values, Tensor) or values.shape != (len(outputs),):
             returned = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise UsageError(
@@ -266,6 +268,8 @@ class Runnable(ABC):
         Raises:
             DataError: the targets do not fit the outputs.
         """
+        if not self.task.needs_targets:
+            return outputs  # they are ignored
         if self.y is None:
             return None
         y = self.y[: len(outputs)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,14 @@ from trueode.evaluation.flips import Flips, count_flips, mean_share
 from trueode.evaluation.flow import ExactFlow
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Runnable
-from trueode.evaluation.statistics import percent
+from trueode.evaluation.statistics import percent, rough_percent
 from trueode.evaluation.wording import shown
 from trueode.solvers import Adaptive, FixedStep, Solver
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Column = Callable[["Row"], str]
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Row:
         loss: mean over samples, likewise.
         changed: share of predictions unlike those under the training solver.
         flips: share of predictions unlike those under the exact flow; NaN without one.
-        upper: upper bound of the share of samples that flip, blow up or are unresolved.
-        safe: whether at most the margin of the predictions flips, with confidence.
+        upper: upper bound of the share of samples that flip, blow up or are unresolved. For
+            densities and samplers, of the size of the mean that decides.
+        safe: whether the verdict under this solver would be ``ode``.
         output_error: RMS difference of the outputs from the exact flow's, relative to the standard
             deviation of the exact outputs.
         state_error: the same for the final states of the last ODE block; NaN if unknown.
@@ -49,6 +52,10 @@ class Row:
         status: ``"success"``, or why the solve failed.
         factors: the requested factors on the training step or tolerance; several if they lead to
             the same steps.
+        change: for densities, the mean log density minus that under the exact flow, in bits per
+            dimension; NaN for other tasks.
+        sliced: for samplers, the sliced distance to the exact samples, relative to their spread;
+            NaN for other tasks.
     """
 
     solver: Any
@@ -66,6 +73,8 @@ class Row:
     is_training: bool
     status: str
     factors: tuple[float, ...] = ()
+    change: float = nan
+    sliced: float = nan
 
     @property
     def kind(self) -> str:
@@ -176,14 +185,17 @@ class SolverTable:
             ran.outputs.double(), self.own.outputs.double(), self._allowed
         )
         flips, upper, safe = nan, nan, False
+        change = sliced = nan
         if exact is not None:
             counts = counts or count_flips(runnable, None if is_training else solver, ran, exact)
             decision = decide(counts, **self._how)
             flips, upper, safe = (
                 counts.changed / counts.n,
-                decision.upper,
+                decision.most,
                 decision.status is Status.ODE,
             )
+            change = nan if counts.likelihood is None else counts.likelihood.estimate
+            sliced = nan if counts.discrepancy is None else counts.discrepancy.sliced
         if (
             isinstance(solver, FixedStep)
             and (solver.n_steps or ran.n_steps) < ran.n_steps
@@ -199,7 +211,7 @@ class SolverTable:
         return Row(
             solver, ran.n_steps, ran.n_rejected, ran.nfe, ran.metric, ran.loss,
             mean_share(runnable, changed), flips, upper, safe, output_error, state_error,
-            is_training, ran.status,
+            is_training, ran.status, change=change, sliced=sliced,
         )  # fmt: skip
 
 
@@ -271,39 +283,58 @@ def to_rich(rows: Sequence[Row], metric_name: str, caption: str = "") -> Table:
     from rich import box
     from rich.table import Table
 
-    note = (
-        "Changed: predictions unlike the training solver's. Flips: predictions unlike the exact "
-        "flow's; at most: the upper bound of their share."
-    )
+    def number(name: str, digits: int = 4) -> Column:
+        return lambda row: _text(getattr(row, name), lambda value: f"{value:.{digits}g}")
+
+    def two_digits(name: str) -> Column:
+        return lambda row: _text(getattr(row, name), rough_percent)
+
+    def share(name: str) -> Column:
+        return lambda row: _text(getattr(row, name), percent)
+
+    columns: dict[str, Column] = {"steps": number("n_steps"), "NFE": number("nfe")}
+    known = [row for row in rows if row.metric == row.metric]
+    scores: dict[str, Column] = {
+        metric_name: lambda row: _text(row.metric, lambda value: shown(metric_name, value)),
+        "loss": number("loss"),
+    }
+    if any(row.sliced == row.sliced for row in rows):
+        note = (
+            "Error: RMS difference from the exact samples, relative to their spread; at most: its "
+            "upper bound; sliced: Wasserstein distance, relative likewise."
+        )
+        scores = {metric_name: scores[metric_name]} if known else {}
+        for title, name in (("error", "output_error"), ("at most", "upper"), ("sliced", "sliced")):
+            scores[title] = two_digits(name)
+    elif any(row.change == row.change for row in rows):
+        note = (
+            "Change: mean log density minus that under the exact flow, in bits per dimension; at "
+            "most: the upper bound of its size."
+        )
+        scores |= {"error": number("output_error", 2), "change": number("change", 2)}
+        scores |= {"at most": number("upper", 2)}
+    else:
+        note = (
+            "Changed: predictions unlike the training solver's. Flips: predictions unlike the "
+            "exact flow's; at most: the upper bound of their share."
+        )
+        scores |= {"error": number("output_error", 2), "changed": share("changed")}
+        scores |= {"flips": share("flips"), "at most": share("upper")}
     table = Table(box=box.SIMPLE_HEAD, caption=f"{caption} {note}".strip(), caption_justify="left")
     factors = any(row.factors for row in rows)
-    columns = [
-        "solver",
-        *(["factor"] if factors else []),
-        "steps",
-        "NFE",
-        metric_name,
-        "loss",
-        "error",
-        "changed",
-        "flips",
-        "at most",
-    ]
-    for column in columns:
+    for column in ("solver", *(["factor"] if factors else []), *columns, *scores):
         table.add_column(column, justify="left" if column == "solver" else "right")
-
-    def text(value: float, shape: Any = lambda value: f"{value:.4g}") -> str:
-        return shape(value) if value == value else "-"
-
     for row in rows:
         values = [str(row.solver) + (" (training)" if row.is_training else "")]
         values += [" ".join(f"{factor:g}" for factor in row.factors)] if factors else []
-        values += [text(row.n_steps), text(row.nfe)]
-        if row.status != "success":
-            values += [row.status, *[""] * 5]
+        values += [value(row) for value in columns.values()]
+        if row.status == "success":
+            values += [value(row) for value in scores.values()]
         else:
-            values += [text(row.metric, lambda value: shown(metric_name, value)), text(row.loss)]
-            values += [text(row.output_error, lambda value: f"{value:.2g}")]
-            values += [text(share, percent) for share in (row.changed, row.flips, row.upper)]
+            values += [row.status, *[""] * (len(scores) - 1)]
         table.add_row(*values, style="bold" if row.is_training else None)
     return table
+
+
+def _text(value: float, shape: Callable[[float], str]) -> str:
+    return shape(value) if value == value else "-"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log, sqrt
+from math import fsum, log, nan, sqrt
 
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -51,13 +51,28 @@ def mean_bounds(values: Sequence[float], confidence: float) -> tuple[float, floa
 
     Each bound holds with ``confidence``.
     """
+    mean, deviation = mean_deviation(values)
+    return mean, *t_bounds(mean, deviation, len(values), confidence)
+
+
+def mean_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and the standard deviation; NaN if there are too few values."""
+    n = len(values)
+    mean = fsum(values) / n if n else nan
+    return mean, sqrt(fsum((x - mean) ** 2 for x in values) / (n - 1)) if n > 1 else nan
+
+
+def t_bounds(mean: float, deviation: float, n: int, confidence: float) -> tuple[float, float]:
+    """The bounds of a mean from a sample of two or more, each with ``confidence``."""
+    half = t_quantile(n, confidence) * deviation / sqrt(n)
+    return mean - half, mean + half
+
+
+def t_quantile(n: int, confidence: float) -> float:
+    """The quantile of Student's t for a mean of ``n`` values."""
     from scipy.special import stdtrit
 
-    n = len(values)
-    mean = sum(values) / n
-    deviation = sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
-    half = float(stdtrit(n - 1, confidence)) * deviation
-    return mean, mean - half, mean + half
+    return float(stdtrit(n - 1, confidence))
 
 
 def slope(
@@ -80,3 +95,8 @@ def slope(
 def percent(share: float) -> str:
     """A share in per cent, with one decimal place."""
     return f"{100 * share:.1f} %"
+
+
+def rough_percent(share: float) -> str:
+    """A share in per cent, with two digits."""
+    return f"{float(f'{100 * share:.2g}'):g} %"

@@ -44,7 +44,7 @@ def mean_over_ranks(values: Tensor, valid: Tensor, reduce: Reduce) -> float:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Classification, regression, time series or density. Samples are the first dimension.
+    """Classification, regression, time series, density or sampler. Samples are the first dimension.
 
     Attributes:
         decision: computes decisions from outputs; they replace the task's own predictions.
@@ -63,12 +63,15 @@ class Task(ABC):
         """The name of the metric that `metrics` computes."""
         return "accuracy"
 
-    def fitted(self, shape: Sequence[int], margin: float | None = None) -> Task:
+    def fitted(self, shape: Sequence[int] | None, margin: float | None = None) -> Task:
         """The task for inputs of a shape, judged at a margin.
 
         Args:
-            shape: the shape of a sample of the inputs.
+            shape: the shape of a sample of the inputs; None: not known.
             margin: as in `decide`; None: that of the task, if it has one.
+
+        Raises:
+            UsageError: the task needs the shape.
         """
         return self
 

@@ -1,4 +1,4 @@
-"""The tasks: classification, regression, time series and density."""
+"""The tasks: classification, regression, time series, density and sampler."""
 
 from __future__ import annotations
 
@@ -222,6 +222,38 @@ class Regression(_Squares):
 
 
 @dataclass(frozen=True)
+class Sampler(_Squares):
+    """Samples ``(batch, …)`` drawn from given noise. There are no targets, and no loss.
+
+    A solver is judged by the RMS error of its samples, relative to the spread of the exact ones:
+    over all numbers of a sample and all samples.
+    """
+
+    name = "sampler"
+    needs_targets = False
+    instead = (
+        " The RMS error of the samples is judged: tolerance=… allows it to be such a share of "
+        "their spread, absolute=… such a number in their units."
+    )
+
+    @property
+    def metric_name(self) -> str:
+        return "metric"
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """NaN, ``(batch,)``: there is nothing to compare with."""
+        return output.new_full((len(output),), torch.nan)
+
+    def metrics(self, output: Tensor, batch: Batch) -> Tensor:
+        """NaN, ``(batch,)``, likewise."""
+        return self.losses(output, batch)
+
+    def spread(self, reference: Tensor, reduce: Reduce | None = None) -> Tensor:
+        """The RMS deviation of the reference from its mean over samples: ``(1,)``."""
+        return super().spread(reference, reduce).square().mean().sqrt()[None]
+
+
+@dataclass(frozen=True)
 class TimeSeries(_Squares):
     """States ``(batch, times, channels, length)`` at given times, with the mean squared error over
     the observed ones.
@@ -269,7 +301,7 @@ class TimeSeries(_Squares):
 
 
 _TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, Regression, TimeSeries, Density)
+    task.name: task for task in (Classification, Regression, TimeSeries, Density, Sampler)
 }
 _DEFAULT = {name: kind() for name, kind in _TASKS.items()}
 
@@ -285,7 +317,10 @@ def get_task(name: str, **options: Any) -> Task:
             f"task = {name!r} is unknown; known are {', '.join(_TASKS)}.{nearest(name, _TASKS)}"
         )
     given = {key: value for key, value in options.items() if value is not None}
-    if foreign := given.keys() - _TASKS[name].__dataclass_fields__:
+    known = set(_TASKS[name].__dataclass_fields__)
+    if not _TASKS[name].needs_targets:  # a mean decides
+        known.remove("decision")
+    if foreign := given.keys() - known:
         raise UsageError(
             f"{' and '.join(sorted(foreign))} does not go with {name}: leave it out, or pass "
             f"another task=….{_TASKS[name].instead}"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 from trueode.evaluation.decision import Decision, Status
 from trueode.evaluation.gain import Answer, Performance
+from trueode.evaluation.likelihood import Likelihood
 from trueode.evaluation.statistics import percent
+
+if TYPE_CHECKING:
+    from trueode.evaluation.solver_table import Row
+
+SPOKEN = {"bits_per_dim": "bits per dimension"}
 
 
 def shown(metric_name: str, value: float) -> str:
@@ -34,7 +41,8 @@ def sentence(
             if performance.exact == performance.exact
             else ""
         )
-        head = f"{what.format(name)} {shown(name, performance.own)} with {solver}{exact}: "
+        spoken = what.format(SPOKEN.get(name, name))
+        head = f"{spoken} {shown(name, performance.own)} with {solver}{exact}: "
     return head + _verdict(decision, performance, advice)
 
 
@@ -44,6 +52,8 @@ def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
         return _along(decision)
     if decision.status is Status.INCONCLUSIVE:
         return f"undecided whether this model is an ODE: {decision.reason}"
+    if counts.likelihood is not None:
+        return _density(decision, counts.likelihood, advice)
     changed = _changed(decision)
     if decision.status is Status.ODE:
         bound = (
@@ -74,6 +84,67 @@ def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
         f"the predictions of this model depend on its solver ({changed}); whether its {what} does "
         f"is undecided{known}"
     )
+
+
+def _density(decision: Decision, found: Likelihood, advice: str) -> str:
+    size = f"{abs(found.mean):.3g} nats ({found.told(abs(found.estimate))}"
+    left_out = decision.counts.n - found.n
+    over = f"; mean of {found.n} samples, {left_out} left out" if left_out else ""
+
+    def sure(bound: str) -> str:
+        return f"{bound} with {_confidence(decision)} confidence" if decision.level else ""
+
+    if decision.status is Status.ODE:
+        most = sure(f", at most {decision.most:.3g}")
+        return (
+            "this model behaves as an ODE: its mean log density differs from that of the exact "
+            f"flow by {size}{most}){over}"
+        )
+    if decision.lower > decision.margin:
+        least = sure(f", at least {decision.lower:.3g}")
+        return (
+            "this model is NOT an ODE, it uses its solver's error: the reported likelihood is "
+            f"inflated by {size}{least}){over}"
+        )
+    if decision.upper < -decision.margin:
+        least = sure(f", at least {-decision.upper:.3g}")
+        return (
+            "the solver of this model is too coarse, its likelihood is better when it is solved "
+            f"finely: by {size}{least}){over}" + (f": take {advice}" if advice else "")
+        )
+    return (
+        f"this model depends on its solver: {_changed(decision).split(',')[0]}, so that they have "
+        "no density"
+    )
+
+
+def sampler_sentence(decision: Decision, own: Row | None, best: Row | None) -> str:
+    """The answer for a sampler in one sentence.
+
+    Args:
+        decision: the decision on the sampler.
+        own: the row of its own solver; None without a comparison.
+        best: the row of the cheapest safe solver; None: none is known.
+    """
+    found = decision.counts.discrepancy
+    if own is None or found is None:
+        return f"undecided which solver this sampler needs: {decision.reason}"
+    limit, most = found.told(decision.margin), ""
+    if decision.upper < inf and decision.level:
+        most = f", at most {found.told(decision.upper)} with {_confidence(decision)} confidence"
+    text = f"the model's own solver {own.solver} fails"
+    if found.n:
+        text = (
+            f"the model's own solver {own.solver} is off by {found.told(found.estimate)} of the "
+            f"spread of the samples{most} ({evaluations(own.nfe)})"
+        )
+    if best is not None and best.is_training:
+        return f"{text}; none that is cheaper is within {limit}"
+    if best is not None:
+        return f"{text}; cheapest within {limit}: {best.solver}, {evaluations(best.nfe)}"
+    if decision.status is Status.ODE:
+        return f"{text}, within {limit}"
+    return f"{text}; no solver is shown to be within {limit}: {decision.reason}"
 
 
 def _along(decision: Decision) -> str:

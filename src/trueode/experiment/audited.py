@@ -20,7 +20,7 @@ from trueode.evaluation.wording import evaluations
 from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.runs import RunDirectory
 
-FUNCTIONS = ("call", "metric", "decision")  # arguments of `audit` given as module:name
+FUNCTIONS = ("call", "metric", "decision", "sample")  # arguments of `audit` given as module:name
 
 
 def audit_target(
@@ -65,7 +65,7 @@ def audit_target(
             "task": None if how["task"] == "auto" else how["task"],
         }
         for name, value in own.items():
-            if value and name != "decision":
+            if value and name not in ("decision", "sample"):
                 raise UsageError(
                     f"--{name} is only for models given as module:name; the run {target} "
                     "determines it."
@@ -80,8 +80,9 @@ def audit_target(
                 f"{flag} is only for runs; the samples for the model {target} are those of --data."
             )
         if not data:
+            noise = " (of a sampler: its noise)" if how["task"] == "sampler" else ""
             raise UsageError(
-                f"The model {target} needs data: add --data module:name of a loader or of a "
+                f"The model {target} needs data{noise}: add --data module:name of a loader or of a "
                 "function that makes one."
             )
         place = Path("experiments") / "audits" / target.replace(":", "-")

@@ -70,24 +70,30 @@ def audit_order(rows: Sequence[Row], orders: Sequence[Row]) -> Figure:
 @themed
 def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figure:
     """Upper bound of the share of predictions that a solver changes (95 % confidence), against
-    field evaluations. Solvers below the margin are safe.
+    field evaluations. Solvers below the margin are safe. For densities: of the mean change of the
+    log density; for samplers: of the RMS error of the samples.
 
     Args:
         rows: of the audit.
-        margin: share of predictions that may change.
+        margin: share of predictions that may change, or mean.
         safe: with ``method``, ``kind``, ``setting``, ``nfe`` and ``upper``, the cheapest first.
     """
-    figure, axes = _with_legend_beside("Cost of a solver, and predictions that it changes")
+    title, label, scale, unit = _judged(rows)
+    figure, axes = _with_legend_beside(title)
     axes.set_xlabel("field evaluations per sample")
-    axes.set_ylabel("unlike the exact flow, at most (%)")
-    good = [row for row in rows if row["status"] == "success" and row["nfe"] > 0]
+    axes.set_ylabel(label)
+    good = [
+        row
+        for row in rows
+        if row["status"] == "success" and row["nfe"] > 0 and np.isfinite(_finite(row["upper"]))
+    ]
     if not good:
         tell_empty(axes)
         return figure
     for method in dict.fromkeys(row["method"] for row in good):
         own = sorted((row for row in good if row["method"] == method), key=lambda row: row["nfe"])
         marker, tint = MARKS.get(method, ("P", GREY))
-        x, y = [row["nfe"] for row in own], [100 * row["upper"] for row in own]
+        x, y = [row["nfe"] for row in own], [scale * row["upper"] for row in own]
         axes.plot(
             x,
             y,
@@ -109,8 +115,9 @@ def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figur
             pointed["marker"], _ = MARKS.get(row["method"], ("P", GREY))
             axes.plot(
                 row["nfe"],
-                100 * row["upper"],
-                label=f"trained with\n{fill(row['solver'], WIDE)}",
+                scale * row["upper"],
+                label=f"{'its own solver' if _sampled(rows) else 'trained with'}\n"
+                f"{fill(row['solver'], WIDE)}",
                 zorder=4,
                 **pointed,
             )
@@ -118,12 +125,12 @@ def audit_cost(rows: Sequence[Row], margin: float, safe: Sequence[Row]) -> Figur
         star = {**pointed, "marker": "*", "markersize": 15, "markeredgewidth": 0.0}
         axes.plot(
             safe[0]["nfe"],
-            100 * safe[0]["upper"],
+            scale * safe[0]["upper"],
             label=f"cheapest safe\n{fill(safe[0]['solver'], WIDE)}",
             zorder=5,
             **star,
         )
-    _line(axes, 100 * margin, f"margin {100 * margin:g} %")
+    _line(axes, scale * margin, f"margin {scale * margin:.3g}{unit}")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _narrow(good) else (1,), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -182,6 +189,27 @@ def audit_trajectories(
         columnspacing=1.2,
     )
     return figure
+
+
+def _judged(rows: Sequence[Row]) -> tuple[str, str, float, str]:
+    """What decides in these rows: title, label, factor on the values, unit."""
+    if _sampled(rows):
+        label = "error of the samples, at most (% of spread)"
+        return "Cost of a solver, and the error of its samples", label, 100.0, " %"
+    if any(np.isfinite(_finite(row.get("change"))) for row in rows):
+        label = "mean log density off by, at most (bits per dim.)"
+        return "Cost of a solver, and its error of the log density", label, 1.0, ""
+    label = "unlike the exact flow, at most (%)"
+    return "Cost of a solver, and predictions that it changes", label, 100.0, " %"
+
+
+def _sampled(rows: Sequence[Row]) -> bool:
+    return any(np.isfinite(_finite(row.get("sliced"))) for row in rows)
+
+
+def _finite(value: Any) -> float:
+    """A value, NaN if it is unknown or infinite."""
+    return float(value) if value is not None and np.isfinite(value) else float("nan")
 
 
 def _with_legend_beside(title: str) -> tuple[Figure, Axes]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from trueode.figures.theme import (
     BLUE,
@@ -26,6 +33,20 @@ from trueode.figures.theme import (
 )
 
 Row = Mapping[str, Any]
+
+
+class _Shown(NamedTuple):
+    """What the two panels show: keys of the rows, labels, and factors on the values."""
+
+    above: str
+    above_label: str
+    above_scale: float
+    below: str
+    below_label: str
+    below_scale: float
+    line: str = "exact flow"
+
+
 ROW = 7  # entries in a row of the legend
 
 # circle, cross and triangle as in the paper
@@ -57,20 +78,23 @@ def solver_swap(
     solver.
 
     Fixed solvers are shown against the realised steps, adaptive ones against 1/tolerance, side by
-    side.
+    side. For densities the panel below shows the mean change of the log density. For samplers the
+    panels show the sliced distance to the exact samples, and the RMS error.
 
     Args:
         rows: one per solver, as in ``audit.json``: with ``method``, ``kind`` (``"fixed"`` or
             ``"adaptive"``), ``setting`` (realised steps, or tolerance), ``metric``, ``changed`` and
             ``flips`` (shares of predictions unlike the training solver's, and unlike the exact
-            flow's), ``is_training`` and ``status``.
+            flow's), ``is_training`` and ``status``; for densities ``change``, for samplers
+            ``sliced`` and ``output_error``.
         training: the training solver in words, for the label of its point.
         name: of the metric.
         exact: the metric under the exact flow: it is drawn as a horizontal line, with ``flips``
-            instead of ``changed`` below.
+            instead of ``changed`` below. For samplers: the sliced distance between two independent
+            sets of exact samples.
     """
     rows = [row for row in rows if row.get("status", "success") == "success"]
-    share = "flips" if np.isfinite(exact) else "changed"
+    shown = _shown(rows, name, bool(np.isfinite(exact)))
     kinds = [
         kind for kind in ("fixed", "adaptive") if any(row.get("kind") == kind for row in rows)
     ] or ["fixed"]
@@ -83,35 +107,56 @@ def solver_swap(
             tell_empty(upper)
             tell_empty(lower)
             continue
-        _draw(upper, chosen, "metric", scale=100.0 if name == "accuracy" else 1.0)
-        _draw(lower, chosen, share, scale=100.0)
+        _draw(upper, chosen, shown.above, shown.above_scale)
+        _draw(lower, chosen, shown.below, shown.below_scale)
         _fineness_axis(lower, chosen, kind)
         if np.isfinite(exact):
-            across = exact * (100.0 if name == "accuracy" else 1.0)
-            upper.axhline(across, color=GREY, linewidth=1.0, linestyle="--", label="exact flow")
+            across = exact * shown.above_scale
+            upper.axhline(across, color=GREY, linewidth=1.0, linestyle="--", label=shown.line)
         for row in chosen:
             if row.get("is_training"):
-                _point_out(upper, row, training, scale=100.0 if name == "accuracy" else 1.0)
+                _point_out(upper, row, training, shown)
     first, below = panels[:, 0]
-    first.set_ylabel("accuracy (%)" if name == "accuracy" else name)
+    first.set_ylabel(shown.above_label)
     first.set_title("One model, many solvers")
-    below.set_ylabel(
-        "unlike the\nexact flow (%)" if np.isfinite(exact) else "predictions\nchanged (%)"
-    )
+    below.set_ylabel(shown.below_label)
     figure.align_ylabels(panels[:, 0])
-    _value_axes(panels[0], panels[1], name)
+    _value_axes(panels[0], name if shown.above == "metric" else "sliced")
+    if shown.below in ("flips", "changed"):
+        panels[1][0].set_ylim(0, 1.15 * max(1.0, drawn_y(panels[1]).max(initial=0.0)))
+    else:
+        _errors_axis(panels[1])
+    if shown.above == "sliced":
+        first.set_title("")  # the legend takes its place
     _legend(figure, panels[0])
     return figure
 
 
+def _shown(rows: Sequence[Row], name: str, exact: bool) -> _Shown:
+    """What to show of these rows."""
+    if any(np.isfinite(_number(row, "sliced")) for row in rows):
+        return _Shown(
+            "sliced", "sliced distance\n(% of the spread)", 100.0,
+            "output_error", "error\n(% of the spread)", 100.0, "two exact sets",
+        )  # fmt: skip
+    above = ("metric", *(("accuracy (%)", 100.0) if name == "accuracy" else (name, 1.0)))
+    if any(np.isfinite(_number(row, "change")) for row in rows):
+        label = "bits per dimension" if name == "bits_per_dim" else name
+        return _Shown("metric", label, 1.0, "change", "off by\n(bits)", 1.0)
+    if exact:
+        return _Shown(*above, "flips", "unlike the\nexact flow (%)", 100.0)
+    return _Shown(*above, "changed", "predictions\nchanged (%)", 100.0)
+
+
 def _draw(axes: Axes, rows: Sequence[Row], name: str, scale: float) -> None:
     """One line per solver through its points."""
+    size = abs if name == "change" else float
     for solver in dict.fromkeys(str(row["method"]) for row in rows):
         own = sorted((row for row in rows if row["method"] == solver), key=_fineness)
         marker, tint = MARKS.get(solver, ("P", GREY))
         axes.plot(
             [_fineness(row) for row in own],
-            [_number(row, name) * scale for row in own],
+            [size(_number(row, name)) * scale for row in own],
             marker=marker,
             color=tint,
             linewidth=1.0,
@@ -123,9 +168,9 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, scale: float) -> None:
         )
 
 
-def _point_out(axes: Axes, row: Row, training: object, scale: float) -> None:
+def _point_out(axes: Axes, row: Row, training: object, shown: _Shown) -> None:
     """The training point: dark, larger, with its name above."""
-    x, y = _fineness(row), _number(row, "metric") * scale
+    x, y = _fineness(row), _number(row, shown.above) * shown.above_scale
     if not np.isfinite(y):
         return
     marker, _ = MARKS.get(str(row["method"]), ("P", GREY))
@@ -145,9 +190,12 @@ def _point_out(axes: Axes, row: Row, training: object, scale: float) -> None:
     place = np.log(x / left) / np.log(right / left)
     align, shift = ("left", -6) if place < 0.3 else ("right", 6) if place > 0.7 else ("center", 0)
     low, high = axes.get_ylim()
-    below = y < low + 0.35 * (high - low)  # its line rises from there
+    # an accuracy rises from there, an error falls
+    below = y < low + 0.35 * (high - low) and shown.above == "metric"
     axes.annotate(
-        f"trained with {training}" if training else "trained here",
+        f"{'its own solver, ' if shown.above == 'sliced' else 'trained with '}{training}"
+        if training
+        else "trained here",
         (x, y),
         xytext=(shift, -9 if below else 9),
         textcoords="offset points",
@@ -177,7 +225,7 @@ def _fineness_axis(axes: Axes, rows: Sequence[Row], kind: str) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
 
-def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> None:
+def _value_axes(uppers: Sequence[Axes], name: str) -> None:
     """Limits that leave room for the training label, and end at 0 and 100 per cent."""
     values = drawn_y(uppers)
     if len(values) and name == "accuracy":
@@ -186,8 +234,16 @@ def _value_axes(uppers: Sequence[Axes], lowers: Sequence[Axes], name: str) -> No
         uppers[0].yaxis.set_major_locator(_UpTo(100.0, nbins=7))
     elif len(values):
         uppers[0].margins(y=0.2)
-        logarithmic_y(uppers[0])
-    lowers[0].set_ylim(0, 1.15 * max(1.0, drawn_y(lowers).max(initial=0.0)))
+        if name != "bits_per_dim":
+            logarithmic_y(uppers[0])
+
+
+def _errors_axis(panels: Sequence[Axes]) -> None:
+    """A common logarithmic axis of errors."""
+    if (drawn_y(panels) > 0).any():
+        panels[0].set_yscale("log", nonpositive="mask")
+        panels[0].yaxis.set_major_locator(LogLocator(numticks=5))
+        panels[0].yaxis.set_minor_formatter(NullFormatter())
 
 
 class _UpTo(MaxNLocator):
@@ -208,8 +264,9 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
         for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    if "exact flow" in entries:
-        entries["exact flow"] = entries.pop("exact flow")  # after the solvers
+    for line in ("exact flow", "two exact sets"):
+        if line in entries:
+            entries[line] = entries.pop(line)  # after the solvers
     if len(entries) > ROW:
         panels[0].set_title("")  # the legend takes its place
     if entries:
