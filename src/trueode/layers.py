@@ -111,9 +111,10 @@ class LayerStack(NamedTuple):
 
     def with_tensors(self, tensors: Sequence[Any]) -> LayerStack:
         """The stack with other tensors, in the order of `tensors`."""
+        triples = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
         layers = tuple(
             each._replace(weight=w, bias=b, time_weight=t)
-            for each, w, b, t in zip(self.layers, tensors[::3], tensors[1::3], tensors[2::3], strict=False)
+            for each, (w, b, t) in zip(self.layers, triples, strict=False)
         )
         coupling = None if self.coupling is None else tensors[-3]
         return self._replace(layers=layers, coupling=coupling)

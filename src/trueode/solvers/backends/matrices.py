@@ -1,6 +1,5 @@
-"""Solve by matrix products, without the kernel: convolutions along short signals as one matrix each,
-four times as fast as calling the field, and the divergence of a field with its coupling computed
-once.
+"""Solve without the kernel: with convolutions along short signals as one matrix each, four times as
+fast as calling the field, and with the coupling of a divergence computed once.
 """
 
 from __future__ import annotations

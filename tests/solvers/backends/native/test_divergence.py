@@ -61,9 +61,7 @@ def served(field: nn.Module, z0: Tensor, solver: Solver) -> bool:
 @pytest.mark.parametrize("hidden", [(10,), (10, 6)], ids=str)
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "identity"])
 @pytest.mark.parametrize("solver", GIVEN, ids=str)
-def test_given_steps(
-    solver: Solver, activation: str, hidden: Sequence[int], name: str
-) -> None:
+def test_given_steps(solver: Solver, activation: str, hidden: Sequence[int], name: str) -> None:
     field, z0, t = field_of(3, hidden, activation), states(37, 4), (0.4, 0.1)
     solution, expected = portable(called(field, 3), z0, solver, t)
     with native.using(name):
@@ -246,6 +244,4 @@ def test_modules_of_others_are_recognised() -> None:
     problem = Problem(traced(field, 2), z0, solver=solver)
     assert problem.layers is not None
     assert problem.layers.coupling is not None
-    assert_same(
-        results(traced(field, 2), z0, solver)[1], portable(called(field, 2), z0, solver)[1]
-    )
+    assert_same(results(traced(field, 2), z0, solver)[1], portable(called(field, 2), z0, solver)[1])
