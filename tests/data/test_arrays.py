@@ -286,7 +286,7 @@ def test_a_density_is_that_of_x_alone(tmp_path):
     assert (data.task, data.sample_shape, data.n_outputs) == ("density", (1, 3), 1)
     assert (data.train.y.shape, data.test.y.shape) == ((8, 0), (2, 0))
     assert data.train.batch(torch.arange(3)).y.shape == (3, 0)
-    with pytest.raises(DataError, match="'y' is missing.*--task density"):
+    with pytest.raises(DataError, match=r"'y' is missing.*--task density"):
         load_dataset("arrays", path)
     both = save(tmp_path / "both.npz", x=X, y=LABELS, t=TIMES)
     with pytest.raises(DataError, match="t and y beside x"):

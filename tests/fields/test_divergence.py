@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ def layers(hidden: int, act: str = "tanh", d: int = 3, *, timed: bool = True) ->
     torch.manual_seed(hidden)
     sizes = [d + timed, *range(5, 5 + hidden), d]
     modules: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         modules += [nn.Linear(inputs, outputs), getattr(nn, ACTIVATIONS[act].module)()]
     return SequentialField(*modules[:-1], time_dependent=timed).double()
 
@@ -52,7 +52,7 @@ def other_kinds() -> list[tuple[str, Callable[..., Any], Tensor]]:
     return [
         ("recognised", TanhField(), states()),
         ("function", lambda t, z: torch.sin(z * t) * z.sum(1, keepdim=True), states(4, 3)),
-        ("without the state", lambda t, z: (t * torch.ones_like(z)), states()),
+        ("without the state", lambda t, z: t * torch.ones_like(z), states()),
         ("constant", lambda t, z: torch.ones_like(z), states()),
         ("deep", layers(4), states(4, 3)),
         ("one number", lambda t, z: z**3, states(4, 1)),

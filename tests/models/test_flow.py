@@ -116,9 +116,7 @@ def test_the_mass_is_one_under_the_exact_flow() -> None:
 def test_samples_flow_back_to_the_noise_they_came_from() -> None:
     model = curved(solver=FINE)
     drawn = model.sample(50, generator=torch.Generator().manual_seed(3))
-    noise = torch.randn(
-        50, 1, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64
-    )
+    noise = torch.randn(50, 1, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     _, solution = model(drawn, return_solution=True)
     torch.testing.assert_close(solution.z[:, :-1], noise.flatten(1), rtol=1e-6, atol=1e-6)
     # a Gaussian flow: the covariance of many samples

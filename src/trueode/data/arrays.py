@@ -125,7 +125,8 @@ def _read(path: Path, task: str) -> Arrays:
         if key not in found:
             alone = " For the density of x, add --task density." if "x" in found else ""
             raise DataError(
-                f"{path} holds {', '.join(names) or 'nothing'}; the array {key!r} is missing.{alone}"
+                f"{path} holds {', '.join(names) or 'nothing'}; the array {key!r} is missing."
+                f"{alone}"
             )
     for key, value in found.items():
         if value.dtype.kind not in "biuf":

@@ -1,5 +1,5 @@
-"""The contents of portraits as plain arrays; ``figures/portrait.py`` and ``figures/density.py`` draw
-them.
+"""The contents of portraits as plain arrays, which ``figures/portrait.py`` and
+``figures/density.py`` draw.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ def density_portrait(
         solver: the solver.
 
     Returns:
-        ``data (n, 2)``, ``grid_x``, ``grid_y``, and for ``own`` and ``exact`` (dopri5 at a tolerance
-        of 1e-6 in double precision) a mapping with ``solver``, ``log_density (grid_y, grid_x)`` and
-        ``mean`` log density of the data in nats, ``mass`` of the density on the grid, and
-        ``samples (n, 2)``; None unless samples have two numbers.
+        ``data (n, 2)``, ``grid_x``, ``grid_y``, and for ``own`` and ``exact`` (dopri5 at a
+        tolerance of 1e-6 in double precision) a mapping with ``solver``,
+        ``log_density (grid_y, grid_x)`` and ``mean`` log density of the data in nats, ``mass`` of
+        the density on the grid, and ``samples (n, 2)``; None unless samples have two numbers.
 
     Raises:
         SolveError: a solver failed.

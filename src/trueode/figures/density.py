@@ -1,8 +1,8 @@
 """A density in the plane under its solver and under the exact flow, beside the data.
 
 A portrait is a mapping with ``data (n, 2)``, ``grid_x (m,)``, ``grid_y (k,)``, and for ``own`` and
-``exact`` a mapping with ``solver`` (in words), ``log_density (k, m)`` and ``mean`` in nats, ``mass``
-and ``samples (n, 2)``.
+``exact`` a mapping with ``solver`` (in words), ``log_density (k, m)`` and ``mean`` in nats,
+``mass`` and ``samples (n, 2)``.
 """
 
 from __future__ import annotations
@@ -90,4 +90,5 @@ def _peak(data: NDArray[np.float64], frame: Any) -> float:
     if not len(data):
         return 1.0
     bins = max(1, round(len(data) ** (1 / 3)))
-    return float(np.histogram2d(*data.T, bins=bins, range=frame, density=True)[0].max())
+    counts = np.histogram2d(data[:, 0], data[:, 1], bins=bins, range=frame, density=True)[0]
+    return float(counts.max())

@@ -42,6 +42,8 @@ class ContinuousFlow(NeuralODE):
         UsageError: ``trace`` is neither.
     """
 
+    field: Divergence
+
     def __init__(
         self,
         field: Callable[..., Any],

@@ -180,11 +180,7 @@ def layers_of(
     """
     if not z.is_floating_point() or z.is_meta:
         return None
-    if (
-        torch.is_autocast_enabled(z.device.type)
-        or is_symbolic()
-        or forward_ad._current_level >= 0
-    ):
+    if torch.is_autocast_enabled(z.device.type) or is_symbolic() or forward_ad._current_level >= 0:
         return None
     stack: LayerStack | None
     if hasattr(field, "layer_stack"):
