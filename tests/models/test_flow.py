@@ -159,7 +159,8 @@ def test_samples_may_be_images() -> None:
         lambda z: model(z, return_solution=True)[1].z[:, :-1], x[:1]
     )
     # the log determinant of the map is minus the change of the log density, for fine steps
-    found, solution = model(x[:1], FixedStep("rk4", n_steps=60), return_solution=True)
+    with torch.no_grad():
+        found, solution = model(x[:1], FixedStep("rk4", n_steps=60), return_solution=True)
     assert float(one.reshape(24, 24).det().log()) == pytest.approx(
         -float(solution.z[0, -1]), abs=1e-3
     )

@@ -64,7 +64,8 @@ def density(portrait: Mapping[str, Any]) -> Figure:
         panels[0, i].set_title(f"Density under {each['solver']}\n{facts}")
         _points(panels[1, i], each["samples"], f"Samples under {each['solver']}")
     seen = np.maximum(*logs) > np.log(FAINT * peak)
-    change = np.subtract(*logs, where=seen, out=np.zeros_like(logs[0]))
+    change = np.zeros_like(logs[0])
+    change[seen] = logs[0][seen] - logs[1][seen]
     drawn = panels[1, 0].imshow(
         change, origin="lower", extent=extent, cmap=CHANGE, vmin=-NATS, vmax=NATS
     )

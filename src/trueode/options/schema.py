@@ -199,7 +199,8 @@ class Options(BaseModel):
     fidelity: float = option(
         0.01,
         "adaptation",
-        "fidelity rule: share of predictions that may depend on the solver",
+        "fidelity rule: share of predictions that may depend on the solver; of a density, the "
+        "change of its mean in bits per dimension",
         ge=1e-4,
         lt=1,
     )
@@ -296,8 +297,10 @@ class Options(BaseModel):
         """Take the defaults of the task for options that are not given."""
         if not isinstance(data, dict):
             return data
-        learned = task_of(str(data.get("dataset")), str(data.get("task", "auto")))
-        return {**USUAL.get(learned, {}), **data}
+        dataset, task = data.get("dataset"), data.get("task", "auto")
+        if not isinstance(task, str) or not isinstance(dataset, str | None):
+            return data
+        return {**USUAL.get(task_of(dataset or "", task), {}), **data}
 
     @model_validator(mode="before")
     @classmethod
