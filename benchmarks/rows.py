@@ -7,8 +7,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import NamedTuple
 
 from command import short, tell
@@ -19,6 +20,10 @@ from steps import IMAGES
 from turns import FEWEST, Side, side_by_side, take_turns, told, whole
 
 THREADS = (1, 2)[: os.cpu_count()]
+
+
+VARIANTS = {"diffrax": ("diffrax", "diffrax, direct")}
+GRADIENTS = {"torchdiffeq": ("torchdiffeq", "torchdiffeq, adjoint")}
 
 
 class Row(NamedTuple):
@@ -82,12 +87,14 @@ class Comparison(NamedTuple):
         wanted: sides of trueode, peers, and how many times as fast the side should be.
         flops: floating point operations of one step, if they are known.
         share: the share of the processor's most operations that trueode should reach.
+        variants: the sides of a peer of which the fastest counts.
     """
 
     title: str
     wanted: tuple[tuple[str, str, float], ...]
     flops: float | None = None
     share: float | None = None
+    variants: Mapping[str, tuple[str, ...]] = MappingProxyType(VARIANTS)
 
 
 SPHERE2 = conv_flops(1, 32, length=2, dim=1)
@@ -143,9 +150,17 @@ COMPARISONS |= {
     )
     for name, title in ((method, "forward and backward"), (f"{method}_forward", "forward"))
 }
+COMPARISONS |= {
+    name: Comparison(
+        f"likelihood of 512 points of a plane and its gradient, exact trace, tanh field {layers} "
+        "with time, rk4 x 16",
+        (("trueode", "torchdiffeq", wanted),),
+        variants=GRADIENTS,
+    )
+    for name, layers, wanted in (("density", "2-64-2", 8), ("density2", "2-64-64-2", 4))
+}
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # glibc then returns freed large tensors
 GIVES_BACK_AS_SET = " ".join(f"{name}={value}" for name, value in GIVES_BACK.items())
-VARIANTS = {"diffrax": ("diffrax", "diffrax, direct")}
 PRODUCT, PEAK = "torch.mm", "the most multiply-adds"
 
 
@@ -154,7 +169,7 @@ def compare(work: str, seconds: float) -> Found:
 
     trueode is also compared with the rate of matrix products.
     """
-    title, wanted, flops, limit = COMPARISONS[work]
+    title, wanted, flops, limit, variants = COMPARISONS[work]
     installed = [each for each in wanted if find_spec(each[1]) is not None]
     for peer in {peer for _, peer, _ in wanted} - {peer for _, peer, _ in installed}:
         tell(f"{peer} is not installed: its rows are omitted")
@@ -164,7 +179,7 @@ def compare(work: str, seconds: float) -> Found:
     sides = [
         Side("peer_diffrax.py" if name == "diffrax" else "steps.py", (work, variant), threads)
         for name in names
-        for variant in VARIANTS.get(name, (name,))
+        for variant in variants.get(name, (name,))
         for threads in THREADS
     ]
     if flops is not None:
@@ -175,7 +190,7 @@ def compare(work: str, seconds: float) -> Found:
 
     def best(name: str, *threads: int) -> Best:
         found = zip(sides, medians, strict=True)
-        fitting = VARIANTS.get(name, (name,))
+        fitting = variants.get(name, (name,))
         return min(
             Best(s, side.threads)
             for side, s in found

@@ -9,8 +9,10 @@ as the classical method.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +48,34 @@ class PlainField(nn.Module):
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return self.net(z)
+
+
+class TimedField(PlainField):
+    """A field whose first layer takes the time as one more input."""
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.net(torch.cat([z, t.expand(len(z), 1)], 1))
+
+
+class TracedField(nn.Module):
+    """A field of a state and its log density, as users of torchdiffeq write it: one product with
+    the Jacobian for each number of a sample.
+    """
+
+    def __init__(self, field: nn.Module) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, t: Tensor, states: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        z, _ = states
+        with torch.enable_grad():
+            z.requires_grad_(True)
+            value = self.field(t, z)
+            rows = (
+                torch.autograd.grad(value[:, i].sum(), z, create_graph=True)[0][:, i]
+                for i in range(z.shape[1])
+            )
+            return value, -torch.stack(tuple(rows)).sum(0)
 
 
 def conv_field(dim: int, channels: int, hidden: int) -> PlainField:
@@ -205,6 +235,37 @@ def drop_in(
     return gradient_step(flow, field, x) if train else forward_step(flow, x)
 
 
+def density(side: str, hidden_layers: int) -> Step:
+    """The likelihood of points of a plane and its gradient, with 64 units a layer, time, rk4 x 16
+    and the exact trace; torchdiffeq with one of its two gradients.
+    """
+    x, sizes = torch.from_numpy(weights.points(512)), [3, *[64] * hidden_layers]
+    hidden = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), nn.Tanh())]
+    field = TimedField(*hidden, nn.Linear(64, 2))
+    if side == "trueode":
+        from trueode import ContinuousFlow, FixedStep
+
+        flow = ContinuousFlow(field, (2,), FixedStep("rk4", n_steps=16))
+        log_density: Flow = flow.log_prob
+    else:
+        import torchdiffeq
+
+        traced = TracedField(field)
+        odeint = torchdiffeq.odeint_adjoint if "adjoint" in side else torchdiffeq.odeint
+        t, options = torch.tensor([0.0, 1.0]), {"step_size": 1 / 16}
+
+        def log_density(x: Tensor) -> Tensor:
+            start = x, torch.zeros(len(x))
+            z, change = (y[-1] for y in odeint(traced, start, t, method="rk4", options=options))
+            return -z.square().sum(1) / 2 - math.log(2 * math.pi) - change
+
+    def step() -> None:
+        field.zero_grad()
+        (-log_density(x).mean()).backward()
+
+    return step
+
+
 class ImageWork(NamedTuple):
     """Images, and the hidden channels of their field."""
 
@@ -271,6 +332,8 @@ WORKS: dict[str, Callable[[str], Step]] = {
     "odeint_dopri5_forward": lambda side: drop_in(side, "dopri5", train=False),
     "odeint_times": lambda side: drop_in(side, "dopri5", times=21),
     "odeint_times_forward": lambda side: drop_in(side, "dopri5", train=False, times=21),
+    "density": lambda side: density(side, 1),
+    "density2": lambda side: density(side, 2),
     "exact": lambda side: exact_flow(),
     "product": lambda side: product(),
 }

@@ -28,6 +28,7 @@ PUBLIC = [
     "Backprop",
     "ButcherTableau",
     "Checkpoint",
+    "ContinuousFlow",
     "FixedStep",
     "NeuralODE",
     "OnGrid",

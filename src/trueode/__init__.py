@@ -23,7 +23,7 @@ _HOMES = {
         "solve",
     ),
     "trueode.drop_in": ("odeint", "odeint_adjoint"),
-    "trueode.models": ("NeuralODE",),
+    "trueode.models": ("ContinuousFlow", "NeuralODE"),
     "trueode.adaptation": (
         "Certificate",
         "DiscretisationPenalty",

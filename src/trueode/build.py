@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ from trueode.distributed import Ranks
 from trueode.errors import OptionError
 from trueode.evaluation import Task, get_task
 from trueode.fields import Autocast, build_field, init_weights
-from trueode.models import NeuralODE
+from trueode.models import ContinuousFlow, NeuralODE
 from trueode.options import Options
 from trueode.precision import tf32
 from trueode.seeds import torch_stream
@@ -80,9 +81,9 @@ class Shape:
     """The properties of the data on which a model depends.
 
     Attributes:
-        task: ``"classification"``, ``"regression"`` or ``"timeseries"``.
+        task: a name of ``catalog.TASKS``.
         sample: the shape of one input.
-        n_outputs: the number of classes, or of numbers in a target or state.
+        n_outputs: the number of classes, or of numbers in a target or state; 1 for a density.
         t_end: the end T of the ODE block.
         t_start: the start of the ODE block.
     """
@@ -116,7 +117,7 @@ def build_run(options: Options, ranks: Ranks) -> tuple[Shape, Trainer]:
     rule, spent = build_rule(options, model, shape, batches, ranks)
     solver = model.solver if rule is None else rule.solver
     state = State(model, build_optimizer(options, model), rule, solver, evaluations=spent)
-    task = get_task(shape.task)
+    task = get_task(shape.task).fitted(shape.sample, options.fidelity)
     schedule = Schedule(
         options.niter,
         options.log_interval,
@@ -192,13 +193,15 @@ def build_model(options: Options, shape: Shape) -> NeuralODE:
             options.network, sample, options.ch_residual_block, options.act, options.time_dependent
         )
         downstream = _downstream(options, shape, sample)
-    model = NeuralODE(
-        field,
-        upstream,
-        downstream,
-        solver=training_solver(options, shape.length),
-        t=(shape.t_start, shape.t_end),
-        gradient=GRADIENTS[options.autodif],
+    how: Any = {
+        "solver": training_solver(options, shape.length),
+        "t": (shape.t_start, shape.t_end),
+        "gradient": GRADIENTS[options.autodif],
+    }
+    model = (
+        ContinuousFlow(field, sample, trace=options.trace, **how)
+        if shape.task == "density"
+        else NeuralODE(field, upstream, downstream, **how)
     )
     generator = torch_stream(options.random_seed, "weights")
     init_weights(model, options.init_type, options.init_variance, generator)
@@ -206,6 +209,8 @@ def build_model(options: Options, shape: Shape) -> NeuralODE:
 
 
 def _downstream(options: Options, shape: Shape, state: tuple[int, ...]) -> nn.Module | None:
+    if shape.task == "density":
+        return None
     series = shape.task == "timeseries"
     kind = options.downstream
     if kind == "auto":

@@ -53,15 +53,40 @@ DATA_SETS: dict[str, DataSet] = {
     "concentric_sphere900": DataSet("signal", "classification"),
     "three_minima": DataSet("signal", "classification"),
     "pendulum": DataSet("signal", "timeseries"),
+    "moons": DataSet("signal", "density"),
+    "rings": DataSet("signal", "density"),
+    "checkerboard": DataSet("signal", "density"),
     "mnist": DataSet("image", "classification"),
     "cifar10": DataSet("image", "classification"),
     "image_folder": DataSet("image", "classification"),
     "arrays": DataSet("any", "any"),
 }
 
-TASKS = ("classification", "regression", "timeseries")
-AUDITED = ("classification", "regression", "timeseries", "density", "sampler")
+TASKS = ("classification", "regression", "timeseries", "density")
+AUDITED = (*TASKS, "sampler")
 """The tasks of models that an audit judges."""
+TRACES = ("exact", "hutchinson")
+USUAL: dict[str, dict[str, object]] = {
+    "density": {
+        "network": "linear_odenet",
+        "ch_residual_block": 64,
+        "act": "tanh",
+        "time_dependent": True,
+        "solver": "rk4",
+        "step_size": 0.125,
+        "batch_size": 512,
+        "lr": 0.005,
+        "niter": 1000,
+    }
+}
+"""The defaults of options for some tasks, where they are other than for all tasks."""
+
+
+def task_of(dataset: str, task: str) -> str:
+    """The task of a run: that of its data set, where ``task`` is ``"auto"``."""
+    return task if task != "auto" or dataset not in DATA_SETS else DATA_SETS[dataset].task
+
+
 NETWORKS = ("odenet", "simple_odenet", "linear_odenet")
 
 

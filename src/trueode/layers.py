@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trueode.catalog import ACTIVATIONS
 
@@ -92,12 +92,32 @@ class LayerStack(NamedTuple):
         lead: the number of leading dimensions of a state that count samples.
         image: height and width, if the layers act on images ``(batch, channels, height, width)``,
             laid out with the channels last.
+        coupling: if not None, a sample ends with one more number l, and the field is that of the
+            layers for the others and l' = -div f, computed with this matrix; see
+            `trueode.solvers.stack.with_divergence`.
     """
 
     layers: tuple[Layer, ...]
     channels_last: bool = False
     lead: int = 1
     image: tuple[int, int] | None = None
+    coupling: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """Weight, bias and time weight of each layer; the coupling counts as one more layer."""
+        found = [x for each in self.layers for x in (each.weight, each.bias, each.time_weight)]
+        return found if self.coupling is None else [*found, self.coupling, None, None]
+
+    def with_tensors(self, tensors: Sequence[Any]) -> LayerStack:
+        """The stack with other tensors, in the order of `tensors`."""
+        triples = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
+        layers = tuple(
+            each._replace(weight=w, bias=b, time_weight=t)
+            for each, (w, b, t) in zip(self.layers, triples, strict=False)
+        )
+        coupling = None if self.coupling is None else tensors[-3]
+        return self._replace(layers=layers, coupling=coupling)
 
     def width(self, shape: Sequence[int]) -> int:
         """The numbers in one sample of a state of a shape."""
@@ -105,7 +125,7 @@ class LayerStack(NamedTuple):
 
     def widths(self, shape: Sequence[int]) -> list[int]:
         """The number of inputs of each layer, for a state of a shape."""
-        widths = [self.width(shape)]
+        widths = [self.width(shape) - (self.coupling is not None)]
         for layer in self.layers[:-1]:
             fan_out, fan_in, *_ = layer.weight.shape
             widths.append(widths[-1] // fan_in * fan_out)

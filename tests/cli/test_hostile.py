@@ -19,7 +19,7 @@ from trueode.cli.main import main
 from trueode.console import open_console
 from trueode.errors import OptionError
 from trueode.options import describe, dump_yaml, load_options, make_options
-from trueode.options.schema import LEAST_SIZE, MOST, MOST_SIZE
+from trueode.options.combinations import LEAST_SIZE, MOST, MOST_SIZE
 from trueode.options.yaml_text import parse_yaml
 
 MORE = (

@@ -278,3 +278,20 @@ def test_impossible_requests(name, options, words, tmp_path):
         load_dataset(name, tmp_path, **options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_density_is_that_of_x_alone(tmp_path):
+    path = save(tmp_path / "data.npz", x=X)
+    data = load_dataset("arrays", path, task="density")
+    assert (data.task, data.sample_shape, data.n_outputs) == ("density", (1, 3), 1)
+    assert (data.train.y.shape, data.test.y.shape) == ((8, 0), (2, 0))
+    assert data.train.batch(torch.arange(3)).y.shape == (3, 0)
+    with pytest.raises(DataError, match=r"'y' is missing.*--task density"):
+        load_dataset("arrays", path)
+    both = save(tmp_path / "both.npz", x=X, y=LABELS, t=TIMES)
+    with pytest.raises(DataError, match="t and y beside x"):
+        load_dataset("arrays", both, task="density")
+    with pytest.raises(DataError, match=r"x\[0, 1\] is nan"):
+        load_dataset(
+            "arrays", save(tmp_path / "bad.npz", x=changed(X, (0, 1), np.nan)), task="density"
+        )

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from tests.problems import PROBLEMS, TanhField, states
 from trueode.data import Split
-from trueode.evaluation import get_task, phase_portrait, series_portrait
+from trueode.evaluation import density_portrait, get_task, phase_portrait, series_portrait
 from trueode.evaluation.portrait import GRID, SAMPLES, TIMES
-from trueode.models import NeuralODE
+from trueode.fields import SequentialField
+from trueode.models import ContinuousFlow, NeuralODE
 from trueode.solvers import Adaptive, FixedStep, Solver, solve
 
 LINEAR = PROBLEMS[0]
@@ -128,3 +129,33 @@ def test_series_with_times_of_their_own_are_predicted_at_all_of_them() -> None:
         known = np.isin(np.arange(4), place)
         assert np.isnan(truth[row, ~known]).all()
         np.testing.assert_array_equal(truth[row, known], whole[row, place].numpy())
+
+
+def test_a_density_is_shown_under_its_solver_and_under_the_exact_flow() -> None:
+    """z' = A z: both densities are normal, with known factors."""
+    layer = nn.Linear(2, 2, bias=False).double()
+    matrix = torch.tensor([[-0.5, 2.0], [-2.0, -0.1]], dtype=torch.float64)
+    layer.weight.data = matrix
+    model, split = ContinuousFlow(SequentialField(layer), (1, 2)), samples(50)
+    solver = FixedStep("euler", n_steps=2)
+    split = Split(split.x[:, None], torch.empty(50, 0))
+    found = density_portrait(model, split, solver)
+    assert found is not None
+    np.testing.assert_array_equal(found["data"], split.x[:, 0].numpy())
+    x, y = np.meshgrid(found["grid_x"], found["grid_y"])
+    points = torch.from_numpy(np.stack([x, y], axis=-1))
+    for name, factor in (
+        ("own", torch.linalg.matrix_power(torch.eye(2).double() + matrix / 2, 2)),
+        ("exact", torch.linalg.matrix_exp(matrix)),
+    ):
+        part, change = found[name], float(matrix.trace())
+        logs = -(points @ factor.T).square().sum(-1) / 2 - np.log(2 * np.pi) + change
+        np.testing.assert_allclose(part["log_density"], logs.numpy(), rtol=1e-4, atol=1e-4)
+        data = -(split.x[:, 0] @ factor.T).square().sum(-1) / 2 - np.log(2 * np.pi) + change
+        assert part["mean"] == pytest.approx(float(data.mean()), rel=1e-4)
+        cell = np.diff(found["grid_x"])[0] * np.diff(found["grid_y"])[0]
+        assert part["mass"] == pytest.approx(np.exp(part["log_density"]).sum() * cell)
+        assert part["samples"].shape == (50, 2)
+    assert found["own"]["solver"] == str(solver)
+    three = ContinuousFlow(lambda t, z: -z, (3,))
+    assert density_portrait(three, Split(states(9, 3), torch.empty(9, 0)), solver) is None

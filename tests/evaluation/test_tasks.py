@@ -39,7 +39,8 @@ def series_batch(n: int = 3, seed: int = 0) -> Batch:
 
 def test_tasks_by_name() -> None:
     assert [get_task(name).name for name in TASKS] == list(TASKS)
-    assert [get_task(name).metric_name for name in TASKS] == ["accuracy", "mse", "mse"]
+    names = [get_task(name).metric_name for name in TASKS]
+    assert names == ["accuracy", "mse", "mse", "bits_per_dim"]
     with pytest.raises(UsageError, match="Did you mean 'regression'"):
         get_task("regresion")
 

@@ -75,3 +75,29 @@ def portrait(n: int = 30, *, n_classes: int = 2) -> dict[str, Any]:
         "solver": "euler, h = 1",
         "accuracy": 0.996,
     }
+
+
+def density(cells: int = 20, n: int = 40) -> dict[str, Any]:
+    """A density in the plane; its solver doubles the density everywhere."""
+    random = np.random.default_rng(0)
+    x, y = np.linspace(-2, 2, cells), np.linspace(-3, 3, cells + 5)
+    logs = -(x**2 + y[:, None] ** 2) / 2 - np.log(2 * np.pi)
+    return {
+        "data": random.normal(size=(n, 2)),
+        "grid_x": x,
+        "grid_y": y,
+        "own": {
+            "solver": "euler, h = 1/2",
+            "log_density": logs + np.log(2),
+            "mean": -2.15,
+            "mass": 2.0,
+            "samples": random.normal(size=(n, 2)),
+        },
+        "exact": {
+            "solver": "the exact flow",
+            "log_density": logs,
+            "mean": -2.84,
+            "mass": 1.0,
+            "samples": random.normal(size=(n, 2)),
+        },
+    }

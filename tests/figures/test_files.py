@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from tests.figures.samples import history, portrait, rows
+from tests.figures.samples import density, history, portrait, rows
 from trueode import figures
 
 T = np.linspace(0, 10, 21)
@@ -35,6 +35,7 @@ FULL = {
     "trajectories": lambda: figures.trajectories(portrait()),
     "regions": lambda: figures.regions(portrait(n_classes=10)),
     "time_series": lambda: figures.time_series(T, SERIES, SERIES),
+    "density": lambda: figures.density(density()),
 }
 DEGENERATE = {
     "no columns": lambda: figures.loss({}),

@@ -249,6 +249,15 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ),
         ("--task regression", ["--task regression", "concentric_sphere2"]),
         ("--downstream none", ["--downstream none", "classification"]),
+        ("--dataset moons --network simple_odenet", ["simple_odenet", "linear_odenet"]),
+        ("--dataset moons --act relu", ["--act relu", "softplus"]),
+        ("--dataset moons --downstream linear", ["--downstream linear", "Leave it out"]),
+        ("--dataset rings --upstream_channels 3", ["--upstream_channels 3", "Leave it out"]),
+        ("--dataset moons --task classification", ["--task classification", "density"]),
+        ("--dataset mnist --network odenet --task density", ["--task density", "moons", "arrays"]),
+        ("--dataset moons --n_steps 4 --solver dopri5", ["--n_steps", "dopri5", "--tol"]),
+        ("--trace hutchinson", ["--trace hutchinson", "--task density"]),
+        ("--dataset moons --trace skilling", ["--trace skilling", "exact, hutchinson"]),
         ("--resume true --overwrite true", ["--resume", "--overwrite"]),
         ("--name a/b", ["--name", "a/b"]),
         ("--options_file /does/not/exist.yaml", ["--options_file", "/does/not/exist.yaml"]),
@@ -283,6 +292,19 @@ def test_a_step_that_fits_is_allowed() -> None:
     )  # the data determines the end
     with pytest.raises(OptionError, match="longer than the interval"):
         load("--dataset pendulum --network linear_odenet --step_size 50").check_times(10.0)
+
+
+def test_densities_have_defaults_of_their_own() -> None:
+    usual = load("--dataset moons")
+    assert (usual.network, usual.act, usual.time_dependent) == ("linear_odenet", "tanh", True)
+    assert usual.model_copy(update={"task": "density"}) == load("--dataset moons --task density")
+    assert load("--dataset arrays --task density").network == "linear_odenet"
+    assert load("--dataset arrays").network == Options().network
+    own = load("--dataset moons --solver euler --n_steps 2 --ch_residual_block 8")
+    assert (own.solver, own.n_steps, own.ch_residual_block) == ("euler", 2, 8)
+    assert own.training_step(1.0) == 0.5
+    assert load(f"--dataset moons {FIDELITY} --solver auto").certifies
+    assert make_options(own.model_dump()) == own
 
 
 def test_whole_numbers_may_be_written_as_1e3() -> None:

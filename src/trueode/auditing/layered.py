@@ -53,10 +53,13 @@ class Layered:
         """The layers for states of a shape; None if the field does not compute layers."""
         key = torch.Size(shape)
         if key not in self._known:
-            z, self._known[key] = self._like.new_zeros(key), None
+            z, found = self._like.new_zeros(key), None
+            if hasattr(self._field, "layer_stack"):  # a divergence cannot be followed
+                found = self._field.layer_stack(key)
             with suppress(RecognitionError):
-                found = self._recognition.layers(self._field, z, lambda: z.new_tensor(0.25))
-                self._known[key] = found
+                if found is None:
+                    found = self._recognition.layers(self._field, z, lambda: z.new_tensor(0.25))
+            self._known[key] = found
         return self._known[key]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from trueode.errors import OptionError, nearest, printable
 from trueode.options import describe, make_parser
-from trueode.options.schema import LEAST_SIZE, MOST, MOST_SIZE
+from trueode.options.combinations import LEAST_SIZE, MOST, MOST_SIZE
 
 
 class Parser(argparse.ArgumentParser):

@@ -110,7 +110,8 @@ def _published(name: str, root: Path, image_size: int | None) -> Dataset:
 
 def _generated(name: str, folder: Path, seed: int) -> Dataset:
     draw, version = _generator(name)
-    counts = (64, 500) if name == "pendulum" else (2000, 1000)
+    task = DATA_SETS[name].task
+    counts = {"timeseries": (64, 500), "density": (10_000, 2000)}.get(task, (2000, 1000))
 
     def make() -> Arrays:
         drawn = (draw(n, stream(seed, "data", part)) for part, n in enumerate(counts))
@@ -129,11 +130,13 @@ def _generated(name: str, folder: Path, seed: int) -> Dataset:
         for s in ("train", "test")
     )
     shape = tuple(train.x.shape[1:])
+    if task == "density":
+        return Dataset(name, task, train, test, shape, 1)
     if train.t is not None:
         return Dataset(
-            name, "timeseries", train, test, shape, train.x[0].numel(), t_end=float(train.t.max())
+            name, task, train, test, shape, train.x[0].numel(), t_end=float(train.t.max())
         )
-    return Dataset(name, "classification", train, test, shape, int(train.y.max()) + 1)
+    return Dataset(name, task, train, test, shape, int(train.y.max()) + 1)
 
 
 def keep_unseen(
@@ -173,8 +176,10 @@ def generator_version(name: str) -> int:
 
 def _generator(name: str) -> tuple[Callable[[int, np.random.Generator], tuple[Any, ...]], int]:
     """The generator of a data set, and its version."""
-    from trueode.data import minima, pendulum, spheres
+    from trueode.data import minima, pendulum, planar, spheres
 
+    if name in planar.GENERATORS:
+        return lambda n, rng: planar.planar(name, n, rng), planar.VERSION
     if name == "pendulum":
         return pendulum.pendulum, pendulum.VERSION
     if name == "three_minima":

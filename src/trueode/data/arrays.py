@@ -1,4 +1,4 @@
-"""Arrays of the user: x, y and, for time series, t in .npz files."""
+"""Arrays of the user: x, y and, for time series, t in .npz files; for densities x alone."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ def arrays(root: Path, *, seed: int, task: str) -> Dataset:
       if not observed, with ascending times t, ``(times,)`` or ``(n, times)``, NaN if a sample has
       fewer. x is the state at t = 0, or at the time t0, a number, if the file has it; no time is
       earlier. Without t0, several times that are farther from 0 than from each other are refused,
-      because most of the solve would cross an interval without data.
+      because most of the solve would cross an interval without data;
+    * density (never ``auto``): no y.
 
     Args:
         root: the file or the folder.
         seed: of the choice of the test data.
-        task: ``"classification"``, ``"regression"``, ``"timeseries"`` or ``"auto"``.
+        task: a name of ``catalog.TASKS``, or ``"auto"``.
 
     Raises:
         DataError: files or arrays are missing, inconsistent or invalid.
     """
-    parts = _read_parts(root, seed)
+    parts = _read_parts(root, seed, task)
     if task == "auto":
         task = _guess(parts[0][1])
     splits = [_split(path, part, task) for path, part in parts]
@@ -63,20 +64,22 @@ def arrays(root: Path, *, seed: int, task: str) -> Dataset:
         n_outputs = _count_classes(train, test, train_path, test_path)
     elif task == "regression":
         n_outputs = train.y.shape[1]
+    elif task == "density":
+        n_outputs = 1
     else:
         t_start, t_end = _ends(parts)
     return Dataset("arrays", task, train, test, shape, n_outputs, t_start=t_start, t_end=t_end)
 
 
-def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
+def _read_parts(root: Path, seed: int, task: str) -> list[tuple[Path, Arrays]]:
     if root.is_dir() and (root / "train.npz").is_file():
         if not (root / "test.npz").is_file():
             raise DataError(f"{root} has train.npz but no test.npz. {HELP}")
-        return [(path, _read(path)) for path in (root / "train.npz", root / "test.npz")]
+        return [(path, _read(path, task)) for path in (root / "train.npz", root / "test.npz")]
     path = root / "data.npz" if root.is_dir() else root
     if not path.is_file():
         raise DataError(f"{path} does not exist. {HELP}")
-    whole = _read(path)
+    whole = _read(path, task)
     n = len(whole["x"]) if whole["x"].ndim else 0
     if n < 2 or whole["y"].shape[:1] != (n,):
         raise DataError(
@@ -101,7 +104,7 @@ def _read_parts(root: Path, seed: int) -> list[tuple[Path, Arrays]]:
     ]
 
 
-def _read(path: Path) -> Arrays:
+def _read(path: Path, task: str) -> Arrays:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             known = ("x", "y", "t", "t0") if "t" in file else ("x", "y")
@@ -111,10 +114,19 @@ def _read(path: Path) -> Arrays:
         raise DataError(
             f"{path} cannot be read as an .npz file of plain arrays ({error})."
         ) from error
+    if task == "density" and "x" in found:
+        if rest := sorted(set(found) - {"x"}):
+            raise DataError(
+                f"{path} holds {' and '.join(rest)} beside x, but a density is that of x alone: "
+                "save x alone, or choose another --task."
+            )
+        found["y"] = np.empty((*found["x"].shape[:1], 0))
     for key in ("x", "y"):
         if key not in found:
+            alone = " For the density of x, add --task density." if "x" in found else ""
             raise DataError(
                 f"{path} holds {', '.join(names) or 'nothing'}; the array {key!r} is missing."
+                f"{alone}"
             )
     for key, value in found.items():
         if value.dtype.kind not in "biuf":
@@ -145,6 +157,8 @@ def _split(path: Path, part: Arrays, task: str) -> Split:
     read = torch.from_numpy(x[:, None] if x.ndim == 2 else x)
     if task == "classification":
         return Split(read, torch.from_numpy(_labels(path, y)))
+    if task == "density":
+        return Split(read, torch.from_numpy(y))
     if task == "regression":
         if y.ndim > 2 or not y.size:
             raise DataError(

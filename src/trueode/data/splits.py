@@ -21,8 +21,8 @@ class Batch(NamedTuple):
 
     Attributes:
         x: inputs ``(batch, channels, length)`` or ``(batch, channels, height, width)``.
-        y: labels ``(batch,)``; targets ``(batch, outputs)``; or states
-            ``(batch, times, channels, length)``, NaN if not observed.
+        y: labels ``(batch,)``; targets ``(batch, outputs)``; states
+            ``(batch, times, channels, length)``, NaN if not observed; or nothing, ``(batch, 0)``.
         t: times of the states, ``(times,)`` for all samples, or ``(batch, times)``, NaN if a sample
             has fewer; None without times. They stay on the CPU, where steps are chosen.
     """
@@ -177,11 +177,12 @@ class Dataset:
 
     Attributes:
         name: as in ``catalog.DATA_SETS``.
-        task: ``"classification"``, ``"regression"`` or ``"timeseries"``.
+        task: a name of ``catalog.TASKS``.
         train: training samples.
         test: test samples.
         sample_shape: shape of one input, without the batch.
-        n_outputs: number of classes, or of numbers in a target (time series: in a state).
+        n_outputs: number of classes, or of numbers in a target (time series: in a state); 1 for a
+            density.
         classes: names of the classes, if they have names.
         t_end: last time of a time series.
         t_start: time at which the inputs of a time series are its states.

@@ -7,7 +7,7 @@ from trueode.evaluation.gain import Answer, Performance, performance
 from trueode.evaluation.metrics import Evaluation, evaluate, evaluating
 from trueode.evaluation.model_on_samples import ModelOnSamples
 from trueode.evaluation.pace import Pace
-from trueode.evaluation.portrait import phase_portrait, series_portrait
+from trueode.evaluation.portrait import density_portrait, phase_portrait, series_portrait
 from trueode.evaluation.runnable import Metric, Runnable
 from trueode.evaluation.solver_table import Row, SolverTable, by_factors
 from trueode.evaluation.statistics import clopper_pearson, samples_for
@@ -34,6 +34,7 @@ __all__ = [
     "clopper_pearson",
     "count_flips",
     "decide",
+    "density_portrait",
     "evaluate",
     "evaluating",
     "exact_flow",

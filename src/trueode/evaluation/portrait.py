@@ -1,7 +1,10 @@
-"""The contents of phase portraits as plain arrays; ``figures/portrait.py`` draws them."""
+"""The contents of portraits as plain arrays, which ``figures/portrait.py`` and
+``figures/density.py`` draw.
+"""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from math import prod
 from typing import Any
 
@@ -11,12 +14,14 @@ import torch
 from trueode.data import Samples
 from trueode.evaluation.metrics import batches_of, evaluating
 from trueode.evaluation.task import Task
-from trueode.models import NeuralODE
-from trueode.solvers import Solver, solve
+from trueode.models import ContinuousFlow, NeuralODE
+from trueode.solvers import Adaptive, Solver, solve
 from trueode.solvers.clock import seconds
 
 SAMPLES, TIMES, GRID = 400, 129, 200
 SERIES = 4
+POINTS, CELLS = 2000, 100
+EXACT = Adaptive("dopri5", rtol=1e-6, atol=1e-6, per_sample=True)
 
 
 def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str, Any] | None:
@@ -97,6 +102,60 @@ def series_portrait(
             truth = spread
         predicted, _ = task.predict(model, batch._replace(t=t), solver)
     return _numpy(t), _numpy(truth), _numpy(predicted.flatten(2))
+
+
+def density_portrait(
+    model: ContinuousFlow, split: Samples, solver: Solver
+) -> dict[str, Any] | None:
+    """A density in the plane, and samples, under a solver and under the exact flow.
+
+    Args:
+        model: the flow.
+        split: samples of the data; the first 2000 are taken.
+        solver: the solver.
+
+    Returns:
+        ``data (n, 2)``, ``grid_x``, ``grid_y``, and for ``own`` and ``exact`` (dopri5 at a
+        tolerance of 1e-6 in double precision) a mapping with ``solver``,
+        ``log_density (grid_y, grid_x)`` and ``mean`` log density of the data in nats, ``mass`` of
+        the density on the grid, and ``samples (n, 2)``; None unless samples have two numbers.
+
+    Raises:
+        SolveError: a solver failed.
+    """
+    if prod(model.shape) != 2:
+        return None
+    n = min(POINTS, len(split))
+    x = next(batches_of(split.first(n), n, model)).x
+    flat = x.flatten(1)
+    low, high = flat.amin(0), flat.amax(0)
+    margin = 0.15 * (high - low).clamp(min=1e-6)
+    ends = zip((low - margin).tolist(), (high + margin).tolist(), strict=True)
+    axes = [torch.linspace(a, b, CELLS, dtype=torch.float64, device="cpu") for a, b in ends]
+    points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1).view(-1, *x.shape[1:])
+    cell = float((axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0]))
+
+    def under(flow: ContinuousFlow, solver: Solver, name: str) -> dict[str, Any]:
+        like = next(flow.parameters(), x)
+        with evaluating(flow):
+            grid = flow.log_prob(points.to(like), solver).double()
+            mean = flow.log_prob(x.to(like), solver).double().mean()
+            drawn = flow.sample(n, solver, torch.Generator("cpu").manual_seed(0))
+        return {
+            "solver": name,
+            "log_density": _numpy(grid.view(CELLS, CELLS)),
+            "mean": float(mean),
+            "mass": float(grid.exp().sum() * cell),
+            "samples": _numpy(drawn.flatten(1)),
+        }
+
+    return {
+        "data": _numpy(flat),
+        "grid_x": axes[0].numpy(),
+        "grid_y": axes[1].numpy(),
+        "own": under(model, solver, str(solver)),
+        "exact": under(deepcopy(model).double(), EXACT, "the exact flow"),
+    }
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -22,13 +22,14 @@ from trueode.evaluation import (
     SolverTable,
     Status,
     by_factors,
+    density_portrait,
     get_task,
     phase_portrait,
     series_portrait,
 )
 from trueode.evaluation.flow import least_cost
 from trueode.evaluation.solver_table import to_rich
-from trueode.models import NeuralODE
+from trueode.models import ContinuousFlow, NeuralODE
 from trueode.options import Options
 from trueode.runs import RunDirectory, read_history
 from trueode.training.threads import spared
@@ -62,7 +63,7 @@ def judge(
     of the run's field ``evaluations``, and at least 50 Gflop. It is not measured in seconds, so
     equal runs have equal verdicts.
     """
-    task, solver = get_task(shape.task), model.solver
+    task, solver = get_task(shape.task).fitted(shape.sample), model.solver
     runnable = ModelOnSamples(model, split, task, solver, held_out=what == "test")
     channels = getattr(model.upstream, "out_channels", shape.sample[0])
     flops: float = model.field.flops((channels, *shape.sample[1:]))  # type: ignore[attr-defined]
@@ -159,5 +160,12 @@ def draw(
         if shape.task == "timeseries":
             series = series_portrait(model, dataset.test, task, model.solver)
             drawn["time_series"] = lambda: figures.time_series(*series)
+        plane = (
+            density_portrait(model, dataset.test, model.solver)
+            if isinstance(model, ContinuousFlow)
+            else None
+        )
+        if plane is not None:
+            drawn["density"] = lambda: figures.density(plane)
     for name, draw in drawn.items():
         figures.save(draw(), directory.place(f"figures/{name}.png"))

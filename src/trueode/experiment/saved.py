@@ -90,7 +90,7 @@ def infer(options: Options, given: frozenset[str] = frozenset()) -> int:
     dataset = build_data(stored)
     refuse_other_data(shape, dataset)
     split = dataset.train if options.split == "train" else dataset.test
-    task = get_task(shape.task)
+    task = get_task(shape.task).fitted(shape.sample)
     found = evaluate(model, split, task)
     console.print(
         f"{directory.path} after {saved['iteration']} iterations, {options.split} data "

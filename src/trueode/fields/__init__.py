@@ -10,6 +10,7 @@ from trueode.errors import UsageError, nearest
 from trueode.fields.autocast import Autocast
 from trueode.fields.conv import ConvField
 from trueode.fields.dense import DenseField
+from trueode.fields.divergence import Divergence
 from trueode.fields.init import init_weights
 from trueode.fields.recognised import RecognisedField, explain, recognise
 from trueode.fields.sequential import SequentialField
@@ -18,6 +19,7 @@ __all__ = [
     "Autocast",
     "ConvField",
     "DenseField",
+    "Divergence",
     "RecognisedField",
     "SequentialField",
     "build_field",

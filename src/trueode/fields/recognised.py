@@ -103,7 +103,8 @@ def explain(field: Callable[..., Any], z: Tensor) -> str:
             + ("" if layer.activation == "identity" else f" ({layer.activation})")
             for layer in problem.layers.layers
         )
-        return f"{name}: layers {layers}."
+        traced = "" if problem.layers.coupling is None else ", with their divergence"
+        return f"{name}: layers {layers}{traced}."
     if hasattr(field, "layer_stack"):
         return f"{name}."
     try:

@@ -3,6 +3,7 @@
 from trueode.figures.adapting import adaptation
 from trueode.figures.adapting_runs import adaptation_runs
 from trueode.figures.audit import audit_cost, audit_order, audit_trajectories
+from trueode.figures.density import density
 from trueode.figures.files import save
 from trueode.figures.history import effort, loss, metric
 from trueode.figures.paper import critical_steps, fan, fine_and_coarse, swap_sweep, two_outputs
@@ -18,6 +19,7 @@ __all__ = [
     "audit_order",
     "audit_trajectories",
     "critical_steps",
+    "density",
     "effort",
     "fan",
     "fine_and_coarse",

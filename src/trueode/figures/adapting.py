@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from trueode.figures.history import (
+    TITLES,
+    UNITS,
     Array,
     History,
     draw_curves,
@@ -42,7 +44,7 @@ def adaptation(history: History, metric: str) -> Figure:
 
     Args:
         history: of the run.
-        metric: ``"accuracy"``, a share shown in per cent, or ``"mse"``.
+        metric: as in `metric`.
     """
     width, height = 8.8, 9.0
     figure = new_figure(width, height)
@@ -65,10 +67,7 @@ def _metric(axes: Axes, history: History, metric: str) -> None:
     """
     share = metric == "accuracy"
     scale = 100.0 if share else 1.0
-    axes.set(
-        title="Accuracy" if share else "Mean squared error",
-        ylabel="accuracy (%)" if share else metric,
-    )
+    axes.set(title=TITLES[metric], ylabel=UNITS[metric])
     draw_curves(axes, history, metric, scale=scale)
     iteration, reference = known(history, f"test_{metric}_reference", scale)
     if len(reference):
@@ -91,7 +90,7 @@ def _metric(axes: Axes, history: History, metric: str) -> None:
     axes.fill_between(both, own[here], reference[there], color=VERMILION, alpha=0.25, linewidth=0)
     if share:
         per_cent_y([axes])
-    else:
+    elif metric == "mse":
         logarithmic_y(axes)
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2, columnspacing=1.2

@@ -29,6 +29,12 @@ from trueode.figures.theme import (
 Array = NDArray[np.float64]
 History = Mapping[str, Array]
 
+TITLES = {
+    "accuracy": "Accuracy",
+    "mse": "Mean squared error",
+    "bits_per_dim": "Negative log density",
+}
+UNITS = {"accuracy": "accuracy (%)", "mse": "mse", "bits_per_dim": "bits per dimension"}
 COLUMNS = 600  # pixels of a figure's width: more than two points per pixel are invisible
 
 
@@ -37,21 +43,18 @@ def loss(history: History) -> Figure:
     """Training loss (logged batches faint, running mean strong) and test loss."""
     figure = new_figure()
     axes = figure.add_subplot(title="Loss", xlabel="iteration", ylabel="loss")
-    _curves(axes, history, "loss", scale=1.0, log=True)
+    # a negative log density has no zero of its own
+    _curves(axes, history, "loss", scale=1.0, log="bits_per_dim" not in history)
     return figure
 
 
 @themed
 def metric(history: History, name: str) -> Figure:
-    """The metric ``"accuracy"``, a share shown in per cent, or ``"mse"`` against the iteration."""
+    """A metric of `TITLES` against the iteration; accuracy, a share, is shown in per cent."""
     figure = new_figure()
     share = name == "accuracy"
-    axes = figure.add_subplot(
-        title="Accuracy" if share else "Mean squared error",
-        xlabel="iteration",
-        ylabel="accuracy (%)" if share else name,
-    )
-    _curves(axes, history, name, scale=100.0 if share else 1.0, log=not share)
+    axes = figure.add_subplot(title=TITLES[name], xlabel="iteration", ylabel=UNITS[name])
+    _curves(axes, history, name, scale=100.0 if share else 1.0, log=name == "mse")
     if share and axes.lines:
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), 101.5)
         axes.axhline(100, color=GREY, linewidth=0.8, zorder=0.5)

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trueode.catalog import DATA_SETS, PENALTY
+from trueode.catalog import DATA_SETS, PENALTY, USUAL, task_of
+from trueode.errors import nearest, printable
 
 if TYPE_CHECKING:
     from trueode.options.schema import Options
+
+MOST = 2**32 - 1
+"""The largest whole number."""
+LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
+"""Bounds on the absolute value of a nonzero number: results stay in the range of float32."""
+
+
+def value_problems(o: Options) -> list[str]:
+    """Values that are not among the choices of their option, or too large or too small."""
+    found = []
+    for name, info in type(o).model_fields.items():
+        extra = info.json_schema_extra
+        assert isinstance(extra, dict)
+        choices: Any = extra["choices"]
+        values = getattr(o, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if choices and value not in choices:
+                hint = nearest(str(value), choices)
+                known = ", ".join(choices)
+                found.append(f"--{name} {printable(value)} is unknown: choose from {known}.{hint}")
+            if isinstance(value, int) and value > MOST:
+                found.append(
+                    f"--{name} {printable(value)}: expected a whole number of at most {MOST}."
+                )
+            if isinstance(value, float) and value and not LEAST_SIZE <= abs(value) <= MOST_SIZE:
+                found.append(
+                    f"--{name} {value:g}: expected 0, or an absolute value between {LEAST_SIZE:g} "
+                    f"and {MOST_SIZE:g}."
+                )
+    return found
 
 
 def problems(o: Options) -> list[str]:
@@ -34,7 +65,11 @@ def problems(o: Options) -> list[str]:
             "choose odenet or linear_odenet."
         )
     if "auto" != o.task != task and task != "any":
-        found.append(f"--task {o.task} does not fit --dataset {o.dataset}, which is for {task}.")
+        fitting = [name for name, known in DATA_SETS.items() if known.task in (o.task, "any")]
+        found.append(
+            f"--task {o.task} does not fit --dataset {o.dataset}, which is for {task}: choose "
+            f"{' or '.join(fitting)}."
+        )
     if o.downstream == "none" and (
         o.task == "classification" or (o.task == "auto" and task == "classification")
     ):
@@ -53,6 +88,7 @@ def problems(o: Options) -> list[str]:
         )
     if o.per_sample and o.fixed_step and o.solver != "auto":
         found.append(f"--per_sample true needs an adaptive solver; {o.solver} takes fixed steps.")
+    found += _density_problems(o)
     found += _precision_problems(o)
     found += _adaptation_problems(o)
     found += [
@@ -71,8 +107,38 @@ def problems(o: Options) -> list[str]:
 
 
 def _changed(o: Options, name: str) -> bool:
-    """Whether an option differs from its default."""
-    return bool(getattr(o, name) != type(o).model_fields[name].default)
+    """Whether an option differs from its default for the task."""
+    usual = USUAL.get(task_of(o.dataset, o.task), {})
+    return bool(getattr(o, name) != usual.get(name, type(o).model_fields[name].default))
+
+
+def _density_problems(o: Options) -> list[str]:
+    """What is wrong with the options of a density, or with its options for another task."""
+    if task_of(o.dataset, o.task) != "density":
+        trace = f"--trace {o.trace} belongs to densities (--task density): leave it out."
+        return [trace] if o.trace != "exact" else []
+    found = []
+    if o.network != "linear_odenet":
+        found.append(
+            f"--network {o.network} has no density: convolutions see the neighbours of a number, "
+            "and the trace of their Jacobian is not known in closed form. Choose linear_odenet."
+        )
+    if o.act in ("relu", "lrelu"):
+        found.append(
+            f"--act {o.act} has no second derivative, so that gradients of a density would leave "
+            "out where its units switch: choose tanh, softplus, gelu, silu or sigmoid."
+        )
+    if o.upstream_channels or o.downstream == "linear":
+        flag = (
+            f"--upstream_channels {o.upstream_channels}"
+            if o.upstream_channels
+            else "--downstream linear"
+        )
+        found.append(
+            f"{flag} is impossible with a density: the flow maps samples to noise of the same "
+            "shape, without other layers. Leave it out."
+        )
+    return found
 
 
 def _precision_problems(o: Options) -> list[str]:

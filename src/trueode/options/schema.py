@@ -16,9 +16,12 @@ from trueode.catalog import (
     NETWORKS,
     PENALTY,
     TASKS,
+    TRACES,
+    USUAL,
+    task_of,
 )
-from trueode.errors import UNWRITABLE, OptionError, nearest, printable
-from trueode.options.combinations import problems
+from trueode.errors import UNWRITABLE, OptionError, printable
+from trueode.options.combinations import MOST, problems, value_problems
 
 ALIASES = {
     "evaluate_text_acc": "evaluate_test_acc",
@@ -29,11 +32,6 @@ ALIASES = {
 
 EITHER_OR = (("autodif", "adjoint"), ("step_size", "n_steps"))
 """Pairs of options with the same meaning: giving one replaces both values of a file."""
-
-MOST = 2**32 - 1
-"""The largest whole number."""
-LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
-"""Bounds on the absolute value of a nonzero number: results stay in the range of float32."""
 
 
 def option(
@@ -92,7 +90,11 @@ class Options(BaseModel):
         "./data", "data", "folder of the data, also for downloads; `arrays`: folder or .npz file"
     )
     task: str = option(
-        "auto", "data", "learning task; auto: that of the data set", ("auto", *TASKS)
+        "auto",
+        "data",
+        "learning task; auto: that of the data set. Defaults of a density: "
+        + ", ".join(f"{name} {str(value).lower()}" for name, value in USUAL["density"].items()),
+        ("auto", *TASKS),
     )
     image_size: int | None = option(
         None,
@@ -131,8 +133,14 @@ class Options(BaseModel):
     downstream: str = option(
         "auto",
         "model",
-        "layer after the ODE block; auto: linear, or none for time series",
+        "layer after the ODE block; auto: linear, or none for time series and densities",
         ("auto", "linear", "none"),
+    )
+    trace: str = option(
+        "exact",
+        "model",
+        "density: trace of the Jacobian in training, exact or by Hutchinson's estimate",
+        TRACES,
     )
 
     # solver
@@ -191,7 +199,8 @@ class Options(BaseModel):
     fidelity: float = option(
         0.01,
         "adaptation",
-        "fidelity rule: share of predictions that may depend on the solver",
+        "fidelity rule: share of predictions that may depend on the solver; of a density, the "
+        "change of its mean in bits per dimension",
         ge=1e-4,
         lt=1,
     )
@@ -284,6 +293,17 @@ class Options(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _usual_of_task(cls, data: Any) -> Any:
+        """Take the defaults of the task for options that are not given."""
+        if not isinstance(data, dict):
+            return data
+        dataset, task = data.get("dataset"), data.get("task", "auto")
+        if not isinstance(task, str) or not isinstance(dataset, str | None):
+            return data
+        return {**USUAL.get(task_of(dataset or "", task), {}), **data}
+
+    @model_validator(mode="before")
+    @classmethod
     def _same_gradient(cls, data: Any) -> Any:
         """Set ``adjoint`` and ``autodif``, which have the same meaning, from each other."""
         if not isinstance(data, dict):
@@ -301,7 +321,7 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> Options:
-        for problem in _value_problems(self) or problems(self):
+        for problem in value_problems(self) or problems(self):
             raise OptionError(problem)
         task = DATA_SETS[self.dataset].task
         series = "timeseries" in (task, self.task)
@@ -370,28 +390,3 @@ class Options(BaseModel):
                 f"{flag} takes {count:.6g} steps on {interval}, more than --max_steps "
                 f"{self.max_steps}: take larger steps, or raise --max_steps."
             )
-
-
-def _value_problems(o: Options) -> list[str]:
-    """Values that are not among the choices of their option, or too large or too small."""
-    found = []
-    for name, info in Options.model_fields.items():
-        extra = info.json_schema_extra
-        assert isinstance(extra, dict)
-        choices: Any = extra["choices"]
-        values = getattr(o, name)
-        for value in values if isinstance(values, tuple) else (values,):
-            if choices and value not in choices:
-                hint = nearest(str(value), choices)
-                known = ", ".join(choices)
-                found.append(f"--{name} {printable(value)} is unknown: choose from {known}.{hint}")
-            if isinstance(value, int) and value > MOST:
-                found.append(
-                    f"--{name} {printable(value)}: expected a whole number of at most {MOST}."
-                )
-            if isinstance(value, float) and value and not LEAST_SIZE <= abs(value) <= MOST_SIZE:
-                found.append(
-                    f"--{name} {value:g}: expected 0, or an absolute value between {LEAST_SIZE:g} "
-                    f"and {MOST_SIZE:g}."
-                )
-    return found

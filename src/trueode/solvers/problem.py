@@ -156,28 +156,10 @@ class Problem:
     @lazy
     def layers(self) -> LayerStack | None:
         """The field's layers, if it offers them and this problem can be solved with them."""
-        z0, field = self.z0, self.field
-        if (
-            isinstance(z0, tuple)
-            or isinstance(self.gradient, Adjoint)
-            or not z0.is_floating_point()
-            or z0.is_meta
-        ):
+        if isinstance(self.z0, tuple) or isinstance(self.gradient, Adjoint):
             return None
-        if (
-            torch.is_autocast_enabled(z0.device.type)
-            or is_symbolic()
-            or forward_ad._current_level >= 0
-        ):
-            return None
-        stack: LayerStack | None
-        if hasattr(field, "layer_stack"):
-            stack = field.layer_stack(z0.shape)
-        else:
-            stack = find_layers(field, z0, lambda: self.clock.time(0.0))
-        if stack is None or any(
-            x.dtype != z0.dtype or x.device != z0.device for x in stack.layers[0][:2]
-        ):
+        stack = layers_of(self.field, self.z0, lambda: self.clock.time(0.0))
+        if stack is None:
             return None
         by_sample = self.per_sample or (self.points is not None and self.points.per_sample)
         return None if by_sample and stack.lead != 1 else stack
@@ -188,3 +170,25 @@ class Problem:
         if isinstance(gradient, Adjoint):
             gradient = replace(gradient, params=gradient.parameters_of(self.field))
         return replace(self, field=field, gradient=gradient)
+
+
+def layers_of(
+    field: Callable[..., Any], z: Tensor, time: Callable[[], Tensor]
+) -> LayerStack | None:
+    """The layers of a field that may be computed instead of calling it at states like z, with the
+    same gradients; None if there are none.
+    """
+    if not z.is_floating_point() or z.is_meta:
+        return None
+    if torch.is_autocast_enabled(z.device.type) or is_symbolic() or forward_ad._current_level >= 0:
+        return None
+    stack: LayerStack | None
+    if hasattr(field, "layer_stack"):
+        stack = field.layer_stack(z.shape)
+    else:
+        stack = find_layers(field, z, time)
+    if stack is None or any(
+        x.dtype != z.dtype or x.device != z.device for x in stack.layers[0][:2]
+    ):
+        return None
+    return stack

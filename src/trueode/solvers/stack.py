@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
+from math import pi, sqrt
 from typing import Any
 
 import torch
@@ -35,6 +37,8 @@ def stack_field(stack: LayerStack) -> Field:
     layers = stack.layers
     if stack.image is not None:
         return partial(_on_images, stack)
+    if stack.coupling is not None:
+        return partial(_diverging, stack, stack.coupling)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
         x = z
@@ -53,6 +57,64 @@ def stack_field(stack: LayerStack) -> Field:
         return x
 
     return field
+
+
+_SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "identity": lambda a, y: torch.ones_like(a),
+    "relu": lambda a, y: (a > 0).to(a.dtype),
+    "lrelu": lambda a, y: 0.01 + 0.99 * (a > 0).to(a.dtype),
+    "sigmoid": lambda a, y: y * (1 - y),
+    "tanh": lambda a, y: 1 - y * y,
+    "silu": lambda a, y: a.sigmoid() * (1 + a - y),
+    "softplus": lambda a, y: torch.where(a > 20, 1.0, a.sigmoid()),
+    "gelu": lambda a, y: torch.special.ndtr(a) + a * (-a * a / 2).exp() / sqrt(2 * pi),
+    "cube": lambda a, y: 3 * a * a,
+}
+"""The derivatives of the activations y at their inputs a, differentiable once more."""
+
+
+def with_divergence(stack: LayerStack, width: int) -> LayerStack | None:
+    """The stack of f with its divergence, for states ``(batch, width + 1)``: (z, l)' = (f, -div f).
+
+    With weights W1, W2, … and slopes s = act'(a) of the hidden units, the divergence is the trace
+    of W1 without a hidden layer; c s1, c_j = (W1 W2)_jj, with one; s2ᵀ C s1, Cᵀ = W2ᵀ ∘ W1 W3, with
+    two, by the cyclic property of the trace. The coupling of the stack is C, or c as a row.
+
+    Args:
+        stack: the layers of f on states ``(batch, width)``.
+        width: the numbers in one of these states.
+
+    Returns:
+        The stack; None if there are more hidden layers, or layers that do not act on a whole sample
+        as one matrix.
+    """
+    weights = [layer.weight.flatten(1) for layer in stack.layers]
+    fitting = [width, *(weight.shape[0] for weight in weights[:-1])]
+    if len(weights) > 3 or any(layer.taps > 1 for layer in stack.layers):
+        return None
+    if [weight.shape[1] for weight in weights] != fitting:
+        return None
+    if len(weights) == 1:
+        coupling = weights[0].diagonal()[None]
+    elif len(weights) == 2:
+        coupling = (weights[1] * weights[0].t()).sum(0, keepdim=True)
+    else:
+        coupling = weights[1] * (weights[0] @ weights[2]).t()
+    layers = zip(stack.layers, weights, strict=True)
+    return LayerStack(tuple(x._replace(weight=w) for x, w in layers), coupling=coupling)
+
+
+def _diverging(stack: LayerStack, coupling: Tensor, t: Tensor, state: Tensor) -> Tensor:
+    """The field of a stack with its divergence."""
+    x, slopes = state[:, :-1], []
+    for layer in stack.layers:
+        a = torch.addmm(shift(layer.bias, layer.time_weight, t, 1), x, layer.matrix)
+        x = a if layer.activation == "identity" else activations(layer.activation)[0](a)
+        slopes.append(_SLOPES[layer.activation](a, x))
+    coupled = slopes[0] @ coupling.t()
+    if len(slopes) == 3:
+        coupled = coupled * slopes[1]
+    return torch.cat([x, -coupled.sum(1, keepdim=True)], dim=1)
 
 
 def _on_images(stack: LayerStack, t: Tensor, z: Tensor) -> Tensor:

@@ -29,12 +29,7 @@ def is_served(problem: Problem) -> bool:
         and clock.length != 0
         and not clock.differentiable
         and _is_plain(z, place)
-        and all(
-            _is_plain(x, place)
-            for layer in layers
-            for x in (layer.weight, layer.bias, layer.time_weight)
-            if x is not None
-        )
+        and all(_is_plain(x, place) for x in problem.layers.tensors if x is not None)
         and all(layer.activation in KNOWN for layer in layers)
         and layers[-1].activation == "identity"
     )

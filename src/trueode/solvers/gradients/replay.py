@@ -58,7 +58,7 @@ def replay_gradients(
     Args:
         given: the solve.
         z: the initial state ``(batch, width)``.
-        tensors: weight, bias and time weight of each layer.
+        tensors: those of the stack, as in `LayerStack.tensors`.
         gradients: those of the final state and the saved states.
     """
     twice = torch.is_grad_enabled()
@@ -75,19 +75,10 @@ def replay_gradients(
 
 def _again(given: Given, z: Tensor, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """The final state and the saved states, computed again."""
-    field = CheckedField(stack_field(_stack_of(given.stack, tensors)), given.counter)
+    field = CheckedField(stack_field(given.stack.with_tensors(tensors)), given.counter)
     stepper = Stepper(field, given.tableau, given.clock)
     if given.grid.dim() == 2:
         return integrate_per_sample(stepper, given.grid, z), None
     saver = Saver(SavePoints(given.saved, 0.0)) if len(given.saved) else None
     final = integrate(stepper, given.grid.tolist(), z, saver)
     return final, None if saver is None else saver.stacked(final)
-
-
-def _stack_of(stack: LayerStack, tensors: Sequence[Any]) -> LayerStack:
-    triples = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
-    layers = (
-        layer._replace(weight=w, bias=b, time_weight=t)
-        for layer, (w, b, t) in zip(stack.layers, triples, strict=True)
-    )
-    return stack._replace(layers=tuple(layers))

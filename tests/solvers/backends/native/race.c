@@ -12,10 +12,11 @@ enum { BATCH = 150, WIDTH = 3, HIDDEN = 24, STEPS = 6, ROUNDS = 5, CALLERS = 4, 
 typedef struct {
     int64_t set, threads;
     float weight1[HIDDEN * WIDTH], weight2[WIDTH * HIDDEN], bias1[HIDDEN], bias2[WIDTH];
-    float z0[BATCH * WIDTH], z1[BATCH * WIDTH], g1[BATCH * WIDTH], image[IMAGES * NUMBERS], filter[9 * CHANNELS * CHANNELS];
+    float coupling[HIDDEN], z0[BATCH * (WIDTH + 1)], g1[BATCH * (WIDTH + 1)], image[IMAGES * NUMBERS], filter[9 * CHANNELS * CHANNELS];
     struct { /* results */
         float ends[3][BATCH * WIDTH], start[BATCH * WIDTH];
         float weight1[HIDDEN * WIDTH], weight2[WIDTH * HIDDEN], bias1[HIDDEN], bias2[WIDTH];
+        float density[2][BATCH * (WIDTH + 1)], coupling[HIDDEN];
         float image[2][IMAGES * NUMBERS], filter[2][9 * CHANNELS * CHANNELS], bias[2][CHANNELS];
         int64_t accepted[2][BATCH], rejected[2][BATCH];
     } found;
@@ -40,8 +41,9 @@ static void prepare(Caller *caller, int64_t set, int64_t threads) {
     fill(caller->weight2, WIDTH * HIDDEN, 0.5);
     fill(caller->bias1, HIDDEN, 1);
     fill(caller->bias2, WIDTH, 1);
-    fill(caller->z0, BATCH * WIDTH, 1);
-    fill(caller->g1, BATCH * WIDTH, 1);
+    fill(caller->coupling, HIDDEN, 1);
+    fill(caller->z0, BATCH * (WIDTH + 1), 1);
+    fill(caller->g1, BATCH * (WIDTH + 1), 1);
     fill(caller->image, IMAGES * NUMBERS, 1);
     fill(caller->filter, 9 * CHANNELS * CHANNELS, 0.1);
 }
@@ -73,6 +75,18 @@ static void adaptive_steps(Caller *caller, const Layer *layers, int64_t per_samp
     free(errors);
 }
 
+static void densities(Caller *caller, const Layer *layers) {
+    double grid[STEPS + 1];
+    for (int i = 0; i <= STEPS; i++) grid[i] = i / (double)STEPS;
+    Solve solve = {.batch = BATCH, .width = WIDTH + 1, .divergence = 1, .n_layers = 2, .n_steps = STEPS, .n_stages = 2,
+                   .keep = KEEP_STAGES, .capacity = STEPS, .threads = caller->threads, .t1 = 1, .layers = layers, .a = midpoint_a,
+                   .b = midpoint_b, .c = midpoint_c, .grid = grid, .z0 = caller->z0, .z1 = caller->found.density[0],
+                   .g1 = caller->g1, .g0 = caller->found.density[1]};
+    solve.tape = aligned(trueode_tape_size(caller->set, 0, &solve));
+    caller->failed |= trueode_forward(caller->set, 0, &solve) || trueode_backward(caller->set, 0, &solve);
+    free(solve.tape);
+}
+
 static void images(Caller *caller) {
     double grid[STEPS + 1];
     for (int i = 0; i <= STEPS; i++) grid[i] = i / (double)STEPS;
@@ -96,8 +110,11 @@ static void *call(void *argument) {
         {.fan_in = WIDTH, .fan_out = HIDDEN, .taps = 1, .stride_in = 1, .stride_out = WIDTH, .bias_stride = 1, .activation = TANH,
          .weight = caller->weight1, .bias = caller->bias1, .weight_gradient = caller->found.weight1, .bias_gradient = caller->found.bias1},
         {.fan_in = HIDDEN, .fan_out = WIDTH, .taps = 1, .stride_in = 1, .stride_out = HIDDEN, .bias_stride = 1, .activation = IDENTITY,
-         .weight = caller->weight2, .bias = caller->bias2, .weight_gradient = caller->found.weight2, .bias_gradient = caller->found.bias2}};
+         .weight = caller->weight2, .bias = caller->bias2, .weight_gradient = caller->found.weight2, .bias_gradient = caller->found.bias2},
+        {.fan_in = HIDDEN, .fan_out = 1, .taps = 1, .stride_in = 1, .stride_out = HIDDEN, .weight = caller->coupling,
+         .weight_gradient = caller->found.coupling}};
     for (int round = 0; round < ROUNDS; round++) {
+        densities(caller, layers);
         fixed_steps(caller, layers);
         adaptive_steps(caller, layers, 0);
         adaptive_steps(caller, layers, 1);

@@ -33,6 +33,7 @@ def accepts(problem: Problem) -> bool:
     return (
         not isinstance(problem.solver, Adaptive)
         and not stack.image
+        and stack.coupling is None
         and is_short(stack, stack.width(z.shape))
         and size(widths_of(stack, z.shape), problem.solver.tableau, z.dtype) <= MOST_BYTES
         and _places(problem) is not None
@@ -64,10 +65,7 @@ def solve(problem: Problem) -> Outcome:
     assert places is not None
     (z, unpack), widths = pack_stack(stack, problem.z0), widths_of(stack, problem.first.shape)
     task = Task.of(problem, dense(stack, widths[0], pointwise=True), widths, places)
-    tensors = [
-        x for layer in task.stack.layers for x in (layer.weight, layer.bias, layer.time_weight)
-    ]
-    inputs = z.view(-1, widths[0]), *tensors
+    inputs = z.view(-1, widths[0]), *task.stack.tensors
     keeps = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     try:
         final, zs, kept = task.forward(inputs, keeps)

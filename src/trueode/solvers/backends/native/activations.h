@@ -182,3 +182,38 @@ static void NAME(pull_activation)(int64_t activation, const vec *known, vec *g, 
             break;
     }
 }
+
+/* g += p act''; known: as above; slope: act'. */
+static void NAME(pull_slope)(int64_t activation, const vec *known, const vec *slope, const vec *p, vec *g, int64_t n) {
+    const vec zero = {0};
+    switch (activation) {
+        case SIGMOID:
+            for (int64_t i = 0; i < n; i++) g[i] += p[i] * slope[i] * (1 - 2 * known[i]);
+            break;
+        case TANH:
+            for (int64_t i = 0; i < n; i++) g[i] -= p[i] * slope[i] * (2 * known[i]);
+            break;
+        case SILU:
+            for (int64_t i = 0; i < n; i++) {
+                vec s = NAME(sigmoid)(known[i]);
+                g[i] += p[i] * s * (1 - s) * (2 + known[i] * (1 - 2 * s));
+            }
+            break;
+        case SOFTPLUS:
+            for (int64_t i = 0; i < n; i++) g[i] += p[i] * slope[i] * (1 - slope[i]);
+            break;
+        case GELU:
+            for (int64_t i = 0; i < n; i++) {
+                vec x = NAME(select)(known[i] < 0, -known[i], known[i]), bell;
+                x = NAME(select)(x > 40, zero + 40, x); /* the square of more could overflow */
+                NAME(normal_tail)(x, &bell);
+                g[i] += p[i] * (T)0.39894228040143268 * bell * (2 - x * x);
+            }
+            break;
+        case CUBE:
+            for (int64_t i = 0; i < n; i++) g[i] += p[i] * 6 * known[i];
+            break;
+        default:
+            break;
+    }
+}

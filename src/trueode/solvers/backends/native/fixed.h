@@ -35,6 +35,13 @@ static void NAME(pull_back_images)(const Plan *plan, vec *tape, vec *slot, vec *
 static void NAME(image_gradients)(const Plan *plan, vec *tape, vec *slot, vec *g_slot, const vec *time, T *sums);
 static void NAME(take_image_gradient)(const Solve *solve, int64_t j, const T *sums);
 
+/* The divergence; in divergence.h. */
+static void NAME(place_divergence)(Plan *plan, int64_t *slot, int64_t *g_at, int64_t *sums);
+static void NAME(evaluate_divergence)(const Plan *plan, vec *tape, vec *slot, vec *k);
+static void NAME(find_slopes)(const Plan *plan, vec *tape, vec *slot);
+static void NAME(pull_back_divergence)(const Plan *plan, vec *tape, vec *slot, vec *g_slot);
+static void NAME(add_curvature)(const Plan *plan, int64_t j, vec *tape, vec *slot, const vec *g_slot, vec *g);
+
 static int NAME(is_image)(const Solve *solve) { return solve->height > 0; }
 
 static void NAME(free_plan)(Plan *plan) {
@@ -50,12 +57,18 @@ static int NAME(is_cheap)(const Solve *solve, int64_t j) {
     return j >= 0 && solve->layers[j].taps * solve->layers[j].fan_in <= 4 && solve->layers[j].activation <= LEAKY_RELU;
 }
 
+/* Whether the input of a layer lies in the slot. */
+static int NAME(in_slot)(const Solve *solve, int64_t j) { return j == solve->n_layers || NAME(is_cheap)(solve, j - 1); }
+
+/* The number of layers, with the coupling of the divergence. */
+static int64_t NAME(all_layers)(const Solve *solve) { return solve->n_layers + solve->divergence; }
+
 static int NAME(make_plan)(Plan *plan, const Solve *solve) {
-    int64_t n = solve->n_layers, width = solve->width, slot = 0, g_at = 0, sums = 0;
+    int64_t n = NAME(all_layers)(solve), width = solve->width - solve->divergence, slot = 0, g_at = 0, sums = 0;
     memset(plan, 0, sizeof *plan);
     plan->solve = solve;
     plan->block = NAME(is_image)(solve) ? 1 : BLOCK;
-    plan->n = NAME(is_image)(solve) ? 2 * ((width + BLOCK - 1) / BLOCK) : 2 * width;
+    plan->n = NAME(is_image)(solve) ? 2 * ((width + BLOCK - 1) / BLOCK) : 2 * solve->width;
     plan->rows = malloc(7 * n * sizeof(int64_t));
     if (!plan->rows) return NAME(free_plan)(plan), NO_MEMORY;
     plan->x_at = plan->rows + n;
@@ -65,17 +78,17 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
     plan->x_sum = plan->w_at + n;
     plan->g_sum = plan->x_sum + n;
     if (NAME(is_image)(solve)) NAME(place_images)(plan);
-    for (int64_t j = 0; j < n && !NAME(is_image)(solve); j++) {
+    for (int64_t j = 0; j < solve->n_layers && !NAME(is_image)(solve); j++) {
         const Layer *layer = &solve->layers[j];
         int64_t rows = width / layer->fan_in, out = rows * layer->fan_out;
         plan->rows[j] = rows;
-        int64_t *place = NAME(is_cheap)(solve, j - 1) ? &slot : &plan->kept;
+        int64_t *place = NAME(in_slot)(solve, j) ? &slot : &plan->kept;
         plan->x_at[j] = *place;
-        *place += 2 * width;
+        *place += j ? 2 * width : plan->n;
         plan->pre_at[j] = plan->kept;
         if (layer->activation >= SILU) plan->kept += 2 * out;
         plan->g_at[j] = g_at;
-        g_at += 2 * out;
+        g_at += j + 1 < solve->n_layers ? 2 * out : plan->n;
         plan->x_sum[j] = slot;
         plan->g_sum[j] = g_at;
         if (NAME(is_pair)(rows, layer->taps)) {
@@ -88,6 +101,7 @@ static int NAME(make_plan)(Plan *plan, const Solve *solve) {
         sums += (layer->taps * layer->fan_in + 2) * layer->fan_out;
         width = out;
     }
+    if (solve->divergence) NAME(place_divergence)(plan, &slot, &g_at, &sums);
     if (!NAME(is_image)(solve)) {
         plan->slot = plan->room = slot;
         plan->g_slot = plan->g_step = g_at;
@@ -121,7 +135,7 @@ static int64_t NAME(packed_size)(const Solve *solve, const Layer *layer, int bac
 /* Packs the weights for a forward or a backward pass. */
 static int NAME(pack_weights)(Plan *plan, int back) {
     const Solve *solve = plan->solve;
-    int64_t n = solve->n_layers, numbers = 0, most = 0;
+    int64_t n = NAME(all_layers)(solve), numbers = 0, most = 0;
     for (int64_t j = 0; j < n; j++) {
         const Layer *layer = &solve->layers[j];
         int64_t weights = layer->taps * layer->fan_in * layer->fan_out;
@@ -154,7 +168,7 @@ static int NAME(pack_weights)(Plan *plan, int back) {
         if (forward && !pair) NAME(pack)(weight, taps, k, o, tap_stride, in, out, packed->forward);
         if (back && pair) NAME(pack_pair)(last, o, k, -tap_stride, out, in, room, packed->back);
         if (back && !pair && !image) NAME(pack)(last, taps, o, k, -tap_stride, out, in, packed->back);
-        for (int64_t i = 0; i < o; i++) packed->bias[i] = ((const T *)layer->bias)[i * layer->bias_stride];
+        for (int64_t i = 0; layer->bias && i < o; i++) packed->bias[i] = ((const T *)layer->bias)[i * layer->bias_stride];
         for (int64_t i = 0; packed->time && i < o; i++)
             packed->time[i] = ((const T *)layer->time_weight)[i * layer->time_stride];
     }
@@ -257,7 +271,12 @@ static void NAME(combine)(const vec *z, const Span *span, const double *weights,
 
 /* The input of a layer in a stage. */
 static vec *NAME(input)(const Plan *plan, int64_t j, vec *tape, vec *slot) {
-    return (NAME(is_cheap)(plan->solve, j - 1) ? slot : tape) + plan->x_at[j];
+    return (NAME(in_slot)(plan->solve, j) ? slot : tape) + plan->x_at[j];
+}
+
+/* What is known of the activation of a layer before the last one: see pull_activation. */
+static const vec *NAME(known)(const Plan *plan, int64_t j, vec *tape, vec *slot) {
+    return plan->solve->layers[j].activation >= SILU ? tape + plan->pre_at[j] : NAME(input)(plan, j + 1, tape, slot);
 }
 
 static void NAME(apply_layer)(const Plan *plan, int64_t j, const vec *t, vec *tape, vec *slot, vec *k) {
@@ -280,6 +299,7 @@ static void NAME(evaluate)(const Plan *plan, const vec *t, vec *tape, vec *slot,
     if (NAME(is_image)(plan->solve)) NAME(evaluate_images)(plan, t, tape, slot, k);
     else
         for (int64_t j = 0; j < plan->solve->n_layers; j++) NAME(apply_layer)(plan, j, t, tape, slot, k);
+    if (plan->solve->divergence) NAME(evaluate_divergence)(plan, tape, slot, k);
 }
 
 /* Fills a slot as it was after the evaluation that wrote this tape. */
@@ -297,6 +317,7 @@ static void NAME(restore)(const Plan *plan, const vec *t, vec *tape, vec *slot) 
             for (int64_t i = 0; i < half; i++) slot[plan->x_sum[j] + i] = x[i] + x[half + i];
         }
     }
+    if (solve->divergence) NAME(find_slopes)(plan, tape, slot);
 }
 
 /* The step of a number; `edges` is room for the fractions of a block's samples at both ends. */
@@ -467,6 +488,10 @@ static void NAME(pull_back)(const Plan *plan, vec *tape, vec *slot, vec *g_slot,
         NAME(pull_back_images)(plan, tape, slot, g_slot, g);
         return;
     }
+    if (solve->divergence) {
+        NAME(pull_back_divergence)(plan, tape, slot, g_slot);
+        memset(g + plan->n - 2, 0, 2 * sizeof(vec));
+    }
     for (int64_t j = solve->n_layers - 1; j >= 0; j--) {
         const Layer *layer = &solve->layers[j];
         vec *above = g_slot + plan->g_at[j], *below = j ? g_slot + plan->g_at[j - 1] : g;
@@ -476,9 +501,8 @@ static void NAME(pull_back)(const Plan *plan, vec *tape, vec *slot, vec *g_slot,
         else
             NAME(convolve)(plan->rows[j], layer->taps, layer->fan_out, layer->fan_in, back, NULL, NULL, NULL, above, below);
         if (j) {
-            int64_t activation = solve->layers[j - 1].activation;
-            const vec *known = activation >= SILU ? tape + plan->pre_at[j - 1] : NAME(input)(plan, j, tape, slot);
-            NAME(pull_activation)(activation, known, below, 2 * plan->rows[j] * layer->fan_in);
+            NAME(pull_activation)(solve->layers[j - 1].activation, NAME(known)(plan, j - 1, tape, slot), below, 2 * plan->rows[j] * layer->fan_in);
+            if (solve->divergence) NAME(add_curvature)(plan, j - 1, tape, slot, g_slot, below);
         }
     }
 }
@@ -562,7 +586,7 @@ static void NAME(weight_gradient)(const Plan *plan, int64_t j, vec *tapes, vec *
                                   T *gradient) {
     const Layer *layer = &plan->solve->layers[j];
     int64_t n_in = layer->fan_in, n_out = layer->fan_out, size = n_in * n_out;
-    int64_t step = NAME(is_cheap)(plan->solve, j - 1) ? plan->slot : plan->kept;
+    int64_t step = NAME(in_slot)(plan->solve, j) ? plan->slot : plan->kept;
     const vec *x = NAME(input)(plan, j, tapes, slots), *g = g_slots + plan->g_at[j];
     for (int64_t tap = 0; tap < layer->taps; tap++, gradient += size) {
         int64_t shift = tap - layer->taps / 2, from = larger(0, -shift);
@@ -680,11 +704,11 @@ static void NAME(backward_block)(const Plan *plan, int64_t block, vec *scratch, 
                 for (int64_t m = 0; m < n; m++) gradient[m] += pulled[i * n + m];
             next = NAME(add_inside)(plan, block, number - 1, next, 0, NULL, entering, gradient);
         }
-        for (int64_t j = 0; filled && !NAME(is_image)(solve) && j < solve->n_layers; j++) {
+        for (int64_t j = 0; filled && !NAME(is_image)(solve) && j < NAME(all_layers)(solve); j++) {
             const Layer *layer = &solve->layers[j];
             T *weight = sums + plan->w_at[j], *bias = weight + layer->taps * layer->fan_in * layer->fan_out;
             NAME(weight_gradient)(plan, j, tapes, slots, g_slots, filled, weight);
-            NAME(bias_gradient)(plan, j, g_slots, filled, times, room, bias, bias + layer->fan_out);
+            if (layer->bias) NAME(bias_gradient)(plan, j, g_slots, filled, times, room, bias, bias + layer->fan_out);
         }
         if (number == 0) break;
     }
@@ -718,7 +742,7 @@ static int NAME(backward)(const Solve *solve) {
     T *total = plan.part_sums; /* those of the first part, to which the others are added */
     for (int64_t part = 1; part < plan.parts; part++)
         for (int64_t i = 0; i < plan.sums; i++) total[i] += plan.part_sums[part * plan.sums + i];
-    for (int64_t j = 0; j < solve->n_layers; j++) {
+    for (int64_t j = 0; j < NAME(all_layers)(solve); j++) {
         const Layer *layer = &solve->layers[j];
         int64_t taps = layer->taps, n_in = layer->fan_in, n_out = layer->fan_out, each = n_in * n_out;
         T *weight = total + plan.w_at[j], *bias = weight + taps * each, *found = layer->weight_gradient;

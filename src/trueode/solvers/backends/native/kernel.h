@@ -32,6 +32,7 @@ typedef I ivec __attribute__((vector_size(VBYTES)));
 #include "layers.h"
 #include "winograd.h"
 #include "fixed.h"
+#include "divergence.h"
 #include "image_layers.h"
 #include "adaptive.h"
 #include "per_sample.h"

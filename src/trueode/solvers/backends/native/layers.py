@@ -94,9 +94,7 @@ def solve(problem: Problem) -> Outcome:
     """
     assert problem.layers is not None
     z, unpack = pack_stack(problem.layers, problem.z0)
-    tensors = [
-        x for layer in problem.layers.layers for x in (layer.weight, layer.bias, layer.time_weight)
-    ]
+    tensors = problem.layers.tensors
     keep = NOTHING
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, *tensors)):
         keep = STATES if isinstance(problem.gradient, Checkpoint) else STAGES

@@ -60,7 +60,7 @@ class Solve(Structure):
         *_fields(
             c_int64,
             "batch width n_layers n_steps n_stages n_saved keep threads capacity per_sample "
-            "height columns",
+            "height columns divergence",
         ),
         *_fields(c_double, "t0 t1"),
         *_fields(c_void_p, "layers a b c grid saved inside"),

@@ -47,6 +47,8 @@ typedef struct {
     int64_t capacity;      /* the number of steps that fit on a tape of stages */
     int64_t per_sample;    /* whether each sample has its own steps */
     int64_t height, columns; /* of images (height, columns, channels), one sample each; 0 for other states */
+    int64_t divergence;    /* 1 if the last number of a sample changes by minus the divergence of the layers' field of
+                            * the others; layers[n_layers] is then the coupling in divergence.h; otherwise 0 */
     double t0, t1;
     const Layer *layers;
     const double *a, *b, *c; /* (n_stages, n_stages), (n_stages), (n_stages): the stages that advance the solution */

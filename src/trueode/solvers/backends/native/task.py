@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from ctypes import addressof, c_double
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -89,7 +90,7 @@ class Task(NamedTuple):
         solve = Solve(
             batch, width, len(self.stack.layers), n_steps, method.n_stages, len(saved.steps),
             steps.keep, threads, steps.capacity, self.per_sample, *(self.stack.image or (0, 0)),
-            self.clock.t0, self.clock.t1,
+            self.stack.coupling is not None, self.clock.t0, self.clock.t1,
             layers.buffer_info()[0], *method.addresses,
             steps.grid.data_ptr(), saved.steps.buffer_info()[0],
             0 if saved.inside is None else saved.inside.buffer_info()[0],
@@ -150,26 +151,26 @@ class Steps(NamedTuple):
 def described(stack: LayerStack, tensors: Sequence[Tensor | None]) -> list[int]:
     """The layers in the kernel's format."""
     values: list[int] = []
-    for i, layer in enumerate(stack.layers):
+    activations = [layer.activation for layer in stack.layers]
+    for i in range(len(tensors) // 3):  # the coupling of a divergence counts as a layer
         weight, bias, time_weight = tensors[3 * i : 3 * i + 3]
         assert weight is not None
-        assert bias is not None
         fan_out, fan_in, *_ = weight.shape
         stride_out, stride_in, *tap_stride = weight.stride()
         values += (
             fan_in,
             fan_out,
-            layer.taps,
+            prod(weight.shape[2:]),
             stride_in,
             stride_out,
             *(tap_stride[-1:] or (0,)),
-            bias.stride(0),
+            0 if bias is None else bias.stride(0),
         )
         values.append(0 if time_weight is None else time_weight.stride(0))
         values += (
-            NUMBERS[layer.activation],
+            NUMBERS[activations[i] if i < len(activations) else "identity"],
             weight.data_ptr(),
-            bias.data_ptr(),
+            address(bias),
             address(time_weight),
         )
         values += 0, 0, 0  # addresses of gradients
