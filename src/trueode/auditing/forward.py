@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.drawing import Draws, seed_all
+from trueode.auditing.frameworks import Call, Framework
 from trueode.auditing.kept import ROUNDING, Kept, Number, apart
 from trueode.auditing.layered import Layered
 from trueode.auditing.problem import Field, ForeignProblem, Replacement, Solved
@@ -18,9 +19,6 @@ from trueode.auditing.reachable import reachable
 from trueode.auditing.samples import first_tensor, mapped
 from trueode.errors import TrueodeError, UsageError, told
 from trueode.solvers import Solver
-
-Call = Callable[[Any, Any], Any]
-"""``call(model, batch)`` calls a model for a batch and returns the outputs, samples first."""
 
 
 class ModelError(UsageError):
@@ -34,6 +32,7 @@ class Forward:
         model: any callable.
         call: calls the model.
         seed: seed of the random numbers of each call; None leaves the random state alone.
+        framework: the framework of the model; None: PyTorch.
 
     Attributes:
         found: the objects that a call may use or change.
@@ -42,8 +41,11 @@ class Forward:
             something.
     """
 
-    def __init__(self, model: Any, call: Call, seed: int | None = None) -> None:
+    def __init__(
+        self, model: Any, call: Call, seed: int | None = None, framework: Framework | None = None
+    ) -> None:
         self.model, self.call, self.seed = model, call, seed
+        self.framework = framework or Framework(model)
         self._random = False  # whether it draws random numbers
         self._tried = False  # whether its fields were found to draw none
         self.found = reachable(model, call)
@@ -78,7 +80,7 @@ class Forward:
                 in_double(self.found.every) if double else nullcontext(),
                 draws or nullcontext(),
             ):
-                outputs = self.call(self.model, moved)
+                outputs = self.framework.outputs(self.call, moved, double)
         except TrueodeError:
             raise
         except Exception as failure:  # a foreign model may fail in any way
@@ -86,11 +88,7 @@ class Forward:
             shape = "" if first is None else f" of shape {tuple(first.shape)}"
             how = "" if solver is None else f" with {solver}"
             how += " in double precision" if double else ""
-            hint = (
-                ""
-                if self._ran
-                else " Is this the data that the model takes? Pass call=… if it is not model(x)."
-            )
+            hint = "" if self._ran else self.framework.hint(batch, failure)
             raise ModelError(
                 f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{hint}"
             ) from failure

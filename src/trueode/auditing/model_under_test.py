@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.forward import Call, Forward
+from trueode.auditing.forward import Forward
+from trueode.auditing.frameworks import Call, framework_of
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import Solved, together
 from trueode.auditing.replacement import replace_by
@@ -169,9 +170,9 @@ class ModelUnderTest(Runnable):
 NO_SOLVER = (
     "The model's forward calls no solver that can be replaced, so nothing was audited. The audit "
     "can replace trueode.solve and NeuralODE, torchdiffeq's odeint and odeint_adjoint, torchdyn's "
-    "odeint and NeuralODE, and torchode's AutoDiffAdjoint. It cannot replace a loop written by "
-    "hand, odeint_dense, or solves of a scripted or traced model: pass the field itself, as "
-    "NeuralODE(field, upstream, downstream, solver)."
+    "odeint and NeuralODE, torchode's AutoDiffAdjoint, and diffrax's diffeqsolve. It cannot replace "
+    "a loop written by hand, odeint_dense, or solves of a scripted, traced or ahead-of-time "
+    "compiled model: pass the field itself, as NeuralODE(field, upstream, downstream, solver)."
 )
 
 
@@ -203,12 +204,13 @@ def model_under_test(
             "A scripted model cannot be audited, because its solver is compiled into it. Audit the "
             "model that it was scripted from."
         )
-    if not callable(model):
+    if not callable(model) and call is None:
         raise UsageError(f"The model must be callable, got {type(model).__name__}.")
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples!r}.")
     # the constructor refuses invalid times and steps
     steps = FixedStep("euler", n_steps=1, breaks=tuple(breaks), max_step=max_step)
+    framework, data = framework_of(model, data)
     given = read(data, samples)
     if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
@@ -222,7 +224,7 @@ def model_under_test(
     own = call is None and isinstance(model, NeuralODE)
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
     found = ModelUnderTest(
-        Forward(model, how[0], seed),
+        Forward(model, how[0], seed, framework),
         (),
         (),
         kind,

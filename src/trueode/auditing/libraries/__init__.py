@@ -1,6 +1,6 @@
 """The libraries whose solves an audit can record and replace."""
 
-from trueode.auditing.libraries import torchdiffeq, torchdyn, torchode, trueode
+from trueode.auditing.libraries import diffrax, torchdiffeq, torchdyn, torchode, trueode
 from trueode.auditing.session import Library
 
 LIBRARIES: tuple[Library, ...] = (
@@ -8,4 +8,5 @@ LIBRARIES: tuple[Library, ...] = (
     torchdiffeq.LIBRARY,
     torchdyn.LIBRARY,
     torchode.LIBRARY,
+    diffrax.LIBRARY,
 )
