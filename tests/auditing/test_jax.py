@@ -13,7 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from tests.auditing.test_foreign import COARSE, EULERS, FINE, TESTED, own_audit, parts, rings, turned
+from tests.auditing.test_foreign import (
+    COARSE,
+    EULERS,
+    FINE,
+    TESTED,
+    own_audit,
+    parts,
+    rings,
+    turned,
+)
 from trueode import Audit, audit, check_solver
 from trueode.cli.main import main
 from trueode.errors import DataError, UsageError
@@ -320,9 +329,9 @@ def test_bad_input_is_told_with_cause_and_remedy(what: str) -> None:
 def test_solves_that_raise_or_fail() -> None:
     def few(x: Any, throw: bool) -> Any:
         how = {"stepsize_controller": dfx.PIDController(1e-6, 1e-6), "max_steps": 3, "throw": throw}
-        return dfx.diffeqsolve(
-            dfx.ODETerm(turn), dfx.Tsit5(), 0, 1, None, x, args=SPEED, **how
-        ).ys[-1]
+        return dfx.diffeqsolve(dfx.ODETerm(turn), dfx.Tsit5(), 0, 1, None, x, args=SPEED, **how).ys[
+            -1
+        ]
 
     with pytest.raises(UsageError, match="max_steps"):
         audit(lambda x: few(x, True), PAIR, methods=())

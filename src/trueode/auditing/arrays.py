@@ -37,11 +37,6 @@ def to_array(x: Tensor) -> Any:
     return sys.modules["jax"].numpy.array(x.detach().cpu().numpy())
 
 
-def shared_array(x: Tensor) -> Any:
-    """An array of JAX with the memory of a tensor on the CPU, in the tensor's precision."""
-    return sys.modules["jax"].dlpack.from_dlpack(x.detach().contiguous())
-
-
 def shared_tensor(x: Any) -> Tensor:
     """A tensor with the memory of an array of JAX on the CPU."""
     tensor: Tensor = torch.from_dlpack(x.block_until_ready())  # type: ignore[no-untyped-call]

@@ -181,7 +181,9 @@ def is_model(x: Any) -> bool:
     equinox = sys.modules.get("equinox")
     return isinstance(x, nn.Module) or (
         "jax" in sys.modules
-        and ((equinox is not None and isinstance(x, equinox.Module)) or any(map(is_jax, _leaves(x))))
+        and (
+            (equinox is not None and isinstance(x, equinox.Module)) or any(map(is_jax, _leaves(x)))
+        )
     )
 
 
@@ -261,8 +263,7 @@ def _as_tensors(batch: Any) -> Any:
 def _in_64_bits() -> Any:
     """A block in which JAX computes in 64 bits."""
     jax = sys.modules["jax"]
-    enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
-    return enable(True)
+    return (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64(True)
 
 
 _compilations: list[float] = []

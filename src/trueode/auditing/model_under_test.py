@@ -170,9 +170,10 @@ class ModelUnderTest(Runnable):
 NO_SOLVER = (
     "The model's forward calls no solver that can be replaced, so nothing was audited. The audit "
     "can replace trueode.solve and NeuralODE, torchdiffeq's odeint and odeint_adjoint, torchdyn's "
-    "odeint and NeuralODE, torchode's AutoDiffAdjoint, and diffrax's diffeqsolve. It cannot replace "
-    "a loop written by hand, odeint_dense, or solves of a scripted, traced or ahead-of-time "
-    "compiled model: pass the field itself, as NeuralODE(field, upstream, downstream, solver)."
+    "odeint and NeuralODE, torchode's AutoDiffAdjoint, and diffrax's diffeqsolve. It cannot "
+    "replace a loop written by hand, odeint_dense, or solves of a scripted, traced or "
+    "ahead-of-time compiled model: pass the field itself, as NeuralODE(field, upstream, "
+    "downstream, solver)."
 )
 
 

@@ -14,7 +14,7 @@ from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.problem import ForeignProblem, Solved
 from trueode.auditing.replacement import replace_by
 from trueode.errors import UsageError
-from trueode.solvers import Adaptive, FixedStep, get_tableau
+from trueode.solvers import Adaptive, FixedStep
 
 dfx = pytest.importorskip("diffrax")
 import equinox as eqx  # noqa: E402
@@ -60,14 +60,16 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "ours"), SOLVERS.items())
-@pytest.mark.parametrize("t1", [1.0, -1.0], ids=["ascending", "decreasing"])
-def test_fixed_steps_equal_the_librarys(x: Any, name: str, ours: str, t1: float) -> None:
+@pytest.mark.parametrize("name", SOLVERS)
+def test_fixed_steps_equal_the_librarys(x: Any, name: str) -> None:
+    ours, t1 = SOLVERS[name], -1.0 if name in ("Heun", "Dopri8") else 1.0
+
     def call(y: Any) -> Any:
         saveat = dfx.SaveAt(t0=True, ts=jnp.asarray([0.25, 0.5]) * t1, t1=True)
         return solve(y, getattr(dfx, name)(), t1=t1, saveat=saveat)
 
-    own = jax.vmap(call)(x)
+    with recorded() as noted:
+        own = jax.vmap(call)(x)
     with replaced(replace_by(FixedStep(ours, step_size=0.125))) as solves:
         swapped = jax.vmap(call)(x)
     np.testing.assert_allclose(swapped.ys, own.ys, rtol=1e-12, atol=1e-12)
@@ -75,36 +77,36 @@ def test_fixed_steps_equal_the_librarys(x: Any, name: str, ours: str, t1: float)
     assert bool((swapped.result == own.result).all())
     for stat in ("num_steps", "num_accepted_steps", "num_rejected_steps"):
         np.testing.assert_array_equal(swapped.stats[stat], own.stats[stat])
-    with recorded() as noted:
-        np.testing.assert_array_equal(jax.vmap(call)(x).ys, own.ys)
     (swap,), (note,) = solves, noted
     assert (swap.found, swap.n_steps, swap.length) == (note.found, 8, 1.0)
     assert (note.n_steps, note.n_rejected, note.length, note.status) == (8, 0, 1.0, "success")
     assert (note.found.name, note.found.adaptive) == (ours, False)
     assert str(note.found) == f"diffrax {name}, h = 0.125"
-    stages = getattr(dfx, name).tableau.num_stages if name != "Euler" else 1
-    first_same = stages != get_tableau(ours).advancing_stages
-    assert note.nfe == (stages - first_same) * 8 + first_same
     assert note.final is not None
     assert swap.final is not None
     torch.testing.assert_close(swap.final, note.final, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+EVALUATIONS = {
+    "Euler": {},
+    "Heun": {},
+    "Tsit5": {"dt0": None, "stepsize_controller": PID},
+    "Bosh3": {"stepsize_controller": dfx.PIDController(rtol=1e-4, atol=1e-4)},
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
 def test_evaluations_are_those_that_the_library_makes(name: str) -> None:
-    calls = []
+    calls: list[bool] = []
 
     def counted(t: Any, y: Any, args: Any) -> Any:
         jax.debug.callback(calls.append, True)
         return field(t, y, args)
 
-    for adaptive in (False, True) if name != "Euler" else (False,):
-        how = {"dt0": None, "stepsize_controller": PID} if adaptive else {}
-        calls.clear()
-        with recorded() as noted:
-            solve(jnp.ones(2), getattr(dfx, name)(), counted, **how)
-        jax.effects_barrier()
-        assert noted[0].nfe == len(calls)
+    with recorded() as noted:
+        solve(jnp.ones(2), getattr(dfx, name)(), counted, **EVALUATIONS[name])
+    jax.effects_barrier()
+    assert noted[0].nfe == len(calls)
 
 
 WAYS = {
@@ -121,18 +123,21 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("how", [{}, ADAPTIVE], ids=["fixed", "adaptive"])
-def test_solves_are_seen_however_functions_are_transformed(x: Any, way: str, how: Any) -> None:
-    call = WAYS[way](lambda y: 2 * solve(3 * y, **how).ys[-1])
-    own = call(x)
+def test_solves_are_seen_however_functions_are_transformed(x: Any, way: str) -> None:
+    call = WAYS[way](lambda y: 2 * solve(3 * y).ys[-1])
+    if way == "compiled before":
+        own = call(x)
     with recorded() as noted:
-        np.testing.assert_allclose(call(x), own, rtol=1e-12)
-    with replaced(TIGHT) as solves:
-        swapped = call(x)
-    assert len(noted) == len(solves) == (3 if way in ("scan", "map") else 1)
-    exact = jax.vmap(lambda y: 2 * solve(3 * y, **ADAPTIVE).ys[-1])(x)
-    np.testing.assert_allclose(swapped, exact, atol=1e-6)
-    np.testing.assert_array_equal(call(x), own)
+        own = call(x)
+    n = 3 if way in ("scan", "map") else 1
+    for _ in range(2):
+        with replaced(replace_by(FixedStep("euler", n_steps=8))) as solves:
+            np.testing.assert_allclose(call(x), own, rtol=1e-12)
+        assert len(solves) == n
+    with replaced(replace_by(FixedStep("euler", n_steps=4))) as solves:
+        assert not np.allclose(call(x), own)
+    assert len(noted) == n
+    np.testing.assert_allclose(call(x), own, rtol=1e-12)
 
 
 def test_a_batch_without_vmap(x: Any) -> None:
@@ -234,14 +239,17 @@ def test_rows_may_have_times_of_their_own_as_the_witness_needs_it(x: Any) -> Non
     with replaced(look):
         jax.vmap(lambda y: solve(y).ys)(x)
     wanted = [
-        field(t, y, None) for t, y in zip([0.1, 0.5, 0.8, 0.9], x[jnp.asarray([0, 1, 2, 0])])
+        field(t, y, None)
+        for t, y in zip([0.1, 0.5, 0.8, 0.9], x[jnp.asarray([0, 1, 2, 0])], strict=True)
     ]
     np.testing.assert_allclose(asked[0], jnp.stack(wanted), rtol=1e-12)
 
 
 def test_controls_are_odes(x: Any) -> None:
     ts = jnp.linspace(0, 1, 5)
-    path = dfx.CubicInterpolation(ts, dfx.backward_hermite_coefficients(ts, jnp.stack([ts, ts**2], 1)))
+    path = dfx.CubicInterpolation(
+        ts, dfx.backward_hermite_coefficients(ts, jnp.stack([ts, ts**2], 1))
+    )
     term = dfx.ControlTerm(lambda t, y, args: jnp.outer(y, jnp.ones(2)), path)
 
     def call(y: Any) -> Any:
@@ -351,7 +359,7 @@ def test_failures_are_told(x: Any) -> None:
         jax.vmap(lambda y: solve(y, **few, throw=False).ys)(x)
     assert noted[0].status == "max_steps"
     assert "3 of 3" in noted[0].message
-    with recorded(), pytest.raises(UsageError, match="max_steps.*throw=False"):
+    with recorded(), pytest.raises(UsageError, match=r"max_steps.*throw=False"):
         jax.vmap(lambda y: solve(y, **few).ys)(x)
     with recorded() as noted:
         solve(x[0], vf=lambda t, y, args: y * jnp.inf)

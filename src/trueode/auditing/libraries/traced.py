@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -17,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueode.auditing.arrays import shared_array, shared_tensor
+from trueode.auditing.arrays import shared_tensor
 from trueode.errors import UsageError
 
 MOST = 64  # fields that are kept compiled
-LEAST = 16  # rows of the smallest batch for which a field is compiled
+LEAST = 64  # rows of the smallest batch for which a field is compiled, or three quarters of it
 
 
 class TracedField:
@@ -72,10 +73,7 @@ def trace_field(field: Callable[[Any, Any], Any], t: Any, z: Any) -> tuple[Trace
     jax = sys.modules["jax"]
     with jax.disable_jit(False):
         closed = jax.make_jaxpr(field)(t, z)
-    fixed = tuple(
-        (x.shape, str(x.dtype), x.tobytes()) for x in map(np.asarray, _values(closed.jaxpr))
-    )
-    key = str(closed.jaxpr), fixed
+    key = str(closed.jaxpr), tuple(_values(closed.jaxpr))
     if key not in _known:
         _known[key] = TracedField(closed.jaxpr)
     _known.move_to_end(key)
@@ -85,16 +83,24 @@ def trace_field(field: Callable[[Any, Any], Any], t: Any, z: Any) -> tuple[Trace
 
 
 def _values(jaxpr: Any) -> Iterator[Any]:
-    """The numbers and arrays inside a jaxpr, which its text may abbreviate."""
+    """What the text of a jaxpr may leave out: numbers, arrays and functions that it calls."""
     core = import_module("jax.extend.core")
     for equation in jaxpr.eqns:
-        yield from (x.val for x in equation.invars if isinstance(x, core.Literal))
+        yield from (_bytes(x.val) for x in equation.invars if isinstance(x, core.Literal))
+        derivatives = equation.primitive.name.startswith("custom_")
         for parameter in equation.params.values():
             for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
                 if isinstance(part, core.ClosedJaxpr):
-                    yield from part.consts
+                    yield from map(_bytes, part.consts)
                 if isinstance(part, core.ClosedJaxpr | core.Jaxpr):
                     yield from _values(getattr(part, "jaxpr", part))
+                elif callable(part) and not derivatives:
+                    yield part
+
+
+def _bytes(x: Any) -> Any:
+    x = np.asarray(x)
+    return x.shape, str(x.dtype), x.tobytes()
 
 
 class BatchField:
@@ -116,7 +122,9 @@ class BatchField:
         has = [[size > 1 for size in x.shape[: len(batch)]] for x in constants]
         self._batched = tuple(zip(*has, strict=True)) if has else ((),) * len(batch)
         self._constants = [
-            x.reshape([*(size for size in x.shape[: len(batch)] if size > 1), *x.shape[len(batch) :]])
+            x.reshape(
+                [*(size for size in x.shape[: len(batch)] if size > 1), *x.shape[len(batch) :]]
+            )
             for x in constants
         ]
         self._any_rows = bool(batch) and not any(self._batched[0])
@@ -144,7 +152,7 @@ class BatchField:
         compiled = self._traced.compiled(self._batched, timed)
         jax = sys.modules["jax"]
         with jax.disable_jit(False):
-            found = compiled(self._constants, shared_array(t), shared_array(z))
+            found = compiled(self._constants, *(x.detach().numpy() for x in (t, z)))
         return shared_tensor(found)[:n] if depth else shared_tensor(found)
 
 
@@ -156,6 +164,27 @@ def _rounded(n: int) -> int:
 
 def _padded(x: Tensor, more: int) -> Tensor:
     return torch.cat([x, x[-1:].expand(more, *x.shape[1:])])
+
+
+_staged = False
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run JAX without compilation within the block; `on_host` needs it.
+
+    JAX may keep traces of some functions (``jax.checkpoint``, branches of ``jax.lax.cond``). Those
+    that hold calls of `on_host` are forgotten, together with all others.
+    """
+    global _staged
+    jax = sys.modules["jax"]
+    try:
+        with jax.disable_jit():
+            yield
+    finally:
+        if _staged:
+            _staged = False
+            jax.clear_caches()
 
 
 @cache
@@ -172,7 +201,8 @@ def _primitive() -> Any:
         return function(batch, *given)
 
     def shaped(*given: Any, function: Any, shapes: Any, batch: Any) -> Any:
-        jax = sys.modules["jax"]
+        global _staged
+        jax, _staged = sys.modules["jax"], True
         return [jax.core.ShapedArray((*batch, *x.shape), x.dtype) for x in shapes]
 
     def mapped(given: Any, axes: Any, *, function: Any, shapes: Any, batch: Any) -> Any:
@@ -193,8 +223,8 @@ def _primitive() -> Any:
 
     def lowered(*_: Any, **__: Any) -> Any:
         raise UsageError(
-            "The model compiles its solve although jax.disable_jit() is on, so that no other solver "
-            "can replace it. Audit the model uncompiled."
+            "The model compiles its solve although jax.disable_jit() is on, so no other solver can "
+            "replace it. Audit the model uncompiled."
         )
 
     primitive.def_impl(compute)
