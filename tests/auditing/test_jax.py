@@ -114,7 +114,7 @@ def test_the_same_weights_have_the_same_audit_as_in_other_libraries(call: Any) -
             assert (row.n_steps, row.nfe) == (same.n_steps, same.nfe)
     assert found.exact is not None
     assert own.exact is not None
-    assert found.exact.nfe <= 2 * own.exact.nfe
+    assert found.exact.evaluations <= 2 * own.exact.evaluations
     assert found.reasons is not None
     assert own.reasons is not None
     assert (found.reasons.crossings, found.reasons.pairs) == (
@@ -250,7 +250,7 @@ class Narrow(eqx.Module):
     weight: Any
 
     def __call__(self, x: Any) -> Any:
-        return turning(x.astype("float32"), self.weight.astype("float32"))
+        return turning(x, self.weight).astype("float32")
 
 
 def test_a_model_in_single_precision_is_told() -> None:
@@ -336,8 +336,8 @@ def test_solves_that_raise_or_fail() -> None:
     with pytest.raises(UsageError, match="max_steps"):
         audit(lambda x: few(x, True), PAIR, methods=())
     found = audit(lambda x: few(x, False), PAIR, methods=())
-    assert found.verdict == "inconclusive"
-    assert "max_steps" in found.own.message
+    assert found.verdict == "solver-dependent"
+    assert any("max_steps=" in note for note in found.notes)
 
 
 SCRIPT = """

@@ -106,7 +106,7 @@ class Jax(Framework):
 
     def hint(self, batch: Any, failure: Exception) -> str:
         """See `Framework`."""
-        if "inference" in str(failure):
+        if "non-deterministic mode" in str(failure) or "inference" in str(failure):
             return " Its layers are in training mode: apply eqx.nn.inference_mode to the model."
         jax, x = sys.modules["jax"], batch[0] if isinstance(batch, tuple | list) else batch
         try:
