@@ -39,5 +39,5 @@ def to_array(x: Tensor) -> Any:
 
 def shared_tensor(x: Any) -> Tensor:
     """A tensor with the memory of an array of JAX on the CPU."""
-    tensor: Tensor = torch.from_dlpack(x.block_until_ready())  # type: ignore[no-untyped-call]
+    tensor: Tensor = torch.utils.dlpack.from_dlpack(x.block_until_ready())
     return tensor

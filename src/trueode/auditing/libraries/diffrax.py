@@ -158,9 +158,8 @@ def _record(session: Session, given: SimpleNamespace, posed: Posed, found: Found
 
     def note(batch: tuple[int, ...], *values: Any) -> list[Any]:
         accepted, rejected, failed, *codes, t0, t1 = map(np.asarray, values[: len(noted)])
-        final = _joined(
-            [torch.tensor(np.asarray(x), device="cpu") for x in values[len(noted) :]], len(batch)
-        )
+        leaves = [torch.tensor(np.asarray(x), device="cpu") for x in values[len(noted) :]]
+        final = _joined(batch, leaves)
         status, message = status_of(final, found)
         if failed.any():
             kinds = [
@@ -169,8 +168,8 @@ def _record(session: Session, given: SimpleNamespace, posed: Posed, found: Found
             status = kinds[0] if kinds else "failed"
             message = (
                 f"The solve with {found} ended with {status} for {failed.sum()} of {failed.size} "
-                "samples, whose states are those at which it stopped. Set max_steps=… or dtmin=… of "
-                "diffrax to go on."
+                "samples, whose states are those at which it stopped. Change max_steps=… or dtmin=… "
+                "to go on."
             )
         n, no = float(accepted.mean()), float(rejected.mean())
         length = float(np.abs(t1.astype(float) - t0.astype(float)).mean())
@@ -198,10 +197,14 @@ def _noted(arguments: dict[str, Any]) -> tuple[Any, list[Any]]:
     return solution, [*steps, ~good, *codes, solution.t0, solution.t1]
 
 
-def _joined(leaves: list[Tensor], depth: int) -> Tensor:
+def _joined(batch: tuple[int, ...], leaves: list[Tensor]) -> Tensor:
     """The last states of a solve, from all saved ones, ``(*batch, times, *shape)``."""
+    depth = len(batch)
     last = [leaf.select(depth, -1) for leaf in leaves]
-    return last[0] if len(last) == 1 else torch.cat([x.flatten(depth) for x in last], depth)
+    last = [leaf.expand((*batch, *leaf.shape[depth:])) for leaf in last]
+    if len(last) == 1:
+        return last[0]
+    return torch.cat([leaf.reshape((*batch, -1)) for leaf in last], depth)
 
 
 def _failed(found: FoundSolver, failure: RuntimeError) -> str:
@@ -233,8 +236,8 @@ def _replace(session: Session, given: SimpleNamespace, posed: Posed, found: Foun
     given_arrays = *times, t0, t1, jumps, posed.z0, *posed.constants
     *states, accepted, rejected, steps = on_host(solve, shapes, *given_arrays)
     kept = [
-        _saved_by(sub.fn, *each, posed.form, given.args)
-        for sub, *each in zip(subs, times, states, strict=True)
+        _saved_by(sub.fn, t, z, posed.form, given.args)
+        for sub, t, z in zip(subs, times, states, strict=True)
     ]
     tree = jax.tree.structure(given.saveat.subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt))
     stats = {
@@ -323,7 +326,8 @@ def _solved(
     states, solved = session.solve(problem)
     rows = states.reshape((len(points), prod(batch), *shape))
     kept = rows[index, torch.arange(prod(batch), device="cpu")[:, None]]
-    kept = kept.reshape((*batch, -1, *shape)).split([t.shape[-1] for t in every], len(batch))
+    sizes = [t.shape[-1] for t in every]
+    parts = torch.split(kept.reshape((*batch, -1, *shape)), sizes, len(batch))
     counts = solved.n_steps, solved.n_rejected, solved.n_steps + solved.n_rejected
     steps = (torch.full(batch, round(n), dtype=torch.int32, device="cpu") for n in counts)
-    return [*map(to_array, kept), *map(to_array, steps)]
+    return [*map(to_array, parts), *map(to_array, steps)]

@@ -165,7 +165,7 @@ class Cost:
     """
 
     def __init__(self, given: SimpleNamespace) -> None:
-        tableau = getattr(given.solver, "tableau", None)
+        tableau: Any = getattr(given.solver, "tableau", None)
         explicit = getattr(tableau, "implicit", True) is False
         self._stages = tableau.num_stages if explicit else 1
         self._reused = bool(explicit and tableau.fsal)
