@@ -340,6 +340,21 @@ def test_solves_that_raise_or_fail() -> None:
     assert any("max_steps=" in note for note in found.notes)
 
 
+def test_an_accelerator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(UsageError, match="JAX_PLATFORMS=cpu"):
+        audit(turning, PAIR, methods=())
+
+
+def test_data_in_double_precision_are_those_that_jax_computes_with() -> None:
+    found = audit(turning, (X.astype("f8"), PAIR[1]), methods=())
+    assert found.own.outputs.dtype == torch.float32
+    with jax.enable_x64(True):
+        double = audit(turning, (X.astype("f8"), PAIR[1]), methods=())
+    assert double.own.outputs.dtype == torch.float64
+    assert double.flips == found.flips
+
+
 SCRIPT = """
 import diffrax, equinox, jax, jax.numpy as jnp, numpy as np
 

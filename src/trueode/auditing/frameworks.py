@@ -68,10 +68,19 @@ class Framework:
 
 
 class Jax(Framework):
-    """JAX: arrays in, arrays out, and 64 bits for double precision."""
+    """JAX: arrays in, arrays out, and 64 bits for double precision.
+
+    Raises:
+        UsageError: JAX does not compute on the CPU.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
+        if (backend := sys.modules["jax"].default_backend()) != "cpu":
+            raise UsageError(
+                f"Models of JAX are audited on the CPU, but JAX computes on {backend}: set "
+                "JAX_PLATFORMS=cpu in the environment."
+            )
         self._before = _compiling()
 
     @property

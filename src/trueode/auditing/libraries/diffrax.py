@@ -168,8 +168,8 @@ def _record(session: Session, given: SimpleNamespace, posed: Posed, found: Found
             status = kinds[0] if kinds else "failed"
             message = (
                 f"The solve with {found} ended with {status} for {failed.sum()} of {failed.size} "
-                "samples, whose states are those at which it stopped. Change max_steps=… or dtmin=… "
-                "to go on."
+                "samples, whose states are those at which it stopped. Change max_steps=… or "
+                "dtmin=… to go on."
             )
         n, no = float(accepted.mean()), float(rejected.mean())
         length = float(np.abs(t1.astype(float) - t0.astype(float)).mean())
