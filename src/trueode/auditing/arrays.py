@@ -34,7 +34,7 @@ def to_tensor(x: Any) -> Tensor:
 
 def to_array(x: Tensor) -> Any:
     """Copy a tensor to an array of JAX, in 64 bits only if JAX has these enabled."""
-    return sys.modules["jax"].numpy.array(x.detach().cpu().numpy())
+    return sys.modules["jax"].device_put(x.detach().cpu().numpy().copy())
 
 
 def shared_tensor(x: Any) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueode.auditing.arrays import shared_tensor, to_array
+from trueode.auditing.arrays import shared_tensor, to_array, to_tensor
 from trueode.auditing.libraries.common_time import CommonTime
 from trueode.auditing.libraries.diffrax_problem import (
     Cost,
@@ -302,7 +302,7 @@ def _solved(
     """
     assert posed.field is not None
     shape = posed.z0.shape
-    start = shared_tensor(z0).expand((*batch, *shape))
+    start = to_tensor(z0).expand((*batch, *shape))
 
     def whole(t: Any) -> Tensor:
         own = torch.tensor(np.asarray(t), device="cpu")

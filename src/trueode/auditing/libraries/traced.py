@@ -95,7 +95,16 @@ def _values(jaxpr: Any) -> Iterator[Any]:
                 if isinstance(part, core.ClosedJaxpr | core.Jaxpr):
                     yield from _values(getattr(part, "jaxpr", part))
                 elif callable(part) and not derivatives:
-                    yield part
+                    # the jaxpr keeps an object without a hash, and with it its number
+                    yield part if _has_hash(part) else id(part)
+
+
+def _has_hash(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
 
 
 def _bytes(x: Any) -> Any:
@@ -119,14 +128,11 @@ class BatchField:
         self, traced: TracedField, constants: Sequence[Any], batch: tuple[int, ...]
     ) -> None:
         self._traced, self._batch = traced, batch
-        has = [[size > 1 for size in x.shape[: len(batch)]] for x in constants]
-        self._batched = tuple(zip(*has, strict=True)) if has else ((),) * len(batch)
-        self._constants = [
-            x.reshape(
-                [*(size for size in x.shape[: len(batch)] if size > 1), *x.shape[len(batch) :]]
-            )
-            for x in constants
-        ]
+        depth, put = len(batch), sys.modules["jax"].device_put
+        has = [[size > 1 for size in x.shape[:depth]] for x in constants]
+        self._batched = tuple(zip(*has, strict=True)) if has else ((),) * depth
+        shapes = [[*(n for n in x.shape[:depth] if n > 1), *x.shape[depth:]] for x in constants]
+        self._constants = [put(x.reshape(s)) for x, s in zip(constants, shapes, strict=True)]
         self._any_rows = bool(batch) and not any(self._batched[0])
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
@@ -209,7 +215,7 @@ def _primitive() -> Any:
         jax = sys.modules["jax"]
         size = next(x.shape[axis] for x, axis in zip(given, axes, strict=True) if axis is not None)
         given = [
-            x[None] if axis is None else jax.numpy.moveaxis(x, axis, 0)
+            _with_batch(x) if axis is None else x if axis == 0 else jax.numpy.moveaxis(x, axis, 0)
             for x, axis in zip(given, axes, strict=True)
         ]
         found = primitive.bind(*given, function=function, shapes=shapes, batch=(size, *batch))
@@ -233,6 +239,13 @@ def _primitive() -> Any:
     ad.primitive_jvps[primitive] = differentiated
     mlir.register_lowering(primitive, lowered)
     return primitive
+
+
+def _with_batch(x: Any) -> Any:
+    """An array with another dimension of size 1 first, without a compilation if possible."""
+    jax: Any = sys.modules["jax"]
+    key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    return (x if key or isinstance(x, jax.core.Tracer) else np.asarray(x))[None]
 
 
 def on_host(function: Callable[..., Any], shapes: Sequence[Any], *given: Any) -> Any:
