@@ -188,7 +188,7 @@ def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatc
     for language, block in blocks(page):
         if language == "python":
             if page != README:  # its own is run by the test above
-                exec(compile(block, page.name, "exec"), scope)
+                exec(compile(block, page.name, "exec", dont_inherit=True), scope)
             continue
         for command in commands(block):
             if command in run_there:

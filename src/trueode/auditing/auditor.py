@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.density import Sample, check_density
-from trueode.auditing.forward import Call
+from trueode.auditing.frameworks import Call
 from trueode.auditing.gradient import Loss, gradient_change
 from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
 from trueode.auditing.notes import notes_on
@@ -92,10 +92,11 @@ def audit(
 
     Args:
         model: a `NeuralODE`, or any module or function that calls ``trueode.solve``, torchdiffeq,
-            torchdyn, torchode or zuko in its forward pass. To audit a field alone, wrap it as
-            ``NeuralODE(field, upstream, downstream, solver)``.
+            torchdyn, torchode, zuko or diffrax in its forward pass. To audit a field alone, wrap it
+            as ``NeuralODE(field, upstream, downstream, solver)``.
         data: samples that the model was not trained on: a pair ``(x, y)`` or triple ``(x, y, t)``
             of tensors, inputs ``x`` alone, or an iterable of such batches (a ``DataLoader``).
+            For models of JAX, arrays of JAX or NumPy take the place of tensors.
             Batches are used as given. Instead of times, the third part may be a boolean mask of
             the predictions that count.
         task: ``"classification"`` (outputs are logits ``(n, classes)`` or ``(n, classes, …)``, or
@@ -165,13 +166,15 @@ def audit(
     was_training = any(
         module.training and type(module).__module__ not in ALIKE for module in found.every
     )
+    framework = tested.forward.framework
     with preserve_state(found) as before:
         progress("training solver")
-        own, preconditions = prepare(tested, before, was_training)
-        return judge(
+        own, preconditions = prepare(tested, before, was_training or framework.training)
+        judged = judge(
             tested, own, preconditions, methods=methods, margin=margin, look=look,
             population=population, loss=loss, progress=progress,
         )  # fmt: skip
+    return replace(judged, provenance={**judged.provenance, **framework.spent()})
 
 
 def check_solver(model: Any, data: Any, *, samples: int = 512, **how: Any) -> Audit:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trueode.auditing.drawing import Draws, seed_all
+from trueode.auditing.frameworks import Call, Framework
 from trueode.auditing.kept import ROUNDING, Kept, Number, apart
 from trueode.auditing.layered import Layered
 from trueode.auditing.problem import Field, ForeignProblem, Replacement, Solved
@@ -19,9 +20,6 @@ from trueode.auditing.reachable import reachable
 from trueode.auditing.samples import first_tensor, mapped, size_of
 from trueode.errors import TrueodeError, UsageError, told
 from trueode.solvers import Solver
-
-Call = Callable[[Any, Any], Any]
-"""``call(model, batch)`` calls a model for a batch and returns the outputs, samples first."""
 
 
 class ModelError(UsageError):
@@ -35,6 +33,7 @@ class Forward:
         model: any callable.
         call: calls the model.
         seed: seed of the random numbers of each call; None leaves the random state alone.
+        framework: the framework of the model; None: PyTorch.
         others: further functions that are called with the model.
 
     Attributes:
@@ -45,8 +44,16 @@ class Forward:
         random: whether it was seen to draw random numbers.
     """
 
-    def __init__(self, model: Any, call: Call, seed: int | None = None, *others: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        call: Call,
+        seed: int | None = None,
+        framework: Framework | None = None,
+        *others: Any,
+    ) -> None:
         self.model, self.call, self.seed = model, call, seed
+        self.framework = framework or Framework(model)
         self._like: Tensor | None = None  # outputs of no samples
         self._n = 0  # the number of samples of the present call
         self.random = False
@@ -91,7 +98,7 @@ class Forward:
                 in_double(self.found.every) if double else nullcontext(),
                 draws or nullcontext(),
             ):
-                outputs = self.call(self.model, moved)
+                outputs = self.framework.outputs(self.call, moved, double)
                 outputs = outputs if then is None else then(outputs)
         except TrueodeError:
             raise
@@ -100,11 +107,7 @@ class Forward:
             shape = "" if first is None else f" of shape {tuple(first.shape)}"
             how = "" if solver is None else f" with {solver}"
             how += " in double precision" if double else ""
-            hint = (
-                ""
-                if self._ran
-                else " Is this the data that the model takes? Pass call=… if it is not model(x)."
-            )
+            hint = "" if self._ran else self.framework.hint(batch, failure)
             raise ModelError(
                 f"The model's forward failed on a batch{shape}{how}: {told(failure)}.{hint}"
             ) from failure

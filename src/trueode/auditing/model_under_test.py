@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.auditing.forward import Call, Forward, ModelError
+from trueode.auditing.forward import Forward, ModelError
+from trueode.auditing.frameworks import Call, framework_of
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.outputs import checked_output, final_state
 from trueode.auditing.problem import Solved, together
@@ -191,9 +192,10 @@ class ModelUnderTest(Runnable):
 NO_SOLVER = (
     "The model's forward calls no solver that can be replaced, so nothing was audited. The audit "
     "can replace trueode.solve and NeuralODE, torchdiffeq's odeint, odeint_adjoint and "
-    "odeint_event, torchdyn's odeint and NeuralODE, torchode's AutoDiffAdjoint, and zuko's odeint. "
-    "It cannot replace a loop written by hand, odeint_dense, or solves of a scripted or traced "
-    "model. In place of a loop of N steps of z = z + h * field(t, z), write: "
+    "odeint_event, torchdyn's odeint and NeuralODE, torchode's AutoDiffAdjoint, zuko's odeint, and "
+    "diffrax's diffeqsolve. It cannot replace a loop written by hand, odeint_dense, or solves of a "
+    "scripted, traced or ahead-of-time compiled model. In place of a loop of N steps of "
+    "z = z + h * field(t, z), write: "
     "from trueode import FixedStep, solve; solver = FixedStep('euler', n_steps=N); "
     "z = solve(field, z, (t0, t1), solver=solver).z. The results are the same."
 )
@@ -233,7 +235,7 @@ def model_under_test(
             "A scripted model cannot be audited, because its solver is compiled into it. Audit the "
             "model that it was scripted from."
         )
-    if not callable(model):
+    if not callable(model) and call is None:
         raise UsageError(f"The model must be callable, got {type(model).__name__}.")
     if samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples!r}.")
@@ -243,6 +245,7 @@ def model_under_test(
         raise DataError(
             "A sampler needs noise to start from: pass it as data, e.g. torch.randn(1000, 2)."
         )
+    framework, data = framework_of(model, data)
     given = read(data, samples)
     if not sum(map(size_of, given.cut)):
         raise DataError("The data holds no samples.")
@@ -258,7 +261,7 @@ def model_under_test(
     own = call is None and isinstance(model, NeuralODE)
     how = (_own_call(kind, solver), None) if own else (call or _call, solver)
     found = ModelUnderTest(
-        Forward(model, how[0], seed, sample),
+        Forward(model, how[0], seed, framework, sample),
         (),
         (),
         kind,

@@ -25,6 +25,8 @@ def notes_on(judged: Audit, runnable: Runnable) -> list[str]:
     """
     found = [f"{each.name}: {each.text}" for each in judged.preconditions if not each.holds]
     own, counts, exact = judged.own, judged.decision.counts, judged.exact
+    if own.message:
+        found.append(f"the training solver fails: {own.message}")
     if exact is not None and judged.decision.status is Status.ODE and isfinite(exact.width):
         found.append(
             f"the audit may miss features of the vector field shorter than {exact.width:.1g} of "

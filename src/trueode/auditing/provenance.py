@@ -51,6 +51,10 @@ def provenance(runnable: Runnable, own: Evaluation) -> Mapping[str, Any]:
         }
     if first is not None:
         known |= {"device": str(first.device), "dtype": str(first.dtype).removeprefix("torch.")}
+    if isinstance(runnable, ModelUnderTest):
+        facts = runnable.forward.framework.facts()
+        versions |= facts.pop("versions", {})
+        known |= facts
     return {
         "model": type(model).__name__,
         **known,

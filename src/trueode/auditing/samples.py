@@ -133,11 +133,11 @@ def _rows(data: Any) -> tuple[int, Callable[[Tensor], Any]] | None:
     if foreign is not None:
         jax = type(foreign).__module__.split(".")[0] in ("jax", "jaxlib")
         raise DataError(
-            "The data are arrays of JAX. trueode audits PyTorch models on tensors: pass such a "
-            "model, and convert the arrays with torch.tensor(…)."
+            "The data are arrays of JAX, but the model is of PyTorch: convert them with "
+            "torch.tensor(…)."
             if jax
-            else f"The data are of type {type(foreign).__name__}. trueode audits PyTorch models on "
-            "tensors: convert the data with torch.from_numpy(…)."
+            else f"The data are of type {type(foreign).__name__}. Models of PyTorch take tensors: "
+            "convert the data with torch.from_numpy(…). For a model of JAX, import jax first."
         )
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise DataError(
@@ -189,7 +189,7 @@ def targets_of(batch: Any) -> Tensor | None:
 def times_of(batch: Any) -> Any:
     """The times of a triple (x, y, t); None if there are none."""
     third = batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
-    return None if isinstance(third, Tensor) and third.dtype == torch.bool else third
+    return None if str(getattr(third, "dtype", "")).endswith("bool") else third
 
 
 def task_name(y: Tensor | None, batch: Any) -> str:
@@ -267,16 +267,20 @@ def chosen(batch: Any, rows: Tensor, size: int, shared: frozenset[int] = frozens
     return mapped(batch, pick)
 
 
-def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to all tensors of a batch."""
-    if isinstance(batch, Tensor):
+def mapped(
+    batch: Any,
+    change: Callable[[Any], Any],
+    of_kind: Callable[[Any], bool] = lambda x: isinstance(x, Tensor),
+) -> Any:
+    """Apply a function to all tensors of a batch, or to all parts of another kind."""
+    if of_kind(batch):
         return change(batch)
     if isinstance(batch, Mapping):
-        return {key: mapped(value, change) for key, value in batch.items()}
+        return {key: mapped(value, change, of_kind) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(mapped(value, change) for value in batch))
+        return type(batch)(*(mapped(value, change, of_kind) for value in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(mapped(value, change) for value in batch)
+        return type(batch)(mapped(value, change, of_kind) for value in batch)
     return batch
 
 

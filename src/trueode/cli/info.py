@@ -15,6 +15,8 @@ LIBRARIES = (
     "torchdiffeq",
     "torchdyn",
     "torchode",
+    "diffrax",
+    "jax",
     "distributed",
     "pyarrow",
 )

@@ -13,6 +13,7 @@ from torch import nn
 
 from trueode import gpus
 from trueode.auditing import Audit, audit
+from trueode.auditing.frameworks import is_model
 from trueode.build import build_data
 from trueode.console import open_console, print_answer
 from trueode.errors import RunNotFoundError, UsageError, calling, nearest, told
@@ -161,7 +162,7 @@ def _of_run(
 def _made(name: str, what: str) -> Any:
     """The object with a name ``module:name``, or the value of a function of that name."""
     found = _named(name, what)
-    if isinstance(found, nn.Module) or not callable(found):
+    if is_model(found) or not callable(found):
         return found
     with calling(f"{what}: {name}() raised"):
         return found()

@@ -1,6 +1,6 @@
 """The libraries whose solves an audit can record and replace."""
 
-from trueode.auditing.libraries import torchdiffeq, torchdyn, torchode, trueode, zuko
+from trueode.auditing.libraries import diffrax, torchdiffeq, torchdyn, torchode, trueode, zuko
 from trueode.auditing.session import Library
 
 LIBRARIES: tuple[Library, ...] = (
@@ -9,4 +9,5 @@ LIBRARIES: tuple[Library, ...] = (
     torchdyn.LIBRARY,
     torchode.LIBRARY,
     zuko.LIBRARY,
+    diffrax.LIBRARY,
 )

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueode.auditing.libraries.common_time import CommonTime
 from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, has_samples
 from trueode.auditing.session import Library, Session
-from trueode.errors import UsageError
 
 METHODS = {"Euler": "euler", "Heun": "heun2", "Dopri5": "dopri5", "Tsit5": "tsit5"}
 """The library's names of methods, and those in ``catalog.METHODS``, which has no adaptive Heun."""
@@ -167,7 +167,9 @@ def _replace(
     stats: dict[str, Any] = {}
     term = _term(solver, term)
     term.init(problem, stats)
-    common = _CommonTime(problem)
+    common = CommonTime(
+        problem.t_start, problem.t_end, problem.t_eval, problem.time_dtype, problem.data_dtype
+    )
 
     def field(s: Tensor, y: Tensor) -> Tensor:
         return common.stretch(term.vf(common.times(s), y, stats, args))
@@ -188,78 +190,3 @@ def _replace(
     stats["n_initialized"] = counts(ys.shape[1])
     ts = problem.t_end[:, None] if problem.t_eval is None else problem.t_eval
     return sys.modules["torchode"].Solution(ts=ts, ys=ys, stats=stats, status=counts(0))
-
-
-class _CommonTime:
-    """One time variable s for all samples, even if their intervals differ.
-
-    If all samples share an ascending interval, s is their time t. Otherwise s runs from 0 to the
-    mean length of their intervals, and t(s) is the same fraction of each sample's own interval:
-    ``dz/ds = (dt/ds) f(t(s), z)``.
-    """
-
-    def __init__(self, problem: Any) -> None:
-        self._t_eval = problem.t_eval
-        self._start = problem.t_start.detach().double()
-        self._length = problem.t_end.detach().double() - self._start
-        self._eps = torch.finfo(problem.time_dtype).eps
-        # the library may use times wider than the state; a wider state occurs if a model of single
-        # precision is run in double precision
-        self._dtype = torch.promote_types(problem.time_dtype, problem.data_dtype)
-        self._batch = problem.batch_size
-        self._shared = bool(
-            (self._start == self._start[0]).all() and (self._length == self._length[0]).all()
-        )
-        self._shared = self._shared and bool(self._length[0] > 0)
-        self._span = float(self._length.abs().mean())
-        self._rate = self._length / self._span if self._span else self._length
-
-    def times(self, s: Tensor) -> Tensor:
-        """The samples' own times ``(batch,)`` at one common time, or at one per row."""
-        s = s.flatten() if s.dim() else s.expand(self._batch)
-        if self._shared:
-            return s.to(self._dtype)
-        own: Tensor = self._start + self._rate * s.double()
-        return own.to(self._dtype)
-
-    def stretch(self, dy: Tensor) -> Tensor:
-        """Convert derivatives ``(batch, features)`` by the samples' times to the common time."""
-        return dy if self._shared else dy * self._rate.to(dy.dtype)[:, None]
-
-    def points(self) -> tuple[Tensor, Tensor]:
-        """The common times ``(points,)`` of all requested states, including both ends, and their
-        indices for each sample, ``(batch, times)``.
-
-        Fractions that differ only by rounding become one.
-
-        Raises:
-            UsageError: a state is requested outside its sample's interval.
-        """
-        theta, slack = self._fractions()
-        every = torch.cat([theta.new_tensor([0.0, 1.0]), theta.flatten()])
-        values, inverse = every.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        new = values.diff() > slack
-        cluster = torch.cat([new.new_zeros(1), new]).cumsum(0)
-        points = values[torch.cat([new.new_ones(1), new])]
-        points[-1] = 1.0
-        index = cluster[inverse[2:]].view(theta.shape)
-        start = float(self._start[0]) if self._shared else 0.0
-        return start + points * self._span, index
-
-    def _fractions(self) -> tuple[Tensor, float]:
-        """The fractions of the samples' intervals at which states are requested,
-        ``(batch, times)``, and their rounding error.
-        """
-        if self._t_eval is None:
-            return torch.ones_like(self._start)[:, None], 0.0
-        length = torch.where(self._length == 0, torch.inf, self._length)
-        theta = (self._t_eval.detach().double() - self._start[:, None]) / length[:, None]
-        largest = torch.maximum(self._start.abs(), (self._start + self._length).abs())
-        slack = min(float((8 * self._eps * largest / length.abs()).amax()), 1e-4)
-        if bool(((theta < -slack) | (theta > 1 + slack)).any()):
-            raise UsageError(
-                "torchode was asked for states outside a sample's interval: t_eval must lie "
-                "between t_start and t_end."
-            )
-        theta = torch.where(theta < slack, 0.0, theta)
-        return torch.where(theta > 1 - slack, 1.0, theta), slack
