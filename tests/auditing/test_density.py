@@ -233,7 +233,7 @@ def test_dimensions_that_cannot_be_told() -> None:
             "sample=… cannot.*shape",
         ),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else ", ".join(x),
 )
 def test_wrong_requests(wrong: dict[str, Any], told: str) -> None:
     given = {"task": "density", "methods": (), **wrong}
