@@ -56,9 +56,10 @@ def trained() -> tuple[Any, Any, dict[str, Any]]:
         for number in range(500):
             rows = jnp.arange(32) + 32 * (number % 8)
             model, state = _step(model, state, optimizer, y0[rows], y[rows, :part], TIMES[:part])
-    y0, y = trajectories(500, keys[2])
+    y0, y = trajectories(8000, keys[2])
     return model, (y0, y, TIMES), {
         "task": "timeseries",
+        "samples": 8000,
         "call": lambda model, batch: jax.vmap(model, (0, None))(batch[0], batch[2]),
     }  # fmt: skip
 
