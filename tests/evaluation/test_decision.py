@@ -61,6 +61,14 @@ def test_as_many_samples_as_are_needed_decide(
         assert "too close" in found.reason
 
 
+def test_more_samples_are_needed_than_there_are() -> None:
+    # 12 of 542 would decide, 12 of 563 do not: the nearest whole count of flips falls and rises
+    found = decide(Flips(563, 12), level=0.0125)
+    assert found.status is Status.INCONCLUSIVE
+    assert found.needed is not None
+    assert found.needed > 563
+
+
 def test_why_it_is_undecided() -> None:
     assert decide(Flips(100)).needed == 299
     assert decide(Flips(1000, 10)).needed is None

@@ -162,7 +162,7 @@ def decide(
         return ended(
             Status.INCONCLUSIVE, reason=f"{counts.unresolved} of {n} samples are unresolved{why}"
         )
-    needed = samples_needed((changed if changed > margin * n else most) / n, margin, level)
+    needed = samples_needed((changed if changed > margin * n else most) / n, margin, level, n)
     how = (
         f"about {needed} new samples would decide" if needed
         else "the share is too close to the margin to be told apart"
@@ -220,19 +220,21 @@ def _by_mean(counts: Flips, mean: Paired, margin: float, level: float) -> Decisi
     )
 
 
-def samples_needed(share: float, margin: float, level: float = LEVEL) -> int | None:
-    """The number of samples that would decide a share that stays the same; None above a million."""
+def samples_needed(share: float, margin: float, level: float = LEVEL, given: int = 0) -> int | None:
+    """The number of samples, more than those given, that would decide a share that stays the same;
+    None above a million.
+    """
 
     def decided(n: int) -> bool:
         lower, upper = clopper_pearson(round(share * n), n, 1 - level)
         return upper <= margin or lower > margin
 
-    high = samples_for(margin, 1 - level)
+    high = max(samples_for(margin, 1 - level), given + 1)
     while not decided(high):
         high *= 2
         if high > MOST:
             return None
-    low = high // 2
+    low = max(high // 2, given)
     while high - low > max(1, high // 100):
         middle = (low + high) // 2
         low, high = (low, middle) if decided(middle) else (middle, high)
