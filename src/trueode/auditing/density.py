@@ -83,8 +83,8 @@ def check_density(
         one = lower <= 1 + ALLOWED and upper >= 1 - ALLOWED
         apart = "" if one else ": what the training solver returns is no density"
         texts.append(
-            f"the mass under the training solver is {mass:.3g} (1 for a density; between "
-            f"{lower:.3g} and {upper:.3g}){apart}"
+            f"the mass under the training solver is {mass:#.4g} (1 for a density; between "
+            f"{lower:#.4g} and {upper:#.4g}){apart}"
         )
     elif failure:
         texts.append(f"the mass was not measured: {failure}")
