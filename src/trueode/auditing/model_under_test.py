@@ -92,6 +92,24 @@ class ModelUnderTest(Runnable):
         """The same model on other batches."""
         return replace(self, batches=batches, sizes=sizes)
 
+    @property
+    def inputs(self) -> Tensor | None:
+        """See `Runnable`."""
+        parts = [batch[0] if isinstance(batch, tuple | list) else batch for batch in self.batches]
+        alone = all(isinstance(part, Tensor) and part.dim() > 1 for part in parts)
+        return torch.cat(parts) if self.separable and alone else None
+
+    def at(self, inputs: Tensor) -> ModelUnderTest | None:
+        """See `Runnable`; targets of a batch are repeated, because a call may expect them."""
+        first = self.batches[0]
+        if isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[1], Tensor):
+            batch: Any = (inputs, first[1][:1].expand(len(inputs), *first[1].shape[1:]))
+        elif isinstance(first, Tensor) or len(first) == 1:
+            batch = inputs if isinstance(first, Tensor) else (inputs,)
+        else:
+            return None
+        return self.on((batch,), (len(inputs),))
+
     def some(self, batch: Any, rows: Tensor, size: int) -> Any:
         """Some of the samples of a batch, whose number is ``size``."""
         return chosen(batch, rows, size, self.given.shared if self.given else frozenset())
