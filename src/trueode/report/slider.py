@@ -26,7 +26,7 @@ FINER, LEAST = 4, 16  # the finest stop: so many times the training steps, and a
 STOPS = 11  # most stops before the exact flow, without the training solver
 TOLERANCES = tuple(10.0**-k for k in range(1, 7))
 SECONDS = 6.0  # about the time for a kind of solves: on all samples, and on the grid of regions
-NUMBERS = 70_000  # most points of all paths: 0.75 MB
+NUMBERS = 50_000  # most points of all paths: half a megabyte
 GRID = 120  # points of a side of the grid of regions
 SERIES, COMPONENTS, TIMES = 4, 2, 200  # lines of a time series, and their points
 LABELLED = 256  # most classes that a byte can number
@@ -79,15 +79,24 @@ class Slider:
         own: results under the training solver.
         exact: the exact flow of the first samples.
         counts: the comparison of the two.
+        names: names of the classes.
         how: ``margin``, ``level`` and ``population``, as in `decide`.
 
     Attributes:
         rows: the table of these solvers, the training solver first.
         stops: from coarse to fine.
+        plain: the slider as plain values: numbers of each stop, paths, predictions and regions.
     """
 
+    @ieee()
     def __init__(
-        self, runnable: Runnable, own: Evaluation, exact: ExactFlow, counts: Flips, **how: Any
+        self,
+        runnable: Runnable,
+        own: Evaluation,
+        exact: ExactFlow,
+        counts: Flips,
+        names: Sequence[str] = (),
+        **how: Any,
     ) -> None:
         self.runnable, self.own, self.exact = runnable, own, exact
         table = SolverTable(runnable, own, exact, counts, **how)
@@ -102,16 +111,11 @@ class Slider:
             stop = Stop(solver, ran.outputs, table.row(solver, ran=ran))
             (finer if fine else coarser).append(stop)
         self.rows = table.rows
-        last = Stop(_exactly(exact), exact.outputs, None)
+        last = Stop(FixedStep("rk4", n_steps=exact.n_steps), exact.outputs, None)
         self.stops = [*coarser, self.training, *finer, last]
+        self.plain: dict[str, Any] = plain(self._drawn(names))
 
-    @ieee()
-    def to_dict(self, names: Sequence[str] = ()) -> dict[str, Any]:
-        """The slider as plain values: numbers of each stop, paths, predictions and regions.
-
-        Args:
-            names: names of the classes.
-        """
+    def _drawn(self, names: Sequence[str]) -> dict[str, Any]:
         task, y = self.runnable.task, self.runnable.y
         classes = self._classified
         labels = y.reshape(len(y), -1)[:, 0].tolist() if classes and y is not None else []
@@ -119,7 +123,7 @@ class Slider:
         plane, paths = (None, []) if series else self._paths()
         n_classes = max((stop.outputs.shape[1] for stop in self.stops), default=0) if classes else 0
         names = [*names, *(f"class {k}" for k in range(len(names), n_classes))][:n_classes]
-        drawn: dict[str, Any] = {
+        return {
             "stops": [self._numbers(stop) for stop in self.stops],
             "metric_name": self.runnable.metric_name,
             "plane": None if plane is None else _plane(plane, paths),
@@ -133,8 +137,6 @@ class Slider:
             "class_names": names,
             "series": series,
         }
-        found: dict[str, Any] = plain(drawn)
-        return found
 
     @property
     def _classified(self) -> bool:
@@ -172,11 +174,6 @@ class Slider:
         found: list[int] = changed.nonzero()[:, 0].tolist()
         return found
 
-    def _part(self, rows: int, solving: Recorder | None, stop: Stop) -> Part:
-        last = stop.row is None
-        indices = torch.arange(rows, device="cpu")
-        return Part(indices, last and self.exact.double, not last, solving)
-
     def _paths(self) -> tuple[Plane | None, list[Tensor]]:
         """The plane, and the paths ``(points, n, 2)`` of each stop; none where some are unknown."""
         n = min(SAMPLES, self.runnable.n)
@@ -184,8 +181,12 @@ class Slider:
         for stop in self.stops:
             if stop.solver is None:
                 return None, []
-            recorder = Recorder(Course() if stop.row else self.exact.course, POINTS, n)
-            self.runnable.run(stop.solver, self._part(n, recorder, stop))
+            last = stop.row is None
+            recorder = Recorder(self.exact.course if last else Course(), POINTS, n)
+            rows = torch.arange(n, device="cpu")
+            # batches as a whole, whose samples share their steps
+            part = Part(rows, last and self.exact.double, not last, recorder)
+            self.runnable.run(stop.solver, part)
             if recorder.paths is None:
                 return None, []
             found.append(recorder.paths)
@@ -221,8 +222,8 @@ class Slider:
             there = self.runnable.at(points.view(-1, *x.shape[1:]).to(x))
             if there is None or late or (stop.solver is None and stop is not self.training):
                 return None
-            part = self._part(there.n, None, stop)
-            own = there.run(stop.solver, part)
+            # in the model's own precision, for the exact flow too: no eye sees the difference
+            own = there.run(stop.solver, Part(torch.arange(there.n, device="cpu")))
             maps.append(_coded(own.outputs.argmax(1).view(GRID, GRID), np.uint8))
         return {"width": GRID, "height": GRID, "bounds": [x0, x1, y0, y1], "maps": maps[::-1]}
 
@@ -274,11 +275,6 @@ def _finer(solver: Solver, own: Evaluation) -> bool | None:
     if same and solver.n_steps == round(own.n_steps):
         return None
     return (solver.n_steps or 0) > own.n_steps
-
-
-def _exactly(exact: ExactFlow) -> Solver:
-    tolerance = max(min(exact.tolerance, 1e-6), 1e-8)
-    return Adaptive("dopri5", tolerance, tolerance, per_sample=exact.double)
 
 
 def _plane(plane: Plane, paths: list[Tensor]) -> dict[str, Any]:

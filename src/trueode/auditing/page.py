@@ -1,0 +1,80 @@
+"""The page of an audit, with the model at hand or from what was saved."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from trueode.auditing.model_under_test import ModelUnderTest
+from trueode.auditing.preserve_state import preserve_state
+from trueode.auditing.provenance import provenance
+from trueode.auditing.report import FIGURES, Audit
+from trueode.errors import UsageError
+from trueode.report.contents import Contents, fact, judged, made_by, missing, stills
+from trueode.report.page import write_report
+from trueode.report.slider import Slider
+from trueode.runs import read_audit
+
+HOW = "audit(model, data).save(folder, report=True)"
+
+
+def write_page(folder: Path, found: Audit | None = None) -> Path:
+    """Write ``report.html`` into the folder of an audit.
+
+    Args:
+        folder: holds ``audit.json`` and its figures.
+        found: the audit, with the model that it judged; None: what was saved has to do.
+
+    Raises:
+        RunNotFoundError: there is no audit.
+        UsageError: the audit is of a later version.
+    """
+    path = folder / "report.html"
+    write_report(contents_of(folder, found), path)
+    return path
+
+
+def contents_of(folder: Path, found: Audit | None = None) -> Contents:
+    """The contents of the page of an audit; see `write_page`."""
+    values: dict[str, Any] = json.loads(found.to_json()) if found else read_audit(folder)
+    origin = values.get("provenance") or {}
+    subtitle = f"{origin.get('model') or 'a model'}, {values['solver']}, {values['n']} samples"
+    slider, why = None, "the model and its data are not at hand"
+    if found is not None:
+        try:
+            slider = slider_of(found)
+        except UsageError as failure:
+            why = str(failure)
+    made = judged("audit", f"Audit {folder.name}", subtitle, values, slider.rows if slider else ())
+    made["slider"] = slider.plain if slider else None
+    if slider is None:
+        made["facts"].append(missing(f"The slider: {why}.", HOW))
+    made["facts"].append(made_by({}, values, ""))
+    pictures = [folder / f"audit_{name}.png" for name in reversed(FIGURES)]
+    made["stills"], left = stills(path for path in pictures if path.is_file())
+    if left:
+        made["facts"].append(fact("More pictures", left))
+    return made
+
+
+def slider_of(found: Audit, names: tuple[str, ...] = ()) -> Slider:
+    """The slider of the model that was audited. The model is left unchanged.
+
+    Args:
+        found: the audit.
+        names: names of the classes.
+
+    Raises:
+        UsageError: the model is not at hand, has changed, or has nothing to be compared with.
+    """
+    runnable, decision = found.subject, found.decision
+    if runnable is None or found.exact is None:
+        raise UsageError("there is no exact flow to compare with")
+    if provenance(runnable, found.own)["weights"] != found.provenance["weights"]:
+        raise UsageError("the weights of the model have changed since the audit")
+    foreign = isinstance(runnable, ModelUnderTest)
+    how = {"margin": decision.margin, "level": decision.level or 0.05}
+    with preserve_state(runnable.forward.found) if foreign else nullcontext():
+        return Slider(runnable, found.own, found.exact, decision.counts, names, **how)
