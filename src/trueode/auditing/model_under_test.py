@@ -102,12 +102,12 @@ class ModelUnderTest(Runnable):
     def at(self, inputs: Tensor) -> ModelUnderTest | None:
         """See `Runnable`; targets of a batch are repeated, because a call may expect them."""
         first = self.batches[0]
-        if isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[1], Tensor):
-            batch: Any = (inputs, first[1][:1].expand(len(inputs), *first[1].shape[1:]))
-        elif isinstance(first, Tensor) or len(first) == 1:
-            batch = inputs if isinstance(first, Tensor) else (inputs,)
-        else:
+        parts = list(first) if isinstance(first, tuple | list) else [first]
+        if len(parts) > 1 and isinstance(parts[1], Tensor):
+            parts[1] = parts[1][:1].expand(len(inputs), *parts[1].shape[1:])
+        if any(part is not None for part in parts[2:]):
             return None
+        batch = (inputs, *parts[1:]) if isinstance(first, tuple | list) else inputs
         return self.on((batch,), (len(inputs),))
 
     def some(self, batch: Any, rows: Tensor, size: int) -> Any:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.preserve_state import preserve_state
 from trueode.auditing.provenance import provenance
-from trueode.auditing.report import FIGURES, Audit
 from trueode.errors import UsageError
 from trueode.report.contents import Contents, fact, judged, made_by, missing, stills
 from trueode.report.page import write_report
 from trueode.report.slider import Slider
 from trueode.runs import read_audit
 
+if TYPE_CHECKING:
+    from trueode.auditing.report import Audit
+
+PICTURES = ("trajectories", "swap", "cost", "order")
 HOW = "audit(model, data).save(folder, report=True)"
 
 
@@ -52,7 +55,7 @@ def contents_of(folder: Path, found: Audit | None = None) -> Contents:
     if slider is None:
         made["facts"].append(missing(f"The slider: {why}.", HOW))
     made["facts"].append(made_by({}, values, ""))
-    pictures = [folder / f"audit_{name}.png" for name in reversed(FIGURES)]
+    pictures = [folder / f"audit_{name}.png" for name in PICTURES]
     made["stills"], left = stills(path for path in pictures if path.is_file())
     if left:
         made["facts"].append(fact("More pictures", left))

@@ -67,17 +67,18 @@ def write_pages(path: Path, data_dir: str | None = None) -> list[Path]:
     Raises:
         TrueodeError: the path is none of these, or something in it is damaged.
     """
+    named = path if path.name not in ("", "..") else path.resolve()
     if (path / "config.yaml").is_file():
         from trueode.experiment import page as runs
         from trueode.runs import RunDirectory
 
-        return [runs.write_page(RunDirectory(path.resolve()), data_dir=data_dir)]
+        return [runs.write_page(RunDirectory(named), data_dir=data_dir)]
     if data_dir is not None:
         raise UsageError(f"--data_dir is only for runs, and {path} is none.")
     if (path / "audit.json").is_file():
         from trueode.auditing import page as audits
 
-        return [audits.write_page(path.resolve())]
+        return [audits.write_page(named)]
     from trueode.reproduction import page as results
 
     if found := results.results_in(path):

@@ -61,10 +61,15 @@ def ladder(own: Evaluation) -> list[Solver]:
 
 
 def ours(own: Evaluation) -> Solver | None:
-    """The training solver as one of this package; None if there is no such one."""
-    solver: Solver | None = (
-        own.solver.ours(own.n_steps) if hasattr(own.solver, "ours") else own.solver
-    )
+    """The training solver as one of this package; an adaptive one of another library is replaced
+    by the same method with its tolerances. None if the method is not known.
+    """
+    found = own.solver
+    if not hasattr(found, "ours"):
+        return found  # type: ignore[no-any-return]
+    solver: Solver | None = found.ours(own.n_steps)
+    if solver is None and found.adaptive and found.name and found.rtol == found.rtol:
+        return Adaptive(found.name, found.rtol, found.settings.get("atol", found.rtol))
     return solver
 
 
@@ -198,6 +203,14 @@ class Slider:
         if states is not None:
             ends, outputs = states, self.own.outputs
         plane = plane_of(self.runnable, ends, outputs)
+        if (found_solver := self.own.solver) != ours(self.own) and isinstance(
+            self.training.solver, Adaptive
+        ):
+            plane = replace(
+                plane,
+                note=f"{plane.note}; paths of {found_solver} are those of {self.training.solver} "
+                "of this library, whose steps may differ",
+            )
         kept = min(n, NUMBERS // sum(len(times) for times, _ in found))
         return plane, [plane.of(times, zs)[:, :kept] for times, zs in found]
 
