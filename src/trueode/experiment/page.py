@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +28,45 @@ SIGHT = ("trajectories", "regions", "time_series", "density", "solver_swap")
 
 
 def write_page(
-    directory: RunDirectory, found: Audit | None = None, data_dir: str | None = None
+    directory: RunDirectory,
+    found: Audit | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    data_dir: str | None = None,
 ) -> Path:
     """Write ``report.html`` into the directory of a finished run.
 
     Args:
         directory: of the run.
         found: its audit, with the model; None: the model is loaded and judged again.
+        classes: names of the classes, if they have names.
         data_dir: the folder of the data, if it differs from the options.
 
     Raises:
         RunNotFoundError: the run is not finished.
         RunDamagedError: its options or its history cannot be read.
     """
-    made = contents_of(directory, found, data_dir)
+    made = contents_of(directory, found, classes, data_dir=data_dir)
     path = directory.place("report.html")
     write_report(made, path)
     return path
 
 
 def contents_of(
-    directory: RunDirectory, found: Audit | None = None, data_dir: str | None = None
+    directory: RunDirectory,
+    found: Audit | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    data_dir: str | None = None,
 ) -> Contents:
     """The contents of the page of a run; see `write_page`."""
     values = read_audit(directory.path)
     options, info = read_stored(directory), directory.read_info()
-    names: tuple[str, ...] = ()
     slider, why = None, ""
     try:
         if found is None:
-            found, names = _again(directory, options, values, data_dir)
-        slider = slider_of(found, names)
+            found, classes = _again(directory, options, values, data_dir)
+        slider = slider_of(found, tuple(map(str, classes or ())))
     except TrueodeError as failure:
         why = str(failure).rstrip(".")
     about = f"{options.dataset}, {options.network}, {values['solver']}"
@@ -90,7 +99,7 @@ def _sight(path: Path) -> tuple[int, str]:
 @ieee()
 def _again(
     directory: RunDirectory, options: Options, values: dict[str, Any], data_dir: str | None
-) -> tuple[Audit, tuple[str, ...]]:
+) -> tuple[Audit, Sequence[str] | None]:
     """Judge the samples of ``audit.json`` again, or as many as there is time for; and the names of
     the classes.
     """
@@ -109,4 +118,4 @@ def _again(
     if (wanted := pace * spent / runnable.n) > SECONDS:
         runnable = runnable.first(max(1, int(runnable.n * SECONDS / wanted)))
         spent, own = spent * SECONDS / wanted, runnable.run()
-    return audit(runnable, own, budget=1.01 * spent), tuple(map(str, dataset.classes or ()))
+    return audit(runnable, own, budget=1.01 * spent), dataset.classes

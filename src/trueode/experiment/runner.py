@@ -295,6 +295,6 @@ def _close(
         from trueode.experiment.page import write_page
 
         with console.status("report"):
-            path = write_page(directory, found)
+            path = write_page(directory, found, dataset.classes)
         console.print(f"report: {path}")
     console.print(f"results: {directory.path}")

@@ -95,7 +95,7 @@ def table(
     name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = ""
 ) -> Contents:
     """A table. A column is numeric if it holds numbers alone."""
-    cells = plain([list(row) for row in rows])
+    cells = [[_cell(value) for value in row] for row in plain([list(row) for row in rows])]
     numeric = [
         all(isinstance(row[k], int | float | None) for row in cells) and bool(cells)
         for k in range(len(columns))
@@ -108,6 +108,12 @@ def table(
         "rows": [{"cells": row, "marked": False} for row in cells],
         "note": note,
     }
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def solvers(rows: Sequence[Mapping[str, Any]], metric: str) -> Contents:
@@ -131,7 +137,7 @@ def solvers(rows: Sequence[Mapping[str, Any]], metric: str) -> Contents:
         "Solvers",
         [*columns, "safe"],
         [
-            [*(row.get(key) for key in columns.values()), "yes" if row.get("safe") else "no"]
+            [*(row.get(key) for key in columns.values()), bool(row.get("safe"))]
             for row in rows
         ],
         "Changed: share of predictions unlike those of the training solver. Flips: share unlike "
@@ -194,7 +200,7 @@ def training(history: Mapping[str, Sequence[float]], metric: str) -> list[Conten
         ("loss", "Loss", {"loss": "training", "test_loss": "test"}, True),
         (
             "metric",
-            metric.capitalize(),
+            metric,
             {
                 metric: "training",
                 f"test_{metric}": "test",
@@ -213,8 +219,13 @@ def training(history: Mapping[str, Sequence[float]], metric: str) -> list[Conten
     ]
     found = []
     for name, title, columns, log in wanted:
-        lines = {label: history[key] for key, label in columns.items() if key in history}
-        if any(v == v for values in lines.values() for v in values):
+        lines = {
+            label: history[key]
+            for key, label in columns.items()
+            if any(v == v and v for v in history.get(key, []))
+        }
+        varies = any(len({v for v in values if v == v}) > 1 for values in lines.values())
+        if varies or (lines and name != "steps"):
             positive = all(v > 0 for values in lines.values() for v in values if v == v)
             found.append(
                 chart(name, title, x, lines, title, log=log and positive, right=["tolerance"])
@@ -235,7 +246,9 @@ def _by_cost(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Contents]:
         for key, label in (("metric", metric), ("flips", "flips"), ("changed", "changed"))
     }
     x = "field evaluations of a sample", [row["nfe"] for row in own]
-    return [chart("cost", f"{method} from coarse to fine", x, columns, "share", log_x=True)]
+    other = [] if metric == "accuracy" else [metric]
+    title = f"{method} from coarse to fine"
+    return [chart("cost", title, x, columns, "share", log_x=True, right=other)]
 
 
 def _cheapest(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -297,7 +310,7 @@ def stills(paths: Iterable[Path]) -> tuple[list[Contents], list[str]]:
         room -= len(content)
         name = path.stem.removeprefix("audit_")
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        made.append({"alt": LABELS.get(name, name), "src": source})
+        made.append({"alt": LABELS.get(name, f"{name} during training"), "src": source})
     return made, left
 
 

@@ -116,7 +116,7 @@ class Slider:
             stop = Stop(solver, ran.outputs, table.row(solver, ran=ran))
             (finer if fine else coarser).append(stop)
         self.rows = table.rows
-        last = Stop(FixedStep("rk4", n_steps=exact.n_steps), exact.outputs, None)
+        last = Stop(FixedStep("rk4", n_steps=max(exact.n_steps, POINTS - 1)), exact.outputs, None)
         self.stops = [*coarser, self.training, *finer, last]
         self.plain: dict[str, Any] = plain(self._drawn(names))
 

@@ -53,7 +53,7 @@ def contents_of(stem: Path) -> Contents:
         ) from None
     title, *parts = [_unmarked(part) for part in re.split(r"\n\s*\n", caption.strip())]
     command = next((part for part in parts if part.startswith("Command:")), "")
-    made = page("figure", title.rstrip("."), stem.name)
+    made = page("figure", stem.name, title.rstrip("."))
     whole = [row for row in rows if len(row) == len(columns)]
     values = [[_value(cell) for cell in row] for row in whole[:MOST]]
     made["tables"] = [table("numbers", "Numbers", columns, values)]
