@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,11 @@ def slider_of(found: Audit, names: tuple[str, ...] = ()) -> Slider:
         raise UsageError("there is no exact flow to compare with")
     if provenance(runnable, found.own)["weights"] != found.provenance["weights"]:
         raise UsageError("the weights of the model have changed since the audit")
-    foreign = isinstance(runnable, ModelUnderTest)
     how = {"margin": decision.margin, "level": decision.level or 0.05}
-    with preserve_state(runnable.forward.found) if foreign else nullcontext():
+    unchanged: AbstractContextManager[Any] = (
+        preserve_state(runnable.forward.found)
+        if isinstance(runnable, ModelUnderTest)
+        else nullcontext()
+    )
+    with unchanged:
         return Slider(runnable, found.own, found.exact, decision.counts, names, **how)

@@ -223,9 +223,7 @@ class Audit:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    def save(
-        self, folder: str | Path, *, overwrite: bool = False, report: bool = False
-    ) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False, report: bool = False) -> Path:
         """Write ``audit.json`` and the figures into a folder.
 
         Args:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trueode.interrupts import INTERRUPTED
 from trueode.cli.flags import Parser, add_flag, positive, training_options
+from trueode.interrupts import INTERRUPTED
 
 DESCRIPTION = (
     "Run all combinations of the values of some options, and write one table of their results. "

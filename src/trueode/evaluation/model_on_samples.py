@@ -73,7 +73,8 @@ class ModelOnSamples(Runnable):
 
     def at(self, inputs: Tensor) -> ModelOnSamples:
         """See `Runnable`."""
-        return replace(self, samples=Split(inputs, inputs.new_empty(len(inputs), 0), dtype=self.samples.dtype))
+        none = inputs.new_empty(len(inputs), 0)
+        return replace(self, samples=Split(inputs, none, dtype=self.samples.dtype))
 
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """See `Runnable`."""

@@ -136,10 +136,7 @@ def solvers(rows: Sequence[Mapping[str, Any]], metric: str) -> Contents:
         "solvers",
         "Solvers",
         [*columns, "safe"],
-        [
-            [*(row.get(key) for key in columns.values()), bool(row.get("safe"))]
-            for row in rows
-        ],
+        [[*(row.get(key) for key in columns.values()), bool(row.get("safe"))] for row in rows],
         "Changed: share of predictions unlike those of the training solver. Flips: share unlike "
         "those of the exact flow; at most: its upper bound, with 95 % confidence. Safe: with this "
         "solver the answer would be an ODE. The training solver is marked.",
@@ -257,8 +254,8 @@ def _cheapest(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
     )
     if not safe:
         return (
-            "None of the solvers tried is safe, that is: would have the answer ode. `trueode audit` "
-            "tries five methods, each with up to hundreds of steps."
+            "None of the solvers tried is safe, that is, has the answer ode. `trueode audit` tries "
+            "five methods, each with up to hundreds of steps."
         )
     best = safe[0]
     score = "" if best["metric"] is None else (

@@ -126,7 +126,8 @@ def plane_of(runnable: Runnable, states: Tensor, outputs: Tensor) -> Plane:
 
 def _leading(rows: Tensor, n: int) -> Tensor:
     """The leading right singular vectors ``(d, n)`` of a matrix ``(rows, d)``."""
-    return torch.linalg.svd(rows, full_matrices=False).Vh[:n].T
+    _, _, directions = torch.linalg.svd(rows, full_matrices=False)
+    return directions[:n].T  # type: ignore[no-any-return]
 
 
 def _head(runnable: Runnable, states: Tensor, outputs: Tensor) -> Tensor | None:
