@@ -56,7 +56,7 @@ def contents_of(folder: Path, found: Audit | None = None) -> Contents:
         made["facts"].append(missing(f"The slider: {why}.", HOW))
     made["facts"].append(made_by({}, values, ""))
     pictures = [folder / f"audit_{name}.png" for name in PICTURES]
-    made["stills"], left = stills(path for path in pictures if path.is_file())
+    made["stills"], left = stills(filter(Path.is_file, pictures), slider is not None)
     if left:
         made["facts"].append(fact("More pictures", left))
     return made

@@ -86,7 +86,7 @@ def contents_of(
     command = shlex.join(["python", "train.py", *options.flags(options.changed)])
     made["facts"].append(made_by(info, values, command, dump_yaml(options, comments=False)))
     pictures = sorted(directory.figures.glob("*.png"), key=_sight)
-    made["stills"], left = stills(pictures)
+    made["stills"], left = stills(pictures, slider is not None)
     if left:
         made["facts"].append(fact("More pictures", left))
     return made

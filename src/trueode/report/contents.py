@@ -31,6 +31,8 @@ LABELS = {
     "adaptation": "the course of the adaptation",
 }
 """What pictures show, by the end of their name."""
+LASTING = ("density", "solver_swap", "swap", "order", "cost")
+"""The pictures of which nothing in a page moves."""
 
 
 def page(
@@ -296,8 +298,14 @@ def unseen(found: Mapping[str, Any]) -> list[str]:
     return items
 
 
-def stills(paths: Iterable[Path]) -> tuple[list[Contents], list[str]]:
-    """PNG files as data URIs, up to 350 kB, and the names of those left out."""
+def stills(paths: Iterable[Path], moving: bool = False) -> tuple[list[Contents], list[str]]:
+    """PNG files as data URIs, up to 350 kB, and the names of those left out.
+
+    Args:
+        paths: the files.
+        moving: whether the page has a slider and charts, which replace their pictures where a
+            script may run.
+    """
     made, left, room = list[Contents](), list[str](), STILLS
     for path in paths:
         content = path.read_bytes()
@@ -307,7 +315,8 @@ def stills(paths: Iterable[Path]) -> tuple[list[Contents], list[str]]:
         room -= len(content)
         name = path.stem.removeprefix("audit_")
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        made.append({"alt": LABELS.get(name, f"{name} during training"), "src": source})
+        alt = LABELS.get(name, f"{name} during training")
+        made.append({"alt": alt, "src": source, "fallback": moving and name not in LASTING})
     return made, left
 
 

@@ -28,7 +28,7 @@ TOLERANCES = tuple(10.0**-k for k in range(1, 7))
 SECONDS = 6.0  # about the time for a kind of solves: on all samples, and on the grid of regions
 NUMBERS = 50_000  # most points of all paths: half a megabyte
 GRID = 120  # points of a side of the grid of regions
-SERIES, COMPONENTS, TIMES = 4, 2, 200  # lines of a time series, and their points
+SERIES, TIMES = 4, 200  # lines of a time series, and their points
 LABELLED = 256  # most classes that a byte can number
 
 
@@ -132,13 +132,13 @@ class Slider:
             "stops": [self._numbers(stop) for stop in self.stops],
             "metric_name": self.runnable.metric_name,
             "plane": None if plane is None else _plane(plane, paths),
-            "paths": [_coded(each.transpose(0, 1), np.float32) for each in paths],
+            "paths": [_coded(each.transpose(0, 1), np.float32) for each in paths] or None,
             "n_paths": paths[0].shape[1] if paths else 0,
             "n_points": [len(each) for each in paths],
             "classes": labels,
             "predicted": [self._predicted(stop).tolist() for stop in self.stops] if classes else [],
             "changed": [self._changed(stop) for stop in self.stops],
-            "regions": self._regions() if classes and 1 < n_classes <= LABELLED else None,
+            "regions": self._regions(paths) if 1 < n_classes <= LABELLED else None,
             "class_names": names,
             "series": series,
         }
@@ -214,12 +214,15 @@ class Slider:
         kept = min(n, NUMBERS // sum(len(times) for times, _ in found))
         return plane, [plane.of(times, zs)[:, :kept] for times, zs in found]
 
-    def _regions(self) -> dict[str, Any] | None:
-        """The predicted class at each point of the input plane, for each stop; None unless inputs
-        have two numbers.
+    def _regions(self, paths: list[Tensor]) -> dict[str, Any] | None:
+        """The predicted class at each point of the input plane, for each stop; None unless paths
+        start at the inputs, so that both have one plane.
         """
         x = self.runnable.inputs
-        if x is None or x[0].numel() != 2 or not x.is_floating_point():
+        if x is None or not paths or x[0].numel() != 2 or not x.is_floating_point():
+            return None
+        starts = paths[0][0]
+        if not torch.allclose(starts, x[: len(starts)].flatten(1).to(starts)):
             return None
         low, high = x.flatten(1).double().amin(0), x.flatten(1).double().amax(0)
         margin = 0.1 * (high - low).clamp(min=1e-6)
@@ -241,10 +244,10 @@ class Slider:
         return {"width": GRID, "height": GRID, "bounds": [x0, x1, y0, y1], "maps": maps[::-1]}
 
     def _series(self) -> dict[str, Any]:
-        """The first components of the first series over time, under each stop."""
+        """The first component of the first series over time, under each stop."""
         n = min(SERIES, len(self.exact.outputs))
         t = self.runnable.t
-        shown = self.own.outputs[:n].flatten(2)[..., :COMPONENTS]
+        shown = self.own.outputs[:n]
         own = t.expand(n, -1) if t is not None and t.dim() == 1 else t
         if own is None or own.shape[1] != shown.shape[1]:
             own = torch.arange(shown.shape[1], device="cpu").double().expand(n, -1)
@@ -253,27 +256,24 @@ class Slider:
         every = np.unique(np.linspace(0, len(times) - 1, min(len(times), TIMES)).round())
 
         def lines(states: Tensor) -> list[Any]:
-            values = states[:n].double().flatten(2)[..., :COMPONENTS]
-            spread = values.new_full((n, len(times), values.shape[2]), nan)
+            values = states[:n].double().flatten(2)[..., 0]
+            spread = values.new_full((n, len(times)), nan)
             for row, at, value in zip(spread, own, values, strict=True):
                 known = ~at.isnan()
                 row[torch.searchsorted(times, at[known])] = value[known]
-            found: list[Any] = spread[:, every.astype(int)].transpose(1, 2).flatten(0, 1).tolist()
+            found: list[Any] = spread[:, every.astype(int)].tolist()
             return found
 
-        names = [
-            f"series {i + 1}, component {k + 1}" for i in range(n) for k in range(shown.shape[2])
-        ]
         y = self.runnable.y
         measured = y is not None and y[0].numel() == self.own.outputs[0].numel()
         return {
             "t": times[every.astype(int)].tolist(),
             "lines": [lines(stop.outputs) for stop in self.stops],
             "exact": lines(self.exact.outputs),
-            "truth": lines(y.view(len(y), *self.own.outputs.shape[1:]))
+            "measured": lines(y.view(len(y), *self.own.outputs.shape[1:]))
             if y is not None and measured
             else None,
-            "names": names,
+            "labels": ["time", "first component"],
         }
 
 
