@@ -37,7 +37,6 @@ FLOORS = {
     "experiment": 6,
     "sweeps": 7,
     "reproduction": 7.5,  # of the same floor, above sweeps
-    "report": 7.75,  # likewise, above the figures of the paper
     "cli": 8,
     "__init__": 8,
     "__main__": 9,

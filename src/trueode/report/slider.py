@@ -154,9 +154,9 @@ class Slider:
         n, row = len(self.exact.outputs), stop.row
         accuracy = self.runnable.metric_name == "accuracy"
         if row is None:
-            scores = self.runnable.metrics(stop.outputs)
-            known = scores is not None and bool(self.runnable.finite(stop.outputs).all())
-            metric = self.runnable.mean(scores) if scores is not None and known else nan
+            values = self.runnable.metrics(stop.outputs)
+            known = values is not None and bool(self.runnable.finite(stop.outputs).all())
+            metric = self.runnable.mean(values) if values is not None and known else nan
             told = {"label": "exact flow", "mark": "exact", "nfe": self.exact.evaluations / n}
             flips = 0.0
         else:
@@ -166,7 +166,8 @@ class Slider:
                 "mark": "training" if stop is self.training else "",
                 "nfe": row.nfe,
             }
-        return {**told, "accuracy": metric if accuracy else None, "flips": flips, "metric": metric}
+        scores = (metric, None) if accuracy else (None, metric)
+        return {**told, **dict(zip(("accuracy", "metric"), scores, strict=True)), "flips": flips}
 
     def _predicted(self, stop: Stop) -> Tensor:
         return stop.outputs.argmax(1)
