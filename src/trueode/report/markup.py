@@ -39,13 +39,15 @@ def header(contents: Part) -> str:
     """The title and the answer in the colour of its kind."""
     answer = contents["answer"]
     status = answer["status"] if answer["status"] in KINDS else "none"
-    kind = f'<p class="kind">{KINDS[status]}</p>' if KINDS[status] else ""
+    single = contents.get("kind") in ("run", "audit") and KINDS[status]
+    kind = f'<p class="kind">{KINDS[status]}</p>' if single else ""
+    sentence = answer["sentence"].replace(" %", "\N{NO-BREAK SPACE}%")
     subtitle = contents.get("subtitle")
     return (
         f"<h1>{text(contents['title'])}</h1>"
         + (f'<p class="subtitle">{text(subtitle)}</p>' if subtitle else "")
         + f'<div id="answer" class="answer {status}">{kind}'
-        f'<p class="sentence">{text(answer["sentence"])}</p></div>'
+        f'<p class="sentence">{text(sentence)}</p></div>'
     )
 
 
@@ -63,7 +65,8 @@ def sections(contents: Part) -> str:
         found += _section("Pictures", _stills(kept))
     if contents.get("charts"):
         figures = "".join(_chart(index, chart) for index, chart in enumerate(contents["charts"]))
-        found += _section("Its course", f'<div class="charts">{figures}</div>')
+        title = "Course of the training" if contents.get("kind") == "run" else "Charts"
+        found += _section(title, f'<div class="charts">{figures}</div>')
     if contents.get("runs"):
         found += _section("Runs", _runs(contents["runs"]))
     for index, each in enumerate(contents.get("tables") or []):
@@ -229,8 +232,8 @@ def _card(run: Part, metric: str) -> str:
     status = verdict if verdict in KINDS else "none"
     return (
         f'<p class="name">{text(run["name"])}</p>{_spark(run)}'
-        f'<p><span class="verdict {status}">{text(verdict or run["status"])}</span> '
-        f"{text(metric)} {text(number(run['metric']))}</p>"
+        f'<p class="verdict {status}">{text(verdict or run["status"])}</p>'
+        f"<p>{text(metric)} {text(number(run['metric']))}</p>"
         f"<details><summary>Options<span class=unseen> of {text(run['name'])}</span></summary>"
         f'<pre tabindex="0"><code>{text(run["options"])}</code></pre></details>'
     )

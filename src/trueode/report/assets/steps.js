@@ -36,11 +36,11 @@ class Steps {
     this.list = element("ul", { class: "samples" });
     this.details = element("details", { id: "changed" }, this.summary, this.list);
     place.append(
+      element("div", { class: "control" },
+        this.button, element("div", { class: "track" }, this.strip, this.range)),
       element("div", { class: "steps" },
         element("div", { class: "pictures" }, ...this.pictures.map((picture) => picture.node)),
         element("div", { class: "side" }, this.numbers, this.key(), this.details, this.readout)),
-      element("div", { class: "control" },
-        this.button, element("div", { class: "track" }, this.strip, this.range)),
     );
     this.range.addEventListener("input", () => {
       this.pause();
@@ -221,7 +221,8 @@ class Steps {
     drawn.forEach(([kind, name, values], k) => {
       picture.append(
         shape("path", { class: `share ${kind}`, d: trace([...values.keys()], values, x, y) }),
-        shape("text", { class: `name ${kind}`, x: k ? width - 2 : 2, y: 12,
+        shape("path", { class: `share ${kind}`, d: `M${k ? width - 20 : 2} 8h18` }),
+        shape("text", { class: "name", x: k ? width - 27 : 27, y: 12,
           "text-anchor": k ? "end" : "start" }, name),
       );
       values.forEach((value, i) => {
