@@ -108,7 +108,7 @@ def table(
         ]
         lines.append(f"<tr{' class=marked' if row.get('marked') else ''}>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}-title">'
+        f'<div class="scroll" role="group" tabindex="0" aria-labelledby="{name}-title">'
         f'<table id="{name}"{" data-sortable" if sortable else ""}>'
         f'<caption id="{name}-title">{text(title)}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -131,23 +131,17 @@ def _steps(slider: Part) -> str:
     stops = slider["stops"]
     changed = slider.get("changed") or [None] * len(stops)
     name = slider.get("metric_name") or "metric"
-    cells: dict[str, Callable[[Part], str | float | None]] = {
-        "evaluations": lambda stop: stop.get("nfe"),
-        "accuracy": lambda stop: share(stop.get("accuracy")),
-        "unlike the exact flow": lambda stop: share(stop.get("flips")),
-        name: lambda stop: stop.get("metric"),
-    }
-    # a column that no stop fills, or that repeats the accuracy, is left out
-    keys = {"evaluations": "nfe", "accuracy": "accuracy", "unlike the exact flow": "flips"}
-    wanted = [
-        label
-        for label in cells
-        if any(stop.get(keys.get(label, "metric")) is not None for stop in stops)
+    kinds: list[tuple[str, str, Callable[[Any], Any]]] = [
+        ("nfe", "evaluations", lambda value: value),
+        ("accuracy", "accuracy", share),
+        ("flips", "unlike the exact flow", share),
+        ("metric", name, lambda value: value),
     ]
-    columns = [{"label": "solver"}, *({"label": label, "numeric": True} for label in wanted)]
+    wanted = [kind for kind in kinds if any(stop.get(kind[0]) is not None for stop in stops)]
+    columns = [{"label": "solver"}, *({"label": label, "numeric": True} for _, label, _ in wanted)]
     rows = []
     for stop, samples in zip(stops, changed, strict=True):
-        line = [stop["label"], *(cells[label](stop) for label in wanted)]
+        line = [stop["label"], *(show(stop.get(key)) for key, _, show in wanted)]
         rows.append({"cells": [*line, None if samples is None else len(samples)]})
     columns.append({"label": "unlike the training solver", "numeric": True})
     numbers = table("stops", "Every solver's numbers", columns, rows, sortable=False)
