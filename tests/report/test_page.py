@@ -201,7 +201,9 @@ def test_series_move_too(visit: Callable[..., Any]) -> None:
 
 def test_tables_sort_by_keyboard(visit: Callable[..., Any]) -> None:
     page = visit(samples.run_page())
-    column = "[...document.querySelectorAll('#table-0 tbody tr')].map((r) => r.cells[2].textContent)"
+    column = (
+        "[...document.querySelectorAll('#table-0 tbody tr')].map((r) => r.cells[2].textContent)"
+    )
     button = page.locator("#table-0 th button").nth(2)
     button.focus()
     page.keyboard.press("Enter")
@@ -284,9 +286,15 @@ def test_without_a_script_all_numbers_are_there(visit: Callable[..., Any], name:
 def test_stills_stand_in_without_a_script(visit: Callable[..., Any]) -> None:
     contents = samples.run_page()
     dot = samples.DOT
-    contents["stills"] = [{"alt": "paths", "src": dot, "fallback": True}, {"alt": "kept", "src": dot}]
+    contents["stills"] = [
+        {"alt": "paths", "src": dot, "fallback": True},
+        {"alt": "kept", "src": dot},
+    ]
     lively, plain = visit(contents), visit(contents, java_script_enabled=False)
-    assert [lively.get_by_alt_text(word).is_visible() for word in ("paths", "kept")] == [False, True]
+    assert [lively.get_by_alt_text(word).is_visible() for word in ("paths", "kept")] == [
+        False,
+        True,
+    ]
     assert [plain.get_by_alt_text(word).is_visible() for word in ("paths", "kept")] == [True, True]
 
 
