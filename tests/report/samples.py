@@ -14,6 +14,10 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"></script><b>'&\u2028\u2
 STEPS = (1, 2, 4, 8, 16, 32)
 TRAINED = 4
 SIZE = 120
+DOT = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgAB"
+    "SK+kcQAAAABJRU5ErkJggg=="
+)
 
 
 def twist(z: Array) -> Array:
@@ -320,5 +324,5 @@ def hostile_page() -> dict[str, Any]:
             "spark": [1.0, 0.5],
         }
     ]
-    page["stills"] = [{"alt": HOSTILE, "title": HOSTILE, "src": 'data:image/png;base64,"' + HOSTILE}]
+    page["stills"] = [{"alt": HOSTILE, "title": HOSTILE, "src": DOT}]
     return page

@@ -39,13 +39,15 @@ def header(contents: Part) -> str:
     """The title and the answer in the colour of its kind."""
     answer = contents["answer"]
     status = answer["status"] if answer["status"] in KINDS else "none"
-    kind = f'<p class="kind">{KINDS[status]}</p>' if KINDS[status] else ""
+    single = contents.get("kind") in ("run", "audit") and KINDS[status]
+    kind = f'<p class="kind">{KINDS[status]}</p>' if single else ""
+    sentence = answer["sentence"].replace(" %", "\N{NO-BREAK SPACE}%")
     subtitle = contents.get("subtitle")
     return (
         f"<h1>{text(contents['title'])}</h1>"
         + (f'<p class="subtitle">{text(subtitle)}</p>' if subtitle else "")
         + f'<div id="answer" class="answer {status}">{kind}'
-        f'<p class="sentence">{text(answer["sentence"])}</p></div>'
+        f'<p class="sentence">{text(sentence)}</p></div>'
     )
 
 
@@ -63,7 +65,8 @@ def sections(contents: Part) -> str:
         found += _section("Pictures", _stills(kept))
     if contents.get("charts"):
         figures = "".join(_chart(index, chart) for index, chart in enumerate(contents["charts"]))
-        found += _section("Its course", f'<div class="charts">{figures}</div>')
+        title = "Course of the training" if contents.get("kind") == "run" else "Charts"
+        found += _section(title, f'<div class="charts">{figures}</div>')
     if contents.get("runs"):
         found += _section("Runs", _runs(contents["runs"]))
     for index, each in enumerate(contents.get("tables") or []):
@@ -105,7 +108,7 @@ def table(
         ]
         lines.append(f"<tr{' class=marked' if row.get('marked') else ''}>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}-title">'
+        f'<div class="scroll" role="group" tabindex="0" aria-labelledby="{name}-title">'
         f'<table id="{name}"{" data-sortable" if sortable else ""}>'
         f'<caption id="{name}-title">{text(title)}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -120,7 +123,7 @@ def _value(cell: object) -> str:
     """What a cell is sorted by, where this is not its text."""
     if cell is None:
         return ' data-value=""'
-    return f' data-value="{cell!r}"' if isinstance(cell, (int, float)) else ""
+    return f' data-value="{cell!r}"' if type(cell) in (int, float) else ""
 
 
 def _steps(slider: Part) -> str:
@@ -128,23 +131,17 @@ def _steps(slider: Part) -> str:
     stops = slider["stops"]
     changed = slider.get("changed") or [None] * len(stops)
     name = slider.get("metric_name") or "metric"
-    cells: dict[str, Callable[[Part], str | float | None]] = {
-        "evaluations": lambda stop: stop.get("nfe"),
-        "accuracy": lambda stop: share(stop.get("accuracy")),
-        "unlike the exact flow": lambda stop: share(stop.get("flips")),
-        name: lambda stop: stop.get("metric"),
-    }
-    # a column that no stop fills, or that repeats the accuracy, is left out
-    keys = {"evaluations": "nfe", "accuracy": "accuracy", "unlike the exact flow": "flips"}
-    wanted = [
-        label
-        for label in cells
-        if any(stop.get(keys.get(label, "metric")) is not None for stop in stops)
+    kinds: list[tuple[str, str, Callable[[Any], Any]]] = [
+        ("nfe", "evaluations", lambda value: value),
+        ("accuracy", "accuracy", share),
+        ("flips", "unlike the exact flow", share),
+        ("metric", name, lambda value: value),
     ]
-    columns = [{"label": "solver"}, *({"label": label, "numeric": True} for label in wanted)]
+    wanted = [kind for kind in kinds if any(stop.get(kind[0]) is not None for stop in stops)]
+    columns = [{"label": "solver"}, *({"label": label, "numeric": True} for _, label, _ in wanted)]
     rows = []
     for stop, samples in zip(stops, changed, strict=True):
-        line = [stop["label"], *(cells[label](stop) for label in wanted)]
+        line = [stop["label"], *(show(stop.get(key)) for key, _, show in wanted)]
         rows.append({"cells": [*line, None if samples is None else len(samples)]})
     columns.append({"label": "unlike the training solver", "numeric": True})
     numbers = table("stops", "Every solver's numbers", columns, rows, sortable=False)
@@ -229,8 +226,8 @@ def _card(run: Part, metric: str) -> str:
     status = verdict if verdict in KINDS else "none"
     return (
         f'<p class="name">{text(run["name"])}</p>{_spark(run)}'
-        f'<p><span class="verdict {status}">{text(verdict or run["status"])}</span> '
-        f"{text(metric)} {text(number(run['metric']))}</p>"
+        f'<p class="verdict {status}">{text(verdict or run["status"])}</p>'
+        f"<p>{text(metric)} {text(number(run['metric']))}</p>"
         f"<details><summary>Options<span class=unseen> of {text(run['name'])}</span></summary>"
         f'<pre tabindex="0"><code>{text(run["options"])}</code></pre></details>'
     )

@@ -51,6 +51,11 @@ function drawChart(figure, chart) {
     read(Number(cursor.value), false);
   });
 
+  // a range would place its value evenly, a logarithmic axis does not: the pointer reads below
+  cursor.addEventListener("mousedown", (event) => {
+    event.preventDefault();
+    cursor.focus({ focusVisible: false });
+  });
   cursor.addEventListener("input", () => read(Number(cursor.value), true));
   cursor.addEventListener("focus", () => read(Number(cursor.value), true));
   cursor.addEventListener("blur", () => read(Number(cursor.value), false));

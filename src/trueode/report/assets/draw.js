@@ -119,6 +119,8 @@ function trace(x, y, horizontal, vertical) {
   return path;
 }
 
+const tickWords = (value) => number(value).replace("-", "\u2212");
+
 /** Grid lines, numbers and names of a plot's axes, into `layer`. */
 function axes(layer, box, horizontal, vertical, names, right) {
   const { left, top, width, height } = box;
@@ -128,15 +130,15 @@ function axes(layer, box, horizontal, vertical, names, right) {
   for (const value of horizontal.ticks) {
     const x = horizontal.at(value);
     layer.append(shape("path", { class: "grid", d: `M${x} ${top}V${bottom}` }));
-    layer.append(word(x, bottom + 16, number(value), "tick", "middle"));
+    layer.append(word(x, bottom + 16, tickWords(value), "tick", "middle"));
   }
   for (const value of vertical.ticks) {
     const y = vertical.at(value);
     layer.append(shape("path", { class: "grid", d: `M${left} ${y}H${left + width}` }));
-    layer.append(word(left - 7, y + 4, number(value), "tick", "end"));
+    layer.append(word(left - 7, y + 4, tickWords(value), "tick", "end"));
   }
   for (const value of right ? right.ticks : []) {
-    layer.append(word(left + width + 7, right.at(value) + 4, number(value), "tick", "start"));
+    layer.append(word(left + width + 7, right.at(value) + 4, tickWords(value), "tick", "start"));
   }
   layer.append(word(left + width, bottom + 33, names[0], "name", "end"));
   layer.append(word(left - 40, top - 10, names[1], "name", "start"));

@@ -179,7 +179,7 @@ class Plane {
       parts.end.setAttribute("transform", `translate(${words[words.length - 1]})`);
     });
     this.maps.forEach((map, stop) => {
-      const share = stop === low ? 1 : stop === high ? mix : 0;
+      const share = stop === low ? 1 - mix : stop === high ? mix : 0;
       map.style.opacity = share && `calc(${share} * var(--region))`;
       map.style.display = share ? "" : "none";
     });

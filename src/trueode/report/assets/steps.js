@@ -12,7 +12,7 @@ class Steps {
     this.last = this.stops.length - 1;
     this.at = 0;
     this.pictures = [];
-    if (slider.paths) this.pictures.push(new Plane(slider, (sample) => this.choose(sample)));
+    if (slider.paths && slider.paths.length) this.pictures.push(new Plane(slider, (sample) => this.choose(sample)));
     if (slider.series) this.pictures.push(new Series(slider));
     this.build(place);
     const trained = this.stops.findIndex((stop) => stop.mark === "training");
@@ -36,11 +36,11 @@ class Steps {
     this.list = element("ul", { class: "samples" });
     this.details = element("details", { id: "changed" }, this.summary, this.list);
     place.append(
+      element("div", { class: "control" },
+        this.button, element("div", { class: "track" }, this.strip, this.range)),
       element("div", { class: "steps" },
         element("div", { class: "pictures" }, ...this.pictures.map((picture) => picture.node)),
         element("div", { class: "side" }, this.numbers, this.key(), this.details, this.readout)),
-      element("div", { class: "control" },
-        this.button, element("div", { class: "track" }, this.strip, this.range)),
     );
     this.range.addEventListener("input", () => {
       this.pause();
@@ -200,6 +200,25 @@ class Steps {
     return THUMB / 2 + (this.last ? place / this.last : 0) * (this.width - THUMB);
   }
 
+  /** Words under the stops: of marked stops and the ends first, then of all others with room. */
+  labels(width) {
+    const found = this.stops.map((stop, i) => {
+      const text = stop.short || stop.label;
+      const half = 3.9 * text.length; // about as wide as it gets
+      return { text, half, at: clamp(this.x(i), half, Math.max(half, width - half)) };
+    });
+    const rank = (i) => (this.stops[i].mark ? 0 : i === 0 || i === this.last ? 1 : 2);
+    const order = [...found.keys()].sort((a, b) => rank(a) - rank(b) || a - b);
+    const placed = [];
+    for (const i of order) {
+      const own = found[i];
+      const free = (other) => Math.abs(own.at - other.at) > own.half + other.half + 4;
+      if (placed.every(free)) placed.push(own);
+      else own.text = "";
+    }
+    return found;
+  }
+
   /** Shares over the solvers, above the slider, whose stops are their axis. */
   drawStrip(width) {
     this.width = width;
@@ -221,7 +240,8 @@ class Steps {
     drawn.forEach(([kind, name, values], k) => {
       picture.append(
         shape("path", { class: `share ${kind}`, d: trace([...values.keys()], values, x, y) }),
-        shape("text", { class: `name ${kind}`, x: k ? width - 2 : 2, y: 12,
+        shape("path", { class: `share ${kind}`, d: `M${k ? width - 20 : 2} 8h18` }),
+        shape("text", { class: "name", x: k ? width - 27 : 27, y: 12,
           "text-anchor": k ? "end" : "start" }, name),
       );
       values.forEach((value, i) => {
@@ -230,21 +250,18 @@ class Steps {
         }
       });
     });
-    this.stops.forEach((stop, i) => {
-      const kind = stop.mark ? `stop ${stop.mark}` : "stop";
-      const edge = i === 0 ? "start" : i === this.last ? "end" : "middle";
-      const anchor = edge !== "middle" && (stop.short || stop.label).length > 3 ? edge : "middle";
-      const at = anchor === "start" ? 0 : anchor === "end" ? width : x.at(i);
+    this.labels(width).forEach(({ text, at }, i) => {
+      const { mark } = this.stops[i];
+      const kind = mark ? `stop ${mark}` : "stop";
+      const d = `M${x.at(i)} ${mark ? top : bottom - 4}V${bottom + 2}`;
       picture.append(
-        shape("path", { class: kind, d: `M${x.at(i)} ${stop.mark ? top : bottom - 4}V${bottom + 2}` }),
-        shape("text", { class: `tick ${kind}`, x: at, y: bottom + 18, "text-anchor": anchor },
-          stop.short || stop.label),
+        shape("path", { class: kind, d }),
+        shape("text", { class: `tick ${kind}`, x: at, y: bottom + 18, "text-anchor": "middle" },
+          text),
       );
-      if (stop.mark !== "training") return;
-      const side = x.at(i) < 30 ? "start" : x.at(i) > width - 30 ? "end" : "middle";
-      picture.append(
-        shape("text", { class: "tick training", x: x.at(i), y: bottom + 34, "text-anchor": side },
-          "▲ training"));
+      if (mark !== "training") return;
+      const left = clamp(x.at(i) - 5, 0, width - 70);
+      picture.append(shape("text", { class: "tick training", x: left, y: bottom + 34 }, "▲ training"));
     });
     this.needle = shape("path", { class: "needle", d: `M0 ${top}V138` });
     picture.append(this.needle);
