@@ -52,6 +52,8 @@ def contents_of(folder: Path, found: Audit | None = None) -> Contents:
             why = str(failure)
     made = judged("audit", f"Audit {folder.name}", subtitle, values, slider.rows if slider else ())
     made["slider"] = slider.plain if slider else None
+    if slider is not None and slider.gaps:
+        made["facts"].append(fact("What the slider leaves out", slider.gaps))
     if slider is None:
         made["facts"].append(missing(f"The slider: {why}.", HOW))
     made["facts"].append(made_by({}, values, ""))

@@ -77,9 +77,9 @@ def contents_of(
     else:
         made["slider"] = slider.plain
         n, whole = len(slider.exact.outputs), values["n"]
-        if n < whole:
-            text = f"The slider shows the first {n} of {whole} samples: more take too long."
-            made["facts"].append(fact("The slider", [text]))
+        few = [f"Samples after the first {n} of {whole}: they would take too long."]
+        if gaps := [*(few if n < whole else []), *slider.gaps]:
+            made["facts"].append(fact("What the slider leaves out", gaps))
     if directory.history.is_file():
         history = read_history(directory.history)
         made["charts"] = [*training(history, values["performance"]["name"]), *made["charts"]]

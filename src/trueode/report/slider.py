@@ -90,6 +90,7 @@ class Slider:
     Attributes:
         rows: the table of these solvers, the training solver first.
         stops: from coarse to fine.
+        gaps: what is left out and why, in sentences.
         plain: the slider as plain values: numbers of each stop, paths, predictions and regions.
     """
 
@@ -106,11 +107,15 @@ class Slider:
         self.runnable, self.own, self.exact = runnable, own, exact
         table = SolverTable(runnable, own, exact, counts, **how)
         self.training = Stop(ours(own), own.outputs, table.training)
+        self.gaps: list[str] = []
         coarser, finer = list[Stop](), list[Stop]()
         begin = time.perf_counter()
         for solver in ladder(own):
             fine = _finer(solver, own)
-            if fine is None or (fine and time.perf_counter() - begin > SECONDS):
+            if fine is None:
+                continue
+            if fine and time.perf_counter() - begin > SECONDS:
+                self.gaps.append(f"No stop for {solver}: it would take too long.")
                 continue
             ran = runnable.run(solver)
             stop = Stop(solver, ran.outputs, table.row(solver, ran=ran))
@@ -183,9 +188,14 @@ class Slider:
     def _paths(self) -> tuple[Plane | None, list[Tensor]]:
         """The plane, and the paths ``(points, n, 2)`` of each stop; none where some are unknown."""
         n = min(SAMPLES, self.runnable.n)
+        unknown = (
+            "No trajectories: the training solver, or a state of the ODE block with one row for each "
+            "sample, is not known."
+        )
         found = list[tuple[Tensor, Tensor]]()
         for stop in self.stops:
             if stop.solver is None:
+                self.gaps.append(unknown)
                 return None, []
             last = stop.row is None
             recorder = Recorder(self.exact.course if last else Course(), POINTS, n)
@@ -194,6 +204,7 @@ class Slider:
             part = Part(rows, last and self.exact.double, not last, recorder)
             self.runnable.run(stop.solver, part)
             if recorder.paths is None:
+                self.gaps.append(unknown)
                 return None, []
             found.append(recorder.paths)
         if self.runnable.task.name == "density" and (x := self.runnable.inputs) is not None:
@@ -237,7 +248,12 @@ class Slider:
             )
             points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1)
             there = self.runnable.at(points.view(-1, *x.shape[1:]).to(x))
-            if there is None or late or (stop.solver is None and stop is not self.training):
+            if there is None or late:
+                self.gaps.append(
+                    "No regions of the classifier: they would take too long."
+                    if late
+                    else "No regions: a batch of this model holds more than inputs and targets."
+                )
                 return None
             # in the model's own precision, for the exact flow too: no eye sees the difference
             own = there.run(stop.solver, Part(torch.arange(there.n, device="cpu")))
