@@ -38,7 +38,9 @@ function number(value) {
   if (!known(value)) return "–";
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
   const size = Math.abs(value);
-  if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("e+", "e");
+  if (size && (size < 1e-3 || size >= 1e6)) {
+    return value.toExponential(2).replace(/\.?0*e\+?/, "e");
+  }
   return String(Number(value.toPrecision(4)));
 }
 
@@ -60,7 +62,7 @@ function range(values, positive) {
 function ticks([low, high], count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.8);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k += 1) {
     found.push(Number((k * step).toPrecision(12)));
