@@ -15,6 +15,7 @@ KINDS = {
     "none": "",
 }
 ROWS = 200  # of the numbers of a chart; more are thinned out, and the table says so
+LONG = 100  # characters of an answer that is set smaller
 SPARK = (160, 44)  # size of the small picture of a run
 
 
@@ -47,7 +48,7 @@ def header(contents: Part) -> str:
         f"<h1>{text(contents['title'])}</h1>"
         + (f'<p class="subtitle">{text(subtitle)}</p>' if subtitle else "")
         + f'<div id="answer" class="answer {status}">{kind}'
-        f'<p class="sentence">{text(sentence)}</p></div>'
+        f'<p class="sentence{" long" if len(sentence) > LONG else ""}">{text(sentence)}</p></div>'
     )
 
 
@@ -138,7 +139,8 @@ def _steps(slider: Part) -> str:
         ("metric", name, lambda value: value),
     ]
     wanted = [kind for kind in kinds if any(stop.get(kind[0]) is not None for stop in stops)]
-    columns = [{"label": "solver"}, *({"label": label, "numeric": True} for _, label, _ in wanted)]
+    columns: list[Part] = [{"label": "solver"}]
+    columns += [{"label": label, "numeric": True} for _, label, _ in wanted]
     rows = []
     for stop, samples in zip(stops, changed, strict=True):
         line = [stop["label"], *(show(stop.get(key)) for key, _, show in wanted)]

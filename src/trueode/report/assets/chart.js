@@ -117,10 +117,8 @@ function layOut(chart, width) {
   svg.append(grid);
   chart.lines.forEach((line, k) => {
     const vertical = verticals[line.axis || 0];
-    const lone = line.values.filter((value) => vertical.show(value)).length === 1;
     const d = trace(chart.x.values, line.values, horizontal, vertical);
-    // a lone point would be invisible as a line
-    svg.append(shape("path", { class: `line line-${k % 10}`, d: lone ? `${d}h0.1` : d }));
+    svg.append(shape("path", { class: `line line-${k % 10}`, d }));
   });
   svg.append(mark);
   return { svg, mark, box, horizontal, verticals };

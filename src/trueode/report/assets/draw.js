@@ -38,7 +38,9 @@ function number(value) {
   if (!known(value)) return "–";
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
   const size = Math.abs(value);
-  if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("e+", "e");
+  if (size && (size < 1e-3 || size >= 1e6)) {
+    return value.toExponential(2).replace(/\.?0*e\+?/, "e");
+  }
   return String(Number(value.toPrecision(4)));
 }
 
@@ -60,7 +62,7 @@ function range(values, positive) {
 function ticks([low, high], count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.8);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k += 1) {
     found.push(Number((k * step).toPrecision(12)));
@@ -104,19 +106,19 @@ function scale(extent, log, from, to, count) {
   return { at, show, ticks: (log ? logTicks : ticks)([low, high], count) };
 }
 
-/** Lines through points; a gap where one is missing. */
+/**
+ * A line through points. Where one is missing there is a gap, unless no two neighbours are known:
+ * then it joins what is known. A lone point is a dot.
+ */
 function trace(x, y, horizontal, vertical) {
-  let path = "";
-  let pen = "M";
-  y.forEach((value, i) => {
-    if (!vertical.show(value) || !horizontal.show(x[i])) {
-      pen = "M";
-      return;
-    }
-    path += `${pen}${horizontal.at(x[i]).toFixed(1)} ${vertical.at(value).toFixed(1)}`;
-    pen = "L";
-  });
-  return path;
+  const shown = [...y.keys()].filter((i) => vertical.show(y[i]) && horizontal.show(x[i]));
+  const sparse = shown.every((i, k) => k === 0 || i > shown[k - 1] + 1);
+  return shown
+    .map((i, k) => {
+      const place = `${horizontal.at(x[i]).toFixed(1)} ${vertical.at(y[i]).toFixed(1)}`;
+      return k && (sparse || i === shown[k - 1] + 1) ? `L${place}` : `M${place}h0`;
+    })
+    .join("");
 }
 
 const tickWords = (value) => number(value).replace("-", "\u2212");
