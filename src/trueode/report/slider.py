@@ -189,7 +189,7 @@ class Slider:
         """The plane, and the paths ``(points, n, 2)`` of each stop; none where some are unknown."""
         n = min(SAMPLES, self.runnable.n)
         unknown = (
-            "No trajectories: the training solver, or a state of the ODE block with one row for each "
+            "No trajectories: the training solver, or a state of the ODE block with a row for each "
             "sample, is not known."
         )
         found = list[tuple[Tensor, Tensor]]()
