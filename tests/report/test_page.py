@@ -233,6 +233,21 @@ def test_charts_are_read_by_keyboard_and_pointer(visit: Callable[..., Any]) -> N
     assert any(word in figure.locator(".readout").text_content() for word in middle)
 
 
+def test_sparse_lines_are_joined_and_gaps_are_not(visit: Callable[..., Any]) -> None:
+    contents = samples.run_page()
+    values = [0.1 * i for i in range(60)]
+    contents["charts"][1]["lines"] = [
+        {
+            "label": "every third",
+            "values": [v if i % 3 == 0 else None for i, v in enumerate(values)],
+        },
+        {"label": "a gap", "values": [None if i == 30 else v for i, v in enumerate(values)]},
+    ]
+    page = visit(contents)
+    drawn = page.locator("figure.chart").nth(1).locator(".area .line")
+    assert [line.get_attribute("d").count("M") for line in drawn.all()] == [1, 2]
+
+
 def test_runs_open_their_options(visit: Callable[..., Any]) -> None:
     contents = samples.sweep_page()
     page = visit(contents)
