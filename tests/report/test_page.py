@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.report import samples
@@ -151,7 +152,7 @@ def test_drawn_ends_are_the_flow(visit: Callable[..., Any]) -> None:
             return [w[0], w[w.length - 1], w.length]; })"""
     )[: contents["slider"]["n_paths"]]
     changed = set(contents["slider"]["changed"][-1])
-    z0 = samples.np.random.default_rng(0).normal(size=(120, 2)) * 0.9
+    z0 = np.random.default_rng(0).normal(size=(120, 2)) * 0.9
     ends = samples.exact(z0, 2)[-1]
     x0, x1, y0, y1 = contents["slider"]["plane"]["bounds"]
 
@@ -233,6 +234,21 @@ def test_charts_are_read_by_keyboard_and_pointer(visit: Callable[..., Any]) -> N
     assert any(word in figure.locator(".readout").text_content() for word in middle)
 
 
+def test_sparse_lines_are_joined_and_gaps_are_not(visit: Callable[..., Any]) -> None:
+    contents = samples.run_page()
+    values = [0.1 * i for i in range(60)]
+    contents["charts"][1]["lines"] = [
+        {
+            "label": "every third",
+            "values": [v if i % 3 == 0 else None for i, v in enumerate(values)],
+        },
+        {"label": "a gap", "values": [None if i == 30 else v for i, v in enumerate(values)]},
+    ]
+    page = visit(contents)
+    drawn = page.locator("figure.chart").nth(1).locator(".area .line")
+    assert [line.get_attribute("d").count("M") for line in drawn.all()] == [1, 2]
+
+
 def test_runs_open_their_options(visit: Callable[..., Any]) -> None:
     contents = samples.sweep_page()
     page = visit(contents)
@@ -258,10 +274,9 @@ def test_hostile_names_stay_text(visit: Callable[..., Any], scripts: bool) -> No
         assert page.locator("b").count() == 0
 
 
-def test_only_its_own_script_may_run(visit: Callable[..., Any]) -> None:
+def test_only_its_own_script_may_run() -> None:
     """The policy itself stops what would have escaped all escaping."""
-    contents = samples.series_page()
-    page = make_page(contents)
+    page = make_page(samples.series_page())
     assert "unsafe-inline" not in page.split("script-src")[1].split(";")[0]
     assert "http" not in page.split("</head>")[0].replace("http-equiv", "")
 
@@ -331,7 +346,7 @@ def test_numbers_that_are_not_finite_are_left_out(visit: Callable[..., Any]) -> 
     contents["charts"][0]["lines"][0]["values"][:3] = [nan, infinite, -infinite]
     contents["tables"][0]["rows"][0]["cells"][2] = nan
     contents["slider"]["stops"][0].update(accuracy=nan, nfe=infinite)
-    paths = samples.euler(samples.np.full((120, 2), 0.5), 1).transpose(1, 0, 2)
+    paths = samples.euler(np.full((120, 2), 0.5), 1).transpose(1, 0, 2)
     paths[:, 1] = infinite
     contents["slider"]["paths"][0] = samples.coded(paths, "<f4")
     page = visit(contents)

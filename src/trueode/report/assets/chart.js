@@ -95,7 +95,11 @@ function layOut(chart, width) {
   const extent = (axis, log) => {
     const own = chart.lines.filter((line) => (line.axis || 0) === axis);
     const found = range(own.flatMap((line) => line.values), log);
-    if (!found || log) return found;
+    if (!found) return found;
+    if (log) {
+      const room = (found[1] / found[0]) ** 0.04;
+      return [found[0] / room, found[1] * room];
+    }
     const room = 0.04 * (found[1] - found[0]);
     return [found[0] >= 0 ? Math.max(0, found[0] - room) : found[0] - room, found[1] + room];
   };

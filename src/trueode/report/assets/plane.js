@@ -14,9 +14,8 @@ function onPath(path, fraction) {
   const last = path.length / 2 - 1;
   const i = Math.min(Math.floor(fraction * last), last - 1);
   const rest = fraction * last - i;
-  return i < 0
-    ? [path[0], path[1]]
-    : [between(path[2 * i], path[2 * i + 2], rest), between(path[2 * i + 1], path[2 * i + 3], rest)];
+  if (i < 0) return [path[0], path[1]];
+  return [0, 1].map((axis) => between(path[2 * i + axis], path[2 * i + 2 + axis], rest));
 }
 
 class Plane {
@@ -103,9 +102,10 @@ class Plane {
     const context = canvas.getContext("2d");
     const picture = context.createImageData(width, height);
     const style = getComputedStyle(document.documentElement);
-    const colours = Array.from({ length: 10 }, (_, k) =>
-      style.getPropertyValue(`--class-${k}`).trim().slice(1).match(/../g).map((h) => parseInt(h, 16)),
-    );
+    const colours = Array.from({ length: 10 }, (_, k) => {
+      const pairs = style.getPropertyValue(`--class-${k}`).trim().slice(1).match(/../g);
+      return pairs.map((pair) => parseInt(pair, 16));
+    });
     bytes(code).forEach((index, i) => {
       const row = height - 1 - Math.floor(i / width); // rows are counted from below
       picture.data.set([...colours[tint(index)], 255], 4 * (row * width + (i % width)));
@@ -188,7 +188,10 @@ class Plane {
   /** Where paths are drawn: the points of both solvers between them, else those of the one. */
   fractions(low, high, mix) {
     const points = this.slider.n_points;
-    const of = (stop) => Array.from({ length: points[stop] }, (_, i) => i / (points[stop] - 1 || 1));
+    const of = (stop) => {
+      const last = points[stop] - 1 || 1;
+      return Array.from({ length: points[stop] }, (_, i) => i / last);
+    };
     if (mix === 0) return of(low);
     if (mix === 1) return of(high);
     return [...new Set([...of(low), ...of(high)])].sort((a, b) => a - b);

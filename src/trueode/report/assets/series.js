@@ -19,17 +19,20 @@ class Series {
         name,
       ),
     );
-    this.node = element("div", { class: "series" }, element("ul", { class: "legend" }, ...key), this.area);
+    const legend = element("ul", { class: "legend" }, ...key);
+    this.node = element("div", { class: "series" }, legend, this.area);
     whenResized(this.area, (width) => this.layOut(width));
   }
 
   layOut(width) {
     const { t, lines, exact, measured, labels } = this.series;
-    const box = { left: 52, top: 26, width: width - 66, height: Math.round(clamp(width * 0.5, 200, 380)) };
+    const height = Math.round(clamp(width * 0.5, 200, 380));
+    const box = { left: 52, top: 26, width: width - 66, height };
     const calm = [exact, measured, lines[this.trained()]].filter(known);
     const [low, high] = range(calm.flat(2)) || [0, 1];
     const room = 0.15 * (high - low || 1); // a coarse solver may leave the window
-    this.x = scale(range(t), false, box.left, box.left + box.width, clamp(Math.floor(width / 90), 2, 8));
+    const count = clamp(Math.floor(width / 90), 2, 8);
+    this.x = scale(range(t), false, box.left, box.left + box.width, count);
     this.y = scale([low - room, high + room], false, box.top + box.height, box.top, 5);
     const frame = { x: box.left, y: box.top, width: box.width, height: box.height };
     const grid = shape("g");

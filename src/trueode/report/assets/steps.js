@@ -12,7 +12,9 @@ class Steps {
     this.last = this.stops.length - 1;
     this.at = 0;
     this.pictures = [];
-    if (slider.paths && slider.paths.length) this.pictures.push(new Plane(slider, (sample) => this.choose(sample)));
+    if (slider.paths && slider.paths.length) {
+      this.pictures.push(new Plane(slider, (sample) => this.choose(sample)));
+    }
     if (slider.series) this.pictures.push(new Series(slider));
     this.build(place);
     const trained = this.stops.findIndex((stop) => stop.mark === "training");
@@ -57,7 +59,8 @@ class Steps {
         shape("g", { class: kind }, shape("path", { class: "end", d })));
     const names = this.slider.paths ? this.slider.class_names || [] : [];
     const entries = names.map((name, k) =>
-      element("li", {}, sign(`sample own-${tint(k)}`, DOT), element("span", { class: "name" }, name)));
+      element("li", {}, sign(`sample own-${tint(k)}`, DOT),
+        element("span", { class: "name" }, name)));
     if (this.slider.paths && this.slider.changed) {
       entries.push(element("li", {}, sign("sample changed", DIAMOND),
         "predicted otherwise than under the training solver"));
@@ -121,12 +124,13 @@ class Steps {
     const own = this.stops[stop];
     const total = this.total();
     const changed = this.slider.changed ? this.slider.changed[stop].length : null;
+    const unlike = total ? `${changed} of ${total}` : `${changed}`;
     const found = [
       ["evaluations", known(own.nfe) ? number(own.nfe) : null],
       ["accuracy", known(own.accuracy) ? percent(own.accuracy) : null],
       ["unlike the exact flow", known(own.flips) ? percent(own.flips) : null],
       [this.slider.metric_name || "metric", known(own.metric) ? number(own.metric) : null],
-      ["unlike the training solver", changed === null ? null : `${changed}${total ? ` of ${total}` : ""}`],
+      ["unlike the training solver", changed === null ? null : unlike],
     ];
     return found.filter(([, words]) => words !== null);
   }
@@ -141,7 +145,8 @@ class Steps {
   }
 
   remark(stop) {
-    return { training: ", the training solver", exact: ", the reference" }[this.stops[stop].mark] || "";
+    const remarks = { training: ", the training solver", exact: ", the reference" };
+    return remarks[this.stops[stop].mark] || "";
   }
 
   /** Write the numbers and the list of changed samples. */
