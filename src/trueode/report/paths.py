@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trueode.evaluation.course import Course, Guided
 from trueode.evaluation.portrait import some_times
 from trueode.evaluation.runnable import Runnable
-from trueode.solvers import Adaptive, Solution
+from trueode.solvers import FixedStep, Solution
 from trueode.solvers.problem import Problem
 
 SAMPLES, POINTS = 150, 65
@@ -44,18 +44,27 @@ class Recorder:
 
     def __call__(self, problem: Problem, samples: bool) -> Solution[Any]:
         """See `Solving`."""
-        solution = self._solving(problem, samples)
         self._kept[-1] = None
-        if samples and isinstance(problem.z0, Tensor) and len(problem.z0) == len(self._first):
-            if isinstance(problem.solver, Adaptive):
-                ends = problem.clock.t0, problem.clock.t1
-                times = torch.linspace(*ends, self._points, dtype=torch.float64, device="cpu")
-            else:
-                times = some_times(solution.grid.cpu(), self._points)
-            zs = self._again(replace(problem, save_at=times), samples).zs
-            assert isinstance(zs, Tensor)
-            self._kept[-1] = times, zs[:, self._first.to(zs.device)].flatten(2).double().cpu()
-        return solution
+        z0, wanted = problem.z0, problem.save_at
+        if not samples or not isinstance(z0, Tensor) or len(z0) != len(self._first):
+            return self._solving(problem, samples)
+        times = self._times(problem)
+        solution = self._solving(replace(problem, save_at=times), samples)
+        zs = solution.zs
+        assert isinstance(zs, Tensor)
+        self._kept[-1] = times, zs[:, self._first.to(zs.device)].flatten(2).double().cpu()
+        if wanted is None:
+            return replace(solution, zs=None)
+        if len(wanted) == 1:  # the end
+            return replace(solution, zs=zs[-1:])
+        return self._again(problem, samples)
+
+    def _times(self, problem: Problem) -> Tensor:
+        clock, solver = problem.clock, problem.solver
+        if isinstance(solver, FixedStep):
+            ends = torch.tensor(solver.fractions(clock.length), dtype=torch.float64, device="cpu")
+            return some_times(clock.t0 + ends * clock.length, self._points)
+        return torch.linspace(clock.t0, clock.t1, self._points, dtype=torch.float64, device="cpu")
 
     @property
     def paths(self) -> tuple[Tensor, Tensor] | None:

@@ -123,7 +123,7 @@ class Slider:
             (finer if fine else coarser).append(stop)
             took = time.perf_counter() - start
         self.rows = table.rows
-        last = Stop(FixedStep("rk4", n_steps=max(exact.n_steps, POINTS - 1)), exact.outputs, None)
+        last = Stop(FixedStep("rk4", n_steps=max(exact.n_steps, POINTS // 2)), exact.outputs, None)
         self.stops = [*coarser, self.training, *finer, last]
         self.plain: dict[str, Any] = plain(self._drawn(names))
 
@@ -202,8 +202,8 @@ class Slider:
             last = stop.row is None
             recorder = Recorder(self.exact.course if last else Course(), POINTS, n)
             rows = torch.arange(n, device="cpu")
-            # batches as a whole, whose samples share their steps
-            part = Part(rows, last and self.exact.double, not last, recorder)
+            # batches as a whole, whose samples share their steps; in the model's own precision
+            part = Part(rows, whole=not last, solving=recorder)
             self.runnable.run(stop.solver, part)
             if recorder.paths is None:
                 self.gaps.append(unknown)
