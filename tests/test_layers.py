@@ -29,6 +29,7 @@ FLOORS = {
     "models": 2,
     "figures": 2,
     "evaluation": 3,
+    "report": 3.5,  # of the same floor, above evaluation: those above write its pages
     "adaptation": 4,
     "auditing": 4,
     "build": 5.5,  # of the same floor, above training

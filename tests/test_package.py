@@ -110,7 +110,7 @@ def test_a_wheel_holds_the_kernel(
     )
     wheel = next(tmp_path.glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    assert "trueode/py.typed" in names
+    assert {"trueode/py.typed", "trueode/report/assets/page.html"} <= set(names)
     assert [
         name
         for name in names

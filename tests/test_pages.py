@@ -58,7 +58,7 @@ SPELLINGS = {
 }
 OTHER_OPTIONS = re.compile(
     "absolute|all|data|decision|dry_run|help|ignore_index|json|look|margins?|max_step|methods|"
-    "dimensions|metric|nproc_per_node|nthreads|"
+    "dimensions|metric|open|nproc_per_node|nthreads|"
     "options_file|population|samples?|scale|scheduler|seeds?|tolerance|breaks|call|draws|jobs|"
     "before|again|workers|ntasks|"
     "parts|processes|rows|kills|mnist|images|port|device|out|sections|budget"
@@ -196,6 +196,9 @@ def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatc
             if command.startswith("trueode audit"):
                 check_audit(command)
                 continue
+            if command.startswith("trueode report"):
+                check_report(command)
+                continue
             if re.match("trueode (sweep|reproduce) ", command):
                 check_sweep(command)
                 continue
@@ -261,6 +264,13 @@ def check_audit(command: str) -> None:
     assert code in (0, 3, 4), told
     found = json.loads((Path(shlex.split(command)[2]) / "audit" / "audit.json").read_text())
     assert found["sentence"] in told, told
+
+
+def check_report(command: str) -> None:
+    """Write and check the page of an earlier run."""
+    code, told = processes.run_line(shlex.split(command), Path.cwd())
+    assert code == 0, told
+    assert (Path(shlex.split(command)[2]) / "report.html").is_file(), told
 
 
 def check_sweep(command: str) -> None:

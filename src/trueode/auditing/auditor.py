@@ -237,6 +237,7 @@ def judge(
         chance=_chance(runnable),
         preconditions=preconditions,
         provenance=provenance(runnable, own),
+        subject=runnable,
     )
     if violated := [each.text for each in preconditions if each.decisive and not each.holds]:
         return replace(judged, decision=replace(judged.decision, reason="; ".join(violated)))

@@ -92,6 +92,24 @@ class ModelUnderTest(Runnable):
         """The same model on other batches."""
         return replace(self, batches=batches, sizes=sizes)
 
+    @property
+    def inputs(self) -> Tensor | None:
+        """See `Runnable`."""
+        parts = [batch[0] if isinstance(batch, tuple | list) else batch for batch in self.batches]
+        alone = all(isinstance(part, Tensor) and part.dim() > 1 for part in parts)
+        return torch.cat(parts) if self.separable and alone else None
+
+    def at(self, inputs: Tensor) -> ModelUnderTest | None:
+        """See `Runnable`; targets of a batch are repeated, because a call may expect them."""
+        first = self.batches[0]
+        parts = list(first) if isinstance(first, tuple | list) else [first]
+        if len(parts) > 1 and isinstance(parts[1], Tensor):
+            parts[1] = parts[1][:1].expand(len(inputs), *parts[1].shape[1:])
+        if any(part is not None for part in parts[2:]):
+            return None
+        batch = (inputs, *parts[1:]) if isinstance(first, tuple | list) else inputs
+        return self.on((batch,), (len(inputs),))
+
     def some(self, batch: Any, rows: Tensor, size: int) -> Any:
         """Some of the samples of a batch, whose number is ``size``."""
         return chosen(batch, rows, size, self.given.shared if self.given else frozenset())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from trueode.auditing.preconditions import Precondition
 from trueode.auditing.reasons import Paths, Reasons
 from trueode.errors import UsageError
 from trueode.evaluation import Decision, Evaluation, ExactFlow, Performance, Row, Status, sentence
+from trueode.evaluation.runnable import Runnable
 from trueode.evaluation.solver_table import to_rich
 from trueode.evaluation.wording import sampler_sentence
 from trueode.files import plain, write_text
@@ -55,6 +56,7 @@ class Audit:
         certificate: the certificate of the training run, as plain values; if present, its answer
             replaces that of the audit.
         paths: trajectories of two-dimensional states, for the figure.
+        subject: what was audited, for the page of `save`; None if it is not at hand.
     """
 
     decision: Decision
@@ -75,6 +77,7 @@ class Audit:
     provenance: Mapping[str, Any]
     certificate: Mapping[str, Any] | None = None
     paths: Paths | None = None
+    subject: Runnable | None = field(default=None, compare=False)
 
     @property
     def status(self) -> Status:
@@ -220,8 +223,14 @@ class Audit:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False, report: bool = False) -> Path:
         """Write ``audit.json`` and the figures into a folder.
+
+        Args:
+            folder: where to.
+            overwrite: whether an audit in that folder may be replaced.
+            report: whether to write ``report.html`` as well, a page whose slider shows the model
+                under solvers from coarse to fine. It runs the model again.
 
         Raises:
             UsageError: the folder holds an audit already, and ``overwrite`` is False.
@@ -242,6 +251,11 @@ class Audit:
                 figures.save(drawn[name], place)
             else:
                 place.unlink(missing_ok=True)  # the figure of an overwritten audit
+        (folder / "report.html").unlink(missing_ok=True)
+        if report:
+            from trueode.auditing.page import write_page
+
+            write_page(folder, self)
         return path
 
     def figures(self) -> dict[str, Any]:

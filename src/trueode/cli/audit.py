@@ -149,6 +149,7 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
         metavar="DIR",
         help="folder of the results (default: RUN/audit, or experiments/audits/NAME)",
     )
+    add_flag(parser, "--report", "also write report.html, a page to look at")
     add_flag(parser, "--overwrite", "replace an earlier audit in that folder")
     add("--json", dest="as_json", action="store_true", help="print audit.json on standard output")
     return parser

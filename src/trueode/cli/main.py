@@ -1,4 +1,4 @@
-"""The commands ``trueode train | audit | sweep | reproduce | config | info``.
+"""The commands ``trueode train | audit | report | sweep | reproduce | config | info``.
 
 Each command imports heavy libraries itself.
 """
@@ -22,6 +22,7 @@ from trueode.options import Options, dump_yaml, load_options, make_parser
 COMMANDS = {
     "train": "train a Neural ODE and judge whether it is an ODE; `--phase infer` evaluates a run",
     "audit": "check whether a trained model, yours or that of a run, depends on its solver",
+    "report": "write a page to look at, for a run, an audit, a sweep or a figure of the paper",
     "sweep": "run a grid of options, here or on a cluster; `sweep status DIR` shows its progress",
     "reproduce": "make a figure or the table of the paper: its runs, numbers and picture",
     "config": "print the options in effect as a complete options file",
@@ -62,7 +63,7 @@ def _command(words: list[str], prog: str) -> int:
     if command not in COMMANDS:
         hint = nearest(command, COMMANDS)
         raise UsageError(f"Unknown command {command!r}: known are {', '.join(COMMANDS)}.{hint}")
-    if command in ("audit", "sweep", "reproduce"):
+    if command in ("audit", "report", "sweep", "reproduce"):
         return _with_own_flags(command, rest, f"{prog} {command}")
     if command == "info":
         return _info(rest)
@@ -146,6 +147,11 @@ def _run(command: str, argv: list[str], prog: str) -> int:
     gc.enable()
     if options.phase == "infer":
         code: int = experiment.infer(options, given)
+        if options.report:
+            from trueode.cli.report import write_pages
+
+            (page,) = write_pages(Path(options.output_dir) / options.name)
+            print(f"report: {page}")
     else:
         code = experiment.run(options, given)
     return code

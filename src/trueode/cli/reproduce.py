@@ -100,7 +100,11 @@ def _one(name: str, arguments: argparse.Namespace, overrides: dict[str, Any]) ->
         return print_estimate(
             planned(name, arguments.scale, overrides, directory), directory, arguments.workers
         )
-    how = {"workers": arguments.workers, "scheduler": arguments.scheduler}
+    how = {
+        "workers": arguments.workers,
+        "scheduler": arguments.scheduler,
+        "report": arguments.report,
+    }
     return reproduce(
         name, arguments.scale, output_dir=arguments.output_dir, overrides=overrides, **how
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trueode.cli.flags import Parser, add_flag, positive, training_options
+from trueode.interrupts import INTERRUPTED
 
 DESCRIPTION = (
     "Run all combinations of the values of some options, and write one table of their results. "
@@ -47,6 +48,7 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of processes (default: one per core, or per GPU)",
     )
+    add_flag(parser, "--report", "also write a page to look at; see `trueode report`")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the runs: tcp://…"
     )
@@ -88,4 +90,9 @@ def carry_out(plan: Any, directory: Any, arguments: argparse.Namespace) -> int:
         return print_estimate(plan, directory, arguments.workers)
     from trueode.sweeps import run_sweep
 
-    return run_sweep(plan, directory, workers=arguments.workers, scheduler=arguments.scheduler)
+    code = run_sweep(plan, directory, workers=arguments.workers, scheduler=arguments.scheduler)
+    if arguments.report and code != INTERRUPTED:
+        from trueode.sweeps.page import write_page
+
+        print(f"report: {write_page(directory)}")
+    return code

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trueode.data import Samples
+from trueode.data import Samples, Split
 from trueode.errors import DataError
 from trueode.evaluation.metrics import BATCH, Evaluation, at_once, batches_of, evaluating
 from trueode.evaluation.runnable import ALL, Part, Runnable, Solving, refuse_unknown
@@ -65,6 +65,16 @@ class ModelOnSamples(Runnable):
     def first(self, n: int) -> ModelOnSamples:
         """The same model on the first samples."""
         return self if n >= self.n else replace(self, samples=self.samples.first(n))
+
+    @property
+    def inputs(self) -> Tensor:
+        """See `Runnable`."""
+        return self.samples.batch(torch.arange(self.n, device="cpu")).x
+
+    def at(self, inputs: Tensor) -> ModelOnSamples:
+        """See `Runnable`."""
+        none = inputs.new_empty(len(inputs), 0)
+        return replace(self, samples=Split(inputs, none, dtype=self.samples.dtype))
 
     def run(self, solver: Solver | None = None, part: Part = ALL) -> Evaluation:
         """See `Runnable`."""

@@ -45,11 +45,8 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
             return None
         start, end = seconds(model.t[0]), seconds(model.t[1])
         grid = solve(model.field, z0, model.t, solver=solver).grid
-        if grid.dim() == 1 and len(grid) <= TIMES:
-            times = grid
-        elif grid.dim() == 1:
-            # a selection of the ends of steps: between them there is only interpolation
-            times = grid[torch.linspace(0, len(grid) - 1, TIMES, device="cpu").round().long()]
+        if grid.dim() == 1:
+            times = some_times(grid, TIMES)
         else:
             times = torch.linspace(start, end, TIMES, dtype=torch.float64, device="cpu")
         solution = solve(model.field, z0, model.t, solver=solver, save_at=times)
@@ -78,6 +75,13 @@ def phase_portrait(model: NeuralODE, split: Samples, solver: Solver) -> dict[str
         "solver": str(solver),
         "accuracy": float((predictions == batch.y).double().mean()),
     }
+
+
+def some_times(grid: torch.Tensor, most: int) -> torch.Tensor:
+    """At most so many ends of steps ``(n,)``: between them there is only interpolation."""
+    if len(grid) <= most:
+        return grid
+    return grid[torch.linspace(0, len(grid) - 1, most, device="cpu").round().long()]
 
 
 def series_portrait(

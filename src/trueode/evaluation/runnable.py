@@ -104,6 +104,15 @@ class Runnable(ABC):
         """
 
     @property
+    def inputs(self) -> Tensor | None:
+        """The inputs of all rows, ``(n, …)``; None if they are no single tensor."""
+        return None
+
+    def at(self, inputs: Tensor) -> Runnable | None:
+        """The same model at other inputs ``(m, …)``, without targets; None if it cannot be."""
+        return None
+
+    @property
     def metric_name(self) -> str:
         """The name of the metric."""
         return (

@@ -138,16 +138,19 @@ class SolverTable:
         """All rows, in the order of the requests."""
         return tuple(self._rows.values())
 
-    def row(self, solver: Solver, factor: float | None = None) -> Row:
+    def row(
+        self, solver: Solver, factor: float | None = None, ran: Evaluation | None = None
+    ) -> Row:
         """Run the model under a solver, unless the row exists already.
 
         Args:
             solver: the solver.
             factor: its factor on the training step or tolerance, which the row records.
+            ran: the model under the solver, if it was run already.
         """
         asked = self.runnable.grid(solver) or solver
         if asked not in self._asked:
-            row = self._judged(solver, self.runnable.run(solver), None)
+            row = self._judged(solver, ran or self.runnable.run(solver), None)
             key = self._key(solver, row)
             self._asked[asked] = key
             known = self._rows.get(key)

@@ -34,6 +34,7 @@ def audit_target(
     overwrite: bool,
     as_json: bool,
     everything: bool,
+    report: bool = False,
     use_gpu: bool = False,
     gpu_ids: str = "0",
     **how: Any,
@@ -50,6 +51,7 @@ def audit_target(
         overwrite: whether an earlier audit in that folder may be replaced.
         as_json: whether to print ``audit.json`` instead of sentences.
         everything: whether to print all rows and reasons.
+        report: whether to write ``report.html`` as well.
         use_gpu: whether to move the model to a GPU; its samples follow, batch by batch.
         gpu_ids: the number of the GPU.
         how: arguments of `audit`, with functions as ``module:name``.
@@ -108,12 +110,14 @@ def audit_target(
     if folder == Path(target) / "audit":
         # check that the folder still exists and is no link to another place
         RunDirectory(Path(target)).place("audit")
-    found.save(folder, overwrite=overwrite)
+    found.save(folder, overwrite=overwrite, report=report)
     if as_json:
         print(found.to_json(), end="")
     else:
         _show(found, console, everything)
     console.print(f"results: {path}")
+    if report:
+        console.print(f"report: {folder / 'report.html'}")
     return found.exit_code
 
 

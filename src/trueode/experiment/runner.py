@@ -291,4 +291,10 @@ def _close(
         solver=str(state.solver),
         seconds=time.time() - begin,
     )
+    if options.report:
+        from trueode.experiment.page import write_page
+
+        with console.status("report"):
+            path = write_page(directory, found, dataset.classes)
+        console.print(f"report: {path}")
     console.print(f"results: {directory.path}")

@@ -6,7 +6,7 @@ from trueode.options.schema import Options
 
 PLACES = frozenset({"name", "output_dir", "data_dir", "phase", "split", "resume", "overwrite"})
 DEVICES = frozenset({"use_gpu", "gpu_ids", "num_threads", "torch_threads"})
-LOGGING = frozenset({"log_interval", "model_checkpoint_freq", "use_tensorboard"})
+LOGGING = frozenset({"log_interval", "model_checkpoint_freq", "use_tensorboard", "report"})
 EVALUATION = frozenset(
     {"evaluate_with_dif_solver", "test_solver_list", "test_factor_list", "verdict_budget"}
 )

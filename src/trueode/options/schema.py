@@ -262,6 +262,7 @@ class Options(BaseModel):
     log_interval: int = option(10, "logging", "iterations between rows of the history", ge=1)
     model_checkpoint_freq: int = option(500, "logging", "iterations between checkpoints", ge=1)
     use_tensorboard: bool = option(False, "logging", "also write TensorBoard logs")
+    report: bool = option(False, "logging", "also write report.html, a page to look at")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -342,6 +343,12 @@ class Options(BaseModel):
                 *(str(v).lower() if v is None or isinstance(v, bool) else str(v) for v in values),
             ]
         return words
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of the options that do not have their default values."""
+        fields = type(self).model_fields.items()
+        return [name for name, field in fields if getattr(self, name) != field.default]
 
     @property
     def fixed_step(self) -> bool:

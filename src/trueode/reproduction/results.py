@@ -47,6 +47,7 @@ def reproduce(
     overrides: Mapping[str, Any] | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
+    report: bool = False,
     console: Console | None = None,
 ) -> int:
     """Do the runs of a figure or table of the paper, and write it to
@@ -61,6 +62,7 @@ def reproduce(
         overrides: options that replace those of the plan.
         workers: see `run_sweep`.
         scheduler: see `run_sweep`.
+        report: whether to write ``results/NAME-SCALE.html`` as well, a page to look at.
         console: where progress is shown.
 
     Returns:
@@ -93,6 +95,11 @@ def reproduce(
         f"{new} of them were done by this call, in {shown_time(time.time() - begin)}",
     )
     console.print(f"{name}: {', '.join(map(str, paths))}")
+    if report:
+        from trueode.reproduction.page import write_page
+
+        stem = directory.path / "results" / plan.name
+        console.print(f"report: {write_page(stem)}")
     return code
 
 

@@ -25,8 +25,8 @@ WRITTEN = {
     "figures": r"(loss|accuracy|mse|effort|adaptation|solver_swap|trajectories|regions|"
     r"time_series)\.png",
     "tensorboard_logs": r"events\.out\.tfevents\..+",
-    "audit": r"audit(\.json|_\w+\.png)",  # by `trueode audit`
-    ".": r"(config\.yaml|history\.csv|solver_swap\.csv|"
+    "audit": r"(audit(\.json|_\w+\.png)|report\.html)",  # by `trueode audit`
+    ".": r"(config\.yaml|history\.csv|solver_swap\.csv|report\.html|"
     r"(run|audit|certificate|solver_swap|evaluation_train|evaluation_test)\.json)",
 }
 """Names of the files that runs write, by folder."""

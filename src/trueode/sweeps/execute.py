@@ -202,7 +202,7 @@ class _Session:
     def _job(self, run: PlannedRun) -> Job:
         place = self.directory.place(run)
         values: dict[str, Any] = run.options.model_dump(mode="json")
-        values |= {"name": place.name, "output_dir": str(self.directory.runs)}
+        values |= {"name": place.name, "output_dir": str(self.directory.runs), "report": False}
         values["torch_threads"] = run.options.torch_threads or 1
         return Job(run.hash, values, str(self.directory.log(run)))
 
