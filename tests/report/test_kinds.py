@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trueode.auditing import page as audits
 from trueode.cli.main import main
 from trueode.errors import RunNotFoundError
 from trueode.experiment import page as runs
+from trueode.report import slider
 from trueode.reproduction import page as results
 from trueode.runs import RunDirectory, read_history
 from trueode.sweeps import SweepDirectory
@@ -23,6 +25,13 @@ from trueode.sweeps import page as sweeps
 HOSTILE = "a&b '<img src=x onerror=alert(1)>'"
 QUICK = "--niter 12 --log_interval 3"
 pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, too, nothing is left out."""
+    monkeypatch.setattr(runs, "SECONDS", math.inf)
+    monkeypatch.setattr(slider, "SECONDS", math.inf)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +21,18 @@ from trueode.errors import UsageError
 from trueode.evaluation import ModelOnSamples, get_task
 from trueode.evaluation.course import Course
 from trueode.evaluation.runnable import Part
+from trueode.report import slider as module
 from trueode.report.paths import Recorder, plane_of
 from trueode.report.slider import Slider, ladder
 from trueode.solvers import Solver
 
 MATRIX = torch.tensor([[-0.5, 2.0], [-2.0, -0.1]], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, too, nothing is left out."""
+    monkeypatch.setattr(module, "SECONDS", math.inf)
 
 
 def made(
