@@ -50,7 +50,7 @@ def loss(history: History) -> Figure:
 
 @themed
 def metric(history: History, name: str) -> Figure:
-    """A metric of `TITLES` against the iteration; accuracy, a share, is shown in per cent."""
+    """A metric of ``TITLES`` against the iteration; accuracy, a share, is shown in per cent."""
     figure = new_figure()
     share = name == "accuracy"
     axes = figure.add_subplot(title=TITLES[name], xlabel="iteration", ylabel=UNITS[name])
