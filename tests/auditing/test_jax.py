@@ -385,3 +385,12 @@ def test_from_the_command_line(
     assert "diffrax Euler" in capsys.readouterr().out
     assert main(words) == 2
     assert "one sample" in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_read_are_told_by_their_cause() -> None:
+    def batches() -> Any:
+        raise OSError("the disk is gone")
+        yield
+
+    with pytest.raises(DataError, match="the disk is gone"):
+        audit(lambda x: x, batches())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trueode.auditing.arrays import is_array, is_jax, to_array, to_tensor
 from trueode.auditing.samples import mapped
 from trueode.data import Dataset, Split
-from trueode.errors import DataError, UsageError, told
+from trueode.errors import DataError, TrueodeError, UsageError, told
 
 Call = Callable[[Any, Any], Any]
 """``call(model, batch)`` calls a model for a batch and returns the outputs, samples first."""
@@ -226,9 +226,14 @@ def _peeked(data: Any) -> tuple[Any, Any]:
         return data, data
     try:
         batches = iter(data)
-        first = next(batches, None)
-    except Exception:  # it is told where the data are read
+    except TypeError:  # the reader of the data says what they must be
         return None, data
+    try:
+        first = next(batches, None)
+    except TrueodeError:
+        raise
+    except Exception as failure:
+        raise DataError(f"The data cannot be read: {told(failure)}.") from failure
     return first, chain([first], batches) if batches is data else data
 
 
