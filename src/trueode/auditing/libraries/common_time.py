@@ -27,6 +27,7 @@ class CommonTime:
 
     Attributes:
         shared: whether all samples share an interval.
+        reversed: whether this runs backwards.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class CommonTime:
             (self._start == first).all() and (self._length == length).all()
         )
         sign = 1.0 if length > 0 else -1.0
-        self._same = self.shared and length > 0
+        self.reversed = self.shared and length < 0
         self._from = sign * first if self.shared else 0.0
         self._span = float(self._length.abs().mean())
         if self.shared:
@@ -59,14 +60,14 @@ class CommonTime:
         """The samples' own times at one common time, ``(*batch,)``, or at one per row."""
         rows = s.reshape(-1, *[1] * (self._start.dim() - 1)) if s.dim() else s
         if self.shared:
-            own = rows if self._same else -rows
+            own = -rows if self.reversed else rows
             return (own if s.dim() else own.expand(self._start.shape)).to(self._dtype)
         return (self._start + self._rate * rows.double()).to(self._dtype)
 
     def stretch(self, dz: Tensor) -> Tensor:
         """Convert derivatives ``(*batch, …)`` by the samples' times to the common time."""
         if self.shared:
-            return dz if self._same else -dz
+            return -dz if self.reversed else dz
         wide = self._rate.view(*self._rate.shape, *[1] * (dz.dim() - self._rate.dim()))
         return dz * wide.to(dz.dtype)
 

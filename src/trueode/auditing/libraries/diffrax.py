@@ -34,6 +34,7 @@ from trueode.auditing.libraries.diffrax_problem import (
     saved_parts,
     times_of,
 )
+from trueode.auditing.libraries.jaxpr_layers import CommonField
 from trueode.auditing.libraries.traced import BatchField, on_host, uncompiled
 from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, status_of
 from trueode.auditing.session import Library, Session
@@ -311,14 +312,9 @@ def _solved(
     ends = whole(t0), whole(t1)
     every = [whole(t) for t in asked]
     common = CommonTime(*ends, torch.cat(every, -1), ends[0].dtype, start.dtype)
-    vector_field = BatchField(posed.field, constants, batch)
-
-    def field(s: Tensor, z: Tensor) -> Tensor:
-        t = common.times(s)
-        return common.stretch(
-            vector_field(t.flatten()[0] if common.shared and not s.dim() else t, z)
-        )
-
+    own = BatchField(posed.field, constants, batch)
+    one = posed.one if posed.samples and not batch else None
+    field = CommonField(own, common, one, start)
     points, index = common.points()
     breaks = tuple(common.common(whole(jumps)))
     samples = bool(batch) or posed.samples

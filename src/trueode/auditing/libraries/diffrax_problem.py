@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trueode.auditing.libraries.traced import TracedField, trace_field
+from trueode.auditing.libraries.traced import TracedField, jaxpr_of, trace_field
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Posed:
         times: the dtype of times.
         field: the vector field; None if the terms are no ODE.
         constants: its constants.
+        one: makes the jaxpr of a state with one sample, and its constants.
         refusal: why there is no field.
     """
 
@@ -89,6 +90,7 @@ class Posed:
     times: Any
     field: TracedField | None = None
     constants: Sequence[Any] = ()
+    one: Callable[[], tuple[Any, Sequence[Any]]] | None = None
     refusal: str = ""
 
 
@@ -113,6 +115,8 @@ def pose(given: SimpleNamespace) -> Posed:
 
         time, state = (jax.ShapeDtypeStruct(*x) for x in (((), dtype), (z0.shape, z0.dtype)))
         posed.field, posed.constants = trace_field(field, time, state)
+        one = jax.ShapeDtypeStruct((1, *z0.shape[1:]), z0.dtype)
+        posed.one = lambda: jaxpr_of(field, time, one)
     return posed
 
 

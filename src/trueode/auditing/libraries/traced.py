@@ -35,6 +35,7 @@ class TracedField:
         jaxpr: computes the field.
 
     Attributes:
+        jaxpr: computes the field.
         call: ``call(constants, t, z)``; can be traced and differentiated.
     """
 
@@ -44,7 +45,7 @@ class TracedField:
         def call(constants: Sequence[Any], t: Any, z: Any) -> Any:
             return evaluate(jaxpr, constants, t, z)[0]
 
-        self.call = call
+        self.jaxpr, self.call = jaxpr, call
         self.compiled = cache(self._compiled)
 
     def _compiled(self, batched: tuple[tuple[bool, ...], ...], timed: tuple[bool, ...]) -> Any:
@@ -70,16 +71,24 @@ def trace_field(field: Callable[[Any, Any], Any], t: Any, z: Any) -> tuple[Trace
     Returns:
         The field, and its constants: arrays, also tracers.
     """
-    jax = sys.modules["jax"]
-    with jax.disable_jit(False):
-        closed = jax.make_jaxpr(field)(t, z)
-    key = str(closed.jaxpr), tuple(_values(closed.jaxpr))
+    jaxpr, constants = jaxpr_of(field, t, z)
+    key = str(jaxpr), tuple(_values(jaxpr))
     if key not in _known:
-        _known[key] = TracedField(closed.jaxpr)
+        _known[key] = TracedField(jaxpr)
     _known.move_to_end(key)
     while len(_known) > MOST:
         _known.popitem(last=False)
-    return _known[key], list(closed.consts)
+    return _known[key], constants
+
+
+def jaxpr_of(field: Callable[[Any, Any], Any], t: Any, z: Any) -> tuple[Any, list[Any]]:
+    """The jaxpr of a field for a time and a state, or for their shapes and dtypes; its constants,
+    which may be tracers.
+    """
+    jax = sys.modules["jax"]
+    with jax.disable_jit(False):
+        closed = jax.make_jaxpr(field)(t, z)
+    return closed.jaxpr, list(closed.consts)
 
 
 def _values(jaxpr: Any) -> Iterator[Any]:
@@ -122,17 +131,25 @@ class BatchField:
         constants: its constants, each with the dimensions of the batch, of size 1 where it does not
             depend on them.
         batch: the sizes of the batch.
+
+    Attributes:
+        traced: the field for one state.
+        constants: its constants, with the dimensions of the batch on which they depend.
+        depth: the number of dimensions of the batch.
+        varies: whether a constant depends on them.
     """
 
     def __init__(
         self, traced: TracedField, constants: Sequence[Any], batch: tuple[int, ...]
     ) -> None:
-        self._traced, self._batch = traced, batch
-        depth, put = len(batch), sys.modules["jax"].device_put
+        self.traced, self._batch = traced, batch
+        self.depth, put = len(batch), sys.modules["jax"].device_put
+        depth = self.depth
         has = [[size > 1 for size in x.shape[:depth]] for x in constants]
+        self.varies = any(map(any, has))
         self._batched = tuple(zip(*has, strict=True)) if has else ((),) * depth
         shapes = [[*(n for n in x.shape[:depth] if n > 1), *x.shape[depth:]] for x in constants]
-        self._constants = [put(x.reshape(s)) for x, s in zip(constants, shapes, strict=True)]
+        self.constants = [put(x.reshape(s)) for x, s in zip(constants, shapes, strict=True)]
         self._any_rows = bool(batch) and not any(self._batched[0])
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
@@ -146,7 +163,7 @@ class BatchField:
         Raises:
             ValueError: the shapes do not fit.
         """
-        n, depth = len(z), len(self._batch)
+        n, depth = len(z), self.depth
         timed = tuple(size > 1 for size in t.shape) if t.dim() else (False,) * depth
         if len(timed) != depth or (not self._any_rows and tuple(z.shape[:depth]) != self._batch):
             raise ValueError("the field is known for other batches only")
@@ -155,10 +172,10 @@ class BatchField:
         if self._any_rows and (more := _rounded(n) - n):
             z = _padded(z, more)
             t = _padded(t, more) if timed[0] else t
-        compiled = self._traced.compiled(self._batched, timed)
+        compiled = self.traced.compiled(self._batched, timed)
         jax = sys.modules["jax"]
         with jax.disable_jit(False):
-            found = compiled(self._constants, *(x.detach().numpy() for x in (t, z)))
+            found = compiled(self.constants, *(x.detach().numpy() for x in (t, z)))
         return shared_tensor(found)[:n] if depth else shared_tensor(found)
 
 
