@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from importlib import import_module
 from math import prod
 from typing import Any, NamedTuple
 
@@ -36,12 +37,12 @@ ROUNDING = 100  # most by which layers may differ from their field, in units of 
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat")
 _INLINED = (*_CALLS, "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 _KEEPING = ("copy", "copy_p", "convert_element_type", "reshape", "broadcast_in_dim")
-_SUMS = ("add", "add_any", "sub", "concatenate", "pad")
+_SUMS = ("add", "add_any", "sub", "concatenate", "stack", "pad")
 """Primitives that are linear in all operands together."""
 _LINEAR = {
     **dict.fromkeys(("mul", "dot_general"), 2),
     **dict.fromkeys(("div", "neg", "reduce_sum", "squeeze", "transpose", *_KEEPING), 1),
-    **dict.fromkeys(("slice", "split", "rev", "gather", "dynamic_slice"), 1),
+    **dict.fromkeys(("slice", "split", "unstack", "rev", "gather", "dynamic_slice"), 1),
 }
 """Primitives that are linear in each of their first operands."""
 _SYMMETRIC = ("add", "mul", "max", "min")
@@ -100,7 +101,7 @@ class _Reader:
 
     def follow(self, jaxpr: Any, constants: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         """The results of a jaxpr: values, and constants, which are arrays."""
-        literal = sys.modules["jax"].extend.core.Literal
+        literal = import_module("jax.extend.core").Literal
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *given), strict=True))
 
         def read(x: Any) -> Any:
