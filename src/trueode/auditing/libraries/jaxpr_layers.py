@@ -136,14 +136,14 @@ class _Reader:
 
     def _views(self, equation: Any, given: list[Any]) -> dict[_Value, _Tree]:
         """The result as an expression of all values that the operands are expressions of."""
-        shape, name = equation.outvars[0].aval.shape, equation.primitive.name
+        core, shape = sys.modules["jax"].core, equation.outvars[0].aval.shape
+        name = equation.primitive.name
         operands, common = [], None
         for x, var in zip(given, equation.invars, strict=True):
             if not isinstance(x, _Value):
-                x = np.asarray(x)
-                if not x.size or (x != x.flat[0]).any():
+                if isinstance(x, core.Tracer) or np.ndim(x):
                     return {}
-                operands.append(float(x.flat[0].astype(self.dtype)))
+                operands.append(float(np.asarray(x, self.dtype)))
                 continue
             if var.aval.shape != shape:
                 return {}
@@ -163,6 +163,7 @@ class _Reader:
     def _made(self, equation: Any, given: list[Any], index: int) -> _Affine:
         """A result of an equation as an affine function."""
         jax, primitive = sys.modules["jax"], equation.primitive
+        numpy = jax.numpy
         which = [i for i, x in enumerate(given) if isinstance(x, _Value)]
         if primitive.name in _SUMS:
             which = [*range(len(given))]
@@ -174,19 +175,20 @@ class _Reader:
             raise _UnknownError
         size, operands = max(len(x.rows) for x in parts), [*given]
         for i, (_, rows) in zip(which, parts, strict=True):
-            operands[i] = np.concatenate(
-                [rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)]
-            )
+            more = numpy.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)
+            operands[i] = numpy.concatenate([rows, more])
         axes = [0 if i in which else None for i in range(len(given))]
         rows = jax.vmap(partial(primitive.bind, **equation.params), axes)(*operands)
-        rows = np.asarray(rows[index] if primitive.multiple_results else rows)
-        return _Affine(bases[0] if bases else None, rows)
+        return _Affine(
+            bases[0] if bases else None, rows[index] if primitive.multiple_results else rows
+        )
 
     def affine(self, x: Any) -> _Affine:
         """A value as an affine function, if need be of the units of a new layer."""
         if not isinstance(x, _Value):
-            x = np.asarray(x, self.dtype)
-            return _Affine(None, np.stack([x, np.zeros_like(x)]))
+            numpy = sys.modules["jax"].numpy
+            x = numpy.asarray(x, self.dtype)
+            return _Affine(None, numpy.stack([x, numpy.zeros_like(x)]))
         if x not in self._affine:
             try:
                 self._affine[x] = x.make()
@@ -248,16 +250,23 @@ def layers_of(jaxpr: Any, constants: Sequence[Any]) -> tuple[Layer, ...] | None:
         return None
     time = _Value(lambda: _Affine(None, np.eye(2, dtype=dtype)[1]))
     state = _Value(lambda: _units((), shape, dtype))
+    names: list[str] = []
+
+    def compute(constants: Sequence[Any]) -> list[Any]:
+        reader = _Reader(dtype, *_activations(dtype))
+        (found,) = reader.follow(jaxpr, constants, [time, state])
+        layers, rows = reader.affine(found)
+        if layers is None:
+            raise _UnknownError
+        names.extend([*(name for name, _ in layers), "identity"])
+        return [rows for _, rows in layers] + [rows]
+
     try:
         with jax.disable_jit(False):
-            reader = _Reader(dtype, *_activations(dtype))
-            (found,) = reader.follow(jaxpr, constants, [time, state])
-            layers, rows = reader.affine(found)
+            every = jax.jit(compute)(constants)
     except Exception:  # of JAX, whose primitives differ between its versions
         return None
-    if layers is None:
-        return None
-    return tuple(_layer(*each) for each in (*layers, ("identity", rows)))
+    return tuple(_layer(name, np.asarray(rows)) for name, rows in zip(names, every, strict=True))
 
 
 def _layer(activation: str, rows: Any) -> Layer:
