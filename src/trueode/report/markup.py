@@ -195,7 +195,7 @@ def _stills(stills: Iterable[Part]) -> str:
 def _runs(runs: Sequence[Part]) -> str:
     """The runs of a sweep: small multiples, each of which opens its options, and a table."""
     axes = list(dict.fromkeys(axis for run in runs for axis in run["values"]))
-    name = runs[0].get("metric_name") or "metric"
+    name = next(filter(None, (run.get("metric_name") for run in runs)), "metric")
     columns = [
         {"label": "run"},
         *({"label": axis, "numeric": _numeric(runs, axis)} for axis in axes),

@@ -79,6 +79,7 @@ def _run(directory: SweepDirectory, run: PlannedRun) -> Contents:
     """A run in small: its place on the axes, its answer, its options and its loss."""
     path, state = directory.place(run), directory.state(run)
     judged = read_audit(path) if state == "finished" else {}
+    performance = judged.get("performance", {})
     options = run.options
     own = {name: getattr(options, name) for name in options.changed if name != "name"}
     try:
@@ -90,7 +91,8 @@ def _run(directory: SweepDirectory, run: PlannedRun) -> Contents:
         "name": path.name,
         "status": state,
         "values": {axis: _short(value) for axis, value in run.axes.items()},
-        "metric": judged.get("performance", {}).get("own"),
+        "metric": performance.get("own"),
+        "metric_name": performance.get("name"),
         "verdict": judged.get("verdict", ""),
         "options": yaml.safe_dump(plain(own), sort_keys=False, allow_unicode=True),
         "spark": [round(float(x), 6) if abs(x) < 1e9 else x for x in loss[::every]],

@@ -94,9 +94,9 @@ class Plane {
     this.draw();
   }
 
-  /** The regions of one solver as a picture, a pixel for each point of the input plane. */
+  /** Classes or shades under one solver as a picture, a pixel for each point of the input plane. */
   map(code) {
-    const { width, height, bounds } = this.slider.regions;
+    const { width, height, bounds, shaded } = this.slider.regions;
     const [x0, x1, y0, y1] = bounds || this.slider.plane.bounds;
     const canvas = element("canvas", { width, height });
     const context = canvas.getContext("2d");
@@ -106,13 +106,14 @@ class Plane {
       const pairs = style.getPropertyValue(`--class-${k}`).trim().slice(1).match(/../g);
       return pairs.map((pair) => parseInt(pair, 16));
     });
-    bytes(code).forEach((index, i) => {
+    bytes(code).forEach((value, i) => {
       const row = height - 1 - Math.floor(i / width); // rows are counted from below
-      picture.data.set([...colours[tint(index)], 255], 4 * (row * width + (i % width)));
+      const colour = shaded ? [...colours[0], value] : [...colours[tint(value)], 255];
+      picture.data.set(colour, 4 * (row * width + (i % width)));
     });
     context.putImageData(picture, 0, 0);
     return shape("image", {
-      class: "region",
+      class: shaded ? "region shaded" : "region",
       href: canvas.toDataURL(),
       x: this.x.at(x0),
       y: this.y.at(y1),

@@ -4,6 +4,7 @@
 const PAUSE = 1100; // milliseconds at a solver while playing
 const GLIDE = 650; // milliseconds from one solver to the next
 const THUMB = 22; // pixels
+const ROOMY = 600; // pixels of a slider whose stops have their full names
 
 class Steps {
   constructor(place, slider) {
@@ -208,7 +209,7 @@ class Steps {
   /** Words under the stops: of marked stops and the ends first, then of all others with room. */
   labels(width) {
     const found = this.stops.map((stop, i) => {
-      const text = stop.short || stop.label;
+      const text = (width < ROOMY && stop.short) || stop.label;
       const half = 3.9 * text.length; // about as wide as it gets
       return { text, half, at: clamp(this.x(i), half, Math.max(half, width - half)) };
     });
