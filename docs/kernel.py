@@ -16,4 +16,5 @@ def framed(report: str, title: str) -> Any:
     from IPython.display import HTML
 
     text = _escape(_Path(report).read_text(encoding="utf-8"))
-    return HTML(f'<iframe class="report" title="{_escape(title)}" srcdoc="{text}"></iframe>')
+    frame = f'<iframe title="{_escape(title)}" srcdoc="{text}"></iframe>'
+    return HTML(f'<div class="report">{frame}</div>')

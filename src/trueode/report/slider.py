@@ -17,6 +17,7 @@ from trueode.evaluation import Evaluation, ExactFlow, Flips, Row, SolverTable
 from trueode.evaluation.course import Course
 from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.tasks import Classification
+from trueode.evaluation.wording import spoken
 from trueode.files import plain
 from trueode.precision import ieee
 from trueode.report.paths import POINTS, SAMPLES, Plane, Recorder, plane_of
@@ -137,7 +138,8 @@ class Slider:
         names = [*names, *(f"class {k}" for k in range(len(names), n_classes))][:n_classes]
         return {
             "stops": [self._numbers(stop) for stop in self.stops],
-            "metric_name": self.runnable.metric_name,
+            "metric_name": spoken(self.runnable.metric_name),
+            "n_samples": len(self.exact.outputs),
             "plane": None if plane is None else _plane(plane, paths),
             "paths": [_coded(each.transpose(0, 1), np.float32) for each in paths] or None,
             "n_paths": paths[0].shape[1] if paths else 0,
@@ -177,7 +179,7 @@ class Slider:
             metric, flips = row.metric, row.flips
             told = {
                 "label": str(row.solver),
-                "short": _short(row.solver),
+                "short": _short(row),
                 "mark": "training" if stop is self.training else "",
                 "nfe": row.nfe,
             }
@@ -313,11 +315,10 @@ class Slider:
         }
 
 
-def _short(solver: Any) -> str:
+def _short(row: Row) -> str:
     """A solver in a few letters: its steps or its tolerance."""
-    if isinstance(solver, FixedStep):
-        return f"x {solver.n_steps}" if solver.n_steps else f"h {solver.step_size:.3g}"
-    return f"{solver.rtol:.0e}" if isinstance(solver, Adaptive) else str(solver)
+    tolerance = getattr(row.solver, "rtol", nan)  # NaN for fixed steps of another library
+    return f"{tolerance:.0e}" if tolerance == tolerance else f"x {row.n_steps:.4g}"
 
 
 def _finer(solver: Solver, own: Evaluation) -> bool | None:

@@ -4,7 +4,7 @@
 const DOT = "M3.6 0A3.6 3.6 0 1 1-3.6 0A3.6 3.6 0 1 1 3.6 0Z";
 const DIAMOND = "M0-7.5L7.5 0L0 7.5L-7.5 0Z";
 const FEW = 17; // points of a path up to which its steps are marked
-const EDGE = { left: 44, right: 12, top: 12, bottom: 44 };
+const EDGE = { left: 44, right: 12, top: 26, bottom: 44 };
 
 const bytes = (code) => Uint8Array.from(atob(code), (letter) => letter.charCodeAt(0));
 const tint = (index) => ((index % 10) + 10) % 10;
@@ -63,10 +63,7 @@ class Plane {
 
     const frame = { x: box.left, y: box.top, width: box.width, height: box.height };
     const grid = shape("g");
-    axes(grid, box, this.x, this.y, [labels[0], ""], null);
-    grid.append(
-      shape("text", { x: 12, y: box.top + 12, class: "name", "text-anchor": "start" }, labels[1]),
-    );
+    axes(grid, box, this.x, this.y, labels, null);
     this.maps = this.slider.regions ? this.slider.regions.maps.map((code) => this.map(code)) : [];
     this.groups = [];
     this.layer = shape("g");
