@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shlex
 import socket
 import subprocess
@@ -181,7 +182,7 @@ def test_a_page_runs(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatc
     """Run all blocks in order in one working directory, except those also in the README."""
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    scope: dict[str, Any] = {"__name__": "page"}
+    scope: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "kernel.py"), run_name="page")
     run_there = (
         () if page == README else [command for command in in_readme() if "--name" not in command]
     )

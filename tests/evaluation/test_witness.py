@@ -6,15 +6,18 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.evaluation.flows import CLASSES, SERIES, Turn, counted, on
-from trueode.evaluation import get_task, witness
+from trueode.evaluation import defects, get_task, witness
 from trueode.evaluation.course import Course, Feature, Takes
-from trueode.evaluation.defects import Rk4, hermite
+from trueode.evaluation.defects import Rk4, Step, hermite
 from trueode.evaluation.runnable import Part
 from trueode.evaluation.witness import Witnessed
+from trueode.fields import ConvField, DenseField
+from trueode.fields.divergence import Divergence
 from trueode.solvers import FixedStep
+from trueode.solvers.backends import native
 from trueode.solvers.problem import Problem
 
 N = 400
@@ -180,11 +183,49 @@ def test_defects_do_not_depend_on_what_a_field_takes(how: str) -> None:
     )
     course = Course(takes={0: Takes[how]})
     solve = Rk4(problem, True, set(), course, 0)
-    (step,) = solve.steps([0.0, 1.0], last=True)
+    (step,) = solve.steps([0.0, 1.0], slopes=True)
     rows, time = torch.tensor([2, 0, 2, 5]), torch.tensor([0.3, 0.3, 0.7, 0.9], dtype=torch.float64)
     states, slopes = step.at(rows, time)
     expected = slopes - 2.0 * torch.cos(3 * (1 + 2 * time))[:, None] * states
     torch.testing.assert_close(solve.defects(step, rows, time), expected)
+
+
+@pytest.mark.skipif(not native.instruction_sets(), reason=native.describe())
+@pytest.mark.parametrize("slopes", [False, True], ids=["states", "slopes"])
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        (DenseField(3, 8, "tanh", True), (3,)),
+        (ConvField(1, 4, 2, "silu"), (1, 5, 5)),
+        (Divergence(DenseField(3, 8, "tanh", True), (3,)), (4,)),
+    ],
+    ids=["dense", "convolutions", "divergence"],
+)
+def test_the_compiled_kernel_takes_the_same_steps(
+    field: nn.Module, shape: tuple[int, ...], slopes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(30, *shape, dtype=torch.float64)
+    x[7] = math.inf
+    problem = Problem(field.double(), x, (2.0, -1.0), solver=FixedStep("rk4", n_steps=1))
+    grid = [0.0, 0.05, 0.3, 0.31, 0.8, 1.0]
+    monkeypatch.setattr(defects, "KEPT", 2 * x.numel())  # in three parts
+
+    def taken(kernel: str) -> tuple[list[Step], Rk4]:
+        with native.using(kernel), torch.no_grad():
+            solve = Rk4(problem, True, set(), Course(), 0)
+            return list(solve.steps(grid, slopes=slopes)), solve
+
+    found, solve = taken(native.instruction_sets()[0])
+    expected, called = taken("off")
+    kept = torch.arange(len(x)) != 7
+    assert torch.equal(solve.ended, called.ended)
+    assert solve.ended.isfinite().tolist() == (~kept).tolist()
+    for one, other in zip(found, expected, strict=True):
+        assert one[:3] == other[:3]
+        for y, z in zip(one[3:], other[3:], strict=True):
+            if slopes or y is one.before or y is one.after:
+                torch.testing.assert_close(y[kept], z[kept], rtol=1e-11, atol=1e-11)
 
 
 def test_a_defect_stays_from_its_time_on() -> None:

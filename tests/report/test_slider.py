@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tests.problems import TanhField
-from trueode import Adaptive, FixedStep, NeuralODE, audit
+from trueode import Adaptive, ContinuousFlow, FixedStep, NeuralODE, audit
 from trueode.auditing.page import contents_of, slider_of
 from trueode.data import Split
 from trueode.errors import UsageError
 from trueode.evaluation import ModelOnSamples, get_task
 from trueode.evaluation.course import Course
 from trueode.evaluation.runnable import Part
+from trueode.fields import DenseField
 from trueode.report import slider as module
 from trueode.report.paths import Recorder, plane_of
 from trueode.report.slider import Slider, ladder
@@ -146,6 +147,30 @@ def test_regions_are_the_predictions_of_their_points() -> None:
     drawn = np.frombuffer(base64.b64decode(regions["maps"][training]), dtype=np.uint8)
     drawn = drawn.reshape(height, width)
     assert [int(drawn[i, j]) for i, j in rows] == expected.tolist()
+
+
+def test_shades_of_a_density_are_relative_to_the_exact_one() -> None:
+    torch.manual_seed(0)
+    flow = ContinuousFlow(
+        DenseField(2, 16, "tanh", True), (2,), solver=FixedStep("euler", n_steps=2)
+    )
+    slider = slider_of(audit(flow, (torch.randn(120, 2),), methods=(), task="density"))
+    regions, stops = slider.plain["regions"], slider.stops
+    assert regions["shaded"]
+    x0, x1, y0, y1 = regions["bounds"]
+    x, y = torch.linspace(x0, x1, regions["width"]), torch.linspace(y0, y1, regions["height"])
+    points = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], -1).view(-1, 2)
+
+    def density(stop: int) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = flow(points, stops[stop].solver)
+        return found
+
+    most = density(-1).max()
+    for k in range(len(stops)):
+        drawn = torch.tensor(np.frombuffer(base64.b64decode(regions["maps"][k]), dtype=np.uint8))
+        expected = 255 * (density(k) - most).exp().clamp(max=1)
+        assert float((drawn - expected).abs().max()) <= 1.01
 
 
 def test_the_plane_of_two_classes_separates_them_as_the_head_does() -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
-from math import inf
+from math import inf, nan
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trueode.evaluation.course import BISECTIONS, NARROWEST, Course, Feature, Takes
-from trueode.solvers.backends import with_fast_field
+from trueode.evaluation.course import Course, Feature, Takes
+from trueode.evaluation.edges import bisected, features
+from trueode.solvers import OnGrid
+from trueode.solvers.backends import backend_of, is_compiled, with_fast_field
 from trueode.solvers.problem import Problem
 
 AT_ONCE = 2**18  # numbers in the states of one field call for defects, if it takes any rows
+KEPT = 2**21  # numbers in the states of the steps that the compiled kernel takes at once
 ABOVE_ROUNDING = 1e4  # factor by which a defect must exceed rounding to be located
-# The error of a step is smooth. A missed feature has an edge that is narrower than this part of the
-# way to the end of the step: on both sides, or on one.
-SHARP, SHARPER = 1 / 8, 1 / 32
-POINTS = 32  # parts of the way to an end of the step, in which an edge is searched
-ADJACENT = 3  # most of these parts that an edge may take
 
 
 class Step(NamedTuple):
@@ -81,6 +80,7 @@ class Rk4:
     def __init__(
         self, problem: Problem, samples: bool, jumps: set[float], course: Course, block: int
     ) -> None:
+        self._problem = problem
         self._field, state, _ = with_fast_field(problem).form
         self._clock, self._jumps, self._course, self._block = problem.clock, jumps, course, block
         self.samples, self.length = samples, problem.clock.length
@@ -113,13 +113,23 @@ class Rk4:
         self.evaluations += len(z) / len(self.z)
         return self._field(t, z) if self.samples else self._field(t, z[0])[None]
 
-    def steps(self, grid: list[float], last: bool) -> Iterator[Step]:
+    def steps(self, grid: list[float], slopes: bool) -> Iterator[Step]:
         """Take all steps.
 
         Args:
             grid: the ends of the steps, as fractions of the interval.
-            last: whether to compute the slope at the end of the last step.
+            slopes: whether to compute the slopes at both ends of each step. Otherwise some steps
+                hold NaN in their place.
         """
+        whole = replace(self._problem, solver=OnGrid("rk4", (0.0, 1.0)), save_at=None)
+        compiled = self.samples and not self._jumps and is_compiled(whole)
+        for step in self._compiled(grid, slopes) if compiled else self._called(grid, slopes):
+            yield step
+            gone = ~step.after.isfinite().flatten(1).all(1).cpu()
+            self.ended = torch.where(gone & self.ended.isinf(), step.end, self.ended)
+
+    def _called(self, grid: list[float], slopes: bool) -> Iterator[Step]:
+        """Take the steps by calling the field."""
         z, late = self.z, None
         for start, end in pairwise(grid):
             h = (end - start) * self.length
@@ -133,11 +143,49 @@ class Rk4:
             k3 = self.call(middle, z + h / 2 * k2)
             k4 = self.call(self.moment(end, -1), z + h * k3)
             after = z + h / 6 * (early + 2 * (k2 + k3) + k4)
-            late = self.call(self.moment(end, -1), after) if last or end < 1 else early
+            late = self.call(self.moment(end, -1), after) if slopes or end < 1 else early
             yield Step(start, end, h, z, after, early, late)
             z = after
-            gone = ~z.isfinite().flatten(1).all(1).cpu()
-            self.ended = torch.where(gone & self.ended.isinf(), end, self.ended)
+
+    def _compiled(self, grid: list[float], slopes: bool) -> Iterator[Step]:
+        """Take the steps by the compiled kernel, and compute the slopes of many of them at once."""
+        z, at_once = self.z, max(1, KEPT // max(self.z.numel(), 1))
+        for first in range(0, len(grid) - 1, at_once):
+            part = grid[first : first + at_once + 1]
+            states = self._states(part, z)
+            found = (
+                self._slopes(part, states) if slopes else states.new_full((), nan).expand_as(states)
+            )
+            for k, (start, end) in enumerate(pairwise(part)):
+                h = (end - start) * self.length
+                yield Step(start, end, h, states[k], states[k + 1], found[k], found[k + 1])
+            z = states[-1]
+
+    def _states(self, grid: list[float], z: Tensor) -> Tensor:
+        """The states at the ends of steps, ``(ends, rows, …)``, by the compiled kernel."""
+        length = grid[-1] - grid[0]
+        times = [self._clock.t0 + theta * self.length for theta in grid]
+        inner = [(theta - grid[0]) / length for theta in grid[1:-1]]
+        problem = replace(
+            self._problem,
+            z0=z,
+            t=(times[0], times[-1]),
+            solver=OnGrid("rk4", (0.0, *inner, 1.0)),
+            save_at=times,
+        )
+        self.evaluations += 4 * (len(grid) - 1)
+        with torch.no_grad():
+            states: Tensor = backend_of(problem).solve(problem).zs
+        return states
+
+    def _slopes(self, grid: list[float], states: Tensor) -> Tensor:
+        """The field at the ends of steps, ``(ends, rows, …)``."""
+        if self.takes is not Takes.ROWS:
+            return torch.stack(
+                [self.call(self.moment(x), z) for x, z in zip(grid, states, strict=True)]
+            )
+        times = torch.tensor(grid, dtype=torch.float64, device="cpu").repeat_interleave(len(self.z))
+        return self._anywhere(times, states.flatten(0, 1)).view_as(states)
 
     @property
     def takes(self) -> Takes:
@@ -189,11 +237,7 @@ class Rk4:
         """
         states, slopes = step.at(rows, time)
         if self.takes is Takes.ROWS:
-            rows_at_once = max(1, AT_ONCE // max(states[:1].numel(), 1))
-            parts = zip(
-                torch.split(time, rows_at_once), torch.split(states, rows_at_once), strict=True
-            )
-            return slopes - step.h * torch.cat([self.call(self._times(t), z) for t, z in parts])
+            return slopes - step.h * self._anywhere(time, states)
         if len(self.z) == 1 or self.takes is Takes.PARTS:
             alone = [
                 self.call(self.moment(t), z[None])
@@ -220,6 +264,12 @@ class Rk4:
             found[here.to(found.device)] = values[rows[here].to(values.device)]
             left = left[~torch.isin(left, here)]
         return slopes - step.h * found
+
+    def _anywhere(self, time: Tensor, states: Tensor) -> Tensor:
+        """The field at states ``(entries, …)``, each with its own time, which it must support."""
+        rows_at_once = max(1, AT_ONCE // max(states[:1].numel(), 1))
+        parts = zip(torch.split(time, rows_at_once), torch.split(states, rows_at_once), strict=True)
+        return torch.cat([self.call(self._times(t), z) for t, z in parts])
 
     def look(self, step: Step, times: Tensor) -> None:
         """Record the defects at those times ``(times, rows)`` that lie in a step."""
@@ -261,7 +311,7 @@ class Rk4:
             ends = [torch.full_like(time, end) for end in (step.start, step.end)]
             edges = [
                 edge.view(2, n).tolist()
-                for edge in _edge(defect, time.repeat(2), torch.cat(ends), there.repeat(2, 1))
+                for edge in bisected(defect, time.repeat(2), torch.cat(ends), there.repeat(2, 1))
             ]
             size = there.norm(dim=1)
             noise = (
@@ -269,71 +319,8 @@ class Rk4:
                 * torch.finfo(self.z.dtype).eps
                 * float(step.before[rows].abs().amax())
             )
-            for k in range(n):
-                away = (float((time[k] - end[k]).abs()) for end in ends)
+            for k in (size > noise).nonzero()[:, 0].tolist():
+                away = [float((time[k] - end[k]).abs()) for end in ends]
                 pairs = [sorted((x[k], y[k])) for x, y in zip(*edges, strict=True)]
-                found = [
-                    (pair, (pair[1] - pair[0]) / far)
-                    for pair, far in zip(pairs, away, strict=True)
-                    if far
-                ]
-                both = all(ratio < SHARP for _, ratio in found)
-                sharp = tuple(
-                    (low, high) for (low, high), ratio in found if both or ratio < SHARPER
-                )
-                if not float(size[k]) > noise:
-                    continue
-                for part in _parts(sharp, step.end - step.start):
+                for part in features(pairs, away, step.end - step.start):
                     yield float(size[k]), part
-
-
-def _parts(edges: tuple[tuple[float, float], ...], step: float) -> Iterator[Feature]:
-    """Make a feature of each jump, and one of all other edges."""
-    apart = [Feature(low, high, ((low, high),), step) for low, high in edges]
-    lasting = [each for each in apart if not each.jumps]
-    yield from (each for each in apart if each.jumps)
-    if lasting:
-        yield Feature(
-            min(x.start for x in lasting),
-            max(x.end for x in lasting),
-            tuple(x.edges[0] for x in lasting),
-            step,
-        )
-
-
-def _edge(
-    defect: Callable[[Tensor], Tensor], inside: Tensor, outside: Tensor, there: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Bisect the way between two times to the narrowest part in which a defect changes by half.
-
-    The defect may also fall and rise again on the way: first, a few points show where it changes
-    most.
-    """
-    width = (outside - inside) / POINTS
-    way = inside + torch.arange(1, POINTS, device="cpu")[:, None] * width
-    values = torch.cat([there[None], defect(way), torch.zeros_like(there)[None]])
-    size, entries = values.norm(dim=2).amax(0), torch.arange(len(there), device="cpu")
-    going, part, span = torch.zeros_like(size, dtype=torch.bool), 0 * entries, 0 * entries
-    for adjacent in range(1, ADJACENT + 1):
-        most, place = (values[:-adjacent] - values[adjacent:]).norm(dim=2).max(0)
-        new = (most >= size / 2) & ~going
-        part, span = torch.where(new, place, part), torch.where(new, adjacent, span)
-        going |= new
-    at_inside, at_outside = values[part, entries], values[part + span, entries]
-    outside = torch.where(going, inside + (part + span) * width, outside)
-    inside = torch.where(going, inside + part * width, inside)
-    for _ in range(BISECTIONS):
-        if not bool(going.any()):
-            break
-        middle = (inside + outside) / 2
-        at_middle = defect(middle)
-        size = torch.maximum(size, at_middle.norm(dim=1))  # the defect may be larger there
-        near, far = (at_inside - at_middle).norm(dim=1), (at_middle - at_outside).norm(dim=1)
-        going &= (outside - inside).abs() > NARROWEST
-        going &= torch.maximum(near, far) >= size / 2
-        closer, further = going & (near >= far), going & (near < far)
-        outside = torch.where(closer, middle, outside)
-        at_outside = torch.where(closer[:, None], at_middle, at_outside)
-        inside = torch.where(further, middle, inside)
-        at_inside = torch.where(further[:, None], at_middle, at_inside)
-    return inside, outside

@@ -89,7 +89,7 @@ class Witnessed:
         grid, kept = self._grid(posed.ends, block), {0.0: solve.z}
         times = self._times(solve) if self.sampled else None
         aims = self._aims(block, samples) if self.targets else None
-        for step in solve.steps(grid, last=times is not None or aims is not None):
+        for step in solve.steps(grid, slopes=times is not None or aims is not None):
             if step.end in posed.given:
                 kept[step.end] = step.after
             if times is not None:

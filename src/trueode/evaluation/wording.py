@@ -13,7 +13,12 @@ from trueode.evaluation.statistics import percent
 if TYPE_CHECKING:
     from trueode.evaluation.solver_table import Row
 
-SPOKEN = {"bits_per_dim": "bits per dimension"}
+_SPOKEN = {"bits_per_dim": "bits per dimension"}
+
+
+def spoken(metric_name: str) -> str:
+    """The name of a metric in words."""
+    return _SPOKEN.get(metric_name, metric_name)
 
 
 def shown(metric_name: str, value: float) -> str:
@@ -41,8 +46,7 @@ def sentence(
             if performance.exact == performance.exact
             else ""
         )
-        spoken = what.format(SPOKEN.get(name, name))
-        head = f"{spoken} {shown(name, performance.own)} with {solver}{exact}: "
+        head = f"{what.format(spoken(name))} {shown(name, performance.own)} with {solver}{exact}: "
     return head + _verdict(decision, performance, advice)
 
 

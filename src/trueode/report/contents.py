@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trueode.evaluation import Row
-from trueode.evaluation.wording import shown
+from trueode.evaluation.wording import shown, spoken
 from trueode.files import plain
 
 POINTS = 400  # most points of a line
@@ -124,7 +124,7 @@ def solvers(rows: Sequence[Mapping[str, Any]], metric: str) -> Contents:
         "solver": "solver",
         "steps": "n_steps",
         "NFE": "nfe",
-        metric: "metric",
+        spoken(metric): "metric",
         "loss": "loss",
         "changed": "changed",
         "flips": "flips",
@@ -199,7 +199,7 @@ def training(history: Mapping[str, Sequence[float]], metric: str) -> list[Conten
         ("loss", "Loss", {"loss": "training", "test_loss": "test"}, True),
         (
             "metric",
-            metric,
+            spoken(metric).capitalize(),
             {
                 metric: "training",
                 f"test_{metric}": "test",
@@ -242,10 +242,10 @@ def _by_cost(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Contents]:
     nan = float("nan")
     columns = {
         label: [nan if row.get(key) is None else row[key] for row in own]
-        for key, label in (("metric", metric), ("flips", "flips"), ("changed", "changed"))
+        for key, label in (("metric", spoken(metric)), ("flips", "flips"), ("changed", "changed"))
     }
     x = "field evaluations of a sample", [row["nfe"] for row in own]
-    other = [] if metric == "accuracy" else [metric]
+    other = [] if metric == "accuracy" else [spoken(metric)]
     title = f"{method} from coarse to fine"
     return [chart("cost", title, x, columns, "share", log_x=True, right=other)]
 
@@ -261,7 +261,7 @@ def _cheapest(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
         )
     best = safe[0]
     score = "" if best["metric"] is None else (
-        f" and {found['performance']['name']} "
+        f" and {spoken(found['performance']['name'])} "
         f"{shown(found['performance']['name'], best['metric'])}"
     )  # fmt: skip
     return f"{best['solver']}, with {best['nfe']:.4g} field evaluations for a sample{score}."

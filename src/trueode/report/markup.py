@@ -195,7 +195,7 @@ def _stills(stills: Iterable[Part]) -> str:
 def _runs(runs: Sequence[Part]) -> str:
     """The runs of a sweep: small multiples, each of which opens its options, and a table."""
     axes = list(dict.fromkeys(axis for run in runs for axis in run["values"]))
-    name = runs[0].get("metric_name") or "metric"
+    name = next(filter(None, (run.get("metric_name") for run in runs)), "metric")
     columns = [
         {"label": "run"},
         *({"label": axis, "numeric": _numeric(runs, axis)} for axis in axes),
@@ -226,8 +226,9 @@ def _numeric(runs: Sequence[Part], axis: str) -> bool:
 def _card(run: Part, metric: str) -> str:
     verdict = run["verdict"]
     status = verdict if verdict in KINDS else "none"
+    place = ", ".join(f"{axis} {number(value)}" for axis, value in run["values"].items())
     return (
-        f'<p class="name">{text(run["name"])}</p>{_spark(run)}'
+        f'<p class="name">{text(place or run["name"])}</p>{_spark(run)}'
         f'<p class="verdict {status}">{text(verdict or run["status"])}</p>'
         f"<p>{text(metric)} {text(number(run['metric']))}</p>"
         f"<details><summary>Options<span class=unseen> of {text(run['name'])}</span></summary>"

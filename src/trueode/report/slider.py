@@ -6,7 +6,7 @@ import base64
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import nan
+from math import inf, nan
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from trueode.evaluation import Evaluation, ExactFlow, Flips, Row, SolverTable
 from trueode.evaluation.course import Course
 from trueode.evaluation.runnable import Part, Runnable
 from trueode.evaluation.tasks import Classification
+from trueode.evaluation.wording import spoken
 from trueode.files import plain
 from trueode.precision import ieee
 from trueode.report.paths import POINTS, SAMPLES, Plane, Recorder, plane_of
@@ -137,7 +138,8 @@ class Slider:
         names = [*names, *(f"class {k}" for k in range(len(names), n_classes))][:n_classes]
         return {
             "stops": [self._numbers(stop) for stop in self.stops],
-            "metric_name": self.runnable.metric_name,
+            "metric_name": spoken(self.runnable.metric_name),
+            "n_samples": len(self.exact.outputs),
             "plane": None if plane is None else _plane(plane, paths),
             "paths": [_coded(each.transpose(0, 1), np.float32) for each in paths] or None,
             "n_paths": paths[0].shape[1] if paths else 0,
@@ -145,7 +147,9 @@ class Slider:
             "classes": labels,
             "predicted": [self._predicted(stop).tolist() for stop in self.stops] if classes else [],
             "changed": [self._changed(stop) for stop in self.stops],
-            "regions": self._regions(paths) if 1 < n_classes <= LABELLED else None,
+            "regions": self._regions(paths)
+            if 1 < n_classes <= LABELLED or task.name == "density"
+            else None,
             "class_names": names,
             "series": series,
         }
@@ -164,12 +168,18 @@ class Slider:
             values = self.runnable.metrics(stop.outputs)
             known = values is not None and bool(self.runnable.finite(stop.outputs).all())
             metric = self.runnable.mean(values) if values is not None and known else nan
-            told = {"label": "exact flow", "mark": "exact", "nfe": self.exact.evaluations / n}
+            told = {
+                "label": "exact flow",
+                "short": "exact",
+                "mark": "exact",
+                "nfe": self.exact.evaluations / n,
+            }
             flips = 0.0
         else:
             metric, flips = row.metric, row.flips
             told = {
                 "label": str(row.solver),
+                "short": _short(row),
                 "mark": "training" if stop is self.training else "",
                 "nfe": row.nfe,
             }
@@ -229,8 +239,8 @@ class Slider:
         return plane, [plane.of(times, zs)[:, :kept] for times, zs in found]
 
     def _regions(self, paths: list[Tensor]) -> dict[str, Any] | None:
-        """The predicted class at each point of the input plane, for each stop; None unless paths
-        start at the inputs, so that both have one plane.
+        """The predicted class, or the density, at each point of the input plane, for each stop;
+        None unless paths start at the inputs, so that both have one plane.
         """
         x = self.runnable.inputs
         if x is None or not paths or x[0].numel() != 2 or not x.is_floating_point():
@@ -241,26 +251,35 @@ class Slider:
         low, high = x.flatten(1).double().amin(0), x.flatten(1).double().amax(0)
         margin = 0.1 * (high - low).clamp(min=1e-6)
         (x0, y0), (x1, y1) = (low - margin).tolist(), (high + margin).tolist()
-        begin, maps = time.perf_counter(), list[Any]()
+        axes = (
+            torch.linspace(a, b, GRID, dtype=torch.float64, device="cpu")
+            for a, b in ((x0, x1), (y0, y1))
+        )
+        points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1)
+        there = self.runnable.at(points.view(-1, *x.shape[1:]).to(x))
+        begin, found = time.perf_counter(), list[Tensor]()
         for stop in self.stops[::-1]:
             late = time.perf_counter() - begin > SECONDS
-            axes = (
-                torch.linspace(a, b, GRID, dtype=torch.float64, device="cpu")
-                for a, b in ((x0, x1), (y0, y1))
-            )
-            points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1)
-            there = self.runnable.at(points.view(-1, *x.shape[1:]).to(x))
             if there is None or late:
-                self.gaps.append(
-                    "No regions of the classifier: they would take too long."
-                    if late
-                    else "No regions: a batch of this model holds more than inputs and targets."
-                )
+                why = "it would take too long" if late else "a batch holds more than inputs"
+                self.gaps.append(f"No map of the inputs: {why}.")
                 return None
             # in the model's own precision, for the exact flow too: no eye sees the difference
-            own = there.run(stop.solver, Part(torch.arange(there.n, device="cpu")))
-            maps.append(_coded(own.outputs.argmax(1).view(GRID, GRID), np.uint8))
-        return {"width": GRID, "height": GRID, "bounds": [x0, x1, y0, y1], "maps": maps[::-1]}
+            found.append(there.run(stop.solver, Part(torch.arange(there.n, device="cpu"))).outputs)
+        shaded = self.runnable.task.name == "density"
+        if shaded:  # shades end at the largest density of the exact flow
+            values = [out.double().view(len(points) ** 2, -1).mean(1) for out in found]
+            most = values[0].nan_to_num(-inf, -inf, -inf).max()
+            maps = [255 * (log_p - most).exp().nan_to_num(0.0).clamp(0, 1) for log_p in values]
+        else:
+            maps = [out.argmax(1) for out in found]
+        return {
+            "width": GRID,
+            "height": GRID,
+            "bounds": [x0, x1, y0, y1],
+            "shaded": shaded,
+            "maps": [_coded(each.view(GRID, GRID), np.uint8) for each in maps[::-1]],
+        }
 
     def _series(self) -> dict[str, Any]:
         """The first component of the first series over time, under each stop."""
@@ -294,6 +313,12 @@ class Slider:
             else None,
             "labels": ["time", "first component"],
         }
+
+
+def _short(row: Row) -> str:
+    """A solver in a few letters: its steps or its tolerance."""
+    tolerance = getattr(row.solver, "rtol", nan)  # NaN for fixed steps of another library
+    return f"{tolerance:.0e}" if tolerance == tolerance else f"x {row.n_steps:.4g}"
 
 
 def _finer(solver: Solver, own: Evaluation) -> bool | None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from trueode.errors import RunDamagedError
+from trueode.evaluation.wording import spoken
 from trueode.files import plain
 from trueode.report.contents import Contents, fact, missing, page, table
 from trueode.report.page import write_report
@@ -54,7 +55,8 @@ def contents_of(directory: SweepDirectory) -> Contents:
     )
     made = page("sweep", f"Sweep {name}", about, sentence)
     made["runs"] = runs[:MOST]
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    told_keys = (key for row in rows.values() for key in row if row[key] not in (None, ""))
+    columns = list(dict.fromkeys(told_keys))
     values = [[row.get(key) for key in columns] for row in rows.values()]
     if values:
         title = "Runs under their test solvers"
@@ -79,6 +81,7 @@ def _run(directory: SweepDirectory, run: PlannedRun) -> Contents:
     """A run in small: its place on the axes, its answer, its options and its loss."""
     path, state = directory.place(run), directory.state(run)
     judged = read_audit(path) if state == "finished" else {}
+    performance = judged.get("performance", {})
     options = run.options
     own = {name: getattr(options, name) for name in options.changed if name != "name"}
     try:
@@ -90,7 +93,8 @@ def _run(directory: SweepDirectory, run: PlannedRun) -> Contents:
         "name": path.name,
         "status": state,
         "values": {axis: _short(value) for axis, value in run.axes.items()},
-        "metric": judged.get("performance", {}).get("own"),
+        "metric": performance.get("own"),
+        "metric_name": spoken(performance["name"]) if performance else None,
         "verdict": judged.get("verdict", ""),
         "options": yaml.safe_dump(plain(own), sort_keys=False, allow_unicode=True),
         "spark": [round(float(x), 6) if abs(x) < 1e9 else x for x in loss[::every]],

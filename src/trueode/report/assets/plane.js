@@ -4,7 +4,7 @@
 const DOT = "M3.6 0A3.6 3.6 0 1 1-3.6 0A3.6 3.6 0 1 1 3.6 0Z";
 const DIAMOND = "M0-7.5L7.5 0L0 7.5L-7.5 0Z";
 const FEW = 17; // points of a path up to which its steps are marked
-const EDGE = { left: 44, right: 12, top: 12, bottom: 44 };
+const EDGE = { left: 44, right: 12, top: 26, bottom: 44 };
 
 const bytes = (code) => Uint8Array.from(atob(code), (letter) => letter.charCodeAt(0));
 const tint = (index) => ((index % 10) + 10) % 10;
@@ -63,10 +63,7 @@ class Plane {
 
     const frame = { x: box.left, y: box.top, width: box.width, height: box.height };
     const grid = shape("g");
-    axes(grid, box, this.x, this.y, [labels[0], ""], null);
-    grid.append(
-      shape("text", { x: 12, y: box.top + 12, class: "name", "text-anchor": "start" }, labels[1]),
-    );
+    axes(grid, box, this.x, this.y, labels, null);
     this.maps = this.slider.regions ? this.slider.regions.maps.map((code) => this.map(code)) : [];
     this.groups = [];
     this.layer = shape("g");
@@ -94,9 +91,9 @@ class Plane {
     this.draw();
   }
 
-  /** The regions of one solver as a picture, a pixel for each point of the input plane. */
+  /** Classes or shades under one solver as a picture, a pixel for each point of the input plane. */
   map(code) {
-    const { width, height, bounds } = this.slider.regions;
+    const { width, height, bounds, shaded } = this.slider.regions;
     const [x0, x1, y0, y1] = bounds || this.slider.plane.bounds;
     const canvas = element("canvas", { width, height });
     const context = canvas.getContext("2d");
@@ -106,13 +103,14 @@ class Plane {
       const pairs = style.getPropertyValue(`--class-${k}`).trim().slice(1).match(/../g);
       return pairs.map((pair) => parseInt(pair, 16));
     });
-    bytes(code).forEach((index, i) => {
+    bytes(code).forEach((value, i) => {
       const row = height - 1 - Math.floor(i / width); // rows are counted from below
-      picture.data.set([...colours[tint(index)], 255], 4 * (row * width + (i % width)));
+      const colour = shaded ? [...colours[0], value] : [...colours[tint(value)], 255];
+      picture.data.set(colour, 4 * (row * width + (i % width)));
     });
     context.putImageData(picture, 0, 0);
     return shape("image", {
-      class: "region",
+      class: shaded ? "region shaded" : "region",
       href: canvas.toDataURL(),
       x: this.x.at(x0),
       y: this.y.at(y1),

@@ -4,6 +4,7 @@
 const PAUSE = 1100; // milliseconds at a solver while playing
 const GLIDE = 650; // milliseconds from one solver to the next
 const THUMB = 22; // pixels
+const ROOMY = 600; // pixels of a slider whose stops have their full names
 
 class Steps {
   constructor(place, slider) {
@@ -208,7 +209,7 @@ class Steps {
   /** Words under the stops: of marked stops and the ends first, then of all others with room. */
   labels(width) {
     const found = this.stops.map((stop, i) => {
-      const text = stop.short || stop.label;
+      const text = (width < ROOMY && stop.short) || stop.label;
       const half = 3.9 * text.length; // about as wide as it gets
       return { text, half, at: clamp(this.x(i), half, Math.max(half, width - half)) };
     });
@@ -228,21 +229,20 @@ class Steps {
   drawStrip(width) {
     this.width = width;
     const [top, bottom] = [22, 92];
-    const shares = this.stops.some((stop) => known(stop.accuracy) || known(stop.flips));
-    const lines = shares
-      ? [["accuracy", "accuracy", this.stops.map((stop) => stop.accuracy)],
-         ["flips", "unlike the exact flow", this.stops.map((stop) => stop.flips)]]
-      : [["accuracy", this.slider.metric_name || "metric", this.stops.map((stop) => stop.metric)]];
+    const named = (key) => this.stops.map((stop) => stop[key]);
+    const metric = this.stops.some((stop) => known(stop.accuracy))
+      ? ["accuracy", "accuracy", named("accuracy"), [0, 1]]
+      : ["accuracy", this.slider.metric_name || "metric", named("metric"), range(named("metric"))];
+    const lines = [metric, ["flips", "unlike the exact flow", named("flips"), [0, 1]]];
     const drawn = lines.filter(([, , values]) => values.some(known));
-    const extent = shares ? [0, 1] : range(drawn.flatMap(([, , values]) => values));
-    const log = !shares && extent !== null && extent[0] > 0 && extent[1] > 30 * extent[0];
-    const y = scale(extent, log, bottom - 4, top + 4, 2);
     const x = { at: (place) => this.x(place), show: () => true };
     const picture = shape("svg", {
       width, height: 138, role: "img",
       "aria-label": `${drawn.map(([, name]) => name).join(" and ")} over the solvers`,
     });
-    drawn.forEach(([kind, name, values], k) => {
+    drawn.forEach(([kind, name, values, extent], k) => {
+      const log = extent[0] > 0 && extent[1] > 30 * extent[0];
+      const y = scale(extent, log, bottom - 4, top + 4, 2);
       picture.append(
         shape("path", { class: `share ${kind}`, d: trace([...values.keys()], values, x, y) }),
         shape("path", { class: `share ${kind}`, d: `M${k ? width - 20 : 2} 8h18` }),

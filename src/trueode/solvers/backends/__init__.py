@@ -15,12 +15,19 @@ from trueode.solvers.problem import Problem
 
 BACKENDS = (layers, triton_layers, graphs, matrices, generic)
 
-__all__ = ["BACKENDS", "backend_of", "with_fast_field"]
+__all__ = ["BACKENDS", "backend_of", "is_compiled", "with_fast_field"]
 
 
 def backend_of(problem: Problem) -> Any:
     """The backend that solves a problem."""
     return next(each for each in BACKENDS if each.accepts(problem))
+
+
+def is_compiled(problem: Problem) -> bool:
+    """Whether the compiled kernel solves a problem, for callers that take steps themselves
+    otherwise.
+    """
+    return layers.accepts(problem)
 
 
 def with_fast_field(problem: Problem) -> Problem:

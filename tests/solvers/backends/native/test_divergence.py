@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from trueode.solvers.backends import backend_of, generic, matrices, native
 from trueode.solvers.backends.native import layers, library, runtime
 from trueode.solvers.problem import Problem
 
+needs_kernel = pytest.mark.skipif(not SETS, reason=f"there is no kernel: {native.describe()}")
 SETS_OR_SKIP = SETS or [pytest.param("", marks=pytest.mark.skip(native.describe()))]
 
 
@@ -57,41 +59,41 @@ def served(field: nn.Module, z0: Tensor, solver: Solver) -> bool:
     return backend_of(Problem(field, z0, solver=solver)) is layers
 
 
-@pytest.mark.parametrize("name", SETS_OR_SKIP)
+@needs_kernel
 @pytest.mark.parametrize("hidden", [(10,), (10, 6)], ids=str)
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "identity"])
 @pytest.mark.parametrize("solver", GIVEN, ids=str)
-def test_given_steps(solver: Solver, activation: str, hidden: Sequence[int], name: str) -> None:
+def test_given_steps(solver: Solver, activation: str, hidden: Sequence[int]) -> None:
     field, z0, t = field_of(3, hidden, activation), states(37, 4), (0.4, 0.1)
     solution, expected = portable(called(field, 3), z0, solver, t)
-    with native.using(name):
-        assert served(traced(field, 3), z0, solver)
-        for gradient in (Backprop(), Checkpoint()):
+    for name, gradient in product(SETS, (Backprop(), Checkpoint())):
+        with native.using(name):
+            assert served(traced(field, 3), z0, solver)
             again, found = results(traced(field, 3), z0, solver, t, gradient)
-            assert_same(found, expected, 1e-11)
-            assert (again.nfe, again.n_steps) == (solution.nfe, solution.n_steps)
+        assert_same(found, expected, 1e-11)
+        assert (again.nfe, again.n_steps) == (solution.nfe, solution.n_steps)
 
 
-@pytest.mark.parametrize("name", SETS_OR_SKIP)
+@needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("batch", [1, 5, 512])
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 32])
 @pytest.mark.parametrize("hidden", [(), (1,), (20,), (20, 33), (5, 1), (9, 8, 7)], ids=str)
-def test_shapes(
-    hidden: Sequence[int], width: int, batch: int, dtype: torch.dtype, name: str
-) -> None:
+def test_shapes(hidden: Sequence[int], width: int, batch: int, dtype: torch.dtype) -> None:
     solver = FixedStep("midpoint", n_steps=2)
     field, exact = field_of(width, hidden, dtype=dtype), field_of(width, hidden)
     exact.load_state_dict(field.state_dict())  # rounded, as those of the field
     z0 = states(batch, width + 1, dtype)
-    with native.using(name):
-        assert served(traced(field, width), z0, solver) is (len(hidden) < 3)
-        found = results(traced(field, width), z0, solver)[1]
     expected = portable(called(exact, width), z0.double(), solver)[1]
-    if dtype == torch.float64:
-        assert_same(found, expected)
-    else:
-        assert_as_accurate(found, portable(called(field, width), z0, solver)[1], expected)
+    other = portable(called(field, width), z0, solver)[1]
+    for name in SETS:
+        with native.using(name):
+            assert served(traced(field, width), z0, solver) is (len(hidden) < 3)
+            found = results(traced(field, width), z0, solver)[1]
+        if dtype == torch.float64:
+            assert_same(found, expected)
+        else:
+            assert_as_accurate(found, other, expected)
 
 
 @pytest.mark.parametrize("name", SETS_OR_SKIP)
@@ -159,20 +161,21 @@ def test_stages_computed_again_and_states_inside_steps(
         assert_same(found, expected, 1e-11)
 
 
-@pytest.mark.parametrize("name", SETS_OR_SKIP)
+@needs_kernel
 @pytest.mark.parametrize("per_sample", [False, True], ids=["together", "apart"])
 @pytest.mark.parametrize(
     "method", [name for name, method in METHODS.items() if method.kind == "adaptive"]
 )
-def test_chosen_steps(method: str, per_sample: bool, name: str) -> None:
+def test_chosen_steps(method: str, per_sample: bool) -> None:
     field, z0 = field_of(3, (10, 6)), states(37, 4)
     solver = Adaptive(method, 1e-4, 1e-6, per_sample=per_sample)
     solution, expected = portable(called(field, 3), z0, solver)
-    with native.using(name):
-        assert served(traced(field, 3), z0, solver)
-        again, found = results(traced(field, 3), z0, solver)
-    assert_same(found, expected, 1e-6)
-    assert torch.equal(torch.as_tensor(again.n_steps), torch.as_tensor(solution.n_steps))
+    for name in SETS:
+        with native.using(name):
+            assert served(traced(field, 3), z0, solver)
+            again, found = results(traced(field, 3), z0, solver)
+        assert_same(found, expected, 1e-6)
+        assert torch.equal(torch.as_tensor(again.n_steps), torch.as_tensor(solution.n_steps))
 
 
 @pytest.mark.parametrize("hidden", [(4,), (4, 3)], ids=str)
