@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from trueode.auditing.arrays import shared_tensor, to_array, to_tensor
+from trueode.auditing.libraries.common_field import CommonField
 from trueode.auditing.libraries.common_time import CommonTime
 from trueode.auditing.libraries.diffrax_problem import (
     Cost,
@@ -34,7 +35,6 @@ from trueode.auditing.libraries.diffrax_problem import (
     saved_parts,
     times_of,
 )
-from trueode.auditing.libraries.jaxpr_layers import CommonField
 from trueode.auditing.libraries.traced import BatchField, on_host, uncompiled
 from trueode.auditing.problem import ForeignProblem, FoundSolver, Solved, status_of
 from trueode.auditing.session import Library, Session

@@ -9,39 +9,32 @@ activation. Anything else ends the search.
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from importlib import import_module
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from trueode.auditing.arrays import to_tensor
-from trueode.auditing.libraries.common_time import CommonTime
-from trueode.auditing.libraries.traced import BatchField
-from trueode.layers import Layer, LayerStack
-from trueode.solvers.stack import stack_field
-from trueode.solvers.states import pack_stack
+from trueode.layers import Layer
 
 MOST = 1024  # numbers in the state of a sample, and in a layer
-KEPT = 16  # fields whose layers are remembered
-CHECKED = 32  # rows of the batch with which layers are checked
-ROUNDING = 100  # most by which layers may differ from their field, in units of its rounding
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat")
-_INLINED = (*_CALLS, "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-_KEEPING = ("copy", "copy_p", "convert_element_type", "reshape", "broadcast_in_dim")
+_CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
+"""Primitives that compute a jaxpr."""
+_SAME = ("copy", "copy_p", "convert_element_type", "reshape", "broadcast_in_dim")
+"""Primitives that change nothing where shape and dtype stay."""
 _SUMS = ("add", "add_any", "sub", "concatenate", "stack", "pad")
 """Primitives that are linear in all operands together."""
 _LINEAR = {
     **dict.fromkeys(("mul", "dot_general"), 2),
-    **dict.fromkeys(("div", "neg", "reduce_sum", "squeeze", "transpose", *_KEEPING), 1),
+    **dict.fromkeys(("div", "neg", "reduce_sum", "squeeze", "transpose", *_SAME), 1),
     **dict.fromkeys(("slice", "split", "unstack", "rev", "gather", "dynamic_slice"), 1),
 }
 """Primitives that are linear in each of their first operands."""
@@ -114,7 +107,7 @@ class _Reader:
 
     def _results(self, equation: Any, given: list[Any]) -> list[Any]:
         primitive, parameters = equation.primitive, equation.params
-        if primitive.name in _INLINED:
+        if primitive.name in _CALLS:
             names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
             inner = next(parameters[name] for name in names if name in parameters)
             return self.follow(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
@@ -124,7 +117,7 @@ class _Reader:
         before, after = ([x.aval for x in each] for each in (equation.invars, equation.outvars))
         if any(str(x.dtype) not in (self.dtype, "bool") for x in after):
             raise _UnknownError
-        if primitive.name in _KEEPING and (before[0].shape, before[0].dtype) == (
+        if primitive.name in _SAME and (before[0].shape, before[0].dtype) == (
             after[0].shape,
             after[0].dtype,
         ):
@@ -274,97 +267,3 @@ def _layer(activation: str, rows: Any) -> Layer:
         to_tensor(x.reshape(len(x), -1).T.copy()) for x in (rows[:1], rows[1:2], rows[2:])
     )
     return Layer(weight, bias[:, 0], activation, clock[:, 0] if clock.any() else None)
-
-
-_known: OrderedDict[Any, LayerStack | None] = OrderedDict()
-
-
-def _found(field: BatchField, one: Callable[[], Any] | None, z0: Tensor) -> LayerStack | None:
-    """The layers of a field on batches of states, checked at states around z0.
-
-    Args:
-        field: the field.
-        one: makes the jaxpr of a sample, if the field is one of samples that are a state together.
-        z0: initial states.
-    """
-    if field.varies:
-        return None
-    numbers = tuple((x.shape, str(x.dtype), np.asarray(x).tobytes()) for x in field.constants)
-    lead = field.depth or int(one is not None)
-    key = field.traced, numbers, lead
-    if key not in _known:
-        _known[key] = layers = None
-        with suppress(Exception):  # of the model, which may not take one sample
-            layers = layers_of(*(one() if one else (field.traced.jaxpr, field.constants)))
-        if layers is not None:
-            stack = LayerStack(layers, lead=lead)
-            if stack.width(z0.shape) == layers[0].weight.shape[1] and _agree(field, stack, z0):
-                _known[key] = stack
-    _known.move_to_end(key)
-    while len(_known) > KEPT:
-        _known.popitem(last=False)
-    return _known[key]
-
-
-def _agree(field: BatchField, stack: LayerStack, z0: Tensor) -> bool:
-    """Whether layers compute what their field does, up to rounding."""
-    z = z0[:CHECKED] if field.depth else z0
-    random = torch.Generator("cpu").manual_seed(0)
-    for away, time in ((0.0, 0.0), (0.5, 0.3), (2.0, 1.7)):
-        noise = torch.randn(z.shape, generator=random, dtype=z.dtype, device="cpu")
-        t, x = z.new_tensor(time), z + away * noise
-        expected, found = field(t, x), _by_layers(stack, t, x)
-        near = ROUNDING * torch.finfo(z.dtype).eps * expected.abs().amax()
-        if not bool(((found - expected).abs() <= near).all()):
-            return False
-    return True
-
-
-def _by_layers(stack: LayerStack, t: Tensor, z: Tensor) -> Tensor:
-    rows, unpack = pack_stack(stack, z)
-    value: Tensor = unpack(stack_field(stack)(t, rows))
-    return value
-
-
-class CommonField:
-    """A field of JAX as a function of the time variable that its samples have in common.
-
-    Args:
-        field: the field.
-        common: the time variable.
-        one: see `_found`.
-        z0: the initial states.
-    """
-
-    def __init__(
-        self, field: BatchField, common: CommonTime, one: Callable[[], Any] | None, z0: Tensor
-    ) -> None:
-        self._field, self._common, self._one, self._z0 = field, common, one, z0
-
-    def __call__(self, s: Tensor, z: Tensor) -> Tensor:
-        """The derivatives with respect to s at states z."""
-        common = self._common
-        rows = s.dim() and self._field.depth == 1 and 1 != len(s) == len(z)
-        if rows and (stack := self.layer_stack(z.shape)) is not None:
-            return _by_layers(stack, s, z)
-        t = common.times(s)
-        return common.stretch(self._field(t.flatten()[0] if common.shared and not s.dim() else t, z))
-
-    def layer_stack(self, shape: Sequence[int]) -> LayerStack | None:
-        """The layers for states of a shape; None if the field does not compute layers."""
-        own = tuple(self._z0.shape)
-        fits = tuple(shape) == own or (self._field.depth == 1 and tuple(shape[1:]) == own[1:])
-        return self._layers if fits else None
-
-    @cached_property
-    def _layers(self) -> LayerStack | None:
-        stack = _found(self._field, self._one, self._z0) if self._common.shared else None
-        if stack is None or not self._common.reversed:
-            return stack
-        *first, last = (
-            x if x.time_weight is None else x._replace(time_weight=-x.time_weight)
-            for x in stack.layers
-        )
-        negative = (None if x is None else -x for x in (last.weight, last.bias, last.time_weight))
-        weight, bias, clock = negative
-        return stack._replace(layers=(*first, Layer(weight, bias, "identity", clock)))

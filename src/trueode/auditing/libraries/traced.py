@@ -10,7 +10,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any
 
@@ -143,13 +143,12 @@ class BatchField:
         self, traced: TracedField, constants: Sequence[Any], batch: tuple[int, ...]
     ) -> None:
         self.traced, self._batch = traced, batch
-        self.depth, put = len(batch), sys.modules["jax"].device_put
-        depth = self.depth
+        self.depth = depth = len(batch)
         has = [[size > 1 for size in x.shape[:depth]] for x in constants]
         self.varies = any(map(any, has))
         self._batched = tuple(zip(*has, strict=True)) if has else ((),) * depth
         shapes = [[*(n for n in x.shape[:depth] if n > 1), *x.shape[depth:]] for x in constants]
-        self.constants = [put(x.reshape(s)) for x, s in zip(constants, shapes, strict=True)]
+        self.constants = [x.reshape(s) for x, s in zip(constants, shapes, strict=True)]
         self._any_rows = bool(batch) and not any(self._batched[0])
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
@@ -175,8 +174,12 @@ class BatchField:
         compiled = self.traced.compiled(self._batched, timed)
         jax = sys.modules["jax"]
         with jax.disable_jit(False):
-            found = compiled(self.constants, *(x.detach().numpy() for x in (t, z)))
+            found = compiled(self._placed, *(x.detach().numpy() for x in (t, z)))
         return shared_tensor(found)[:n] if depth else shared_tensor(found)
+
+    @cached_property
+    def _placed(self) -> list[Any]:
+        return [*map(sys.modules["jax"].device_put, self.constants)]
 
 
 def _rounded(n: int) -> int:
