@@ -67,9 +67,9 @@ class CommonField:
             x if x.time_weight is None else x._replace(time_weight=-x.time_weight)
             for x in stack.layers
         )
-        negative = (None if x is None else -x for x in (last.weight, last.bias, last.time_weight))
-        weight, bias, clock = negative
-        return stack._replace(layers=(*first, Layer(weight, bias, "identity", clock)))
+        clock = None if last.time_weight is None else -last.time_weight
+        negative = Layer(-last.weight, -last.bias, last.activation, clock)
+        return stack._replace(layers=(*first, negative))
 
 
 def _found(field: BatchField, one: Callable[[], Any] | None, z0: Tensor) -> LayerStack | None:

@@ -258,7 +258,8 @@ def _saved_by(fn: Any, times: Any, states: Any, form: Form, args: Any) -> Any:
     """What a function saves of states, which by default are saved themselves."""
     jax: Any = sys.modules["jax"]
     if fn is sys.modules["diffrax"].SubSaveAt(t1=True).fn:
-        return jax.vmap(form.unpacked)(states)
+        one = len(form.shapes) == 1
+        return form.unpacked(states) if one else jax.vmap(form.unpacked)(states)
     return jax.vmap(lambda t, z: fn(t, form.unpacked(z), args))(times, states)
 
 

@@ -195,6 +195,5 @@ def jumps_of(controller: Any, dtype: Any) -> Any:
     """The times at which the library's steps end, ``(times,)``."""
     numpy = sys.modules["jax"].numpy
     given = [getattr(controller, name, None) for name in ("step_ts", "jump_ts")]
-    return numpy.concatenate(
-        [numpy.zeros(0, dtype), *(x.astype(dtype) for x in given if x is not None)]
-    )
+    found = [x.astype(dtype) for x in given if x is not None]
+    return numpy.concatenate(found) if found else np.zeros(0, dtype)

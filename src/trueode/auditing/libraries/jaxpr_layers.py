@@ -131,7 +131,8 @@ class _Reader:
         """The result as an expression of all values that the operands are expressions of."""
         core, shape = sys.modules["jax"].core, equation.outvars[0].aval.shape
         name = equation.primitive.name
-        operands, common = [], None
+        operands: list[float | dict[_Value, _Tree]] = []
+        common: set[_Value] | None = None
         for x, var in zip(given, equation.invars, strict=True):
             if not isinstance(x, _Value):
                 if isinstance(x, core.Tracer) or np.ndim(x):
@@ -141,7 +142,7 @@ class _Reader:
             if var.aval.shape != shape:
                 return {}
             operands.append(x.views)
-            common = x.views.keys() if common is None else common & x.views.keys()
+            common = {*x.views} if common is None else common & x.views.keys()
         found, parameters = {}, str(sorted((key, str(x)) for key, x in equation.params.items()))
         for value in common or ():
             trees = [x[value] if isinstance(x, dict) else x for x in operands]
