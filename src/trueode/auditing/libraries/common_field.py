@@ -77,7 +77,7 @@ def _found(field: BatchField, one: Callable[[], Any] | None, z0: Tensor) -> Laye
 
     Args:
         field: the field.
-        one: makes the jaxpr of a sample, if the field is one of samples that are a state together.
+        one: traces the field for one sample, if the samples are a state together.
         z0: initial states.
     """
     if field.varies:
@@ -91,7 +91,7 @@ def _found(field: BatchField, one: Callable[[], Any] | None, z0: Tensor) -> Laye
     if key not in known:
         known[key] = layers = None
         with suppress(Exception):  # of the model, which may not take one sample
-            layers = layers_of(*(one() if one else (field.traced.jaxpr, field.constants)))
+            layers = layers_of(*(one() if one else (field.traced, field.constants)))
         if layers is not None:
             stack = LayerStack(layers, lead=lead)
             if stack.width(z0.shape) == layers[0].weight.shape[1] and _agree(field, stack, z0):

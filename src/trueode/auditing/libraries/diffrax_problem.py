@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trueode.auditing.libraries.traced import TracedField, jaxpr_of, trace_field
+from trueode.auditing.libraries.traced import TracedField, trace_field
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Posed:
         times: the dtype of times.
         field: the vector field; None if the terms are no ODE.
         constants: its constants.
-        one: makes the jaxpr of a state with one sample, and its constants.
+        one: traces the field for a state with one sample.
         refusal: why there is no field.
     """
 
@@ -90,7 +90,7 @@ class Posed:
     times: Any
     field: TracedField | None = None
     constants: Sequence[Any] = ()
-    one: Callable[[], tuple[Any, Sequence[Any]]] | None = None
+    one: Callable[[], tuple[TracedField, Sequence[Any]]] | None = None
     refusal: str = ""
 
 
@@ -116,7 +116,7 @@ def pose(given: SimpleNamespace) -> Posed:
         time, state = (jax.ShapeDtypeStruct(*x) for x in (((), dtype), (z0.shape, z0.dtype)))
         posed.field, posed.constants = trace_field(field, time, state)
         one = jax.ShapeDtypeStruct((1, *z0.shape[1:]), z0.dtype)
-        posed.one = lambda: jaxpr_of(field, time, one)
+        posed.one = lambda: trace_field(field, time, one)
     return posed
 
 

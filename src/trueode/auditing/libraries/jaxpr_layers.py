@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from math import prod
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trueode.auditing.arrays import to_tensor
+from trueode.auditing.libraries.traced import TracedField
 from trueode.layers import Layer
 
 MOST = 1024  # numbers in the state of a sample, and in a layer
@@ -231,36 +232,44 @@ def _activations(dtype: str) -> tuple[dict[_Tree, str], set[_Tree]]:
     return names, reader.trees
 
 
-def layers_of(jaxpr: Any, constants: Sequence[Any]) -> tuple[Layer, ...] | None:
+def layers_of(traced: TracedField, constants: Sequence[Any]) -> tuple[Layer, ...] | None:
     """The layers that a field computes from the state of a sample; None if it computes others.
 
     Args:
-        jaxpr: computes the field from a time and a state.
-        constants: the constants of the jaxpr.
+        traced: the field.
+        constants: its constants.
     """
-    jax = sys.modules["jax"]
-    shape, dtype = jaxpr.invars[1].aval.shape, str(jaxpr.invars[1].aval.dtype)
-    if jaxpr.effects or not 0 < prod(shape) <= MOST:
+    names, compute = _reading(traced)
+    try:
+        with sys.modules["jax"].disable_jit(False):
+            every = compute(constants)
+    except Exception:  # of JAX, whose primitives differ between its versions
         return None
-    time = _Value(lambda: _Affine(None, np.eye(2, dtype=dtype)[1]))
-    state = _Value(lambda: _units((), shape, dtype))
-    names: list[str] = []
+    return tuple(_layer(name, np.asarray(rows)) for name, rows in zip(names, every, strict=True))
+
+
+@lru_cache(maxsize=64)
+def _reading(traced: TracedField) -> tuple[list[str], Callable[[Sequence[Any]], list[Any]]]:
+    """A function of a field's constants that computes the rows of its layers, and their names,
+    which are known after its first call.
+    """
+    jax, jaxpr, names = sys.modules["jax"], traced.jaxpr, list[str]()
+    shape, dtype = jaxpr.invars[1].aval.shape, str(jaxpr.invars[1].aval.dtype)
 
     def compute(constants: Sequence[Any]) -> list[Any]:
+        if jaxpr.effects or not 0 < prod(shape) <= MOST:
+            raise _UnknownError
+        time = _Value(lambda: _Affine(None, np.eye(2, dtype=dtype)[1]))
+        state = _Value(lambda: _units((), shape, dtype))
         reader = _Reader(dtype, *_activations(dtype))
         (found,) = reader.follow(jaxpr, constants, [time, state])
         layers, rows = reader.affine(found)
         if layers is None:
             raise _UnknownError
-        names.extend([*(name for name, _ in layers), "identity"])
+        names[:] = [*(name for name, _ in layers), "identity"]
         return [rows for _, rows in layers] + [rows]
 
-    try:
-        with jax.disable_jit(False):
-            every = jax.jit(compute)(constants)
-    except Exception:  # of JAX, whose primitives differ between its versions
-        return None
-    return tuple(_layer(name, np.asarray(rows)) for name, rows in zip(names, every, strict=True))
+    return names, jax.jit(compute)
 
 
 def _layer(activation: str, rows: Any) -> Layer:

@@ -71,24 +71,16 @@ def trace_field(field: Callable[[Any, Any], Any], t: Any, z: Any) -> tuple[Trace
     Returns:
         The field, and its constants: arrays, also tracers.
     """
-    jaxpr, constants = jaxpr_of(field, t, z)
-    key = str(jaxpr), tuple(_values(jaxpr))
-    if key not in _known:
-        _known[key] = TracedField(jaxpr)
-    _known.move_to_end(key)
-    while len(_known) > MOST:
-        _known.popitem(last=False)
-    return _known[key], constants
-
-
-def jaxpr_of(field: Callable[[Any, Any], Any], t: Any, z: Any) -> tuple[Any, list[Any]]:
-    """The jaxpr of a field for a time and a state, or for their shapes and dtypes; its constants,
-    which may be tracers.
-    """
     jax = sys.modules["jax"]
     with jax.disable_jit(False):
         closed = jax.make_jaxpr(field)(t, z)
-    return closed.jaxpr, list(closed.consts)
+    key = str(closed.jaxpr), tuple(_values(closed.jaxpr))
+    if key not in _known:
+        _known[key] = TracedField(closed.jaxpr)
+    _known.move_to_end(key)
+    while len(_known) > MOST:
+        _known.popitem(last=False)
+    return _known[key], list(closed.consts)
 
 
 def _values(jaxpr: Any) -> Iterator[Any]:
