@@ -82,7 +82,7 @@ def test_no_tick_above_100_per_cent():
 @pytest.mark.parametrize("kind", ["fixed", "adaptive"])
 def test_labels_of_samplers_fit_into_the_figure(kind):
     """However small the errors are."""
-    errors = [10.0**-k for k in range(len(rows(kind=kind)))]
+    errors = np.geomspace(0.3, 2e-6, len(rows(kind=kind)))
     made = [row | {"sliced": e, "output_error": e} for row, e in zip(rows(kind=kind), errors)]
     figure = figures.solver_swap(made, exact=0.03)
     figure.canvas.draw()
