@@ -42,6 +42,11 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     )
     add("--metric", metavar="MODULE:NAME", help="function (outputs, y) -> a value for each sample")
     add(
+        "--loss",
+        metavar="MODULE:NAME",
+        help="function (outputs, y) -> the loss of a batch, whose gradient is compared",
+    )
+    add(
         "--split",
         choices=("test", "train"),
         default="test",

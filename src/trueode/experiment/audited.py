@@ -21,7 +21,8 @@ from trueode.evaluation.wording import evaluations
 from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.runs import RunDirectory
 
-FUNCTIONS = ("call", "metric", "decision", "sample")  # arguments of `audit` given as module:name
+DETERMINED = ("call", "metric")  # arguments of `audit` that a run determines
+FUNCTIONS = (*DETERMINED, "decision", "sample", "loss")  # arguments given as module:name
 
 
 def audit_target(
@@ -64,11 +65,11 @@ def audit_target(
     if Path(target).is_dir() or ":" not in target:
         own = {
             "data": data,
-            **{name: how[name] for name in FUNCTIONS},
+            **{name: how[name] for name in DETERMINED},
             "task": None if how["task"] == "auto" else how["task"],
         }
         for name, value in own.items():
-            if value and name not in ("decision", "sample"):
+            if value:
                 raise UsageError(
                     f"--{name} is only for models given as module:name; the run {target} "
                     "determines it."
