@@ -56,10 +56,9 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     add(
         "--margin",
         type=share,
-        default=0.01,
         metavar="SHARE",
         help="share of predictions that may change; for densities, bits per dimension (default: "
-        "0.01)",
+        "0.01; of a run with the fidelity rule, its --fidelity)",
     )
     add(
         "--samples",
