@@ -82,8 +82,9 @@ def test_no_tick_above_100_per_cent():
 @pytest.mark.parametrize("kind", ["fixed", "adaptive"])
 def test_labels_of_samplers_fit_into_the_figure(kind):
     """However small the errors are."""
-    errors = np.geomspace(0.3, 2e-6, len(rows(kind=kind)))
-    made = [row | {"sliced": e, "output_error": e} for row, e in zip(rows(kind=kind), errors)]
+    made = rows(kind=kind)
+    for row, error in zip(made, np.geomspace(0.3, 2e-6, len(made)), strict=True):
+        row |= {"sliced": error, "output_error": error}
     figure = figures.solver_swap(made, exact=0.03)
     figure.canvas.draw()
     whole = figure.bbox

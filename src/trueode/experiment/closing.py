@@ -84,9 +84,7 @@ def judge(
         judged = runnable.first(n)
         own = own if n == own.n else judged.run()
         name = f"{what} {{}}" + ("" if n == runnable.n else f" of the first {n} samples")
-        found = audit(
-            judged, own, margin=margin, budget=budget, what=name, progress=status.update
-        )
+        found = audit(judged, own, margin=margin, budget=budget, what=name, progress=status.update)
     asked = found.decision
     if asked.status is Status.INCONCLUSIVE and (
         asked.counts.unresolved or n < min(SAMPLES, runnable.n)
