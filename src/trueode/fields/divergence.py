@@ -103,7 +103,7 @@ class Divergence(nn.Module):
     def _products(self, t: Any, z: Tensor) -> tuple[Tensor, Tensor]:
         """f ``(n, d)`` and its trace ``(n,)``, by derivatives in reverse mode."""
         if torch._C._are_functorch_transforms_active():  # autograd.grad is not allowed there
-            value, pull = torch.func.vjp(partial(self._value, t), z)
+            value, pull, *_ = torch.func.vjp(partial(self._value, t), z)
             rows = ((pull(way)[0] * way).sum(1) for way in self._ways(z))
             return value, sum(rows, torch.zeros_like(z[:, 0]))
         recorded = torch.is_grad_enabled()
