@@ -237,6 +237,14 @@ def test_the_data_may_have_moved(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_gradient_of_a_loss(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = run(f"audit {path} {QUICK} --loss torch.nn.functional:cross_entropy", capsys)
+    assert code in (0, 3, 4), output
+    found = read(path / "audit/audit.json")["gradient"]
+    assert found["relative"] > 10 * found["error"], "the run has one Euler step"
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_wrong_requests(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything(path)
     Path("empty").mkdir()

@@ -541,6 +541,21 @@ def test_a_run_of_fidelity_ends_with_a_certificate(capsys: pytest.CaptureFixture
     model, _ = load(run)
     assert str(model.solver) == certificate["attempts"][-1]["solver"]
 
+    # every verdict on the run is at the margin of its certificate
+    flags = "--phase infer --split test --name run --verdict_budget 1e6"
+    assert main(["train", *shlex.split(flags)]) == 0
+    again = "audit experiments/run --methods rk4 --samples 200"
+    assert main(shlex.split(again)) in (0, 3, 4)
+    assert main(shlex.split(f"{again} --margin 0.3 --output_dir own")) == 0
+    inferred = json.loads((run / "evaluation_test.json").read_text())["audit"]
+    audited, own = (json.loads(Path(p, "audit.json").read_text()) for p in (run / "audit", "own"))
+    margins = [each["margin"] for each in (certificate["decision"], audit, inferred, audited, own)]
+    assert margins == [0.05, 0.05, 0.05, 0.05, 0.3]
+    assert (inferred["verdict"] == "ode") is (inferred["upper"] <= 0.05)
+    for row in audited["rows"]:
+        assert row["safe"] is (row["upper"] <= 0.05)
+    assert "allowed: 30 %" in own["sentence"]
+
 
 def test_a_certified_run_is_made_longer(capsys: pytest.CaptureFixture[str]) -> None:
     """The longer training ends with another certificate."""

@@ -58,7 +58,7 @@ SPELLINGS = {
     "use_step_adaptation": "use_step_adaption_algo",
 }
 OTHER_OPTIONS = re.compile(
-    "absolute|all|data|decision|dry_run|help|ignore_index|json|look|margins?|max_step|methods|"
+    "absolute|all|data|decision|dry_run|help|ignore_index|json|look|loss|margins?|max_step|methods|"
     "dimensions|metric|open|nproc_per_node|nthreads|"
     "options_file|population|samples?|scale|scheduler|seeds?|tolerance|breaks|call|draws|jobs|"
     "before|again|workers|ntasks|"

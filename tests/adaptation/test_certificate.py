@@ -10,7 +10,8 @@ import pytest
 
 from trueode.adaptation import Certificate, Certifier
 from trueode.adaptation.certificate import ATTEMPTS
-from trueode.evaluation import Flips, Status, clopper_pearson, level_of, samples_for
+from trueode.evaluation import Flips, Status, clopper_pearson, get_task, level_of, samples_for
+from trueode.evaluation.likelihood import Likelihood
 from trueode.solvers import FixedStep
 
 RK4 = FixedStep("rk4", n_steps=5)
@@ -94,6 +95,31 @@ def test_too_few_inputs_are_refused_with_the_number_that_is_needed(fidelity: flo
     )
     assert f"at least {needed} inputs" in refused.sentence
     assert f"there are {needed - 1}" in refused.sentence
+
+
+@pytest.mark.parametrize("attempt", [1, ATTEMPTS])
+@pytest.mark.parametrize("fidelity", [0.002, 0.01, 0.2])
+@pytest.mark.parametrize("name", ["classification", "regression", "timeseries", "density"])
+def test_an_attempt_needs_the_fewest_inputs_with_which_it_can_pass(
+    name: str, fidelity: float, attempt: int
+) -> None:
+    """With one input less, not even an exact solver passes."""
+    task = get_task(name)
+
+    def exact(n: int) -> Flips:
+        same = Likelihood(n, *[0.0] * 8, bit=1.0, absolute=0.0) if name == "density" else None
+        return Flips(n, likelihood=same)
+
+    def certifier() -> Certifier:
+        made = Certifier(fidelity, task=task)
+        for _ in range(attempt - 1):
+            assert made.judge(Flips(1000, blown_up=900), RK4) is None
+        return made
+
+    needed = certifier().needed
+    for n, passes in ((needed - 1, False), (needed, True)):
+        assert (certifier().refuse(n) is None) is passes
+        assert (certifier().judge(exact(n), RK4) is not None) is passes
 
 
 def test_constant_outputs_are_not_certified() -> None:

@@ -26,7 +26,7 @@ from trueode.adaptation import (
 from trueode.adaptation.certificate import ATTEMPTS
 from trueode.catalog import METHODS
 from trueode.errors import UsageError
-from trueode.evaluation import Flips, Status
+from trueode.evaluation import Flips, Status, get_task
 from trueode.solvers import Adaptive, FixedStep, Solver
 
 FIDELITY = 0.01
@@ -424,7 +424,7 @@ def test_a_step_size_is_refused() -> None:
 class Made:
     """An inspection with given numbers of flips."""
 
-    source = "made up"
+    source, task = "made up", get_task("classification")
 
     def __init__(self, *flips: int, n: int = 1000) -> None:
         self.flips, self.n = list(flips), n

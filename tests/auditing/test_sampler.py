@@ -206,3 +206,10 @@ def test_rows_of_other_tasks_have_no_distances() -> None:
     found = audit(sampler(MATRIX, FixedStep("rk4", n_steps=4)), (x, x), methods=())
     row: Row = found.rows[0]
     assert (row.change != row.change, row.sliced != row.sliced) == (True, True)
+
+
+def test_nothing_is_drawn_where_nothing_can_be_compared(found: Audit) -> None:
+    """A single sample has no spread."""
+    model = sampler(MATRIX, FixedStep("euler", n_steps=4))
+    assert audit(model, X[:1], task="sampler", methods=FIXED).figures() == {}
+    assert set(found.figures()) == {"swap", "order", "cost"}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import trueode
 from trueode.cli.audit import make_parser
 from trueode.cli.main import main
 
@@ -163,6 +164,20 @@ def test_objects_as_they_are(module: str, capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(Path("there/audit.json").read_text())
     assert (found["n"], len(found["rows"])) == (400, 1)
     assert not Path("experiments").exists()
+
+
+def test_the_gradient_of_a_loss_is_that_of_the_call(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(module, "def loss(outputs, y): return nn.functional.cross_entropy(outputs, y)")
+    sys.path.insert(0, ".")
+    made = importlib.import_module(module)
+    expected = trueode.audit(made.coarse(), made.tensors(), methods=(), loss=made.loss).gradient
+    words = f"{module}:coarse --data {module}:tensors --methods '' --loss {module}:loss"
+    code, out, err = audit(f"{words} --output_dir there", capsys)
+    assert code == 3, err
+    assert json.loads(Path("there/audit.json").read_text())["gradient"] == vars(expected)
+    assert f"* {expected}" in out.splitlines()
 
 
 def test_call_metric_and_task(module: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,6 +408,26 @@ def test_wrong_requests(
             "def mean(outputs, y): return outputs.mean()",
             "model --data {0}:loader --metric {0}:mean",
             "a value for each",
+        ),
+        (
+            "def bad(outputs, y): return outputs @ y",
+            "model --data {0}:loader --loss {0}:bad",
+            "loss=… failed",
+        ),
+        (
+            "def rows(outputs, y): return outputs.sum(1)",
+            "model --data {0}:loader --loss {0}:rows",
+            "a number that depends on the outputs",
+        ),
+        (
+            "def inputs(): return tensors()[0]\ndef loss(outputs, y): return outputs.mean()",
+            "model --data {0}:inputs --task classification --loss {0}:loss",
+            "needs targets",
+        ),
+        (
+            "",
+            "model --data {0}:loader --loss {0}:nothing",
+            "--loss: {0} has no nothing",
         ),
         (
             "def floats():\n    x, y = tensors()\n    return x, y + 0.5",

@@ -212,6 +212,15 @@ def test_a_density_is_certified() -> None:
     assert answer.solver.n_steps > 2  # type: ignore[union-attr]
 
 
+def test_a_density_is_certified_on_as_many_inputs_as_its_mean_needs() -> None:
+    task = get_task("density").fitted((2,), 0.01)
+    for n, certified in ((99, False), (100, True)):
+        inspection = ModelInspection(density(SHRINK, RK4), lambda attempt, n=n: points(n), task)
+        answer = FidelityRule(RK4, 0.01, target=task.target).certify(inspection)
+        assert isinstance(answer, Certificate)
+        assert answer.certified is certified
+
+
 @pytest.mark.parametrize(("mean", "coarser"), [(-0.03, False), (0.03, False), (None, True)])
 def test_no_coarser_solver_follows_a_failed_attempt(mean: float | None, coarser: bool) -> None:
     attempts = [] if mean is None else [decide(likelihood(mean))]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trueode.evaluation import Answer, Decision, Flips, Performance, decide, sentence
+from trueode.evaluation import Answer, Decision, Flips, Performance, Status, decide, sentence
+from trueode.evaluation.decision import MARGIN
 from trueode.evaluation.trajectory import Trajectory
 
 MANY = decide(Flips(1000, 300))
@@ -48,6 +49,14 @@ def test_what_else_is_said() -> None:
     assert "between 1.0 % and 20.0 %" in said(MANY, lower=0.01, upper=0.2)
     assert "ceases to exist for 40 of 1000" in said(decide(Flips(1000, 3, 40)))
     assert decide(Flips(100)).reason in said(decide(Flips(100)))
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.05])
+@pytest.mark.parametrize("counts", [Flips(1000, k) for k in (1, 10, 30, 300)])
+def test_another_margin_than_the_usual_one_is_told(counts: Flips, margin: float) -> None:
+    found = decide(counts, margin)
+    told = margin != MARGIN or found.status is Status.INCONCLUSIVE
+    assert said(found).count("allowed: ") == told
 
 
 @pytest.mark.parametrize(

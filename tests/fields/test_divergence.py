@@ -15,6 +15,7 @@ from tests.problems import TanhField, states
 from trueode.catalog import ACTIVATIONS
 from trueode.errors import UsageError
 from trueode.fields import ConvField, DenseField, Divergence, SequentialField
+from trueode.solvers import FixedStep, solve
 from trueode.solvers.stack import stack_field, with_divergence
 
 TIME = torch.tensor(0.3, dtype=torch.float64)
@@ -142,6 +143,53 @@ def test_the_estimate_has_the_trace_as_its_mean() -> None:
     ]
     torch.testing.assert_close(torch.stack(found).mean(0), by_jacobian(field, TIME, z))
     assert torch.stack(found)[:, :, -1].std(0).min() > 0
+
+
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "vmap": torch.func.vmap,
+    "grad": lambda f: torch.func.grad(lambda z: f(z).cos().sum()),
+    "vmap of grad": lambda f: torch.func.vmap(torch.func.grad(lambda z: f(z).cos().sum())),
+    "jacrev": torch.func.jacrev,
+    "jacfwd": torch.func.jacfwd,
+}
+
+
+def plain(name: str, f: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """What a transform computes, by a loop and by autograd."""
+    if name == "vmap":
+        return torch.stack([f(z) for z in states])
+    if name.startswith("jac"):
+        found: Tensor = torch.autograd.functional.jacobian(f, states[0])
+        return found
+    rows = []
+    for z in states if name == "vmap of grad" else states[:1]:
+        z = z.clone().requires_grad_()
+        rows += torch.autograd.grad(f(z).cos().sum(), z)
+    return torch.stack(rows) if name == "vmap of grad" else rows[0]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # torch's own, in forward mode
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize(
+    "kind", [("layers", layers(1), states(4, 3)), *other_kinds()], ids=lambda kind: kind[0]
+)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_transforms_of_a_solve_give_what_loops_and_autograd_give(
+    noisy: bool, kind: Any, name: str
+) -> None:
+    _, field, z = kind
+    noise = states(*augmented(z).shape, seed=5)[:, 1:].sign() if noisy else None
+    traced, solver = Divergence(field, z.shape[1:], noise), FixedStep("midpoint", n_steps=2)
+
+    def flow(state: Tensor) -> Tensor:
+        return solve(traced, state, solver=solver).z
+
+    starts = torch.stack([augmented(z), augmented(0.5 * z.flip(0))])
+    expected = plain(name, flow, starts)
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            found = TRANSFORMS[name](flow)(starts if "vmap" in name else starts[0])
+        torch.testing.assert_close(found, expected)
 
 
 def test_other_shapes_are_refused() -> None:

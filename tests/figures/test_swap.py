@@ -77,3 +77,21 @@ def test_mse_is_not_turned_into_per_cent():
 def test_no_tick_above_100_per_cent():
     upper, _ = figures.solver_swap([row | {"metric": 1.0} for row in rows()]).axes
     assert max(upper.get_yticks()) <= 100
+
+
+@pytest.mark.parametrize("kind", ["fixed", "adaptive"])
+def test_labels_of_samplers_fit_into_the_figure(kind):
+    """However small the errors are."""
+    made = rows(kind=kind)
+    for row, error in zip(made, np.geomspace(0.3, 2e-6, len(made)), strict=True):
+        row |= {"sliced": error, "output_error": error}
+    figure = figures.solver_swap(made, exact=0.03)
+    figure.canvas.draw()
+    whole = figure.bbox
+    for axes in figure.axes:
+        texts = [axes.xaxis.label, axes.yaxis.label, axes.title]
+        for box in (text.get_window_extent() for text in texts if text.get_text()):
+            assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+            assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+        words = " ".join(text.get_text() for text in texts)
+        assert not any(word in words for word in ("model", "accuracy", "prediction", "metric"))

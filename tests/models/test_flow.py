@@ -215,3 +215,17 @@ def test_bad_requests_are_refused() -> None:
         curved(trace="stochastic")
     with pytest.raises(UsageError, match=r"\('n', 1, 2\).*\(4, 2\)"):
         curved()(states())
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_log_densities_and_scores_under_vmap(trace: str) -> None:
+    model, x = curved(trace=trace), states(5, 2)[:, None].requires_grad_()
+
+    def single(z: Tensor) -> Tensor:
+        return model.log_prob(z[None], FixedStep("rk4", n_steps=3))[0]
+
+    expected = model.log_prob(x, FixedStep("rk4", n_steps=3))
+    (score,) = torch.autograd.grad(expected.sum(), x)
+    x = x.detach()
+    torch.testing.assert_close(torch.func.vmap(single)(x), expected.detach())
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(single))(x), score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trueode.evaluation import Decision, Flips, Status, decide, level_of, samples_for
+from trueode.evaluation import Decision, Flips, Status, Task, decide, get_task, level_of
 from trueode.solvers import Solver
 
 ATTEMPTS = 4
@@ -66,14 +66,21 @@ class Certifier:
         fidelity: the share of predictions that may change.
         attempts: the decisions of earlier attempts.
         source: the origin of the inputs, in words.
+        task: the task of the model, on which the number of inputs that are needed depends; None:
+            classification.
     """
 
     def __init__(
-        self, fidelity: float, attempts: tuple[Decision, ...] = (), source: str = ""
+        self,
+        fidelity: float,
+        attempts: tuple[Decision, ...] = (),
+        source: str = "",
+        task: Task | None = None,
     ) -> None:
         self.fidelity = fidelity
         self.attempts = attempts
         self.source = source
+        self.task = get_task("classification") if task is None else task
 
     @property
     def number(self) -> int:
@@ -83,7 +90,7 @@ class Certifier:
     @property
     def needed(self) -> int:
         """The least number of inputs with which the next attempt can pass."""
-        return samples_for(self.fidelity, 1 - level_of(self.number))
+        return self.task.fewest(self.fidelity, level_of(self.number))
 
     def refuse(self, n: int) -> Certificate | None:
         """The answer if there are too few inputs to pass, else None."""

@@ -316,7 +316,7 @@ class FidelityRule:
             A certificate, or the solver to train on with before the next attempt.
         """
         state = self._state
-        certifier = Certifier(self._fidelity, state.attempts, inspection.source)
+        certifier = Certifier(self._fidelity, state.attempts, inspection.source, inspection.task)
         n = inspection.size(certifier.number)
         answer = certifier.refuse(n) or certifier.judge(
             inspection.count(state.solver, certifier.number), state.solver

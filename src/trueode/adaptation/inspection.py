@@ -51,7 +51,7 @@ class ModelInspection:
         source: str = "",
         ranks: Ranks = ALONE,
     ) -> None:
-        self._model, self._inputs, self._task, self._ranks = model, inputs, task, ranks
+        self._model, self._inputs, self.task, self._ranks = model, inputs, task, ranks
         self._batch_size, self.source = batch_size, source
         self._known: tuple[int, Samples] | None = None
         self.evaluations = 0.0
@@ -69,7 +69,7 @@ class ModelInspection:
             reduce, self._model.reduce = self._model.reduce, None
             try:
                 runnable = ModelOnSamples(
-                    self._model, self._of(attempt), self._task, solver, self._batch_size
+                    self._model, self._of(attempt), self.task, solver, self._batch_size
                 )
                 own = runnable.run()
                 found = count_flips(runnable, None, own, exact_flow(runnable, own))
@@ -87,7 +87,7 @@ class ModelInspection:
         known, *mean = facts[8:].tolist()
         return Flips(
             n, flips, blown_up, unresolved, rounding, share, bool(constant), evaluations, trouble,
-            likelihood=Likelihood(round(known), *mean) if self._task.name == "density" else None,
+            likelihood=Likelihood(round(known), *mean) if self.task.name == "density" else None,
         )  # fmt: skip
 
     def _of(self, attempt: int) -> Samples:

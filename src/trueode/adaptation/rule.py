@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trueode.adaptation.certificate import Certificate
-from trueode.evaluation import Flips
+from trueode.evaluation import Flips, Task
 from trueode.solvers import Solver
 
 
@@ -101,9 +101,11 @@ class Inspection(Protocol):
 
     Attributes:
         source: the origin of the inputs, in words.
+        task: the task of the model.
     """
 
     source: str
+    task: Task
 
     def size(self, attempt: int) -> int:
         """The number of inputs for an attempt; attempts are counted from 1."""

@@ -10,9 +10,8 @@ from torch import Tensor
 from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.report import Audit
 from trueode.evaluation.decision import LEVEL, Status
-from trueode.evaluation.likelihood import FEWEST
 from trueode.evaluation.runnable import Runnable
-from trueode.evaluation.statistics import percent, samples_for
+from trueode.evaluation.statistics import percent
 from trueode.evaluation.wording import evaluations, shown
 
 
@@ -76,11 +75,7 @@ def notes_on(judged: Audit, runnable: Runnable) -> list[str]:
             f"the training solver takes {row.nfe:.4g}"
         )
     elif len(judged.rows) > 1:
-        needed = (
-            samples_for(judged.decision.margin, 1 - (judged.decision.level or LEVEL))
-            if counts.mean is None
-            else FEWEST
-        )
+        needed = runnable.task.fewest(judged.decision.margin, judged.decision.level or LEVEL)
         found.append(
             f"no solver can be shown to be safe on {counts.n} samples: {needed} are needed"
             if counts.n < needed and judged.decision.level

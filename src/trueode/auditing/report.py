@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,11 +260,12 @@ class Audit:
 
     def figures(self) -> dict[str, Any]:
         """Draw the figures ``swap``, ``order``, ``cost`` and, for two-dimensional states,
-        ``trajectories``.
+        ``trajectories``; none if there is nothing to compare.
         """
         from trueode import figures
 
-        if not self.rows:
+        sampler = self.task == "sampler"
+        if not any(isfinite(row.sliced) or not sampler for row in self.rows):
             return {}
         rows = [row.to_dict() for row in self.rows]
         found = self.decision.counts.discrepancy

@@ -42,6 +42,11 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     )
     add("--metric", metavar="MODULE:NAME", help="function (outputs, y) -> a value for each sample")
     add(
+        "--loss",
+        metavar="MODULE:NAME",
+        help="function (outputs, y) -> the loss of a batch, whose gradient is compared",
+    )
+    add(
         "--split",
         choices=("test", "train"),
         default="test",
@@ -51,10 +56,9 @@ def make_parser(prog: str, formatter: Any = argparse.HelpFormatter) -> argparse.
     add(
         "--margin",
         type=share,
-        default=0.01,
         metavar="SHARE",
         help="share of predictions that may change; for densities, bits per dimension (default: "
-        "0.01)",
+        "0.01; of a run with the fidelity rule, its --fidelity)",
     )
     add(
         "--samples",

@@ -73,7 +73,7 @@ def write_pages(path: Path, data_dir: str | None = None) -> list[Path]:
         from trueode.runs import RunDirectory
 
         return [runs.write_page(RunDirectory(named), data_dir=data_dir)]
-    if data_dir is not None:
+    if data_dir is not None and path.exists():
         raise UsageError(f"--data_dir is only for runs, and {path} is none.")
     if (path / "audit.json").is_file():
         from trueode.auditing import page as audits

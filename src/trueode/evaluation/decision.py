@@ -9,8 +9,8 @@ from typing import Any
 
 from trueode.errors import UsageError
 from trueode.evaluation.flips import Flips
-from trueode.evaluation.likelihood import FEWEST, Paired
-from trueode.evaluation.statistics import clopper_pearson, percent, samples_for
+from trueode.evaluation.likelihood import Paired
+from trueode.evaluation.statistics import FEWEST, clopper_pearson, percent, samples_for
 
 LEVEL = 0.05
 MARGIN = 0.01

@@ -11,10 +11,10 @@ from torch import Tensor
 from trueode.evaluation.decision import LEVEL, MARGIN, Status, decide
 from trueode.evaluation.flips import Flips
 from trueode.evaluation.flow import ExactFlow
-from trueode.evaluation.likelihood import FEWEST, Likelihood
+from trueode.evaluation.likelihood import Likelihood
 from trueode.evaluation.metrics import Evaluation
 from trueode.evaluation.runnable import Runnable
-from trueode.evaluation.statistics import mean_bounds, share_difference
+from trueode.evaluation.statistics import FEWEST, mean_bounds, share_difference
 
 RELATIVE = 0.1  # the allowed change of a mean squared error, relative to it
 

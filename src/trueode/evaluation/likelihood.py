@@ -11,13 +11,13 @@ from torch import Tensor
 
 from trueode.evaluation.density import Density
 from trueode.evaluation.statistics import (
+    FEWEST,
     mean_deviation,
     rough_percent,
     t_bounds,
     t_quantile,
 )
 
-FEWEST = 100  # samples that a t-interval needs
 DIRECTIONS = 128  # of the projections in a sliced distance
 
 

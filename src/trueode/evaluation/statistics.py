@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import fsum, log, nan, sqrt
 
+FEWEST = 100  # values that a t-interval needs
+
 
 def clopper_pearson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """One-sided exact bounds of the probability of an event seen ``count`` times among ``n``.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trueode.data import Batch
 from trueode.errors import UsageError, calling
+from trueode.evaluation.statistics import FEWEST, samples_for
 from trueode.solvers import Solution, Solver
 from trueode.solvers.control import Reduce
 
@@ -148,6 +149,16 @@ class Task(ABC):
     @abstractmethod
     def target(self, fidelity: float) -> float:
         """The `difference` that corresponds to a share of flips."""
+
+    def fewest(self, margin: float, level: float) -> int:
+        """The least number of samples with which `decide` can answer ``ode``.
+
+        Args:
+            margin: as in `decide`.
+            level: likewise.
+        """
+        # without targets, a mean decides
+        return samples_for(margin, 1 - level) if self.needs_targets else FEWEST
 
     def flipped(self, own: Tensor, reference: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Which predictions differ from ``reference``; outputs that are not finite always differ.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from trueode.evaluation.decision import Decision, Status
+from trueode.evaluation.decision import MARGIN, Decision, Status
 from trueode.evaluation.gain import Answer, Performance
 from trueode.evaluation.likelihood import Likelihood
-from trueode.evaluation.statistics import percent
+from trueode.evaluation.statistics import percent, rough_percent
 
 if TYPE_CHECKING:
     from trueode.evaluation.solver_table import Row
@@ -29,7 +29,7 @@ def shown(metric_name: str, value: float) -> str:
 def sentence(
     decision: Decision, performance: Performance, solver: Any, what: str = "{}", advice: str = ""
 ) -> str:
-    """The verdict in one sentence.
+    """The verdict in one sentence, with its margin if that is not the usual one.
 
     Args:
         decision: the decision on the predictions.
@@ -47,7 +47,7 @@ def sentence(
             else ""
         )
         head = f"{what.format(spoken(name))} {shown(name, performance.own)} with {solver}{exact}: "
-    return head + _verdict(decision, performance, advice)
+    return head + _verdict(decision, performance, advice) + _allowed(decision)
 
 
 def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
@@ -88,6 +88,16 @@ def _verdict(decision: Decision, performance: Performance, advice: str) -> str:
         f"the predictions of this model depend on its solver ({changed}); whether its {what} does "
         f"is undecided{known}"
     )
+
+
+def _allowed(decision: Decision) -> str:
+    counts = decision.counts
+    told = decision.status is Status.INCONCLUSIVE  # by its reason
+    if told or counts.trajectory is not None or decision.margin == MARGIN:
+        return ""
+    mean = counts.mean
+    limit = rough_percent(decision.margin) if mean is None else mean.told(decision.margin)
+    return f"; allowed: {limit}"
 
 
 def _density(decision: Decision, found: Likelihood, advice: str) -> str:

@@ -17,11 +17,14 @@ from trueode.auditing.frameworks import is_model
 from trueode.build import build_data
 from trueode.console import open_console, print_answer
 from trueode.errors import RunNotFoundError, UsageError, calling, nearest, told
+from trueode.evaluation.decision import MARGIN
 from trueode.evaluation.wording import evaluations
+from trueode.experiment.closing import margin_of
 from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.runs import RunDirectory
 
-FUNCTIONS = ("call", "metric", "decision", "sample")  # arguments of `audit` given as module:name
+DETERMINED = ("call", "metric")  # arguments of `audit` that a run determines
+FUNCTIONS = (*DETERMINED, "decision", "sample", "loss")  # arguments given as module:name
 
 
 def audit_target(
@@ -54,28 +57,30 @@ def audit_target(
         report: whether to write ``report.html`` as well.
         use_gpu: whether to move the model to a GPU; its samples follow, batch by batch.
         gpu_ids: the number of the GPU.
-        how: arguments of `audit`, with functions as ``module:name``.
+        how: arguments of `audit`, with functions as ``module:name``; ``margin`` None: for runs,
+            that of the certificate.
 
     Raises:
         TrueodeError: the model or the data cannot be audited.
     """
     console = open_console(stderr=as_json)
     device = gpus.one(use_gpu, gpu_ids, "an audit")
+    margin = MARGIN
     if Path(target).is_dir() or ":" not in target:
         own = {
             "data": data,
-            **{name: how[name] for name in FUNCTIONS},
+            **{name: how[name] for name in DETERMINED},
             "task": None if how["task"] == "auto" else how["task"],
         }
         for name, value in own.items():
-            if value and name not in ("decision", "sample"):
+            if value:
                 raise UsageError(
                     f"--{name} is only for models given as module:name; the run {target} "
                     "determines it."
                 )
         folder = Path(output_dir) if output_dir else Path(target) / "audit"
         _refuse(folder, overwrite)
-        model, samples_of, how["task"] = _of_run(Path(target), data_dir, split, console)
+        model, samples_of, how["task"], margin = _of_run(Path(target), data_dir, split, console)
     else:
         if data_dir is not None or split != "test":
             flag = "--split" if data_dir is None else "--data_dir"
@@ -104,6 +109,7 @@ def audit_target(
     with console.status("audit") as status:
         functions = {name: _named(how.pop(name), f"--{name}") for name in FUNCTIONS if how[name]}
         how |= {**dict.fromkeys(FUNCTIONS), **functions, "held_out": split == "test"}
+        how["margin"] = margin if how["margin"] is None else how["margin"]
         found = audit(
             model, samples_of, progress=lambda text: status.update(f"audit: {text}"), **how
         )
@@ -147,8 +153,8 @@ def _show(found: Audit, console: Console, everything: bool) -> None:
 
 def _of_run(
     path: Path, data_dir: str | None, split: str, console: Console
-) -> tuple[nn.Module, Any, str]:
-    """The model of a run, its data and its task."""
+) -> tuple[nn.Module, Any, str, float]:
+    """The model of a run, its data, its task and the margin at which it was judged."""
     if not path.is_dir():
         raise RunNotFoundError(
             f"There is no directory {path}. Give the directory of a run, or a model as module:name."
@@ -160,7 +166,8 @@ def _of_run(
     model, shape, _ = open_run(options, directory, console)
     dataset = build_data(options)
     refuse_other_data(shape, dataset)
-    return model.eval(), dataset.train if split == "train" else dataset.test, shape.task
+    samples = dataset.train if split == "train" else dataset.test
+    return model.eval(), samples, shape.task, margin_of(options)
 
 
 def _made(name: str, what: str) -> Any:

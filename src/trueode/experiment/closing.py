@@ -27,6 +27,7 @@ from trueode.evaluation import (
     phase_portrait,
     series_portrait,
 )
+from trueode.evaluation.decision import MARGIN
 from trueode.evaluation.flow import least_cost
 from trueode.evaluation.solver_table import to_rich
 from trueode.models import ContinuousFlow, NeuralODE
@@ -40,6 +41,11 @@ def where(options: Options, directory: RunDirectory) -> str:
     usual = options.output_dir == Options.model_fields["output_dir"].default
     place = "" if usual else f" --output_dir {shlex.quote(options.output_dir)}"
     return f"--name {shlex.quote(directory.name)}{place}"
+
+
+def margin_of(options: Options) -> float:
+    """The margin at which a run is judged: that of its certificate, if it ends with one."""
+    return options.fidelity if options.certifies else MARGIN
 
 
 SAMPLES = 1000
@@ -63,7 +69,8 @@ def judge(
     of the run's field ``evaluations``, and at least 50 Gflop. It is not measured in seconds, so
     equal runs have equal verdicts.
     """
-    task, solver = get_task(shape.task).fitted(shape.sample), model.solver
+    margin = margin_of(options)
+    task, solver = get_task(shape.task).fitted(shape.sample, margin), model.solver
     runnable = ModelOnSamples(model, split, task, solver, held_out=what == "test")
     channels = getattr(model.upstream, "out_channels", shape.sample[0])
     flops: float = model.field.flops((channels, *shape.sample[1:]))  # type: ignore[attr-defined]
@@ -77,7 +84,7 @@ def judge(
         judged = runnable.first(n)
         own = own if n == own.n else judged.run()
         name = f"{what} {{}}" + ("" if n == runnable.n else f" of the first {n} samples")
-        found = audit(judged, own, budget=budget, what=name, progress=status.update)
+        found = audit(judged, own, margin=margin, budget=budget, what=name, progress=status.update)
     asked = found.decision
     if asked.status is Status.INCONCLUSIVE and (
         asked.counts.unresolved or n < min(SAMPLES, runnable.n)

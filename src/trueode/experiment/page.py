@@ -15,6 +15,7 @@ from trueode.build import build_data
 from trueode.console import open_console
 from trueode.errors import TrueodeError
 from trueode.evaluation import ModelOnSamples, get_task
+from trueode.experiment.closing import margin_of
 from trueode.experiment.saved import open_run, read_stored, refuse_other_data
 from trueode.options import Options, dump_yaml
 from trueode.precision import ieee
@@ -112,7 +113,8 @@ def _again(
     model, shape, _ = open_run(options, directory, open_console(stderr=True))
     dataset = build_data(options)
     refuse_other_data(shape, dataset)
-    task = get_task(shape.task).fitted(shape.sample)
+    margin = margin_of(options)
+    task = get_task(shape.task).fitted(shape.sample, margin)
     runnable = ModelOnSamples(model.eval(), dataset.test, task, model.solver).first(values["n"])
     with spared(model, runnable.n, shape.sample):
         few = runnable.first(TIMED)
@@ -123,4 +125,5 @@ def _again(
         spent = values.get("evaluations") or USUAL * runnable.n
         share = min(1.0, SECONDS / (pace * (spent + own * runnable.n)))
         runnable = runnable.first(max(1, int(runnable.n * share)))
-        return audit(runnable, runnable.run(), budget=1.01 * share * spent), dataset.classes
+        found = audit(runnable, runnable.run(), margin=margin, budget=1.01 * share * spent)
+        return found, dataset.classes

@@ -186,7 +186,8 @@ def _announce(
         dump_yaml(options.model_copy(update={"resume": False, "overwrite": False})),
     )
     directory.start(facts)
-    hopeless = None if unseen is None else Certifier(options.fidelity).refuse(unseen.size)
+    certifier = Certifier(options.fidelity, task=trainer.task)
+    hopeless = None if unseen is None else certifier.refuse(unseen.size)
     if hopeless is not None:
         console.print(
             f"note: the run will end with: {hopeless.sentence}. A larger --held_out keeps more "

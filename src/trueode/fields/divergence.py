@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -101,25 +102,36 @@ class Divergence(nn.Module):
 
     def _products(self, t: Any, z: Tensor) -> tuple[Tensor, Tensor]:
         """f ``(n, d)`` and its trace ``(n,)``, by derivatives in reverse mode."""
+        if torch._C._are_functorch_transforms_active():  # autograd.grad is not allowed there
+            value, pull, *_ = torch.func.vjp(partial(self._value, t), z)
+            rows = ((pull(way)[0] * way).sum(1) for way in self._ways(z))
+            return value, sum(rows, torch.zeros_like(z[:, 0]))
         recorded = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             if not (recorded and z.requires_grad):
                 z = z.detach().clone().requires_grad_()
             if isinstance(t, Tensor):
                 t = t.clone() if t.is_inference() else t
-                t = t.view(-1, *[1] * len(self.shape)) if t.dim() else t
-            value = self.field(t, z.view(-1, *self.shape)).flatten(1)
-            ways = [self.noise.to(z)] if self.noise is not None else _unit_vectors(z)
+            value = self._value(t, z)
             trace = torch.zeros_like(z[:, 0])
-            for way in ways if value.requires_grad else ():
+            for way in self._ways(z) if value.requires_grad else ():
                 (row,) = torch.autograd.grad(
                     value, z, way, create_graph=recorded, retain_graph=True, materialize_grads=True
                 )
                 trace = trace + (row * way).sum(1)
         return (value, trace) if recorded else (value.detach(), trace.detach())
 
+    def _value(self, t: Any, z: Tensor) -> Tensor:
+        """f ``(n, d)``."""
+        if isinstance(t, Tensor) and t.dim():
+            t = t.view(-1, *[1] * len(self.shape))
+        value: Tensor = self.field(t, z.reshape(-1, *self.shape)).flatten(1)
+        return value
 
-def _unit_vectors(z: Tensor) -> Tensor:
-    """``(d, n, d)``."""
-    d = z.shape[1]
-    return torch.eye(d, dtype=z.dtype, device=z.device)[:, None].expand(d, len(z), d)
+    def _ways(self, z: Tensor) -> Sequence[Tensor]:
+        """What the Jacobian is multiplied with: the noise, or unit vectors."""
+        if self.noise is not None:
+            return [self.noise.to(z)]
+        d = z.shape[1]
+        unit = torch.eye(d, dtype=z.dtype, device=z.device)
+        return unit[:, None].expand(d, len(z), d).unbind()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
@@ -136,8 +137,8 @@ def _shown(rows: Sequence[Row], name: str, exact: bool) -> _Shown:
     """What to show of these rows."""
     if any(np.isfinite(_number(row, "sliced")) for row in rows):
         return _Shown(
-            "sliced", "sliced distance\n(% of the spread)", 100.0,
-            "output_error", "error\n(% of the spread)", 100.0, "two exact sets",
+            "sliced", "sliced distance (% of the spread)", 100.0,
+            "output_error", "error (%)", 100.0, "two exact sets",
         )  # fmt: skip
     above = ("metric", *(("accuracy (%)", 100.0) if name == "accuracy" else (name, 1.0)))
     if any(np.isfinite(_number(row, "change")) for row in rows):
@@ -169,7 +170,7 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, scale: float) -> None:
 
 
 def _point_out(axes: Axes, row: Row, training: object, shown: _Shown) -> None:
-    """The training point: dark, larger, with its name above."""
+    """The training point: dark, larger, with its name above, or where the curve leaves room."""
     x, y = _fineness(row), _number(row, shown.above) * shown.above_scale
     if not np.isfinite(y):
         return
@@ -192,6 +193,9 @@ def _point_out(axes: Axes, row: Row, training: object, shown: _Shown) -> None:
     low, high = axes.get_ylim()
     # an accuracy rises from there, an error falls
     below = y < low + 0.35 * (high - low) and shown.above == "metric"
+    if shown.above == "sliced":  # the curves fall past it
+        below = place > 0.45
+        align, shift = ("right", 6) if below else ("left", -6)
     axes.annotate(
         f"{'its own solver, ' if shown.above == 'sliced' else 'trained with '}{training}"
         if training
@@ -203,6 +207,7 @@ def _point_out(axes: Axes, row: Row, training: object, shown: _Shown) -> None:
         va="top" if below else "bottom",
         fontsize=9,
         fontweight="bold",
+        path_effects=[withStroke(linewidth=3, foreground="white")],  # curves may pass behind it
     )
 
 
