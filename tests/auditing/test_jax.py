@@ -346,6 +346,21 @@ def test_an_accelerator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         audit(turning, PAIR, methods=())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_data_in_half_precision_are_those_that_jax_computes_with(dtype: str) -> None:
+    x, y = (part[:200] for part in data())
+
+    def call(model: Any, batch: Any) -> Any:
+        if batch[0].dtype != jnp.float64:
+            assert batch[0].dtype == dtype
+        return jax.vmap(model)(batch[0].astype(jnp.promote_types(batch[0].dtype, "float32")))
+
+    half = x.astype(dtype)
+    found = audit(model(COARSE), (half, y), call=call, methods=())
+    expected = audit(model(COARSE), (half.astype("float32"), y), call=vmapped, methods=())
+    assert found.decision.counts == expected.decision.counts
+
+
 def test_data_in_double_precision_are_those_that_jax_computes_with() -> None:
     found = audit(turning, (X.astype("f8"), PAIR[1]), methods=())
     assert found.own.outputs.dtype == torch.float32
