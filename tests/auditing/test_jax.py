@@ -325,6 +325,14 @@ def test_bad_input_is_told_with_cause_and_remedy(what: str) -> None:
         audit(of_jax(), given(), methods=())
 
 
+def test_a_gradient_of_a_loss_is_refused_before_anything_is_solved() -> None:
+    def call(model: Any, batch: Any) -> Any:
+        raise AssertionError
+
+    with pytest.raises(UsageError, match="JAX"):
+        audit(model(COARSE), data(), call=call, methods=(), loss=lambda outputs, y: outputs.sum())
+
+
 @pytest.mark.usefixtures("_untouched")
 def test_solves_that_raise_or_fail() -> None:
     def few(x: Any, throw: bool) -> Any:
