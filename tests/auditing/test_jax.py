@@ -325,6 +325,14 @@ def test_bad_input_is_told_with_cause_and_remedy(what: str) -> None:
         audit(of_jax(), given(), methods=())
 
 
+def test_a_gradient_of_a_loss_is_refused_before_anything_is_solved() -> None:
+    def call(model: Any, batch: Any) -> Any:
+        raise AssertionError
+
+    with pytest.raises(UsageError, match="JAX"):
+        audit(model(COARSE), data(), call=call, methods=(), loss=lambda outputs, y: outputs.sum())
+
+
 @pytest.mark.usefixtures("_untouched")
 def test_solves_that_raise_or_fail() -> None:
     def few(x: Any, throw: bool) -> Any:
@@ -344,6 +352,21 @@ def test_an_accelerator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     with pytest.raises(UsageError, match="JAX_PLATFORMS=cpu"):
         audit(turning, PAIR, methods=())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_data_in_half_precision_are_those_that_jax_computes_with(dtype: str) -> None:
+    x, y = (part[:200] for part in data())
+
+    def call(model: Any, batch: Any) -> Any:
+        if batch[0].dtype != jnp.float64:
+            assert batch[0].dtype == dtype
+        return jax.vmap(model)(batch[0].astype(jnp.promote_types(batch[0].dtype, "float32")))
+
+    half = x.astype(dtype)
+    found = audit(model(COARSE), (half, y), call=call, methods=())
+    expected = audit(model(COARSE), (half.astype("float32"), y), call=vmapped, methods=())
+    assert found.decision.counts == expected.decision.counts
 
 
 def test_data_in_double_precision_are_those_that_jax_computes_with() -> None:

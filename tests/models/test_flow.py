@@ -218,6 +218,16 @@ def test_bad_requests_are_refused() -> None:
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize(
+    "field", [lambda t, z: None, lambda t, z: z[:, :1], lambda t, z: z.sum(), lambda t, z: (z, z)]
+)
+def test_fields_that_return_no_derivative_are_refused(field: Any, trace: str) -> None:
+    model = ContinuousFlow(field, (2,), FixedStep("euler", n_steps=1), trace=trace)
+    with pytest.raises(UsageError, match=r"[Ff]ield.*\(3, 2\)"):
+        model(states(3, 2).squeeze())
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_log_densities_and_scores_under_vmap(trace: str) -> None:
     model, x = curved(trace=trace), states(5, 2)[:, None].requires_grad_()
 

@@ -34,6 +34,8 @@ def to_tensor(x: Any) -> Tensor:
 
 def to_array(x: Tensor) -> Any:
     """Copy a tensor to an array of JAX, in 64 bits only if JAX has these enabled."""
+    if x.dtype is torch.bfloat16:  # NumPy has no such numbers
+        return to_array(x.float()).astype("bfloat16")
     return sys.modules["jax"].device_put(x.detach().cpu().numpy().copy())
 
 

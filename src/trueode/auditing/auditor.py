@@ -13,7 +13,7 @@ from torch import Tensor
 from trueode.auditing.convergence import explore, find_safe, observed_orders
 from trueode.auditing.density import Sample, check_density
 from trueode.auditing.frameworks import Call
-from trueode.auditing.gradient import Loss, gradient_change
+from trueode.auditing.gradient import Loss, gradient_change, refuse_loss
 from trueode.auditing.model_under_test import ModelUnderTest, model_under_test
 from trueode.auditing.notes import notes_on
 from trueode.auditing.preconditions import Precondition, prepare
@@ -162,6 +162,8 @@ def audit(
         decision=decision, tolerance=tolerance, absolute=absolute, ignore_index=ignore_index,
         dimensions=dimensions, sample=sample, margin=margin,
     )  # fmt: skip
+    if loss is not None:
+        refuse_loss(tested)
     found = tested.forward.found
     was_training = any(
         module.training and type(module).__module__ not in ALIKE for module in found.every

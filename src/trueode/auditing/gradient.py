@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueode.auditing.frameworks import Jax
 from trueode.auditing.interception import recorded, replaced
 from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.problem import Solved
@@ -57,20 +58,33 @@ class GradientChange:
         )
 
 
+def refuse_loss(tested: ModelUnderTest) -> None:
+    """Refuse a model and samples for which no gradient of a loss can be compared.
+
+    Raises:
+        UsageError: the model is of JAX, or the samples have no targets.
+    """
+    if isinstance(tested.forward.framework, Jax):
+        raise UsageError(
+            "loss=… compares gradients of models of PyTorch only; this model is of JAX. Leave it "
+            "out."
+        )
+    if tested.y is None:
+        raise UsageError("loss=… needs targets: pass data (x, y).")
+
+
 def gradient_change(tested: ModelUnderTest, exact: ExactFlow, loss: Loss) -> GradientChange:
     """Compare the gradients of a loss under the training solver and under the exact flow.
 
     Args:
-        tested: the model and its samples, with targets.
+        tested: the model and its samples; see `refuse_loss`.
         exact: the exact flow.
         loss: the loss; over several batches, the mean over their samples.
 
     Raises:
-        UsageError: the samples have no targets, no parameter requires gradients, or the loss is not
-            a number that depends on the parameters.
+        UsageError: no parameter requires gradients, or the loss is not a number that depends on the
+            parameters.
     """
-    if tested.y is None:
-        raise UsageError("loss=… needs targets: pass data (x, y).")
     tolerance = FINE if exact.double else SINGLE
     own = _gradient(tested, loss, tested.solver)
     fine, coarse = (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trueode.errors import UsageError
 from trueode.layers import LayerStack
+from trueode.solvers.checked import fitted
 from trueode.solvers.problem import layers_of
 from trueode.solvers.recognition.hooks import is_unwatched
 from trueode.solvers.stack import stack_field, with_divergence
@@ -55,7 +56,8 @@ class Divergence(nn.Module):
             ``(n, d + 1)``.
 
         Raises:
-            UsageError: the state or the noise has another shape.
+            UsageError: the state or the noise has another shape, or f does not return a derivative
+                of its state.
         """
         d = prod(self.shape)
         if state.dim() != 2 or state.shape[1] != d + 1:
@@ -125,8 +127,8 @@ class Divergence(nn.Module):
         """f ``(n, d)``."""
         if isinstance(t, Tensor) and t.dim():
             t = t.view(-1, *[1] * len(self.shape))
-        value: Tensor = self.field(t, z.reshape(-1, *self.shape)).flatten(1)
-        return value
+        state = z.reshape(-1, *self.shape)
+        return fitted(self.field(t, state), state).flatten(1)
 
     def _ways(self, z: Tensor) -> Sequence[Tensor]:
         """What the Jacobian is multiplied with: the noise, or unit vectors."""
