@@ -194,10 +194,6 @@ def test_audits_write_their_page_on_request(trained: RunDirectory, tmp_path: Pat
     assert (folder / "report.html").is_file()
 
 
-        for item in fact["items"]
-    )
-
-
 def _missing(made: dict[str, Any]) -> str:
     facts = (fact for fact in made["facts"] if fact["title"] == "What is missing")
     return " ".join(item for fact in facts for item in fact["items"])
