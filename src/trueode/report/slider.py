@@ -120,9 +120,13 @@ class Slider:
                 self.gaps.append(f"No stop for {solver}: it would take too long.")
                 continue
             ran = runnable.run(solver)
-            stop = Stop(solver, ran.outputs, table.row(solver, ran=ran))
-            (finer if fine else coarser).append(stop)
+            row, side = table.row(solver, ran=ran), finer if fine else coarser
             took = time.perf_counter() - start
+            if row.is_training:  # intermediate times force it to the steps of training
+                continue
+            if side and str(side[-1].row and side[-1].row.solver) == str(row.solver):
+                side.pop()  # likewise
+            side.append(Stop(solver, ran.outputs, row))
         self.rows = table.rows
         last = Stop(FixedStep("rk4", n_steps=max(exact.n_steps, POINTS // 2)), exact.outputs, None)
         self.stops = [*coarser, self.training, *finer, last]
