@@ -6,16 +6,20 @@ import csv
 import json
 import math
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from trueode import ContinuousFlow, FixedStep, audit
 from trueode.auditing import page as audits
 from trueode.cli.main import main
 from trueode.errors import RunNotFoundError
 from trueode.experiment import page as runs
+from trueode.fields import build_field
 from trueode.report import slider
 from trueode.reproduction import page as results
 from trueode.runs import RunDirectory, read_history
@@ -61,7 +65,7 @@ def test_a_run_shows_what_its_audit_and_its_history_say(trained: RunDirectory) -
     history = read_history(trained.history)
     charts = {chart["id"]: chart for chart in made["charts"]}
     assert charts["loss"]["x"]["values"] == history["iteration"]
-    assert charts["loss"]["lines"][0]["values"] == history["loss"]
+    assert charts["loss"]["lines"][0]["values"] == pytest.approx(history["loss"], rel=1e-5)
     (table,) = made["tables"]
     marked = [row["cells"] for row in table["rows"] if row["marked"]]
     assert [cells[0] for cells in marked] == [saved["solver"]]
@@ -188,3 +192,54 @@ def test_audits_write_their_page_on_request(trained: RunDirectory, tmp_path: Pat
     assert not (folder / "report.html").exists()
     main(["audit", str(trained.path), *shlex.split(flags), "--overwrite", "--report", "true"])
     assert (folder / "report.html").is_file()
+
+
+def _missing(made: dict[str, Any]) -> str:
+    facts = (fact for fact in made["facts"] if fact["title"] == "What is missing")
+    return " ".join(item for fact in facts for item in fact["items"])
+
+
+def test_other_weights_than_were_judged_have_no_slider(
+    trained: RunDirectory, tmp_path: Path
+) -> None:
+    """The checkpoint of the end is damaged, so that an earlier one is the newest that is usable."""
+    other = RunDirectory(tmp_path / "run")
+    shutil.copytree(trained.path, other.path)
+    first, *_, last = sorted(other.checkpoints.glob("*.pt"))
+    assert first != last
+    last.write_bytes(b"")
+    made = runs.contents_of(other)
+    assert made["slider"] is None
+    assert "weights" in _missing(made)
+
+
+def test_other_data_than_were_judged_have_no_slider(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(300, 2))
+    for name, y in (("old", x[:, 0] > 0), ("new", x[:, 0] < 0)):
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y.astype(np.int64))
+    flags = f"--dataset arrays --niter 3 --network linear_odenet --output_dir {tmp_path} --name run"
+    assert main(["train", *shlex.split(flags), "--data_dir", str(tmp_path / "old.npz")]) == 0
+    directory = RunDirectory(tmp_path / "run")
+    assert runs.contents_of(directory)["slider"] is not None
+    made = runs.contents_of(directory, data_dir=str(tmp_path / "new.npz"))
+    assert made["slider"] is None
+    assert "data" in _missing(made)
+
+
+@pytest.mark.parametrize(("absolute", "population"), [(5.0, "sample"), (None, "all")])
+def test_the_slider_of_an_audit_judges_as_the_audit(
+    absolute: float | None, population: str
+) -> None:
+    """A limit above one in place of the margin, and samples that are the whole population."""
+    torch.manual_seed(0)
+    field = build_field("linear_odenet", (1, 2), 8, "tanh", True)
+    flow = ContinuousFlow(field, (1, 2), FixedStep("euler", n_steps=2))
+    data = [torch.randn(120, 1, 2)]
+    found = audit(
+        flow, data, task="density", absolute=absolute, population=population, methods=("euler",)
+    )
+    made = audits.slider_of(found)
+    (own,) = (row for row in made.rows if row.is_training)
+    assert own.upper == pytest.approx(found.rows[0].upper)
+    assert own.safe == found.rows[0].safe

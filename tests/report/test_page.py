@@ -187,6 +187,19 @@ def test_it_plays_once_and_can_be_stopped(visit: Callable[..., Any]) -> None:
     until(page, "document.querySelector('button.play').textContent === 'Play'")
 
 
+def test_series_at_times_of_their_own_are_lines(visit: Callable[..., Any]) -> None:
+    made = samples.series_page()
+    series = made["slider"]["series"]
+    for lines in (*series["lines"], series["exact"]):
+        for k, values in enumerate(lines):
+            values[k::3] = [None] * len(values[k::3])  # a time of another series
+    page = visit(made)
+    drawn = page.eval_on_selector_all(".series path.own[d]", "all => all.map((p) => p.outerHTML)")
+    lines = [line for line in drawn if 'd="M' in line and "h0L" in line]
+    assert len(lines) == len(series["exact"])
+    assert all(line.count("M") == 1 for line in lines)
+
+
 def test_series_move_too(visit: Callable[..., Any]) -> None:
     page = visit(samples.series_page())
     lines = "[...document.querySelectorAll('.area .own')].map((p) => p.getAttribute('d'))"

@@ -288,3 +288,29 @@ def test_weights_that_changed_are_refused(tmp_path: Any) -> None:
     assert any(fact["code"] for fact in contents["facts"])
     with pytest.raises(UsageError):
         slider_of(replace(found, subject=None))
+
+
+class _Twice(nn.Module):
+    """Two ODE blocks, each of which must stop at half of its time."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.fields = nn.ModuleList([TanhField(0), TanhField(1)])
+        self.methods = first, "rk4"
+
+    def forward(self, x: Tensor) -> Tensor:
+        torchdiffeq = pytest.importorskip("torchdiffeq")
+        for field, method in zip(self.fields, self.methods, strict=True):
+            x = torchdiffeq.odeint(field, x, torch.linspace(0, 1, 3).to(x), method=method)[-1]
+        return x
+
+
+@pytest.mark.parametrize("first", ["rk4", "euler"])
+def test_each_solver_has_one_stop(first: str) -> None:
+    pytest.importorskip("torchdiffeq")
+    torch.manual_seed(0)
+    model, x = _Twice(first).eval(), torch.randn(40, 2, dtype=torch.float64)
+    plain = slider_of(audit(model, (x, torch.randint(2, (40,))), methods=())).plain
+    labels = [stop["label"] for stop in plain["stops"]]
+    assert len(set(labels)) == len(labels)
+    assert [stop["mark"] for stop in plain["stops"]].count("training") == 1

@@ -11,6 +11,7 @@ from trueode.auditing.model_under_test import ModelUnderTest
 from trueode.auditing.preserve_state import preserve_state
 from trueode.auditing.provenance import provenance
 from trueode.errors import UsageError
+from trueode.evaluation.decision import LEVEL, MARGIN
 from trueode.report.contents import Contents, fact, judged, made_by, missing, stills
 from trueode.report.page import write_report
 from trueode.report.slider import Slider
@@ -79,7 +80,12 @@ def slider_of(found: Audit, names: tuple[str, ...] = ()) -> Slider:
         raise UsageError("there is no exact flow to compare with")
     if provenance(runnable, found.own)["weights"] != found.provenance["weights"]:
         raise UsageError("the weights of the model have changed since the audit")
-    how = {"margin": decision.margin, "level": decision.level or 0.05}
+    how = {
+        # a limit of the task, which may be larger, replaces the margin
+        "margin": decision.margin if decision.margin < 1 else MARGIN,
+        "level": decision.level or LEVEL,
+        "population": "sample" if decision.level else "all",
+    }
     unchanged: AbstractContextManager[Any] = (
         preserve_state(runnable.forward.found)
         if isinstance(runnable, ModelUnderTest)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 from trueode.auditing import Audit
 from trueode.auditing import judge as audit
 from trueode.auditing.page import slider_of
+from trueode.auditing.provenance import provenance
 from trueode.build import build_data
 from trueode.console import open_console
-from trueode.errors import TrueodeError
+from trueode.errors import TrueodeError, UsageError
 from trueode.evaluation import ModelOnSamples, get_task
 from trueode.experiment.closing import margin_of
 from trueode.experiment.saved import open_run, read_stored, refuse_other_data
@@ -27,6 +29,7 @@ from trueode.training.threads import spared
 
 SECONDS = 10.0  # about the time for an exact flow that is computed again
 TIMED = 64  # samples on which its time is estimated
+SAME = 1e-3  # relative difference of losses that rounding explains
 USUAL = 400.0  # field evaluations of a sample under the exact flow
 SIGHT = ("trajectories", "regions", "time_series", "density", "solver_swap")
 """The pictures that show most, first."""
@@ -90,7 +93,7 @@ def contents_of(
         made["charts"] = [*training(history, values["performance"]["name"]), *made["charts"]]
     command = shlex.join(["python", "train.py", *options.flags(options.changed)])
     made["facts"].append(made_by(info, values, command, dump_yaml(options, comments=False)))
-    pictures = sorted(directory.figures.glob("*.png"), key=_sight)
+    pictures = sorted(filter(Path.is_file, directory.figures.glob("*.png")), key=_sight)
     made["stills"], left = stills(pictures, slider is not None)
     if left:
         made["facts"].append(fact("More pictures", left))
@@ -118,12 +121,22 @@ def _again(
     runnable = ModelOnSamples(model.eval(), dataset.test, task, model.solver).first(values["n"])
     with spared(model, runnable.n, shape.sample):
         few = runnable.first(TIMED)
-        own = few.run().nfe  # the first solve is slow
+        first = few.run()  # the first solve is slow
+        weights = (values.get("provenance") or {}).get("weights")
+        if weights not in (None, provenance(few, first)["weights"]):
+            raise UsageError("the newest usable checkpoint holds other weights than were judged")
         begin = time.perf_counter()
         timed = few.run(FixedStep("rk4", n_steps=4))
         pace = (time.perf_counter() - begin) / (timed.n * timed.nfe)
         spent = values.get("evaluations") or USUAL * runnable.n
-        share = min(1.0, SECONDS / (pace * (spent + own * runnable.n)))
+        share = min(1.0, SECONDS / (pace * (spent + first.nfe * runnable.n)))
         runnable = runnable.first(max(1, int(runnable.n * share)))
-        found = audit(runnable, runnable.run(), margin=margin, budget=1.01 * share * spent)
+        own = runnable.run()
+        loss = next((row.get("loss") for row in values["rows"] if row["is_training"]), None)
+        if loss is not None and own.n == values["n"] and not isclose(own.loss, loss, rel_tol=SAME):
+            raise UsageError(
+                f"the loss of the training solver is {own.loss:.4g}, but was {loss:.4g} when the "
+                "run was judged: the data has changed"
+            )
+        found = audit(runnable, own, margin=margin, budget=1.01 * share * spent)
         return found, dataset.classes

@@ -141,7 +141,7 @@ def solvers(rows: Sequence[Mapping[str, Any]], metric: str) -> Contents:
         [[*(row.get(key) for key in columns.values()), bool(row.get("safe"))] for row in rows],
         "Changed: share of predictions unlike those of the training solver. Flips: share unlike "
         "those of the exact flow; at most: its upper bound, with 95 % confidence. Safe: with this "
-        "solver the answer would be an ODE. The training solver is marked.",
+        "solver, by these samples, the answer would be an ODE. The training solver is marked.",
     )
     for row, made in zip(rows, found["rows"], strict=True):
         made["marked"] = bool(row["is_training"])
@@ -182,7 +182,11 @@ def chart(
         "title": title,
         "x": {"label": x[0], "log": log_x, "values": [x[1][k] for k in kept]},
         "lines": [
-            {"label": label, "values": [values[k] for k in kept], "axis": int(label in right)}
+            {
+                "label": label,
+                "values": [_rounded(values[k]) for k in kept],
+                "axis": int(label in right),
+            }
             for label, values in lines.items()
             if label in ends
         ],
@@ -190,6 +194,10 @@ def chart(
         "alt": f"{title}, over {x[0]}: {told}.",
     })  # fmt: skip
     return found
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def training(history: Mapping[str, Sequence[float]], metric: str) -> list[Contents]:
@@ -264,7 +272,9 @@ def _cheapest(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
         f" and {spoken(found['performance']['name'])} "
         f"{shown(found['performance']['name'], best['metric'])}"
     )  # fmt: skip
-    return f"{best['solver']}, with {best['nfe']:.4g} field evaluations for a sample{score}."
+    status = (found.get("certificate") or {}).get("status", "ode")
+    alone = "" if status == "ode" else " By these samples alone: the model is not certified."
+    return f"{best['solver']}, with {best['nfe']:.4g} field evaluations for a sample{score}.{alone}"
 
 
 def unseen(found: Mapping[str, Any]) -> list[str]:

@@ -104,7 +104,7 @@ def table(
     lines = []
     for row in rows:
         cells = [
-            f"<td{align}{_value(cell)}>{text(number(cell))}</td>"
+            f"<td{align}{_value(cell) if sortable else ''}>{text(number(cell))}</td>"
             for cell, align in zip(row["cells"], aligned, strict=True)
         ]
         lines.append(f"<tr{' class=marked' if row.get('marked') else ''}>{''.join(cells)}</tr>")

@@ -27,7 +27,7 @@ FINER, LEAST = 4, 16  # the finest stop: so many times the training steps, and a
 STOPS = 11  # most stops before the exact flow, without the training solver
 TOLERANCES = tuple(10.0**-k for k in range(1, 7))
 SECONDS = 6.0  # about the time for a kind of solves: on all samples, and on the grid of regions
-NUMBERS = 50_000  # most points of all paths: half a megabyte
+NUMBERS = 45_000  # most points of all paths: half a megabyte
 GRID = 120  # points of a side of the grid of regions
 SERIES, TIMES = 4, 200  # lines of a time series, and their points
 LABELLED = 256  # most classes that a byte can number
@@ -120,9 +120,13 @@ class Slider:
                 self.gaps.append(f"No stop for {solver}: it would take too long.")
                 continue
             ran = runnable.run(solver)
-            stop = Stop(solver, ran.outputs, table.row(solver, ran=ran))
-            (finer if fine else coarser).append(stop)
+            row, side = table.row(solver, ran=ran), finer if fine else coarser
             took = time.perf_counter() - start
+            if row.is_training:  # intermediate times force it to the steps of training
+                continue
+            if side and str(side[-1].row and side[-1].row.solver) == str(row.solver):
+                side.pop()  # likewise
+            side.append(Stop(solver, ran.outputs, row))
         self.rows = table.rows
         last = Stop(FixedStep("rk4", n_steps=max(exact.n_steps, POINTS // 2)), exact.outputs, None)
         self.stops = [*coarser, self.training, *finer, last]
@@ -147,8 +151,8 @@ class Slider:
             "classes": labels,
             "predicted": [self._predicted(stop).tolist() for stop in self.stops] if classes else [],
             "changed": [self._changed(stop) for stop in self.stops],
-            "regions": self._regions(paths)
-            if 1 < n_classes <= LABELLED or task.name == "density"
+            "regions": self._regions(paths, n_classes)
+            if n_classes > 1 or task.name == "density"
             else None,
             "class_names": names,
             "series": series,
@@ -238,7 +242,7 @@ class Slider:
         kept = min(n, NUMBERS // sum(len(times) for times, _ in found))
         return plane, [plane.of(times, zs)[:, :kept] for times, zs in found]
 
-    def _regions(self, paths: list[Tensor]) -> dict[str, Any] | None:
+    def _regions(self, paths: list[Tensor], n_classes: int) -> dict[str, Any] | None:
         """The predicted class, or the density, at each point of the input plane, for each stop;
         None unless paths start at the inputs, so that both have one plane.
         """
@@ -247,6 +251,9 @@ class Slider:
             return None
         starts = paths[0][0]
         if not torch.allclose(starts, x[: len(starts)].flatten(1).to(starts)):
+            return None
+        if n_classes > LABELLED:
+            self.gaps.append(f"No map of the inputs: it has room for {LABELLED} classes.")
             return None
         low, high = x.flatten(1).double().amin(0), x.flatten(1).double().amax(0)
         margin = 0.1 * (high - low).clamp(min=1e-6)

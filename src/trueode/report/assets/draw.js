@@ -107,12 +107,12 @@ function scale(extent, log, from, to, count) {
 }
 
 /**
- * A line through points. Where one is missing there is a gap, unless no two neighbours are known:
- * then it joins what is known. A lone point is a dot.
+ * A line through points. Where one is missing there is a gap, unless no two neighbours are known,
+ * or it is to be `joined`: then it joins what is known. A lone point is a dot.
  */
-function trace(x, y, horizontal, vertical) {
+function trace(x, y, horizontal, vertical, joined) {
   const shown = [...y.keys()].filter((i) => vertical.show(y[i]) && horizontal.show(x[i]));
-  const sparse = shown.every((i, k) => k === 0 || i > shown[k - 1] + 1);
+  const sparse = joined || shown.every((i, k) => k === 0 || i > shown[k - 1] + 1);
   return shown
     .map((i, k) => {
       const place = `${horizontal.at(x[i]).toFixed(1)} ${vertical.at(y[i]).toFixed(1)}`;

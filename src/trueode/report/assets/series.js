@@ -38,7 +38,7 @@ class Series {
     const grid = shape("g");
     axes(grid, box, this.x, this.y, labels || ["t", "x"], null);
     const path = (values, kind, k) =>
-      shape("path", { class: `${kind} own-${tint(k)}`, d: trace(t, values, this.x, this.y) });
+      shape("path", { class: `${kind} own-${tint(k)}`, d: trace(t, values, this.x, this.y, true) });
     const dots = (values, k) =>
       shape("path", {
         class: `measured own-${tint(k)}`,
@@ -77,7 +77,8 @@ class Series {
         const other = lines[high][k][i];
         return known(value) && known(other) ? between(value, other, mix) : null;
       });
-      path.setAttribute("d", trace(t, values, this.x, this.y));
+      // the times of other series are missing, and all after a blow-up
+      path.setAttribute("d", trace(t, values, this.x, this.y, true));
       path.classList.toggle("changed", marked.has(k));
     });
     const text = plural(this.own.length, "trajectory", "trajectories");
