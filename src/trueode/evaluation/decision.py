@@ -231,9 +231,9 @@ def samples_needed(share: float, margin: float, level: float = LEVEL, given: int
 
     high = max(samples_for(margin, 1 - level), given + 1)
     while not decided(high):
-        high *= 2
-        if high > MOST:
+        if high >= MOST:
             return None
+        high = min(2 * high, MOST)
     low = max(high // 2, given)
     while high - low > max(1, high // 100):
         middle = (low + high) // 2
