@@ -668,6 +668,13 @@ def test_saving_writes_the_figures_and_never_overwrites_unasked(tmp_path: Path) 
     assert path.read_text(encoding="utf-8") == "mine"
     found.save(folder, overwrite=True)
     assert path.read_text(encoding="utf-8") == found.to_json()
+    page = tmp_path / "mine" / "report.html"
+    page.parent.mkdir()
+    page.write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="exists already"):
+        found.save(page.parent, report=True)
+    found.save(page.parent)
+    assert page.read_text(encoding="utf-8") == "mine"
 
 
 def test_the_table_has_a_line_for_every_row() -> None:

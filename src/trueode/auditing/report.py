@@ -233,14 +233,17 @@ class Audit:
                 under solvers from coarse to fine. It runs the model again.
 
         Raises:
-            UsageError: the folder holds an audit already, and ``overwrite`` is False.
+            UsageError: the folder holds an audit (or a page, if there is to be one) already, and
+                ``overwrite`` is False.
         """
         folder = Path(folder)
         path = folder / "audit.json"
-        if path.exists() and not overwrite:
+        taken = in_the_way(folder, report)
+        if taken is not None and not overwrite:
             raise UsageError(
-                f"{path} exists already: choose another folder, or pass overwrite=True."
+                f"{taken} exists already: choose another folder, or pass overwrite=True."
             )
+        replaced = path.exists()
         write_text(path, self.to_json())
         from trueode import figures
 
@@ -249,13 +252,14 @@ class Audit:
             place = folder / f"audit_{name}.png"
             if name in drawn:
                 figures.save(drawn[name], place)
-            else:
-                place.unlink(missing_ok=True)  # the figure of an overwritten audit
-        (folder / "report.html").unlink(missing_ok=True)
+            elif replaced:
+                place.unlink(missing_ok=True)
         if report:
             from trueode.auditing.page import write_page
 
             write_page(folder, self)
+        elif replaced:
+            (folder / "report.html").unlink(missing_ok=True)
         return path
 
     def figures(self) -> dict[str, Any]:
@@ -312,3 +316,9 @@ class Audit:
         if self.reasons is not None and everything:
             found += self.reasons.texts
         return found
+
+
+def in_the_way(folder: Path, report: bool) -> Path | None:
+    """A file of a folder that saving an audit there, with its page or not, would replace."""
+    places = (folder / name for name in ("audit.json", *(["report.html"] if report else [])))
+    return next(filter(Path.exists, places), None)

@@ -14,6 +14,7 @@ from torch import nn
 from trueode import gpus
 from trueode.auditing import Audit, audit
 from trueode.auditing.frameworks import is_model
+from trueode.auditing.report import in_the_way
 from trueode.build import build_data
 from trueode.console import open_console, print_answer
 from trueode.errors import RunNotFoundError, UsageError, calling, nearest, told
@@ -79,7 +80,7 @@ def audit_target(
                     "determines it."
                 )
         folder = Path(output_dir) if output_dir else Path(target) / "audit"
-        _refuse(folder, overwrite)
+        _refuse(folder, overwrite, report)
         model, samples_of, how["task"], margin = _of_run(Path(target), data_dir, split, console)
     else:
         if data_dir is not None or split != "test":
@@ -95,7 +96,7 @@ def audit_target(
             )
         place = Path("experiments") / "audits" / target.replace(":", "-")
         folder = Path(output_dir) if output_dir else place if overwrite else _free(place)
-        _refuse(folder, overwrite)
+        _refuse(folder, overwrite, report)
         model = _made(target, "The model")
         samples_of = _made(data, "The data")
     if use_gpu:
@@ -127,12 +128,13 @@ def audit_target(
     return found.exit_code
 
 
-def _refuse(folder: Path, overwrite: bool) -> None:
+def _refuse(folder: Path, overwrite: bool, report: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: choose another --output_dir.")
-    if (folder / "audit.json").exists() and not overwrite:
+    taken = in_the_way(folder, report)
+    if taken is not None and not overwrite:
         raise UsageError(
-            f"{folder} already holds an audit: choose another --output_dir, or replace it with "
+            f"{taken} exists already: choose another --output_dir, or replace it with "
             "--overwrite true."
         )
 
