@@ -305,6 +305,30 @@ class _Twice(nn.Module):
         return x
 
 
+class _Stopping(nn.Module):
+    """A flow that must stop at thirds of its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.field = TanhField()
+
+    def forward(self, x: Tensor) -> Tensor:
+        torchdiffeq = pytest.importorskip("torchdiffeq")
+        times = torch.linspace(0, 1, 4, dtype=torch.float64)
+        states: Tensor = torchdiffeq.odeint(self.field, x, times, method="euler")
+        return states[-1]
+
+
+def test_paths_take_the_steps_of_their_solver_between_given_times() -> None:
+    pytest.importorskip("torchdiffeq")
+    torch.manual_seed(0)
+    x = torch.randn(40, 2, dtype=torch.float64)
+    slider = slider_of(audit(_Stopping(), (x, torch.randint(2, (40,))), methods=()))
+    for k, stop in enumerate(slider.stops[:-1]):
+        ends = torch.tensor(paths_of(slider.plain, k)[:, -1])
+        torch.testing.assert_close(ends, stop.outputs.float(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("first", ["rk4", "euler"])
 def test_each_solver_has_one_stop(first: str) -> None:
     pytest.importorskip("torchdiffeq")

@@ -80,7 +80,7 @@ def _solve(
     try:
         steps = (
             _steps(solver, times, breaks, longest)
-            if solving is None
+            if solving is None or getattr(solving, "stepped", False)
             else replace(solver, breaks=breaks)
         )
     except SolveError as failure:

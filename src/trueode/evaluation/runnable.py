@@ -25,7 +25,11 @@ samplers need no targets: ``y`` may be None, and the value may be a single one o
 
 
 class Solving(Protocol):
-    """A replacement for the solver: solves the problems of a model, batch by batch."""
+    """A replacement for the solver: solves the problems of a model, batch by batch.
+
+    With a true attribute ``stepped`` it is given the steps that the solver takes without it: those
+    of other libraries also end at the times that a model asks for.
+    """
 
     def begin(self, rows: Tensor) -> None:
         """Start a batch of these rows of the runnable.

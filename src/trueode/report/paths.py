@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trueode.evaluation.course import Course, Guided
 from trueode.evaluation.portrait import some_times
 from trueode.evaluation.runnable import Runnable
-from trueode.solvers import FixedStep, Solution
+from trueode.solvers import Adaptive, Solution
 from trueode.solvers.problem import Problem
 
 SAMPLES, POINTS = 150, 65
@@ -27,9 +27,14 @@ class Recorder:
         course: the constraints on steps.
         points: the most points of a path.
         rows: the number of rows whose paths are kept.
+        stepped: whether fixed steps also end at the times that a model of another library asks
+            for, as they do without a recorder.
     """
 
-    def __init__(self, course: Course, points: int = POINTS, rows: int = SAMPLES) -> None:
+    def __init__(
+        self, course: Course, points: int = POINTS, rows: int = SAMPLES, stepped: bool = False
+    ) -> None:
+        self.stepped = stepped
         self._solving, self._again = Guided(course), Guided(course)
         self._points, self._most = points, rows
         self._first = torch.empty(0, dtype=torch.bool, device="cpu")
@@ -61,7 +66,7 @@ class Recorder:
 
     def _times(self, problem: Problem) -> Tensor:
         clock, solver = problem.clock, problem.solver
-        if isinstance(solver, FixedStep):
+        if not isinstance(solver, Adaptive):
             ends = torch.tensor(solver.fractions(clock.length), dtype=torch.float64, device="cpu")
             return some_times(clock.t0 + ends * clock.length, self._points)
         return torch.linspace(clock.t0, clock.t1, self._points, dtype=torch.float64, device="cpu")

@@ -214,7 +214,8 @@ class Slider:
                 self.gaps.append(unknown)
                 return None, []
             last = stop.row is None
-            recorder = Recorder(self.exact.course if last else Course(), POINTS, n)
+            course = self.exact.course if last else Course()
+            recorder = Recorder(course, POINTS, n, stepped=not last)
             rows = torch.arange(n, device="cpu")
             # batches as a whole, whose samples share their steps; in the model's own precision
             part = Part(rows, whole=not last, solving=recorder)
